@@ -1,0 +1,196 @@
+"""The networks of the engine once more, in PyTorch, to check the engine against.
+
+A network is described by a dictionary, or the same as JSON::
+
+    {"input": [3, 8, 8],
+     "activation": {"name": "relu"},
+     "layers": [{"type": "conv", "maps": 6, "kernel": 3},
+                {"type": "average_pool", "size": 2},
+                {"type": "dense", "width": 10}]}
+
+Layers count from 1.  The parameters of layer ``l`` are ``W<l>`` and ``b<l>``,
+in the shapes of PyTorch.  The activation follows each convolution and each
+dense layer but the last layer of the network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+_CONVOLUTIONS = {2: nn.Conv1d, 3: nn.Conv2d}
+_POOLINGS = {2: nn.AvgPool1d, 3: nn.AvgPool2d}
+
+
+def _activation(name: str, slope: float | None = None) -> nn.Module:
+    if name == "relu" and slope is None:
+        return nn.ReLU()
+    if name == "leaky_relu" and slope is not None:
+        return nn.LeakyReLU(slope)
+    raise ValueError(f"unknown activation {name!r} with slope {slope}")
+
+
+def _layer(shape: torch.Size, type: str, **options: int) -> nn.Module:
+    """Return the module of one layer for inputs of `shape`, without the sample axis."""
+    if type == "conv" and options.keys() == {"maps", "kernel"} and len(shape) in _CONVOLUTIONS:
+        kernel = options["kernel"]
+        if kernel % 2 == 0:
+            raise ValueError(f"the kernel of a convolution must be odd, not {kernel}")
+        return _CONVOLUTIONS[len(shape)](shape[0], options["maps"], kernel, padding=kernel // 2)
+    if type == "average_pool" and options.keys() == {"size"} and len(shape) in _POOLINGS:
+        size = options["size"]
+        if any(length % size for length in shape[1:]):
+            raise ValueError(f"pooling by {size} does not divide the shape {tuple(shape)}")
+        return _POOLINGS[len(shape)](size)
+    if type == "dense" and options.keys() == {"width"}:
+        return nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), options["width"]))
+    raise ValueError(f"no layer {type!r} with {options} for inputs of shape {tuple(shape)}")
+
+
+class Twin(nn.Module):
+    """A network in double precision.
+
+    Parameters
+    ----------
+    spec : dict or str
+        Description of the network, see the module; a string is read as JSON.
+    """
+
+    def __init__(self, spec: dict[str, Any] | str) -> None:
+        super().__init__()
+        self.spec = json.loads(spec) if isinstance(spec, str) else spec
+        self.activation = _activation(**self.spec["activation"])
+        self.layers = nn.ModuleList()
+        x = torch.zeros(1, *self.spec["input"], dtype=torch.float64)
+        for options in self.spec["layers"]:
+            self.layers.append(_layer(x.shape[1:], **options).double())
+            x = self.layers[-1](x)
+
+    def arrays(self) -> dict[str, nn.Parameter]:
+        """Return the parameters under their names ``W1``, ``b1`` and so on."""
+        named = {}
+        for number, layer in enumerate(self.layers, start=1):
+            for name, parameter in layer.named_parameters():
+                named[f"{'W' if name.endswith('weight') else 'b'}{number}"] = parameter
+        return named
+
+    def load(self, arrays: Mapping[str, np.ndarray]) -> Twin:
+        """Set all parameters and return the network.
+
+        Parameters
+        ----------
+        arrays : mapping of str to array_like
+            ``W<l>`` and ``b<l>`` of every layer with parameters and of no other.
+            Keys that are no names of parameters do not matter.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is missing, one too many, or of the wrong shape.
+        """
+        parameters = self.arrays()
+        given = {key for key in arrays if re.fullmatch(r"[Wb]\d+", key)}
+        if given != parameters.keys():
+            raise ValueError(
+                f"missing parameters {sorted(parameters.keys() - given)}, "
+                f"surplus parameters {sorted(given - parameters.keys())}"
+            )
+        values = {key: np.asarray(arrays[key]) for key in parameters}
+        for key, parameter in parameters.items():
+            if values[key].shape != tuple(parameter.shape):
+                raise ValueError(
+                    f"{key} has shape {values[key].shape}, not {tuple(parameter.shape)}"
+                )
+        with torch.no_grad():
+            for key, parameter in parameters.items():
+                parameter.copy_(torch.tensor(values[key], dtype=torch.float64))
+        return self
+
+    def forward(self, x: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Return the outputs (N, d_y) for the samples `x` (N, C, H, W) or (N, C, W)."""
+        return self._run(x)[0]
+
+    def preactivations(self, x: torch.Tensor | np.ndarray) -> dict[int, torch.Tensor]:
+        """Return what enters each activation.
+
+        Parameters
+        ----------
+        x : array_like
+            Samples (N, C, H, W) or (N, C, W).
+
+        Returns
+        -------
+        dict of int to torch.Tensor
+            Values (N, n_l) in row-major order, by the number of the layer.
+        """
+        return self._run(x)[1]
+
+    def _run(self, x: torch.Tensor | np.ndarray) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        x = torch.as_tensor(x, dtype=torch.float64)
+        if list(x.shape[1:]) != list(self.spec["input"]):
+            raise ValueError(f"samples have shape {tuple(x.shape[1:])}, not {self.spec['input']}")
+        before = {}
+        for number, (layer, options) in enumerate(
+            zip(self.layers, self.spec["layers"], strict=True), start=1
+        ):
+            x = layer(x)
+            if options["type"] != "average_pool" and number < len(self.layers):
+                before[number] = x.flatten(1)
+                x = self.activation(x)
+        return x.flatten(1), before
+
+
+def risk(
+    outputs: torch.Tensor | np.ndarray, targets: torch.Tensor | np.ndarray, loss: str
+) -> torch.Tensor:
+    """Return the mean loss over the samples.
+
+    Parameters
+    ----------
+    outputs, targets : array_like
+        Outputs of the network and what they should be, (N, d_y); for
+        cross-entropy the targets are the weights of the classes.
+    loss : {"squared", "cross-entropy"}
+        Half the squared distance, or the cross-entropy of the softmax.
+    """
+    outputs = torch.as_tensor(outputs, dtype=torch.float64)
+    targets = torch.as_tensor(targets, dtype=torch.float64)
+    if outputs.shape != targets.shape:
+        raise ValueError(f"{tuple(outputs.shape)} outputs for {tuple(targets.shape)} targets")
+    if loss == "squared":
+        return (0.5 * (outputs - targets) ** 2).sum(1).mean()
+    if loss == "cross-entropy":
+        return -(targets * torch.log_softmax(outputs, 1)).sum(1).mean()
+    raise ValueError(f"unknown loss {loss!r}")
+
+
+def gradients(
+    twin: Twin, x: torch.Tensor | np.ndarray, targets: torch.Tensor | np.ndarray, loss: str
+) -> dict[str, np.ndarray]:
+    """Return the gradient of the risk by each parameter, under the parameter's name.
+
+    Parameters
+    ----------
+    twin : Twin
+        The network.
+    x, targets : array_like
+        Samples and their targets.
+    loss : {"squared", "cross-entropy"}
+        As for :func:`risk`.
+    """
+    parameters = twin.arrays()
+    found = torch.autograd.grad(risk(twin(x), targets, loss), list(parameters.values()))
+    return {key: value.numpy() for key, value in zip(parameters, found, strict=True)}
+
+
+def from_npz(path: str | PathLike[str]) -> Twin:
+    """Return the network of an ``.npz`` file with its description under the key ``spec``."""
+    with np.load(path, allow_pickle=False) as file:
+        return Twin(file["spec"].item()).load(file)

@@ -1,0 +1,1 @@
+"""tinyspur: build, inspect and certify spurious local minima of neural networks."""

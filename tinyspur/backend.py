@@ -1,0 +1,57 @@
+"""NumPy or CuPy: the only module that knows both."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+class Backend(NamedTuple):
+    """An array namespace and the sentence that says why it was taken."""
+
+    name: str
+    xp: ModuleType
+    reason: str
+
+
+def select(name: str = "auto") -> Backend:
+    """Return the backend called `name`: ``numpy``, ``cupy`` or ``auto``.
+
+    ``auto`` takes CuPy when it is installed and finds a device, NumPy otherwise; `reason` says
+    which and why. Raises ValueError for another name, or for ``cupy`` where it can't run.
+    """
+    if name not in ("auto", "numpy", "cupy"):
+        raise ValueError(f"backend: expected 'auto', 'numpy' or 'cupy', got {name!r}")
+    if name == "numpy":
+        return Backend("numpy", np, "NumPy, as asked")
+    obstacle = None
+    try:
+        import cupy
+
+        devices = cupy.cuda.runtime.getDeviceCount()
+        if not devices:
+            obstacle = "CuPy finds no device"
+    except ImportError:
+        obstacle = "CuPy is not installed"
+    except Exception as error:  # CuPy's CUDARuntimeError can't be named without CuPy
+        obstacle = f"CuPy finds no device ({type(error).__name__})"
+    if obstacle is None:
+        return Backend("cupy", cupy, f"CuPy, {devices} device{'s' * (devices > 1)} found")
+    if name == "cupy":
+        raise ValueError(f"backend 'cupy': {obstacle}")
+    return Backend("numpy", np, f"NumPy: {obstacle}")
+
+
+def namespace(x: Array) -> ModuleType:
+    """Return the module whose functions take `x`: the one that defines its type."""
+    return sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """Return `x` on the host; an explicit transfer for a device array, `x` itself otherwise."""
+    return x if isinstance(x, (np.ndarray, np.generic)) else x.get()

@@ -1,0 +1,179 @@
+"""The optimal affine fit of a group of samples: argmin_F sum_i l(F (x_i, 1), y_i)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from .losses import CrossEntropy, Loss, SquaredLoss
+
+NEWTON_STEPS = 500
+GRADIENT_GOAL = 1e-12
+LOGIT_LIMIT = 1e4
+
+
+class AssumptionError(ValueError):
+    """A hypothesis of a theorem does not hold; the message says which, where and for whom."""
+
+
+@dataclass(frozen=True)
+class AffineFit:
+    """The affine map o = W x + b of least risk.
+
+    `weights` (d_y, d_x), `bias` (d_y,), the `risk`, the largest entry of the `gradient`
+    G = (1/N) sum_i g_i (x_i, 1)^T, the `rank` of the features (x_i, 1) and the Newton `steps`
+    (0 for least squares).
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    risk: float
+    gradient: float
+    rank: int
+    steps: int
+
+    def __str__(self) -> str:
+        return (
+            f"affine fit: risk {self.risk:.9g}, largest gradient {self.gradient:.1e}, "
+            f"features of rank {self.rank} of {self.weights.shape[1] + 1}"
+        )
+
+
+def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
+    """Return the optimal affine fit of targets y (N, d_y) to features x (N, d_x), in float64.
+
+    Squared loss: the least-norm least squares solution, rank-deficient features included.
+    Cross-entropy: softmax regression by Newton's method, to a gradient of 1e-12; raises
+    AssumptionError where no minimiser exists, as for separable classes ([CNN] Lemma 8 needs one).
+    Raises ValueError for shapes that don't match, RuntimeError if the method stalls.
+    """
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
+        raise ValueError(
+            "fit: expected x (N, d_x) and y (N, d_y) with the same N >= 1, "
+            f"got {x.shape} and {y.shape}"
+        )
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    loss.check_targets(y.T)
+    mean = x.mean(axis=0)
+    if isinstance(loss, SquaredLoss):
+        weights, rank = _least_squares(x - mean, y - y.mean(axis=0))
+        bias, steps = y.mean(axis=0) - mean @ weights, 0
+    else:
+        weights, offset, rank, steps = _softmax_regression(x - mean, y, loss)
+        bias = offset - mean @ weights
+    residual = loss.gradient(weights.T @ x.T + bias[:, None], y.T)
+    gradient = np.hstack([residual @ x, residual.sum(axis=1, keepdims=True)]) / len(x)
+    risk = loss.value(weights.T @ x.T + bias[:, None], y.T).mean()
+    return AffineFit(weights.T, bias, float(risk), float(abs(gradient).max()), rank + 1, steps)
+
+
+def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the least-norm solution (d_x, d_y) and the rank, by a complete orthogonal QR."""
+    weights, _, rank, _ = scipy.linalg.lstsq(x, y, lapack_driver="gelsy", check_finite=False)
+    return weights, int(rank)
+
+
+def _softmax_regression(
+    x: np.ndarray, y: np.ndarray, loss: CrossEntropy
+) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Return weights (d_x, d_y), offset (d_y,), rank and steps for centred features x.
+
+    Newton's method with a trust region in an orthonormal basis of the features: there the length
+    of a step is the root mean square of the move of the logits, and conjugate gradients are short.
+    """
+    basis, back, rank = _orthonormal(x)
+    features = np.vstack([basis.T, np.ones(len(x))])  # (rank + 1, N), rows of mean square 1
+    y, hard = y.T, bool((y.max(axis=1) == 1).all())
+    coefficients, logits = np.zeros((len(y), rank + 1)), np.zeros_like(y)
+    risk, radius = loss.value(logits, y).mean(), 1.0
+    for step in range(NEWTON_STEPS):
+        gradient = loss.gradient(logits, y) @ features.T / len(x)
+        direction, predicted = _newton_direction(loss, logits, y, features, gradient, radius)
+        moved = direction @ features
+        if (flat := abs(gradient).max()) <= GRADIENT_GOAL:
+            # The third derivative of the risk along a line is at most the second times the move
+            # of the logits: after a step this short a minimiser exists, and is this close.
+            if abs(moved).max() <= 1e-6:
+                return back @ coefficients[:, :-1].T, coefficients[:, -1], rank, step
+            if flat <= GRADIENT_GOAL / 100 and abs(moved).max() > 0.1:
+                break
+        length, reached = 1, loss.value(logits + moved, y).mean()
+        rounding = 1e-14 * (1 + risk)
+        ratio = 1.0 if predicted <= rounding else (risk - reached) / predicted
+        if ratio < 0.25:
+            radius = 0.25 * np.linalg.norm(direction)
+        elif ratio > 0.75:
+            radius = max(radius, 2 * np.linalg.norm(direction))
+            while (further := loss.value(logits + 2 * length * moved, y).mean()) < reached:
+                length, reached = 2 * length, further
+                if length * abs(moved).max() > LOGIT_LIMIT:
+                    break
+        if ratio < 1e-3:
+            continue
+        coefficients = coefficients + length * direction
+        logits, risk = coefficients @ features, reached
+        lead = (logits * y).sum(axis=0) - logits.max(axis=0, where=y < 1, initial=-np.inf)
+        if (hard and lead.min() > 0) or np.ptp(logits, axis=0).max() > LOGIT_LIMIT:
+            break
+    else:
+        raise RuntimeError(
+            f"softmax regression: expected a gradient of {GRADIENT_GOAL:g} within {NEWTON_STEPS} "
+            f"Newton steps, got {flat:.1e} with logits up to {abs(logits).max():.3g}"
+        )
+    raise AssumptionError(
+        f"softmax regression has no minimiser: the risk ({risk:.3g}) falls as long as the logits "
+        f"grow ({abs(logits).max():.3g} after {step + 1} Newton steps), because an affine map "
+        "separates classes; no local minimum of this kind exists. Smooth the labels, or use the "
+        "squared loss"
+    )
+
+
+def _orthonormal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return features (N, rank) with mean square 1, `back` (d_x, rank), the rank.
+
+    features = x @ back, so that weights c on the features are weights back @ c on x.
+    """
+    _, triangle, order = scipy.linalg.qr(x, mode="economic", pivoting=True, check_finite=False)
+    diagonal = abs(np.diag(triangle))
+    tolerance = max(x.shape) * np.finfo(float).eps * (diagonal[0] if diagonal.size else 0)
+    rank = int((diagonal > tolerance).sum())
+    back = np.zeros((x.shape[1], rank))
+    if rank:
+        inverse = scipy.linalg.solve_triangular(triangle[:rank, :rank], np.eye(rank))
+        back[order[:rank]] = inverse * np.sqrt(len(x))
+    return x @ back, back, rank
+
+
+def _newton_direction(loss, logits, y, features, gradient, radius) -> tuple[np.ndarray, float]:
+    """Minimise <gradient, d> + <d, H d> / 2 over |d| <= radius; return d and what it gains.
+
+    H = (1/N) sum_i curvature_i (x) f_i f_i^T, by conjugate gradients that stop at the boundary.
+    """
+    samples = features.shape[1]
+    direction, curved = np.zeros_like(gradient), np.zeros_like(gradient)
+    residual = gradient.mean(axis=0) - gradient  # a shift of all logits changes nothing
+    search = residual.copy()
+    square = start = float((residual**2).sum())
+    accuracy = max(1e-8, min(1e-2, start**0.5))
+    for _ in range(10 * residual.size):
+        if square <= accuracy**2 * start:
+            break
+        bent = loss.curvature(logits, y, search @ features) @ features.T / samples
+        along = float((search * bent).sum())
+        dd, ds, ss = (
+            float((u * v).sum())
+            for u, v in ((direction, direction), (direction, search), (search, search))
+        )
+        to_boundary = (-ds + np.sqrt(ds**2 + ss * (radius**2 - dd))) / ss
+        stop = along * to_boundary <= square
+        length = to_boundary if stop else square / along
+        direction, curved = direction + length * search, curved + length * bent
+        if stop:
+            break
+        residual = residual - length * bent
+        residual -= residual.mean(axis=0)
+        square, previous = float((residual**2).sum()), square
+        search = residual + square / previous * search
+    return direction, -float((direction * (gradient + curved / 2)).sum())

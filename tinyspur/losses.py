@@ -1,0 +1,110 @@
+"""Convex losses l(o, y): value, gradient and curvature in the output o.
+
+Outputs and targets are columns: `o` and `y` have shape (d_y, N), one column for each sample.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .backend import Array, namespace
+
+
+class SquaredLoss:
+    """l(o, y) = 1/2 |o - y|^2."""
+
+    name = "squared"
+
+    def value(self, o: Array, y: Array) -> Array:
+        """Return the loss of each sample, shape (N,)."""
+        return 0.5 * ((o - y) ** 2).sum(axis=0)
+
+    def gradient(self, o: Array, y: Array) -> Array:
+        """Return g_i = o_i - y_i, shape (d_y, N)."""
+        return o - y
+
+    def curvature(self, o: Array, y: Array, d: Array) -> Array:
+        """Return the product of the Hessian in o with `d`, shape (d_y, N): here `d` itself."""
+        return d.copy()
+
+    def check_targets(self, y: Array) -> None:
+        """Accept every target."""
+
+    def __repr__(self) -> str:
+        return "SquaredLoss()"
+
+
+class CrossEntropy:
+    """l(o, y) = -sum_k y_k log softmax(o)_k with hard (one-hot) or soft targets.
+
+    [CNN] (69) and (70) print exp(-o), which contradicts the derivative used there; this is the
+    usual exp(+o).
+    """
+
+    name = "cross-entropy"
+
+    def value(self, o: Array, y: Array) -> Array:
+        """Return the loss of each sample, shape (N,)."""
+        xp = namespace(o)
+        shifted = o - o.max(axis=0)
+        return xp.log(xp.exp(shifted).sum(axis=0)) - (y * shifted).sum(axis=0)
+
+    def gradient(self, o: Array, y: Array) -> Array:
+        """Return g_i = softmax(o_i) - y_i, shape (d_y, N)."""
+        return softmax(o) - y
+
+    def curvature(self, o: Array, y: Array, d: Array) -> Array:
+        """Return (diag(p) - p p^T) d with p = softmax(o) for each sample, shape (d_y, N)."""
+        p = softmax(o)
+        weighted = p * d
+        return weighted - p * weighted.sum(axis=0)
+
+    def check_targets(self, y: Array) -> None:
+        """Raise ValueError unless every column of `y` is a probability distribution."""
+        xp = namespace(y)
+        wrong = xp.flatnonzero((abs(y.sum(axis=0) - 1) > 1e-6) | (y < 0).any(axis=0))
+        if wrong.size:
+            raise ValueError(
+                "cross-entropy: expected targets >= 0 that sum to 1, "
+                f"sample {int(wrong[0])} has {y[:, int(wrong[0])].tolist()}"
+            )
+
+    def __repr__(self) -> str:
+        return "CrossEntropy()"
+
+
+Loss = SquaredLoss | CrossEntropy
+
+
+def loss_named(name: str) -> Loss:
+    """Return the loss called ``squared`` or ``cross-entropy``; ValueError for another name."""
+    for loss in (SquaredLoss(), CrossEntropy()):
+        if loss.name == name:
+            return loss
+    raise ValueError(f"loss: expected 'squared' or 'cross-entropy', got {name!r}")
+
+
+def softmax(o: Array) -> Array:
+    """Return exp(o_k) / sum_j exp(o_j) for each column of `o`."""
+    weights = namespace(o).exp(o - o.max(axis=0))
+    return weights / weights.sum(axis=0)
+
+
+def one_hot(labels: np.ndarray, classes: int, smoothing: float = 0.0) -> np.ndarray:
+    """Return targets (N, classes): 1 for the label, smoothed towards 1 / classes.
+
+    With `smoothing` s the targets are 1 - s + s / classes for the label and s / classes elsewhere
+    (s = 0.1 and ten classes: 0.91 and 0.01). Raises ValueError for s outside [0, 1) or a label
+    outside 0..classes - 1.
+
+    >>> one_hot(np.array([1]), 2, smoothing=0.2)
+    array([[0.1, 0.9]])
+    """
+    labels = np.asarray(labels)
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"label smoothing: expected 0 <= s < 1, got {smoothing}")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels: expected integers (N,), got {labels.dtype} {labels.shape}")
+    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(f"labels: expected 0..{classes - 1}, got {labels.min()}..{labels.max()}")
+    return np.eye(classes)[labels] * (1 - smoothing) + smoothing / classes

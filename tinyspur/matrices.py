@@ -1,0 +1,393 @@
+"""Weight matrices W^l of dense, convolution and average pooling layers.
+
+Each is a matrix in R^{n_l x n_{l-1}}: it has a `shape`, multiplies with ``@``, transposes with
+``.T``, and shows its entries with ``W[i, j]``, ``W.block(t, c)``, ``W.toarray()`` and
+``W.tocsr()``. It stores filters, not entries: ``tocsr`` lists the entries one by one and defines
+what the products must equal. Neurons are numbered map by map, positions row by row, so neuron
+``t * P + p`` is position p of map t ([CNN] section 2.2, counted from 0). What is listed for
+looking at is on the host; products stay where the weights are.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse
+
+from .backend import Array, namespace, to_numpy
+
+STRIP_BYTES = 4 * 2**20  # patches that a convolution holds at once: small enough for the caches
+
+
+class WeightMatrix(ABC):
+    """What the weight matrices share; see the module's docstring for the contract.
+
+    `weights` holds the trainable numbers in PyTorch's shape, None where there are none.
+    `maps_out` maps of `positions_out` positions each are the rows, likewise for the columns.
+    """
+
+    __array_ufunc__ = None  # makes `array @ W` a TypeError instead of an array of objects
+
+    weights: Array | None = None
+    maps_out: int
+    maps_in: int
+    positions_out: int
+    positions_in: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (n_l, n_{l-1})."""
+        return self.maps_out * self.positions_out, self.maps_in * self.positions_in
+
+    def __matmul__(self, o: Array) -> Array:
+        """Return W @ o for a vector (n_{l-1},) or columns (n_{l-1}, N)."""
+        if o.ndim not in (1, 2) or o.shape[0] != self.shape[1]:
+            raise ValueError(
+                f"{self!r} @ o: expected o of shape ({self.shape[1]},) or ({self.shape[1]}, N), "
+                f"got {o.shape}"
+            )
+        return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
+
+    def __getitem__(self, key: tuple) -> np.ndarray | float:
+        """Return the entries at (rows, columns), each an integer, a slice or a list."""
+        if not (isinstance(key, tuple) and len(key) == 2):
+            raise IndexError(f"expected two indices W[i, j], got {key!r}")
+        rows, columns = (np.arange(n)[k] for n, k in zip(self.shape, key, strict=True))
+        if columns.size < rows.size:
+            entries = self.T.tocsr(columns.ravel())[:, rows.ravel()].toarray().T
+        else:
+            entries = self.tocsr(rows.ravel())[:, columns.ravel()].toarray()
+        return entries.reshape(rows.shape + columns.shape)[()]
+
+    def block(self, t: int, c: int) -> np.ndarray:
+        """Return the (positions_out, positions_in) block that leads from map c to map t."""
+        for name, index, maps in (("map", t, self.maps_out), ("channel", c, self.maps_in)):
+            if not 0 <= index < maps:
+                raise IndexError(f"expected a {name} in 0..{maps - 1}, got {index}")
+        p, q = self.positions_out, self.positions_in
+        return self[t * p : (t + 1) * p, c * q : (c + 1) * q]
+
+    def toarray(self) -> np.ndarray:
+        """Return all entries as a NumPy array of shape `shape`."""
+        return self.tocsr().toarray()
+
+    @abstractmethod
+    def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
+        """Return the nonzero entries as a SciPy CSR array; of the given rows only, if given."""
+
+    @property
+    @abstractmethod
+    def T(self) -> WeightMatrix:
+        """Return the transpose, a weight matrix too."""
+
+    @property
+    @abstractmethod
+    def nnz(self) -> int:
+        """Return the number of nonzero entries."""
+
+    def gradient(self, delta: Array, o: Array) -> Array:
+        """Return the derivative of <delta, W @ o> in `weights`, in the shape of `weights`."""
+        raise TypeError(f"{type(self).__name__} has no weights")
+
+    def with_weights(self, weights: Array) -> WeightMatrix:
+        """Return the matrix of the same kind with other weights, or itself if it has none."""
+        return self
+
+    def __abs__(self) -> WeightMatrix:
+        """Return |W|, entry by entry."""
+        return self if self.weights is None else self.with_weights(abs(self.weights))
+
+    def support_sums(self, a: Array) -> Array | None:
+        """Return S @ a for one map, shape (positions_out, N); None without weights.
+
+        S has a 1 wherever W has a trainable entry, zero or not. Its rows are the same for every
+        map, so one map tells all.
+        """
+        return None
+
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        return f"{type(self).__name__}({rows} x {columns}{self._details()}, {self.nnz} nonzeros)"
+
+    def _details(self) -> str:
+        return ""
+
+    @abstractmethod
+    def _product(self, o: Array) -> Array:
+        """Return W @ o for columns (n_{l-1}, N)."""
+
+
+class DenseMatrix(WeightMatrix):
+    """A matrix without structure, shape (out, in); `maps_in` maps lie below it."""
+
+    def __init__(self, weights: Array, maps_in: int = 1):
+        if weights.ndim != 2 or weights.shape[1] % maps_in:
+            raise ValueError(
+                f"dense: expected weights (out, in) with in a multiple of {maps_in} maps, "
+                f"got {weights.shape}"
+            )
+        self.weights = weights
+        self.maps_out, self.positions_out = weights.shape[0], 1
+        self.maps_in, self.positions_in = maps_in, weights.shape[1] // maps_in
+
+    def with_weights(self, weights: Array) -> DenseMatrix:
+        return DenseMatrix(weights, self.maps_in)
+
+    def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
+        entries = to_numpy(self.weights)
+        return scipy.sparse.csr_array(entries if rows is None else entries[rows])
+
+    @property
+    def T(self) -> DenseMatrix:
+        return DenseMatrix(self.weights.T)
+
+    @property
+    def nnz(self) -> int:
+        return int((self.weights != 0).sum())
+
+    def gradient(self, delta: Array, o: Array) -> Array:
+        return delta @ o.T
+
+    def support_sums(self, a: Array) -> Array:
+        return a.sum(axis=0)[None]
+
+    def _product(self, o: Array) -> Array:
+        return self.weights @ o
+
+
+class ConvolutionMatrix(WeightMatrix):
+    """A convolution of stride 1, zero padded so that maps keep their size ([CNN] (1), (2)).
+
+    `filters` has shape (T, C, *k) with odd k, as in PyTorch; `map_shape` is (H, W) or (W,).
+    Taps, channels and maps that are zero throughout cost nothing in a product.
+
+    >>> W = ConvolutionMatrix(np.array([[[1.0, 2.0, 3.0]]]), (5,))
+    >>> W
+    ConvolutionMatrix(5 x 5, 1 map from 1, filters 3, 13 nonzeros)
+    >>> W[1, :]
+    array([1., 2., 3., 0., 0.])
+    """
+
+    def __init__(self, filters: Array, map_shape: tuple[int, ...]):
+        kernel = filters.shape[2:]
+        if len(kernel) != len(map_shape) or not kernel:
+            raise ValueError(
+                f"convolution: expected filters (T, C, {'k, ' * len(map_shape)}) on maps "
+                f"{tuple(map_shape)}, got {filters.shape}"
+            )
+        if any(k % 2 == 0 for k in kernel):
+            raise ValueError(f"convolution: expected filters of odd size, got {kernel}")
+        self.weights = filters
+        self.map_shape = tuple(map_shape)
+        self.maps_out, self.maps_in = filters.shape[:2]
+        self.positions_out = self.positions_in = math.prod(map_shape)
+
+    @property
+    def filters(self) -> Array:
+        """Return the filters (T, C, *k); the same array as `weights`."""
+        return self.weights
+
+    @property
+    def centre(self) -> tuple[int, ...]:
+        """Return the index of the middle tap of a filter."""
+        return tuple(k // 2 for k in self.weights.shape[2:])
+
+    def with_weights(self, weights: Array) -> ConvolutionMatrix:
+        return ConvolutionMatrix(weights, self.map_shape)
+
+    def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
+        filters = to_numpy(self.weights).reshape(self.maps_out, self.maps_in, -1)
+        neighbours = self._neighbours()
+        rows = np.arange(self.shape[0]) if rows is None else np.asarray(rows)
+        maps, positions = np.divmod(rows, self.positions_out)
+        entries = [(np.zeros(0, filters.dtype), np.zeros(0, int), np.zeros(0, int))]
+        for t in np.unique(maps):
+            here = np.flatnonzero(maps == t)
+            channels, taps = np.nonzero(filters[t])
+            below = neighbours[positions[here]][:, taps]
+            i, k = np.nonzero(below >= 0)
+            values = filters[t][channels[k], taps[k]]
+            entries.append((values, here[i], channels[k] * self.positions_in + below[i, k]))
+        values, i, j = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+        return scipy.sparse.csr_array((values, (i, j)), shape=(rows.size, self.shape[1]))
+
+    @property
+    def T(self) -> ConvolutionMatrix:
+        axes = tuple(range(2, self.weights.ndim))
+        flipped = namespace(self.weights).flip(self.weights.swapaxes(0, 1), axes)
+        return ConvolutionMatrix(flipped, self.map_shape)
+
+    @property
+    def nnz(self) -> int:
+        inside = (self._neighbours() >= 0).sum(axis=0)
+        used = (to_numpy(self.weights) != 0).sum(axis=(0, 1)).ravel()
+        return int(inside @ used)
+
+    def gradient(self, delta: Array, o: Array) -> Array:
+        xp = namespace(o)
+        images = o.reshape(self.maps_in, *self.map_shape, -1)
+        delta = delta.reshape(self.maps_out, -1)
+        taps, channels = list(np.ndindex(self.weights.shape[2:])), range(self.maps_in)
+        total = xp.zeros((self.maps_out, len(taps) * self.maps_in), dtype=o.dtype)
+        for patches, strip in self._patches(images, taps, channels):
+            total += delta[:, strip] @ patches.T
+        total = total.reshape(self.maps_out, len(taps), self.maps_in)
+        return total.swapaxes(1, 2).reshape(self.weights.shape)
+
+    def support_sums(self, a: Array) -> Array:
+        xp = namespace(a)
+        ones = xp.ones((1, 1, *self.weights.shape[2:]), dtype=a.dtype)
+        box = ConvolutionMatrix(ones, self.map_shape)
+        return box._product(a.reshape(self.maps_in, self.positions_in, -1).sum(axis=0))
+
+    def _details(self) -> str:
+        size = "x".join(map(str, self.weights.shape[2:]))
+        maps = f"{self.maps_out} map{'s' * (self.maps_out > 1)} from {self.maps_in}"
+        return f", {maps}, filters {size}"
+
+    def _product(self, o: Array) -> Array:
+        xp = namespace(o)
+        used = to_numpy(self.weights != 0)
+        window = tuple(range(2, used.ndim))
+        maps = np.flatnonzero(used.any(axis=(1, *window)))
+        channels = np.flatnonzero(used.any(axis=(0, *window)))
+        taps = [tuple(map(int, tap)) for tap in np.argwhere(used.any(axis=(0, 1)))]
+        dtype = xp.result_type(self.weights.dtype, o.dtype)
+        out = xp.zeros((self.maps_out, self.positions_out * o.shape[1]), dtype=dtype)
+        if not maps.size:
+            return out.reshape(self.shape[0], -1)
+        index = _index(maps)
+        kept = self.weights[index][:, _index(channels)]
+        filters = xp.stack([kept[(..., *tap)] for tap in taps], axis=1)
+        filters = filters.reshape(len(maps), -1)
+        images = o.reshape(self.maps_in, *self.map_shape, -1)
+        for patches, strip in self._patches(images, taps, channels):
+            out[index, strip] = filters @ patches
+        return out.reshape(self.shape[0], -1)
+
+    def _patches(self, images: Array, taps: list, channels) -> Iterator[tuple[Array, slice]]:
+        """Yield the patches of strips of rows, and the columns of the output that they give.
+
+        `images` is (C, *map_shape, N); the patches are (taps * channels, columns), so that the
+        filters times the patches is the convolution ([CNN] (1)), one matrix product.
+        """
+        xp = namespace(images)
+        channels, index = len(channels), _index(channels)
+        rows, samples = self.map_shape[0], images.shape[-1]
+        width = math.prod(self.map_shape[1:]) * samples
+        height = max(1, STRIP_BYTES // max(1, len(taps) * channels * width * images.itemsize))
+        for top in range(0, rows, height):
+            bottom = min(rows, top + height)
+            size = (bottom - top, *self.map_shape[1:])
+            patches = xp.empty((len(taps), channels, *size, samples), dtype=images.dtype)
+            for patch, tap in zip(patches, taps, strict=True):
+                inside, source = [], []
+                for axis, (n, k) in enumerate(zip(size, tap, strict=True)):
+                    first = (top if axis == 0 else 0) + k - self.centre[axis]
+                    low = min(n, max(0, -first))
+                    high = max(low, min(n, self.map_shape[axis] - first))
+                    before = (slice(None),) * (axis + 1)
+                    patch[(*before, slice(0, low))] = 0
+                    patch[(*before, slice(high, n))] = 0
+                    inside.append(slice(low, high))
+                    source.append(slice(first + low, first + high))
+                if all(s.start < s.stop for s in inside):
+                    patch[(slice(None), *inside)] = images[(index, *source)]
+            yield patches.reshape(len(taps) * channels, -1), slice(top * width, bottom * width)
+
+    def _neighbours(self) -> np.ndarray:
+        """Return (P, K): the position that tap k reads at position p, -1 in the padding."""
+        positions = np.stack(np.unravel_index(np.arange(self.positions_in), self.map_shape))
+        kernel = self.weights.shape[2:]
+        taps = np.stack(np.unravel_index(np.arange(math.prod(kernel)), kernel))
+        centre, size = (np.array(v)[:, None, None] for v in (self.centre, self.map_shape))
+        read = positions[:, :, None] + taps[:, None, :] - centre
+        inside = ((read >= 0) & (read < size)).all(axis=0)
+        flat = np.ravel_multi_index(tuple(np.where(inside, read, 0)), self.map_shape)
+        return np.where(inside, flat, -1)
+
+
+class AveragePoolingMatrix(WeightMatrix):
+    """The mean over windows of `size` in each direction that do not overlap ([CNN] (3), (11))."""
+
+    def __init__(self, maps: int, map_shape: tuple[int, ...], size: int):
+        if size < 1 or any(n % size for n in map_shape):
+            raise ValueError(
+                f"average pooling: expected a size that divides the maps {tuple(map_shape)}, "
+                f"got {size}"
+            )
+        self.map_shape, self.size = tuple(map_shape), size
+        self.maps_in = self.maps_out = maps
+        self.positions_in = math.prod(map_shape)
+        self.positions_out = self.positions_in // size ** len(map_shape)
+
+    def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
+        pooled = tuple(n // self.size for n in self.map_shape)
+        cells = np.stack(np.unravel_index(np.arange(self.positions_in), self.map_shape))
+        above = np.ravel_multi_index(tuple(cells // self.size), pooled)
+        maps = np.arange(self.maps_in)[:, None]
+        i = (maps * self.positions_out + above).ravel()
+        values = np.full(i.size, 1 / self.size ** len(self.map_shape))
+        csr = scipy.sparse.csr_array((values, (i, np.arange(i.size))), shape=self.shape)
+        return csr if rows is None else csr[rows]
+
+    @property
+    def T(self) -> TransposedMatrix:
+        return TransposedMatrix(self)
+
+    @property
+    def nnz(self) -> int:
+        return self.shape[1]
+
+    def _details(self) -> str:
+        return f", {self.maps_in} maps, size {self.size}"
+
+    def _windows(self) -> tuple[list[int], tuple[int, ...]]:
+        split = [m for n in self.map_shape for m in (n // self.size, self.size)]
+        return split, tuple(range(2, 2 * len(self.map_shape) + 1, 2))
+
+    def _product(self, o: Array) -> Array:
+        split, axes = self._windows()
+        return o.reshape(self.maps_in, *split, -1).mean(axis=axes).reshape(self.shape[0], -1)
+
+    def _adjoint(self, delta: Array) -> Array:
+        xp = namespace(delta)
+        split, axes = self._windows()
+        coarse = [1 if axis in axes else n for axis, n in enumerate((self.maps_in, *split))]
+        share = delta.reshape(*coarse, -1) / self.size ** len(self.map_shape)
+        fine = (self.maps_in, *split, delta.shape[1])
+        return xp.broadcast_to(share, fine).reshape(self.shape[1], -1)
+
+
+class TransposedMatrix(WeightMatrix):
+    """The transpose of an average pooling."""
+
+    def __init__(self, matrix: AveragePoolingMatrix):
+        self.matrix = matrix
+        self.maps_in, self.maps_out = matrix.maps_out, matrix.maps_in
+        self.positions_in, self.positions_out = matrix.positions_out, matrix.positions_in
+
+    @property
+    def T(self) -> WeightMatrix:
+        return self.matrix
+
+    @property
+    def nnz(self) -> int:
+        return self.matrix.nnz
+
+    def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
+        csr = self.matrix.tocsr().T.tocsr()
+        return csr if rows is None else csr[rows]
+
+    def _product(self, o: Array) -> Array:
+        return self.matrix._adjoint(o)
+
+
+def _index(indices) -> slice | list[int]:
+    """Return ascending integers as a slice where they are consecutive: a view, not a copy."""
+    indices = [int(i) for i in indices]
+    consecutive = indices == list(range(indices[0], indices[-1] + 1))
+    return slice(indices[0], indices[-1] + 1) if consecutive else indices

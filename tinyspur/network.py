@@ -1,0 +1,409 @@
+"""Networks o^l = sigma(W^l o^{l-1} + b^l): layers, parameters, risk, backprop, patterns.
+
+Samples are rows outside, (N, C, H, W) and (N, d_y), and columns inside, (n_l, N). A `Network`
+describes; the numbers live in `Parameters`. Layers count from 1 to L as in the papers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from .backend import Array, namespace, to_numpy
+from .losses import Loss
+from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix, WeightMatrix
+
+MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a pass over the samples holds at once
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with `maps` filters of odd size `kernel`, stride 1, zero padding, biases."""
+
+    maps: int
+    kernel: int = 3
+
+
+@dataclass(frozen=True)
+class AveragePool:
+    """Average pooling over windows of `size` that do not overlap."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense layer of `width` neurons with biases."""
+
+    width: int
+
+
+Layer = Conv | AveragePool | Dense
+_LAYER_TYPES = {"conv": Conv, "average_pool": AveragePool, "dense": Dense}
+
+
+@dataclass(frozen=True)
+class ReLU:
+    """sigma(z) = z for z > 0 and `slope` * z elsewhere; slope 0 is ReLU, slope > 0 leaky ReLU."""
+
+    slope: float = 0.0
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        xp = namespace(z)
+        return xp.maximum(z, 0) if self.slope == 0 else xp.where(z > 0, z, self.slope * z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z); at the kink z = 0 that of the left side, as PyTorch."""
+        slopes = (z > 0).astype(z.dtype)
+        return slopes if self.slope == 0 else slopes + self.slope * (1 - slopes)
+
+    @property
+    def spec(self) -> dict:
+        """Return the JSON description."""
+        return {"name": "leaky_relu", "slope": self.slope} if self.slope else {"name": "relu"}
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Inputs x (N, C, H, W) or (N, C, W) and targets y (N, d_y); finite, N >= 1.
+
+    Raises ValueError for other shapes and for values that are not finite.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def __post_init__(self):
+        if self.x.ndim < 3 or self.y.ndim != 2 or len(self.x) != len(self.y) or not len(self.x):
+            raise ValueError(
+                "training set: expected x (N, C, H, W) and y (N, d_y) with the same N >= 1, "
+                f"got {self.x.shape} and {self.y.shape}"
+            )
+        for name, values in (("x", self.x), ("y", self.y)):
+            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if bad.any():
+                raise ValueError(
+                    f"training set: {name} has NaN or infinite values in {bad.sum()} of "
+                    f"{bad.size} samples, the first is sample {bad.argmax()}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+class Network:
+    """A network's description: the input shape, the layers, the activation.
+
+    `input_shape` is (C, H, W) or, for 1-D inputs, (C, W). The activation follows every
+    convolution and dense layer but the last layer, as in o^L = z^L. `memory_budget` bounds, in
+    bytes, the activations that a pass holds at once: passes stream over the samples.
+
+    >>> net = Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3)])
+    >>> net.shapes
+    ((1, 4, 4), (2, 4, 4), (2, 2, 2), (3,))
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        layers: list[Layer] | tuple[Layer, ...],
+        activation: ReLU | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+    ):
+        self.input_shape = tuple(input_shape)
+        self.layers = tuple(layers)
+        self.activation = activation or ReLU()
+        self.memory_budget = memory_budget
+        if len(self.input_shape) not in (2, 3) or any(n < 1 for n in self.input_shape):
+            raise ValueError(f"network: expected an input (C, H, W) or (C, W), got {input_shape}")
+        if not self.layers:
+            raise ValueError("network: expected at least one layer")
+        self.shapes = self._shapes()
+        self._slots, self.size = self._place()
+
+    def __repr__(self) -> str:
+        arrows = " -> ".join("x".join(map(str, shape)) for shape in self.shapes)
+        return f"Network({arrows}, {self.size} parameters)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Network) and self.spec == other.spec
+
+    def __hash__(self) -> int:
+        return hash((self.input_shape, self.layers, self.activation))
+
+    @property
+    def depth(self) -> int:
+        """Return L, the number of layers."""
+        return len(self.layers)
+
+    @property
+    def spec(self) -> dict:
+        """Return the JSON description that is written beside parameters."""
+        kinds = {cls: name for name, cls in _LAYER_TYPES.items()}
+        return {
+            "input": list(self.input_shape),
+            "activation": self.activation.spec,
+            "layers": [{"type": kinds[type(layer)], **asdict(layer)} for layer in self.layers],
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict | str) -> Network:
+        """Return the network that `spec` (a dictionary or its JSON) describes, or ValueError."""
+        try:
+            spec = json.loads(spec) if isinstance(spec, str) else spec
+            layers = []
+            for layer in spec["layers"]:
+                fields = dict(layer)
+                layers.append(_LAYER_TYPES[fields.pop("type")](**fields))
+            activation = dict(spec["activation"])
+            if activation.pop("name") not in ("relu", "leaky_relu"):
+                raise ValueError(f"unknown activation {spec['activation']}")
+            return cls(tuple(spec["input"]), layers, ReLU(**activation))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"network spec: {type(error).__name__} {error} in {spec}") from error
+
+    def zeros(self, like: Array | None = None, dtype: type = np.float64) -> Parameters:
+        """Return parameters that are all zero, in the namespace and type of `like` if given."""
+        if like is None:
+            return Parameters(self, np.zeros(self.size, dtype=dtype))
+        return Parameters(self, namespace(like).zeros(self.size, dtype=like.dtype))
+
+    def is_active(self, layer: int) -> bool:
+        """Return whether the activation follows `layer`."""
+        return layer < self.depth and not isinstance(self.layers[layer - 1], AveragePool)
+
+    @property
+    def active_layers(self) -> tuple[int, ...]:
+        """Return the layers that the activation follows."""
+        return tuple(layer for layer in range(1, self.depth + 1) if self.is_active(layer))
+
+    def positions(self, layer: int) -> int:
+        """Return the number of positions of a map of `layer`; 0 is the input."""
+        return math.prod(self.shapes[layer][1:])
+
+    # Passes over the samples
+
+    def forward(self, theta: Parameters, x: np.ndarray) -> Array:
+        """Return the outputs (N, d_y) for the inputs x (N, *input_shape)."""
+        outputs = [self.layerwise_last(theta, columns) for _, columns in self.chunks(theta, x)]
+        return namespace(theta.vector).concatenate(outputs, axis=1).T
+
+    def risk(self, theta: Parameters, data: TrainingSet, loss: Loss) -> float:
+        """Return R(theta) = (1/N) sum_i l(o_i, y_i) ([CNN] (5))."""
+        return float(np.mean(to_numpy(self.sample_losses(theta, data, loss))))
+
+    def sample_losses(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
+        """Return l(o_i, y_i), shape (N,)."""
+        y = self.targets(theta, data, loss)
+        losses = [
+            loss.value(self.layerwise_last(theta, columns), y[:, rows])
+            for rows, columns in self.chunks(theta, data.x)
+        ]
+        return namespace(theta.vector).concatenate(losses)
+
+    def gradient(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Parameters:
+        """Return the gradient of the risk, laid out as the parameters are."""
+        return self.risk_and_gradient(theta, data, loss)[1]
+
+    def risk_and_gradient(
+        self, theta: Parameters, data: TrainingSet, loss: Loss
+    ) -> tuple[float, Parameters]:
+        """Return R(theta) and its gradient by backpropagation; a kink counts as inactive."""
+        y = self.targets(theta, data, loss)
+        gradient = self.zeros(like=theta.vector)
+        losses = []
+        for rows, columns in self.chunks(theta, data.x):
+            trace = list(self.layerwise(theta, columns))
+            o = trace[-1][1]
+            losses.append(to_numpy(loss.value(o, y[:, rows])))
+            self._backward(theta, columns, trace, loss.gradient(o, y[:, rows]), gradient)
+        gradient.vector /= len(data)
+        return float(np.mean(np.concatenate(losses))), gradient
+
+    def patterns(self, theta: Parameters, x: np.ndarray) -> dict[int, np.ndarray]:
+        """Return I^{l,i}: for each active layer l a boolean (N, n_l), true where z > 0."""
+        found: dict[int, list] = {layer: [] for layer in self.active_layers}
+        for _, columns in self.chunks(theta, x):
+            for layer, (z, _) in enumerate(self.layerwise(theta, columns), start=1):
+                if layer in found:
+                    found[layer].append(to_numpy(z > 0).T)
+        return {layer: np.concatenate(parts) for layer, parts in found.items()}
+
+    def affine_map(self, theta: Parameters, x: np.ndarray) -> Array:
+        """Return F_s, shape (d_y, d_x + 1), with o = F_s (x, 1) near the one input `x` ([CNN] (4)).
+
+        `x` has the input's shape. The map is that of the sample's activation pattern s.
+        """
+        xp = namespace(theta.vector)
+        _, columns = next(self.chunks(theta, x[None]))
+        trace = list(self.layerwise(theta, columns))
+        rows = xp.eye(math.prod(self.shapes[-1]), dtype=theta.vector.dtype)
+        offset = xp.zeros(len(rows), dtype=theta.vector.dtype)
+        for layer in range(self.depth, 0, -1):
+            if self.is_active(layer):
+                rows = rows * self.activation.derivative(trace[layer - 1][0])[:, 0]
+            if layer in theta.b:
+                offset = (
+                    offset
+                    + rows.reshape(len(rows), len(theta.b[layer]), -1).sum(axis=2) @ theta.b[layer]
+                )
+            rows = (theta.W[layer].T @ rows.T).T
+        return xp.concatenate([rows, offset[:, None]], axis=1)
+
+    # The pieces of a pass
+
+    def chunks(self, theta: Parameters, x: np.ndarray) -> Iterator[tuple[slice, Array]]:
+        """Yield slices of samples and their columns (n_0, chunk), on the device of `theta`."""
+        if x.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"inputs: expected (N, {', '.join(map(str, self.input_shape))}), got {x.shape}"
+            )
+        xp, dtype = namespace(theta.vector), theta.vector.dtype
+        neurons = 2 * sum(math.prod(shape) for shape in self.shapes)
+        size = max(1, self.memory_budget // (neurons * dtype.itemsize))
+        for start in range(0, len(x), size):
+            rows = slice(start, min(len(x), start + size))
+            chunk = xp.asarray(x[rows], dtype=dtype).reshape(rows.stop - start, -1)
+            yield rows, xp.ascontiguousarray(chunk.T)
+
+    def layerwise(self, theta: Parameters, columns: Array) -> Iterator[tuple[Array, Array]]:
+        """Yield (z^l, o^l) for l = 1..L; without an activation the two are one array."""
+        o = columns
+        for layer in range(1, self.depth + 1):
+            z = theta.W[layer] @ o
+            if layer in theta.b:
+                maps = z.reshape(len(theta.b[layer]), -1)
+                maps += theta.b[layer][:, None]
+            o = self.activation(z) if self.is_active(layer) else z
+            yield z, o
+
+    def layerwise_last(self, theta: Parameters, columns: Array) -> Array:
+        """Return o^L (d_y, N), holding two layers at a time."""
+        for _, o in self.layerwise(theta, columns):
+            last = o
+        return last
+
+    def _backward(self, theta, columns, trace, delta, gradient) -> None:
+        """Add to `gradient` what the derivative `delta` of the losses in o^L gives."""
+        for layer in range(self.depth, 0, -1):
+            if self.is_active(layer):
+                delta = delta * self.activation.derivative(trace[layer - 1][0])
+            if layer in theta.b:
+                below = trace[layer - 2][1] if layer > 1 else columns
+                weights = gradient.W[layer].weights
+                weights += theta.W[layer].gradient(delta, below)
+                biases = gradient.b[layer]
+                biases += delta.reshape(len(biases), -1).sum(axis=1)
+            if layer > 1:
+                delta = theta.W[layer].T @ delta
+
+    def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
+        """Return the targets as columns (d_y, N), on the device of `theta`, checked."""
+        width = math.prod(self.shapes[-1])
+        if data.y.shape[1] != width:
+            raise ValueError(f"targets: expected (N, {width}), got {data.y.shape}")
+        y = namespace(theta.vector).asarray(data.y, dtype=theta.vector.dtype).T
+        loss.check_targets(y)
+        return y
+
+    # The layout
+
+    def _shapes(self) -> tuple[tuple[int, ...], ...]:
+        shapes = [self.input_shape]
+        for number, layer in enumerate(self.layers, start=1):
+            maps, *size = shapes[-1]
+            where = f"layer {number}, {layer}"
+            if any(not isinstance(v, int) or v < 1 for v in asdict(layer).values()):
+                raise ValueError(f"{where}: expected positive whole numbers")
+            if not isinstance(layer, Dense) and not size:
+                raise ValueError(f"{where}: expected maps below it, got a dense layer's output")
+            if isinstance(layer, Conv):
+                if layer.kernel % 2 == 0:
+                    raise ValueError(f"{where}: expected an odd filter size")
+                shapes.append((layer.maps, *size))
+            elif isinstance(layer, AveragePool):
+                if any(n % layer.size for n in size):
+                    raise ValueError(
+                        f"{where}: expected a size that divides the maps {tuple(size)}"
+                    )
+                shapes.append((maps, *(n // layer.size for n in size)))
+            else:
+                shapes.append((layer.width,))
+        return tuple(shapes)
+
+    def _place(self) -> tuple[dict[int, tuple[int, tuple[int, ...], int]], int]:
+        """Return for each layer with parameters (start, shape of W, biases), and the total."""
+        slots, start = {}, 0
+        for number, layer in enumerate(self.layers, start=1):
+            below = self.shapes[number - 1]
+            if isinstance(layer, Conv):
+                shape = (layer.maps, below[0], *(layer.kernel,) * (len(below) - 1))
+            elif isinstance(layer, Dense):
+                shape = (layer.width, math.prod(below))
+            else:
+                continue
+            slots[number] = (start, shape, shape[0])
+            start += math.prod(shape) + shape[0]
+        return slots, start
+
+
+class Parameters:
+    """One point theta: a contiguous `vector` with views `W[l]` and `b[l]`, l = 1..L.
+
+    `W[l]` is the weight matrix of layer l, pooling included; `W[l].weights` (PyTorch's shape) and
+    `b[l]` (one number for each map or neuron) are views of the vector, so writing to them changes
+    the point.
+    """
+
+    def __init__(self, net: Network, vector: Array):
+        if vector.shape != (net.size,):
+            raise ValueError(f"parameters: expected a vector ({net.size},), got {vector.shape}")
+        self.net, self.vector = net, vector
+        self.W: dict[int, WeightMatrix] = _ByLayer(net)
+        self.b: dict[int, Array] = _ByLayer(net)
+        for number, layer in enumerate(net.layers, start=1):
+            maps, *size = net.shapes[number - 1]
+            if isinstance(layer, AveragePool):
+                self.W[number] = AveragePoolingMatrix(maps, tuple(size), layer.size)
+                continue
+            start, shape, biases = net._slots[number]
+            stop = start + math.prod(shape)
+            weights = vector[start:stop].reshape(shape)
+            self.b[number] = vector[stop : stop + biases]
+            if isinstance(layer, Conv):
+                self.W[number] = ConvolutionMatrix(weights, tuple(size))
+            else:
+                self.W[number] = DenseMatrix(weights, maps_in=maps)
+
+    def __repr__(self) -> str:
+        return f"Parameters({self.net}, {self.vector.dtype})"
+
+    def copy(self) -> Parameters:
+        """Return an independent copy."""
+        return Parameters(self.net, self.vector.copy())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return {"W1": ..., "b1": ...} on the host, in PyTorch's shapes."""
+        named = {}
+        for layer in self.b:
+            named[f"W{layer}"] = to_numpy(self.W[layer].weights)
+            named[f"b{layer}"] = to_numpy(self.b[layer])
+        return named
+
+
+class _ByLayer(dict):
+    """A dictionary by layer number whose error says which layers there are."""
+
+    def __init__(self, net: Network):
+        super().__init__()
+        self.net = net
+
+    def __missing__(self, layer: int):
+        if layer in range(1, self.net.depth + 1):
+            raise KeyError(f"layer {layer} is an average pooling: it has no biases")
+        raise KeyError(f"expected a layer in 1..{self.net.depth}, got {layer!r}")
