@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyspur import datasets
+from tinyspur import cifar10, datasets
 from tinyspur.datasets import Dataset, load, load_cifar10, load_npz
 
 SAMPLE = Path(__file__).parent / "cifar10_sample_20.npz"
@@ -42,7 +42,7 @@ def surroundings(tmp_path, monkeypatch):
     """An empty cache folder, no variable, no waiting between attempts."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TINYSPUR_DATA", raising=False)
-    monkeypatch.setattr(datasets, "_BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(cifar10, "_BACKOFF_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -309,14 +309,13 @@ def test_load_npz_refuses(tmp_path, arrays, words):
 
 def test_load_npz_refuses_other_files(tmp_path):
     path = tmp_path / "own.npz"
-    for content in (b"", b"text", b"PK\x03\x04", pickle.dumps([1]), b"\x93NUMPY\x01\x00"):
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    damaged = (b"", b"text", b"PK\x03\x04", pickle.dumps([1]), b"\x93NUMPY\x01\x00")
+    for content in (*damaged, array.getvalue()):
         path.write_bytes(content)
         with refused(path, "NPZ"):
             load_npz(path)
-    with open(path, "wb") as file:
-        np.save(file, np.zeros(3))
-    with refused(path, "NPZ"):
-        load_npz(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images", b"not an array")
         archive.writestr("labels", b"not an array")
@@ -329,12 +328,11 @@ def test_load_npz_refuses_other_files(tmp_path):
 def test_load_npz_refuses_truncated_and_tampered_files(tmp_path):
     content = SAMPLE.read_bytes()
     path = tmp_path / "own.npz"
-    for length in range(1, len(content), 5003):
-        path.write_bytes(content[:length])
-        with refused(path, "NPZ"):
-            load_npz(path)
+    spoilt = [content[:length] for length in range(1, len(content), 5003)]
     for at in (2000, 20000, 40000):
-        path.write_bytes(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+        spoilt.append(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+    for damaged in spoilt:
+        path.write_bytes(damaged)
         with refused(path, "NPZ"):
             load_npz(path)
 
@@ -380,14 +378,11 @@ def test_binary_format_comes_first(tmp_path, sample):
 @pytest.mark.parametrize(("kind", "meta"), [("bin", "batches.meta.txt"), ("py", "batches.meta")])
 def test_class_names(tmp_path, sample, kind, meta):
     files = batches(sample, kind)
-    names = [f"name {i}" for i in range(10)]
     files[meta] = files[meta].replace(b"airplane", b"aircraft")
     assert load(write_folder(tmp_path, files)).class_names[:2] == ("aircraft", "automobile")
-    files[meta] = (
-        "\n".join(names[:9]).encode()
-        if kind == "bin"
-        else pickle.dumps({b"label_names": [b"one"] * 9}, protocol=4)
-    )
+    nine = [b"one"] * 9
+    text, pickled = b"\n".join(nine), pickle.dumps({b"label_names": nine}, protocol=4)
+    files[meta] = text if kind == "bin" else pickled
     with refused(tmp_path, meta, "ten class names", 9):
         load(write_folder(tmp_path, files))
     files[meta] = b"\xff\xfe"
@@ -435,11 +430,11 @@ def test_label_above_nine(tmp_path, sample, kind):
 
 def test_size_of_a_batch_is_limited(tmp_path, sample, archive, monkeypatch):
     folder = write_folder(tmp_path / "folder", batches(sample, "bin"))
-    monkeypatch.setattr(datasets, "_MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(cifar10, "_MAX_FILE_BYTES", 10_000)
     for path in (folder, archive):
         with refused(path, "data_batch_1.bin", "at most 10000 bytes", 4 * 3073):
             load(path)
-    monkeypatch.setattr(datasets, "_MAX_ARCHIVE_BYTES", 10_000)
+    monkeypatch.setattr(cifar10, "_MAX_ARCHIVE_BYTES", 10_000)
     with refused(archive, "more than 10000 bytes"):
         load(archive)
 
@@ -510,7 +505,7 @@ def test_a_pickle_cannot_alter_the_module(tmp_path, sample):
         batch = b"\x80\x02c" + target + b"\n" + state + b"."
         with refused(tmp_path, "data_batch_3"):
             load(python_folder(tmp_path, sample, batch))
-    assert not any(hasattr(f, "evil") for f in (datasets._latin1, datasets._Array, datasets._Dtype))
+    assert not any(hasattr(f, "evil") for f in (cifar10._latin1, cifar10._Array, cifar10._Dtype))
     check_sample(load(write_folder(tmp_path, batches(sample, "py"))), sample)
 
 
@@ -622,11 +617,8 @@ def test_batch_twice_is_refused(tmp_path, sample):
 def test_truncated_archive(tmp_path, archive):
     content = archive.read_bytes()
     path = tmp_path / "cut.tar.gz"
-    for length in [0, 1, 5, 12, len(content) - 9, len(content) - 1]:
-        path.write_bytes(content[:length])
-        with refused(path, "truncated or tampered"):
-            load(path)
-    for length in range(20, len(content), 9001):
+    size = len(content)
+    for length in [0, 1, 5, 12, *range(20, size, 9001), size - 9, size - 1]:
         path.write_bytes(content[:length])
         with refused(path, "truncated or tampered"):
             load(path)
@@ -677,12 +669,10 @@ def test_load_falls_back_to_the_bundled_images():
 
 def test_cache_folder(tmp_path, monkeypatch):
     assert datasets.cache_folder() == tmp_path / "cache" / "tinyspur"
-    for value in (None, ""):
-        if value is None:
-            monkeypatch.delenv("XDG_CACHE_HOME")
-        else:
-            monkeypatch.setenv("XDG_CACHE_HOME", value)
-        assert datasets.cache_folder() == Path.home() / ".cache" / "tinyspur"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert datasets.cache_folder() == Path.home() / ".cache" / "tinyspur"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert datasets.cache_folder() == Path.home() / ".cache" / "tinyspur"
 
 
 def test_empty_cache_folder(tmp_path):
@@ -854,7 +844,7 @@ def test_broken_download_goes_on(server, fetch):
 
 
 def test_connection_that_stalls(server, fetch, monkeypatch):
-    monkeypatch.setattr(datasets, "_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(cifar10, "_TIMEOUT_SECONDS", 0.1)
     server.mode, server.breaks = "stall", 1
     begun = time.monotonic()
     assert fetch().read_bytes() == server.body
@@ -876,35 +866,24 @@ def test_download_that_never_finishes_can_be_resumed(server, fetch, part):
     assert not part.exists()
 
 
-def test_server_without_ranges(server, fetch, part):
-    server.mode = "no range"
-    part.write_bytes(b"begun" * 100)
+@pytest.mark.parametrize(
+    ("mode", "begin", "requests"),
+    [
+        ("no range", lambda body: b"begun" * 100, ["bytes=500-"]),
+        ("wrong range", lambda body: body[:500], ["bytes=500-", None]),
+        ("no length", None, [None]),
+        ("range", lambda body: body, ["bytes={size}-"]),
+        ("range", lambda body: body + b"more", ["bytes={size}-", None]),
+    ],
+    ids=["no range", "wrong range", "no length", "complete part", "part of something else"],
+)
+def test_part_files_and_unusual_servers(server, fetch, part, mode, begin, requests):
+    server.mode = mode
+    if begin:
+        part.write_bytes(begin(server.body))
+    size = part.stat().st_size if begin else 0
     assert fetch().read_bytes() == server.body
-    assert server.requests == ["bytes=500-"]
-
-
-def test_server_with_a_wrong_range(server, fetch, part):
-    server.mode = "wrong range"
-    part.write_bytes(server.body[:500])
-    assert fetch().read_bytes() == server.body
-    assert server.requests == ["bytes=500-", None]
-
-
-def test_server_without_length(server, fetch):
-    server.mode = "no length"
-    assert fetch().read_bytes() == server.body
-
-
-def test_complete_part_file(server, fetch, part):
-    part.write_bytes(server.body)
-    assert fetch().read_bytes() == server.body
-    assert server.requests == [f"bytes={len(server.body)}-"]
-
-
-def test_part_file_of_something_else(server, fetch, part):
-    part.write_bytes(server.body + b"more")
-    assert fetch().read_bytes() == server.body
-    assert server.requests == [f"bytes={len(server.body) + 4}-", None]
+    assert server.requests == [asked and asked.format(size=size) for asked in requests]
 
 
 def test_wrong_checksum_leaves_nothing(server, fetch, part):

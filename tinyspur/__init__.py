@@ -1,1 +1,71 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
+
+from .certificates import CellCertificate, Escape, Kink, certify_cell
+from .constructions.convolutional import (
+    LowerPoint,
+    SpuriousMinimum,
+    equal_risk_point,
+    find_spurious_minimum,
+    kink_escape,
+    lower_point,
+    revive,
+    risk_along_bias,
+)
+from .constructions.data_split import DataSplit, split_data
+from .constructions.embedding import (
+    check_assumption_1,
+    embed,
+    linear_minimum,
+    linear_subnetwork,
+    subnetwork,
+)
+from .constructions.relays import RelayedPair, rescale
+from .fitting import AffineFit, AssumptionError, fit_affine
+from .losses import CrossEntropy, SquaredLoss, one_hot
+from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
+from .network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from .reports import load_point, save_point
+from .training import descend
+
+__all__ = [
+    "AffineFit",
+    "AssumptionError",
+    "AveragePool",
+    "AveragePoolingMatrix",
+    "CellCertificate",
+    "Conv",
+    "ConvolutionMatrix",
+    "CrossEntropy",
+    "DataSplit",
+    "Dense",
+    "DenseMatrix",
+    "Escape",
+    "Kink",
+    "LowerPoint",
+    "Network",
+    "Parameters",
+    "ReLU",
+    "RelayedPair",
+    "SpuriousMinimum",
+    "SquaredLoss",
+    "TrainingSet",
+    "certify_cell",
+    "check_assumption_1",
+    "descend",
+    "embed",
+    "equal_risk_point",
+    "find_spurious_minimum",
+    "fit_affine",
+    "kink_escape",
+    "linear_minimum",
+    "linear_subnetwork",
+    "load_point",
+    "lower_point",
+    "one_hot",
+    "rescale",
+    "revive",
+    "risk_along_bias",
+    "save_point",
+    "split_data",
+    "subnetwork",
+]

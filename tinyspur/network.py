@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -386,6 +387,10 @@ class Parameters:
     def copy(self) -> Parameters:
         """Return an independent copy."""
         return Parameters(self.net, self.vector.copy())
+
+    def to(self, xp: ModuleType, dtype: type | str | None = None) -> Parameters:
+        """Return a copy in the array namespace `xp` and, if given, of another `dtype`."""
+        return Parameters(self.net, xp.array(to_numpy(self.vector), dtype=dtype))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return {"W1": ..., "b1": ...} on the host, in PyTorch's shapes."""

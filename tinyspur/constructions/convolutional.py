@@ -1,191 +1,30 @@
 """[CNN] A point of equal risk that shows theta to be spurious.
 
-`split_data` finds the threshold eta (Lemmas 2 and 3), `equal_risk_point` builds theta' (Lemmas 4
-and 9), `lower_point` moves one bias of it (Lemmas 5 and 10). theta is built in `embedding`.
-
-Layers count from 1, as in the paper; maps, locations, outputs and samples from 0. The two
+theta comes from `embedding` and the threshold eta from `data_split`; `equal_risk_point` builds
+theta' (Lemmas 4 and 9) and `lower_point` moves one bias of it (Lemmas 5 and 10). The two
 convolutions of the pair are layers L - 2 and L - 1, the dense layer above them is layer L.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.optimize
 
 from ..backend import namespace, to_numpy
-from ..certificates import CellCertificate, Escape, measure_escape
+from ..certificates import CellCertificate, Escape, certify_cell, measure_escape
 from ..fitting import AssumptionError
 from ..losses import Loss
-from ..matrices import ConvolutionMatrix
 from ..network import Parameters, TrainingSet
-from .embedding import check_variant, layer_output
+from .data_split import DataSplit, map_values, output_derivatives, read_weights, split_data
+from .embedding import check_assumption_1, check_variant, layer_output
 from .relays import RelayedPair, outgoing, set_relay
 
-SPLITS = ("steepest", "largest")
-TIE = 1e-9  # values closer than this share of their range count as equal
-VANISHES = 1e-12  # sums of u below this share of sum |u| count as zero
 IN_THE_GAP = 0.999  # share of the way to the next value that the line search may go
 LOWER = 1e-13  # a risk is lower when it is so by more than this share, well above rounding
-
-
-@dataclass(frozen=True)
-class DataSplit:
-    """A threshold that separates samples at a location of a map ([CNN] Lemma 2, (7)).
-
-    At `location` of `map` of `layer` (L-3), `above` samples have v > `threshold` and `below` have
-    v < `threshold`; `partial_sum` is the sum of u over the former, u the derivative of the loss in
-    `output`. `slope` is S(eta), the rate at which the risk changes when the output is raised at
-    every location and sample with v > eta. The values around the threshold, over all locations,
-    are `gap`; `lowest` is the least value of the map.
-    """
-
-    layer: int
-    map: int
-    location: int
-    output: int
-    threshold: float
-    above: int
-    below: int
-    partial_sum: float
-    slope: float
-    gap: tuple[float, float]
-    lowest: float
-
-    def as_dict(self) -> dict:
-        """Return what the report of a run holds."""
-        keys = ["layer", "map", "location", "output", "threshold", "above", "below", "partial_sum"]
-        return {key: getattr(self, key) for key in keys}
-
-    def __str__(self) -> str:
-        return (
-            f"split at layer {self.layer} map {self.map} location {self.location}, output "
-            f"{self.output}: eta {self.threshold:.9g} in a gap of {self.gap[1] - self.gap[0]:.3g}, "
-            f"{self.above} samples above, {self.below} below, sum of u {self.partial_sum:.6g}, "
-            f"slope S(eta) {self.slope:.6g}"
-        )
-
-
-def split_data(
-    theta: Parameters,
-    pair: RelayedPair,
-    data: TrainingSet,
-    loss: Loss,
-    rule: str = "steepest",
-    map: int | None = None,
-    output: int | None = None,
-) -> DataSplit:
-    """Return a threshold eta with S(eta) != 0 strictly inside a gap of the values v of a map.
-
-    ``steepest`` takes the gap where |S| is largest; ``largest`` follows [CNN] Lemma 2, repaired:
-    midway between v*, the largest over all locations of the first value whose samples' sum of u is
-    not zero, and the next smaller value of the map. All relayed maps and all outputs are tried
-    unless one is given. Raises ValueError for a map, an output or a rule that does not exist,
-    AssumptionError where S vanishes throughout.
-    """
-    outputs = theta.net.shapes[-1][0]
-    if rule not in SPLITS:
-        raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")
-    if output is not None and not 0 <= output < outputs:
-        raise ValueError(f"output unit: expected 0..{outputs - 1}, got {output}")
-    maps = pair.relayed if map is None else (map,)
-    u = output_derivatives(theta, data, loss)
-    best = None
-    for m in maps:
-        v, w = map_values(theta, pair, m, data.x), read_weights(theta, pair, m)
-        for k in range(outputs) if output is None else (output,):
-            found = (_steepest if rule == "steepest" else _largest)(v, w[k], u[k])
-            if found and (best is None or found[0] > best[0]):
-                best = (found[0], m, k, v, *found[1:])
-    if best is None:
-        raise AssumptionError(
-            f"no data split: S(eta) vanishes for every threshold of the maps {tuple(maps)} and "
-            f"{'every output' if output is None else f'output {output}'}"
-        )
-    _, m, k, v, low, high, slope, location = best
-    eta = (low + high) / 2
-    above = v[location] > eta
-    return DataSplit(
-        layer=pair.below,
-        map=m,
-        location=int(location),
-        output=k,
-        threshold=float(eta),
-        above=int(above.sum()),
-        below=int((~above).sum()),
-        partial_sum=float(u[k][above].sum()),
-        slope=float(slope),
-        gap=(float(low), float(high)),
-        lowest=float(v.min()),
-    )
-
-
-def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
-    """Return u = dl/do, shape (d_y, N), on the host."""
-    o = namespace(theta.vector).asarray(theta.net.forward(theta, data.x).T)
-    return to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss)))
-
-
-def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:
-    """Return v_i^j = (W^{L-3} o^{L-4,i})(m, j), shape (P, N), on the host ([CNN] (6))."""
-    W = theta.W[pair.below]
-    row = ConvolutionMatrix(W.weights[m : m + 1], W.map_shape)
-    return np.concatenate(
-        [
-            to_numpy(row @ layer_output(theta, columns, pair.below - 1))
-            for _, columns in theta.net.chunks(theta, x)
-        ],
-        axis=1,
-    )
-
-
-def read_weights(theta: Parameters, pair: RelayedPair, m: int) -> np.ndarray:
-    """Return w = W^L(., relay of m), shape (d_y, P), on the host."""
-    r, P = pair.relay_of(m), theta.net.positions(pair.upper)
-    return to_numpy(theta.W[pair.dense].weights[:, r * P : (r + 1) * P])
-
-
-def _steepest(v: np.ndarray, w: np.ndarray, u: np.ndarray):
-    """Return (|S|, low, high, S, location) of the gap where |S| is largest, or None."""
-    values, which = np.unique(v, return_inverse=True)
-    contributions = np.outer(w, u)
-    sums = np.bincount(which.ravel(), weights=contributions.ravel(), minlength=len(values))
-    slopes = np.cumsum(sums[:0:-1])[::-1] / v.shape[1]  # S between values n and n + 1
-    sizes = np.where(np.diff(values) > TIE * (values[-1] - values[0]), abs(slopes), 0)
-    if not sizes.size or sizes.max() <= VANISHES * abs(contributions).sum() / v.shape[1]:
-        return None
-    n = int(sizes.argmax())
-    low, high = values[n], values[n + 1]
-    return (sizes[n],), low, high, slopes[n], _location(v, w, u, (low + high) / 2)
-
-
-def _largest(v: np.ndarray, w: np.ndarray, u: np.ndarray):
-    """Return (eta, low, high, S, location) by Lemma 2, repaired, or None."""
-    values = np.sort(v, axis=None)[::-1]
-    tie = TIE * (values[0] - values[-1])
-    order = np.argsort(-v, axis=1)
-    ranked = np.take_along_axis(v, order, axis=1)
-    sums = np.cumsum(u[order], axis=1)
-    ends = np.hstack([ranked[:, :-1] - ranked[:, 1:] > tie, np.ones((len(v), 1), bool)])
-    split = ends & (abs(sums) > VANISHES * abs(u).sum()) & (abs(w) > 0)[:, None]
-    first = split.argmax(axis=1)
-    starts = np.where(split.any(axis=1), ranked[np.arange(len(v)), first], -np.inf)
-    for high in np.unique(starts[np.isfinite(starts)])[::-1]:
-        smaller = values[np.searchsorted(-values, -(high - tie), side="right") :]
-        if not smaller.size:
-            continue
-        low = smaller[0]
-        eta = (low + high) / 2
-        slope = float((w * ((v > eta) @ u)).sum()) / v.shape[1]
-        if abs(slope) > VANISHES * abs(w).max() * abs(u).sum() / v.shape[1]:
-            return (eta, abs(slope)), low, high, slope, _location(v, w, u, eta)
-    return None
-
-
-def _location(v: np.ndarray, w: np.ndarray, u: np.ndarray, eta: float) -> int:
-    """Return the location that contributes most to S(eta)."""
-    return int(abs(w * ((v > eta) @ u)).argmax())
 
 
 def equal_risk_point(
@@ -260,13 +99,6 @@ def perturbed_map(theta: Parameters, pair: RelayedPair, split: DataSplit) -> int
     return pair.reserved[1] if split.threshold >= -b else pair.reserved[0]
 
 
-def with_bias_moved(theta: Parameters, layer: int, map: int, step: float) -> Parameters:
-    """Return the point whose bias of `map` of `layer` is moved by `step`."""
-    moved = theta.copy()
-    moved.b[layer][map] += step
-    return moved
-
-
 def lower_point(
     theta: Parameters,
     theta_prime: Parameters,
@@ -295,9 +127,33 @@ def lower_point(
     found = scipy.optimize.minimize_scalar(risk, bounds=bounds, method="bounded")
     step = min((found.x, *bounds), key=risk)
     map = perturbed_map(theta, pair, split)
-    point = with_bias_moved(theta_prime, pair.lower, map, float(step))
+    point = theta_prime.copy()
+    point.b[pair.lower][map] += float(step)
     before, after = (theta.net.risk(p, data, loss) for p in (theta, point))
     return LowerPoint(point, pair.lower, map, float(step), after, before - after)
+
+
+def risk_along_bias(
+    found: SpuriousMinimum,
+    data: TrainingSet,
+    loss: Loss,
+    points: int = 33,
+    width: float = 3.0,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps of the perturbed bias and the network's risk at each, starting from theta'.
+
+    The steps, zero among them for odd `points`, reach `width` times the way to the next value.
+    """
+    reach = width * (found.split.gap[1] - found.split.gap[0]) / 2
+    steps, risks = np.linspace(-reach, reach, points), []
+    point = found.theta_prime.copy()
+    bias = point.b[found.lower.layer][found.lower.map : found.lower.map + 1]
+    start = float(bias[0])
+    for step in progress(steps):
+        bias[...] = start + float(step)
+        risks.append(point.net.risk(point, data, loss))
+    return steps, np.array(risks)
 
 
 # Shorter witnesses
@@ -366,7 +222,7 @@ def kink_escape(
     sigma(d . patch_i + beta). The risk changes by -eps^2 |s| + O(eps^4), eps = `step`: the gradient
     is zero, and yet theta is a saddle. d is the best of a few random filters.
     """
-    net, A, rng = theta.net, pair.reserved[0], np.random.default_rng(seed)
+    A, rng = pair.reserved[0], np.random.default_rng(seed)
     u = output_derivatives(theta, data, loss)
     trials = []
     for _ in range(8):
@@ -445,3 +301,39 @@ class SpuriousMinimum:
             f"verdict: {self.verdict}",
         ]
         return "\n".join(lines)
+
+
+def find_spurious_minimum(
+    theta: Parameters,
+    pair: RelayedPair,
+    data: TrainingSet,
+    loss: Loss,
+    variant: str = "repaired",
+    rule: str = "steepest",
+    output: int | None = None,
+    seed: int = 0,
+    stage: Callable[[str, str], AbstractContextManager] = lambda name, text: nullcontext(),
+) -> SpuriousMinimum:
+    """Certify theta, split the data, and build theta' and the lower point (Theorem 1).
+
+    `theta` and `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and
+    `output` go to `split_data`. Literal: the escape from the kink is evaluated as well. `stage` is
+    entered around each part with its name and a text. Raises AssumptionError where Assumption 1
+    fails or no split exists.
+    """
+    with stage("certificate", "certifying theta"):
+        check_assumption_1(theta, data.x)
+        risk = theta.net.risk(theta, data, loss)
+        certificate = certify_cell(theta, data, loss)
+    with stage("split", "splitting the data"):
+        split = split_data(theta, pair, data, loss, rule, output=output)
+    with stage("theta_prime", "building theta'"):
+        prime = equal_risk_point(theta, pair, split, variant)
+        prime_risk = theta.net.risk(prime, data, loss)
+    with stage("lower", "searching the lower point"):
+        lower = lower_point(theta, prime, pair, split, data, loss)
+    escape = None
+    if variant == "literal":
+        with stage("escape", "escaping from the kink"):
+            escape = kink_escape(theta, pair, data, loss, seed=seed)
+    return SpuriousMinimum(theta, pair, risk, certificate, split, prime, prime_risk, lower, escape)

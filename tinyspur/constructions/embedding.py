@@ -50,6 +50,8 @@ def linear_subnetwork(
     finds no minimiser.
     """
     check_variant(variant)
+    if len(data) < 2:
+        raise AssumptionError(f"Assumption 1 needs at least two samples, got {len(data)}")
     channels, *_ = net.input_shape
     for layer, description in enumerate(net.layers[:-1], start=1):
         if not isinstance(description, Conv):
@@ -167,8 +169,6 @@ def check_assumption_1(theta: Parameters, x: np.ndarray) -> None:
     Differences below 1e-12 of the largest feature count as none.
     """
     net = theta.net
-    if len(x) < 2:
-        raise AssumptionError(f"Assumption 1 needs at least two samples, got {len(x)}")
     width = net.shapes[-2]
     direction = np.random.default_rng(0).standard_normal(math.prod(width))
     shadow, size = [], 0.0

@@ -1,0 +1,180 @@
+"""[CNN] Lemmas 2 and 3: a threshold that separates samples somewhere in a map.
+
+Layers count from 1, as in the paper; maps, locations, outputs and samples from 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..backend import namespace, to_numpy
+from ..fitting import AssumptionError
+from ..losses import Loss
+from ..matrices import ConvolutionMatrix
+from ..network import Parameters, TrainingSet
+from .embedding import layer_output
+from .relays import RelayedPair
+
+SPLITS = ("steepest", "largest")
+TIE = 1e-9  # values closer than this share of their range count as equal
+VANISHES = 1e-12  # sums of u below this share of sum |u| count as zero
+
+
+@dataclass(frozen=True)
+class DataSplit:
+    """A threshold that separates samples at a location of a map ([CNN] Lemma 2, (7)).
+
+    At `location` of `map` of `layer` (L-3), `above` samples have v > `threshold` and `below` have
+    v < `threshold`; `partial_sum` is the sum of u over the former, u the derivative of the loss in
+    `output`. `slope` is S(eta), the rate at which the risk changes when the output is raised at
+    every location and sample with v > eta. The values around the threshold, over all locations,
+    are `gap`; `lowest` is the least value of the map.
+    """
+
+    layer: int
+    map: int
+    location: int
+    output: int
+    threshold: float
+    above: int
+    below: int
+    partial_sum: float
+    slope: float
+    gap: tuple[float, float]
+    lowest: float
+
+    def as_dict(self) -> dict:
+        """Return what the report of a run holds."""
+        keys = ["layer", "map", "location", "output", "threshold", "above", "below", "partial_sum"]
+        return {key: getattr(self, key) for key in keys}
+
+    def __str__(self) -> str:
+        return (
+            f"split at layer {self.layer} map {self.map} location {self.location}, output "
+            f"{self.output}: eta {self.threshold:.9g} in a gap of {self.gap[1] - self.gap[0]:.3g}, "
+            f"{self.above} samples above, {self.below} below, sum of u {self.partial_sum:.6g}, "
+            f"slope S(eta) {self.slope:.6g}"
+        )
+
+
+def split_data(
+    theta: Parameters,
+    pair: RelayedPair,
+    data: TrainingSet,
+    loss: Loss,
+    rule: str = "steepest",
+    map: int | None = None,
+    output: int | None = None,
+) -> DataSplit:
+    """Return a threshold eta with S(eta) != 0 strictly inside a gap of the values v of a map.
+
+    ``steepest`` takes the gap where |S| is largest; ``largest`` follows [CNN] Lemma 2, repaired:
+    midway between v*, the largest over all locations of the first value whose samples' sum of u is
+    not zero, and the next smaller value of the map. All relayed maps and all outputs are tried
+    unless one is given. Raises ValueError for a map, an output or a rule that does not exist,
+    AssumptionError where S vanishes throughout.
+    """
+    outputs = theta.net.shapes[-1][0]
+    if rule not in SPLITS:
+        raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")
+    if output is not None and not 0 <= output < outputs:
+        raise ValueError(f"output unit: expected 0..{outputs - 1}, got {output}")
+    maps = pair.relayed if map is None else (map,)
+    u = output_derivatives(theta, data, loss)
+    best = None
+    for m in maps:
+        v, w = map_values(theta, pair, m, data.x), read_weights(theta, pair, m)
+        for k in range(outputs) if output is None else (output,):
+            found = (_steepest if rule == "steepest" else _largest)(v, w[k], u[k])
+            if found and (best is None or found[0] > best[0]):
+                best = (found[0], m, k, v, *found[1:])
+    if best is None:
+        raise AssumptionError(
+            f"no data split: S(eta) vanishes for every threshold of the maps {tuple(maps)} and "
+            f"{'every output' if output is None else f'output {output}'}"
+        )
+    _, m, k, v, low, high, slope, location = best
+    eta = (low + high) / 2
+    above = v[location] > eta
+    return DataSplit(
+        layer=pair.below,
+        map=m,
+        location=int(location),
+        output=k,
+        threshold=float(eta),
+        above=int(above.sum()),
+        below=int((~above).sum()),
+        partial_sum=float(u[k][above].sum()),
+        slope=float(slope),
+        gap=(float(low), float(high)),
+        lowest=float(v.min()),
+    )
+
+
+def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
+    """Return u = dl/do, shape (d_y, N), on the host."""
+    o = namespace(theta.vector).asarray(theta.net.forward(theta, data.x).T)
+    return to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss)))
+
+
+def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:
+    """Return v_i^j = (W^{L-3} o^{L-4,i})(m, j), shape (P, N), on the host ([CNN] (6))."""
+    W = theta.W[pair.below]
+    row = ConvolutionMatrix(W.weights[m : m + 1], W.map_shape)
+    return np.concatenate(
+        [
+            to_numpy(row @ layer_output(theta, columns, pair.below - 1))
+            for _, columns in theta.net.chunks(theta, x)
+        ],
+        axis=1,
+    )
+
+
+def read_weights(theta: Parameters, pair: RelayedPair, m: int) -> np.ndarray:
+    """Return w = W^L(., relay of m), shape (d_y, P), on the host."""
+    r, P = pair.relay_of(m), theta.net.positions(pair.upper)
+    return to_numpy(theta.W[pair.dense].weights[:, r * P : (r + 1) * P])
+
+
+def _steepest(v: np.ndarray, w: np.ndarray, u: np.ndarray):
+    """Return (|S|, low, high, S, location) of the gap where |S| is largest, or None."""
+    values, which = np.unique(v, return_inverse=True)
+    contributions = np.outer(w, u)
+    sums = np.bincount(which.ravel(), weights=contributions.ravel(), minlength=len(values))
+    slopes = np.cumsum(sums[:0:-1])[::-1] / v.shape[1]  # S between values n and n + 1
+    sizes = np.where(np.diff(values) > TIE * (values[-1] - values[0]), abs(slopes), 0)
+    if not sizes.size or sizes.max() <= VANISHES * abs(contributions).sum() / v.shape[1]:
+        return None
+    n = int(sizes.argmax())
+    low, high = values[n], values[n + 1]
+    return (sizes[n],), low, high, slopes[n], _location(v, w, u, (low + high) / 2)
+
+
+def _largest(v: np.ndarray, w: np.ndarray, u: np.ndarray):
+    """Return (eta, low, high, S, location) by Lemma 2, repaired, or None."""
+    values = np.sort(v, axis=None)[::-1]
+    tie = TIE * (values[0] - values[-1])
+    order = np.argsort(-v, axis=1)
+    ranked = np.take_along_axis(v, order, axis=1)
+    sums = np.cumsum(u[order], axis=1)
+    ends = np.hstack([ranked[:, :-1] - ranked[:, 1:] > tie, np.ones((len(v), 1), bool)])
+    split = ends & (abs(sums) > VANISHES * abs(u).sum()) & (abs(w) > 0)[:, None]
+    first = split.argmax(axis=1)
+    starts = np.where(split.any(axis=1), ranked[np.arange(len(v)), first], -np.inf)
+    for high in np.unique(starts[np.isfinite(starts)])[::-1]:
+        smaller = values[np.searchsorted(-values, -(high - tie), side="right") :]
+        if not smaller.size:
+            continue
+        low = smaller[0]
+        eta = (low + high) / 2
+        slope = float((w * ((v > eta) @ u)).sum()) / v.shape[1]
+        if abs(slope) > VANISHES * abs(w).max() * abs(u).sum() / v.shape[1]:
+            return (eta, abs(slope)), low, high, slope, _location(v, w, u, eta)
+    return None
+
+
+def _location(v: np.ndarray, w: np.ndarray, u: np.ndarray, eta: float) -> int:
+    """Return the location that contributes most to S(eta)."""
+    return int(abs(w * ((v > eta) @ u)).argmax())

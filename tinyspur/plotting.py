@@ -1,0 +1,126 @@
+"""Figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .backend import to_numpy
+from .constructions.convolutional import SpuriousMinimum
+from .network import Parameters
+from .reports import whole_file
+
+CORNER = 10  # positions of each block of a matrix that are drawn
+
+
+def draw_spurious_minimum(
+    path: str | Path, found: SpuriousMinimum, steps: np.ndarray, risks: np.ndarray
+) -> None:
+    """Draw the matrices around the reserved maps at theta and theta', and the risk between them.
+
+    `risks` are R at theta' with the perturbed bias moved by each of `steps`. Writes a PNG.
+    """
+    figure = Figure(figsize=(12, 9.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    matrices, curve = figure.subfigures(2, 1, height_ratios=[1.7, 1])
+    rows = matrices.subfigures(2, 1)
+    _draw_matrices(rows[0], found.theta, found, r"$\theta$", True)
+    _draw_matrices(rows[1], found.theta_prime, found, r"$\theta'$", False)
+    _draw_curve(curve, found, np.asarray(steps), np.asarray(risks))
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str, first: bool):
+    """Draw W^{L-2}, W^{L-1} and row k of W^L, cut to the reserved maps A, B and the relay of m."""
+    pair, split = found.pair, found.split
+    maps = {"A": pair.reserved[0], "B": pair.reserved[1], "relay": pair.relay_of(split.map)}
+    widths = [1.6, 0.75, 3.2, 0.75, 2.1, 2.1, 2.3]
+    axes = figure.subplots(1, 7, gridspec_kw={"width_ratios": widths})
+    figure.suptitle(
+        f"{name}:  R = {found.risk if first else found.theta_prime_risk:.9f}",
+        x=0.01,
+        ha="left",
+        fontsize=13,
+    )
+    lower, upper, dense = pair.lower, pair.upper, pair.dense
+    for i, (layer, columns) in enumerate(((lower, {"map m": split.map}), (upper, maps))):
+        W = theta.W[layer]
+        corner = min(CORNER, W.positions_out)
+        blocks = [
+            [W.block(t, c)[:corner, :corner] for c in columns.values()] for t in maps.values()
+        ]
+        ax = axes[2 * i]
+        ax.imshow(np.block(blocks), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        for n in range(1, len(maps)):
+            ax.axhline(n * corner - 0.5, color="0.4", lw=0.8)
+        for n in range(1, len(columns)):
+            ax.axvline(n * corner - 0.5, color="0.4", lw=0.8)
+        middle = (corner - 1) / 2
+        ax.set_yticks([n * corner + middle for n in range(len(maps))], maps)
+        ax.set_xticks([n * corner + middle for n in range(len(columns))], columns)
+        ax.tick_params(length=0)
+        ax.set_title(rf"$W^{{{layer}}}$, blocks of {corner}$\times${corner}", fontsize=10)
+        _draw_biases(axes[2 * i + 1], theta, layer, maps)
+    W, P = theta.W[dense], theta.net.positions(upper)
+    size = theta.net.shapes[upper][1:]
+    shape = size if len(size) == 2 else (1, *size)
+    limit = max(
+        float(abs(to_numpy(p.W[dense].weights[split.output])).max())
+        for p in (found.theta, found.theta_prime)
+    )
+    for ax, (label, t) in zip(axes[4:], maps.items(), strict=True):
+        picture = W[split.output, t * P : (t + 1) * P].reshape(shape)
+        image = ax.imshow(picture, cmap="PuOr_r", vmin=-limit, vmax=limit)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_title(rf"$W^{{{dense}}}$({split.output}, {label})", fontsize=10)
+    figure.colorbar(image, ax=axes[-1], fraction=0.05, pad=0.03)
+
+
+def _draw_biases(ax, theta: Parameters, layer: int, maps: dict[str, int]) -> None:
+    biases = np.array([[float(theta.b[layer][t])] for t in maps.values()])
+    ax.imshow(biases, cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto")
+    for n, bias in enumerate(biases[:, 0]):
+        dark = abs(bias) > 1.6
+        ax.text(0, n, f"{bias:.3g}", ha="center", va="center", color="w" if dark else "k")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_title(rf"$b^{{{layer}}}$", fontsize=10)
+
+
+def _draw_curve(figure, found: SpuriousMinimum, steps: np.ndarray, risks: np.ndarray) -> None:
+    split, lower = found.split, found.lower
+    ax = figure.subplots()
+    low, high = split.gap
+    half = (high - low) / 2
+    ax.axvspan(-half, half, color="0.93", label="inside the gap of the data split")
+    ax.axhline(0, color="0.5", lw=0.8)
+    ax.plot(steps, risks - found.risk, "-", color="C0", lw=1.8, label="R of the network")
+    inside = np.array([-half, half])
+    ax.plot(
+        inside,
+        inside * split.slope,
+        "--",
+        color="C1",
+        lw=1.2,
+        label=rf"slope S($\eta$) = {split.slope:.4g}",
+    )
+    ax.plot(0, found.theta_prime_risk - found.risk, "o", ms=9, color="k", label=r"$\theta'$")
+    ax.plot(
+        lower.step,
+        lower.risk - found.risk,
+        "v",
+        ms=10,
+        color="C3",
+        label=f"lower point: R lower by {lower.decrease:.3g}",
+    )
+    ax.set_xlabel(rf"change of the bias $b^{{{lower.layer}}}$ of map {lower.map}")
+    ax.set_ylabel(r"R $-$ R($\theta$)")
+    ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")
+    ax.legend(loc="best", fontsize=9)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.set_title(f"verdict: {found.verdict}", fontsize=11, loc="left")

@@ -1,0 +1,112 @@
+"""What a run writes: points as NPZ, the report as JSON, and the progress of its stages.
+
+Every file is written to a temporary name and renamed, so that it appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from .network import Network, Parameters
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the name `path` once it is complete; on an error nothing stays."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise OSError unless `folder` is, or can become, a folder that files can be written to."""
+    folder = Path(folder)
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"output folder {folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"output folder {folder}: no permission to write in {existing}")
+
+
+def save_point(path: str | Path, theta: Parameters) -> None:
+    """Write a point as NPZ: `spec` (JSON) and W1, b1, W2, ... in PyTorch's shapes."""
+    with whole_file(path) as file:
+        np.savez(file, spec=np.array(json.dumps(theta.net.spec)), **theta.arrays())
+
+
+def load_point(path: str | Path) -> Parameters:
+    """Return the point that `save_point` wrote; its network is ``theta.net``.
+
+    Raises ValueError for a file that is not such an NPZ: unreadable, with pickles, with arrays
+    missing, surplus, of other shapes or not finite.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: expected an NPZ without pickles, {error}") from error
+    if "spec" not in arrays:
+        raise ValueError(f"{path}: expected an array 'spec', got {sorted(arrays)}")
+    net = Network.from_spec(str(arrays.pop("spec")))
+    dtype = np.result_type(*arrays.values()) if arrays else np.float64
+    theta = net.zeros(dtype=dtype)
+    expected = theta.arrays()
+    if set(arrays) != set(expected):
+        raise ValueError(f"{path}: expected arrays {sorted(expected)}, got {sorted(arrays)}")
+    for key, view in expected.items():
+        if arrays[key].shape != view.shape:
+            raise ValueError(f"{path}: expected {key} {view.shape}, got {arrays[key].shape}")
+        if not np.isfinite(arrays[key]).all():
+            raise ValueError(f"{path}: {key} has NaN or infinite values")
+        view[...] = arrays[key]
+    return theta
+
+
+def write_json(path: str | Path, report: dict) -> None:
+    """Write `report` as JSON; NaN and infinity are refused."""
+    with whole_file(path) as file:
+        file.write((json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+
+
+class Stages:
+    """Names the stages of a run on stderr as they start, and keeps the seconds that each took."""
+
+    def __init__(self, stream: IO[str] | None = None):
+        self.stream = stream or sys.stderr
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str, text: str, own_line: bool = False) -> Iterator[None]:
+        """Time the stage `name`; `own_line` leaves the line to a progress bar."""
+        if not own_line:
+            print(f"{text} ...", end="", file=self.stream, flush=True)
+        start = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            print(file=self.stream, flush=True)
+            raise
+        self.seconds[name] = time.perf_counter() - start
+        if not own_line:
+            print(f" {self.seconds[name]:.1f} s", file=self.stream, flush=True)
