@@ -51,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--dtype", choices=["float64", "float32"], default="float64")
     option("--backend", choices=["auto", "numpy", "cupy"], default="auto")
     option("--seed", type=int, default=0)
-    option("--descend", type=int, default=20, metavar="STEPS", help="of L-BFGS; 0 for none")
+    option("--descend", type=int, default=12, metavar="STEPS", help="of L-BFGS; 0 for none")
     option("--out", type=Path, default=Path("out"), metavar="FOLDER")
     return parser.parse_args(arguments)
 
@@ -84,7 +84,11 @@ def report(options, dataset, found: SpuriousMinimum, training_set, loss, descend
             "file": "theta_prime.npz",
         },
         "lower": {
-            **{key: getattr(found.lower, key) for key in ["risk", "decrease", "layer", "map", "step"]},
+            "risk": found.lower.risk,
+            "decrease": found.lower.decrease,
+            "layer": found.lower.layer,
+            "map": found.lower.map,
+            "step": found.lower.step,
             "file": "lower.npz",
         },
     }
@@ -94,9 +98,12 @@ def report(options, dataset, found: SpuriousMinimum, training_set, loss, descend
             "file": "descended.npz",
         }
     if found.escape is not None:
-        keys = ["kind", "risk", "decrease", "step", "distance"]
         points["escape"] = {
-            **{key: getattr(found.escape, key) for key in keys},
+            "kind": found.escape.kind,
+            "risk": found.escape.risk,
+            "decrease": found.escape.decrease,
+            "step": found.escape.step,
+            "distance": found.escape.distance,
             "file": "escape.npz",
         }
     return {
@@ -150,12 +157,10 @@ def run(options: argparse.Namespace) -> None:
         stages,
     )
     print(f"\n{found}")
-    with stages("witness", "reviving a dead map"):
-        witness = None
-        if options.variant == "repaired":
+    if options.variant == "repaired":
+        with stages("witness", "reviving a dead map"):
             witness = revive(theta, training_set, loss, pair.upper, pair.reserved[0], options.seed)
-    if witness:
-        print(f"a shorter witness that theta is not global: {witness}")
+        print(f"shorter witness that theta is not global, {witness}")
     bar = partial(tqdm, desc="risk along the bias", leave=False)
     with stages("curve", "", own_line=True):
         steps, risks = risk_along_bias(found, training_set, loss, progress=bar)

@@ -197,9 +197,10 @@ def _keeps_patterns(rho: float, theta: Parameters, columns: Array, trace: list) 
 
 @dataclass(frozen=True)
 class Escape:
-    """A point near theta where the risk is lower: theta is not a local minimum.
+    """A point reached from theta where the risk is lower by `decrease`, if that is positive.
 
-    `step` is the size of the move as the construction scales it, `distance` its largest and
+    Where it can be reached with any `step` > 0, however small, theta is not a local minimum; each
+    construction says so of its `kind`. `step` is the size of the move as the construction scales it, `distance` its largest and
     `length` its Euclidean size, `decrease` = R(theta) - `risk` > 0.
     """
 

@@ -38,8 +38,8 @@ def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str,
     """Draw W^{L-2}, W^{L-1} and row k of W^L, cut to the reserved maps A, B and the relay of m."""
     pair, split = found.pair, found.split
     maps = {"A": pair.reserved[0], "B": pair.reserved[1], "relay": pair.relay_of(split.map)}
-    widths = [1.6, 0.75, 3.2, 0.75, 2.1, 2.1, 2.3]
-    axes = figure.subplots(1, 7, gridspec_kw={"width_ratios": widths})
+    widths = [1.6, 0.75, 3.2, 0.75, 2.1, 2.1, 2.1, 0.1]
+    axes = figure.subplots(1, 8, gridspec_kw={"width_ratios": widths})
     figure.suptitle(
         f"{name}:  R = {found.risk if first else found.theta_prime_risk:.9f}",
         x=0.01,
@@ -68,17 +68,17 @@ def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str,
     W, P = theta.W[dense], theta.net.positions(upper)
     size = theta.net.shapes[upper][1:]
     shape = size if len(size) == 2 else (1, *size)
-    limit = max(
-        float(abs(to_numpy(p.W[dense].weights[split.output])).max())
-        for p in (found.theta, found.theta_prime)
-    )
-    for ax, (label, t) in zip(axes[4:], maps.items(), strict=True):
+    shown = to_numpy(found.theta.W[dense].weights[split.output])
+    used = abs(shown[shown != 0])
+    limit = float(np.quantile(used, 0.97)) if used.size else 1.0
+    for ax, (label, t) in zip(axes[4:7], maps.items(), strict=True):
         picture = W[split.output, t * P : (t + 1) * P].reshape(shape)
         image = ax.imshow(picture, cmap="PuOr_r", vmin=-limit, vmax=limit)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.set_title(rf"$W^{{{dense}}}$({split.output}, {label})", fontsize=10)
-    figure.colorbar(image, ax=axes[-1], fraction=0.05, pad=0.03)
+    figure.colorbar(image, cax=axes[7], extend="both")
+    axes[7].set_box_aspect(14)
 
 
 def _draw_biases(ax, theta: Parameters, layer: int, maps: dict[str, int]) -> None:

@@ -49,7 +49,7 @@ def equal_risk_point(
         read[:, t * P : (t + 1) * P] = 0
     theta.b[pair.below][m] = raised
     if variant == "repaired" or eta < -b:
-        theta.b[pair.lower][r] = -(raised - b)
+        theta.b[pair.lower][r] = b - raised
         theta.b[pair.upper][r] = kappa
     if eta >= -b:
         set_relay(theta, pair.lower, m, A, eta + raised, sign=-1)
@@ -187,7 +187,7 @@ def revive(
     weights = revived.W[layer].weights
     weights[map] = namespace(weights).asarray(d, dtype=weights.dtype)
     revived.b[layer][map] = beta
-    out, _ = outgoing(revived, layer, map)
+    out, above = outgoing(revived, layer, map)
     out[...] = 0
     downhill = net.zeros(like=theta.vector)
     chosen, _ = outgoing(downhill, layer, map)
@@ -197,14 +197,22 @@ def revive(
         raise AssumptionError(f"the risk is flat along the outgoing weights of map {map}")
     move = downhill.vector / largest
 
-    def risk(step: float) -> float:
-        return net.risk(Parameters(net, revived.vector + step * move), data, loss)
+    if above == net.depth:  # the outputs are affine in the step
+        y = data.y.T
+        o = to_numpy(net.forward(revived, data.x)).T
+        rate = to_numpy(net.forward(Parameters(net, revived.vector + move), data.x)).T - o
 
-    found = scipy.optimize.minimize_scalar(
-        risk, bracket=(0.0, 0.1 * largest), options={"maxiter": 12}
-    )
-    point = Parameters(net, revived.vector + float(found.x) * move)
-    return measure_escape(theta, point, "revived", float(found.x), data, loss)
+        def risk(step: float) -> float:
+            return float(loss.value(o + step * rate, y).mean())
+
+    else:
+
+        def risk(step: float) -> float:
+            return net.risk(Parameters(net, revived.vector + step * move), data, loss)
+
+    step = float(scipy.optimize.minimize_scalar(risk, bracket=(0.0, 0.1 * largest)).x)
+    point = Parameters(net, revived.vector + step * move)
+    return measure_escape(theta, point, "revived", step, data, loss)
 
 
 def kink_escape(

@@ -1,0 +1,589 @@
+"""Networks compute what their PyTorch twins compute, and say what they are."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch_twin
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
+from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+
+torch.set_num_threads(2)
+
+over_networks = settings(
+    max_examples=120,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+@st.composite
+def networks(draw):
+    """Return a network whose last layer with parameters makes it worth a gradient."""
+    directions = draw(st.integers(1, 2))
+    sizes = st.sampled_from([1, 2, 3, 4, 6, 8])
+    input_shape = (draw(st.integers(1, 3)), *(draw(sizes) for _ in range(directions)))
+    layers, size = [], input_shape[1:]
+    for _ in range(draw(st.integers(0, 4))):
+        kind = draw(st.sampled_from(["conv", "conv", "average_pool", "dense"]))
+        if kind == "dense" or not size:
+            layers.append(Dense(draw(st.integers(1, 5))))
+            size = ()
+        elif kind == "conv":
+            layers.append(Conv(draw(st.integers(1, 3)), draw(st.sampled_from([1, 3, 5]))))
+        else:
+            window = draw(
+                st.sampled_from([w for w in (1, 2, 3, 4) if not any(n % w for n in size)])
+            )
+            layers.append(AveragePool(window))
+            size = tuple(n // window for n in size)
+    if all(isinstance(layer, AveragePool) for layer in layers) or draw(st.booleans()):
+        layers.append(Dense(draw(st.integers(1, 4))))
+    slope = draw(st.sampled_from([0.0, 0.01, 0.3]))
+    return Network(input_shape, layers, ReLU(slope))
+
+
+@st.composite
+def problems(draw):
+    """Return a network, parameters, data and a loss."""
+    net = draw(networks())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    samples, width = draw(st.integers(1, 5)), int(np.prod(net.shapes[-1]))
+    x = rng.normal(size=(samples, *net.input_shape))
+    kind = draw(st.sampled_from(["squared", "hard", "soft"]))
+    if kind == "squared":
+        loss, y = SquaredLoss(), rng.normal(size=(samples, width))
+    elif kind == "hard":
+        loss, y = CrossEntropy(), one_hot(rng.integers(0, width, samples), width)
+    else:
+        loss, y = CrossEntropy(), rng.dirichlet(np.ones(width), samples)
+    return net, Parameters(net, rng.normal(size=net.size)), TrainingSet(x, y), loss
+
+
+def twin_of(theta):
+    return torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
+
+
+def close(actual, expected, tolerance, rounding=0.0):
+    """Whether two arrays agree relative to the largest entry; `rounding` is what else may differ.
+
+    A zero array agrees with a zero array alone, but for `rounding`.
+    """
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape
+    largest = abs(expected).max(initial=0)
+    assert abs(actual - expected).max(initial=0) <= tolerance * largest + rounding
+
+
+# PyTorch
+
+
+@over_networks
+@given(problems())
+def test_outputs_are_those_of_pytorch(problem):
+    _net, theta, data, _loss = problem
+    close(theta.net.forward(theta, data.x), twin_of(theta)(data.x).detach(), 1e-10)
+
+
+@over_networks
+@given(problems())
+def test_risks_are_those_of_pytorch(problem):
+    net, theta, data, loss = problem
+    outputs = twin_of(theta)(data.x).detach()
+    expected = float(torch_twin.risk(outputs, data.y, loss.name))
+    risk = net.risk(theta, data, loss)
+    assert isinstance(risk, float)
+    close(risk, expected, 1e-10, rounding=1e-14)
+    losses = net.sample_losses(theta, data, loss)
+    assert losses.shape == (len(data),)
+    for i, value in enumerate(losses):
+        one = torch_twin.risk(outputs[i : i + 1], data.y[i : i + 1], loss.name)
+        close(value, one, 1e-10, rounding=1e-14)
+
+
+@over_networks
+@given(problems())
+def test_gradients_are_those_of_pytorch(problem):
+    net, theta, data, loss = problem
+    expected = torch_twin.gradients(twin_of(theta), data.x, data.y, loss.name)
+    risk, gradient = net.risk_and_gradient(theta, data, loss)
+    close(risk, net.risk(theta, data, loss), 1e-13)
+    found = gradient.arrays()
+    assert found.keys() == expected.keys()
+    # Some gradients vanish but for rounding: the softmax does not see a shift of all outputs.
+    scale = max(abs(values).max() for values in expected.values())
+    for name in expected:
+        close(found[name], expected[name], 1e-10, rounding=1e-14 * scale)
+    assert np.array_equal(net.gradient(theta, data, loss).vector, gradient.vector)
+
+
+@over_networks
+@given(problems())
+def test_patterns_are_the_signs_of_pytorchs_preactivations(problem):
+    net, theta, data, _loss = problem
+    before = twin_of(theta).preactivations(data.x)
+    patterns = net.patterns(theta, data.x)
+    assert tuple(patterns) == net.active_layers == tuple(before)
+    for layer, pattern in patterns.items():
+        assert (pattern.dtype, pattern.shape) == (bool, tuple(before[layer].shape))
+        assert np.array_equal(pattern, before[layer].detach().numpy() > 0)
+
+
+def test_a_kink_counts_as_inactive_as_in_pytorch():
+    for slope in (0.0, 0.25):
+        net = Network((1, 3), [Conv(2, 1), Dense(1)], ReLU(slope))
+        theta = Parameters(net, np.arange(1.0, net.size + 1))
+        theta.b[1][:] = 0
+        data = TrainingSet(np.array([[[0.0, 1.0, -1.0]]]), np.array([[1.0]]))
+        assert net.patterns(theta, data.x)[1].tolist() == [[False, True, False] * 2]
+        expected = torch_twin.gradients(twin_of(theta), data.x, data.y, "squared")
+        for name, values in net.gradient(theta, data, SquaredLoss()).arrays().items():
+            close(values, expected[name], 1e-14)
+
+
+# The pieces agree among themselves
+
+
+@over_networks
+@given(problems())
+def test_the_memory_budget_changes_nothing(problem):
+    net, theta, data, loss = problem
+    risk, gradient = net.risk_and_gradient(theta, data, loss)
+    activations = 2 * 8 * sum(int(np.prod(shape)) for shape in net.shapes)
+    for budget in (1, 2 * activations):
+        small = Network(net.input_shape, net.layers, net.activation, memory_budget=budget)
+        point = Parameters(small, theta.vector)
+        chunks = [rows for rows, _ in small.chunks(point, data.x)]
+        size = max(1, budget // activations)
+        assert [rows.start for rows in chunks] == list(range(0, len(data), size))
+        close(small.forward(point, data.x), net.forward(theta, data.x), 1e-13)
+        again = small.risk_and_gradient(point, data, loss)
+        close(again[0], risk, 1e-13, rounding=1e-15)
+        close(again[1].vector, gradient.vector, 1e-13)
+        close(small.risk(point, data, loss), risk, 1e-13, rounding=1e-15)
+        for layer, pattern in small.patterns(point, data.x).items():
+            assert np.array_equal(pattern, net.patterns(theta, data.x)[layer])
+
+
+def test_the_memory_budget_bounds_the_activations_of_a_pass():
+    layers, rng = [Conv(4), AveragePool(2), Dense(3)], np.random.default_rng(0)
+    net = Network((1, 8, 8), layers, memory_budget=20_000)
+    theta = Parameters(net, rng.normal(size=net.size))
+    held = []
+    for _, columns in net.chunks(theta, rng.normal(size=(30, 1, 8, 8))):
+        arrays = [columns, *(array for pair in net.layerwise(theta, columns) for array in pair)]
+        held.append(sum(array.nbytes for array in {id(a): a for a in arrays}.values()))
+    assert 1 < len(held) < 30
+    assert max(held) <= 20_000
+
+
+@over_networks
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_the_affine_map_gives_the_outputs_as_long_as_the_pattern_stays(problem, seed):
+    net, theta, data, _loss = problem
+    direction = np.random.default_rng(seed).normal(size=net.input_shape)
+    for x in data.x[:2]:
+        F = net.affine_map(theta, x)
+        assert F.shape == (int(np.prod(net.shapes[-1])), x.size + 1)
+        output = net.forward(theta, x[None])[0]
+        # Terms that cancel leave the rounding of the largest.
+        rounding = 1e-13 * (abs(F) @ np.append(abs(x).ravel(), 1)).max()
+        close(F @ np.append(x.ravel(), 1), output, 1e-12, rounding)
+        patterns, step = net.patterns(theta, x[None]), 1.0
+        for _ in range(60):
+            moved = x + step * direction
+            there = net.patterns(theta, moved[None])
+            if all(np.array_equal(there[layer], patterns[layer]) for layer in patterns):
+                break
+            step /= 2
+        else:
+            raise AssertionError("no move keeps the pattern")
+        expected = net.forward(theta, moved[None])[0]
+        close(F @ np.append(moved.ravel(), 1), expected, 1e-12, rounding * 10)
+
+
+def test_the_gradient_is_the_slope_of_the_risk():
+    rng = np.random.default_rng(0)
+    net = Network((2, 4, 2), [Conv(2), AveragePool(2), Conv(2, 1), Dense(3)], ReLU(0.1))
+    x = rng.normal(size=(3, *net.input_shape))
+    for loss, y in (
+        (SquaredLoss(), rng.normal(size=(3, 3))),
+        (CrossEntropy(), one_hot(np.array([0, 2, 1]), 3, smoothing=0.1)),
+    ):
+        theta, data = Parameters(net, rng.normal(size=net.size)), TrainingSet(x, y)
+        step, slopes = 1e-6, []
+        for i in range(net.size):
+            risks = []
+            for sign in (1, -1):
+                moved = theta.copy()
+                moved.vector[i] += sign * step
+                risks.append(net.risk(moved, data, loss))
+            slopes.append((risks[0] - risks[1]) / (2 * step))
+        gradient = net.gradient(theta, data, loss).vector
+        assert abs(gradient).max() > 0.1
+        np.testing.assert_allclose(gradient, slopes, atol=1e-8 * abs(gradient).max())
+
+
+def test_layers_are_weight_matrix_bias_and_activation():
+    rng = np.random.default_rng(0)
+    net = Network((2, 4), [Conv(3), AveragePool(2), Dense(4), Dense(2)], ReLU(0.2))
+    theta = Parameters(net, rng.normal(size=net.size))
+    x = rng.normal(size=(5, 2, 4))
+    o = x.reshape(5, -1).T
+    for layer, (z, after) in enumerate(net.layerwise(theta, o.copy()), start=1):
+        o = theta.W[layer].toarray() @ o
+        if layer != 2:
+            o = o + np.repeat(theta.b[layer], net.positions(layer))[:, None]
+        close(z, o, 1e-13)
+        if net.is_active(layer):
+            o = np.maximum(o, 0.2 * o)
+        close(after, o, 1e-13)
+    assert net.active_layers == (1, 3)
+
+
+def test_the_activation_leaves_positive_numbers_and_flattens_the_others():
+    z = np.array([-2.0, 0.0, 3.0])
+    assert ReLU()(z).tolist() == [0, 0, 3]
+    assert ReLU().derivative(z).tolist() == [0, 0, 1]
+    assert ReLU(0.5)(z).tolist() == [-1, 0, 3]
+    assert ReLU(0.5).derivative(z).tolist() == [0.5, 0.5, 1]
+
+
+def test_single_precision_stays_single():
+    rng = np.random.default_rng(0)
+    for slope in (0.0, 0.1):
+        net = Network((2, 4, 4), [Conv(3), AveragePool(2), Dense(4), Dense(2)], ReLU(slope))
+        double = Parameters(net, rng.normal(size=net.size))
+        theta = Parameters(net, double.vector.astype(np.float32))
+        data = TrainingSet(rng.normal(size=(6, 2, 4, 4)), rng.dirichlet(np.ones(2), 6))
+        for loss in (SquaredLoss(), CrossEntropy()):
+            results = [
+                net.forward(theta, data.x),
+                net.sample_losses(theta, data, loss),
+                net.gradient(theta, data, loss).vector,
+                net.affine_map(theta, data.x[0]),
+                net.zeros(like=theta.vector).vector,
+                net.zeros(dtype=np.float32).vector,
+            ]
+            assert [r.dtype for r in results] == [np.float32] * len(results)
+            close(results[0], net.forward(double, data.x), 1e-5)
+            close(results[2], net.gradient(double, data, loss).vector, 1e-5)
+
+
+def test_whole_number_inputs_are_computed_in_the_precision_of_the_parameters():
+    rng = np.random.default_rng(0)
+    net = Network((1, 4, 4), [Conv(2), Dense(3)])
+    theta = Parameters(net, rng.normal(size=net.size))
+    x = rng.integers(0, 256, size=(3, 1, 4, 4), dtype=np.uint8)
+    assert np.array_equal(net.forward(theta, x), net.forward(theta, x.astype(float)))
+
+
+# Parameters
+
+
+@pytest.fixture
+def net():
+    return Network((2, 4, 4), [Conv(3), AveragePool(2), Conv(2, 1), Dense(5), Dense(2)])
+
+
+@pytest.fixture
+def theta(net):
+    return Parameters(net, np.arange(float(net.size)))
+
+
+SHAPES = {
+    **{"W1": (3, 2, 3, 3), "b1": (3,), "W3": (2, 3, 1, 1), "b3": (2,)},
+    **{"W4": (5, 8), "b4": (5,), "W5": (2, 5), "b5": (2,)},
+}
+
+
+def test_the_vector_holds_weights_and_biases_layer_by_layer(net, theta):
+    arrays = theta.arrays()
+    assert {name: values.shape for name, values in arrays.items()} == SHAPES
+    laid_out = np.concatenate([values.ravel() for values in arrays.values()])
+    assert np.array_equal(laid_out, theta.vector)
+    assert net.size == sum(np.prod(shape) for shape in SHAPES.values())
+
+
+def test_writing_weights_or_biases_changes_the_vector(theta):
+    for layer in theta.b:
+        for view in (theta.W[layer].weights, theta.b[layer]):
+            assert np.shares_memory(view, theta.vector)
+            before = theta.vector.copy()
+            view[...] = -1
+            assert (theta.vector != before).sum() == view.size
+    assert (theta.vector == -1).all()
+
+
+def test_writing_the_vector_changes_the_outputs(net, theta):
+    x = np.ones((1, 2, 4, 4))
+    theta.vector[:] = 0
+    assert net.forward(theta, x).tolist() == [[0, 0]]
+    theta.vector[-2:] = 3, 4
+    assert net.forward(theta, x).tolist() == [[3, 4]]
+
+
+def test_the_gradient_is_laid_out_as_the_parameters(net):
+    rng = np.random.default_rng(0)
+    theta = Parameters(net, rng.normal(size=net.size))
+    data = TrainingSet(rng.normal(size=(3, 2, 4, 4)), rng.normal(size=(3, 2)))
+    gradient = net.gradient(theta, data, SquaredLoss())
+    assert isinstance(gradient, Parameters)
+    assert gradient.net is net
+    for name, values in gradient.arrays().items():
+        assert values.shape == SHAPES[name]
+        assert np.shares_memory(values, gradient.vector)
+    before = theta.vector.copy()
+    gradient.vector[:] = 0
+    assert np.array_equal(theta.vector, before)
+
+
+def test_a_copy_is_independent(theta):
+    copy = theta.copy()
+    assert copy.net is theta.net
+    assert np.array_equal(copy.vector, theta.vector)
+    copy.W[1].weights[...] = -1
+    copy.b[5][...] = -1
+    assert np.array_equal(theta.vector, np.arange(float(theta.net.size)))
+
+
+def test_pooling_has_a_weight_matrix_and_no_biases(theta):
+    assert theta.W[2].shape == (3 * 4, 3 * 16)
+    assert sorted(theta.W) == [1, 2, 3, 4, 5]
+    assert sorted(theta.b) == [1, 3, 4, 5]
+    with pytest.raises(KeyError, match="layer 2 is an average pooling"):
+        theta.b[2]
+
+
+@pytest.mark.parametrize("layer", [0, 6, -1, "W1"])
+def test_layers_that_do_not_exist_are_named(theta, layer):
+    for view in (theta.W, theta.b):
+        with pytest.raises(KeyError, match=rf"1\.\.5, got {layer!r}"):
+            view[layer]
+
+
+@pytest.mark.parametrize("shape", [(0,), (124,), (123, 1), ()])
+def test_a_vector_of_another_size_is_refused(net, shape):
+    assert shape != (net.size,)
+    with pytest.raises(ValueError, match=rf"vector \({net.size},\)"):
+        Parameters(net, np.zeros(shape))
+
+
+def test_dense_layers_know_the_maps_below_them(theta):
+    assert [theta.W[layer].maps_in for layer in (4, 5)] == [2, 5]
+    assert np.array_equal(theta.W[4].block(3, 1), theta.W[4].weights[3:4, 4:8])
+
+
+def test_zero_parameters_are_zero(net, theta):
+    for zeros in (net.zeros(), net.zeros(like=theta.vector)):
+        assert zeros.vector.dtype == np.float64
+        assert not zeros.vector.any()
+
+
+# Descriptions
+
+
+@over_networks
+@given(networks())
+def test_a_description_survives_json(net):
+    for spec in (net.spec, json.loads(json.dumps(net.spec)), json.dumps(net.spec)):
+        again = Network.from_spec(spec)
+        assert again == net
+        assert hash(again) == hash(net)
+        assert (again.shapes, again.layers, again.size) == (net.shapes, net.layers, net.size)
+        assert again.activation == net.activation
+
+
+def test_a_description_reads_as_written():
+    net = Network((3, 8, 6), [Conv(6, 5), AveragePool(2), Dense(10)], ReLU(0.25))
+    assert net.spec == {
+        "input": [3, 8, 6],
+        "activation": {"name": "leaky_relu", "slope": 0.25},
+        "layers": [
+            {"type": "conv", "maps": 6, "kernel": 5},
+            {"type": "average_pool", "size": 2},
+            {"type": "dense", "width": 10},
+        ],
+    }
+    assert Network((1, 2), [Dense(1)]).spec["activation"] == {"name": "relu"}
+    assert net.shapes == ((3, 8, 6), (6, 8, 6), (6, 4, 3), (10,))
+    assert (net.depth, net.positions(0), net.positions(1), net.positions(3)) == (3, 48, 48, 1)
+    assert repr(net) == f"Network(3x8x6 -> 6x8x6 -> 6x4x3 -> 10, {net.size} parameters)"
+
+
+def test_networks_that_differ_are_not_equal():
+    net = Network((1, 4), [Conv(2), Dense(1)])
+    others = [
+        Network((1, 5), [Conv(2), Dense(1)]),
+        Network((1, 4), [Conv(2), Dense(2)]),
+        Network((1, 4), [Conv(2, 1), Dense(1)]),
+        Network((1, 4), [Conv(2), Dense(1)], ReLU(0.1)),
+    ]
+    assert all(net != other for other in others)
+    assert net != net.spec
+    assert net == Network((1, 4), [Conv(2), Dense(1)], memory_budget=1)
+
+
+GOOD = {
+    "input": [1, 4, 4],
+    "activation": {"name": "relu"},
+    "layers": [{"type": "dense", "width": 2}],
+}
+
+
+@pytest.mark.parametrize("missing", ["input", "activation", "layers"])
+def test_a_description_without_a_part_is_refused(missing):
+    with pytest.raises(ValueError, match=f"KeyError '{missing}'"):
+        Network.from_spec({key: value for key, value in GOOD.items() if key != missing})
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"type": "max_pool", "size": 2},
+        {"type": "dense"},
+        {"type": "dense", "size": 2},
+        {"type": "dense", "width": 0},
+        {"type": "dense", "width": 2.5},
+        {"type": "dense", "width": "2"},
+        {"type": "conv", "maps": 2, "kernel": 2},
+        {"type": "conv", "maps": -1, "kernel": 3},
+        {"type": "average_pool", "size": 3},
+        {"width": 2},
+        "dense",
+        None,
+    ],
+    ids=str,
+)
+def test_a_description_with_a_wrong_layer_is_refused(layer):
+    with pytest.raises(ValueError, match=r"."):
+        Network.from_spec({**GOOD, "layers": [layer]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input": [4]},
+        {"input": [1, 1, 4, 4]},
+        {"input": [1, 0, 4]},
+        {"input": [1, 4.5, 4]},
+        {"input": 4},
+        {"input": "144"},
+        {"activation": {"name": "tanh"}},
+        {"activation": {"slope": 0.1}},
+        {"activation": {"name": "leaky_relu", "steepness": 0.1}},
+        {"activation": {"name": "leaky_relu", "slope": "steep"}},
+        {"activation": "relu"},
+        {"layers": []},
+        {"layers": 3},
+    ],
+    ids=str,
+)
+def test_a_description_with_a_wrong_part_is_refused(change):
+    assert Network.from_spec(GOOD).size == 34
+    with pytest.raises(ValueError, match=r"."):
+        Network.from_spec({**GOOD, **change})
+
+
+@pytest.mark.parametrize("spec", ["", "{", "[]", "null", "3", '"relu"', None, [], 3])
+def test_what_is_no_description_is_refused(spec):
+    with pytest.raises(ValueError, match="network spec"):
+        Network.from_spec(spec)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "at least one layer"),
+        ([Conv(2, 4)], r"layer 1, Conv\(maps=2, kernel=4\): expected an odd"),
+        ([Conv(2), AveragePool(3)], r"layer 2, AveragePool\(size=3\): expected a size that div"),
+        ([AveragePool(4)], "layer 1, .*divides"),
+        ([Dense(4), Conv(2)], "layer 2, .*expected maps below it"),
+        ([Dense(4), AveragePool(1)], "layer 2, .*expected maps below it"),
+        ([Dense(0)], "layer 1, .*positive whole numbers"),
+        ([Conv(2, -3)], "layer 1, .*positive whole numbers"),
+        ([AveragePool(2.0)], "layer 1, .*positive whole numbers"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused(layers, message):
+    with pytest.raises(ValueError, match=message):
+        Network((1, 4, 6), layers)
+
+
+@pytest.mark.parametrize("input_shape", [(), (4,), (1, 1, 4, 4), (0, 4), (1, -4)])
+def test_input_shapes_other_than_maps_are_refused(input_shape):
+    with pytest.raises(ValueError, match="expected an input"):
+        Network(input_shape, [Dense(1)])
+
+
+@pytest.mark.parametrize("slope", [-0.5, np.nan])
+def test_a_slope_below_zero_is_refused(slope):
+    with pytest.raises(ValueError, match="slope"):
+        Network((1, 4), [Dense(2), Dense(1)], ReLU(slope))
+
+
+# Data
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (3, 1, 4, 4), (3, 2, 4, 5), (3, 32)])
+def test_inputs_of_another_shape_are_refused(net, theta, shape):
+    x = np.zeros(shape)
+    for compute in (net.forward, net.patterns):
+        with pytest.raises(ValueError, match=re.escape(f"(N, 2, 4, 4), got {shape}")):
+            compute(theta, x)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4, 4), (2, 4, 5), (32,)])
+def test_an_affine_map_is_that_of_one_input(net, theta, shape):
+    with pytest.raises(ValueError, match="inputs: expected"):
+        net.affine_map(theta, np.zeros(shape))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_targets_of_another_width_are_refused(net, theta, width):
+    data = TrainingSet(np.zeros((3, 2, 4, 4)), np.full((3, width), 1 / width))
+    for compute in (net.risk, net.sample_losses, net.gradient, net.risk_and_gradient):
+        for loss in (SquaredLoss(), CrossEntropy()):
+            with pytest.raises(ValueError, match=rf"\(N, 2\), got \(3, {width}\)"):
+                compute(theta, data, loss)
+
+
+def test_targets_that_are_no_distributions_are_refused_by_the_cross_entropy(net, theta):
+    data = TrainingSet(np.zeros((3, 2, 4, 4)), np.array([[1.0, 0.0], [0.5, 0.4], [0.0, 2.0]]))
+    for compute in (net.risk, net.gradient):
+        with pytest.raises(ValueError, match="sample 1"):
+            compute(theta, data, CrossEntropy())
+    assert net.risk(theta, data, SquaredLoss()) > 0
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [
+        ((3, 1, 4), (2, 1)),
+        ((0, 1, 4), (0, 1)),
+        ((3, 4), (3, 1)),
+        ((3, 1, 4), (3,)),
+        ((3, 1, 4), (3, 1, 1)),
+    ],
+)
+def test_training_sets_of_wrong_shapes_are_refused(x, y):
+    with pytest.raises(ValueError, match=re.escape(f"got {x} and {y}")):
+        TrainingSet(np.zeros(x), np.zeros(y))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_and_the_first_sample_is_named(value):
+    x, y = np.zeros((9, 1, 2, 2)), np.zeros((9, 3))
+    assert len(TrainingSet(x, y)) == 9
+    for name, values in (("x", x), ("y", y)):
+        wrong = values.copy()
+        wrong[4].flat[2] = wrong[7].flat[0] = wrong[7].flat[1] = value
+        data = {"x": x, "y": y, name: wrong}
+        with pytest.raises(ValueError, match=f": {name} .* in 2 of 9 .*the first is sample 4"):
+            TrainingSet(**data)
