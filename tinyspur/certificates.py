@@ -197,11 +197,11 @@ def _keeps_patterns(rho: float, theta: Parameters, columns: Array, trace: list) 
 
 @dataclass(frozen=True)
 class Escape:
-    """A point reached from theta where the risk is lower by `decrease`, if that is positive.
+    """A point reached from theta, whose risk is lower by `decrease` if that is positive.
 
-    Where it can be reached with any `step` > 0, however small, theta is not a local minimum; each
-    construction says so of its `kind`. `step` is the size of the move as the construction scales it, `distance` its largest and
-    `length` its Euclidean size, `decrease` = R(theta) - `risk` > 0.
+    Where it can be reached with any `step` > 0, however small, theta is not a local minimum; the
+    function that returns it says so. `step` is the size of the move as the construction scales it,
+    `distance` its largest and `length` its Euclidean size, `decrease` = R(theta) - `risk`.
     """
 
     kind: str
@@ -214,7 +214,7 @@ class Escape:
 
     def __str__(self) -> str:
         return (
-            f"escape ({self.kind}): step {self.step:g}, largest change {self.distance:.3g}, "
+            f"{self.kind}: step {self.step:g}, largest change {self.distance:.3g}, "
             f"Euclidean {self.length:.3g}, risk {self.risk:.9g}, lower by {self.decrease:.3g}"
         )
 

@@ -166,9 +166,8 @@ def revive(
 
     Random incoming weights change nothing while the outgoing weights are zero; the risk falls
     along minus its derivative in those. A witness that theta is spurious for any network with a
-    dead map, not a refutation of its minimality: the distance is not small. The name of the `kind`
-    is ``revived``. Raises AssumptionError for a map that some sample activates, or where the
-    derivative vanishes.
+    dead map, not a refutation of its minimality: the distance is not small. Raises AssumptionError
+    for a map that some sample activates, or where the derivative vanishes.
     """
     net, rng = theta.net, np.random.default_rng(seed)
     if layer not in net.active_layers or not 0 <= map < net.shapes[layer][0]:
@@ -212,7 +211,7 @@ def revive(
 
     step = float(scipy.optimize.minimize_scalar(risk, bracket=(0.0, 0.1 * largest)).x)
     point = Parameters(net, revived.vector + step * move)
-    return measure_escape(theta, point, "revived", step, data, loss)
+    return measure_escape(theta, point, "revived map", step, data, loss)
 
 
 def kink_escape(
@@ -244,7 +243,7 @@ def kink_escape(
     filters[A] = namespace(filters).asarray(step * d, dtype=filters.dtype)
     near.b[pair.lower][A] = step * beta
     outgoing(near, pair.upper, A)[0][int(k), int(j)] = -step * float(np.sign(s[k, j]))
-    return measure_escape(theta, near, "kink of second order", step, data, loss)
+    return measure_escape(theta, near, "escape from the kink, second order", step, data, loss)
 
 
 def _random_unit(

@@ -1,0 +1,23 @@
+"""Tests that need a device run where CuPy finds one; elsewhere the header says that they don't."""
+
+from tinyspur.backend import select
+
+
+def obstacle():
+    """Return why there is no device, None if there is one."""
+    backend = select("auto")
+    return None if backend.name == "cupy" else backend.reason.removeprefix("NumPy: ")
+
+
+def pytest_report_header():
+    """Say that tests are left out, and why."""
+    reason = obstacle()
+    return f"gpu tests deselected: {reason}" if reason else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked ``gpu`` if there is no device."""
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out and obstacle():
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

@@ -1,0 +1,315 @@
+"""The engine computes on a device what it computes with NumPy, and says which of them it takes."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import strict_device
+
+from tinyspur import matrices
+from tinyspur.backend import namespace, select, to_numpy
+from tinyspur.certificates import certify_cell
+from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
+from tinyspur.matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
+from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+
+# The choice
+
+
+class NoDriverError(RuntimeError):
+    """What CuPy raises without a driver, in other words."""
+
+
+def fake_cupy(monkeypatch, devices):
+    """Put a module in the place of CuPy that finds so many devices, or raises."""
+
+    def count():
+        if isinstance(devices, Exception):
+            raise devices
+        return devices
+
+    module = types.ModuleType("cupy")
+    module.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDeviceCount=count))
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
+
+
+@pytest.fixture
+def no_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+
+
+def test_numpy_is_taken_when_asked_for():
+    assert select("numpy") == ("numpy", np, "NumPy, as asked")
+
+
+def test_numpy_is_taken_when_asked_for_although_there_is_a_device(monkeypatch):
+    fake_cupy(monkeypatch, 1)
+    assert select("numpy").xp is np
+
+
+def test_without_cupy_numpy_is_taken_and_the_reason_said(no_cupy):
+    assert select() == select("auto") == ("numpy", np, "NumPy: CuPy is not installed")
+
+
+def test_cupy_that_is_not_installed_cannot_be_asked_for(no_cupy):
+    with pytest.raises(ValueError, match=r"^backend 'cupy': CuPy is not installed$"):
+        select("cupy")
+
+
+@pytest.mark.parametrize(("devices", "counted"), [(1, "1 device found"), (2, "2 devices found")])
+@pytest.mark.parametrize("name", ["auto", "cupy"])
+def test_cupy_with_a_device_is_taken(monkeypatch, name, devices, counted):
+    module = fake_cupy(monkeypatch, devices)
+    assert select(name) == ("cupy", module, f"CuPy, {counted}")
+
+
+@pytest.mark.parametrize(
+    ("devices", "reason"),
+    [
+        (0, "CuPy finds no device"),
+        (NoDriverError("no driver"), "CuPy finds no device (NoDriverError)"),
+    ],
+    ids=["none", "raises"],
+)
+def test_cupy_without_a_device_is_not_taken(monkeypatch, devices, reason):
+    fake_cupy(monkeypatch, devices)
+    assert select("auto") == ("numpy", np, f"NumPy: {reason}")
+    with pytest.raises(ValueError, match=r"^backend 'cupy': CuPy finds no device"):
+        select("cupy")
+
+
+@pytest.mark.parametrize("name", ["torch", "NumPy", "", None])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match=f"got {name!r}"):
+        select(name)
+
+
+def test_the_namespace_of_an_array_is_where_its_type_is_from():
+    assert namespace(np.zeros(2)) is np
+    assert namespace(np.float64(2)) is np
+    assert namespace(strict_device.zeros(2)) is strict_device
+
+
+def test_arrays_come_to_the_host_explicitly():
+    host = np.arange(3.0)
+    assert to_numpy(host) is host
+    number = np.float64(2)
+    assert to_numpy(number) is number
+    back = to_numpy(strict_device.asarray(host))
+    assert type(back) is np.ndarray
+    assert np.array_equal(back, host)
+
+
+# The engine on a device: each check takes the namespace of the device
+
+DEVICES = [
+    pytest.param("strict_device", id="stand-in"),
+    pytest.param("cupy", id="cupy", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    return strict_device if request.param == "strict_device" else select("cupy").xp
+
+
+def equal(actual, expected, device):
+    """Whether an array on the device has the numbers of one on the host, up to rounding."""
+    assert isinstance(actual, device.ndarray)
+    assert actual.dtype == expected.dtype
+    equal_on_the_host(to_numpy(actual), expected)
+
+
+def equal_on_the_host(actual, expected):
+    assert np.shape(actual) == np.shape(expected)
+    difference, size = np.abs(np.subtract(actual, expected)), np.abs(expected)
+    assert difference.max(initial=0) <= 1e-12 * size.max(initial=0)
+
+
+NETWORKS = {
+    "2-D": Network((2, 8, 4), [Conv(3), AveragePool(2), Conv(2, 5), Dense(5), Dense(3)]),
+    "2-D, leaky": Network((1, 4, 4), [Conv(3), Conv(2, 1), AveragePool(2), Dense(3)], ReLU(0.1)),
+    "1-D, leaky": Network((3, 6), [AveragePool(2), Conv(2), Dense(4), Dense(3)], ReLU(0.3)),
+    "pooling last": Network((1, 6), [Conv(3), AveragePool(6)]),
+}
+
+
+def clear_some_weights(theta):
+    """Set one filter and one column of all filters to zero."""
+    weights = theta.W[1].weights
+    if weights.shape[0] > 2:
+        weights[1] = 0
+    if isinstance(theta.W[1], ConvolutionMatrix):
+        weights[..., 0] = 0
+
+
+@pytest.fixture(params=[(name, sparse) for name in NETWORKS for sparse in (False, True)], ids=str)
+def points(request, device):
+    """Return the same parameters on the host and on the device."""
+    name, sparse = request.param
+    net = NETWORKS[name]
+    theta = Parameters(net, np.random.default_rng(0).normal(size=net.size))
+    if sparse and 1 in theta.b:
+        clear_some_weights(theta)
+    return theta, Parameters(net, device.asarray(theta.vector))
+
+
+def training_set(net, kind, samples=5):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(samples, *net.input_shape))
+    if kind == "squared":
+        return TrainingSet(x, rng.normal(size=(samples, 3))), SquaredLoss()
+    if kind == "hard":
+        return TrainingSet(x, one_hot(rng.integers(0, 3, samples), 3)), CrossEntropy()
+    return TrainingSet(x, rng.dirichlet(np.ones(3), samples)), CrossEntropy()
+
+
+TARGETS = ["squared", "hard", "soft"]
+
+
+def test_outputs_on_a_device_are_those_of_numpy(points, device):
+    host, there = points
+    x = training_set(host.net, "squared")[0].x
+    equal(host.net.forward(there, x), host.net.forward(host, x), device)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_risks_and_gradients_on_a_device_are_those_of_numpy(points, kind, device):
+    host, there = points
+    net = host.net
+    data, loss = training_set(net, kind)
+    risk, gradient = net.risk_and_gradient(there, data, loss)
+    expected_risk, expected = net.risk_and_gradient(host, data, loss)
+    assert isinstance(risk, float)
+    assert isinstance(net.risk(there, data, loss), float)
+    equal_on_the_host(risk, expected_risk)
+    equal_on_the_host(net.risk(there, data, loss), expected_risk)
+    equal(gradient.vector, expected.vector, device)
+    equal(net.sample_losses(there, data, loss), net.sample_losses(host, data, loss), device)
+    for name, values in gradient.arrays().items():
+        assert type(values) is np.ndarray
+        assert values.shape == expected.arrays()[name].shape
+
+
+def test_small_chunks_on_a_device_give_the_results_of_numpy(points, device):
+    host, there = points
+    net = host.net
+    small = Network(net.input_shape, net.layers, net.activation, memory_budget=1)
+    data, loss = training_set(net, "soft")
+    moved = Parameters(small, there.vector)
+    equal(small.forward(moved, data.x), net.forward(host, data.x), device)
+    gradient = small.gradient(moved, data, loss).vector
+    equal(gradient, net.gradient(host, data, loss).vector, device)
+
+
+def test_patterns_of_a_device_come_to_the_host(points):
+    host, there = points
+    x = training_set(host.net, "squared")[0].x
+    expected, patterns = host.net.patterns(host, x), host.net.patterns(there, x)
+    assert patterns.keys() == expected.keys()
+    for layer, pattern in patterns.items():
+        assert type(pattern) is np.ndarray
+        assert np.array_equal(pattern, expected[layer])
+
+
+def test_affine_maps_on_a_device_are_those_of_numpy(points, device):
+    host, there = points
+    for x in training_set(host.net, "squared")[0].x:
+        equal(host.net.affine_map(there, x), host.net.affine_map(host, x), device)
+
+
+def test_parameters_on_a_device_share_their_vector(points, device):
+    host, there = points
+    before = host.vector.copy()
+    copy = there.copy()
+    for layer in there.b:
+        there.b[layer][...] = 7
+        there.W[layer].weights[...] = 7
+    assert (to_numpy(there.vector) == 7).all()
+    equal(copy.vector, before, device)
+    zeros = there.net.zeros(like=there.vector)
+    equal(zeros.vector, np.zeros(there.net.size), device)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_certificates_on_a_device_are_those_of_numpy(points, kind):
+    host, there = points
+    data, loss = training_set(host.net, kind)
+    expected, found = (certify_cell(theta, data, loss) for theta in (host, there))
+    assert (found.holds, found.classes, found.kinks) == (
+        expected.holds,
+        expected.classes,
+        expected.kinks,
+    )
+    for name in ("margin", "radius", "stationarity"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-9)
+
+
+def weight_matrices():
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(size=(4, 4, 3, 3))
+    gaps[1] = gaps[:, [0, 2]] = gaps[..., 0, 1] = 0
+    return {
+        "dense": DenseMatrix(rng.normal(size=(3, 8)), maps_in=2),
+        "convolution 1-D": ConvolutionMatrix(rng.normal(size=(2, 3, 5)), (6,)),
+        "convolution 2-D": ConvolutionMatrix(rng.normal(size=(2, 3, 3, 1)), (4, 5)),
+        "convolution with gaps": ConvolutionMatrix(gaps, (3, 4)),
+        "zero convolution": ConvolutionMatrix(np.zeros((2, 3, 3)), (4,)),
+        "pooling 1-D": AveragePoolingMatrix(2, (6,), 3),
+        "pooling 2-D": AveragePoolingMatrix(3, (4, 6), 2),
+        "pooling by one": AveragePoolingMatrix(3, (2, 2), 1),
+    }
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
+@pytest.mark.parametrize("name", weight_matrices())
+@pytest.mark.parametrize("strip", [1, matrices.STRIP_BYTES])
+def test_weight_matrices_on_a_device_are_those_of_numpy(
+    name, transposed, strip, device, monkeypatch
+):
+    monkeypatch.setattr(matrices, "STRIP_BYTES", strip)
+    host = weight_matrices()[name]
+    there = host if host.weights is None else host.with_weights(device.asarray(host.weights))
+    if transposed:
+        host, there = host.T, there.T
+    rng = np.random.default_rng(1)
+    o, delta = rng.normal(size=(host.shape[1], 3)), rng.normal(size=(host.shape[0], 3))
+    o_there, delta_there = device.asarray(o), device.asarray(delta)
+    equal(there @ o_there, host @ o, device)
+    equal(there @ o_there[:, 0], host @ o[:, 0], device)
+    equal(there.T @ delta_there, host.T @ delta, device)
+    equal(abs(there) @ o_there, abs(host) @ o, device)
+    if host.weights is not None:
+        equal(there.gradient(delta_there, o_there), host.gradient(delta, o), device)
+        equal(there.support_sums(abs(o_there)), host.support_sums(abs(o)), device)
+    assert repr(there) == repr(host)
+    assert there.nnz == host.nnz
+    for shown, expected in (
+        (there.toarray(), host.toarray()),
+        (there.tocsr().toarray(), host.toarray()),
+        (there[:, [0, -1]], host[:, [0, -1]]),
+        (there[0, :], host[0, :]),
+        (there.block(0, 0), host.block(0, 0)),
+    ):
+        assert type(shown) is np.ndarray
+        assert np.array_equal(shown, expected)
+
+
+@pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
+def test_losses_on_a_device_are_those_of_numpy(loss, device):
+    rng = np.random.default_rng(0)
+    o, d, y = rng.normal(size=(4, 6)), rng.normal(size=(4, 6)), rng.dirichlet(np.ones(4), 6).T
+    o_there, d_there, y_there = (device.asarray(v) for v in (o, d, y))
+    equal(loss.value(o_there, y_there), loss.value(o, y), device)
+    equal(loss.gradient(o_there, y_there), loss.gradient(o, y), device)
+    equal(loss.curvature(o_there, y_there, d_there), loss.curvature(o, y, d), device)
+    equal(softmax(o_there), softmax(o), device)
+    loss.check_targets(y_there)
+
+
+def test_wrong_targets_on_a_device_are_named(device):
+    y = device.asarray(np.array([[0.5, 0.5], [0.5, 0.6]]))
+    with pytest.raises(ValueError, match=r"sample 1 has \[0\.5, 0\.6\]"):
+        CrossEntropy().check_targets(y)
