@@ -61,7 +61,7 @@ def load(options: argparse.Namespace) -> datasets.Dataset:
     if options.download:
         datasets.download_cifar10()
     dataset = datasets.load(options.data)
-    if dataset.name == datasets.bundled().name and not options.data:
+    if dataset.name == datasets.BUNDLED_NAME:
         print("No CIFAR-10 found: using the bundled Fashion-MNIST images (see --data, --download).")
     samples = min(DEFAULT_SAMPLES, len(dataset)) if options.samples is None else options.samples
     return dataset.subset(samples, options.seed)
@@ -177,14 +177,8 @@ def run(options: argparse.Namespace) -> None:
 
             descended = descend(found.lower.theta, training_set, loss, options.descend, show)
 
-    summary = report(options, dataset, found, training_set, loss, descended)
-    if descended is not None:
-        risk = summary["points"]["descended"]["risk"]
-        print(
-            f"descent: R = {risk:.9g} after {options.descend} L-BFGS steps from the lower point, "
-            f"lower than theta by {found.risk - risk:.3g}"
-        )
     with stages("files", f"writing to {options.out}"):
+        summary = report(options, dataset, found, training_set, loss, descended)
         points = {
             "theta": found.theta,
             "theta_prime": found.theta_prime,
@@ -197,6 +191,12 @@ def run(options: argparse.Namespace) -> None:
                 save_point(options.out / f"{name}.npz", point)
         draw_spurious_minimum(options.out / "figure.png", found, np.array(steps), risks)
     write_json(options.out / "report.json", {**summary, "seconds": stages.seconds})
+    if descended is not None:
+        risk = summary["points"]["descended"]["risk"]
+        print(
+            f"descent: R = {risk:.9g} after {options.descend} L-BFGS steps from the lower point, "
+            f"lower than theta by {found.risk - risk:.3g}"
+        )
     print(f"verdict: {found.verdict}")
 
 

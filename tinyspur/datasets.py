@@ -17,6 +17,7 @@ from . import cifar10
 from .cifar10 import CIFAR10_MD5, CIFAR10_URL, naming
 
 DATA_VARIABLE = "TINYSPUR_DATA"
+BUNDLED_NAME = "Fashion-MNIST (4,000 bundled images)"
 
 _MAX_UNNAMED_CLASSES = 100_000
 
@@ -136,7 +137,7 @@ def bundled() -> Dataset:
     """
     resource = importlib.resources.files(__package__) / "data" / "fashion_mnist_4000.npz"
     with importlib.resources.as_file(resource) as path:
-        return replace(load_npz(path), name="Fashion-MNIST (4,000 bundled images)")
+        return replace(load_npz(path), name=BUNDLED_NAME)
 
 
 def load_npz(path: str | os.PathLike) -> Dataset:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -90,7 +91,10 @@ def write_json(path: str | Path, report: dict) -> None:
 
 
 class Stages:
-    """Names the stages of a run on stderr as they start, and keeps the seconds that each took."""
+    """Names the stages of a run on stderr as they start, and keeps the seconds that each took.
+
+    On a terminal the seconds count up while a stage runs.
+    """
 
     def __init__(self, stream: IO[str] | None = None):
         self.stream = stream or sys.stderr
@@ -99,14 +103,26 @@ class Stages:
     @contextmanager
     def __call__(self, name: str, text: str, own_line: bool = False) -> Iterator[None]:
         """Time the stage `name`; `own_line` leaves the line to a progress bar."""
+        start, done = time.perf_counter(), threading.Event()
+
+        def count() -> None:
+            while not done.wait(1):
+                seconds = time.perf_counter() - start
+                print(f"\r{text} ... {seconds:.0f} s", end="", file=self.stream, flush=True)
+
+        counter = threading.Thread(target=count, daemon=True)
         if not own_line:
             print(f"{text} ...", end="", file=self.stream, flush=True)
-        start = time.perf_counter()
+            if self.stream.isatty():
+                counter.start()
         try:
             yield
-        except BaseException:
-            print(file=self.stream, flush=True)
-            raise
-        self.seconds[name] = time.perf_counter() - start
-        if not own_line:
-            print(f" {self.seconds[name]:.1f} s", file=self.stream, flush=True)
+            self.seconds[name] = time.perf_counter() - start
+        finally:
+            done.set()
+            if counter.is_alive():
+                counter.join()
+            if not own_line:
+                back = f"\r{text} ..." if self.stream.isatty() else ""
+                took = f" {self.seconds[name]:.1f} s" if name in self.seconds else ""
+                print(f"{back}{took}", file=self.stream, flush=True)

@@ -5,6 +5,7 @@ Layers count from 1, as in the paper; maps, locations, outputs and samples from 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,21 +83,23 @@ def split_data(
     if output is not None and not 0 <= output < outputs:
         raise ValueError(f"output unit: expected 0..{outputs - 1}, got {output}")
     maps = pair.relayed if map is None else (map,)
+    chosen = list(range(outputs)) if output is None else [output]
     u = output_derivatives(theta, data, loss)
     best = None
     for m in maps:
         v, w = map_values(theta, pair, m, data.x), read_weights(theta, pair, m)
-        for k in range(outputs) if output is None else (output,):
-            found = (_steepest if rule == "steepest" else _largest)(v, w[k], u[k])
-            if found and (best is None or found[0] > best[0]):
-                best = (found[0], m, k, v, *found[1:])
+        gaps = (_steepest if rule == "steepest" else _largest)(v, w[chosen], u[chosen])
+        for k, gap in zip(chosen, gaps, strict=True):
+            if gap and (best is None or gap[0] > best[0]):
+                best = (gap[0], m, k, v, *gap[1:])
     if best is None:
         raise AssumptionError(
             f"no data split: S(eta) vanishes for every threshold of the maps {tuple(maps)} and "
             f"{'every output' if output is None else f'output {output}'}"
         )
-    _, m, k, v, low, high, slope, location = best
+    _, m, k, v, low, high, slope = best
     eta = (low + high) / 2
+    location = abs(read_weights(theta, pair, m)[k] * ((v > eta) @ u[k])).argmax()
     above = v[location] > eta
     return DataSplit(
         layer=pair.below,
@@ -138,43 +141,48 @@ def read_weights(theta: Parameters, pair: RelayedPair, m: int) -> np.ndarray:
     return to_numpy(theta.W[pair.dense].weights[:, r * P : (r + 1) * P])
 
 
-def _steepest(v: np.ndarray, w: np.ndarray, u: np.ndarray):
-    """Return (|S|, low, high, S, location) of the gap where |S| is largest, or None."""
+def _steepest(v: np.ndarray, w: np.ndarray, u: np.ndarray) -> Iterator[tuple | None]:
+    """Yield for each output ((|S|,), low, high, S) of the gap where |S| is largest, or None.
+
+    v is (P, N), w (outputs, P), u (outputs, N).
+    """
     values, which = np.unique(v, return_inverse=True)
-    contributions = np.outer(w, u)
-    sums = np.bincount(which.ravel(), weights=contributions.ravel(), minlength=len(values))
-    slopes = np.cumsum(sums[:0:-1])[::-1] / v.shape[1]  # S between values n and n + 1
-    sizes = np.where(np.diff(values) > TIE * (values[-1] - values[0]), abs(slopes), 0)
-    if not sizes.size or sizes.max() <= VANISHES * abs(contributions).sum() / v.shape[1]:
-        return None
-    n = int(sizes.argmax())
-    low, high = values[n], values[n + 1]
-    return (sizes[n],), low, high, slopes[n], _location(v, w, u, (low + high) / 2)
+    wide = np.diff(values) > TIE * (values[-1] - values[0])
+    for w_k, u_k in zip(w, u, strict=True):
+        contributions = np.outer(w_k, u_k).ravel()
+        sums = np.bincount(which.ravel(), weights=contributions, minlength=len(values))
+        slopes = np.cumsum(sums[:0:-1])[::-1] / v.shape[1]  # S between values n and n + 1
+        sizes = np.where(wide, abs(slopes), 0)
+        if not sizes.size or sizes.max() <= VANISHES * abs(contributions).sum() / v.shape[1]:
+            yield None
+            continue
+        n = sizes.argmax()
+        yield (sizes[n],), values[n], values[n + 1], slopes[n]
 
 
-def _largest(v: np.ndarray, w: np.ndarray, u: np.ndarray):
-    """Return (eta, low, high, S, location) by Lemma 2, repaired, or None."""
-    values = np.sort(v, axis=None)[::-1]
-    tie = TIE * (values[0] - values[-1])
+def _largest(v: np.ndarray, w: np.ndarray, u: np.ndarray) -> Iterator[tuple | None]:
+    """Yield for each output ((eta, |S|), low, high, S) by Lemma 2, repaired, or None.
+
+    v is (P, N), w (outputs, P), u (outputs, N).
+    """
+    values = np.unique(v)
+    tie = TIE * (values[-1] - values[0])
     order = np.argsort(-v, axis=1)
     ranked = np.take_along_axis(v, order, axis=1)
-    sums = np.cumsum(u[order], axis=1)
     ends = np.hstack([ranked[:, :-1] - ranked[:, 1:] > tie, np.ones((len(v), 1), bool)])
-    split = ends & (abs(sums) > VANISHES * abs(u).sum()) & (abs(w) > 0)[:, None]
-    first = split.argmax(axis=1)
-    starts = np.where(split.any(axis=1), ranked[np.arange(len(v)), first], -np.inf)
-    for high in np.unique(starts[np.isfinite(starts)])[::-1]:
-        smaller = values[np.searchsorted(-values, -(high - tie), side="right") :]
-        if not smaller.size:
-            continue
-        low = smaller[0]
-        eta = (low + high) / 2
-        slope = float((w * ((v > eta) @ u)).sum()) / v.shape[1]
-        if abs(slope) > VANISHES * abs(w).max() * abs(u).sum() / v.shape[1]:
-            return (eta, abs(slope)), low, high, slope, _location(v, w, u, eta)
-    return None
-
-
-def _location(v: np.ndarray, w: np.ndarray, u: np.ndarray, eta: float) -> int:
-    """Return the location that contributes most to S(eta)."""
-    return int(abs(w * ((v > eta) @ u)).argmax())
+    for w_k, u_k in zip(w, u, strict=True):
+        sums = np.cumsum(u_k[order], axis=1)
+        split = ends & (abs(sums) > VANISHES * abs(u_k).sum()) & (abs(w_k) > 0)[:, None]
+        first = ranked[np.arange(len(v)), split.argmax(axis=1)]
+        for high in np.unique(first[split.any(axis=1)])[::-1]:  # v*, and the next if S vanishes
+            smaller = np.searchsorted(values, high - tie)
+            if not smaller:
+                continue
+            low = values[smaller - 1]
+            eta = (low + high) / 2
+            slope = float(w_k @ ((v > eta) @ u_k)) / v.shape[1]
+            if abs(slope) > VANISHES * abs(w_k).max() * abs(u_k).sum() / v.shape[1]:
+                yield (eta, abs(slope)), low, high, slope
+                break
+        else:
+            yield None
