@@ -1,6 +1,8 @@
 """Certificates hold where they are proofs, and nowhere else; their radius is sound and not tiny."""
 
+import contextlib
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -130,8 +132,10 @@ def certified_points():
         net = Network((1, 4, 4), [Conv(2), Conv(3), Conv(3), Dense(3)])
         theta, _ = linear_minimum(net, data, loss)
         yield pytest.param(theta, data, loss, id=f"linear, {loss.name}")
-    theta, data = random_point("pooling", "leaky", 11)
-    data = TrainingSet(data.x, theta.net.forward(theta, data.x))
+    theta, data = random_point("pooling", "relu", 11)
+    theta = Parameters(theta.net, np.round(1024 * theta.vector) / 1024)  # no rounding anywhere
+    x = np.round(1024 * data.x) / 1024
+    data = TrainingSet(x, theta.net.forward(theta, x))
     yield pytest.param(theta, data, SQUARED, id="every residual zero")
 
 
@@ -203,7 +207,7 @@ def test_no_move_within_the_radius_lowers_the_risk_of_the_images(
     for layer in (1, 2, 3):
         on_top.W[layer].weights[...] = 0
     away = np.sign(escape.theta.vector - literal.vector)
-    for direction in (corner, on_top.vector, 0.01 * on_top.vector, away):
+    for direction in (corner, on_top.vector, away):
         moved = Parameters(theta.net, theta.vector + certificate.radius * direction)
         assert theta.net.risk(moved, images, SQUARED) >= risk * (1 - 1e-12)
 
@@ -301,7 +305,7 @@ def test_the_radius_is_within_a_factor_of_the_nearest_other_pattern(layout, acti
     theta, data = random_point(layout, activation, seed)
     radius = certify_cell(theta, data, SQUARED).radius
     distance = nearest_flip(theta, data.x, list(aligned_moves(theta, data.x, each=8)))
-    assert radius < distance < 100 * radius
+    assert radius < distance < 5 * radius
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -676,5 +680,21 @@ def test_a_network_without_hidden_units_is_certified_at_its_affine_fit():
 def test_a_point_that_is_not_finite_is_not_certified(value):
     theta, data = random_point("dense", "relu", 16)
     theta.W[1].weights[0, 0] = value
-    with np.errstate(all="ignore"):
+    with deadline(5), np.errstate(all="ignore"):
         assert not certify_cell(theta, data, SQUARED).holds
+
+
+@contextlib.contextmanager
+def deadline(seconds):
+    """Raise TimeoutError in the body after so many seconds."""
+
+    def stop(*_):
+        raise TimeoutError(f"no answer within {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,450 @@
+"""Points, reports and stages: files are whole or absent, and what is read back is what was."""
+
+import io
+import json
+import os
+import re
+import stat
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch_twin import Twin, from_npz
+
+from tinyspur.network import AveragePool, Conv, Dense, Network, ReLU
+from tinyspur.reports import Stages, check_writable, load_point, save_point, whole_file, write_json
+
+torch.set_num_threads(2)
+
+NETWORKS = {
+    "convolutions and a pooling": Network((1, 4, 4), [Conv(2), AveragePool(2), Conv(3), Dense(3)]),
+    "colour, filters of size 5": Network((3, 6, 4), [Conv(4, 5), Conv(2, 1), Dense(2)]),
+    "one-dimensional": Network((2, 6), [Conv(3), AveragePool(3), Dense(4)]),
+    "leaky": Network((1, 2, 2), [Dense(5), Dense(2)], ReLU(0.125)),
+    "one dense layer": Network((1, 3, 3), [Dense(4)]),
+    "no parameters": Network((2, 4, 4), [AveragePool(2)]),
+}
+NET = NETWORKS["convolutions and a pooling"]
+
+
+def point(net, seed=0, dtype=np.float64):
+    theta = net.zeros(dtype=dtype)
+    theta.vector[:] = np.random.default_rng(seed).standard_normal(net.size)
+    return theta
+
+
+def content(folder):
+    """Return the files below a folder and their bytes."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# Points
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("net", NETWORKS.values(), ids=NETWORKS)
+def test_a_point_comes_back_bit_for_bit(net, dtype, tmp_path):
+    if net.size == 0:
+        dtype = np.float64  # nothing in the file says another type
+    theta = point(net, dtype=dtype)
+    save_point(tmp_path / "point.npz", theta)
+    loaded = load_point(tmp_path / "point.npz")
+    assert loaded.net == net
+    assert loaded.net.spec == net.spec
+    assert loaded.vector.dtype == dtype
+    assert loaded.vector.tobytes() == theta.vector.tobytes()
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=9, max_size=9))
+@example([-0.0, 5e-324, -5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, 1 / 3, 0, 1, -1])
+def test_every_finite_number_comes_back_bit_for_bit(tmp_path, numbers):
+    theta = Network((1, 2, 1), [Dense(3)]).zeros()
+    theta.vector[:] = numbers
+    save_point(tmp_path / "point.npz", theta)
+    assert load_point(tmp_path / "point.npz").vector.tobytes() == theta.vector.tobytes()
+
+
+@pytest.mark.parametrize("net", NETWORKS.values(), ids=NETWORKS)
+def test_the_file_has_pytorch_shapes_and_no_keys_for_poolings(net, tmp_path):
+    save_point(tmp_path / "point.npz", point(net))
+    with np.load(tmp_path / "point.npz", allow_pickle=False) as file:
+        shapes = {key: file[key].shape for key in file.files}
+        spec = json.loads(file["spec"].item())
+    assert shapes.pop("spec") == ()
+    expected, channels = {}, net.input_shape[0]
+    for layer, description in enumerate(net.layers, start=1):
+        if isinstance(description, Conv):
+            kernel = (description.kernel,) * (len(net.input_shape) - 1)
+            expected[f"W{layer}"] = (description.maps, channels, *kernel)
+            expected[f"b{layer}"] = (description.maps,)
+            channels = description.maps
+        elif isinstance(description, Dense):
+            below = np.prod(net.shapes[layer - 1])
+            expected[f"W{layer}"] = (description.width, below)
+            expected[f"b{layer}"] = (description.width,)
+    assert shapes == expected
+    assert {key: tuple(p.shape) for key, p in Twin(spec).arrays().items()} == expected
+
+
+def test_the_spec_is_the_documented_json(tmp_path):
+    net = Network((3, 8, 8), [Conv(6), AveragePool(2), Dense(10)])
+    save_point(tmp_path / "point.npz", net.zeros())
+    with np.load(tmp_path / "point.npz", allow_pickle=False) as file:
+        assert json.loads(file["spec"].item()) == {
+            "input": [3, 8, 8],
+            "activation": {"name": "relu"},
+            "layers": [
+                {"type": "conv", "maps": 6, "kernel": 3},
+                {"type": "average_pool", "size": 2},
+                {"type": "dense", "width": 10},
+            ],
+        }
+
+
+@pytest.mark.parametrize("name", ["convolutions and a pooling", "one-dimensional", "leaky"])
+def test_pytorch_computes_the_same_outputs_from_the_file(name, tmp_path):
+    theta = point(NETWORKS[name])
+    save_point(tmp_path / "point.npz", theta)
+    x = np.random.default_rng(1).standard_normal((7, *theta.net.input_shape))
+    outputs = from_npz(tmp_path / "point.npz")(x).detach().numpy()
+    np.testing.assert_allclose(theta.net.forward(theta, x), outputs, rtol=1e-12, atol=1e-12)
+
+
+def test_writing_the_same_point_twice_gives_the_same_bytes(tmp_path):
+    save_point(tmp_path / "first.npz", point(NET))
+    time.sleep(0.01)
+    save_point(tmp_path / "second.npz", point(NET))
+    assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
+
+
+# Files that are no points
+
+
+def loading_fails(path, *words):
+    """Check that the file is refused by a ValueError of one line that names it."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        load_point(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert len(message.splitlines()) == 1, message
+    for word in words:
+        assert word in message
+
+
+def arrays():
+    theta = point(NET)
+    return {"spec": np.array(json.dumps(theta.net.spec)), **theta.arrays()}
+
+
+def changed(key, value):
+    return {**arrays(), key: value}
+
+
+def without(key):
+    return {k: v for k, v in arrays().items() if k != key}
+
+
+def with_entry(key, value):
+    found = arrays()
+    found[key] = found[key].copy()
+    found[key].flat[1] = value
+    return found
+
+
+def with_spec(**changes):
+    return changed("spec", np.array(json.dumps({**NET.spec, **changes})))
+
+
+DENSE = {"type": "dense", "width": 3}
+WRONG_ARRAYS = {
+    "no spec": (without("spec"), ["spec"]),
+    "a bias is missing": (without("b3"), ["b3"]),
+    "weights are missing": (without("W4"), ["W4"]),
+    "only a spec": ({"spec": arrays()["spec"]}, ["W1"]),
+    "an array too many": (changed("W5", np.ones(3)), ["W5"]),
+    "an array for the pooling": (changed("W2", np.ones((2, 2))), ["W2"]),
+    "another shape": (changed("W1", np.ones((2, 1, 3, 1))), ["W1", "(2, 1, 3, 3)", "(2, 1, 3, 1)"]),
+    "a shape that broadcasts": (changed("b1", np.ones(1)), ["b1", "(2,)", "(1,)"]),
+    "a scalar": (changed("b1", np.array(1.0)), ["b1", "(2,)", "()"]),
+    "NaN": (with_entry("W3", np.nan), ["W3"]),
+    "infinity": (with_entry("b4", np.inf), ["b4"]),
+    "minus infinity": (with_entry("W4", -np.inf), ["W4"]),
+    "strings": (changed("b1", np.array(["1", "2"])), []),
+    "dates": (changed("b1", np.array([1, 2], "M8[s]")), []),
+    "complex numbers": (changed("b1", np.array([1 + 1j, 2])), []),
+    "pickled objects": (changed("b1", np.array([1.0, None], dtype=object)), ["pickle"]),
+    "a pickled spec": (changed("spec", np.array({"input": [1]}, dtype=object)), ["pickle"]),
+}
+WRONG_SPECS = {
+    "no JSON": changed("spec", np.array("{")),
+    "no JSON, over several lines": changed("spec", np.array("{\n\n")),
+    "no object": changed("spec", np.array("5")),
+    "a number": changed("spec", np.array(5)),
+    "no layers": changed("spec", np.array('{"input": [1, 4, 4], "activation": {"name": "relu"}}')),
+    "an unknown layer": with_spec(layers=[{"type": "sigmoid"}, DENSE]),
+    "an unknown layer, over several lines": with_spec(layers=[{"type": "a\n\nb"}, DENSE]),
+    "a layer with another option": with_spec(layers=[{**DENSE, "stride": 2}]),
+    "a layer that is no object": with_spec(layers=["dense"]),
+    "a filter of even size": with_spec(layers=[{"type": "conv", "maps": 2, "kernel": 2}, DENSE]),
+    "a pooling that does not fit": with_spec(layers=[{"type": "average_pool", "size": 3}, DENSE]),
+    "a width that is not whole": with_spec(layers=[{"type": "dense", "width": 2.5}]),
+    "an unknown activation": with_spec(activation={"name": "tanh"}),
+    "an activation that is no object": with_spec(activation="relu"),
+    "a slope that is no number": with_spec(activation={"name": "leaky_relu", "slope": "a"}),
+    "a slope that is NaN": with_spec(activation={"name": "leaky_relu", "slope": float("nan")}),
+    "an input that is no list": with_spec(input=None),
+    "an input of strings": with_spec(input="144"),
+    "an input whose sizes are not whole": with_spec(input=[1, 4.0, 4]),
+    "an input with one size": with_spec(input=[16]),
+    "more parameters than memory": with_spec(layers=[{"type": "dense", "width": 10**13}]),
+}
+
+
+@pytest.mark.parametrize(("found", "words"), WRONG_ARRAYS.values(), ids=WRONG_ARRAYS)
+def test_arrays_that_are_no_point_are_refused(found, words, tmp_path):
+    np.savez(tmp_path / "point.npz", **found)
+    loading_fails(tmp_path / "point.npz", *words)
+
+
+@pytest.mark.parametrize("found", WRONG_SPECS.values(), ids=WRONG_SPECS)
+def test_a_spec_that_describes_no_network_is_refused(found, tmp_path):
+    np.savez(tmp_path / "point.npz", **found)
+    loading_fails(tmp_path / "point.npz")
+
+
+def not_an_npz(name):
+    file = io.BytesIO()
+    if name == "an .npy":
+        np.save(file, np.ones(3))
+    elif name == "an .npy with pickles":
+        np.save(file, np.array([None]), allow_pickle=True)
+    elif name == "text":
+        file.write(b"W1 b1\n" * 100)
+    elif name == "a zip of other things":
+        import zipfile
+
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("spec.npy", "no array")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "an .npy", "an .npy with pickles", "text", "a zip of other things"]
+)
+def test_a_file_that_is_no_npz_is_refused(name, tmp_path):
+    (tmp_path / "point.npz").write_bytes(not_an_npz(name))
+    loading_fails(tmp_path / "point.npz")
+
+
+def test_a_point_cut_off_anywhere_is_refused(tmp_path):
+    save_point(tmp_path / "point.npz", point(NET))
+    whole = (tmp_path / "point.npz").read_bytes()
+    for length in np.linspace(0, len(whole) - 1, 60, dtype=int):
+        (tmp_path / "cut.npz").write_bytes(whole[:length])
+        loading_fails(tmp_path / "cut.npz")
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_a_damaged_point_is_read_as_it_was_or_refused(write, tmp_path):
+    write(tmp_path / "point.npz", **arrays())
+    whole = (tmp_path / "point.npz").read_bytes()
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        try:
+            loaded = load_point(tmp_path / "damaged.npz")
+        except ValueError as error:
+            assert str(tmp_path / "damaged.npz") in str(error)
+            assert len(str(error).splitlines()) == 1
+            refused += 1
+        else:
+            assert loaded.net == NET
+            assert loaded.vector.tobytes() == point(NET).vector.tobytes()
+    assert refused > 200
+
+
+def test_a_missing_point_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "none.npz"))):
+        load_point(tmp_path / "none.npz")
+
+
+# Whole files
+
+
+def test_a_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    with whole_file(path) as file:
+        file.write(b"half")
+        file.flush()
+        assert not path.exists()
+        file.write(b" and half")
+    assert content(tmp_path) == {Path("new/folder/file.txt"): b"half and half"}
+
+
+def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_bytes(b"old")
+    with whole_file(str(path)) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert content(tmp_path) == {Path("file.txt"): b"new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("older", [{}, {Path("file.txt"): b"old"}], ids=["new", "older file"])
+def test_an_error_leaves_what_was_there(error, older, tmp_path):
+    for name, old in older.items():
+        (tmp_path / name).write_bytes(old)
+    with pytest.raises(error, match="stop"), whole_file(tmp_path / "file.txt") as file:
+        file.write(b"half of the new")
+        raise error("stop")
+    assert content(tmp_path) == older
+
+
+def test_a_folder_of_the_same_name_is_not_replaced(tmp_path):
+    (tmp_path / "file.txt").mkdir()
+    with pytest.raises(OSError), whole_file(tmp_path / "file.txt") as file:  # noqa: PT011
+        file.write(b"new")
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+    assert (tmp_path / "file.txt").is_dir()
+
+
+def test_a_file_has_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with whole_file(tmp_path / "file.txt") as file:
+            file.write(b"")
+        assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o640
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+
+
+def test_a_point_that_cannot_be_written_keeps_the_older_one(tmp_path, monkeypatch):
+    save_point(tmp_path / "point.npz", point(NET))
+    before = content(tmp_path)
+
+    def stop(file, **arrays):
+        file.write(b"PK")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", stop)
+    with pytest.raises(OSError, match="no space left"):
+        save_point(tmp_path / "point.npz", point(NET, seed=1))
+    assert content(tmp_path) == before
+
+
+# Folders
+
+
+@pytest.mark.parametrize("name", ["", "new", "new/and/deeper"])
+def test_a_folder_that_can_be_made_is_writable_and_not_made(name, tmp_path):
+    check_writable(tmp_path / name)
+    check_writable(str(tmp_path / name))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file", "file/folder", "file/folder/deeper"])
+def test_a_path_at_or_below_a_file_is_not_writable(name, tmp_path):
+    (tmp_path / "file").write_bytes(b"kept")
+    with pytest.raises(NotADirectoryError, match=re.escape(str(tmp_path / "file"))):
+        check_writable(tmp_path / name)
+    assert content(tmp_path) == {Path("file"): b"kept"}
+
+
+def test_a_folder_without_permission_is_not_writable(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(PermissionError, match=re.escape(str(tmp_path))):
+        check_writable(tmp_path / "new")
+
+
+def test_a_relative_folder_is_taken_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_bytes(b"")
+    check_writable("out")
+    with pytest.raises(NotADirectoryError):
+        check_writable("file/out")
+
+
+# JSON
+
+
+def test_a_report_comes_back(tmp_path):
+    report = {"risk": 0.1 + 0.2, "name": "Fashion", "points": {"theta": [1, 2.5, None, True]}}
+    write_json(tmp_path / "report.json", report)
+    text = (tmp_path / "report.json").read_text()
+    assert json.loads(text) == report
+    assert text.endswith("}\n")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_report_with_a_number_that_is_not_finite_is_refused(number, tmp_path):
+    write_json(tmp_path / "report.json", {"risk": 1.0})
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "report.json", {"points": {"theta": [{"risk": number}]}})
+    assert content(tmp_path) == before
+
+
+def test_a_report_with_an_array_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "report.json", {"risks": np.ones(2)})
+    assert not list(tmp_path.iterdir())
+
+
+# Stages
+
+
+def test_stages_keep_their_seconds_in_order():
+    stages = Stages(io.StringIO())
+    with stages("long", "working"):
+        time.sleep(0.05)
+    with stages("short", "resting"):
+        pass
+    assert list(stages.seconds) == ["long", "short"]
+    assert 0.05 <= stages.seconds["long"] < 5
+    assert 0 <= stages.seconds["short"] < stages.seconds["long"]
+
+
+def test_a_stage_is_named_when_it_starts_and_timed_when_it_ends():
+    stream = io.StringIO()
+    with Stages(stream)("fit", "fitting"):
+        assert stream.getvalue() == "fitting ..."
+    assert re.fullmatch(r"fitting \.\.\. \d+\.\d s\n", stream.getvalue())
+
+
+def test_a_stage_with_a_line_of_its_own_prints_nothing():
+    stream = io.StringIO()
+    stages = Stages(stream)
+    with stages("curve", "", own_line=True):
+        pass
+    assert stream.getvalue() == ""
+    assert list(stages.seconds) == ["curve"]
+
+
+@pytest.mark.parametrize("own_line", [False, True])
+def test_a_stage_that_fails_ends_its_line_and_has_no_seconds(own_line):
+    stream = io.StringIO()
+    stages = Stages(stream)
+    with pytest.raises(ValueError, match="stop"), stages("fit", "fitting", own_line):
+        raise ValueError("stop")
+    assert stream.getvalue().endswith("\n")
+    assert stages.seconds == {}
+
+
+def test_stages_are_named_on_stderr(capsys):
+    with Stages()("fit", "fitting"):
+        pass
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fitting ...")
