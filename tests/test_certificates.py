@@ -350,7 +350,7 @@ def reference(theta, data, loss):
         risk = torch_twin.risk(affine, data.y[s], loss.name) * len(s) / len(data)
         (G,) = torch.autograd.grad(risk, F)
         largest = max(largest, G.abs().max().item())
-    return len(classes), largest / scale
+    return len(classes), largest / scale if scale else 0.0
 
 
 @over_layouts

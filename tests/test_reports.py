@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -129,7 +130,7 @@ def test_writing_the_same_point_twice_gives_the_same_bytes(tmp_path):
 
 def loading_fails(path, *words):
     """Check that the file is refused by a ValueError of one line that names it."""
-    with pytest.raises(ValueError) as caught:  # noqa: PT011
+    with pytest.raises(ValueError) as caught:
         load_point(path)
     message = str(caught.value)
     assert str(path) in message
@@ -228,8 +229,6 @@ def not_an_npz(name):
     elif name == "text":
         file.write(b"W1 b1\n" * 100)
     elif name == "a zip of other things":
-        import zipfile
-
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("spec.npy", "no array")
     return file.getvalue()
@@ -313,7 +312,7 @@ def test_an_error_leaves_what_was_there(error, older, tmp_path):
 
 def test_a_folder_of_the_same_name_is_not_replaced(tmp_path):
     (tmp_path / "file.txt").mkdir()
-    with pytest.raises(OSError), whole_file(tmp_path / "file.txt") as file:  # noqa: PT011
+    with pytest.raises(OSError), whole_file(tmp_path / "file.txt") as file:
         file.write(b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
     assert (tmp_path / "file.txt").is_dir()
@@ -432,14 +431,32 @@ def test_a_stage_with_a_line_of_its_own_prints_nothing():
     assert list(stages.seconds) == ["curve"]
 
 
-@pytest.mark.parametrize("own_line", [False, True])
-def test_a_stage_that_fails_ends_its_line_and_has_no_seconds(own_line):
+@pytest.mark.parametrize(("own_line", "printed"), [(False, "fitting ...\n"), (True, "")])
+def test_a_stage_that_fails_ends_its_line_and_has_no_seconds(own_line, printed):
     stream = io.StringIO()
     stages = Stages(stream)
     with pytest.raises(ValueError, match="stop"), stages("fit", "fitting", own_line):
         raise ValueError("stop")
-    assert stream.getvalue().endswith("\n")
+    assert stream.getvalue() == printed
     assert stages.seconds == {}
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_the_seconds_count_up_until_the_stage_ends():
+    stream = Terminal()
+    with Stages(stream)("fit", "fitting"):
+        time.sleep(1.3)
+        assert stream.getvalue() == "fitting ...\rfitting ... 1 s"
+    ended = stream.getvalue()
+    assert re.fullmatch(r"fitting \.\.\. 1\.\d s\n", ended.rpartition("\r")[2])
+    time.sleep(1.1)
+    assert stream.getvalue() == ended
 
 
 def test_stages_are_named_on_stderr(capsys):

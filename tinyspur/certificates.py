@@ -100,7 +100,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         trace = list(net.layerwise(theta, columns))
         residuals.append(to_numpy(loss.gradient(trace[-1][1], y[:, rows])))
         magnitudes.append(to_numpy(_magnitude(theta, trace[-2][1] if trace[1:] else columns)))
-        bits = []
+        bits = [np.zeros((1, columns.shape[1]), np.uint8)]
         for layer in net.active_layers:
             z = trace[layer - 1][0]
             margin = min(margin, float(abs(z).min()))
@@ -197,15 +197,14 @@ def _keeps_patterns(rho: float, theta: Parameters, columns: Array, trace: list) 
     net, slope = theta.net, theta.net.activation.slope
     xp = namespace(columns)
     below, d = columns, None
-    for layer in range(1, net.active_layers[-1] + 1):
+    for layer in range(1, max(net.active_layers, default=0) + 1):
         z, o = trace[layer - 1]
         W = theta.W[layer]
-        e = 0 if d is None else abs(W) @ d
+        e = xp.zeros_like(z) if d is None else abs(W) @ d
         if not isinstance(W, AveragePoolingMatrix):
             reach = abs(below) if d is None else abs(below) + d
-            wide = rho * W.support_sums(reach) + rho
-            e = (e + xp.zeros_like(z)).reshape(W.maps_out, W.positions_out, -1) + wide
-            e = e.reshape(z.shape)
+            by_map = e.reshape(W.maps_out, W.positions_out, -1)
+            by_map += rho * W.support_sums(reach) + rho
         if net.is_active(layer):
             if not bool((e * (1 + 1e-9) < abs(z)).all()):
                 return False

@@ -12,6 +12,7 @@ from .losses import CrossEntropy, Loss, SquaredLoss
 NEWTON_STEPS = 500
 GRADIENT_GOAL = 1e-12
 LOGIT_LIMIT = 1e4
+CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
 
 
 class AssumptionError(ValueError):
@@ -55,13 +56,18 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
             f"got {x.shape} and {y.shape}"
         )
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("fit: expected finite x and y, got NaN or infinite values")
     loss.check_targets(y.T)
     mean = x.mean(axis=0)
+    centred = x - mean
+    centred[:, abs(centred).max(axis=0) <= CONSTANT * abs(x).max(axis=0)] = 0
+    rounding = max(x.shape) * np.finfo(float).eps * np.linalg.norm(x, axis=0).max(initial=0)
     if isinstance(loss, SquaredLoss):
-        weights, rank = _least_squares(x - mean, y - y.mean(axis=0))
+        weights, rank = _least_squares(centred, y - y.mean(axis=0), rounding)
         bias, steps = y.mean(axis=0) - mean @ weights, 0
     else:
-        weights, offset, rank, steps = _softmax_regression(x - mean, y, loss)
+        weights, offset, rank, steps = _softmax_regression(centred, y, loss, rounding)
         bias = offset - mean @ weights
     residual = loss.gradient(weights.T @ x.T + bias[:, None], y.T)
     gradient = np.hstack([residual @ x, residual.sum(axis=1, keepdims=True)]) / len(x)
@@ -69,50 +75,55 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
     return AffineFit(weights.T, bias, float(risk), float(abs(gradient).max()), rank + 1, steps)
 
 
-def _least_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the least-norm solution (d_x, d_y) and the rank, by a complete orthogonal QR."""
-    weights, _, rank, _ = scipy.linalg.lstsq(x, y, lapack_driver="gelsy", check_finite=False)
+def _least_squares(x: np.ndarray, y: np.ndarray, rounding: float) -> tuple[np.ndarray, int]:
+    """Return the least-norm solution (d_x, d_y) and the rank, by a complete orthogonal QR.
+
+    What is below `rounding` in the features x counts as zero.
+    """
+    largest = np.linalg.norm(x, axis=0).max(initial=0)
+    if largest <= rounding:
+        return np.zeros((x.shape[1], y.shape[1])), 0
+    weights, _, rank, _ = scipy.linalg.lstsq(
+        x, y, cond=rounding / largest, lapack_driver="gelsy", check_finite=False
+    )
     return weights, int(rank)
 
 
 def _softmax_regression(
-    x: np.ndarray, y: np.ndarray, loss: CrossEntropy
+    x: np.ndarray, y: np.ndarray, loss: CrossEntropy, rounding: float
 ) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Return weights (d_x, d_y), offset (d_y,), rank and steps for centred features x.
 
     Newton's method with a trust region in an orthonormal basis of the features: there the length
     of a step is the root mean square of the move of the logits, and conjugate gradients are short.
     """
-    basis, back, rank = _orthonormal(x)
+    basis, back, rank = _orthonormal(x, rounding)
     features = np.vstack([basis.T, np.ones(len(x))])  # (rank + 1, N), rows of mean square 1
-    y, hard = y.T, bool((y.max(axis=1) == 1).all())
+    y, hard, positive = y.T, bool((y.max(axis=1) == 1).all()), bool(y.min() > 0)
     coefficients, logits = np.zeros((len(y), rank + 1)), np.zeros_like(y)
     risk, radius = loss.value(logits, y).mean(), 1.0
     for step in range(NEWTON_STEPS):
         gradient = loss.gradient(logits, y) @ features.T / len(x)
-        direction, predicted = _newton_direction(loss, logits, y, features, gradient, radius)
+        flat = abs(gradient).max() <= GRADIENT_GOAL
+        reach = np.inf if flat else radius
+        direction, predicted = _newton_direction(loss, logits, y, features, gradient, reach)
         moved = direction @ features
-        if (flat := abs(gradient).max()) <= GRADIENT_GOAL:
-            # The third derivative of the risk along a line is at most the second times the move
-            # of the logits: after a step this short a minimiser exists, and is this close.
-            if abs(moved).max() <= 1e-6:
-                return back @ coefficients[:, :-1].T, coefficients[:, -1], rank, step
-            if flat <= GRADIENT_GOAL / 100 and abs(moved).max() > 0.1:
-                break
-        length, reached = 1, loss.value(logits + moved, y).mean()
-        rounding = 1e-14 * (1 + risk)
-        ratio = 1.0 if predicted <= rounding else (risk - reached) / predicted
+        # The third derivative of the risk along a line is at most the second times the move of the
+        # logits: after a full step this short a minimiser exists and is this close. Where there is
+        # none, the gradient and the curvature vanish together, and the steps stay about as long.
+        if flat and abs(moved).max() <= 1e-6:
+            return back @ coefficients[:, :-1].T, coefficients[:, -1], rank, step
+        if flat and abs(moved).max() > 0.01 and not positive:
+            break
+        reached = loss.value(logits + moved, y).mean()
+        ratio = 1.0 if predicted <= 1e-14 * (1 + risk) else (risk - reached) / predicted
         if ratio < 0.25:
             radius = 0.25 * np.linalg.norm(direction)
         elif ratio > 0.75:
             radius = max(radius, 2 * np.linalg.norm(direction))
-            while (further := loss.value(logits + 2 * length * moved, y).mean()) < reached:
-                length, reached = 2 * length, further
-                if length * abs(moved).max() > LOGIT_LIMIT:
-                    break
         if ratio < 1e-3:
             continue
-        coefficients = coefficients + length * direction
+        coefficients = coefficients + direction
         logits, risk = coefficients @ features, reached
         lead = (logits * y).sum(axis=0) - logits.max(axis=0, where=y < 1, initial=-np.inf)
         if (hard and lead.min() > 0) or np.ptp(logits, axis=0).max() > LOGIT_LIMIT:
@@ -120,7 +131,7 @@ def _softmax_regression(
     else:
         raise RuntimeError(
             f"softmax regression: expected a gradient of {GRADIENT_GOAL:g} within {NEWTON_STEPS} "
-            f"Newton steps, got {flat:.1e} with logits up to {abs(logits).max():.3g}"
+            f"Newton steps, got {abs(gradient).max():.1e} with logits up to {abs(logits).max():.3g}"
         )
     raise AssumptionError(
         f"softmax regression has no minimiser: the risk ({risk:.3g}) falls as long as the logits "
@@ -130,15 +141,13 @@ def _softmax_regression(
     )
 
 
-def _orthonormal(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def _orthonormal(x: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray, int]:
     """Return features (N, rank) with mean square 1, `back` (d_x, rank), the rank.
 
     features = x @ back, so that weights c on the features are weights back @ c on x.
     """
     _, triangle, order = scipy.linalg.qr(x, mode="economic", pivoting=True, check_finite=False)
-    diagonal = abs(np.diag(triangle))
-    tolerance = max(x.shape) * np.finfo(float).eps * (diagonal[0] if diagonal.size else 0)
-    rank = int((diagonal > tolerance).sum())
+    rank = int((abs(np.diag(triangle)) > rounding).sum())
     back = np.zeros((x.shape[1], rank))
     if rank:
         inverse = scipy.linalg.solve_triangular(triangle[:rank, :rank], np.eye(rank))
@@ -167,7 +176,9 @@ def _newton_direction(loss, logits, y, features, gradient, radius) -> tuple[np.n
             for u, v in ((direction, direction), (direction, search), (search, search))
         )
         to_boundary = (-ds + np.sqrt(ds**2 + ss * (radius**2 - dd))) / ss
-        stop = along * to_boundary <= square
+        stop = along <= 0 or along * to_boundary <= square
+        if stop and not np.isfinite(to_boundary):
+            return direction if direction.any() else search, np.inf
         length = to_boundary if stop else square / along
         direction, curved = direction + length * search, curved + length * bent
         if stop:

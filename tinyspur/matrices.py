@@ -121,20 +121,24 @@ class WeightMatrix(ABC):
 
 
 class DenseMatrix(WeightMatrix):
-    """A matrix without structure, shape (out, in); `maps_in` maps lie below it."""
+    """A matrix without structure, shape (out, in), between `maps_in` and `maps_out` maps.
 
-    def __init__(self, weights: Array, maps_in: int = 1):
-        if weights.ndim != 2 or weights.shape[1] % maps_in:
+    Without `maps_out` every row is a map of its own, as the neurons of a dense layer are.
+    """
+
+    def __init__(self, weights: Array, maps_in: int = 1, maps_out: int | None = None):
+        maps_out = weights.shape[0] if maps_out is None else maps_out
+        if weights.ndim != 2 or weights.shape[0] % maps_out or weights.shape[1] % maps_in:
             raise ValueError(
-                f"dense: expected weights (out, in) with in a multiple of {maps_in} maps, "
-                f"got {weights.shape}"
+                f"dense: expected weights (out, in) with out a multiple of {maps_out} and in of "
+                f"{maps_in} maps, got {weights.shape}"
             )
         self.weights = weights
-        self.maps_out, self.positions_out = weights.shape[0], 1
+        self.maps_out, self.positions_out = maps_out, weights.shape[0] // maps_out
         self.maps_in, self.positions_in = maps_in, weights.shape[1] // maps_in
 
     def with_weights(self, weights: Array) -> DenseMatrix:
-        return DenseMatrix(weights, self.maps_in)
+        return DenseMatrix(weights, self.maps_in, self.maps_out)
 
     def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
         entries = to_numpy(self.weights)
@@ -142,7 +146,7 @@ class DenseMatrix(WeightMatrix):
 
     @property
     def T(self) -> DenseMatrix:
-        return DenseMatrix(self.weights.T)
+        return DenseMatrix(self.weights.T, self.maps_out, self.maps_in)
 
     @property
     def nnz(self) -> int:
@@ -152,7 +156,7 @@ class DenseMatrix(WeightMatrix):
         return delta @ o.T
 
     def support_sums(self, a: Array) -> Array:
-        return a.sum(axis=0)[None]
+        return namespace(a).broadcast_to(a.sum(axis=0), (self.positions_out, a.shape[1]))
 
     def _product(self, o: Array) -> Array:
         return self.weights @ o
@@ -175,7 +179,7 @@ class ConvolutionMatrix(WeightMatrix):
         kernel = filters.shape[2:]
         if len(kernel) != len(map_shape) or not kernel:
             raise ValueError(
-                f"convolution: expected filters (T, C, {'k, ' * len(map_shape)}) on maps "
+                f"convolution: expected filters (T, C{', k' * len(map_shape)}) on maps "
                 f"{tuple(map_shape)}, got {filters.shape}"
             )
         if any(k % 2 == 0 for k in kernel):
@@ -343,7 +347,7 @@ class AveragePoolingMatrix(WeightMatrix):
         return self.shape[1]
 
     def _details(self) -> str:
-        return f", {self.maps_in} maps, size {self.size}"
+        return f", {self.maps_in} map{'s' * (self.maps_in > 1)}, size {self.size}"
 
     def _windows(self) -> tuple[list[int], tuple[int, ...]]:
         split = [m for n in self.map_shape for m in (n // self.size, self.size)]
@@ -359,7 +363,7 @@ class AveragePoolingMatrix(WeightMatrix):
         coarse = [1 if axis in axes else n for axis, n in enumerate((self.maps_in, *split))]
         share = delta.reshape(*coarse, -1) / self.size ** len(self.map_shape)
         fine = (self.maps_in, *split, delta.shape[1])
-        return xp.broadcast_to(share, fine).reshape(self.shape[1], -1)
+        return xp.broadcast_to(share, fine).copy().reshape(self.shape[1], -1)
 
 
 class TransposedMatrix(WeightMatrix):

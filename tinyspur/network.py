@@ -49,9 +49,16 @@ _LAYER_TYPES = {"conv": Conv, "average_pool": AveragePool, "dense": Dense}
 
 @dataclass(frozen=True)
 class ReLU:
-    """sigma(z) = z for z > 0 and `slope` * z elsewhere; slope 0 is ReLU, slope > 0 leaky ReLU."""
+    """sigma(z) = z for z > 0 and `slope` * z elsewhere; slope 0 is ReLU, slope > 0 leaky ReLU.
+
+    Raises ValueError for a slope that is negative or not finite.
+    """
 
     slope: float = 0.0
+
+    def __post_init__(self):
+        if not (isinstance(self.slope, float | int) and 0 <= self.slope < math.inf):
+            raise ValueError(f"activation: expected a finite slope >= 0, got {self.slope!r}")
 
     def __call__(self, z: Array) -> Array:
         """Return sigma(z)."""
@@ -120,7 +127,7 @@ class Network:
         self.layers = tuple(layers)
         self.activation = activation or ReLU()
         self.memory_budget = memory_budget
-        if len(self.input_shape) not in (2, 3) or any(n < 1 for n in self.input_shape):
+        if len(self.input_shape) not in (2, 3) or not all(map(_positive, self.input_shape)):
             raise ValueError(f"network: expected an input (C, H, W) or (C, W), got {input_shape}")
         if not self.layers:
             raise ValueError("network: expected at least one layer")
@@ -161,11 +168,11 @@ class Network:
             for layer in spec["layers"]:
                 fields = dict(layer)
                 layers.append(_LAYER_TYPES[fields.pop("type")](**fields))
-            activation = dict(spec["activation"])
-            if activation.pop("name") not in ("relu", "leaky_relu"):
-                raise ValueError(f"unknown activation {spec['activation']}")
-            return cls(tuple(spec["input"]), layers, ReLU(**activation))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            activation = ReLU(spec["activation"].get("slope", 0.0))
+            if activation.spec != spec["activation"]:
+                raise ValueError(f"network spec: unknown activation {spec['activation']}")
+            return cls(tuple(spec["input"]), layers, activation)
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"network spec: {type(error).__name__} {error} in {spec}") from error
 
     def zeros(self, like: Array | None = None, dtype: type = np.float64) -> Parameters:
@@ -260,7 +267,7 @@ class Network:
 
     def chunks(self, theta: Parameters, x: np.ndarray) -> Iterator[tuple[slice, Array]]:
         """Yield slices of samples and their columns (n_0, chunk), on the device of `theta`."""
-        if x.shape[1:] != self.input_shape:
+        if x.shape[1:] != self.input_shape or not len(x):
             raise ValueError(
                 f"inputs: expected (N, {', '.join(map(str, self.input_shape))}), got {x.shape}"
             )
@@ -319,7 +326,9 @@ class Network:
         for number, layer in enumerate(self.layers, start=1):
             maps, *size = shapes[-1]
             where = f"layer {number}, {layer}"
-            if any(not isinstance(v, int) or v < 1 for v in asdict(layer).values()):
+            if not isinstance(layer, Layer):
+                raise ValueError(f"{where}: expected Conv, AveragePool or Dense")
+            if not all(map(_positive, asdict(layer).values())):
                 raise ValueError(f"{where}: expected positive whole numbers")
             if not isinstance(layer, Dense) and not size:
                 raise ValueError(f"{where}: expected maps below it, got a dense layer's output")
@@ -399,6 +408,10 @@ class Parameters:
             named[f"W{layer}"] = to_numpy(self.W[layer].weights)
             named[f"b{layer}"] = to_numpy(self.b[layer])
         return named
+
+
+def _positive(n: object) -> bool:
+    return isinstance(n, int) and not isinstance(n, bool) and n > 0
 
 
 class _ByLayer(dict):
