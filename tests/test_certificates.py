@@ -21,6 +21,16 @@ from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU
 
 torch.set_num_threads(2)
 
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Let PyTorch work alone: for tensors this small a second thread costs more than it gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 ALMOST = 1 - 1e-12  # of the radius: what rounding may add to a distance
 
@@ -456,6 +466,21 @@ def test_a_stationary_point_is_not_certified_where_single_classes_are_not_statio
     escape = measure_escape(theta, moved, "saddle", certificate.radius, data, SQUARED)
     assert escape.distance <= certificate.radius * (1 + 1e-12)
     assert escape.decrease > 0
+
+
+def test_large_weights_that_cancel_do_not_make_a_point_stationary():
+    """Two equal units cancel exactly; the bias of the output lowers the risk at first order."""
+    net = Network((1, 1, 1), [Dense(2), Dense(1)])
+    theta = Parameters(net, np.array([1.0, 1.0, 8.0, 8.0, 2.0**44, -(2.0**44), 0.0]))
+    x = np.arange(4.0).reshape(4, 1, 1, 1)
+    data = TrainingSet(x, np.array([[1.0], [-1.0], [1.0], [-1.125]]))
+    assert np.array_equal(net.forward(theta, x), np.zeros((4, 1)))
+    lower = theta.copy()
+    lower.b[2][0] = -(2.0**-6)
+    assert net.risk(lower, data, SQUARED) < net.risk(theta, data, SQUARED)
+    certificate = certify_cell(theta, data, SQUARED)
+    assert certificate.kinks == () and certificate.classes == 1
+    assert not certificate.holds
 
 
 # What it means

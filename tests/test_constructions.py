@@ -1,5 +1,6 @@
-"""theta, the data split, theta', lower points and witnesses, for convolutions below a dense layer."""
+"""theta, the data split, theta', lower points and witnesses of convolutional networks."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -41,11 +42,21 @@ from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU
 
 torch.set_num_threads(2)
 
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Let PyTorch work alone: for tensors this small a second thread costs more than it gives."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 
 over_losses = pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"])
 over_rules = pytest.mark.parametrize("rule", ["steepest", "largest"])
-over_seeds = pytest.mark.parametrize("seed", range(4))
+over_seeds = pytest.mark.parametrize("seed", range(3))
 
 
 def twin_of(theta):
@@ -93,7 +104,8 @@ def random_embedding(
     below = phi.net.depth - 1
     for t in range(maps[-3]):  # half active: nonlinear, and no map is dead
         z = (phi.W[below] @ layer_input(phi, x, below)).reshape(maps[-3], -1)
-        phi.b[below][t] = -np.round(np.quantile(z[t], 0.3 + 0.2 * t)) - 0.5 * (not quantised)
+        middle = np.quantile(z[t], 0.3 + 0.1 * t)
+        phi.b[below][t] = -np.round(middle) if quantised else -middle
     theta, pair = embed(net, phi, x, variant)
     y = targets_for(loss, rng, samples, outputs)
     if quantised:
@@ -126,14 +138,14 @@ def refuses(error, message):
 # theta, linear
 
 LINEAR = {
-    "three convolutions": dict(shape=(1, 5, 5), maps=(2, 3, 4)),
-    "convolutions below": dict(shape=(1, 4, 4), maps=(3, 4, 5, 6, 6)),
-    "colour": dict(shape=(3, 8, 8), maps=(4, 6, 5), samples=260),
-    "one direction": dict(shape=(2, 9), maps=(3, 4, 5)),
-    "filters of size 1": dict(shape=(1, 4, 4), maps=(2, 3, 3), kernel=1),
-    "filters of size 5": dict(shape=(1, 4, 4), maps=(1, 2, 4, 4), kernel=5),
-    "negative pixels": dict(shape=(2, 3, 3), maps=(2, 4, 4), low=-4.0),
-    "one output": dict(shape=(1, 4, 4), maps=(1, 3, 3), outputs=1),
+    "three convolutions": {"shape": (1, 5, 5), "maps": (2, 3, 4)},
+    "convolutions below": {"shape": (1, 4, 4), "maps": (3, 4, 5, 6, 6)},
+    "colour": {"shape": (3, 8, 8), "maps": (4, 6, 5), "samples": 260},
+    "one direction": {"shape": (2, 9), "maps": (3, 4, 5)},
+    "filters of size 1": {"shape": (1, 4, 4), "maps": (2, 3, 3), "kernel": 1},
+    "filters of size 5": {"shape": (1, 4, 4), "maps": (1, 2, 4, 4), "kernel": 5},
+    "negative pixels": {"shape": (2, 3, 3), "maps": (2, 4, 4), "low": -4.0},
+    "one output": {"shape": (1, 4, 4), "maps": (1, 3, 3), "outputs": 1},
 }
 over_linear = pytest.mark.parametrize("case", LINEAR)
 
@@ -256,10 +268,10 @@ def test_a_dead_map_of_the_subnetwork_needs_no_relay():
 
 
 def slopes_by_hand(v, w, u):
-    """Return the values and, for each gap between two, S = (1/N) sum_j w^j sum_{v_i^j > eta} u_i."""
+    """Return the values, and S = (1/N) sum_j w^j sum_{i: v_i^j > eta} u_i for each gap."""
     values = sorted(set(v.ravel().tolist()))
     slopes = []
-    for low, high in zip(values, values[1:], strict=False):
+    for low, high in itertools.pairwise(values):
         eta, total = (low + high) / 2, 0.0
         for j in range(v.shape[0]):
             for i in range(v.shape[1]):
@@ -357,7 +369,7 @@ def first_groups(v, u):
     return np.array(found)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("quantised", [False, True], ids=["generic", "ties"])
 def test_the_largest_threshold_is_that_of_the_lemma(seed, quantised):
     theta, pair, data, _ = random_embedding(seed, quantised=quantised)
@@ -418,7 +430,7 @@ def all_splits(theta, pair, data, loss, m, k, width):
     v, w, u = by_hand(theta, pair, data, loss, m, k)
     values = np.unique(v)
     some = split_data(theta, pair, data, loss)
-    for low, high in zip(values, values[1:], strict=False):
+    for low, high in itertools.pairwise(values):
         if high - low <= width * (values[-1] - values[0]):
             continue
         eta = (low + high) / 2
@@ -445,7 +457,7 @@ def moved(theta, layer, target, step):
 
 
 @over_losses
-@over_seeds
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("maps", [(3, 5, 6), (2, 2, 4, 5)])
 def test_theta_prime_keeps_every_output_and_has_the_slope_of_the_split(loss, seed, maps):
     theta, pair, data, _ = random_embedding(seed, loss, maps=maps)
@@ -513,7 +525,7 @@ def test_theta_prime_changes_only_what_the_lemma_names(seed):
 
 @over_seeds
 def test_the_literal_theta_prime_keeps_the_risk_with_one_output(seed):
-    options = dict(outputs=1, maps=(3, 5, 6), variant="literal")
+    options = {"outputs": 1, "maps": (3, 5, 6), "variant": "literal"}
     theta, pair, data, _ = random_embedding(seed, **options)
     outputs = theta.net.forward(theta, data.x)
     cases = {True: 0, False: 0}
@@ -536,7 +548,7 @@ def test_the_literal_theta_prime_keeps_the_risk_with_one_output(seed):
 def test_the_literal_theta_prime_changes_the_other_outputs_where_a_bias_was_raised(seed):
     """E6: it keeps the risk with several outputs only where eta < -b or no bias was raised."""
     theta, pair, data, phi = random_embedding(seed, variant="literal")
-    repaired, _ = embed(theta.net, phi, data.x)
+    repaired, relays = embed(theta.net, phi, data.x)
     risk, outputs = theta.net.risk(theta, data, SQUARED), theta.net.forward(theta, data.x)
     close(repaired.net.risk(repaired, data, SQUARED), risk)
     seen = set()
@@ -551,7 +563,7 @@ def test_the_literal_theta_prime_changes_the_other_outputs_where_a_bias_was_rais
                 assert kept == (split.threshold < -b)
                 if not kept:
                     assert abs(theta.net.risk(prime, data, SQUARED) - risk) > 1e-3 * risk
-                other = equal_risk_point(repaired, pair, split)
+                other = equal_risk_point(repaired, relays, split)
                 close(theta.net.forward(other, data.x), outputs)
                 seen.add(kept)
     assert seen == {True, False}
@@ -590,8 +602,7 @@ def test_the_lower_point_is_strictly_lower(loss, rule, seed, kind):
         assert lower.risk < risk
         assert lower.risk == net.risk(lower.theta, data, loss)
         close(lower.risk, torch_twin.risk(twin_of(lower.theta)(data.x), data.y, loss.name).item())
-        assert lower.decrease == net.risk(prime, data, loss) - lower.risk
-        assert abs(lower.decrease - (risk - lower.risk)) < 1e-12 * risk
+        assert lower.decrease == risk - lower.risk
         assert lower.decrease > 0
         assert lower.step * split.slope < 0
         assert abs(lower.step) < (split.gap[1] - split.gap[0]) / 2
@@ -677,13 +688,11 @@ def test_only_dead_maps_are_revived():
         with refuses(ValueError, f"got {layer}, {target}"):
             revive(theta, data, SQUARED, layer, target)
     one = theta.copy()
-    index = 7  # a single sample and location activate the map
-    x = data.x[index].ravel()
+    # A single pixel of a single sample activates the map.
     one.W[pair.below].weights[1, 0, 1, 1] = 1
     one.b[pair.below][1] = -np.sort(data.x.ravel())[-2:].mean()
     with refuses(AssumptionError, "is not dead: 1 samples activate it"):
         revive(one, data, SQUARED, pair.below, 1)
-    assert x.shape == (25,)
 
 
 @over_losses
@@ -1015,9 +1024,13 @@ def test_unknown_names_are_refused():
         equal_risk_point(theta, pair, split, "Literal")
     with refuses(ValueError, expected):
         find_spurious_minimum(theta, pair, data, SQUARED, variant="Literal")
-    for m in (1, -1, 7):
-        with refuses(ValueError, f"map {m} of layer 1 is not relayed; expected one of (0,)"):
-            split_data(theta, pair, data, SQUARED, map=m)
+
+
+@pytest.mark.parametrize("m", [1, -1, 7])
+def test_a_split_needs_a_map_that_is_relayed(m):
+    theta, pair, data = small_problem(SQUARED)
+    with refuses(ValueError, f"map {m} of layer 1 is not relayed; expected one of (0,)"):
+        split_data(theta, pair, data, SQUARED, map=m)
 
 
 @pytest.mark.parametrize(

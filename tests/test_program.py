@@ -67,11 +67,16 @@ class Run:
 
 
 @pytest.fixture
-def program(demo, tmp_path, capsys):
-    def call(*options, out=None):
+def program(demo, tmp_path, capsys, monkeypatch):
+    """The program in this process; with `figure` it draws, otherwise it writes an empty figure."""
+
+    def call(*options, out=None, figure=False):
         out = tmp_path / "out" if out is None else out
         capsys.readouterr()
-        status = demo.main([*map(str, options), "--out", str(out)])
+        with monkeypatch.context() as patch:
+            if not figure:
+                patch.setattr(demo, "draw_spurious_minimum", lambda path, *_: path.write_bytes(b""))
+            status = demo.main([*map(str, options), "--out", str(out)])
         return Run(status, *capsys.readouterr(), out)
 
     return call
@@ -91,7 +96,7 @@ def small(tmp_path):
     return tmp_path / "small.npz"
 
 
-QUICK = ["--descend", "2", "--backend", "numpy"]
+QUICK = ["--descend", "1", "--backend", "numpy"]
 
 
 def training_arrays(images, labels, classes, smoothing):
@@ -137,10 +142,10 @@ def check_risks(run, x, y, rel=1e-10):
     return risks
 
 
-REPORT_KEYS = set(
-    "dataset network loss label_smoothing seed backend dtype variant points split verdict "
-    "seconds".split()
-)
+REPORT_KEYS = {
+    *("dataset", "network", "loss", "label_smoothing", "seed", "backend", "dtype", "variant"),
+    *("points", "split", "verdict", "seconds"),
+}
 POINT_KEYS = {
     "theta": {"risk", "gradient_norm", "certificate", "file"},
     "theta_prime": {"risk", "risk_difference", "file"},
@@ -148,8 +153,10 @@ POINT_KEYS = {
     "descended": {"risk", "file"},
     "escape": {"kind", "risk", "decrease", "step", "distance", "file"},
 }
-CERTIFICATE_KEYS = set("kind holds classes margin radius stationarity evidence_only".split())
-SPLIT_KEYS = set("layer map location output threshold above below partial_sum".split())
+CERTIFICATE_KEYS = {
+    *("kind", "holds", "classes", "margin", "radius", "stationarity", "evidence_only")
+}
+SPLIT_KEYS = {*("layer", "map", "location", "output", "threshold", "above", "below", "partial_sum")}
 
 
 def check_keys(report, points):
@@ -167,6 +174,7 @@ def check_keys(report, points):
 def check_spurious(run):
     """Check that the run ended well and that its numbers bear out its verdict."""
     assert run.status == 0, run.errors
+    assert "Traceback" not in run.errors
     report = run.report
     theta, prime, lower = (report["points"][n] for n in ("theta", "theta_prime", "lower"))
     assert report["verdict"] == SPURIOUS
@@ -295,7 +303,7 @@ def test_the_default_run_prints_the_risks_of_its_report(default_run):
 
 
 def test_hard_labels_that_are_separable_have_no_minimiser(program):
-    run = program("--loss", "cross-entropy", "--samples", 1000, "--backend", "numpy")
+    run = program("--loss", "cross-entropy", "--samples", 700, "--backend", "numpy")
     check_refused(run, "no minimiser", "separates classes")
     assert NO_CIFAR10 in run.printed
 
@@ -305,16 +313,14 @@ def test_hard_labels_that_are_separable_have_no_minimiser(program):
 
 VARIETY = {
     "squared": [],
-    "squared, smoothed": ["--label-smoothing", "0.3"],
+    "squared, smoothed, largest split": ["--label-smoothing", "0.3", "--split", "largest"],
     "cross-entropy": ["--loss", "cross-entropy", "--label-smoothing", "0.1"],
     "cross-entropy, largest split": [
         *["--loss", "cross-entropy", "--label-smoothing", "0.1", "--split", "largest"]
     ],
-    "largest split": ["--split", "largest"],
-    "just enough maps": ["--maps", "1", "3", "3"],
+    "hard labels, just enough maps": ["--loss", "cross-entropy", "--maps", "1", "3", "3"],
     "more convolutions": ["--maps", "3", "5", "4", "7", "3"],
-    "one output": ["--output-unit", "2"],
-    "fewer samples": ["--samples", "100", "--seed", "3"],
+    "fewer samples, one output": ["--samples", "100", "--seed", "3", "--output-unit", "2"],
 }
 
 
@@ -354,7 +360,7 @@ def test_no_step_within_the_radius_lowers_the_risk_in_pytorch(loss, program, sma
     least = twin_risk(run.out / "theta.npz", x, y, loss)
     theta = run.theta
     for scale in (1.0, 1e-1, 1e-3):
-        for _ in range(15):
+        for _ in range(5):
             moved = {
                 key: a + scale * radius * rng.choice([-1, 1], a.shape) if a.ndim else a
                 for key, a in theta.items()
@@ -369,7 +375,7 @@ def test_no_step_within_the_radius_lowers_the_risk_in_pytorch(loss, program, sma
 @pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
 def test_the_literal_variant_is_no_local_minimum(loss, split, program, small):
     options = ["--variant", "literal", "--split", split, "--label-smoothing", "0.1"]
-    run = program("--data", small, *QUICK, "--loss", loss, *options)
+    run = program("--data", small, *QUICK, "--loss", loss, *options, figure=loss == "squared")
     assert run.status == 0, run.errors
     report = run.report
     assert report["variant"] == "literal"
@@ -380,14 +386,15 @@ def test_the_literal_variant_is_no_local_minimum(loss, split, program, small):
     assert report["points"]["theta"]["certificate"]["holds"] is False
     check_keys(report, ["theta", "theta_prime", "lower", "descended", "escape"])
     check_files(run)
-    check_figure(run.out / "figure.png")
+    if loss == "squared":
+        check_figure(run.out / "figure.png")
     data = datasets.load_npz(small)
     x, y = training_arrays(data.images, data.labels, 3, 0.1)
     risks = check_risks(run, x, y)
     escape = report["points"]["escape"]
-    assert 0 < escape["decrease"]
+    assert escape["decrease"] > 0
     assert risks["escape"] < risks["theta"]
-    assert 0 < escape["step"]
+    assert escape["step"] > 0
     theta, reached = run.theta, run.arrays("escape")
     moves = [abs(reached[key] - theta[key]).max() for key in theta if key != "spec"]
     assert escape["distance"] == pytest.approx(max(moves), rel=1e-12)
@@ -411,10 +418,11 @@ def test_the_split_is_for_the_output_that_was_asked_for(unit, program, small):
 
 
 def test_more_convolutions_put_the_pair_at_the_top(program, small):
-    run = program("--data", small, *QUICK, "--maps", 3, 5, 4, 7, 3)
+    run = program("--data", small, "--descend", 0, "--maps", 3, 5, 4, 7, 3, figure=True)
     check_spurious(run)
     assert [layer.get("maps") for layer in run.report["network"]["layers"]] == [3, 5, 4, 7, 3, None]
     assert (run.report["split"]["layer"], run.report["points"]["lower"]["layer"]) == (3, 4)
+    check_figure(run.out / "figure.png")
 
 
 def test_without_descent_no_descended_point_is_written(program, small):
@@ -500,10 +508,10 @@ def test_an_escape_in_float32_is_one_in_pytorch_too(brightness, seed, program, t
     assert SPURIOUS not in run.report["verdict"]
     x, y = training_arrays(brightness * images, labels, 3, 0.0)
     theta, escape = (twin_risk(run.out / f"{n}.npz", x, y, "squared") for n in ("theta", "escape"))
-    claimed = run.report["verdict"].startswith("not a local minimum")
-    assert claimed == (brightness == 1) or not claimed or escape < theta
-    if claimed:
+    if run.report["verdict"].startswith("not a local minimum"):
         assert escape < theta
+    else:
+        assert run.report["verdict"].startswith("not certified")
 
 
 @pytest.mark.parametrize("split", ["steepest", "largest"])
@@ -511,10 +519,10 @@ def test_an_escape_in_float32_is_one_in_pytorch_too(brightness, seed, program, t
 def test_images_of_two_values_have_no_split(offset, split, program, tmp_path):
     # In the one gap between the values the network of the lower point is an affine map of the
     # image, and none has a lower risk than theta.
-    for seed in range(5):
+    for seed in range(4):
         images, labels = images_and_labels(seed=seed)
         np.savez(tmp_path / "two.npz", images=np.round(images) + offset, labels=labels)
-        run = program("--data", tmp_path / "two.npz", *QUICK, "--split", split)
+        run = program("--data", tmp_path / "two.npz", "--descend", 0, "--split", split)
         assert SPURIOUS not in run.printed, seed
         assert run.status == 2 or run.report["verdict"] != SPURIOUS
 
@@ -537,7 +545,10 @@ def test_the_scale_of_the_pixels_does_not_matter(brightness, offset, program, tm
 
 
 def cifar10_images(samples=200, seed=0):
-    """Return coarse pictures made of pieces of real images, as (N, 3, 32, 32) bytes, and labels."""
+    """Return coarse pictures made of pieces of real images, as (N, 3, 32, 32) bytes, and labels.
+
+    They have 4 x 4 flat squares, so that an affine map of them has 49 dimensions and not 3,073.
+    """
     with np.load(SAMPLE) as npz:
         images, labels = npz["images"], npz["labels"]
     rng = np.random.default_rng(seed)
@@ -546,6 +557,7 @@ def cifar10_images(samples=200, seed=0):
         y, x = rng.integers(0, 17, size=2)
         piece = images[i % 20, :, y : y + 16, x : x + 16][..., :: rng.choice([-1, 1])]
         means = piece.reshape(3, 4, 4, 4, 4).mean(axis=(2, 4))
+        means = np.clip(means + rng.integers(-9, 10, means.shape), 0, 255)  # no two alike
         found.append(np.kron(means, np.ones((8, 8))).astype(np.uint8))
     return np.array(found), labels[np.arange(samples) % 20]
 
@@ -580,7 +592,7 @@ def check_cifar10(run, samples=200):
 
 
 def test_an_archive_of_cifar10_is_read(program, archive):
-    run = program("--data", archive, *QUICK)
+    run = program("--data", archive, *QUICK, figure=True)
     check_cifar10(run)
     check_files(run)
     images, labels = cifar10_images()
@@ -656,7 +668,6 @@ def check_refused(run, *words):
     assert lines[-1].startswith("error: ")
     assert sum("error:" in line for line in lines) == 1
     assert "Traceback" not in run.errors + run.printed
-    assert "verdict: " + SPURIOUS != (run.printed.splitlines() or [""])[-1]
     for word in words:
         assert word in lines[-1]
     assert not run.out.exists() or not run.files

@@ -62,11 +62,7 @@ def load_point(path: str | Path) -> Parameters:
     Raises ValueError for a file that is not such an NPZ: unreadable, with pickles, with arrays
     missing, surplus, of other shapes or not finite.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: expected an NPZ without pickles, {error}") from error
+    arrays = read_arrays(path)
     if "spec" not in arrays:
         raise ValueError(f"{path}: expected an array 'spec', got {sorted(arrays)}")
     net = Network.from_spec(str(arrays.pop("spec")))
@@ -82,6 +78,15 @@ def load_point(path: str | Path) -> Parameters:
             raise ValueError(f"{path}: {key} has NaN or infinite values")
         view[...] = arrays[key]
     return theta
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an NPZ file; ValueError if it is damaged or holds pickles."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise ValueError(f"{path}: expected an NPZ without pickles, {error}") from error
 
 
 def write_json(path: str | Path, report: dict) -> None:

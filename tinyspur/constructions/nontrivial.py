@@ -15,7 +15,7 @@ from ..network import Conv, Dense, Network, Parameters, TrainingSet
 from .embedding import MARGIN
 from .relays import set_constant, set_relay
 
-RANDOM_FILTERS = 20
+RANDOM_FILTERS = 100
 TIE = 1e-9  # responses closer than this share of their range count as equal
 
 
@@ -85,7 +85,6 @@ def _isolate(W: ConvolutionMatrix, x: np.ndarray, isolated: int, seed: int):
     shape = W.weights.shape[1:]
     centre = np.zeros(shape)
     centre[(0, *W.centre)] = 1
-    best = None
     for trial in range(1 + RANDOM_FILTERS):
         p = rng.standard_normal(shape) if trial else centre
         responses = W.with_weights(p[None]) @ x.T
@@ -96,12 +95,9 @@ def _isolate(W: ConvolutionMatrix, x: np.ndarray, isolated: int, seed: int):
         gap = (values[1] - values[0]) / (values[-1] - responses.min() or 1.0)
         apart = len(set(positions.tolist())) == len(set(samples.tolist())) == isolated
         if apart and gap > TIE:
-            best = (p, (values[0] + values[1]) / 2, positions, samples, values[1:])
-            break
-    if best is None:
-        raise AssumptionError(
-            f"nontrivial minimum: none of {1 + RANDOM_FILTERS} filters has its {isolated} largest "
-            "responses at different samples and different positions, apart from the next"
-        )
-    p, threshold, positions, samples, values = best
-    return p, threshold, positions, samples, values - threshold
+            threshold = (values[0] + values[1]) / 2
+            return p, threshold, positions, samples, values[1:] - threshold
+    raise AssumptionError(
+        f"nontrivial minimum: none of {1 + RANDOM_FILTERS} filters has its {isolated} largest "
+        "responses at different samples and different positions, apart from the next"
+    )

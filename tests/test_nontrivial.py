@@ -1,0 +1,124 @@
+"""The nontrivial minimum: isolated samples with patterns of their own."""
+
+import numpy as np
+import pytest
+
+from tinyspur import (
+    AssumptionError,
+    AveragePool,
+    Conv,
+    CrossEntropy,
+    Dense,
+    Network,
+    SquaredLoss,
+    TrainingSet,
+    certify_cell,
+    datasets,
+    embed,
+    find_spurious_minimum,
+    fit_affine,
+    one_hot,
+    subnetwork,
+)
+from tinyspur.constructions.nontrivial import nontrivial_minimum
+
+LOSS = SquaredLoss()
+
+
+def random_set(samples=120, shape=(1, 5, 5), classes=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return TrainingSet(
+        rng.standard_normal((samples, *shape)), rng.standard_normal((samples, classes))
+    )
+
+
+def small_net(shape=(1, 5, 5), maps=(2,), classes=3):
+    return Network(shape, [*map(Conv, maps), Dense(classes)])
+
+
+@pytest.mark.parametrize("isolated", [1, 2, 5])
+@pytest.mark.parametrize("maps", [(2,), (3, 4), (4, 4, 4)])
+@pytest.mark.parametrize("shape", [(1, 5, 5), (2, 3, 4), (1, 12)])
+def test_it_is_certified_with_one_class_for_each_isolated_sample_and_one_for_the_rest(
+    shape, maps, isolated
+):
+    data = random_set(shape=shape)
+    net = small_net(shape, [m + shape[0] - 1 for m in maps])
+    theta = nontrivial_minimum(net, data, LOSS, isolated)
+    certificate = certify_cell(theta, data, LOSS)
+    assert certificate.holds
+    assert certificate.classes == isolated + 1
+    fired = net.patterns(theta, data.x)[1][:, : net.positions(1)]
+    assert fired.sum() == isolated
+    assert set(fired.sum(axis=0)) == set(fired.sum(axis=1)) == {0, 1}
+
+
+def test_isolated_samples_are_exact_and_the_others_have_their_own_best_fit():
+    data, isolated = random_set(), 3
+    net = small_net()
+    theta = nontrivial_minimum(net, data, LOSS, isolated)
+    alone = net.patterns(theta, data.x)[1][:, : net.positions(1)].any(axis=1)
+    outputs = net.forward(theta, data.x)
+    assert abs(outputs[alone] - data.y[alone]).max() < 1e-12
+    others = data.x[~alone].reshape(-1, 25), data.y[~alone]
+    fit = fit_affine(*others, LOSS)
+    assert abs(outputs[~alone] - (others[0] @ fit.weights.T + fit.bias)).max() < 1e-12
+    share = (~alone).mean()
+    assert net.risk(theta, data, LOSS) == pytest.approx(share * fit.risk, rel=1e-12)
+
+
+def test_it_is_lower_than_the_linear_minimum_on_images():
+    images = datasets.bundled().subset(1500, seed=0)
+    data = TrainingSet(images.pixels(), one_hot(images.labels, images.classes))
+    net = small_net((1, 28, 28), (3,), 10)
+    theta = nontrivial_minimum(net, data, LOSS)
+    assert certify_cell(theta, data, LOSS).holds
+    linear = fit_affine(data.x.reshape(1500, -1), data.y, LOSS).risk
+    assert net.risk(theta, data, LOSS) < linear
+
+
+def test_ties_of_the_pixels_are_broken_by_a_seeded_random_filter():
+    data = random_set()
+    saturated = TrainingSet(np.minimum(data.x, 0.5), data.y)
+    net = small_net()
+    theta = nontrivial_minimum(net, saturated, LOSS, seed=3)
+    again = nontrivial_minimum(net, saturated, LOSS, seed=3)
+    other = nontrivial_minimum(net, saturated, LOSS, seed=4)
+    assert (theta.vector == again.vector).all()
+    assert (theta.W[1].weights[0] != other.W[1].weights[0]).any()
+    assert np.count_nonzero(theta.W[1].weights[0]) == 9
+    assert certify_cell(theta, saturated, LOSS).holds
+
+
+@pytest.mark.parametrize("isolated", [1, 3])
+def test_it_serves_as_the_subnetwork_of_a_spurious_minimum(isolated):
+    data = random_set(shape=(1, 4, 4))
+    net = Network((1, 4, 4), [Conv(3), Conv(5), Conv(5), Dense(3)])
+    phi = nontrivial_minimum(subnetwork(net), data, LOSS, isolated)
+    theta, pair = embed(net, phi, data.x)
+    found = find_spurious_minimum(theta, pair, data, LOSS)
+    assert found.verdict == "spurious local minimum"
+    assert found.certificate.classes == isolated + 1
+    assert found.theta_prime_risk == pytest.approx(found.risk, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "isolated", "error", "cause"),
+    [
+        (small_net(), CrossEntropy(), 1, AssumptionError, "cross-entropy"),
+        (small_net(maps=(1,)), LOSS, 1, AssumptionError, "too few maps: layer 1 has 1"),
+        (small_net(), LOSS, 0, ValueError, "expected 1..119, got 0"),
+        (small_net(), LOSS, 30, AssumptionError, "different positions"),
+        (
+            Network((1, 5, 5), [Conv(2), AveragePool(5), Dense(3)]),
+            LOSS,
+            1,
+            ValueError,
+            "expected convolutions, one dense layer",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_the_reason(net, loss, isolated, error, cause):
+    with pytest.raises(error, match=cause) as caught:
+        nontrivial_minimum(net, random_set(), loss, isolated)
+    assert "\n" not in str(caught.value)
