@@ -8,9 +8,13 @@ the bundled Fashion-MNIST images are.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from functools import partial
 from pathlib import Path
+
+# The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 from tqdm import tqdm
@@ -38,6 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     option = parser.add_argument
     option("--data", metavar="PATH", help="CIFAR-10 folder or archive, or an .npz")
     option("--download", action="store_true", help="fetch CIFAR-10 into the cache folder first")
@@ -128,6 +133,9 @@ def report(options, dataset, found: SpuriousMinimum, training_set, loss, descend
 
 def run(options: argparse.Namespace) -> None:
     """Build, certify, descend, print and write."""
+    for name in ("seed", "descend"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"--{name}: expected 0 or more, got {getattr(options, name)}")
     check_writable(options.out)
     chosen = backend.select(options.backend)
     options.backend = chosen.name
@@ -136,6 +144,10 @@ def run(options: argparse.Namespace) -> None:
     training_set = TrainingSet(
         dataset.pixels(), one_hot(dataset.labels, dataset.classes, options.label_smoothing)
     )
+    if options.output_unit not in (None, *range(dataset.classes)):
+        raise ValueError(
+            f"output unit: expected 0..{dataset.classes - 1}, got {options.output_unit}"
+        )
     layers = [*map(Conv, options.maps), Dense(dataset.classes)]
     net = Network(dataset.input_shape, layers)
     print(f"data:    {dataset}\nnetwork: {net}")

@@ -779,10 +779,10 @@ def test_rescaling_a_spurious_minimum_gives_another():
         assert revive(other, data, SQUARED, pair.upper, 0).decrease > 0
 
 
-@pytest.mark.parametrize("factor", [0, -1.0, np.nan])
+@pytest.mark.parametrize("factor", [0, -1.0, np.nan, np.inf])
 def test_rescaling_needs_a_positive_factor(factor):
     theta = RESCALED[0].zeros()
-    with refuses(ValueError, f"rescale: expected a factor > 0, got {factor}"):
+    with refuses(ValueError, f"rescale: expected a finite factor > 0, got {factor}"):
         rescale(theta, 1, factor)
 
 

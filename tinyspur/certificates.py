@@ -15,8 +15,9 @@ from .matrices import AveragePoolingMatrix
 from .network import Network, Parameters, TrainingSet
 
 STATIONARY = 1e-10  # relative size of G_s that counts as zero, besides the outputs' rounding
-ROUNDING = 4 * np.finfo(np.float64).eps  # of an output, for each layer, relative to its terms
-AT_THE_KINK = 1e-12  # |z| relative to the layer's largest |z|
+ROUNDING_LIMIT = 1e-6  # relative size of G_s above which rounding is no excuse
+ROUNDING = 4  # units in the last place that each layer may cost an output, relative to its terms
+AT_THE_KINK = 1e-12  # |z| relative to |W^l| |o^{l-1}| + |b^l|, the terms that it is made of
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
 
@@ -41,7 +42,8 @@ class CellCertificate:
     `classes` counts the patterns, `margin` is the least |z|, `stationarity` the largest entry of
     any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at z = 0.
     Of the stationarity, 1e-10 and the share `rounding` count as zero: the latter is what errors of
-    a few units in the last place of every layer, relative to |W^L| |o^{L-1}| + |b^L|, amount to.
+    a few units in the last place of every layer, relative to |W^L| |o^{L-1}| + |b^L|, amount to,
+    and at most 1e-6.
     """
 
     holds: bool
@@ -92,19 +94,22 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     directions. Needs float64: in float32 rounding alone exceeds the bound on the stationarity.
     """
     net = theta.net
+    if not bool(namespace(theta.vector).isfinite(theta.vector).all()):
+        raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     y = net.targets(theta, data, loss)
-    residuals, magnitudes, keys = [], [], []
+    residuals, errors, keys = [], [], []
     margin, radius = np.inf, np.inf
     at_kink = _KinkCounter(net)
     for rows, columns in net.chunks(theta, data.x):
         trace = list(net.layerwise(theta, columns))
         residuals.append(to_numpy(loss.gradient(trace[-1][1], y[:, rows])))
-        magnitudes.append(to_numpy(_magnitude(theta, trace[-2][1] if trace[1:] else columns)))
+        outputs = [columns, *(o for _, o in trace)]
+        errors.append(_rounding(theta, outputs[-2], np.float64))
         bits = [np.zeros((1, columns.shape[1]), np.uint8)]
         for layer in net.active_layers:
             z = trace[layer - 1][0]
             margin = min(margin, float(abs(z).min()))
-            at_kink.add(layer, z)
+            at_kink.add(layer, z, _terms(theta, layer, outputs[layer - 1]))
             bits.append(np.packbits(to_numpy(z > 0), axis=0))
         keys += [column.tobytes() for column in np.ascontiguousarray(np.concatenate(bits).T)]
         radius = _shrink(radius, theta, columns, trace)
@@ -117,11 +122,11 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
     largest = max(float(abs(g[:, s] @ x[s]).max()) for s in groups)
     stationarity = largest / scale if scale else 0.0
-    summed = np.concatenate(magnitudes, axis=1).astype(np.float64) @ abs(x)
-    rounding = ROUNDING * net.depth * float(summed.max()) / scale if scale else 0.0
+    rounding = float((np.concatenate(errors, axis=1) @ abs(x)).max()) / scale if scale else 0.0
+    rounding = min(rounding, ROUNDING_LIMIT)
     kinks = at_kink.found()
     return CellCertificate(
-        holds=not kinks and radius > 0 and stationarity <= STATIONARY + rounding,
+        holds=bool(not kinks and radius > 0 and stationarity <= STATIONARY + rounding),
         classes=len(groups),
         margin=margin,
         radius=0.0 if kinks else radius,
@@ -131,14 +136,47 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     )
 
 
-def _magnitude(theta: Parameters, below: Array) -> Array:
-    """Return |W^L| |o^{L-1}| + |b^L|, shape (d_y, N): the terms that the outputs are made of."""
-    last = theta.net.depth
-    terms = abs(theta.W[last]) @ abs(below)
-    if last in theta.b:
-        by_map = terms.reshape(len(theta.b[last]), -1)
-        by_map += abs(theta.b[last])[:, None]
+def _terms(theta: Parameters, layer: int, below: Array) -> Array:
+    """Return |W^l| |o^{l-1}| + |b^l|, shape (n_l, N): the size of the terms that z^l adds up."""
+    terms = abs(theta.W[layer]) @ abs(below)
+    if layer in theta.b:
+        by_map = terms.reshape(len(theta.b[layer]), -1)
+        by_map += abs(theta.b[layer])[:, None]
     return terms
+
+
+def _rounding(theta: Parameters, below: Array, dtype: type) -> np.ndarray:
+    """Return a bound on the rounding errors of outputs computed in `dtype`, (d_y, N), float64.
+
+    A few units in the last place of each layer, relative to the terms of the last.
+    """
+    terms = to_numpy(_terms(theta, theta.net.depth, below)).astype(np.float64)
+    return ROUNDING * theta.net.depth * float(np.finfo(dtype).eps) * terms
+
+
+def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
+    """Return a bound on the rounding errors of the network's outputs, (d_y, N), on the host.
+
+    A few units in the last place of theta's type for each layer, relative to the terms
+    |W^L| |o^{L-1}| + |b^L| that the outputs add up.
+    """
+    errors = []
+    for _, columns in theta.net.chunks(theta, x):
+        below = [columns, *(o for _, o in theta.net.layerwise(theta, columns))][-2]
+        errors.append(_rounding(theta, below, theta.vector.dtype))
+    return np.concatenate(errors, axis=1)
+
+
+def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
+    """Return a bound on the rounding error of R(theta), to first order.
+
+    A risk that is lower by less than the sum of two such bounds can't be told from an equal one.
+    """
+    o = namespace(theta.vector).asarray(theta.net.forward(theta, data.x).T)
+    g = to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss))).astype(np.float64)
+    losses = float(abs(loss.value(to_numpy(o).astype(np.float64), data.y.T)).mean())
+    own = ROUNDING * float(np.finfo(theta.vector.dtype).eps) * losses
+    return float((abs(g) * output_rounding(theta, data.x)).sum()) / len(data) + own
 
 
 class _KinkCounter:
@@ -149,9 +187,8 @@ class _KinkCounter:
         self.locations: dict[tuple[int, int], np.ndarray] = {}
         self.samples: dict[tuple[int, int], int] = {}
 
-    def add(self, layer: int, z: Array) -> None:
-        size = abs(z)
-        zero = to_numpy(size <= AT_THE_KINK * float(size.max()))
+    def add(self, layer: int, z: Array, terms: Array) -> None:
+        zero = to_numpy(abs(z) <= AT_THE_KINK * terms)
         if not zero.any():
             return
         for t, units in enumerate(zero.reshape(self.net.shapes[layer][0], -1, zero.shape[1])):
@@ -170,9 +207,9 @@ class _KinkCounter:
 def _shrink(radius: float, theta: Parameters, columns: Array, trace: list) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
     margins = [float(abs(trace[layer - 1][0]).min()) for layer in theta.net.active_layers]
-    high = min(radius, *margins)  # a bias alone moves z by rho
-    if high <= 0 or _keeps_patterns(high, theta, columns, trace):
-        return max(high, 0.0)
+    high = min([radius, *margins])  # a bias alone moves z by rho
+    if high in (0, np.inf) or _keeps_patterns(high, theta, columns, trace):
+        return high
     low = high / 2
     while not _keeps_patterns(low, theta, columns, trace):
         high, low = low, low / 2
@@ -219,7 +256,8 @@ class Escape:
 
     Where it can be reached with any `step` > 0, however small, theta is not a local minimum; the
     function that returns it says so. `step` is the size of the move as the construction scales it,
-    `distance` its largest and `length` its Euclidean size, `decrease` = R(theta) - `risk`.
+    `distance` its largest and `length` its Euclidean size, `decrease` = R(theta) - `risk`, and
+    `rounding` what of it rounding may account for.
     """
 
     kind: str
@@ -228,6 +266,7 @@ class Escape:
     length: float
     risk: float
     decrease: float
+    rounding: float
     theta: Parameters
 
     def __str__(self) -> str:
@@ -250,5 +289,6 @@ def measure_escape(
         length=float((move**2).sum()) ** 0.5,
         risk=after,
         decrease=before - after,
+        rounding=risk_rounding(theta, data, loss) + risk_rounding(nearby, data, loss),
         theta=nearby,
     )

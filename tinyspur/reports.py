@@ -11,7 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import IO
 
 import numpy as np
 
+from .cifar10 import naming
 from .network import Network, Parameters
 
 
@@ -60,33 +60,39 @@ def load_point(path: str | Path) -> Parameters:
     """Return the point that `save_point` wrote; its network is ``theta.net``.
 
     Raises ValueError for a file that is not such an NPZ: unreadable, with pickles, with arrays
-    missing, surplus, of other shapes or not finite.
+    missing, surplus, of other shapes or types or not finite.
     """
     arrays = read_arrays(path)
     if "spec" not in arrays:
         raise ValueError(f"{path}: expected an array 'spec', got {sorted(arrays)}")
-    net = Network.from_spec(str(arrays.pop("spec")))
-    dtype = np.result_type(*arrays.values()) if arrays else np.float64
-    theta = net.zeros(dtype=dtype)
-    expected = theta.arrays()
-    if set(arrays) != set(expected):
-        raise ValueError(f"{path}: expected arrays {sorted(expected)}, got {sorted(arrays)}")
-    for key, view in expected.items():
-        if arrays[key].shape != view.shape:
-            raise ValueError(f"{path}: expected {key} {view.shape}, got {arrays[key].shape}")
-        if not np.isfinite(arrays[key]).all():
-            raise ValueError(f"{path}: {key} has NaN or infinite values")
-        view[...] = arrays[key]
+    with naming(f"{path}:"):
+        net = Network.from_spec(str(arrays.pop("spec")))
+        types = {array.dtype for array in arrays.values()}
+        if not types <= {np.dtype(np.float64), np.dtype(np.float32)} or len(types) > 1:
+            raise ValueError(
+                f"expected arrays all float64 or all float32, got {sorted(map(str, types))}"
+            )
+        theta = net.zeros(dtype=types.pop() if types else np.float64)
+        expected = theta.arrays()
+        if set(arrays) != set(expected):
+            raise ValueError(f"expected arrays {sorted(expected)}, got {sorted(arrays)}")
+        for key, view in expected.items():
+            if arrays[key].shape != view.shape:
+                raise ValueError(f"expected {key} {view.shape}, got {arrays[key].shape}")
+            if not np.isfinite(arrays[key]).all():
+                raise ValueError(f"{key} has NaN or infinite values")
+            view[...] = arrays[key]
     return theta
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Return the arrays of an NPZ file; ValueError if it is damaged or holds pickles."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: expected an NPZ without pickles, {error}") from error
+    with (
+        open(path, "rb") as file,
+        naming(f"{path}: expected an NPZ without pickles, got"),
+        np.load(file, allow_pickle=False) as arrays,
+    ):
+        return {key: arrays[key] for key in arrays.files}
 
 
 def write_json(path: str | Path, report: dict) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.optimize
 
 from ..backend import namespace, to_numpy
-from ..certificates import CellCertificate, Escape, certify_cell, measure_escape
+from ..certificates import CellCertificate, Escape, certify_cell, measure_escape, risk_rounding
 from ..fitting import AssumptionError
 from ..losses import Loss
 from ..network import Parameters, TrainingSet
@@ -24,7 +24,6 @@ from .embedding import check_assumption_1, check_variant, layer_output
 from .relays import RelayedPair, outgoing, set_relay
 
 IN_THE_GAP = 0.999  # share of the way to the next value that the line search may go
-LOWER = 1e-13  # a risk is lower when it is so by more than this share, well above rounding
 
 
 def equal_risk_point(
@@ -74,7 +73,10 @@ def equal_risk_point(
 
 @dataclass(frozen=True)
 class LowerPoint:
-    """theta' with the bias of `map` of `layer` moved by `step`: R = `risk`, lower by `decrease`."""
+    """theta' with the bias of `map` of `layer` moved by `step`; `decrease` = R(theta) - `risk`.
+
+    Rounding may account for `rounding` of the decrease.
+    """
 
     theta: Parameters
     layer: int
@@ -82,6 +84,7 @@ class LowerPoint:
     step: float
     risk: float
     decrease: float
+    rounding: float
 
     def __str__(self) -> str:
         return (
@@ -130,7 +133,8 @@ def lower_point(
     point = theta_prime.copy()
     point.b[pair.lower][map] += float(step)
     before, after = (theta.net.risk(p, data, loss) for p in (theta, point))
-    return LowerPoint(point, pair.lower, map, float(step), after, before - after)
+    rounding = risk_rounding(theta, data, loss) + risk_rounding(point, data, loss)
+    return LowerPoint(point, pair.lower, map, float(step), after, before - after, rounding)
 
 
 def risk_along_bias(
@@ -170,6 +174,8 @@ def revive(
     for a map that some sample activates, or where the derivative vanishes.
     """
     net, rng = theta.net, np.random.default_rng(seed)
+    if net.activation.slope:
+        raise ValueError(f"revive: expected ReLU, got {net.activation}, where no map is dead")
     if layer not in net.active_layers or not 0 <= map < net.shapes[layer][0]:
         raise ValueError(
             f"revive: expected a map of a layer with an activation, got {layer}, {map}"
@@ -284,8 +290,8 @@ class SpuriousMinimum:
     @property
     def verdict(self) -> str:
         """Return what was proved: a certificate and a lower point make a spurious minimum."""
-        lower = self.lower.decrease > LOWER * self.risk
-        if self.escape is not None and self.escape.decrease > LOWER * self.risk:
+        lower = self.lower.decrease > self.lower.rounding
+        if self.escape is not None and self.escape.decrease > self.escape.rounding:
             return (
                 "not a local minimum: the risk falls along an escape that starts at theta "
                 f"(lower by {self.escape.decrease:.3g} at distance {self.escape.distance:.3g})"

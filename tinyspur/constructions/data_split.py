@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import namespace, to_numpy
+from ..certificates import output_rounding
 from ..fitting import AssumptionError
 from ..losses import Loss
 from ..matrices import ConvolutionMatrix
@@ -74,7 +75,8 @@ def split_data(
     ``steepest`` takes the gap where |S| is largest; ``largest`` follows [CNN] Lemma 2, repaired:
     midway between v*, the largest over all locations of the first value whose samples' sum of u is
     not zero, and the next smaller value of the map. All relayed maps and all outputs are tried
-    unless one is given. Raises ValueError for a map, an output or a rule that does not exist,
+    unless one is given; an S that the rounding of the outputs explains counts as zero. Raises
+    ValueError for a map, an output or a rule that does not exist,
     AssumptionError where S vanishes throughout.
     """
     outputs = theta.net.shapes[-1][0]
@@ -85,12 +87,14 @@ def split_data(
     maps = pair.relayed if map is None else (map,)
     chosen = list(range(outputs)) if output is None else [output]
     u = output_derivatives(theta, data, loss)
+    errors = output_rounding(theta, data.x).sum(axis=1) / len(data)
     best = None
     for m in maps:
-        v, w = map_values(theta, pair, m, data.x), read_weights(theta, pair, m)
+        w, v = read_weights(theta, pair, m), map_values(theta, pair, m, data.x)
         gaps = (_steepest if rule == "steepest" else _largest)(v, w[chosen], u[chosen])
         for k, gap in zip(chosen, gaps, strict=True):
-            if gap and (best is None or gap[0] > best[0]):
+            certain = gap and abs(gap[3]) > abs(w[k]).sum() * errors[k]
+            if certain and (best is None or gap[0] > best[0]):
                 best = (gap[0], m, k, v, *gap[1:])
     if best is None:
         raise AssumptionError(

@@ -35,7 +35,8 @@ def subnetwork(net: Network) -> Network:
         )
     if net.activation.slope != 0:
         raise ValueError(f"construction: expected ReLU, got {net.activation}")
-    return Network(net.input_shape, (*net.layers[:-3], net.layers[-1]), net.activation)
+    layers = (*net.layers[:-3], net.layers[-1])
+    return Network(net.input_shape, layers, net.activation, net.memory_budget)
 
 
 def linear_subnetwork(
@@ -64,7 +65,7 @@ def linear_subnetwork(
     x = data.x.reshape(len(data), -1)
     fit = fit_affine(x, data.y, loss)
     residuals = loss.gradient(fit.weights @ x.T + fit.bias[:, None], data.y.T)
-    if abs(residuals).max() <= EXACT_FIT * max(1.0, abs(data.y).max()):
+    if abs(residuals).max() <= EXACT_FIT * abs(data.y).max():
         raise AssumptionError(
             f"R(theta) > 0 fails: an affine map fits all {len(data)} samples exactly, so the "
             f"linear minimum is global; expected more samples than the {fit.rank} dimensions of "
@@ -102,17 +103,22 @@ def embed(
             theta.W[layer].weights[...] = phi.W[layer].weights
             theta.b[layer][...] = phi.b[layer]
     available = min(net.shapes[lower][0], net.shapes[lower + 1][0])
+    below = range(net.shapes[lower - 1][0])
     if variant == "repaired":
-        relayed, kappa = _live_maps(phi, x), MARGIN
+        kappa, needed = MARGIN, _live_maps(phi, x)
+        relayed = needed
     else:
-        relayed, kappa = range(min(available - 2, net.shapes[lower - 1][0])), 0.0
-    if available < len(relayed) + 2 or not len(relayed):
+        kappa, needed = 0.0, [m for m in below if outgoing(phi, lower - 1, m)[0].any()]
+        relayed = tuple(below[: max(0, available - 2)])
+    if available < len(needed) + 2 or not set(needed) <= set(relayed):
         raise AssumptionError(
             f"too few maps: layers {lower} and {lower + 1} have {net.shapes[lower][0]} and "
-            f"{net.shapes[lower + 1][0]}, expected at least {max(1, len(relayed)) + 2}: two "
-            f"reserved and one for each map of layer {lower - 1} that is not dead"
+            f"{net.shapes[lower + 1][0]}, expected two reserved ones and one for each of the maps "
+            f"{', '.join(map(str, needed))} of layer {lower - 1}, which are in use"
         )
-    pair = RelayedPair(lower, tuple(relayed), kappa, kappa)
+    if not relayed:
+        raise AssumptionError(f"every map of layer {lower - 1} is dead: there is none to relay")
+    pair = RelayedPair(lower, relayed, kappa, kappa)
     for layer in (lower, lower + 1):
         for t in range(net.shapes[layer][0]):
             set_constant(theta, layer, t, -kappa)
@@ -182,9 +188,11 @@ def check_assumption_1(theta: Parameters, x: np.ndarray) -> None:
     for first, second in itertools.pairwise(order):
         if shadow[second] - shadow[first] > near:
             continue
-        _, columns = next(net.chunks(theta, x[[first, second]]))
-        features = to_numpy(layer_output(theta, columns, net.depth - 1))
-        if abs(features[:, 0] - features[:, 1]).max() <= 1e-12 * size:
+        two = [
+            to_numpy(layer_output(theta, columns, net.depth - 1))
+            for _, columns in net.chunks(theta, x[[first, second]])
+        ]
+        if abs(np.diff(np.concatenate(two, axis=1))).max() <= 1e-12 * size:
             i, j = sorted((int(first), int(second)))
             raise AssumptionError(
                 f"Assumption 1 fails: samples {i} and {j} have identical features at layer "

@@ -6,6 +6,7 @@ bias on a nonnegative map it is strictly active, and the layer above has to take
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..matrices import ConvolutionMatrix
@@ -90,12 +91,14 @@ def rescale(theta: Parameters, layer: int, factor: float, target: int | None = N
     since sigma is positively homogeneous ([CNN] Theorem 1). Raises ValueError for a factor that is
     not positive or a layer without an activation.
     """
-    if not factor > 0:
-        raise ValueError(f"rescale: expected a factor > 0, got {factor}")
+    if not 0 < factor < math.inf:
+        raise ValueError(f"rescale: expected a finite factor > 0, got {factor}")
     if layer not in theta.net.active_layers:
         raise ValueError(f"rescale: expected a layer in {theta.net.active_layers}, got {layer}")
-    theta = theta.copy()
-    maps = range(theta.W[layer].maps_out) if target is None else [target]
+    theta, count = theta.copy(), theta.W[layer].maps_out
+    if target is not None and target not in range(count):
+        raise ValueError(f"rescale: expected a map in 0..{count - 1}, got {target}")
+    maps = range(count) if target is None else [target]
     for t in maps:
         theta.W[layer].weights[t] *= factor
         biases = theta.b[layer][t : t + 1]
