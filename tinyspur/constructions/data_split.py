@@ -98,7 +98,8 @@ def split_data(
                 best = (gap[0], m, k, v, *gap[1:])
     if best is None:
         raise AssumptionError(
-            f"no data split: S(eta) vanishes for every threshold of the maps {tuple(maps)} and "
+            f"no data split: up to the rounding of {theta.vector.dtype}, S(eta) vanishes for every "
+            f"threshold of the maps {tuple(maps)} and "
             f"{'every output' if output is None else f'output {output}'}"
         )
     _, m, k, v, low, high, slope = best

@@ -113,8 +113,8 @@ def embed(
     if available < len(needed) + 2 or not set(needed) <= set(relayed):
         raise AssumptionError(
             f"too few maps: layers {lower} and {lower + 1} have {net.shapes[lower][0]} and "
-            f"{net.shapes[lower + 1][0]}, expected two reserved ones and one for each of the maps "
-            f"{', '.join(map(str, needed))} of layer {lower - 1}, which are in use"
+            f"{net.shapes[lower + 1][0]}, expected at least {len(needed) + 2}: two reserved ones "
+            f"and one for each map in use of layer {lower - 1} ({', '.join(map(str, needed))})"
         )
     if not relayed:
         raise AssumptionError(f"every map of layer {lower - 1} is dead: there is none to relay")
