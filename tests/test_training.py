@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_twin import Twin, risk
 
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.fitting import fit_affine
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, ReLU, TrainingSet
-from tinyspur.training import descend
+from tinyspur.training import Adam, descend, kaiming_start, train
 
 NETWORKS = {
     "convolutions": Network((1, 4, 4), [Conv(3), Conv(4), Dense(3)]),
@@ -155,3 +157,148 @@ def test_the_same_start_gives_the_same_bytes():
     data = training_set(net.input_shape)
     first, second = (descend(start(net), data, SquaredLoss(), 6) for _ in range(2))
     assert first.vector.tobytes() == second.vector.tobytes()
+
+
+# Training: Kaiming start, Adam, checkpoints
+
+
+def training_problem(samples=50, seed=0):
+    rng = np.random.default_rng(seed)
+    net = Network((2, 6, 6), [Conv(3), AveragePool(2), Conv(4), Dense(5), Dense(3)])
+    x = rng.standard_normal((samples, 2, 6, 6))
+    return net, TrainingSet(x, one_hot(rng.integers(3, size=samples), 3))
+
+
+def test_the_kaiming_start_has_the_variance_of_pytorch():
+    net = Network((8, 4, 4), [Conv(64, 5), Dense(400), Dense(10)], ReLU(0.2))
+    theta = kaiming_start(net, seed=1)
+    for layer in theta.b:
+        weights = theta.W[layer].weights
+        twin = torch.empty(weights.shape, dtype=torch.float64)
+        torch.nn.init.kaiming_normal_(
+            twin, a=0.2, nonlinearity="leaky_relu", generator=torch.Generator().manual_seed(0)
+        )
+        assert weights.std() == pytest.approx(float(twin.std()), rel=0.05)
+        assert abs(weights.mean()) < 5 * weights.std() / weights.size**0.5
+        assert not theta.b[layer].any()
+    assert (kaiming_start(net, seed=1).vector == theta.vector).all()
+    assert (kaiming_start(net, seed=2).vector != theta.vector).any()
+
+
+@pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("weight_decay", [0.0, 5e-2])
+def test_every_step_of_adam_is_that_of_pytorch(loss, weight_decay):
+    net, data = training_problem()
+    theta = kaiming_start(net)
+    twin = Twin(net.spec).load(theta.arrays())
+    parameters = list(twin.parameters())
+    adam = Adam(learning_rate=3e-3, weight_decay=weight_decay)
+    theirs = torch.optim.Adam(parameters, lr=3e-3, weight_decay=weight_decay)
+    memory = [np.zeros_like(theta.vector), np.zeros_like(theta.vector)]
+    x, y = torch.as_tensor(data.x), torch.as_tensor(data.y)
+    for number in range(1, 31):
+        rows = slice((number % 5) * 10, (number % 5) * 10 + 10)
+        batch = TrainingSet(data.x[rows], data.y[rows])
+        adam.step(theta, net.gradient(theta, batch, loss), memory, number)
+        theirs.zero_grad()
+        risk(twin(x[rows]), y[rows], loss.name).backward()
+        theirs.step()
+        for key, parameter in twin.arrays().items():
+            values = parameter.detach().numpy()
+            assert abs(values - theta.arrays()[key]).max() <= 1e-9 * abs(values).max(), number
+
+
+def test_training_is_adam_over_the_batches_of_each_epoch():
+    net, data = training_problem()
+    start = kaiming_start(net)
+    before = start.vector.copy()
+    trained = train(start, data, CrossEntropy(), epochs=2, batch_size=16, seed=7)
+    assert (start.vector == before).all()
+    by_hand = start.copy()
+    memory = [np.zeros_like(before), np.zeros_like(before)]
+    number = 0
+    for epoch in range(2):
+        order = np.random.default_rng([7, epoch]).permutation(50)
+        assert sorted(order) == list(range(50))
+        for rows in np.split(order, [16, 32, 48]):
+            rows.sort()
+            number += 1
+            batch = TrainingSet(data.x[rows], data.y[rows])
+            Adam().step(by_hand, net.gradient(by_hand, batch, CrossEntropy()), memory, number)
+    assert (trained.vector == by_hand.vector).all()
+    assert net.risk(trained, data, CrossEntropy()) < net.risk(start, data, CrossEntropy())
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_a_killed_run_resumes_to_the_same_bytes(last, tmp_path):
+    net, data = training_problem()
+    start, settings = kaiming_start(net), {"batch_size": 16, "seed": 3}
+    whole = train(start, data, SquaredLoss(), 5, **settings)
+
+    def kill(epoch, risk):
+        if epoch == last:
+            raise Killed
+
+    checkpoint = tmp_path / "checkpoint.npz"
+    with pytest.raises(Killed):
+        train(start, data, SquaredLoss(), 5, **settings, checkpoint=checkpoint, progress=kill)
+    seen = []
+    resumed = train(
+        start,
+        data,
+        SquaredLoss(),
+        5,
+        **settings,
+        checkpoint=checkpoint,
+        resume=True,
+        progress=lambda epoch, risk: seen.append(epoch),
+    )
+    assert (resumed.vector == whole.vector).all()
+    assert seen == list(range(last + 1, 6))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
+
+
+def test_a_kill_while_the_checkpoint_is_written_keeps_the_one_before(tmp_path, monkeypatch):
+    net, data = training_problem()
+    checkpoint, start = tmp_path / "checkpoint.npz", kaiming_start(net)
+    train(start, data, SquaredLoss(), 2, checkpoint=checkpoint)
+    kept = checkpoint.read_bytes()
+
+    def half(file, **arrays):
+        file.write(kept[: len(kept) // 2])
+        raise Killed
+
+    monkeypatch.setattr(np, "savez", half)
+    with pytest.raises(Killed):
+        train(start, data, SquaredLoss(), 4, checkpoint=checkpoint, resume=True)
+    assert checkpoint.read_bytes() == kept
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "cause"),
+    [
+        ({"epochs": 0}, ValueError, "expected epochs"),
+        ({"epochs": 1, "batch_size": 0}, ValueError, "batch size"),
+        ({"epochs": 1, "resume": True}, ValueError, "expected a checkpoint to resume from"),
+    ],
+)
+def test_training_refuses_settings_out_of_range(settings, error, cause):
+    net, data = training_problem()
+    with pytest.raises(error, match=cause):
+        train(kaiming_start(net), data, SquaredLoss(), **settings)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    net, data = training_problem()
+    checkpoint, start = tmp_path / "checkpoint.npz", kaiming_start(net)
+    train(start, data, SquaredLoss(), 1, checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="expected a checkpoint of this run"):
+        train(start, data, CrossEntropy(), 2, checkpoint=checkpoint, resume=True)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"checkpoint\.npz: expected an NPZ"):
+        train(start, data, SquaredLoss(), 2, checkpoint=checkpoint, resume=True)

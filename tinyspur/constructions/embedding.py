@@ -121,7 +121,7 @@ def embed(
     pair = RelayedPair(lower, relayed, kappa, kappa)
     for layer in (lower, lower + 1):
         for t in range(net.shapes[layer][0]):
-            set_constant(theta, layer, t, -kappa)
+            set_constant(theta, layer, t, 0.0 - kappa)
     read, P = theta.W[top].weights, net.positions(lower)
     theta.b[top][...] = phi.b[phi.net.depth]
     for m in relayed:
