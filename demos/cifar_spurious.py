@@ -27,7 +27,8 @@ from tinyspur.constructions.convolutional import (
     risk_along_bias,
 )
 from tinyspur.constructions.data_split import SPLITS
-from tinyspur.constructions.embedding import VARIANTS, linear_minimum
+from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
+from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.network import Conv, Dense, Network, TrainingSet
 from tinyspur.plotting import draw_spurious_minimum
@@ -50,6 +51,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--loss", choices=[SquaredLoss.name, CrossEntropy.name], default=SquaredLoss.name)
     option("--label-smoothing", type=float, default=0.0, metavar="S", help="0 <= S < 1")
     option("--maps", type=int, nargs="+", default=[4, 6, 6], help="maps of the convolutions")
+    option("--theta", choices=["linear", "nontrivial"], default="linear", help="the subnetwork")
+    option("--isolated", type=int, default=1, metavar="M", help="samples, of the nontrivial theta")
     option("--variant", choices=VARIANTS, default="repaired", help="of the construction")
     option("--split", choices=SPLITS, default="steepest", help="rule of the data split")
     option("--output-unit", type=int, metavar="K", help="output of the split; any, if not given")
@@ -154,8 +157,16 @@ def run(options: argparse.Namespace) -> None:
     print(f"loss:    {loss.name}, label smoothing {options.label_smoothing:g}")
     print(f"backend: {chosen.reason}; {options.dtype}", flush=True)
 
-    with stages("theta", "building theta: the affine fit"):
-        theta, pair = linear_minimum(net, training_set, loss, options.variant)
+    with stages("theta", f"building theta: the {options.theta} subnetwork"):
+        if options.theta == "linear":
+            phi = linear_subnetwork(subnetwork(net), training_set, loss, options.variant)
+        elif options.variant == "literal":
+            raise ValueError("--theta nontrivial: expected --variant repaired, got literal")
+        else:
+            phi = nontrivial_minimum(
+                subnetwork(net), training_set, loss, options.isolated, options.seed
+            )
+        theta, pair = embed(net, phi, training_set.x, options.variant)
         theta = theta.to(chosen.xp, options.dtype)
     found = find_spurious_minimum(
         theta,

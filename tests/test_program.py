@@ -914,3 +914,29 @@ def test_separable_hard_labels_have_no_minimiser_and_smoothed_ones_have(program,
 
 def test_hard_labels_that_overlap_have_a_minimiser(program, small):
     check_spurious(program("--data", small, *QUICK, "--loss", "cross-entropy"))
+
+
+@pytest.mark.parametrize("isolated", [1, 2])
+def test_a_nontrivial_subnetwork_has_a_class_for_each_isolated_image(
+    isolated, program, small, tmp_path
+):
+    run = program("--data", small, "--theta", "nontrivial", "--isolated", isolated, *QUICK)
+    assert run.status == 0, run.errors
+    certificate = run.report["points"]["theta"]["certificate"]
+    assert certificate["holds"]
+    assert certificate["classes"] == isolated + 1
+    assert run.report["verdict"] == SPURIOUS
+    data = datasets.load_npz(small)
+    check_risks(run, *training_arrays(data.images, data.labels, 3, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (["--variant", "literal"], "expected --variant repaired"),
+        (["--isolated", 0], "isolated samples: expected 1"),
+        (["--loss", "cross-entropy", "--label-smoothing", 0.1], "expected the squared loss"),
+    ],
+)
+def test_a_nontrivial_subnetwork_that_cannot_be_built_is_refused(options, cause, program, small):
+    check_refused(program("--data", small, "--theta", "nontrivial", *options), cause)

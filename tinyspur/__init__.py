@@ -19,15 +19,17 @@ from .constructions.embedding import (
     linear_subnetwork,
     subnetwork,
 )
+from .constructions.nontrivial import nontrivial_minimum
 from .constructions.relays import RelayedPair, rescale
 from .fitting import AffineFit, AssumptionError, fit_affine
 from .losses import CrossEntropy, SquaredLoss, one_hot
 from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
 from .network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 from .reports import load_point, save_point
-from .training import descend
+from .training import Adam, descend, kaiming_start, train
 
 __all__ = [
+    "Adam",
     "AffineFit",
     "AssumptionError",
     "AveragePool",
@@ -56,11 +58,13 @@ __all__ = [
     "equal_risk_point",
     "find_spurious_minimum",
     "fit_affine",
+    "kaiming_start",
     "kink_escape",
     "linear_minimum",
     "linear_subnetwork",
     "load_point",
     "lower_point",
+    "nontrivial_minimum",
     "one_hot",
     "rescale",
     "revive",
@@ -68,4 +72,5 @@ __all__ = [
     "save_point",
     "split_data",
     "subnetwork",
+    "train",
 ]

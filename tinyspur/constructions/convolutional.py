@@ -113,22 +113,22 @@ def lower_point(
     """Return theta' moved along one bias to the least risk inside the gap ([CNN] (27), (28)).
 
     Inside the gap the output k of sample i moves by step * sum_j w^j [v_i^j > eta], so that the
-    risk is a convex function of the step; the risk that is returned is the network's own.
+    risk is a convex function of the step, least where its derivative vanishes or at the end of the
+    gap; the risk that is returned is the network's own.
     """
     v = map_values(theta, pair, split.map, data.x)
     w = read_weights(theta, pair, split.map)[split.output]
     rate = w @ (v > split.threshold)
     o = to_numpy(theta.net.forward(theta_prime, data.x)).T.astype(np.float64)
 
-    def risk(step: float) -> float:
+    def slope(step: float) -> float:
         moved = o.copy()
         moved[split.output] += step * rate
-        return float(loss.value(moved, data.y.T).mean())
+        return float(loss.gradient(moved, data.y.T)[split.output] @ rate)
 
-    half = IN_THE_GAP * (split.gap[1] - split.gap[0]) / 2
-    bounds = (0.0, half) if split.slope < 0 else (-half, 0.0)
-    found = scipy.optimize.minimize_scalar(risk, bounds=bounds, method="bounded")
-    step = min((found.x, *bounds), key=risk)
+    end = -np.sign(split.slope) * IN_THE_GAP * (split.gap[1] - split.gap[0]) / 2
+    turns = slope(0.0) * slope(end) < 0
+    step = scipy.optimize.brentq(slope, 0.0, end, xtol=1e-15 * abs(end)) if turns else end
     map = perturbed_map(theta, pair, split)
     point = theta_prime.copy()
     point.b[pair.lower][map] += float(step)
