@@ -469,7 +469,7 @@ def test_what_a_run_prints_does_not_depend_on_the_time(program, small, tmp_path)
 
 def test_progress_goes_to_stderr(program, small):
     run = program("--data", small, *QUICK)
-    for text in ("affine fit ...", "certifying theta", "splitting the data", "writing to"):
+    for text in ("linear subnetwork ...", "certifying theta", "splitting the data", "writing to"):
         assert text in run.errors
         assert text not in run.printed
 

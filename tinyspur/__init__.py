@@ -11,7 +11,7 @@ from .constructions.convolutional import (
     revive,
     risk_along_bias,
 )
-from .constructions.data_split import DataSplit, split_data
+from .constructions.data_split import DataSplit, OrderedGroups, ordered_groups, split_data
 from .constructions.embedding import (
     check_assumption_1,
     embed,
@@ -45,6 +45,7 @@ __all__ = [
     "Kink",
     "LowerPoint",
     "Network",
+    "OrderedGroups",
     "Parameters",
     "ReLU",
     "RelayedPair",
@@ -66,6 +67,7 @@ __all__ = [
     "lower_point",
     "nontrivial_minimum",
     "one_hot",
+    "ordered_groups",
     "rescale",
     "revive",
     "risk_along_bias",
