@@ -1,6 +1,15 @@
 """Tests that need a device run where CuPy finds one; elsewhere the header says that they don't."""
 
+import os
+
+# The arrays are small: a second thread costs more than it gives, and much more on busy cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import torch
+
 from tinyspur.backend import select
+
+torch.set_num_threads(1)
 
 
 def obstacle():

@@ -40,18 +40,6 @@ from tinyspur.fitting import AssumptionError, fit_affine
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 
-torch.set_num_threads(2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Let PyTorch work alone: for tensors this small a second thread costs more than it gives."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 
 over_losses = pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"])

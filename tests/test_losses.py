@@ -6,8 +6,6 @@ import torch
 
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot, softmax
 
-torch.set_num_threads(2)
-
 LOSSES = [SquaredLoss(), CrossEntropy()]
 TARGETS = ["hard", "soft", "smoothed", "one class"]
 SAMPLES = 7

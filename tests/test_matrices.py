@@ -11,9 +11,6 @@ from hypothesis import strategies as st
 from tinyspur import matrices
 from tinyspur.matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
 
-torch.set_num_threads(2)
-
-
 # Entries are small whole numbers: sums come out the same in every order, and many are zero.
 
 

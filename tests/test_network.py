@@ -5,15 +5,12 @@ import re
 
 import numpy as np
 import pytest
-import torch
 import torch_twin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
-
-torch.set_num_threads(2)
 
 over_networks = settings(
     max_examples=120,

@@ -19,8 +19,6 @@ from torch_twin import from_npz, gradients, risk
 import tinyspur
 from tinyspur import datasets
 
-torch.set_num_threads(2)
-
 ROOT = Path(tinyspur.__file__).resolve().parent.parent
 PROGRAM = ROOT / "demos" / "cifar_spurious.py"
 SAMPLE = Path(__file__).parent / "cifar10_sample_20.npz"

@@ -11,15 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch_twin import Twin, from_npz
 
 from tinyspur.network import AveragePool, Conv, Dense, Network, ReLU
 from tinyspur.reports import Stages, check_writable, load_point, save_point, whole_file, write_json
-
-torch.set_num_threads(2)
 
 NETWORKS = {
     "convolutions and a pooling": Network((1, 4, 4), [Conv(2), AveragePool(2), Conv(3), Dense(3)]),
