@@ -47,8 +47,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option = parser.add_argument
     option("--data", metavar="PATH", help="CIFAR-10 folder or archive, or an .npz")
     option("--download", action="store_true", help="fetch CIFAR-10 into the cache folder first")
-    option("--samples", type=int, metavar="N", help=f"samples to use, {DEFAULT_SAMPLES} at most")
-    option("--loss", choices=[SquaredLoss.name, CrossEntropy.name], default=SquaredLoss.name)
+    option(
+        "--samples",
+        type=int,
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help=f"samples to use (default: all, but {DEFAULT_SAMPLES} at most)",
+    )
+    option(
+        "--loss",
+        choices=[SquaredLoss.name, CrossEntropy.name],
+        default=SquaredLoss.name,
+        help="of a sample",
+    )
     option("--label-smoothing", type=float, default=0.0, metavar="S", help="0 <= S < 1")
     option("--maps", type=int, nargs="+", default=[4, 6, 6], help="maps of the convolutions")
     option("--theta", choices=["linear", "nontrivial"], default="linear", help="the subnetwork")
@@ -56,11 +67,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--variant", choices=VARIANTS, default="repaired", help="of the construction")
     option("--split", choices=SPLITS, default="steepest", help="rule of the data split")
     option("--output-unit", type=int, metavar="K", help="output of the split; any, if not given")
-    option("--dtype", choices=["float64", "float32"], default="float64")
-    option("--backend", choices=["auto", "numpy", "cupy"], default="auto")
-    option("--seed", type=int, default=0)
+    option("--dtype", choices=["float64", "float32"], default="float64", help="of theta")
+    option("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="arrays")
+    option("--seed", type=int, default=0, help="of all random choices")
     option("--descend", type=int, default=12, metavar="STEPS", help="of L-BFGS; 0 for none")
-    option("--out", type=Path, default=Path("out"), metavar="FOLDER")
+    option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
     return parser.parse_args(arguments)
 
 
@@ -71,7 +82,7 @@ def load(options: argparse.Namespace) -> datasets.Dataset:
     dataset = datasets.load(options.data)
     if dataset.name == datasets.BUNDLED_NAME:
         print("No CIFAR-10 found: using the bundled Fashion-MNIST images (see --data, --download).")
-    samples = min(DEFAULT_SAMPLES, len(dataset)) if options.samples is None else options.samples
+    samples = getattr(options, "samples", min(DEFAULT_SAMPLES, len(dataset)))
     return dataset.subset(samples, options.seed)
 
 
@@ -183,7 +194,8 @@ def run(options: argparse.Namespace) -> None:
     if options.variant == "repaired":
         with stages("witness", "reviving a dead map"):
             witness = revive(theta, training_set, loss, pair.upper, pair.reserved[0], options.seed)
-        print(f"shorter witness that theta is not global, {witness}")
+        if witness.decrease > witness.rounding:
+            print(f"shorter witness that theta is not global, {witness}")
     bar = partial(tqdm, desc="risk along the bias", leave=False)
     with stages("curve", "", own_line=True):
         steps, risks = risk_along_bias(found, training_set, loss, progress=bar)
@@ -217,8 +229,8 @@ def run(options: argparse.Namespace) -> None:
     if descended is not None:
         risk = summary["points"]["descended"]["risk"]
         print(
-            f"descent: R = {risk:.9g} after {options.descend} L-BFGS steps from the lower point, "
-            f"lower than theta by {found.risk - risk:.3g}"
+            f"descent: R = {risk:.9g} after at most {options.descend} L-BFGS steps from the lower "
+            f"point, lower than theta by {found.risk - risk:.3g}"
         )
     print(f"verdict: {found.verdict}")
 
@@ -228,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     try:
         run(options)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -711,3 +711,56 @@ def deadline(seconds):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_pixel_of_any_scale_has_to_be_used_as_well_as_it_can_be():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=40)
+    x = rng.random((40, 1, 2, 3))
+    x[:, 0, 0, 0] = 1e-14 * (labels == 1)
+    data = TrainingSet(x, one_hot(labels, 3))
+    net = Network((1, 2, 3), [Conv(1), Conv(3), Conv(3), Dense(3)])
+    theta, _ = linear_minimum(net, data, SQUARED)
+    certificate = certify_cell(theta, data, SQUARED)
+    assert not certificate.holds
+    assert certificate.excess > 1e6
+
+
+def test_a_unit_that_cancels_to_zero_across_layers_is_at_the_kink():
+    # z^2 = (1e8 a + 0.1 - 1e8 a) - 0.1, zero but for rounding in the layer below.
+    net = Network((1, 1, 2), [Dense(1), Dense(1), Dense(1)])
+    theta = net.zeros()
+    theta.W[1].weights[0] = [1e8, -1e8]
+    theta.b[1][0] = 0.1
+    theta.W[2].weights[0, 0] = 1.0
+    theta.b[2][0] = -0.1
+    a = np.random.default_rng(0).random(20)
+    x = np.stack([a, a], axis=1).reshape(20, 1, 1, 2)
+    data = TrainingSet(x, np.ones((20, 1)))
+    certificate = certify_cell(theta, data, SQUARED)
+    assert Kink(2, 0, 1, 20) in certificate.kinks
+    assert not certificate.holds
+
+
+def test_where_no_minimiser_exists_a_point_far_out_is_not_certified():
+    rng = np.random.default_rng(0)
+    x = np.zeros((105, 1, 1, 2))
+    x[:100, 0, 0, 0] = rng.random(100)
+    x[100:, 0, 0, 1] = 1.0
+    labels = np.concatenate([rng.integers(2, size=100), np.ones(5, int)])
+    data = TrainingSet(x, one_hot(labels, 2))
+    net = Network((1, 1, 2), [Dense(2)])
+    mixed = fit_affine(x[:100, 0, 0], data.y[:100], ENTROPY)
+    theta = net.zeros()
+    theta.W[1].weights[:] = mixed.weights
+    theta.b[1][:] = mixed.bias
+    for height in (5.0, 10.0, 14.0):
+        theta.W[1].weights[:, 1] = [-height, height]
+        assert not certify_cell(theta, data, ENTROPY).holds, height
+
+
+def test_the_radius_is_printed_no_larger_than_it_is():
+    theta, data = random_point("dense", "relu", 0)
+    certificate = certify_cell(theta, data, SQUARED)
+    printed = float(str(certificate).split("radius ")[1].split(",")[0])
+    assert 0.99 * certificate.radius <= printed <= certificate.radius

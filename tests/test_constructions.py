@@ -406,7 +406,7 @@ def test_no_split_exists_where_nothing_is_left_to_fit():
     theta, pair, data, _ = random_embedding(0, quantised=True)
     data = TrainingSet(data.x, theta.net.forward(theta, data.x))
     for rule in ("steepest", "largest"):
-        with refuses(AssumptionError, "S(eta) vanishes for every threshold"):
+        with refuses(AssumptionError, "S(eta) vanishes, up to rounding, for every threshold"):
             split_data(theta, pair, data, SQUARED, rule)
 
 
@@ -969,7 +969,7 @@ def test_samples_that_differ_where_the_network_is_blind_are_named():
 def test_data_that_an_affine_map_fits_exactly_are_refused():
     net = network((1, 3, 3), (1, 3, 3), 2)
     few = random_data(net, SQUARED, 10, seed=0)
-    with refuses(AssumptionError, "R(theta) > 0 fails: an affine map fits all 10 samples exactly"):
+    with refuses(AssumptionError, "an affine map fits all 10 samples exactly"):
         linear_minimum(net, few, SQUARED)
     data = random_data(net, SQUARED, 11, seed=0)
     assert linear_minimum(net, data, SQUARED)[0].net == net
@@ -1073,3 +1073,23 @@ def test_a_split_is_listed_for_reports():
     listed = split.as_dict()
     assert listed["threshold"] == split.threshold
     assert json.loads(json.dumps(listed)) == listed
+
+
+def test_a_dead_neuron_of_a_hidden_dense_layer_is_revived():
+    data = TrainingSet(np.random.default_rng(0).random((40, 1, 2, 3)), np.eye(2)[np.arange(40) % 2])
+    net = Network((1, 2, 3), [Dense(4), Dense(3), Dense(2)])
+    theta = net.zeros()
+    theta.vector[:] = np.random.default_rng(1).random(net.size)
+    theta.W[2].weights[1] = 0
+    theta.b[2][1] = -1.0
+    revived = revive(theta, data, SQUARED, 2, 1)
+    assert revived.decrease > revived.rounding > 0
+    assert abs(revived.theta.W[2].weights[1]).min() > 0
+
+
+def test_there_is_no_kink_to_escape_from_at_the_repaired_theta():
+    data = TrainingSet(np.random.default_rng(0).random((40, 1, 2, 3)), np.eye(2)[np.arange(40) % 2])
+    net = Network((1, 2, 3), [Conv(1), Conv(3), Conv(3), Dense(2)])
+    theta, pair = linear_minimum(net, data, SQUARED)
+    with pytest.raises(AssumptionError, match="no escape from the kink"):
+        kink_escape(theta, pair, data, SQUARED)

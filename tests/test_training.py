@@ -299,6 +299,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     train(start, data, SquaredLoss(), 1, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="expected a checkpoint of this run"):
         train(start, data, CrossEntropy(), 2, checkpoint=checkpoint, resume=True)
+    other = training_problem(seed=1)[1]
+    for a, b in ((start, other), (kaiming_start(net, seed=1), data)):
+        with pytest.raises(ValueError, match="expected a checkpoint of this run"):
+            train(a, b, SquaredLoss(), 2, checkpoint=checkpoint, resume=True)
+    train(start, data, SquaredLoss(), 3, checkpoint=checkpoint, resume=True)
+    with pytest.raises(ValueError, match="expected epochs >= 3"):
+        train(start, data, SquaredLoss(), 2, checkpoint=checkpoint, resume=True)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"checkpoint\.npz: expected an NPZ"):
         train(start, data, SquaredLoss(), 2, checkpoint=checkpoint, resume=True)

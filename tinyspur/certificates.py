@@ -14,10 +14,10 @@ from .losses import Loss
 from .matrices import AveragePoolingMatrix
 from .network import Network, Parameters, TrainingSet
 
-STATIONARY = 1e-10  # relative size of G_s that counts as zero, besides the outputs' rounding
-ROUNDING_LIMIT = 1e-6  # relative size of G_s above which rounding is no excuse
-ROUNDING = 4  # units in the last place that each layer may cost an output, relative to its terms
-AT_THE_KINK = 1e-12  # |z| relative to |W^l| |o^{l-1}| + |b^l|, the terms that it is made of
+ROUNDING = 4  # units in the last place of its terms that each sum is taken to be off by
+AT_THE_KINK = 1000  # z = 0 where |z| is at most so many times its rounding error
+ROUNDING_LIMIT = 1e-6  # share of the largest target above which an output's error is no excuse
+EPSILON = float(np.finfo(np.float64).eps)
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
 
@@ -31,6 +31,14 @@ class Kink:
     samples: int
 
 
+def round_down(value: float) -> str:
+    """Return a number >= 0 with three digits, never more than it is."""
+    if not 0 < value < np.inf:
+        return f"{value:.3g}"
+    unit = 10.0 ** (np.floor(np.log10(value)) - 2)
+    return f"{np.floor(value / unit) * unit:.3g}"
+
+
 @dataclass(frozen=True)
 class CellCertificate:
     """The cell certificate: all z nonzero and G_s = 0 for every activation pattern s.
@@ -41,9 +49,9 @@ class CellCertificate:
 
     `classes` counts the patterns, `margin` is the least |z|, `stationarity` the largest entry of
     any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at z = 0.
-    Of the stationarity, 1e-10 and the share `rounding` count as zero: the latter is what errors of
-    a few units in the last place of every layer, relative to |W^L| |o^{L-1}| + |b^L|, amount to,
-    and at most 1e-6.
+    An entry of G_s counts as zero up to the rounding error that is estimated for it, from a few
+    units in the last place for every sum of the forward pass; `excess` is the largest ratio of an
+    entry to its estimate, and at most 1 where the certificate holds.
     """
 
     holds: bool
@@ -51,7 +59,7 @@ class CellCertificate:
     margin: float
     radius: float
     stationarity: float
-    rounding: float
+    excess: float
     kinks: tuple[Kink, ...]
     kind: str = "cell"
     evidence_only: bool = False
@@ -65,13 +73,13 @@ class CellCertificate:
         lines = [
             f"cell certificate: {'holds, a local minimum' if self.holds else 'does not hold'}",
             f"  pattern classes {self.classes}, margin {self.margin:.3g}, "
-            f"radius {self.radius:.3g}, stationarity {self.stationarity:.1e} "
-            f"(rounding {self.rounding:.0e})",
+            f"radius {round_down(self.radius)}, stationarity {self.stationarity:.1e} "
+            f"({self.excess:.2g} of its rounding)",
         ]
         if self.kinks:
             lines += ["  at the kink z = 0:", *(f"    {line}" for line in self._kinks_by_layer())]
-        if self.stationarity > STATIONARY + self.rounding:
-            lines.append(f"  not stationary: expected at most {STATIONARY + self.rounding:.0e}")
+        if self.excess > 1:
+            lines.append(f"  not stationary: G_s is {self.excess:.2g} times its rounding error")
         return "\n".join(lines)
 
     def _kinks_by_layer(self) -> list[str]:
@@ -91,10 +99,12 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     """Check the cell certificate at theta; see `CellCertificate` for what it proves.
 
     Sufficient, not necessary, for a local minimum; holds for tied weights, pooling and flat
-    directions. Needs float64: in float32 rounding alone exceeds the bound on the stationarity.
+    directions. A float32 theta is taken for the numbers that it holds, in float64 arithmetic.
+    Raises ValueError where parameters or outputs are not finite.
     """
-    net = theta.net
-    if not bool(namespace(theta.vector).isfinite(theta.vector).all()):
+    net, xp = theta.net, namespace(theta.vector)
+    theta = theta.to(xp, np.float64)
+    if not bool(xp.isfinite(theta.vector).all()):
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     y = net.targets(theta, data, loss)
     residuals, errors, keys = [], [], []
@@ -103,76 +113,80 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     for rows, columns in net.chunks(theta, data.x):
         trace = list(net.layerwise(theta, columns))
         residuals.append(to_numpy(loss.gradient(trace[-1][1], y[:, rows])))
-        outputs = [columns, *(o for _, o in trace)]
-        errors.append(_rounding(theta, outputs[-2], np.float64))
+        rounding = _rounding(theta, columns, trace, np.float64)
+        errors.append(to_numpy(rounding[-1]))
         bits = [np.zeros((1, columns.shape[1]), np.uint8)]
         for layer in net.active_layers:
             z = trace[layer - 1][0]
             margin = min(margin, float(abs(z).min()))
-            at_kink.add(layer, z, _terms(theta, layer, outputs[layer - 1]))
+            at_kink.add(layer, z, rounding[layer - 1])
             bits.append(np.packbits(to_numpy(z > 0), axis=0))
         keys += [column.tobytes() for column in np.ascontiguousarray(np.concatenate(bits).T)]
-        radius = _shrink(radius, theta, columns, trace)
-    g = np.concatenate(residuals, axis=1).astype(np.float64)
+        radius = _shrink(radius, theta, columns, trace, rounding)
+    g = np.concatenate(residuals, axis=1)
+    if not np.isfinite(g).all():
+        raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
+    errors = np.minimum(np.concatenate(errors, axis=1), ROUNDING_LIMIT * abs(data.y).max())
     x = np.concatenate([data.x.reshape(len(data), -1), np.ones((len(data), 1))], axis=1)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     classes = np.array([numbers[key] for key in keys])
-    scale = float((abs(g) @ abs(x)).max())
     order = np.argsort(classes, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
-    largest = max(float(abs(g[:, s] @ x[s]).max()) for s in groups)
-    stationarity = largest / scale if scale else 0.0
-    rounding = float((np.concatenate(errors, axis=1) @ abs(x)).max()) / scale if scale else 0.0
-    rounding = min(rounding, ROUNDING_LIMIT)
+    scale, largest, excess = float((abs(g) @ abs(x)).max()), 0.0, 0.0
+    for s in groups:
+        G = abs(g[:, s] @ x[s])
+        summing = ROUNDING * EPSILON * (1 + np.sqrt(len(s))) * abs(g[:, s])
+        explained = (errors[:, s] + summing) @ abs(x[s])
+        ratios = np.divide(G, explained, where=explained > 0, out=np.where(G > 0, np.inf, 0.0))
+        largest, excess = max(largest, float(G.max())), max(excess, float(ratios.max()))
     kinks = at_kink.found()
     return CellCertificate(
-        holds=bool(not kinks and radius > 0 and stationarity <= STATIONARY + rounding),
+        holds=not kinks and radius > 0 and excess <= 1,
         classes=len(groups),
         margin=margin,
         radius=0.0 if kinks else radius,
-        stationarity=stationarity,
-        rounding=rounding,
+        stationarity=largest / scale if scale else 0.0,
+        excess=excess,
         kinks=kinks,
     )
 
 
-def _terms(theta: Parameters, layer: int, below: Array) -> Array:
-    """Return |W^l| |o^{l-1}| + |b^l|, shape (n_l, N): the size of the terms that z^l adds up."""
-    terms = abs(theta.W[layer]) @ abs(below)
-    if layer in theta.b:
-        by_map = terms.reshape(len(theta.b[layer]), -1)
-        by_map += abs(theta.b[layer])[:, None]
-    return terms
+def _rounding(theta: Parameters, columns: Array, trace: list, dtype: type) -> list[Array]:
+    """Return for each layer an estimate of the rounding errors of z^l in `dtype`, (n_l, N).
 
-
-def _rounding(theta: Parameters, below: Array, dtype: type) -> np.ndarray:
-    """Return a bound on the rounding errors of outputs computed in `dtype`, (d_y, N), float64.
-
-    A few units in the last place of each layer, relative to the terms of the last.
+    |W^l| (delta^{l-1} + c |o^{l-1}|) + c |b^l|, with the errors delta of the layer below and c a
+    few units in the last place; c is no bound for sums of very many terms, hence an estimate.
     """
-    terms = to_numpy(_terms(theta, theta.net.depth, below)).astype(np.float64)
-    return ROUNDING * theta.net.depth * float(np.finfo(dtype).eps) * terms
+    net, c = theta.net, ROUNDING * float(np.finfo(dtype).eps)
+    xp, slope = namespace(columns), theta.net.activation.slope
+    found, reach = [], c * abs(columns)
+    for layer, (z, o) in enumerate(trace, start=1):
+        errors = abs(theta.W[layer]) @ reach
+        if layer in theta.b:
+            by_map = errors.reshape(len(theta.b[layer]), -1)
+            by_map += c * abs(theta.b[layer])[:, None]
+        found.append(errors)
+        if net.is_active(layer):
+            errors = xp.where(z > 0, errors, slope * errors)
+        reach = errors + c * abs(o)
+    return found
 
 
 def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
-    """Return a bound on the rounding errors of the network's outputs, (d_y, N), on the host.
-
-    A few units in the last place of theta's type for each layer, relative to the terms
-    |W^L| |o^{L-1}| + |b^L| that the outputs add up.
-    """
+    """Return an estimate of the rounding errors of the outputs in theta's type, (d_y, N)."""
     errors = []
     for _, columns in theta.net.chunks(theta, x):
-        below = [columns, *(o for _, o in theta.net.layerwise(theta, columns))][-2]
-        errors.append(_rounding(theta, below, theta.vector.dtype))
-    return np.concatenate(errors, axis=1)
+        trace = list(theta.net.layerwise(theta, columns))
+        errors.append(to_numpy(_rounding(theta, columns, trace, theta.vector.dtype)[-1]))
+    return np.concatenate(errors, axis=1).astype(np.float64)
 
 
 def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
-    """Return a bound on the rounding error of R(theta), to first order.
+    """Return an estimate of the rounding error of R(theta), to first order.
 
-    A risk that is lower by less than the sum of two such bounds can't be told from an equal one.
+    A risk that is lower by less than the sum of two of them can't be told from an equal one.
     """
-    o = namespace(theta.vector).asarray(theta.net.forward(theta, data.x).T)
+    o = theta.net.forward(theta, data.x).T
     g = to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss))).astype(np.float64)
     losses = float(abs(loss.value(to_numpy(o).astype(np.float64), data.y.T)).mean())
     own = ROUNDING * float(np.finfo(theta.vector.dtype).eps) * losses
@@ -187,8 +201,8 @@ class _KinkCounter:
         self.locations: dict[tuple[int, int], np.ndarray] = {}
         self.samples: dict[tuple[int, int], int] = {}
 
-    def add(self, layer: int, z: Array, terms: Array) -> None:
-        zero = to_numpy(abs(z) <= AT_THE_KINK * terms)
+    def add(self, layer: int, z: Array, errors: Array) -> None:
+        zero = to_numpy(abs(z) <= AT_THE_KINK * errors)
         if not zero.any():
             return
         for t, units in enumerate(zero.reshape(self.net.shapes[layer][0], -1, zero.shape[1])):
@@ -204,32 +218,34 @@ class _KinkCounter:
         )
 
 
-def _shrink(radius: float, theta: Parameters, columns: Array, trace: list) -> float:
+def _shrink(radius: float, theta: Parameters, columns: Array, trace: list, rounding: list) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
     margins = [float(abs(trace[layer - 1][0]).min()) for layer in theta.net.active_layers]
     high = min([radius, *margins])  # a bias alone moves z by rho
-    if high in (0, np.inf) or _keeps_patterns(high, theta, columns, trace):
+    if high in (0, np.inf) or _keeps_patterns(high, theta, columns, trace, rounding):
         return high
     low = high / 2
-    while not _keeps_patterns(low, theta, columns, trace):
+    while not _keeps_patterns(low, theta, columns, trace, rounding):
         high, low = low, low / 2
         if low < 1e-300:
             return 0.0
     while high - low > RADIUS_ACCURACY * high:
         middle = (low + high) / 2
-        if _keeps_patterns(middle, theta, columns, trace):
+        if _keeps_patterns(middle, theta, columns, trace, rounding):
             low = middle
         else:
             high = middle
     return low
 
 
-def _keeps_patterns(rho: float, theta: Parameters, columns: Array, trace: list) -> bool:
+def _keeps_patterns(
+    rho: float, theta: Parameters, columns: Array, trace: list, rounding: list
+) -> bool:
     """Return whether no z can change its sign for any parameters within max-norm distance rho.
 
     Per sample, with a = |o^{l-1}| and |change of o^{l-1}| <= d, z moves by at most
-    e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. A relative 1e-9 of e
-    is added for the rounding of this very computation.
+    e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding
+    errors of z are added, and a relative 1e-9 of e for those of this very computation.
     """
     net, slope = theta.net, theta.net.activation.slope
     xp = namespace(columns)
@@ -243,7 +259,7 @@ def _keeps_patterns(rho: float, theta: Parameters, columns: Array, trace: list) 
             by_map = e.reshape(W.maps_out, W.positions_out, -1)
             by_map += rho * W.support_sums(reach) + rho
         if net.is_active(layer):
-            if not bool((e * (1 + 1e-9) < abs(z)).all()):
+            if not bool((e * (1 + 1e-9) + rounding[layer - 1] < abs(z)).all()):
                 return False
             e = xp.where(z > 0, e, slope * e)
         below, d = o, e

@@ -112,6 +112,7 @@ def _softmax_regression(
         # logits: after a full step this short a minimiser exists and is this close. Where there is
         # none, the gradient and the curvature vanish together, and the steps stay about as long.
         if flat and abs(moved).max() <= 1e-6:
+            coefficients = coefficients + direction
             return back @ coefficients[:, :-1].T, coefficients[:, -1], rank, step
         if flat and abs(moved).max() > 0.01 and not positive:
             break

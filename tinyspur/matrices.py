@@ -138,7 +138,8 @@ class DenseMatrix(WeightMatrix):
         self.maps_in, self.positions_in = maps_in, weights.shape[1] // maps_in
 
     def with_weights(self, weights: Array) -> DenseMatrix:
-        return DenseMatrix(weights, self.maps_in, self.maps_out)
+        rows = self.maps_out if weights.shape[0] == self.shape[0] else None
+        return DenseMatrix(weights, self.maps_in, rows)
 
     def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
         entries = to_numpy(self.weights)

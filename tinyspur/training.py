@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def train(
     run = {
         "network": net.spec,
         "loss": loss.name,
-        "samples": len(data),
+        "inputs": _digest(data.x, data.y, to_numpy(theta.vector)),
         "batch_size": batch_size,
         "seed": seed,
         "optimiser": asdict(optimiser),
@@ -92,6 +93,10 @@ def train(
     memory = [xp.zeros_like(theta.vector), xp.zeros_like(theta.vector)]
     batches = math.ceil(len(data) / batch_size)
     done = _read_checkpoint(checkpoint, run, theta, memory) if resume else 0
+    if done > epochs:
+        raise ValueError(
+            f"training: expected epochs >= {done}, as the checkpoint has, got {epochs}"
+        )
     for epoch in range(done, epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(data))
         risks = []
@@ -119,13 +124,23 @@ def _read_checkpoint(path, run: dict, theta: Parameters, memory: list) -> int:
     arrays = read_arrays(path)
     keys = {"run", "epochs", "theta", "mean", "square"}
     if set(arrays) != keys or json.loads(str(arrays["run"])) != run:
-        raise ValueError(f"{path}: expected a checkpoint of this run, {json.dumps(run)}")
+        raise ValueError(
+            f"{path}: expected a checkpoint of this run (same data, start and settings)"
+        )
     xp = namespace(theta.vector)
     for target, key in zip((theta.vector, *memory), ("theta", "mean", "square"), strict=True):
         if arrays[key].shape != target.shape or arrays[key].dtype != target.dtype:
             raise ValueError(f"{path}: expected {key} {target.dtype} {target.shape}")
         target[...] = xp.asarray(arrays[key])
     return int(arrays["epochs"])
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def descend(
@@ -143,7 +158,7 @@ def descend(
     if iterations < 1:
         raise ValueError(f"descent: expected at least one iteration, got {iterations}")
     net, xp, dtype = theta.net, namespace(theta.vector), theta.vector.dtype
-    best: list = [np.inf, theta]
+    best: list = [np.inf, theta.copy()]
 
     def risk_and_gradient(vector: np.ndarray) -> tuple[float, np.ndarray]:
         point = Parameters(net, xp.asarray(vector, dtype=dtype))

@@ -233,9 +233,17 @@ def kink_escape(
     The reserved map A of L-2 gets the filter eps d and the bias eps beta, and the one outgoing
     weight of L-1's map A with the largest |s| becomes -eps sign(s), where s = (1/N) sum_i u_i
     sigma(d . patch_i + beta). The risk changes by -eps^2 |s| + O(eps^4), eps = `step`: the gradient
-    is zero, and yet theta is a saddle. d is the best of a few random filters.
+    is zero, and yet theta is a saddle. d is the best of a few random filters. Raises
+    AssumptionError unless map A of both layers sits at the kink without any use.
     """
     A, rng = pair.reserved[0], np.random.default_rng(seed)
+    zero = (theta.W[pair.lower].weights[A], outgoing(theta, pair.upper, A)[0])
+    biases = (theta.b[layer][A] for layer in (pair.lower, pair.upper))
+    if any(bool(part.any()) for part in zero) or any(float(bias) != 0 for bias in biases):
+        raise AssumptionError(
+            f"no escape from the kink: map {A} of layers {pair.lower} and {pair.upper} is not at "
+            "z = 0 with zero outgoing weights, as it is in the literal theta"
+        )
     u = output_derivatives(theta, data, loss)
     trials = []
     for _ in range(8):

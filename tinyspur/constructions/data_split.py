@@ -86,21 +86,22 @@ def split_data(
         raise ValueError(f"output unit: expected 0..{outputs - 1}, got {output}")
     maps = pair.relayed if map is None else (map,)
     chosen = list(range(outputs)) if output is None else [output]
+    theta = theta.to(namespace(theta.vector), np.float64)
     u = output_derivatives(theta, data, loss)
-    errors = output_rounding(theta, data.x).sum(axis=1) / len(data)
+    errors = output_rounding(theta, data.x).sum(axis=1)
     best = None
     for m in maps:
         w, v = read_weights(theta, pair, m), map_values(theta, pair, m, data.x)
-        gaps = (_steepest if rule == "steepest" else _largest)(v, w[chosen], u[chosen])
+        noise = abs(w).sum(axis=1) * np.maximum(errors, VANISHES * abs(u).sum(axis=1)) / len(data)
+        search = _steepest if rule == "steepest" else _largest
+        gaps = search(v, w[chosen], u[chosen], noise[chosen])
         for k, gap in zip(chosen, gaps, strict=True):
-            certain = gap and abs(gap[3]) > abs(w[k]).sum() * errors[k]
-            if certain and (best is None or gap[0] > best[0]):
+            if gap and (best is None or gap[0] > best[0]):
                 best = (gap[0], m, k, v, *gap[1:])
     if best is None:
         raise AssumptionError(
-            f"no data split: up to the rounding of {theta.vector.dtype}, S(eta) vanishes for every "
-            f"threshold of the maps {tuple(maps)} and "
-            f"{'every output' if output is None else f'output {output}'}"
+            "no data split: S(eta) vanishes, up to rounding, for every threshold of the maps "
+            f"{tuple(maps)} and {'every output' if output is None else f'output {output}'}"
         )
     _, m, k, v, low, high, slope = best
     eta = (low + high) / 2
@@ -123,7 +124,7 @@ def split_data(
 
 def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
     """Return u = dl/do, shape (d_y, N), on the host."""
-    o = namespace(theta.vector).asarray(theta.net.forward(theta, data.x).T)
+    o = theta.net.forward(theta, data.x).T
     return to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss)))
 
 
@@ -146,36 +147,45 @@ def read_weights(theta: Parameters, pair: RelayedPair, m: int) -> np.ndarray:
     return to_numpy(theta.W[pair.dense].weights[:, r * P : (r + 1) * P])
 
 
-def _steepest(v: np.ndarray, w: np.ndarray, u: np.ndarray) -> Iterator[tuple | None]:
+def _tie(v: np.ndarray) -> float:
+    """Return how close values of a map count as equal."""
+    return max(TIE * float(np.ptp(v)), 8 * np.finfo(float).eps * float(abs(v).max()))
+
+
+def _steepest(
+    v: np.ndarray, w: np.ndarray, u: np.ndarray, noise: np.ndarray
+) -> Iterator[tuple | None]:
     """Yield for each output ((|S|,), low, high, S) of the gap where |S| is largest, or None.
 
-    v is (P, N), w (outputs, P), u (outputs, N).
+    v is (P, N), w (outputs, P), u (outputs, N); an |S| up to the output's `noise` counts as zero.
     """
     values, which = np.unique(v, return_inverse=True)
-    wide = np.diff(values) > TIE * (values[-1] - values[0])
-    for w_k, u_k in zip(w, u, strict=True):
+    wide = np.diff(values) > _tie(v)
+    for w_k, u_k, zero in zip(w, u, noise, strict=True):
         contributions = np.outer(w_k, u_k).ravel()
         sums = np.bincount(which.ravel(), weights=contributions, minlength=len(values))
         slopes = np.cumsum(sums[:0:-1])[::-1] / v.shape[1]  # S between values n and n + 1
         sizes = np.where(wide, abs(slopes), 0)
-        if not sizes.size or sizes.max() <= VANISHES * abs(contributions).sum() / v.shape[1]:
+        if not sizes.size or sizes.max() <= zero:
             yield None
             continue
         n = sizes.argmax()
         yield (sizes[n],), values[n], values[n + 1], slopes[n]
 
 
-def _largest(v: np.ndarray, w: np.ndarray, u: np.ndarray) -> Iterator[tuple | None]:
+def _largest(
+    v: np.ndarray, w: np.ndarray, u: np.ndarray, noise: np.ndarray
+) -> Iterator[tuple | None]:
     """Yield for each output ((eta, |S|), low, high, S) by Lemma 2, repaired, or None.
 
-    v is (P, N), w (outputs, P), u (outputs, N).
+    v is (P, N), w (outputs, P), u (outputs, N); an |S| up to the output's `noise` counts as zero.
     """
     values = np.unique(v)
-    tie = TIE * (values[-1] - values[0])
+    tie = _tie(v)
     order = np.argsort(-v, axis=1)
     ranked = np.take_along_axis(v, order, axis=1)
     ends = np.hstack([ranked[:, :-1] - ranked[:, 1:] > tie, np.ones((len(v), 1), bool)])
-    for w_k, u_k in zip(w, u, strict=True):
+    for w_k, u_k, zero in zip(w, u, noise, strict=True):
         sums = np.cumsum(u_k[order], axis=1)
         split = ends & (abs(sums) > VANISHES * abs(u_k).sum()) & (abs(w_k) > 0)[:, None]
         first = ranked[np.arange(len(v)), split.argmax(axis=1)]
@@ -186,7 +196,7 @@ def _largest(v: np.ndarray, w: np.ndarray, u: np.ndarray) -> Iterator[tuple | No
             low = values[smaller - 1]
             eta = (low + high) / 2
             slope = float(w_k @ ((v > eta) @ u_k)) / v.shape[1]
-            if abs(slope) > VANISHES * abs(w_k).max() * abs(u_k).sum() / v.shape[1]:
+            if abs(slope) > zero:
                 yield (eta, abs(slope)), low, high, slope
                 break
         else:
@@ -259,7 +269,7 @@ def ordered_groups(
     v, u = map_values(theta, pair, map, data.x), output_derivatives(theta, data, loss)[output]
     order = np.argsort(-v, axis=1, kind="stable")
     ranked = np.take_along_axis(v, order, axis=1)
-    tie = TIE * (v.max() - v.min())
+    tie = _tie(v)
     values, sizes, sums = [], [], []
     for row, samples in zip(ranked, order, strict=True):
         starts = np.concatenate([[0], np.flatnonzero(row[:-1] - row[1:] > tie) + 1])

@@ -67,8 +67,9 @@ def linear_subnetwork(
     residuals = loss.gradient(fit.weights @ x.T + fit.bias[:, None], data.y.T)
     if abs(residuals).max() <= EXACT_FIT * abs(data.y).max():
         raise AssumptionError(
-            f"R(theta) > 0 fails: an affine map fits all {len(data)} samples exactly, so the "
-            f"linear minimum is global; expected more samples than the {fit.rank} dimensions of "
+            "R(theta) > 0 fails, or R is the entropy of soft targets: an affine map fits all "
+            f"{len(data)} samples exactly, so the linear minimum is global; expected more samples "
+            f"than the {fit.rank} dimensions of "
             "the inputs (with a 1), or other targets"
         )
     phi = net.zeros()
