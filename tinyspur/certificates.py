@@ -23,7 +23,7 @@ RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relati
 
 @dataclass(frozen=True)
 class Kink:
-    """Units of one map (or one dense neuron) that sit at z = 0 for some sample."""
+    """Units of one map (or one dense neuron) that sit at z = 0, up to rounding, for some sample."""
 
     layer: int
     map: int

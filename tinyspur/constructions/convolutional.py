@@ -19,8 +19,15 @@ from ..certificates import CellCertificate, Escape, certify_cell, measure_escape
 from ..fitting import AssumptionError
 from ..losses import Loss
 from ..network import Parameters, TrainingSet
-from .data_split import DataSplit, map_values, output_derivatives, read_weights, split_data
-from .embedding import check_assumption_1, check_variant, layer_output
+from .data_split import (
+    DataSplit,
+    filter_responses,
+    map_values,
+    output_derivatives,
+    read_weights,
+    split_data,
+)
+from .embedding import check_assumption_1, check_variant
 from .relays import RelayedPair, outgoing, set_relay
 
 IN_THE_GAP = 0.999  # share of the way to the next value that the line search may go
@@ -267,16 +274,10 @@ def _random_unit(
 
     A map that is active everywhere would add nothing that the affine fit does not have already.
     """
-    W = theta.W[layer]
-    d = rng.uniform(-1, 1, W.weights.shape[1:])
-    row = W.with_weights(namespace(W.weights).asarray(d[None], dtype=W.weights.dtype))
-    z = np.concatenate(
-        [
-            to_numpy(row @ layer_output(theta, columns, layer - 1))
-            for _, columns in theta.net.chunks(theta, x)
-        ],
-        axis=1,
-    )
+    weights = theta.W[layer].weights
+    d = rng.uniform(-1, 1, weights.shape[1:])
+    row = namespace(weights).asarray(d[None], dtype=weights.dtype)
+    z = filter_responses(theta, layer, row, x)
     beta = -float(np.median(z))
     return d, beta, z + beta
 

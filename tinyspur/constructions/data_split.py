@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import namespace, to_numpy
+from ..backend import Array, namespace, to_numpy
 from ..certificates import output_rounding
 from ..fitting import AssumptionError
 from ..losses import Loss
-from ..matrices import ConvolutionMatrix
 from ..network import Parameters, TrainingSet
 from .embedding import layer_output
 from .relays import RelayedPair
@@ -76,8 +75,8 @@ def split_data(
     midway between v*, the largest over all locations of the first value whose samples' sum of u is
     not zero, and the next smaller value of the map. All relayed maps and all outputs are tried
     unless one is given; an S that the rounding of the outputs explains counts as zero. Raises
-    ValueError for a map, an output or a rule that does not exist,
-    AssumptionError where S vanishes throughout.
+    ValueError for a map, an output or a rule that does not exist, AssumptionError where S vanishes
+    throughout.
     """
     outputs = theta.net.shapes[-1][0]
     if rule not in SPLITS:
@@ -130,11 +129,15 @@ def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.n
 
 def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:
     """Return v_i^j = (W^{L-3} o^{L-4,i})(m, j), shape (P, N), on the host ([CNN] (6))."""
-    W = theta.W[pair.below]
-    row = ConvolutionMatrix(W.weights[m : m + 1], W.map_shape)
+    return filter_responses(theta, pair.below, theta.W[pair.below].weights[m : m + 1], x)
+
+
+def filter_responses(theta: Parameters, layer: int, row: Array, x: np.ndarray) -> np.ndarray:
+    """Return what one filter `row` (1, ...) makes of o^{layer-1}, shape (P, N), on the host."""
+    W = theta.W[layer].with_weights(row)
     return np.concatenate(
         [
-            to_numpy(row @ layer_output(theta, columns, pair.below - 1))
+            to_numpy(W @ layer_output(theta, columns, layer - 1))
             for _, columns in theta.net.chunks(theta, x)
         ],
         axis=1,
