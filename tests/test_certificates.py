@@ -11,10 +11,10 @@ import torch
 import torch_twin
 
 from tinyspur import datasets
-from tinyspur.certificates import Kink, certify_cell, measure_escape
-from tinyspur.constructions.convolutional import kink_escape
+from tinyspur.certificates import Kink, certify_cell
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.constructions.relays import rescale
+from tinyspur.escapes import kink_escape, measure_escape
 from tinyspur.fitting import fit_affine
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet

@@ -15,7 +15,6 @@ from tinyspur.certificates import certify_cell
 from tinyspur.constructions.convolutional import (
     equal_risk_point,
     find_spurious_minimum,
-    kink_escape,
     lower_point,
     perturbed_map,
     revive,
@@ -36,6 +35,7 @@ from tinyspur.constructions.embedding import (
     subnetwork,
 )
 from tinyspur.constructions.relays import outgoing, rescale
+from tinyspur.escapes import kink_escape
 from tinyspur.fitting import AssumptionError, fit_affine
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet

@@ -1,12 +1,11 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
 
-from .certificates import CellCertificate, Escape, Kink, certify_cell
+from .certificates import CellCertificate, Kink, certify_cell
 from .constructions.convolutional import (
     LowerPoint,
     SpuriousMinimum,
     equal_risk_point,
     find_spurious_minimum,
-    kink_escape,
     lower_point,
     revive,
     risk_along_bias,
@@ -21,6 +20,7 @@ from .constructions.embedding import (
 )
 from .constructions.nontrivial import nontrivial_minimum
 from .constructions.relays import RelayedPair, rescale
+from .escapes import Escape, kink_escape
 from .fitting import AffineFit, AssumptionError, fit_affine
 from .losses import CrossEntropy, SquaredLoss, one_hot
 from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix

@@ -6,6 +6,7 @@ describes; the numbers live in `Parameters`. Layers count from 1 to L as in the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -15,65 +16,11 @@ from types import ModuleType
 import numpy as np
 
 from .backend import Array, namespace, to_numpy
+from .layers import LAYER_TYPES, AveragePool, Conv, Dense, Layer, ReLU, is_positive
 from .losses import Loss
 from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix, WeightMatrix
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a pass over the samples holds at once
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A convolution with `maps` filters of odd size `kernel`, stride 1, zero padding, biases."""
-
-    maps: int
-    kernel: int = 3
-
-
-@dataclass(frozen=True)
-class AveragePool:
-    """Average pooling over windows of `size` that do not overlap."""
-
-    size: int
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A dense layer of `width` neurons with biases."""
-
-    width: int
-
-
-Layer = Conv | AveragePool | Dense
-_LAYER_TYPES = {"conv": Conv, "average_pool": AveragePool, "dense": Dense}
-
-
-@dataclass(frozen=True)
-class ReLU:
-    """sigma(z) = z for z > 0 and `slope` * z elsewhere; slope 0 is ReLU, slope > 0 leaky ReLU.
-
-    Raises ValueError for a slope that is negative or not finite.
-    """
-
-    slope: float = 0.0
-
-    def __post_init__(self):
-        if not (isinstance(self.slope, float | int) and 0 <= self.slope < math.inf):
-            raise ValueError(f"activation: expected a finite slope >= 0, got {self.slope!r}")
-
-    def __call__(self, z: Array) -> Array:
-        """Return sigma(z)."""
-        xp = namespace(z)
-        return xp.maximum(z, 0) if self.slope == 0 else xp.where(z > 0, z, self.slope * z)
-
-    def derivative(self, z: Array) -> Array:
-        """Return sigma'(z); at the kink z = 0 that of the left side, as PyTorch."""
-        slopes = (z > 0).astype(z.dtype)
-        return slopes if self.slope == 0 else slopes + self.slope * (1 - slopes)
-
-    @property
-    def spec(self) -> dict:
-        """Return the JSON description."""
-        return {"name": "leaky_relu", "slope": self.slope} if self.slope else {"name": "relu"}
 
 
 @dataclass(frozen=True)
@@ -127,7 +74,7 @@ class Network:
         self.layers = tuple(layers)
         self.activation = activation or ReLU()
         self.memory_budget = memory_budget
-        if len(self.input_shape) not in (2, 3) or not all(map(_positive, self.input_shape)):
+        if len(self.input_shape) not in (2, 3) or not all(map(is_positive, self.input_shape)):
             raise ValueError(f"network: expected an input (C, H, W) or (C, W), got {input_shape}")
         if not self.layers:
             raise ValueError("network: expected at least one layer")
@@ -152,7 +99,7 @@ class Network:
     @property
     def spec(self) -> dict:
         """Return the JSON description that is written beside parameters."""
-        kinds = {cls: name for name, cls in _LAYER_TYPES.items()}
+        kinds = {cls: name for name, cls in LAYER_TYPES.items()}
         return {
             "input": list(self.input_shape),
             "activation": self.activation.spec,
@@ -167,7 +114,7 @@ class Network:
             layers = []
             for layer in spec["layers"]:
                 fields = dict(layer)
-                layers.append(_LAYER_TYPES[fields.pop("type")](**fields))
+                layers.append(LAYER_TYPES[fields.pop("type")](**fields))
             activation = ReLU(spec["activation"].get("slope", 0.0))
             if activation.spec != spec["activation"]:
                 raise ValueError(f"network spec: unknown activation {spec['activation']}")
@@ -198,7 +145,9 @@ class Network:
 
     def forward(self, theta: Parameters, x: np.ndarray) -> Array:
         """Return the outputs (N, d_y) for the inputs x (N, *input_shape)."""
-        outputs = [self.layerwise_last(theta, columns) for _, columns in self.chunks(theta, x)]
+        outputs = [
+            self.layer_output(theta, columns, self.depth) for _, columns in self.chunks(theta, x)
+        ]
         return namespace(theta.vector).concatenate(outputs, axis=1).T
 
     def risk(self, theta: Parameters, data: TrainingSet, loss: Loss) -> float:
@@ -209,7 +158,7 @@ class Network:
         """Return l(o_i, y_i), shape (N,)."""
         y = self.targets(theta, data, loss)
         losses = [
-            loss.value(self.layerwise_last(theta, columns), y[:, rows])
+            loss.value(self.layer_output(theta, columns, self.depth), y[:, rows])
             for rows, columns in self.chunks(theta, data.x)
         ]
         return namespace(theta.vector).concatenate(losses)
@@ -290,11 +239,24 @@ class Network:
             o = self.activation(z) if self.is_active(layer) else z
             yield z, o
 
-    def layerwise_last(self, theta: Parameters, columns: Array) -> Array:
-        """Return o^L (d_y, N), holding two layers at a time."""
-        for _, o in self.layerwise(theta, columns):
-            last = o
-        return last
+    def layer_output(self, theta: Parameters, columns: Array, layer: int) -> Array:
+        """Return o^layer for input columns (n_0, N); layer 0 is the input."""
+        for _, o in itertools.islice(self.layerwise(theta, columns), layer):
+            columns = o
+        return columns
+
+    def filter_responses(
+        self, theta: Parameters, layer: int, filters: Array, x: np.ndarray
+    ) -> np.ndarray:
+        """Return what `filters` (T, ...) make of o^{layer-1}, shape (T * P, N), on the host."""
+        W = theta.W[layer].with_weights(filters)
+        return np.concatenate(
+            [
+                to_numpy(W @ self.layer_output(theta, columns, layer - 1))
+                for _, columns in self.chunks(theta, x)
+            ],
+            axis=1,
+        )
 
     def _backward(self, theta, columns, trace, delta, gradient) -> None:
         """Add to `gradient` what the derivative `delta` of the losses in o^L gives."""
@@ -328,7 +290,7 @@ class Network:
             where = f"layer {number}, {layer}"
             if not isinstance(layer, Layer):
                 raise ValueError(f"{where}: expected Conv, AveragePool or Dense")
-            if not all(map(_positive, asdict(layer).values())):
+            if not all(map(is_positive, asdict(layer).values())):
                 raise ValueError(f"{where}: expected positive whole numbers")
             if not isinstance(layer, Dense) and not size:
                 raise ValueError(f"{where}: expected maps below it, got a dense layer's output")
@@ -408,10 +370,6 @@ class Parameters:
             named[f"W{layer}"] = to_numpy(self.W[layer].weights)
             named[f"b{layer}"] = to_numpy(self.b[layer])
         return named
-
-
-def _positive(n: object) -> bool:
-    return isinstance(n, int) and not isinstance(n, bool) and n > 0
 
 
 class _ByLayer(dict):

@@ -15,15 +15,14 @@ import numpy as np
 import scipy.optimize
 
 from ..backend import namespace, to_numpy
-from ..certificates import CellCertificate, Escape, certify_cell, measure_escape, risk_rounding
+from ..certificates import CellCertificate, certify_cell, risk_rounding
+from ..escapes import Escape, kink_escape, measure_escape, random_unit
 from ..fitting import AssumptionError
 from ..losses import Loss
 from ..network import Parameters, TrainingSet
 from .data_split import (
     DataSplit,
-    filter_responses,
     map_values,
-    output_derivatives,
     read_weights,
     split_data,
 )
@@ -195,7 +194,7 @@ def revive(
             f"{active.any(axis=1).sum()} samples activate it"
         )
     revived = theta.copy()
-    d, beta, _ = _random_unit(theta, layer, data.x, rng)
+    d, beta, _ = random_unit(theta, layer, data.x, rng)
     weights = revived.W[layer].weights
     weights[map] = namespace(weights).asarray(d, dtype=weights.dtype)
     revived.b[layer][map] = beta
@@ -225,61 +224,6 @@ def revive(
     step = float(scipy.optimize.minimize_scalar(risk, bracket=(0.0, 0.1 * largest)).x)
     point = Parameters(net, revived.vector + step * move)
     return measure_escape(theta, point, "revived map", step, data, loss)
-
-
-def kink_escape(
-    theta: Parameters,
-    pair: RelayedPair,
-    data: TrainingSet,
-    loss: Loss,
-    step: float = 1e-2,
-    seed: int = 0,
-) -> Escape:
-    """Return the escape from the literal theta, whose reserved maps sit exactly at the kink.
-
-    The reserved map A of L-2 gets the filter eps d and the bias eps beta, and the one outgoing
-    weight of L-1's map A with the largest |s| becomes -eps sign(s), where s = (1/N) sum_i u_i
-    sigma(d . patch_i + beta). The risk changes by -eps^2 |s| + O(eps^4), eps = `step`: the gradient
-    is zero, and yet theta is a saddle. d is the best of a few random filters. Raises
-    AssumptionError unless map A of both layers sits at the kink without any use.
-    """
-    A, rng = pair.reserved[0], np.random.default_rng(seed)
-    zero = (theta.W[pair.lower].weights[A], outgoing(theta, pair.upper, A)[0])
-    biases = (theta.b[layer][A] for layer in (pair.lower, pair.upper))
-    if any(bool(part.any()) for part in zero) or any(float(bias) != 0 for bias in biases):
-        raise AssumptionError(
-            f"no escape from the kink: map {A} of layers {pair.lower} and {pair.upper} is not at "
-            "z = 0 with zero outgoing weights, as it is in the literal theta"
-        )
-    u = output_derivatives(theta, data, loss)
-    trials = []
-    for _ in range(8):
-        d, beta, z = _random_unit(theta, pair.lower, data.x, rng)
-        s = u @ np.maximum(z, 0).T / len(data)
-        trials.append((abs(s).max(), d, beta, s))
-    _, d, beta, s = max(trials, key=lambda trial: trial[0])
-    k, j = np.unravel_index(abs(s).argmax(), s.shape)
-    near = theta.copy()
-    filters = near.W[pair.lower].weights
-    filters[A] = namespace(filters).asarray(step * d, dtype=filters.dtype)
-    near.b[pair.lower][A] = step * beta
-    outgoing(near, pair.upper, A)[0][int(k), int(j)] = -step * float(np.sign(s[k, j]))
-    return measure_escape(theta, near, "escape from the kink, second order", step, data, loss)
-
-
-def _random_unit(
-    theta: Parameters, layer: int, x: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """Return a random filter d of `layer`, beta, and z = d . patch + beta (P, N), half positive.
-
-    A map that is active everywhere would add nothing that the affine fit does not have already.
-    """
-    weights = theta.W[layer].weights
-    d = rng.uniform(-1, 1, weights.shape[1:])
-    row = namespace(weights).asarray(d[None], dtype=weights.dtype)
-    z = filter_responses(theta, layer, row, x)
-    beta = -float(np.median(z))
-    return d, beta, z + beta
 
 
 @dataclass(frozen=True)

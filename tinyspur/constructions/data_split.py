@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import Array, namespace, to_numpy
+from ..backend import namespace, to_numpy
 from ..certificates import output_rounding
 from ..fitting import AssumptionError
 from ..losses import Loss
 from ..network import Parameters, TrainingSet
-from .embedding import layer_output
 from .relays import RelayedPair
 
 SPLITS = ("steepest", "largest")
@@ -129,19 +128,7 @@ def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.n
 
 def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:
     """Return v_i^j = (W^{L-3} o^{L-4,i})(m, j), shape (P, N), on the host ([CNN] (6))."""
-    return filter_responses(theta, pair.below, theta.W[pair.below].weights[m : m + 1], x)
-
-
-def filter_responses(theta: Parameters, layer: int, row: Array, x: np.ndarray) -> np.ndarray:
-    """Return what one filter `row` (1, ...) makes of o^{layer-1}, shape (P, N), on the host."""
-    W = theta.W[layer].with_weights(row)
-    return np.concatenate(
-        [
-            to_numpy(W @ layer_output(theta, columns, layer - 1))
-            for _, columns in theta.net.chunks(theta, x)
-        ],
-        axis=1,
-    )
+    return theta.net.filter_responses(theta, pair.below, theta.W[pair.below].weights[m : m + 1], x)
 
 
 def read_weights(theta: Parameters, pair: RelayedPair, m: int) -> np.ndarray:

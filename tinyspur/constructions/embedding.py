@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from ..backend import Array, to_numpy
+from ..backend import to_numpy
 from ..fitting import AssumptionError, fit_affine
 from ..losses import Loss
 from ..network import Conv, Dense, Network, Parameters, TrainingSet
@@ -146,13 +146,6 @@ def linear_minimum(
     return embed(net, phi, data.x, variant)
 
 
-def layer_output(theta: Parameters, columns: Array, layer: int) -> Array:
-    """Return o^layer for input columns (n_0, N); layer 0 is the input."""
-    for _, o in itertools.islice(theta.net.layerwise(theta, columns), layer):
-        columns = o
-    return columns
-
-
 def check_variant(variant: str) -> None:
     """Raise ValueError unless `variant` is ``repaired`` or ``literal``."""
     if variant not in VARIANTS:
@@ -180,7 +173,7 @@ def check_assumption_1(theta: Parameters, x: np.ndarray) -> None:
     direction = np.random.default_rng(0).standard_normal(math.prod(width))
     shadow, size = [], 0.0
     for _, columns in net.chunks(theta, x):
-        features = to_numpy(layer_output(theta, columns, net.depth - 1))
+        features = to_numpy(net.layer_output(theta, columns, net.depth - 1))
         size = max(size, float(abs(features).max()))
         shadow.append(direction @ features)
     shadow = np.concatenate(shadow)
@@ -190,7 +183,7 @@ def check_assumption_1(theta: Parameters, x: np.ndarray) -> None:
         if shadow[second] - shadow[first] > near:
             continue
         two = [
-            to_numpy(layer_output(theta, columns, net.depth - 1))
+            to_numpy(net.layer_output(theta, columns, net.depth - 1))
             for _, columns in net.chunks(theta, x[[first, second]])
         ]
         if abs(np.diff(np.concatenate(two, axis=1))).max() <= 1e-12 * size:
