@@ -918,10 +918,10 @@ def test_a_subnetwork_on_a_device_is_embedded_there():
     [
         ((1, 4, 5, 5), "layer 1 has 1"),
         ((3, 1, 5, 5), "layer 2 has 1"),
-        ((3, 3, 3, 5), "layers 3 and 4 have 3 and 5"),
-        ((3, 3, 5, 3), "layers 3 and 4 have 5 and 3"),
-        ((2, 2, 2, 2), "layers 3 and 4 have 2 and 2"),
-        ((2, 2, 1, 1), "layers 3 and 4 have 1 and 1"),
+        ((3, 3, 3, 5), "layer 3 has 3, expected at least 4"),
+        ((3, 3, 5, 3), "layer 4 has 3, expected at least 4"),
+        ((2, 2, 2, 2), "layer 3 has 2, expected at least 3"),
+        ((2, 2, 1, 1), "layer 3 has 1, expected at least 3"),
     ],
 )
 def test_too_few_maps_are_named(maps, named, variant):

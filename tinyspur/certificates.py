@@ -43,9 +43,10 @@ def round_down(value: float) -> str:
 class CellCertificate:
     """The cell certificate: all z nonzero and G_s = 0 for every activation pattern s.
 
-    G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T with g_i the gradient of the loss in the output. Where
-    it `holds`, R(theta) <= R(theta') for every theta' within max-norm distance `radius` of theta,
-    since all patterns are constant there and l is convex: theta is a local minimum.
+    G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T with g_i the gradient of the loss in the output; where
+    poolings come first, x_i is the pooled input. Where it `holds`, R(theta) <= R(theta') for every
+    theta' within max-norm distance `radius` of theta, since all patterns are constant there and l
+    is convex: theta is a local minimum.
 
     `classes` counts the patterns, `margin` is the least |z|, `stationarity` the largest entry of
     any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at z = 0.
@@ -107,11 +108,13 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     if not bool(xp.isfinite(theta.vector).all()):
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     y = net.targets(theta, data, loss)
-    residuals, errors, keys = [], [], []
+    features, residuals, errors, keys = [], [], [], []
     margin, radius = np.inf, np.inf
     at_kink = _KinkCounter(net)
     for rows, columns in net.chunks(theta, data.x):
         trace = list(net.layerwise(theta, columns))
+        if net.leading_poolings:
+            features.append(to_numpy(trace[net.leading_poolings - 1][1]))
         residuals.append(to_numpy(loss.gradient(trace[-1][1], y[:, rows])))
         rounding = _rounding(theta, columns, trace, np.float64)
         errors.append(to_numpy(rounding[-1]))
@@ -127,7 +130,8 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     if not np.isfinite(g).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
     errors = np.minimum(np.concatenate(errors, axis=1), ROUNDING_LIMIT * abs(data.y).max())
-    x = np.concatenate([data.x.reshape(len(data), -1), np.ones((len(data), 1))], axis=1)
+    x = np.concatenate(features, axis=1).T if features else data.x.reshape(len(data), -1)
+    x = np.concatenate([x, np.ones((len(data), 1))], axis=1)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     classes = np.array([numbers[key] for key in keys])
     order = np.argsort(classes, kind="stable")

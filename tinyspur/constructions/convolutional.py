@@ -1,8 +1,9 @@
 """[CNN] A point of equal risk that shows theta to be spurious.
 
 theta comes from `embedding` and the threshold eta from `data_split`; `equal_risk_point` builds
-theta' (Lemmas 4 and 9) and `lower_point` moves one bias of it (Lemmas 5 and 10). The two
-convolutions of the pair are layers L - 2 and L - 1, the dense layer above them is layer L.
+theta' (Lemmas 4 and 9) and `lower_point` moves one bias of it (Lemmas 5 and 10). The layers are
+called as if the pair of convolutions were L - 2 and L - 1 and the first dense layer were L; other
+layers may lie between and above (Appendix D).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .data_split import (
     split_data,
 )
 from .embedding import check_assumption_1, check_variant
-from .relays import RelayedPair, outgoing, set_relay
+from .relays import RelayedPair, outgoing
 
 IN_THE_GAP = 0.999  # share of the way to the next value that the line search may go
 
@@ -35,46 +36,70 @@ IN_THE_GAP = 0.999  # share of the way to the next value that the line search ma
 def equal_risk_point(
     theta: Parameters, pair: RelayedPair, split: DataSplit, variant: str = "repaired"
 ) -> Parameters:
-    """Return theta', where the reserved maps A and B take over map m of `split` for its output.
+    """Return theta', where the reserved tracks A and B take over map m of `split` for its output.
 
     Every output of every sample is kept ([CNN] Lemma 9, (25) and (26)). Literal: the relay of m
     keeps its bias where eta >= -b, so other outputs change if the bias of m had to be raised.
     """
     check_variant(variant)
-    theta = theta.copy()
-    m, k, eta = split.map, split.output, split.threshold
+    theta, tower, eta, k = theta.copy(), pair.tower, split.threshold, split.output
     A, B = pair.reserved
-    r, P = pair.relay_of(m), theta.net.positions(pair.upper)
-    kappa = pair.kappa_lower + pair.kappa_upper
-    b = float(theta.b[pair.below][m])
-    raised = max(b, -split.lowest)
-    read = theta.W[pair.dense].weights
-    w = read[k, r * P : (r + 1) * P].copy()
-    for t in (A, B):
-        read[:, t * P : (t + 1) * P] = 0
-    theta.b[pair.below][m] = raised
-    if variant == "repaired" or eta < -b:
+    m, r, d_y = split.map, pair.relay_of(split.map), theta.net.shapes[-1][0]
+    b, raised, kappa = bias_below(theta, pair, split), 0.0, pair.kappa_lower + pair.kappa_upper
+    read, offset = theta.W[pair.dense].weights[:d_y], theta.b[pair.dense][:d_y]
+    in_A, in_B, in_r = (tower.columns(track) for track in (A, B, r))
+    w = read[k, in_r].copy()
+    read[:, in_A] = 0
+    read[:, in_B] = 0
+
+    def constants(lower: float, upper: float, tracks: int = 1):
+        return namespace(read).asarray(pair.constants(lower, upper, tracks), dtype=read.dtype)
+
+    relayed = constants(pair.kappa_lower, pair.kappa_upper)
+    has_bias = pair.below in theta.net.active_layers
+    if has_bias:
+        raised = max(b, -split.lowest)
+        theta.b[pair.below][m] = raised
+    if has_bias and (variant == "repaired" or eta < -b):
         theta.b[pair.lower][r] = b - raised
-        theta.b[pair.upper][r] = kappa
+        theta.b[pair.upper][tower.maps(pair.upper, r)] = kappa
+        before, relayed = relayed, constants(0.0, kappa)
+        offset += read[:, in_r] @ (before - relayed)
+    for layer in tower.shifts:
+        if layer > pair.upper:
+            for t in (A, B):
+                tower.relay(theta, layer, t, t, pair.kappa_above)
     if eta >= -b:
-        set_relay(theta, pair.lower, m, A, eta + raised, sign=-1)
-        set_relay(theta, pair.lower, m, B, -(eta + raised))
-        set_relay(theta, pair.upper, A, A, eta + b, sign=-1)
-        set_relay(theta, pair.upper, B, B, eta + b)
-        read[k, A * P : (A + 1) * P] = w
-        read[k, B * P : (B + 1) * P] = w
-        read[k, r * P : (r + 1) * P] = 0
-        theta.b[pair.dense][k] += (kappa - (eta + b)) * w.sum()
+        tower.relay(theta, pair.lower, m, A, eta + raised, sign=-1)
+        tower.relay(theta, pair.lower, m, B, -(eta + raised))
+        tower.relay(theta, pair.upper, A, A, eta + b, sign=-1)
+        tower.relay(theta, pair.upper, B, B, eta + b)
+        read[k, in_A] = w
+        read[k, in_B] = w
+        read[k, in_r] = 0
+        # A + B = o_m + eta + b, and twice eta + b where a shifted copy reads beyond the border.
+        lower = (0.0 if has_bias else b) - (eta + b)
+        offset[k] += w @ (relayed - constants(lower, 2 * (eta + b), tracks=2))
     else:
         for t in (A, B):
-            set_relay(theta, pair.lower, m, t, -(eta + raised))
-            set_relay(theta, pair.upper, t, t, 0.0)
-        read[k, A * P : (A + 1) * P] = w
-        read[k, B * P : (B + 1) * P] = -w
+            tower.relay(theta, pair.lower, m, t, -(eta + raised))
+            tower.relay(theta, pair.upper, t, t, 0.0)
+        read[k, in_A] = w
+        read[k, in_B] = -w
         if variant == "literal":  # (26) relays v - eta and adds eta + b above
             theta.b[pair.lower][r] = -(eta + raised)
             theta.b[pair.upper][r] = eta + b
     return theta
+
+
+def bias_below(theta: Parameters, pair: RelayedPair, split: DataSplit) -> float:
+    """Return b, the bias of map m below the pair.
+
+    Where the pair reads a pooling or the input there is none: then what makes the map nonnegative.
+    """
+    if pair.below in theta.net.active_layers:
+        return float(theta.b[pair.below][split.map])
+    return max(0.0, -split.lowest)
 
 
 @dataclass(frozen=True)
@@ -104,8 +129,8 @@ def perturbed_map(theta: Parameters, pair: RelayedPair, split: DataSplit) -> int
 
     `theta` is the point before it was replaced by theta'.
     """
-    b = float(theta.b[pair.below][split.map])
-    return pair.reserved[1] if split.threshold >= -b else pair.reserved[0]
+    first_case = split.threshold >= -bias_below(theta, pair, split)
+    return pair.reserved[1] if first_case else pair.reserved[0]
 
 
 def lower_point(
@@ -288,7 +313,7 @@ def find_spurious_minimum(
     fails or no split exists.
     """
     with stage("certificate", "certifying theta"):
-        check_assumption_1(theta, data.x)
+        check_assumption_1(theta, data.x, pair.upper)
         risk = theta.net.risk(theta, data, loss)
         certificate = certify_cell(theta, data, loss)
     with stage("split", "splitting the data"):

@@ -127,14 +127,30 @@ def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.n
 
 
 def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:
-    """Return v_i^j = (W^{L-3} o^{L-4,i})(m, j), shape (P, N), on the host ([CNN] (6))."""
-    return theta.net.filter_responses(theta, pair.below, theta.W[pair.below].weights[m : m + 1], x)
+    """Return v_i^j = (W^{L-3} o^{L-4,i})(m, j), shape (P, N), on the host ([CNN] (6)).
+
+    Below a pair that reads a pooling or the input there is no bias and no activation to come:
+    there v is the map itself.
+    """
+    net, P = theta.net, theta.net.positions(pair.below)
+    if pair.below in net.active_layers:
+        return net.filter_responses(theta, pair.below, theta.W[pair.below].weights[m : m + 1], x)
+    maps = [
+        to_numpy(net.layer_output(theta, columns, pair.below)[m * P : (m + 1) * P])
+        for _, columns in net.chunks(theta, x)
+    ]
+    return np.concatenate(maps, axis=1)
 
 
 def read_weights(theta: Parameters, pair: RelayedPair, m: int) -> np.ndarray:
-    """Return w = W^L(., relay of m), shape (d_y, P), on the host."""
-    r, P = pair.relay_of(m), theta.net.positions(pair.upper)
-    return to_numpy(theta.W[pair.dense].weights[:, r * P : (r + 1) * P])
+    """Return w, what the outputs read of map m through its relay, (d_y, P), on the host.
+
+    W^L(., relay of m), and with poolings between that matrix times what the relays make of the map.
+    """
+    columns = pair.tower.columns(pair.relay_of(m))
+    return pair.tower.seen(
+        to_numpy(theta.W[pair.dense].weights[: theta.net.shapes[-1][0], columns])
+    )
 
 
 def _tie(v: np.ndarray) -> float:

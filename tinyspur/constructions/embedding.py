@@ -8,34 +8,82 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..backend import to_numpy
+from ..backend import Array, namespace, to_numpy
 from ..fitting import AssumptionError, fit_affine
+from ..layers import AveragePool, Conv, Dense, Layer
 from ..losses import Loss
-from ..network import Conv, Dense, Network, Parameters, TrainingSet
-from .relays import RelayedPair, outgoing, set_constant, set_relay
+from ..network import Network, Parameters, TrainingSet
+from .relays import RelayedPair, Tower, set_constant, set_relay
 
 VARIANTS = ("repaired", "literal")
 MARGIN = 1.0  # least |z| of relays and of dead maps
 EXACT_FIT = 1e-10  # residuals below this share of the targets count as zero
 
 
-def subnetwork(net: Network) -> Network:
-    """Return layers 1..L-3 and the dense layer: what is left when the pair relays.
+def top_pair(net: Network) -> int:
+    """Return the lower one of the two topmost consecutive convolutions, or raise ValueError."""
+    for lower in range(net.depth - 1, 0, -1):
+        if all(isinstance(layer, Conv) for layer in net.layers[lower - 1 : lower + 1]):
+            return lower
+    raise ValueError(f"construction: expected two consecutive convolutions, got {net}")
 
-    Raises ValueError unless layers L-3 to L are three convolutions and a dense layer, with ReLU.
+
+def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired") -> Tower:
+    """Return the layers from `lower`, the topmost pair by default, up to the first dense layer.
+
+    Raises ValueError unless `lower` and the next layer are convolutions, a dense layer ends the
+    network, no other kind lies above a dense one, and the activation is ReLU.
     """
-    kinds = [type(layer) for layer in net.layers[-4:]]
-    if kinds != [Conv, Conv, Conv, Dense]:
-        raise ValueError(
-            "construction: expected a network that ends in three convolutions and a dense layer, "
-            f"got {', '.join(kind.__name__ for kind in kinds)}"
-        )
+    check_variant(variant)
     if net.activation.slope != 0:
         raise ValueError(f"construction: expected ReLU, got {net.activation}")
-    layers = (*net.layers[:-3], net.layers[-1])
+    lower = top_pair(net) if lower is None else lower
+    pair = net.layers[max(0, lower - 1) : lower + 1]
+    if len(pair) < 2 or not all(isinstance(layer, Conv) for layer in pair):
+        kinds = ", ".join(type(layer).__name__ for layer in pair)
+        raise ValueError(
+            f"construction: expected convolutions as layers {lower} and {lower + 1}, got {kinds}"
+        )
+    return Tower(net, lower, first_dense(net) - 1, variant == "repaired")
+
+
+def first_dense(net: Network) -> int:
+    """Return the first dense layer, which reads the maps; ValueError if the last one is none."""
+    kinds = [type(layer) for layer in net.layers]
+    if kinds[-1] is not Dense:
+        raise ValueError(f"construction: expected a dense layer at the end, got {net.layers[-1]}")
+    first = kinds.index(Dense) + 1
+    for layer in range(first, net.depth):
+        if net.shapes[layer][0] < net.shapes[-1][0]:
+            raise AssumptionError(
+                f"too few neurons: the dense layer {layer} has {net.shapes[layer][0]}, expected "
+                f"at least {net.shapes[-1][0]}, one for each output"
+            )
+    return first
+
+
+def subnetwork(
+    net: Network, lower: int | None = None, variant: str = "repaired", all_relayed: bool = False
+) -> Network:
+    """Return the layers below the pair and a dense layer of the outputs: what the pair relays.
+
+    With `all_relayed` its last convolution has no more maps than the layers above can relay.
+    Literal: the poolings above the pair are part of it, since the dense layer reads pooled maps
+    only ([CNN] Appendix D). Raises as `pair_tower` does, and AssumptionError for too few maps.
+    """
+    tower = pair_tower(net, lower, variant)
+    tower.check_room(3, "two reserved ones and one for each map in use of the layer below")
+    layers = list(net.layers[: tower.first - 1])
+    if all_relayed and (n := _last_convolution(layers)) is not None:
+        layers[n] = Conv(min(layers[n].maps, tower.room - 2), layers[n].kernel)
+    if variant == "literal":
+        above = net.layers[tower.first - 1 : tower.last]
+        layers += [layer for layer in above if isinstance(layer, AveragePool)]
+    layers.append(Dense(net.shapes[-1][0]))
     return Network(net.input_shape, layers, net.activation, net.memory_budget)
 
 
@@ -44,27 +92,34 @@ def linear_subnetwork(
 ) -> Parameters:
     """Return the subnetwork's linear minimum: convolutions relay the input, the dense layer fits.
 
-    Channel c goes through map c of every convolution, kept strictly active by a bias of the first
-    layer that the dense layer takes off again ([CNN] Lemmas 7 and 8). The other maps are dead in
-    the repaired variant and exactly zero, at the kink, in the literal one. Raises AssumptionError
-    for too few maps, for an affine map that fits the data exactly (R = 0), and where `fit_affine`
-    finds no minimiser.
+    Channel c goes through track c of every convolution, kept strictly active by a bias of the first
+    one that the dense layer takes off again ([CNN] Lemmas 7 and 8). Before an average pooling the
+    repaired variant relays shifted copies, so that every affine map of the input can be fitted;
+    the literal one fits the pooled input. Poolings below the first convolution belong to the input.
+    The other maps are dead in the repaired variant and exactly zero, at the kink, in the literal
+    one. Raises AssumptionError for too few maps, for an affine map that fits the data exactly
+    (R = 0), and where `fit_affine` finds no minimiser.
     """
     check_variant(variant)
     if len(data) < 2:
         raise AssumptionError(f"Assumption 1 needs at least two samples, got {len(data)}")
+    if any(isinstance(layer, Dense) for layer in net.layers[:-1]):
+        raise ValueError(f"linear subnetwork: expected one dense layer, at the end, got {net}")
     channels, *_ = net.input_shape
-    for layer, description in enumerate(net.layers[:-1], start=1):
-        if not isinstance(description, Conv):
-            raise ValueError(f"linear subnetwork: expected convolutions, layer {layer} is not one")
-        if description.maps < channels:
-            raise AssumptionError(
-                f"too few maps: layer {layer} has {description.maps}, the linear subnetwork needs "
-                f"{channels}, one for each input channel"
-            )
-    x = data.x.reshape(len(data), -1)
-    fit = fit_affine(x, data.y, loss)
-    residuals = loss.gradient(fit.weights @ x.T + fit.bias[:, None], data.y.T)
+    tower = Tower(net, net.leading_poolings + 1, net.depth - 1, variant == "repaired")
+    tower.check_room(channels, "one for each input channel that the linear subnetwork relays,")
+    x = np.concatenate(
+        [
+            net.layer_output(net.zeros(), columns, net.leading_poolings).T
+            for _, columns in net.chunks(net.zeros(), data.x)
+        ]
+    )
+    features = x.reshape(len(x), channels, -1)
+    if variant == "literal" and tower.pooled:
+        features = features @ tower.matrix.T
+    features = features.reshape(len(x), -1)
+    fit = fit_affine(features, data.y, loss)
+    residuals = loss.gradient(fit.weights @ features.T + fit.bias[:, None], data.y.T)
     if abs(residuals).max() <= EXACT_FIT * abs(data.y).max():
         raise AssumptionError(
             "R(theta) > 0 fails, or R is the entropy of soft targets: an affine map fits all "
@@ -73,77 +128,148 @@ def linear_subnetwork(
             "the inputs (with a 1), or other targets"
         )
     phi = net.zeros()
-    bias = MARGIN - min(0.0, float(data.x.min()))
-    for layer in range(1, net.depth):
-        for t in range(phi.W[layer].maps_out):
-            if t < channels:
-                set_relay(phi, layer, t, t, bias if layer == 1 else 0.0)
-            else:
-                set_constant(phi, layer, t, -MARGIN if variant == "repaired" else 0.0)
-    read = phi.W[net.depth].weights
-    read[:, : fit.weights.shape[1]] = fit.weights
-    phi.b[net.depth][:] = fit.bias - bias * fit.weights.sum(axis=1)
+    bias = MARGIN - min(0.0, float(x.min()))
+    for layer in tower.shifts:
+        for t in range(net.shapes[layer][0]):
+            set_constant(phi, layer, t, -MARGIN if variant == "repaired" else 0.0)
+        for c in range(channels):
+            tower.relay(phi, layer, c, c, bias if layer == tower.first else 0.0)
+    read, offset = phi.W[net.depth].weights, phi.b[net.depth]
+    weights = fit.weights.reshape(len(offset), channels, -1)
+    weights = tower.unseen(weights) if variant == "repaired" else weights
+    constants = tower.constants({tower.first: bias})
+    offset[:] = fit.bias
+    for c in range(channels):
+        read[:, tower.columns(c)] = weights[:, c]
+        offset -= weights[:, c] @ constants
     return phi
 
 
 def embed(
-    net: Network, phi: Parameters, x: np.ndarray, variant: str = "repaired"
+    net: Network,
+    phi: Parameters,
+    x: np.ndarray,
+    variant: str = "repaired",
+    lower: int | None = None,
 ) -> tuple[Parameters, RelayedPair]:
-    """Return theta, the subnetwork's point `phi` with the pair of convolutions on top ([CNN] (23)).
+    """Return theta, the subnetwork's point `phi` with the pair and all above on top ([CNN] (23)).
 
-    Repaired: every map of layer L-3 that is not dead on the samples `x` is relayed with a positive
-    bias, which b^L takes off; the two reserved maps and all spare ones are dead. Literal: relays
-    and reserved maps have bias zero, and as many maps are relayed as there is room for. Raises
+    `phi` is a point of ``subnetwork(net, lower, variant)``. Repaired: every map below the pair that
+    is not dead on the samples `x` is relayed with a positive bias, in shifted copies where poolings
+    lie above, which the first dense layer undoes; the two reserved tracks and all spare maps are
+    dead. Literal: relays and reserved maps have bias zero, and as many maps are relayed as there
+    is room for. Dense layers above the first hand the outputs on, strictly active. Raises
     AssumptionError for too few maps.
     """
-    check_variant(variant)
+    tower = pair_tower(net, lower, variant)
+    _check_subnetwork(phi.net, net, tower.first, variant)
     theta = net.zeros(like=phi.vector)
-    lower, top = net.depth - 2, net.depth
+    repaired = variant == "repaired"
     for layer in phi.b:
-        if layer < lower:
-            theta.W[layer].weights[...] = phi.W[layer].weights
-            theta.b[layer][...] = phi.b[layer]
-    available = min(net.shapes[lower][0], net.shapes[lower + 1][0])
-    below = range(net.shapes[lower - 1][0])
-    if variant == "repaired":
-        kappa, needed = MARGIN, _live_maps(phi, x)
-        relayed = needed
+        if layer < tower.first:
+            for t in range(net.shapes[layer][0]):
+                set_constant(theta, layer, t, -MARGIN if repaired else 0.0)
+            maps = slice(phi.net.shapes[layer][0])
+            theta.W[layer].weights[maps] = phi.W[layer].weights
+            theta.b[layer][maps] = phi.b[layer]
+    below = range(phi.net.shapes[tower.first - 1][0])
+    blocks = to_numpy(phi.W[phi.net.depth].weights).astype(np.float64)
+    blocks = blocks.reshape(len(blocks), len(below), -1)
+    if repaired:
+        needed = relayed = _live_maps(phi, x)
     else:
-        kappa, needed = 0.0, [m for m in below if outgoing(phi, lower - 1, m)[0].any()]
-        relayed = tuple(below[: max(0, available - 2)])
-    if available < len(needed) + 2 or not set(needed) <= set(relayed):
-        raise AssumptionError(
-            f"too few maps: layers {lower} and {lower + 1} have {net.shapes[lower][0]} and "
-            f"{net.shapes[lower + 1][0]}, expected at least {len(needed) + 2}: two reserved ones "
-            f"and one for each map in use of layer {lower - 1} ({', '.join(map(str, needed))})"
-        )
+        needed = [m for m in below if blocks[:, m].any()]
+        relayed = tuple(below[: tower.room - 2])
+    count = len(needed) + 2 if set(needed) <= set(relayed) else max(needed) + 3
+    named = ", ".join(map(str, needed))
+    tower.check_room(
+        count, f"two reserved ones and one for each map in use of layer {tower.first - 1} ({named})"
+    )
     if not relayed:
-        raise AssumptionError(f"every map of layer {lower - 1} is dead: there is none to relay")
-    pair = RelayedPair(lower, relayed, kappa, kappa)
-    for layer in (lower, lower + 1):
+        raise AssumptionError(
+            f"every map of layer {tower.first - 1} is dead: there is none to relay"
+        )
+    kappa = MARGIN if repaired else 0.0
+    lowest = min(0.0, float(x.min())) if tower.first - 1 <= net.leading_poolings else 0.0
+    if lowest < 0 and not repaired:
+        raise AssumptionError(
+            "literal theta: expected inputs >= 0 for relays of the input without biases, "
+            f"got {lowest:g}"
+        )
+    pair = RelayedPair(tower.first, relayed, kappa - lowest, kappa, kappa, tower)
+    for layer in tower.shifts:
         for t in range(net.shapes[layer][0]):
             set_constant(theta, layer, t, 0.0 - kappa)
-    read, P = theta.W[top].weights, net.positions(lower)
-    theta.b[top][...] = phi.b[phi.net.depth]
-    for m in relayed:
-        r = pair.relay_of(m)
-        set_relay(theta, lower, m, r, kappa)
-        set_relay(theta, lower + 1, r, r, kappa)
-        block = outgoing(phi, phi.net.depth - 1, m)[0]
-        read[:, r * P : (r + 1) * P] = block
-        theta.b[top][...] -= 2 * kappa * block.sum(axis=1)
-    if variant == "literal":  # (23): each map of L-1 that relays nothing else hands on map i of L-2
-        for t in range(available):
-            set_relay(theta, lower + 1, t, t, 0.0)
+        bias = pair.kappa_lower if layer == pair.lower else kappa
+        for m in relayed:
+            r = pair.relay_of(m)
+            tower.relay(theta, layer, m if layer == pair.lower else r, r, bias)
+    if not repaired:  # (23): each map above that relays nothing else hands on the same map
+        for layer in list(tower.shifts)[1:]:
+            for t in range(min(net.shapes[layer][0], net.shapes[layer - 1][0])):
+                set_relay(theta, layer, t, t, 0.0)
+    weights = blocks[:, list(relayed)]
+    weights = tower.unseen(weights) if repaired else weights
+    constants = pair.constants(pair.kappa_lower, pair.kappa_upper)
+    read, offset = theta.W[pair.dense].weights, theta.b[pair.dense]
+    d_y, xp = len(blocks), namespace(theta.vector)
+    offset[:d_y] = phi.b[phi.net.depth]
+    for n, m in enumerate(relayed):
+        block = weights[:, n]
+        columns = tower.columns(pair.relay_of(m))
+        read[:d_y, columns] = xp.asarray(block, dtype=read.dtype)
+        offset[:d_y] -= xp.asarray(block @ constants, dtype=read.dtype)
+    if pair.dense < net.depth:
+        carry_outputs(theta, pair.dense, phi.net.forward(phi, x))
     return theta, pair
 
 
+def carry_outputs(theta: Parameters, layer: int, outputs: Array) -> None:
+    """Make the dense layers above `layer` hand on its first d_y neurons, in place.
+
+    A bias keeps them strictly active where the `outputs` (N, d_y) on the samples may lie; the last
+    layer takes it off. Spare neurons are dead.
+    """
+    net, d_y = theta.net, outputs.shape[1]
+    high = MARGIN + 2 * float(abs(outputs).max())
+    theta.b[layer][:d_y] += high
+    theta.b[layer][d_y:] = -MARGIN
+    for above in range(layer + 1, net.depth + 1):
+        for k in range(d_y):
+            theta.W[above].weights[k, k] = 1
+        theta.b[above][d_y:] = -MARGIN
+    theta.b[net.depth][:] = -high
+
+
 def linear_minimum(
-    net: Network, data: TrainingSet, loss: Loss, variant: str = "repaired"
+    net: Network,
+    data: TrainingSet,
+    loss: Loss,
+    variant: str = "repaired",
+    lower: int | None = None,
 ) -> tuple[Parameters, RelayedPair]:
-    """Return theta with the linear subnetwork, in float64 on the host, and its relays."""
-    phi = linear_subnetwork(subnetwork(net), data, loss, variant)
-    return embed(net, phi, data.x, variant)
+    """Return theta with the linear subnetwork, in float64 on the host, and its relays.
+
+    `lower` is the first layer of the pair of convolutions, the topmost pair by default.
+    """
+    phi = linear_subnetwork(subnetwork(net, lower, variant), data, loss, variant)
+    return embed(net, phi, data.x, variant, lower)
+
+
+def _last_convolution(layers: Sequence[Layer]) -> int | None:
+    """Return the index of the last convolution, or None."""
+    found = [n for n, layer in enumerate(layers) if isinstance(layer, Conv)]
+    return found[-1] if found else None
+
+
+def _check_subnetwork(phi: Network, net: Network, lower: int, variant: str) -> None:
+    """Raise ValueError unless `phi` is the subnetwork up to the maps of its last convolution."""
+    expected = subnetwork(net, lower, variant)
+    layers, n = list(phi.layers), _last_convolution(expected.layers)
+    if n is not None and len(layers) > n and isinstance(layers[n], Conv):
+        layers[n] = Conv(max(layers[n].maps, expected.layers[n].maps), layers[n].kernel)
+    if tuple(layers) != expected.layers or phi.input_shape != expected.input_shape:
+        raise ValueError(f"embed: expected a point of {expected}, got one of {phi}")
 
 
 def check_variant(variant: str) -> None:
@@ -153,27 +279,36 @@ def check_variant(variant: str) -> None:
 
 
 def _live_maps(phi: Parameters, x: np.ndarray) -> tuple[int, ...]:
-    """Return the maps below the dense layer that some sample activates or leaves at the kink."""
-    layer = phi.net.depth - 1
+    """Return the maps below the dense layer that some sample activates or leaves at the kink.
+
+    Those of the last convolution; a pooling above it keeps their number. Without a convolution
+    they are the channels.
+    """
+    net, n = phi.net, _last_convolution(phi.net.layers)
+    if n is None:
+        return tuple(range(net.input_shape[0]))
     highest = -np.inf
-    for _, columns in phi.net.chunks(phi, x):
-        z, _ = next(itertools.islice(phi.net.layerwise(phi, columns), layer - 1, None))
-        of_map = to_numpy(z.reshape(phi.net.shapes[layer][0], -1).max(axis=1))
+    for _, columns in net.chunks(phi, x):
+        z, _ = next(itertools.islice(net.layerwise(phi, columns), n, None))
+        of_map = to_numpy(z.reshape(net.shapes[n + 1][0], -1).max(axis=1))
         highest = np.maximum(highest, of_map)
     return tuple(int(t) for t in np.flatnonzero(highest >= 0))
 
 
-def check_assumption_1(theta: Parameters, x: np.ndarray) -> None:
-    """Raise AssumptionError unless o^{L-1} differs between all samples ([CNN] Assumption 1).
+def check_assumption_1(theta: Parameters, x: np.ndarray, layer: int | None = None) -> None:
+    """Raise AssumptionError unless o^layer differs between all samples ([CNN] Assumption 1).
+
+    `layer` is L-1 by default, and for a pair of convolutions further down the upper one.
 
     Differences below 1e-12 of the largest feature count as none.
     """
     net = theta.net
-    width = net.shapes[-2]
+    layer = net.depth - 1 if layer is None else layer
+    width = net.shapes[layer]
     direction = np.random.default_rng(0).standard_normal(math.prod(width))
     shadow, size = [], 0.0
     for _, columns in net.chunks(theta, x):
-        features = to_numpy(net.layer_output(theta, columns, net.depth - 1))
+        features = to_numpy(net.layer_output(theta, columns, layer))
         size = max(size, float(abs(features).max()))
         shadow.append(direction @ features)
     shadow = np.concatenate(shadow)
@@ -183,12 +318,11 @@ def check_assumption_1(theta: Parameters, x: np.ndarray) -> None:
         if shadow[second] - shadow[first] > near:
             continue
         two = [
-            to_numpy(net.layer_output(theta, columns, net.depth - 1))
+            to_numpy(net.layer_output(theta, columns, layer))
             for _, columns in net.chunks(theta, x[[first, second]])
         ]
         if abs(np.diff(np.concatenate(two, axis=1))).max() <= 1e-12 * size:
             i, j = sorted((int(first), int(second)))
             raise AssumptionError(
-                f"Assumption 1 fails: samples {i} and {j} have identical features at layer "
-                f"{net.depth - 1}"
+                f"Assumption 1 fails: samples {i} and {j} have identical features at layer {layer}"
             )

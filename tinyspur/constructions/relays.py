@@ -2,29 +2,200 @@
 
 A relay of map c is an identity filter: its map reads the centre tap of c alone. With a positive
 bias on a nonnegative map it is strictly active, and the layer above has to take the bias off again.
+Below an average pooling of size k a relay is k^d maps, shifted copies, whose pooled values are all
+the box sums of the map: an invertible linear function of it (theory 2.4).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
+import numpy as np
+
+from ..fitting import AssumptionError
+from ..layers import AveragePool, Conv, ReLU
 from ..matrices import ConvolutionMatrix
-from ..network import AveragePool, Parameters
+from ..network import Network, Parameters
+
+
+def set_relay(
+    theta: Parameters,
+    layer: int,
+    source: int,
+    target: int,
+    bias: float,
+    sign: int = 1,
+    shift: tuple[int, ...] | None = None,
+) -> None:
+    """Make map `target` of a convolution sigma(sign * o_source + bias), in place.
+
+    With a `shift` position p reads position p + shift, zero beyond the border.
+    """
+    filters, tap = theta.W[layer].weights, theta.W[layer].centre
+    if shift is not None:
+        tap = tuple(c + s for c, s in zip(tap, shift, strict=True))
+    filters[target] = 0
+    filters[(target, source, *tap)] = sign
+    theta.b[layer][target] = bias
+
+
+def set_constant(theta: Parameters, layer: int, target: int, bias: float) -> None:
+    """Make map `target` of a convolution sigma(bias), in place: dead where the bias is negative."""
+    theta.W[layer].weights[target] = 0
+    theta.b[layer][target] = bias
+
+
+class Tower:
+    """Layers `first` to `last`, convolutions and poolings, as relays see them: one track alone.
+
+    A track is what carries one map of layer ``first - 1`` up: ``copies[l]`` maps of layer l, the
+    maps t * copies[l] and following for track t. With `spread` a convolution that poolings of
+    total size k follow holds shifted copies, else one copy, of which the poolings keep the means.
+    Raises AssumptionError where a filter is too small to hold the copies.
+    """
+
+    def __init__(self, net: Network, first: int, last: int, spread: bool = True):
+        self.net, self.first, self.last = net, first, last
+        self.shifts = {
+            layer: _shifts(net, layer, spread)
+            for layer in range(first, last + 1)
+            if isinstance(net.layers[layer - 1], Conv)
+        }
+        self.copies, copies = {first - 1: 1}, 1
+        for layer in range(first, last + 1):
+            copies *= len(self.shifts.get(layer, "1"))
+            self.copies[layer] = copies
+
+    @property
+    def pooled(self) -> bool:
+        """Return whether there is a pooling among the layers."""
+        return len(self.shifts) < self.last + 1 - self.first
+
+    @property
+    def room(self) -> int:
+        """Return how many tracks the convolutions have maps for."""
+        return min(self.net.shapes[layer][0] // self.copies[layer] for layer in self.shifts)
+
+    def check_room(self, tracks: int, purpose: str) -> None:
+        """Raise AssumptionError unless every convolution has maps for so many tracks."""
+        for layer in self.shifts:
+            maps, copies = self.net.shapes[layer][0], self.copies[layer]
+            if maps < tracks * copies:
+                shifted = f" in {copies} shifted copies each" if copies > 1 else ""
+                raise AssumptionError(
+                    f"too few maps: layer {layer} has {maps}, expected at least "
+                    f"{tracks * copies}: {purpose}{shifted}"
+                )
+
+    def maps(self, layer: int, track: int) -> slice:
+        """Return the maps of a layer that belong to a track."""
+        return slice(track * self.copies[layer], (track + 1) * self.copies[layer])
+
+    def columns(self, track: int) -> slice:
+        """Return the neurons of layer `last` that belong to a track."""
+        width = self.copies[self.last] * self.net.positions(self.last)
+        return slice(track * width, (track + 1) * width)
+
+    def relay(
+        self, theta: Parameters, layer: int, source: int, target: int, bias: float, sign: int = 1
+    ) -> None:
+        """Make track `target` of a convolution relay track `source` of the layer below, in place.
+
+        A track of the layer below `first` is a map.
+        """
+        below, shifts = self.copies[layer - 1], self.shifts[layer]
+        for c, (s, shift) in itertools.product(range(below), enumerate(shifts)):
+            copy = (target * below + c) * len(shifts) + s
+            set_relay(theta, layer, source * below + c, copy, bias, sign, shift)
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """Return what the relays make of the map in the track's neurons, linear, (n, P)."""
+        return self._run(np.eye(self.net.positions(self.first - 1)), {})
+
+    def seen(self, weights: np.ndarray) -> np.ndarray:
+        """Return the weights (..., P) in the map for `weights` (..., n) of the track's neurons."""
+        return weights @ self.matrix if self.pooled else weights
+
+    def unseen(self, weights: np.ndarray) -> np.ndarray:
+        """Return the weights (..., n) of the track's neurons for `weights` (..., P) in the map."""
+        if not self.pooled:
+            return weights
+        flat = weights.reshape(-1, weights.shape[-1])
+        return np.linalg.solve(self.matrix.T, flat.T).T.reshape(weights.shape)
+
+    def constants(self, biases: dict[int, float]) -> np.ndarray:
+        """Return what biases of the convolutions add to the track's neurons, shape (n,)."""
+        return self._run(np.zeros((self.net.positions(self.first - 1), 1)), biases)[:, 0]
+
+    def _run(self, columns: np.ndarray, biases: dict[int, float]) -> np.ndarray:
+        """Return the track's neurons for columns of a map, every unit being active."""
+        layers = [
+            Conv(self.copies[layer], self.net.layers[layer - 1].kernel)
+            if layer in self.shifts
+            else self.net.layers[layer - 1]
+            for layer in range(self.first, self.last + 1)
+        ]
+        if not layers:
+            return columns
+        shape = (1, *self.net.shapes[self.first - 1][1:])
+        track = Network(shape, layers, ReLU(slope=1.0)).zeros()  # slope 1: sigma(z) = z
+        for layer, shifts in self.shifts.items():
+            for c, (s, shift) in itertools.product(
+                range(self.copies[layer - 1]), enumerate(shifts)
+            ):
+                copy = c * len(shifts) + s
+                set_relay(
+                    track, layer - self.first + 1, c, copy, biases.get(layer, 0.0), shift=shift
+                )
+        return track.net.layer_output(track, columns, len(layers))
+
+
+def _shifts(net: Network, layer: int, spread: bool) -> list[tuple[int, ...]]:
+    """Return the shifts of the copies that convolution `layer` holds of each map."""
+    size, axes = 1, len(net.input_shape) - 1
+    for above in itertools.takewhile(
+        lambda kind: isinstance(kind, AveragePool), net.layers[layer:]
+    ):
+        size *= above.size
+    if not spread:
+        size = 1
+    radius = net.layers[layer - 1].kernel // 2
+    start = min(0, radius + 1 - size)
+    if start < -radius:
+        raise AssumptionError(
+            f"filters too small: layer {layer} has filters of size {2 * radius + 1}, expected at "
+            f"least {size}, to shift the map before it is pooled by {size}"
+        )
+    for n in set(net.shapes[layer][1:]):
+        sums = sum(np.eye(n, k=start + i) for i in range(size))
+        if np.linalg.matrix_rank(sums) < n:
+            raise AssumptionError(
+                f"layer {layer}: {n} positions are no function of their sums over windows of "
+                f"{size} that begin at {start} and later; expected filters of size {2 * size - 1}"
+            )
+    return list(itertools.product(range(start, start + size), repeat=axes))
 
 
 @dataclass(frozen=True)
 class RelayedPair:
     """Two consecutive convolutions, `lower` and the one above, that relay the layer below them.
 
-    Map ``relayed[i]`` of layer ``lower - 1`` goes through map ``i + 2`` of both, with the biases
-    `kappa_lower` and `kappa_upper`; the maps `reserved` = (A, B) of both contribute nothing.
+    Map ``relayed[i]`` of layer ``lower - 1`` goes through track ``i + 2`` of the `tower`, from
+    `lower` up to the first dense layer; a track is one map of each layer, or several copies where
+    poolings follow. The biases of the relays are `kappa_lower`, `kappa_upper` and, in all layers
+    above the pair, `kappa_above`. The tracks `reserved` = (A, B) contribute nothing.
     """
 
     lower: int
     relayed: tuple[int, ...]
     kappa_lower: float
     kappa_upper: float
+    kappa_above: float
+    tower: Tower = field(repr=False, compare=False)
     reserved: tuple[int, int] = (0, 1)
 
     @property
@@ -39,32 +210,21 @@ class RelayedPair:
 
     @property
     def dense(self) -> int:
-        """Return the dense layer that reads the relays (L)."""
-        return self.lower + 2
+        """Return the dense layer that reads the relays (L): the first one."""
+        return self.tower.last + 1
 
     def relay_of(self, m: int) -> int:
-        """Return the map of `lower` and `upper` that relays map m, or raise ValueError."""
+        """Return the track that relays map m, or raise ValueError."""
         if m not in self.relayed:
             raise ValueError(
                 f"map {m} of layer {self.below} is not relayed; expected one of {self.relayed}"
             )
         return self.relayed.index(m) + 2
 
-
-def set_relay(
-    theta: Parameters, layer: int, source: int, target: int, bias: float, sign: int = 1
-) -> None:
-    """Make map `target` of a convolution sigma(sign * o_source + bias), in place."""
-    filters = theta.W[layer].weights
-    filters[target] = 0
-    filters[(target, source, *theta.W[layer].centre)] = sign
-    theta.b[layer][target] = bias
-
-
-def set_constant(theta: Parameters, layer: int, target: int, bias: float) -> None:
-    """Make map `target` of a convolution sigma(bias), in place: dead where the bias is negative."""
-    theta.W[layer].weights[target] = 0
-    theta.b[layer][target] = bias
+    def constants(self, lower: float, upper: float, tracks: int = 1) -> np.ndarray:
+        """Return what biases of the pair, and those above of so many tracks, add up to, (n,)."""
+        biases = dict.fromkeys(self.tower.shifts, tracks * self.kappa_above)
+        return self.tower.constants(biases | {self.lower: lower, self.upper: upper})
 
 
 def outgoing(theta: Parameters, layer: int, target: int):
