@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from argparse import SUPPRESS
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +35,30 @@ from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.network import Conv, Dense, Network, TrainingSet
 from tinyspur.plotting import draw_spurious_minimum
 from tinyspur.reports import Stages, check_writable, save_point, write_json
-from tinyspur.training import descend
+from tinyspur.training import (
+    Adam,
+    descend,
+    finished_epochs,
+    kaiming_start,
+    polish,
+    train,
+    training_cost,
+    training_flops,
+)
 
 DEFAULT_SAMPLES = 4000
+ARCHITECTURES = {  # maps of the convolutions, epochs; paper: [CNN] Appendix F
+    "small": ([4, 6, 6], 20),
+    "paper": ([64, 64, 128, 128, 256, 256, 256], 150),
+}
+TRAINING = {  # defaults of --theta trained
+    "batch_size": (128, "images of a mini-batch"),
+    "learning_rate": (1e-3, "of Adam"),
+    "weight_decay": (5e-4, "of Adam"),
+    "polish": (300, "steps of L-BFGS after the training, 0 for none"),
+}
+CHECKPOINT = "checkpoint.npz"
+QUIET = {"leave": False, "mininterval": 0.5}  # of a progress bar
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -51,8 +74,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--samples",
         type=int,
         metavar="N",
-        default=argparse.SUPPRESS,
-        help=f"samples to use (default: all, but {DEFAULT_SAMPLES} at most)",
+        default=SUPPRESS,
+        help=f"samples to use (default: all, but {DEFAULT_SAMPLES} at most with small)",
     )
     option(
         "--loss",
@@ -61,8 +84,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="of a sample",
     )
     option("--label-smoothing", type=float, default=0.0, metavar="S", help="0 <= S < 1")
-    option("--maps", type=int, nargs="+", default=[4, 6, 6], help="maps of the convolutions")
-    option("--theta", choices=["linear", "nontrivial"], default="linear", help="the subnetwork")
+    option("--architecture", choices=ARCHITECTURES, default="small", help="3 x 3 convolutions")
+    option("--maps", type=int, nargs="+", default=SUPPRESS, help="other maps of the convolutions")
+    option(
+        "--theta",
+        choices=["linear", "nontrivial", "trained"],
+        default="linear",
+        help="the subnetwork",
+    )
     option("--isolated", type=int, default=1, metavar="M", help="samples, of the nontrivial theta")
     option("--variant", choices=VARIANTS, default="repaired", help="of the construction")
     option("--split", choices=SPLITS, default="steepest", help="rule of the data split")
@@ -72,7 +101,42 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--seed", type=int, default=0, help="of all random choices")
     option("--descend", type=int, default=12, metavar="STEPS", help="of L-BFGS; 0 for none")
     option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
-    return parser.parse_args(arguments)
+    option = parser.add_argument_group("--theta trained").add_argument
+    epochs = ", ".join(f"{name} {epochs}" for name, (_, epochs) in ARCHITECTURES.items())
+    option("--epochs", type=int, default=SUPPRESS, metavar="N", help=f"(default: {epochs})")
+    for name, (default, text) in TRAINING.items():
+        text, flag = f"{text} (default: {default:g})", f"--{name.replace('_', '-')}"
+        option(flag, type=type(default), default=SUPPRESS, metavar="N", help=text)
+    option("--resume", action="store_true", help=f"go on from FOLDER/{CHECKPOINT}")
+    options = parser.parse_args(arguments)
+    given = [name for name in ("epochs", *TRAINING) if name in options]
+    given += ["resume"] * options.resume
+    if given and options.theta != "trained":
+        flag = given[0].replace("_", "-")
+        parser.error(f"--{flag}: expected --theta trained, got --theta {options.theta}")
+    maps, epochs = ARCHITECTURES[options.architecture]
+    defaults = {"maps": maps, "epochs": epochs, **{name: TRAINING[name][0] for name in TRAINING}}
+    options = argparse.Namespace(**{**defaults, **vars(options)})
+    options.resumable = options.resume
+    return options
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise ValueError for options out of range."""
+    bounds = {"seed": 0, "descend": 0, "polish": 0, "epochs": 1, "batch_size": 1}
+    for name, least in bounds.items():
+        if getattr(options, name) < least:
+            flag, value = name.replace("_", "-"), getattr(options, name)
+            raise ValueError(f"--{flag}: expected {least} or more, got {value}")
+    Adam(options.learning_rate, options.weight_decay)
+    if options.resume:
+        checkpoint = options.out / CHECKPOINT
+        if not checkpoint.exists():
+            raise ValueError(f"--resume: expected a checkpoint, there is no {checkpoint}")
+        if (done := finished_epochs(checkpoint)) > options.epochs:
+            raise ValueError(
+                f"--epochs: expected {done} or more, as {checkpoint} has, got {options.epochs}"
+            )
 
 
 def load(options: argparse.Namespace) -> datasets.Dataset:
@@ -82,11 +146,65 @@ def load(options: argparse.Namespace) -> datasets.Dataset:
     dataset = datasets.load(options.data)
     if dataset.name == datasets.BUNDLED_NAME:
         print("No CIFAR-10 found: using the bundled Fashion-MNIST images (see --data, --download).")
-    samples = getattr(options, "samples", min(DEFAULT_SAMPLES, len(dataset)))
+    most = DEFAULT_SAMPLES if options.architecture == "small" else len(dataset)
+    samples = getattr(options, "samples", min(most, len(dataset)))
     return dataset.subset(samples, options.seed)
 
 
-def report(options, dataset, found: SpuriousMinimum, training_set, loss, descended) -> dict:
+def trained_point(options, net: Network, training_set, loss, xp, stages):
+    """Return a trained point of `net` ([CNN] Lemma 6), and what the report says of it.
+
+    `options.resumable` is set once there is a checkpoint of this run.
+    """
+    theta = kaiming_start(net, options.seed).to(xp, options.dtype)
+    checkpoint, samples, epochs = options.out / CHECKPOINT, len(training_set), options.epochs
+    done = finished_epochs(checkpoint) if options.resume else 0
+    print(f"trained: {net}")
+    if checkpoint.exists() and not options.resume:
+        print(f"{checkpoint} of an earlier run will be replaced, see --resume", file=sys.stderr)
+    cost = (epochs - done, options.batch_size, options.polish)
+    print(training_cost(theta, training_set, loss, *cost), file=sys.stderr, flush=True)
+    adam = Adam(options.learning_rate, options.weight_decay)
+    size = {"total": epochs * samples, "initial": done * samples, "unit": " images"}
+    with stages("training", "", own_line=True), tqdm(desc="Adam", **size, **QUIET) as bar:
+
+        def show(epoch: int, images: int, risk: float) -> None:
+            options.resumable = options.resumable or epoch > 1
+            bar.set_postfix_str(f"epoch {epoch} of {epochs}, R = {risk:.6g}", refresh=False)
+            bar.update((epoch - 1) * samples + images - bar.n)
+
+        settings = (epochs, options.batch_size, adam, options.seed, checkpoint, options.resume)
+        theta = train(theta, training_set, loss, *settings, show)
+    options.resumable = True
+    with stages("polish", "", own_line=True), steps_bar("L-BFGS", options.polish) as show:
+        polished = polish(theta, training_set, loss, options.polish, progress=show)
+    print(f"trained: {polished}")
+    return polished.theta, {
+        "epochs": epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": adam.learning_rate,
+        "weight_decay": adam.weight_decay,
+        "risk_after_training": polished.risk_before,
+        "polish": {"iterations": polished.iterations, "gradient": polished.gradient},
+        "flops": training_flops(net, samples, epochs),
+    }
+
+
+@contextmanager
+def steps_bar(text: str, steps: int):
+    """Show a progress bar over `steps`, and yield what to call with the risk after each."""
+    with tqdm(total=steps, desc=text, **QUIET) as bar:
+
+        def show(risk: float) -> None:
+            bar.set_postfix_str(f"R = {risk:.6g}", refresh=False)
+            bar.update()
+
+        yield show
+
+
+def report(
+    options, dataset, found: SpuriousMinimum, training_set, loss, descended, training
+) -> dict:
     """Return what goes to report.json."""
     net = found.theta.net
     gradient = net.gradient(found.theta, training_set, loss).vector
@@ -142,14 +260,13 @@ def report(options, dataset, found: SpuriousMinimum, training_set, loss, descend
         "points": points,
         "split": found.split.as_dict(),
         "verdict": found.verdict,
+        **({"training": training} if training else {}),
     }
 
 
 def run(options: argparse.Namespace) -> None:
     """Build, certify, descend, print and write."""
-    for name in ("seed", "descend"):
-        if getattr(options, name) < 0:
-            raise ValueError(f"--{name}: expected 0 or more, got {getattr(options, name)}")
+    check(options)
     check_writable(options.out)
     chosen = backend.select(options.backend)
     options.backend = chosen.name
@@ -168,12 +285,16 @@ def run(options: argparse.Namespace) -> None:
     print(f"loss:    {loss.name}, label smoothing {options.label_smoothing:g}")
     print(f"backend: {chosen.reason}; {options.dtype}", flush=True)
 
+    training = None
+    if options.theta == "trained":
+        sub = subnetwork(net, variant=options.variant, all_relayed=True)
+        phi, training = trained_point(options, sub, training_set, loss, chosen.xp, stages)
     with stages("theta", f"building theta: the {options.theta} subnetwork"):
         if options.theta == "linear":
             phi = linear_subnetwork(subnetwork(net), training_set, loss, options.variant)
-        elif options.variant == "literal":
+        elif options.theta == "nontrivial" and options.variant == "literal":
             raise ValueError("--theta nontrivial: expected --variant repaired, got literal")
-        else:
+        elif options.theta == "nontrivial":
             phi = nontrivial_minimum(
                 subnetwork(net), training_set, loss, options.isolated, options.seed
             )
@@ -196,24 +317,17 @@ def run(options: argparse.Namespace) -> None:
             witness = revive(theta, training_set, loss, pair.upper, pair.reserved[0], options.seed)
         if witness.decrease > witness.rounding:
             print(f"shorter witness that theta is not global, {witness}")
-    bar = partial(tqdm, desc="risk along the bias", leave=False)
+    curve = partial(tqdm, desc="risk along the bias", leave=False)
     with stages("curve", "", own_line=True):
-        steps, risks = risk_along_bias(found, training_set, loss, progress=bar)
+        steps, risks = risk_along_bias(found, training_set, loss, progress=curve)
     descended = None
     if options.descend:
-        with (
-            stages("descent", "", own_line=True),
-            tqdm(total=options.descend, desc="L-BFGS from the lower point", leave=False) as bar,
-        ):
-
-            def show(risk: float) -> None:
-                bar.set_postfix(risk=f"{risk:.6g}")
-                bar.update()
-
-            descended = descend(found.lower.theta, training_set, loss, options.descend, show)
+        text, lower = "L-BFGS from the lower point", found.lower.theta
+        with stages("descent", "", own_line=True), steps_bar(text, options.descend) as show:
+            descended = descend(lower, training_set, loss, options.descend, show)
 
     with stages("files", f"writing to {options.out}"):
-        summary = report(options, dataset, found, training_set, loss, descended)
+        summary = report(options, dataset, found, training_set, loss, descended, training)
         points = {
             "theta": found.theta,
             "theta_prime": found.theta_prime,
@@ -236,10 +350,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after a one-line error."""
+    """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
     try:
         run(options)
+    except KeyboardInterrupt:
+        how = "nothing to resume"
+        if options.resumable:
+            how = f"the same command with --resume goes on from {options.out / CHECKPOINT}"
+        print(f"interrupted: {how}", file=sys.stderr)
+        return 130
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

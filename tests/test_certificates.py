@@ -197,8 +197,8 @@ def test_no_move_within_the_radius_lowers_the_risk_of_the_images(
     theta, certificate = image_minimum
     rng = np.random.default_rng(0)
     risk = theta.net.risk(theta, images, SQUARED)
-    literal, pair = image_literal
-    escape = kink_escape(literal, pair, images, SQUARED)
+    literal, _ = image_literal
+    escape = kink_escape(literal, images, SQUARED)
     assert escape.decrease > 0
     corner = rng.choice([-1.0, 1.0], theta.net.size)
     on_top = Parameters(theta.net, corner.copy())

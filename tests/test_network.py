@@ -5,10 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import strict_device
+import torch
 import torch_twin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinyspur.backend import select, to_numpy
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 
@@ -120,6 +123,35 @@ def test_gradients_are_those_of_pytorch(problem):
     assert np.array_equal(net.gradient(theta, data, loss).vector, gradient.vector)
 
 
+def direction_of(net, seed):
+    return Parameters(net, np.random.default_rng(seed).normal(size=net.size))
+
+
+def torch_hessian_product(theta, direction, data, loss):
+    """Return the Hessian of the risk times `direction`, by name, by double backward in PyTorch."""
+    twin, v = twin_of(theta), direction.arrays()
+    parameters = twin.arrays()
+    risk = torch_twin.risk(twin(data.x), data.y, loss.name)
+    first = torch.autograd.grad(risk, list(parameters.values()), create_graph=True)
+    slope = sum((g * torch.as_tensor(v[name])).sum() for name, g in zip(v, first, strict=True))
+    second = torch.autograd.grad(slope, list(parameters.values()), materialize_grads=True)
+    return {name: h.numpy() for name, h in zip(parameters, second, strict=True)}
+
+
+@over_networks
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_hessian_products_are_those_of_pytorch(problem, seed):
+    net, theta, data, loss = problem
+    direction = direction_of(net, seed)
+    expected = torch_hessian_product(theta, direction, data, loss)
+    found = net.hessian_product(theta, direction, data, loss).arrays()
+    assert found.keys() == expected.keys()
+    # As with gradients, what cancels leaves rounding; here two derivatives of the largest terms.
+    scale = max(1, *(abs(values).max() for values in expected.values()))
+    for name in expected:
+        close(found[name], expected[name], 1e-10, rounding=1e-13 * scale)
+
+
 @over_networks
 @given(problems())
 def test_patterns_are_the_signs_of_pytorchs_preactivations(problem):
@@ -142,6 +174,11 @@ def test_a_kink_counts_as_inactive_as_in_pytorch():
         expected = torch_twin.gradients(twin_of(theta), data.x, data.y, "squared")
         for name, values in net.gradient(theta, data, SquaredLoss()).arrays().items():
             close(values, expected[name], 1e-14)
+        direction = direction_of(net, 0)
+        expected = torch_hessian_product(theta, direction, data, SquaredLoss())
+        product = net.hessian_product(theta, direction, data, SquaredLoss())
+        for name, values in product.arrays().items():
+            close(values, expected[name], 1e-14)
 
 
 # The pieces agree among themselves
@@ -163,6 +200,9 @@ def test_the_memory_budget_changes_nothing(problem):
         again = small.risk_and_gradient(point, data, loss)
         close(again[0], risk, 1e-13, rounding=1e-15)
         close(again[1].vector, gradient.vector, 1e-13)
+        direction = direction_of(net, 0)
+        product = net.hessian_product(theta, direction, data, loss).vector
+        close(small.hessian_product(point, direction, data, loss).vector, product, 1e-12, 1e-13)
         close(small.risk(point, data, loss), risk, 1e-13, rounding=1e-15)
         for layer, pattern in small.patterns(point, data.x).items():
             assert np.array_equal(pattern, net.patterns(theta, data.x)[layer])
@@ -227,6 +267,73 @@ def test_the_gradient_is_the_slope_of_the_risk():
         np.testing.assert_allclose(gradient, slopes, atol=1e-8 * abs(gradient).max())
 
 
+@over_networks
+@given(problems(), st.integers(0, 2**32 - 1))
+def test_the_hessian_is_symmetric_and_its_product_linear(problem, seed):
+    net, theta, data, loss = problem
+    u, v = direction_of(net, seed), direction_of(net, seed + 1)
+    before = [point.vector.copy() for point in (theta, u, v)]
+    Hu, Hv = (net.hessian_product(theta, w, data, loss).vector for w in (u, v))
+    size = max(1, abs(Hu).max() * abs(v.vector).sum(), abs(Hv).max() * abs(u.vector).sum())
+    assert abs(u.vector @ Hv - v.vector @ Hu) <= 1e-12 * size
+    both = Parameters(net, 2 * u.vector - v.vector)
+    close(net.hessian_product(theta, both, data, loss).vector, 2 * Hu - Hv, 1e-12, 1e-13 * size)
+    for point, vector in zip((theta, u, v), before, strict=True):
+        assert np.array_equal(point.vector, vector)
+
+
+def test_the_hessian_product_is_the_slope_of_the_gradient():
+    rng = np.random.default_rng(0)
+    for input_shape, layers in (
+        ((2, 4, 2), [Conv(2), AveragePool(2), Conv(2, 1), Dense(3)]),
+        ((1, 8), [AveragePool(2), Conv(2), Dense(3), Dense(3)]),
+        ((1, 3), [Dense(3)]),
+    ):
+        net = Network(input_shape, layers, ReLU(0.1))
+        theta, x = Parameters(net, rng.normal(size=net.size)), rng.normal(size=(3, *input_shape))
+        for loss, y in (
+            (SquaredLoss(), rng.normal(size=(3, 3))),
+            (CrossEntropy(), one_hot(np.array([0, 2, 1]), 3, smoothing=0.1)),
+        ):
+            data, direction, step = TrainingSet(x, y), direction_of(net, 1), 1e-6
+            ends = []
+            for sign in (1, -1):
+                moved = Parameters(net, theta.vector + sign * step * direction.vector)
+                ends.append(net.gradient(moved, data, loss).vector)
+            slope = (ends[0] - ends[1]) / (2 * step)
+            product = net.hessian_product(theta, direction, data, loss).vector
+            assert abs(product).max() > 0.01
+            np.testing.assert_allclose(product, slope, atol=1e-8 * abs(product).max())
+
+
+@pytest.mark.parametrize("other", [[Conv(2, 1), Dense(3)], [Conv(2), Dense(3), Dense(3)]])
+def test_a_direction_of_another_network_is_refused(other):
+    net, other = Network((1, 4), [Conv(2), Dense(3)]), Network((1, 4), other)
+    data = TrainingSet(np.zeros((2, 1, 4)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=re.escape(f"of {net}, got one of {other}")):
+        net.hessian_product(net.zeros(), other.zeros(), data, SquaredLoss())
+
+
+@pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
+@pytest.mark.parametrize("budget", [1, 2**20])
+@pytest.mark.parametrize("device", ["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
+def test_hessian_products_on_a_device_are_those_of_numpy(device, budget, loss):
+    xp = strict_device if device == "stand-in" else select("cupy").xp
+    rng = np.random.default_rng(0)
+    for input_shape, layers, slope in (
+        ((2, 8, 4), [Conv(3), AveragePool(2), Conv(2, 5), Dense(5), Dense(3)], 0.0),
+        ((3, 6), [AveragePool(2), Conv(2), Dense(4), Dense(3)], 0.3),
+        ((1, 6), [Conv(3), AveragePool(6)], 0.1),
+    ):
+        net = Network(input_shape, layers, ReLU(slope), memory_budget=budget)
+        theta, v = direction_of(net, 0), direction_of(net, 1)
+        data = TrainingSet(rng.normal(size=(5, *input_shape)), rng.dirichlet(np.ones(3), 5))
+        expected = net.hessian_product(theta, v, data, loss).vector
+        product = net.hessian_product(theta.to(xp), v.to(xp), data, loss).vector
+        assert isinstance(product, xp.ndarray)
+        close(to_numpy(product), expected, 1e-12)
+
+
 def test_layers_are_weight_matrix_bias_and_activation():
     rng = np.random.default_rng(0)
     net = Network((2, 4), [Conv(3), AveragePool(2), Dense(4), Dense(2)], ReLU(0.2))
@@ -264,6 +371,7 @@ def test_single_precision_stays_single():
                 net.forward(theta, data.x),
                 net.sample_losses(theta, data, loss),
                 net.gradient(theta, data, loss).vector,
+                net.hessian_product(theta, theta, data, loss).vector,
                 net.affine_map(theta, data.x[0]),
                 net.zeros(like=theta.vector).vector,
                 net.zeros(dtype=np.float32).vector,
@@ -271,6 +379,7 @@ def test_single_precision_stays_single():
             assert [r.dtype for r in results] == [np.float32] * len(results)
             close(results[0], net.forward(double, data.x), 1e-5)
             close(results[2], net.gradient(double, data, loss).vector, 1e-5)
+            close(results[3], net.hessian_product(double, double, data, loss).vector, 1e-5)
 
 
 def test_whole_number_inputs_are_computed_in_the_precision_of_the_parameters():
@@ -336,6 +445,9 @@ def test_the_gradient_is_laid_out_as_the_parameters(net):
     for name, values in gradient.arrays().items():
         assert values.shape == SHAPES[name]
         assert np.shares_memory(values, gradient.vector)
+    product = net.hessian_product(theta, gradient, data, SquaredLoss())
+    assert isinstance(product, Parameters)
+    assert product.net is net
     before = theta.vector.copy()
     gradient.vector[:] = 0
     assert np.array_equal(theta.vector, before)
@@ -545,7 +657,11 @@ def test_an_affine_map_is_that_of_one_input(net, theta, shape):
 @pytest.mark.parametrize("width", [1, 3])
 def test_targets_of_another_width_are_refused(net, theta, width):
     data = TrainingSet(np.zeros((3, 2, 4, 4)), np.full((3, width), 1 / width))
-    for compute in (net.risk, net.sample_losses, net.gradient, net.risk_and_gradient):
+
+    def product(theta, data, loss):
+        return net.hessian_product(theta, theta, data, loss)
+
+    for compute in (net.risk, net.sample_losses, net.gradient, net.risk_and_gradient, product):
         for loss in (SquaredLoss(), CrossEntropy()):
             with pytest.raises(ValueError, match=rf"\(N, 2\), got \(3, {width}\)"):
                 compute(theta, data, loss)

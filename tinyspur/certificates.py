@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .backend import Array, namespace, to_numpy
+from .evidence import Evidence, gather_evidence
+from .layers import Dense
 from .losses import Loss
 from .matrices import AveragePoolingMatrix
 from .network import Network, Parameters, TrainingSet
@@ -78,22 +80,23 @@ class CellCertificate:
             f"({self.excess:.2g} of its rounding)",
         ]
         if self.kinks:
-            lines += ["  at the kink z = 0:", *(f"    {line}" for line in self._kinks_by_layer())]
+            lines += ["  at the kink z = 0:", *(f"    {line}" for line in by_layer(self.kinks))]
         if self.excess > 1:
             lines.append(f"  not stationary: G_s is {self.excess:.2g} times its rounding error")
         return "\n".join(lines)
 
-    def _kinks_by_layer(self) -> list[str]:
-        """Return a line for the maps of a layer that have equally many locations and samples."""
-        alike: dict[tuple[int, int, int], list[str]] = {}
-        for kink in self.kinks:
-            key = (kink.layer, kink.locations, kink.samples)
-            alike.setdefault(key, []).append(str(kink.map))
-        return [
-            f"layer {layer} map{'s' * (len(maps) > 1)} {', '.join(maps)} "
-            f"({locations} locations, {samples} samples)"
-            for (layer, locations, samples), maps in alike.items()
-        ]
+
+def by_layer(kinks: tuple[Kink, ...]) -> list[str]:
+    """Return a line for the maps of a layer that have equally many locations and samples."""
+    alike: dict[tuple[int, int, int], list[str]] = {}
+    for kink in kinks:
+        key = (kink.layer, kink.locations, kink.samples)
+        alike.setdefault(key, []).append(str(kink.map))
+    return [
+        f"layer {layer} map{'s' * (len(maps) > 1)} {', '.join(maps)} "
+        f"({locations} locations, {samples} samples)"
+        for (layer, locations, samples), maps in alike.items()
+    ]
 
 
 def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertificate:
@@ -116,7 +119,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         if net.leading_poolings:
             features.append(to_numpy(trace[net.leading_poolings - 1][1]))
         residuals.append(to_numpy(loss.gradient(trace[-1][1], y[:, rows])))
-        rounding = _rounding(theta, columns, trace, np.float64)
+        rounding = preactivation_rounding(theta, columns, trace, np.float64)
         errors.append(to_numpy(rounding[-1]))
         bits = [np.zeros((1, columns.shape[1]), np.uint8)]
         for layer in net.active_layers:
@@ -155,7 +158,159 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     )
 
 
-def _rounding(theta: Parameters, columns: Array, trace: list, dtype: type) -> list[Array]:
+@dataclass(frozen=True)
+class RelayCertificate:
+    """What theta inherits from its `subnetwork` where the layers from `lower` on only relay.
+
+    The structure: on every sample each unit of these layers is strictly active or strictly
+    inactive, the same for all samples. Then nearby o = V' f' + c' with f = o^{lower-1} and (V', c')
+    continuous in the parameters, so R(theta') is the risk of the layers below with a free dense
+    layer (V', c'), and where those are at a local minimum so is theta. This covers reserved and
+    spare maps (dead), shifted copies below poolings, and maps that nothing reads: their V is 0, and
+    free.
+
+    `holds` where the structure does and the subnetwork has a cell certificate: a proof. Otherwise
+    `evidence` about the subnetwork is all there is (`evidence_only`), or the structure is broken:
+    `mixed` units of the relaying layers are active for some samples only, or some are in `kinks`.
+    `active` and `dead` count the others, `margin` is their least |z|. `unread` are maps of layer
+    lower - 1 that are not dead and that no output reads. `radius` is that of the cell certificate
+    of theta, 0 where there is none.
+    """
+
+    holds: bool
+    lower: int
+    active: int
+    dead: int
+    mixed: int
+    unread: tuple[int, ...]
+    margin: float
+    radius: float
+    kinks: tuple[Kink, ...]
+    subnetwork: CellCertificate
+    point: Parameters
+    evidence: Evidence | None
+    kind: str = "relay"
+
+    @property
+    def structure(self) -> bool:
+        """Return whether all layers from `lower` on are affine on the samples, and stay so."""
+        return not self.kinks and not self.mixed
+
+    @property
+    def evidence_only(self) -> bool:
+        """Return whether the relays are proved and the subnetwork is not."""
+        return self.structure and not self.holds
+
+    @property
+    def classes(self) -> int:
+        """Return the number of activation patterns of the subnetwork."""
+        return self.subnetwork.classes
+
+    @property
+    def stationarity(self) -> float:
+        """Return that of the subnetwork: its G_s where proved, else its relative gradient."""
+        if self.evidence is None:
+            return self.subnetwork.stationarity
+        return self.evidence.relative_gradient
+
+    def as_dict(self) -> dict:
+        """Return what the report of a run holds."""
+        keys = ("kind", "holds", "classes", "margin", "radius", "stationarity", "evidence_only")
+        found = {key: getattr(self, key) for key in keys}
+        return found | ({} if self.evidence is None else {"evidence": self.evidence.as_dict()})
+
+    def __str__(self) -> str:
+        lines = [
+            f"relay certificate: {'holds, a local minimum' if self.holds else 'does not hold'}",
+            f"  from layer {self.lower} on {self.active} units strictly active, {self.dead} dead, "
+            f"{self.mixed} active for some samples only, margin {self.margin:.3g}",
+        ]
+        if self.kinks:
+            lines += ["  at the kink z = 0:", *(f"    {line}" for line in by_layer(self.kinks))]
+        if self.unread:
+            maps = ", ".join(map(str, self.unread))
+            lines.append(f"  not read, and not dead: maps {maps} of layer {self.lower - 1}")
+        if self.structure and not self.holds:
+            lines.append("  proved: theta is a local minimum if its subnetwork is at one")
+        lines += ["  subnetwork:", *(f"    {line}" for line in str(self.subnetwork).split("\n"))]
+        if self.evidence is not None:
+            lines += [f"    {line}" for line in str(self.evidence).split("\n")]
+        return "\n".join(lines)
+
+
+def certify_relays(
+    theta: Parameters, data: TrainingSet, loss: Loss, lower: int, seed: int = 0
+) -> RelayCertificate:
+    """Check what theta inherits from the layers below `lower`; see `RelayCertificate`.
+
+    The subnetwork is layers 1 to lower - 1 and a dense layer with the V and c that theta has. Where
+    it is not certified, `seed` goes to `gather_evidence`. Raises ValueError for a layer that does
+    not exist and where parameters or outputs are not finite.
+    """
+    net, xp = theta.net, namespace(theta.vector)
+    if not 1 <= lower <= net.depth:
+        raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower}")
+    theta = theta.to(xp, np.float64)
+    if not bool(xp.isfinite(theta.vector).all()):
+        raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
+    relaying = [layer for layer in net.active_layers if layer >= lower]
+    at_kink, margin = _KinkCounter(net), np.inf
+    ever = dict.fromkeys(relaying, False)
+    always = dict.fromkeys(relaying, True)
+    live = False  # neurons of the layer below that are not 0 for some sample
+    for _, columns in net.chunks(theta, data.x):
+        trace = list(net.layerwise(theta, columns))
+        rounding = preactivation_rounding(theta, columns, trace, np.float64)
+        for layer in relaying:
+            z = trace[layer - 1][0]
+            margin = min(margin, float(abs(z).min()))
+            at_kink.add(layer, z, rounding[layer - 1])
+            active = to_numpy(z > 0)
+            ever[layer] = ever[layer] | active.any(axis=1)
+            always[layer] = always[layer] & active.all(axis=1)
+        features = trace[lower - 2][1] if lower > 1 else columns
+        live = live | to_numpy((features != 0).any(axis=1))
+    rows = to_numpy(net.affine_map(theta, data.x[0], lower - 1))
+    sub = Network(
+        net.input_shape,
+        (*net.layers[: lower - 1], Dense(len(rows))),
+        net.activation,
+        net.memory_budget,
+    )
+    phi = sub.zeros(like=theta.vector)
+    for layer in theta.b:
+        if layer < lower:
+            phi.W[layer].weights[...] = theta.W[layer].weights
+            phi.b[layer][...] = theta.b[layer]
+    phi.W[lower].weights[...] = xp.asarray(rows[:, :-1])
+    phi.b[lower][...] = xp.asarray(rows[:, -1])
+    maps = net.shapes[lower - 1][0]
+    read = (rows[:, :-1] != 0).any(axis=0).reshape(maps, -1).any(axis=1)
+    unread = np.flatnonzero(live.reshape(maps, -1).any(axis=1) & ~read)
+    mixed = sum(int((ever[layer] & ~always[layer]).sum()) for layer in relaying)
+    kinks = at_kink.found()
+    cell = certify_cell(phi, data, loss)
+    structure = not kinks and not mixed
+    holds = structure and cell.holds
+    return RelayCertificate(
+        holds=holds,
+        lower=lower,
+        active=sum(int(always[layer].sum()) for layer in relaying),
+        dead=sum(int((~ever[layer]).sum()) for layer in relaying),
+        mixed=mixed,
+        unread=tuple(map(int, unread)),
+        margin=margin,
+        radius=certify_cell(theta, data, loss).radius if holds else 0.0,
+        kinks=kinks,
+        subnetwork=cell,
+        point=phi,
+        evidence=gather_evidence(phi, data, loss, seed) if structure and not holds else None,
+    )
+
+
+def preactivation_rounding(
+    theta: Parameters, columns: Array, trace: list, dtype: type
+) -> list[Array]:
     """Return for each layer an estimate of the rounding errors of z^l in `dtype`, (n_l, N).
 
     |W^l| (delta^{l-1} + c |o^{l-1}|) + c |b^l|, with the errors delta of the layer below and c a
@@ -181,7 +336,9 @@ def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
     errors = []
     for _, columns in theta.net.chunks(theta, x):
         trace = list(theta.net.layerwise(theta, columns))
-        errors.append(to_numpy(_rounding(theta, columns, trace, theta.vector.dtype)[-1]))
+        errors.append(
+            to_numpy(preactivation_rounding(theta, columns, trace, theta.vector.dtype)[-1])
+        )
     return np.concatenate(errors, axis=1).astype(np.float64)
 
 

@@ -1,21 +1,30 @@
 """Searches for lower points near a given one: what they find refutes that it is a local minimum.
 
-A search that finds nothing proves nothing.
+Along a line theta + t d the network is expanded in powers of t for t -> 0+. A unit at the kink
+takes the side of the first term of its z that is not zero, so the expansion holds there too. A
+search that finds nothing proves nothing.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
 
-from .backend import namespace
-from .certificates import risk_rounding
-from .constructions.data_split import output_derivatives
-from .constructions.relays import RelayedPair, outgoing
+from .backend import Array, namespace, to_numpy
+from .certificates import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding, risk_rounding
 from .fitting import AssumptionError
 from .losses import Loss
+from .matrices import WeightMatrix
 from .network import Parameters, TrainingSet
+
+FILTERS = 4  # random filters that are tried for maps at the kink
+STEPS, SHRINK = 20, 4  # of a line search: how many, and the ratio of one to the next
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class Escape:
     Where it can be reached with any `step` > 0, however small, theta is not a local minimum; the
     function that returns it says so. `step` is the size of the move as the construction scales it,
     `distance` its largest and `length` its Euclidean size, `decrease` = R(theta) - `risk`, and
-    `rounding` what of it rounding may account for.
+    `rounding` what of it rounding may account for. `derivative` is the coefficient of the step in
+    the risk for an escape of first order, that of step^2 for one of second order.
     """
 
     kind: str
@@ -36,19 +46,27 @@ class Escape:
     decrease: float
     rounding: float
     theta: Parameters
+    derivative: float | None = None
 
     def __str__(self) -> str:
+        rate = "" if self.derivative is None else f", derivative {self.derivative:.3g}"
         return (
             f"{self.kind}: step {self.step:g}, largest change {self.distance:.3g}, "
-            f"Euclidean {self.length:.3g}, risk {self.risk:.9g}, lower by {self.decrease:.3g}"
+            f"Euclidean {self.length:.3g}, risk {self.risk:.9g}, lower by {self.decrease:.3g}{rate}"
         )
 
 
 def measure_escape(
-    theta: Parameters, nearby: Parameters, kind: str, step: float, data: TrainingSet, loss: Loss
+    theta: Parameters,
+    nearby: Parameters,
+    kind: str,
+    step: float,
+    data: TrainingSet,
+    loss: Loss,
+    derivative: float | None = None,
 ) -> Escape:
     """Evaluate a point near theta and return it with its distance and its decrease."""
-    move = nearby.vector - theta.vector
+    move = _in_float64(nearby).vector - _in_float64(theta).vector
     before, after = theta.net.risk(theta, data, loss), theta.net.risk(nearby, data, loss)
     return Escape(
         kind=kind,
@@ -59,47 +77,244 @@ def measure_escape(
         decrease=before - after,
         rounding=risk_rounding(theta, data, loss) + risk_rounding(nearby, data, loss),
         theta=nearby,
+        derivative=derivative,
     )
 
 
-def kink_escape(
+# The expansion along a line
+
+
+class Expansion(NamedTuple):
+    """R(theta + t d) = R(theta) + `first` t + `second` t^2 + O(t^3), and their rounding errors."""
+
+    first: float
+    second: float
+    first_rounding: float
+    second_rounding: float
+
+
+def one_sided_derivative(
+    theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss
+) -> float:
+    """Return R'(theta; d) = lim (R(theta + t d) - R(theta)) / t, t -> 0+, exact at kinks too.
+
+    dz^l = D^l o^{l-1} + W^l do^{l-1} + db^l, and do^l is sigma'(z) dz off the kink, sigma(dz) on
+    it. A unit is at the kink where rounding explains its z, as `certify_cell` decides, in float64
+    arithmetic. Raises ValueError for a direction of another network.
+    """
+    return expand_risk(theta, direction, data, loss).first
+
+
+def expand_risk(
+    theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss
+) -> Expansion:
+    """Return the first two terms of the risk for t -> 0+; see `one_sided_derivative`."""
+    if direction.net != theta.net:
+        raise ValueError(f"direction: expected one of {theta.net}, got {direction.net}")
+    theta, direction = _in_float64(theta), _in_float64(direction)
+    y, sums = theta.net.targets(theta, data, loss), np.zeros(4)
+    for rows, columns in theta.net.chunks(theta, data.x):
+        o, errors, *_ = _expand(theta, columns, direction, order=2)[-1]
+        g = loss.gradient(o[0], y[:, rows])
+        bent = loss.curvature(o[0], y[:, rows], o[1])
+        terms = (
+            g * o[1],
+            g * o[2] + bent * o[1] / 2,
+            abs(g) * errors[1] + errors[0] * abs(o[1]),
+            abs(g) * errors[2] + errors[0] * abs(o[2]) + abs(bent) * errors[1],
+        )
+        sums += [float(term.sum()) for term in terms]
+    return Expansion(*(sums / len(data)).tolist())
+
+
+class _Terms(NamedTuple):
+    """A layer at theta + t d: o[0] + t o[1] + ..., what these may be off by, and the kinks.
+
+    `lead` is the first term of z that is not zero, and `tied` marks the units that have none.
+    """
+
+    o: list[Array]
+    errors: list[Array]
+    lead: Array
+    tied: Array
+
+
+def _expand(
+    theta: Parameters, columns: Array, direction: Parameters | None = None, order: int = 0
+) -> list[_Terms]:
+    """Return the terms up to t^order of layers 0..L for input columns (n_0, N)."""
+    net, xp, unit = theta.net, namespace(columns), ROUNDING * EPSILON
+    trace = list(net.layerwise(theta, columns))
+    rounding = preactivation_rounding(theta, columns, trace, np.float64)
+    powers, zeros = range(1, order + 1), [xp.zeros_like(columns)] * order
+    nowhere = xp.zeros(columns.shape, dtype=bool)
+    found = [_Terms([columns, *zeros], [unit * abs(columns), *zeros], columns, nowhere)]
+    for layer, (z0, o0) in enumerate(trace, start=1):
+        W, below = theta.W[layer], found[-1]
+        z = [z0, *(W @ below.o[k] for k in powers)]
+        errors = [rounding[layer - 1], *(abs(W) @ below.errors[k] for k in powers)]
+        if layer in theta.b and order:
+            D = direction.W[layer]
+            for k in powers:
+                z[k] = z[k] + D @ below.o[k - 1]
+                errors[k] = errors[k] + abs(D) @ below.errors[k - 1]
+            bias = xp.repeat(direction.b[layer], W.positions_out)[:, None]
+            z[1], errors[1] = z[1] + bias, errors[1] + unit * abs(bias)
+        o, lead, tied = [o0, *z[1:]], z0, xp.zeros(z0.shape, dtype=bool)
+        if net.is_active(layer):
+            tied = abs(z0) <= AT_THE_KINK * errors[0]
+            for k in powers:
+                lead = xp.where(tied, z[k], lead)
+                tied = tied & (abs(z[k]) <= AT_THE_KINK * errors[k])
+                slopes = net.activation.derivative(lead)
+                o[k], errors[k] = slopes * z[k], slopes * errors[k]
+        errors = [e + unit * abs(term) for e, term in zip(errors, o, strict=True)]
+        found.append(_Terms(o, errors, lead, tied))
+    return found
+
+
+# Escapes of first order
+
+
+def coordinate_rates(
     theta: Parameters,
-    pair: RelayedPair,
     data: TrainingSet,
     loss: Loss,
-    step: float = 1e-2,
-    seed: int = 0,
-) -> Escape:
-    """Return the escape from the literal theta, whose reserved maps sit exactly at the kink.
+    active: bool = False,
+    direction: Parameters | None = None,
+) -> tuple[Parameters, Parameters]:
+    """Return the one-sided derivatives of the risk along + and along - every coordinate.
 
-    The reserved map A of L-2 gets the filter eps d and the bias eps beta, and the one outgoing
-    weight of L-1's map A with the largest |s| becomes -eps sign(s), where s = (1/N) sum_i u_i
-    sigma(d . patch_i + beta). The risk changes by -eps^2 |s| + O(eps^4), eps = `step`: the gradient
-    is zero, and yet theta is a saddle. d is the best of a few random filters. Raises
-    AssumptionError unless map A of both layers sits at the kink without any use.
+    Exact for a layer above which nothing is at the kink; kinks above it count as inactive, or as
+    `active`, which is good for choosing directions only. With delta = (1/N) dl/do^l they are, for
+    ReLU, +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)). With a
+    `direction` d: what the derivatives by the weights gain along theta + t d, by t.
     """
-    A, rng = pair.reserved[0], np.random.default_rng(seed)
-    zero = (theta.W[pair.lower].weights[A], outgoing(theta, pair.upper, A)[0])
-    biases = (theta.b[layer][A] for layer in (pair.lower, pair.upper))
-    if any(bool(part.any()) for part in zero) or any(float(bias) != 0 for bias in biases):
+    theta = _in_float64(theta)
+    net, xp, order = theta.net, namespace(theta.vector), 0 if direction is None else 1
+    y, up, down = net.targets(theta, data, loss), *(net.zeros(like=theta.vector) for _ in "+-")
+    for rows, columns in net.chunks(theta, data.x):
+        terms = _expand(theta, columns, direction, order)
+        delta = loss.gradient(terms[-1].o[0], y[:, rows]) / len(data)
+        for layer in range(net.depth, 0, -1):
+            (*_, lead, tied), W, o = terms[layer], theta.W[layer], terms[layer - 1].o[order]
+            if order and not bool(o.any()):
+                break
+            kinked = (1 - net.activation.slope) * delta * tied
+            if net.is_active(layer):
+                delta = delta * net.activation.derivative(xp.where(tied, 0, lead))
+            if layer in theta.b:
+                smooth = W.gradient(delta, o)
+                for rates, sign in ((up, 1), (down, -1)):
+                    weights, biases = rates.W[layer].weights, rates.b[layer]
+                    weights += sign * smooth
+                    if bool(kinked.any()):
+                        weights += W.gradient(kinked, xp.maximum(sign * o, 0))
+                    if not order:  # a bias multiplies 1, which does not change with t
+                        biases += _by_map(sign * delta + max(sign, 0) * kinked, W)
+            if layer > 1:
+                delta = W.T @ (delta + kinked if active else delta)
+    return up, down
+
+
+def first_order_directions(
+    theta: Parameters, data: TrainingSet, loss: Loss
+) -> Iterator[tuple[Parameters, float]]:
+    """Yield directions along which the risk falls at first order, and R'(theta; d) < 0, exact.
+
+    For each layer with kinks in it or above: the steepest coordinate, all coordinates with negative
+    rates weighted by them, and the same by their signs alone, where the exact derivative is
+    negative beyond rounding. Any one of them proves that theta is not a local minimum.
+    """
+    net, xp, theta = theta.net, namespace(theta.vector), _in_float64(theta)
+    for active in (False, True):
+        up, down = coordinate_rates(theta, data, loss, active)
+        rates = xp.minimum(xp.minimum(up.vector, down.vector), 0)
+        falls = Parameters(net, rates * xp.where(up.vector <= down.vector, -1, 1))
+        kinks, met = Parameters(net, up.vector + down.vector), False  # 0 where R is smooth
+        for layer in reversed(theta.b):
+            met = met or bool(kinks.W[layer].weights.any() or kinks.b[layer].any())
+            only = net.zeros(like=theta.vector)
+            only.W[layer].weights[...] = falls.W[layer].weights
+            only.b[layer][...] = falls.b[layer]
+            signs, sizes = xp.sign(only.vector), abs(only.vector)
+            if not met or not bool(sizes.any()):
+                continue
+            for size in (xp.arange(net.size) == sizes.argmax(), sizes / sizes.max(), 1.0):
+                direction = Parameters(net, size * signs)
+                rate = expand_risk(theta, direction, data, loss)
+                if rate.first < -rate.first_rounding:
+                    yield direction, rate.first
+
+
+# Escapes of second order
+
+
+def second_order_directions(
+    theta: Parameters, data: TrainingSet, loss: Loss, seed: int = 0
+) -> Iterator[tuple[Parameters, float]]:
+    """Yield directions along which R changes by rate * t^2 + O(t^3), and the exact rate < 0.
+
+    A map, or dense neuron, with zero incoming weights and bias sits at the kink for every sample.
+    It gets a filter d and a bias beta, a few random ones being tried, and one weight W^q above
+    moves by 1 against the sign of its rate, an entry of (1/N) sum_i W^q.gradient(delta^q,
+    do^{q-1}); the highest layers q come first. Any one proves that theta is not a local minimum.
+    """
+    theta = _in_float64(theta)
+    unused = _unused_maps(theta)
+    for active in (False, True) if unused else ():
+        rng, trials = np.random.default_rng(seed), []
+        for trial in range(max(FILTERS, len(unused))):
+            layer, t = unused[trial % len(unused)]
+            filters = theta.net.zeros(like=theta.vector)
+            d, beta, _ = random_unit(theta, layer, data.x, rng)
+            filters.W[layer].weights[t] = namespace(theta.vector).asarray(d)
+            filters.b[layer][t] = beta
+            both = coordinate_rates(theta, data, loss, active, filters)
+            for rates, sign in zip(both, (1, -1), strict=True):
+                for q in theta.b:
+                    entry = int(rates.W[q].weights.argmin())
+                    rate = float(rates.W[q].weights.ravel()[entry])
+                    trials.append((-q, rate, len(trials), filters, sign, entry))
+        for minus_q, predicted, _, filters, sign, entry in sorted(trials):
+            direction = filters.copy()
+            direction.W[-minus_q].weights.reshape(-1)[entry] += sign
+            if predicted < 0:
+                rate = expand_risk(theta, direction, data, loss)
+                if abs(rate.first) <= rate.first_rounding and rate.second < -rate.second_rounding:
+                    yield direction, rate.second
+
+
+def kink_escape(
+    theta: Parameters, data: TrainingSet, loss: Loss, step: float = 1e-2, seed: int = 0
+) -> Escape:
+    """Return the escape by a map at the kink that is not used, eps = `step` along its direction.
+
+    The reserved maps of the literal theta are such ([CNN] (23)). The risk changes by -eps^2 |M| +
+    O(eps^3), see `second_order_directions`: the gradient may vanish, yet theta is no local minimum.
+    Raises AssumptionError where there is no such map or no rate is negative.
+    """
+    _check_positive("step", step)
+    direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
+    if direction is None:
         raise AssumptionError(
-            f"no escape from the kink: map {A} of layers {pair.lower} and {pair.upper} is not at "
-            "z = 0 with zero outgoing weights, as it is in the literal theta"
+            "no escape from the kink: expected a map with zero weights and bias, at z = 0 for all "
+            "samples, that lowers the risk in second order when it is used, got "
+            f"{len(_unused_maps(theta))} with zero weights and bias, and none that does"
         )
-    u = output_derivatives(theta, data, loss)
-    trials = []
-    for _ in range(8):
-        d, beta, z = random_unit(theta, pair.lower, data.x, rng)
-        s = u @ np.maximum(z, 0).T / len(data)
-        trials.append((abs(s).max(), d, beta, s))
-    _, d, beta, s = max(trials, key=lambda trial: trial[0])
-    k, j = np.unravel_index(abs(s).argmax(), s.shape)
-    near = theta.copy()
-    filters = near.W[pair.lower].weights
-    filters[A] = namespace(filters).asarray(step * d, dtype=filters.dtype)
-    near.b[pair.lower][A] = step * beta
-    outgoing(near, pair.upper, A)[0][int(k), int(j)] = -step * float(np.sign(s[k, j]))
-    return measure_escape(theta, near, "escape from the kink, second order", step, data, loss)
+    vector = (theta.vector + step * direction.vector).astype(theta.vector.dtype)
+    near = Parameters(theta.net, vector)
+    return measure_escape(theta, near, "kink, second order", step, data, loss, rate)
+
+
+def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
+    """Return (layer, map) wherever the incoming weights and the bias are zero before a kink."""
+    found = []
+    for layer in (layer for layer in theta.b if theta.net.is_active(layer)):
+        weights, biases = to_numpy(theta.W[layer].weights), to_numpy(theta.b[layer])
+        used = weights.reshape(len(biases), -1).any(axis=1) | (biases != 0)
+        found += [(layer, int(t)) for t in np.flatnonzero(~used)]
+    return found
 
 
 def random_unit(
@@ -115,3 +330,114 @@ def random_unit(
     z = theta.net.filter_responses(theta, layer, row, x)
     beta = -float(np.median(z))
     return d, beta, z + beta
+
+
+# Any escape within a radius
+
+
+def find_escape(
+    theta: Parameters,
+    data: TrainingSet,
+    loss: Loss,
+    radius: float,
+    starts: int = 4,
+    iterations: int = 50,
+    seed: int = 0,
+) -> Escape | None:
+    """Return the lowest point found within max-norm distance `radius` of theta, or None.
+
+    Tries the escapes from the kink of first and second order, then L-BFGS-B within the ball from
+    theta and from ``starts - 1`` random points of it. A point counts where its risk is below
+    R(theta) by more than rounding explains. Finding nothing proves nothing; at a certified point,
+    within its radius, there is nothing to be found. Raises ValueError for a radius that is not
+    positive and finite, fewer than one start or fewer than one iteration.
+    """
+    ball, rng = _Ball(theta, radius), np.random.default_rng(seed)
+    if starts < 1 or iterations < 1:
+        raise ValueError(f"escape: expected starts, iterations >= 1, got {starts}, {iterations}")
+    found = []
+    for direction, rate in first_order_directions(theta, data, loss):
+        found.append(ball.line_search(direction, "kink, first order", data, loss, rate))
+    for direction, rate in itertools.islice(second_order_directions(theta, data, loss, seed), 1):
+        found.append(ball.line_search(direction, "kink, second order", data, loss, rate))
+    for number in range(starts):
+        start = rng.uniform(ball.low, ball.high) if number else to_numpy(theta.vector)
+        kind = "descent from a random point nearby" if number else "descent"
+        point = ball.descend(start, data, loss, iterations)
+        found.append(measure_escape(theta, point, kind, radius, data, loss))
+    lower = [escape for escape in found if escape.decrease > escape.rounding]
+    return max(lower, key=lambda escape: escape.decrease, default=None)
+
+
+class _Ball:
+    """The points within max-norm distance `radius` of theta, in theta's type."""
+
+    def __init__(self, theta: Parameters, radius: float):
+        _check_positive("radius", radius)
+        self.theta, self.radius = theta, radius
+        self.low, self.high = self._corner(-radius), self._corner(radius)
+
+    def _corner(self, move: float) -> np.ndarray:
+        """Return theta + move on the host, rounded towards theta where that is too far."""
+        theta = to_numpy(self.theta.vector)
+        centre = theta.astype(np.float64)
+        corner = (centre + move).astype(theta.dtype)
+        while (far := abs(corner - centre) > self.radius).any():
+            corner = np.where(far, np.nextafter(corner, theta), corner)
+        return corner
+
+    def point(self, vector: np.ndarray) -> Parameters:
+        """Return the point of the ball next to `vector`."""
+        inside = np.clip(vector, self.low, self.high).astype(self.low.dtype)
+        return Parameters(self.theta.net, namespace(self.theta.vector).asarray(inside))
+
+    def line_search(
+        self, direction: Parameters, kind: str, data: TrainingSet, loss: Loss, derivative: float
+    ) -> Escape:
+        """Return the lowest point of steps that shrink from the border of the ball."""
+        origin, move = to_numpy(self.theta.vector), to_numpy(direction.vector)
+        steps = (self.radius / abs(move).max() / SHRINK ** np.arange(STEPS)).tolist()
+        points = (self.point(origin + step * move) for step in steps)
+        risks = [point.net.risk(point, data, loss) for point in points]
+        step = steps[int(np.nan_to_num(risks, nan=np.inf).argmin())]
+        point = self.point(origin + step * move)
+        return measure_escape(self.theta, point, kind, step, data, loss, derivative)
+
+    def descend(
+        self, start: np.ndarray, data: TrainingSet, loss: Loss, iterations: int
+    ) -> Parameters:
+        """Return the lowest point that L-BFGS-B (SciPy) evaluates in the ball, from a start."""
+        best: list = [np.inf, self.theta]
+
+        def risk_and_gradient(vector: np.ndarray) -> tuple[float, np.ndarray]:
+            point = self.point(vector)
+            risk, gradient = point.net.risk_and_gradient(point, data, loss)
+            if risk < best[0]:
+                best[:] = risk, point
+            return risk, to_numpy(gradient.vector).astype(np.float64)
+
+        scipy.optimize.minimize(
+            risk_and_gradient,
+            start.astype(np.float64),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=scipy.optimize.Bounds(self.low, self.high),
+            options={"maxiter": iterations, "maxcor": 20, "ftol": 0.0, "gtol": 0.0},
+        )
+        return best[1]
+
+
+def _in_float64(theta: Parameters) -> Parameters:
+    if not bool(namespace(theta.vector).isfinite(theta.vector).all()):
+        raise ValueError("escape: expected finite parameters, got NaN or infinite ones")
+    return theta.to(namespace(theta.vector), np.float64)
+
+
+def _by_map(delta: Array, W: WeightMatrix) -> Array:
+    """Return the derivative in the biases, (T,), for one in z, (n_l, N)."""
+    return delta.reshape(W.maps_out, -1).sum(axis=1)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")

@@ -137,6 +137,12 @@ class Network:
         """Return the layers that the activation follows."""
         return tuple(layer for layer in range(1, self.depth + 1) if self.is_active(layer))
 
+    @property
+    def leading_poolings(self) -> int:
+        """Return how many poolings come before the first layer with parameters."""
+        kinds = [isinstance(layer, AveragePool) for layer in self.layers]
+        return kinds.index(False) if False in kinds else len(kinds)
+
     def positions(self, layer: int) -> int:
         """Return the number of positions of a map of `layer`; 0 is the input."""
         return math.prod(self.shapes[layer][1:])
@@ -182,6 +188,45 @@ class Network:
         gradient.vector /= len(data)
         return float(np.mean(np.concatenate(losses))), gradient
 
+    def hessian_product(
+        self, theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss
+    ) -> Parameters:
+        """Return H v, the Hessian of the risk at theta times `direction`, laid out as both are.
+
+        Exact (Pearlmutter 1994): forward and backward pass are differentiated along v, term by
+        term. The activation is piecewise linear, a kink counts as inactive. A chunk holds half as
+        much again as in the other passes. Raises ValueError for a direction of another network.
+        """
+        if direction.net != self:
+            raise ValueError(
+                f"Hessian product: expected a direction of {self}, got one of {direction.net}"
+            )
+        y = self.targets(theta, data, loss)
+        product = self.zeros(like=theta.vector)
+        for rows, columns in self.chunks(theta, data.x):
+            trace = list(self.layerwise(theta, columns))
+            moves = self._moves(theta, direction, columns, trace)
+            delta = loss.gradient(trace[-1][1], y[:, rows])
+            change = loss.curvature(trace[-1][1], y[:, rows], moves[-1])  # of delta, along v
+            for layer in range(self.depth, 0, -1):
+                W = theta.W[layer]
+                if self.is_active(layer):
+                    slopes = self.activation.derivative(trace[layer - 1][0])
+                    delta, change = delta * slopes, change * slopes
+                if layer in theta.b:
+                    weights, biases = product.W[layer].weights, product.b[layer]
+                    weights += W.gradient(change, trace[layer - 2][1] if layer > 1 else columns)
+                    if layer > 1:
+                        weights += W.gradient(delta, moves[layer - 2])
+                    biases += change.reshape(len(biases), -1).sum(axis=1)
+                if layer > 1:
+                    change = W.T @ change
+                    if layer in theta.b:
+                        change += direction.W[layer].T @ delta
+                    delta = W.T @ delta
+        product.vector /= len(data)
+        return product
+
     def patterns(self, theta: Parameters, x: np.ndarray) -> dict[int, np.ndarray]:
         """Return I^{l,i}: for each active layer l a boolean (N, n_l), true where z > 0."""
         found: dict[int, list] = {layer: [] for layer in self.active_layers}
@@ -191,17 +236,18 @@ class Network:
                     found[layer].append(to_numpy(z > 0).T)
         return {layer: np.concatenate(parts) for layer, parts in found.items()}
 
-    def affine_map(self, theta: Parameters, x: np.ndarray) -> Array:
+    def affine_map(self, theta: Parameters, x: np.ndarray, above: int = 0) -> Array:
         """Return F_s, shape (d_y, d_x + 1), with o = F_s (x, 1) near the one input `x` ([CNN] (4)).
 
-        `x` has the input's shape. The map is that of the sample's activation pattern s.
+        `x` has the input's shape. The map is that of the sample's activation pattern s. Of the
+        layers `above` another one than the input only it is the map of the features o^above.
         """
         xp = namespace(theta.vector)
         _, columns = next(self.chunks(theta, x[None]))
         trace = list(self.layerwise(theta, columns))
         rows = xp.eye(math.prod(self.shapes[-1]), dtype=theta.vector.dtype)
         offset = xp.zeros(len(rows), dtype=theta.vector.dtype)
-        for layer in range(self.depth, 0, -1):
+        for layer in range(self.depth, above, -1):
             if self.is_active(layer):
                 rows = rows * self.activation.derivative(trace[layer - 1][0])[:, 0]
             if layer in theta.b:
@@ -271,6 +317,18 @@ class Network:
                 biases += delta.reshape(len(biases), -1).sum(axis=1)
             if layer > 1:
                 delta = theta.W[layer].T @ delta
+
+    def _moves(self, theta, direction, columns, trace) -> list[Array]:
+        """Return the derivatives of o^1, ..., o^L along `direction`."""
+        moves: list[Array] = []
+        for layer, (z, _) in enumerate(trace, start=1):
+            move = theta.W[layer] @ moves[-1] if moves else namespace(z).zeros_like(z)
+            if layer in theta.b:
+                move += direction.W[layer] @ (trace[layer - 2][1] if layer > 1 else columns)
+                maps = move.reshape(len(theta.b[layer]), -1)
+                maps += direction.b[layer][:, None]
+            moves.append(move * self.activation.derivative(z) if self.is_active(layer) else move)
+        return moves
 
     def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
         """Return the targets as columns (d_y, N), on the device of `theta`, checked."""

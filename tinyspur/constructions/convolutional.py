@@ -8,7 +8,7 @@ layers may lie between and above (Appendix D).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -16,7 +16,13 @@ import numpy as np
 import scipy.optimize
 
 from ..backend import namespace, to_numpy
-from ..certificates import CellCertificate, certify_cell, risk_rounding
+from ..certificates import (
+    CellCertificate,
+    RelayCertificate,
+    certify_cell,
+    certify_relays,
+    risk_rounding,
+)
 from ..escapes import Escape, kink_escape, measure_escape, random_unit
 from ..fitting import AssumptionError
 from ..losses import Loss
@@ -24,6 +30,7 @@ from ..network import Parameters, TrainingSet
 from .data_split import (
     DataSplit,
     map_values,
+    perturb_read_weights,
     read_weights,
     split_data,
 )
@@ -140,12 +147,14 @@ def lower_point(
     split: DataSplit,
     data: TrainingSet,
     loss: Loss,
+    risk: float | None = None,
 ) -> LowerPoint:
     """Return theta' moved along one bias to the least risk inside the gap ([CNN] (27), (28)).
 
     Inside the gap the output k of sample i moves by step * sum_j w^j [v_i^j > eta], so that the
     risk is a convex function of the step, least where its derivative vanishes or at the end of the
-    gap; the risk that is returned is the network's own.
+    gap; the risk that is returned is the network's own. `risk` is what the decrease counts from,
+    that of `theta` by default.
     """
     v = map_values(theta, pair, split.map, data.x)
     w = read_weights(theta, pair, split.map)[split.output]
@@ -163,7 +172,8 @@ def lower_point(
     map = perturbed_map(theta, pair, split)
     point = theta_prime.copy()
     point.b[pair.lower][map] += float(step)
-    before, after = (theta.net.risk(p, data, loss) for p in (theta, point))
+    before = theta.net.risk(theta, data, loss) if risk is None else risk
+    after = theta.net.risk(point, data, loss)
     rounding = risk_rounding(theta, data, loss) + risk_rounding(point, data, loss)
     return LowerPoint(point, pair.lower, map, float(step), after, before - after, rounding)
 
@@ -258,7 +268,7 @@ class SpuriousMinimum:
     theta: Parameters
     pair: RelayedPair
     risk: float
-    certificate: CellCertificate
+    certificate: CellCertificate | RelayCertificate
     split: DataSplit
     theta_prime: Parameters
     theta_prime_risk: float
@@ -274,6 +284,8 @@ class SpuriousMinimum:
                 "not a local minimum: the risk falls along an escape that starts at theta "
                 f"(lower by {self.escape.decrease:.3g} at distance {self.escape.distance:.3g})"
             )
+        if self.certificate.evidence_only:
+            return "not certified: the relays are proved, for the subnetwork there is evidence only"
         if not self.certificate.holds:
             return "not certified: whether theta is a local minimum is open"
         if not lower:
@@ -307,24 +319,48 @@ def find_spurious_minimum(
 ) -> SpuriousMinimum:
     """Certify theta, split the data, and build theta' and the lower point (Theorem 1).
 
+    Where the cell certificate of theta does not hold, the relay certificate says what is left.
     `theta` and `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and
     `output` go to `split_data`. Literal: the escape from the kink is evaluated as well. `stage` is
-    entered around each part with its name and a text. Raises AssumptionError where Assumption 1
-    fails or no split exists.
+    entered around each part with its name and a text. Where S(eta) vanishes throughout, or gives no
+    decrease beyond rounding, W^L is perturbed first (Lemma 11): R(theta') is then a little higher
+    than R(theta), and the lower point is lower than theta. Raises AssumptionError where
+    Assumption 1 fails or no split exists.
     """
     with stage("certificate", "certifying theta"):
         check_assumption_1(theta, data.x, pair.upper)
         risk = theta.net.risk(theta, data, loss)
         certificate = certify_cell(theta, data, loss)
-    with stage("split", "splitting the data"):
-        split = split_data(theta, pair, data, loss, rule, output=output)
-    with stage("theta_prime", "building theta'"):
-        prime = equal_risk_point(theta, pair, split, variant)
+        if not certificate.holds and variant == "repaired":  # then what the subnetwork hands on
+            certificate = certify_relays(theta, data, loss, pair.lower, seed)
+    with stage("split", "splitting the data, building theta' and the lower point"):
+        best = None
+        try:
+            for start, split in _splits(theta, pair, data, loss, rule, output):
+                prime = equal_risk_point(start, pair, split, variant)
+                lower = lower_point(start, prime, pair, split, data, loss, risk)
+                if best is None or lower.decrease > lower.rounding:
+                    best = split, prime, lower
+                if lower.decrease > lower.rounding:
+                    break
+        except AssumptionError:
+            if best is None:
+                raise
+        split, prime, lower = best
         prime_risk = theta.net.risk(prime, data, loss)
-    with stage("lower", "searching the lower point"):
-        lower = lower_point(theta, prime, pair, split, data, loss)
     escape = None
     if variant == "literal":
         with stage("escape", "escaping from the kink"):
-            escape = kink_escape(theta, pair, data, loss, seed=seed)
+            escape = kink_escape(theta, data, loss, seed=seed)
     return SpuriousMinimum(theta, pair, risk, certificate, split, prime, prime_risk, lower, escape)
+
+
+def _splits(theta, pair, data, loss, rule, output) -> Iterator[tuple[Parameters, DataSplit]]:
+    """Yield theta with its split, if there is one, and then perturbed points with theirs."""
+    try:
+        split = split_data(theta, pair, data, loss, rule, output=output)
+    except AssumptionError:
+        split = None
+    if split is not None:
+        yield theta, split
+    yield from perturb_read_weights(theta, pair, data, loss, rule, output)

@@ -108,12 +108,7 @@ def linear_subnetwork(
     channels, *_ = net.input_shape
     tower = Tower(net, net.leading_poolings + 1, net.depth - 1, variant == "repaired")
     tower.check_room(channels, "one for each input channel that the linear subnetwork relays,")
-    x = np.concatenate(
-        [
-            net.layer_output(net.zeros(), columns, net.leading_poolings).T
-            for _, columns in net.chunks(net.zeros(), data.x)
-        ]
-    )
+    x = first_features(net, data.x)
     features = x.reshape(len(x), channels, -1)
     if variant == "literal" and tower.pooled:
         features = features @ tower.matrix.T
@@ -254,6 +249,12 @@ def linear_minimum(
     """
     phi = linear_subnetwork(subnetwork(net, lower, variant), data, loss, variant)
     return embed(net, phi, data.x, variant, lower)
+
+
+def first_features(net: Network, x: np.ndarray) -> np.ndarray:
+    """Return what the first layer with parameters reads, (N, n): the input, pooled if so."""
+    theta, layer = net.zeros(), net.leading_poolings
+    return np.concatenate([net.layer_output(theta, o, layer).T for _, o in net.chunks(theta, x)])
 
 
 def _last_convolution(layers: Sequence[Layer]) -> int | None:

@@ -10,10 +10,9 @@ import numpy as np
 
 from ..fitting import AssumptionError, fit_affine
 from ..losses import Loss, SquaredLoss
-from ..matrices import ConvolutionMatrix
-from ..network import Conv, Dense, Network, Parameters, TrainingSet
-from .embedding import MARGIN
-from .relays import set_constant, set_relay
+from ..network import Network, Parameters, TrainingSet
+from .embedding import MARGIN, carry_outputs, check_variant, first_dense, first_features
+from .relays import Tower, set_constant, set_relay
 
 RANDOM_FILTERS = 100
 TIE = 1e-9  # responses closer than this share of their range count as equal
@@ -21,72 +20,90 @@ WIDE = 1e-3  # a gap of this share of the range is taken at once; else the wides
 
 
 def nontrivial_minimum(
-    net: Network, data: TrainingSet, loss: Loss, isolated: int = 1, seed: int = 0
+    net: Network,
+    data: TrainingSet,
+    loss: Loss,
+    isolated: int = 1,
+    seed: int = 0,
+    variant: str = "repaired",
 ) -> Parameters:
     """Return theta_1, where map 0 isolates samples and the rest fits the others, in float64.
 
-    Map 0 of layer 1 has a filter p and a bias between the `isolated` largest responses p . patch
-    over all samples and positions and the next one, so that one neuron of it fires for each of as
-    many samples ([CNN] Theorem 3, repaired: the paper looks at one position only). p is the centre
-    tap of the first channel; where its largest responses nearly tie, or share a sample or a
-    position, a seeded random filter that does better. Maps 1.. relay the channels, their dense
-    weights are the least squares fit of the other samples, and those of map 0 make the isolated
-    samples exact: isolated + 1 pattern classes, each stationary.
+    Repaired: map 0 of the first convolution has a filter p and a bias between the `isolated`
+    largest responses p . patch over all samples and positions and the next one, so that one neuron
+    of it fires for each of as many samples. p is the centre tap of the first channel; where its
+    largest responses nearly tie, or share a sample or a position, a seeded random filter that does
+    better. The maps above relay map 0, and the channels as the linear subnetwork does, in shifted
+    copies below poolings; their dense weights are the least squares fit of the other samples, and
+    those of map 0 make the isolated samples exact: isolated + 1 pattern classes, each stationary.
+
+    Literal: the samples are those with the largest values of one pixel of the first channel, the
+    bias of map 0 lets that pixel pass for them only, and one weight for each output reads it
+    ([CNN] Theorem 3, (15) to (22)). The map fires at other positions too.
 
     Raises AssumptionError for the cross-entropy, where no minimiser exists for an isolated sample,
     for too few maps and where no filter isolates samples; ValueError for another kind of network.
     """
+    check_variant(variant)
     channels, *_ = net.input_shape
     if not isinstance(loss, SquaredLoss):
         raise AssumptionError(
             "nontrivial minimum: expected the squared loss; with the cross-entropy the weight of "
             "an isolated sample grows without end, so no minimiser exists"
         )
-    kinds = [type(layer) for layer in net.layers]
-    if kinds != [Conv] * (net.depth - 1) + [Dense] or net.depth < 2 or net.activation.slope:
-        raise ValueError(
-            f"nontrivial minimum: expected convolutions, one dense layer and ReLU, got {net}"
-        )
+    dense, repaired = first_dense(net), variant == "repaired"
+    tower = Tower(net, net.leading_poolings + 1, dense - 1, repaired, offset=1)
+    if not tower.shifts or net.activation.slope:
+        raise ValueError(f"nontrivial minimum: expected a convolution and ReLU, got {net}")
+    if tower.pooled and not repaired:
+        raise ValueError(f"literal theta_1: [CNN] prints no formulas with pooling, got {net}")
     if not 1 <= isolated < len(data):
         raise ValueError(f"isolated samples: expected 1..{len(data) - 1}, got {isolated}")
-    for layer in range(1, net.depth):
-        if net.shapes[layer][0] < channels + 1:
-            raise AssumptionError(
-                f"too few maps: layer {layer} has {net.shapes[layer][0]}, the nontrivial minimum "
-                f"needs {channels + 1}: one, and one for each input channel"
-            )
-    theta, x = net.zeros(), data.x.reshape(len(data), -1)
-    p, threshold, positions, samples, heights = _isolate(theta.W[1], x, isolated, seed)
+    tower.check_room(channels, "one that isolates samples, and one for each input channel")
+    theta, x = net.zeros(), first_features(net, data.x)
+    if repaired:
+        p, threshold, samples, responses = _isolate(theta, tower, x, isolated, seed)
+    else:
+        p, threshold, samples, responses = _pixel(theta, tower, x, isolated)
     others = np.setdiff1d(np.arange(len(data)), samples)
     fit = fit_affine(x[others], data.y[others], loss)
-    bias = MARGIN - min(0.0, float(data.x.min()))
-    for layer in range(1, net.depth):
+    biases = dict.fromkeys(tower.shifts, MARGIN)
+    biases[tower.first] = MARGIN - min(0.0, float(x.min()))
+    for layer in tower.shifts:
         for t in range(net.shapes[layer][0]):
-            if t > channels:
-                set_constant(theta, layer, t, -MARGIN)
-            elif layer == 1 and t:
-                set_relay(theta, layer, t - 1, t, bias)
-            elif layer > 1:
-                set_relay(theta, layer, t, t, MARGIN)
-    theta.W[1].weights[0] = p
-    theta.b[1][0] = -threshold
-    P, added = net.positions(1), MARGIN * (net.depth - 2)
-    read = theta.W[net.depth].weights
-    read[:, P : (channels + 1) * P] = fit.weights
-    missing = data.y[samples] - (x[samples] @ fit.weights.T + fit.bias)
-    for q, height, residual in zip(positions, heights, missing, strict=True):
-        read[:, q] = residual / height
-    theta.b[net.depth][:] = fit.bias - bias * fit.weights.sum(axis=1) - added * read.sum(axis=1)
+            set_constant(theta, layer, t, -MARGIN if repaired else 0.0)
+        set_relay(theta, layer, 0, 0, MARGIN if repaired else 0.0)
+        for c in range(channels):
+            tower.relay(theta, layer, c, c, biases[layer])
+    theta.W[tower.first].weights[0] = p
+    theta.b[tower.first][0] = -threshold
+    outputs = x @ fit.weights.T + fit.bias
+    # Each isolated sample i reads its own neurons: responses (N_I, P) @ weights (P, d_y) = residual
+    missing = np.linalg.pinv(responses) @ (data.y[samples] - outputs[samples])
+    outputs[samples] += responses @ missing
+    weights = tower.unseen(fit.weights.reshape(len(fit.bias), channels, -1))
+    constants, P, d_y = tower.constants(biases), net.positions(dense - 1), len(fit.bias)
+    read, offset = theta.W[dense].weights[:d_y], theta.b[dense][:d_y]
+    read[:, :P] = missing.T
+    offset += fit.bias
+    if repaired:
+        offset -= MARGIN * (len(tower.shifts) - 1) * missing.sum(axis=0)
+    for c in range(channels):
+        read[:, tower.columns(c)] = weights[:, c]
+        offset -= weights[:, c] @ constants
+    if dense < net.depth:
+        carry_outputs(theta, dense, outputs)
     return theta
 
 
-def _isolate(W: ConvolutionMatrix, x: np.ndarray, isolated: int, seed: int):
-    """Return p, the threshold, and the positions, samples and heights of the responses above it."""
-    rng = np.random.default_rng(seed)
+def _isolate(theta: Parameters, tower: Tower, x: np.ndarray, isolated: int, seed: int):
+    """Return p, the threshold, the isolated samples, and what they make of map 0 at the top."""
+    rng, W = np.random.default_rng(seed), theta.W[tower.first]
     shape = W.weights.shape[1:]
     centre = np.zeros(shape)
     centre[(0, *W.centre)] = 1
     best = (TIE, None)
+    pool = _pooling(tower)
     for trial in range(1 + RANDOM_FILTERS):
         p = rng.standard_normal(shape) if trial else centre
         responses = W.with_weights(p[None]) @ x.T
@@ -95,10 +112,12 @@ def _isolate(W: ConvolutionMatrix, x: np.ndarray, isolated: int, seed: int):
         positions, samples = np.unravel_index(top[1:], responses.shape)
         values = responses.ravel()[top]
         gap = (values[1] - values[0]) / (values[-1] - responses.min() or 1.0)
-        apart = len(set(positions.tolist())) == len(set(samples.tolist())) == isolated
+        pooled = pool[:, positions].argmax(axis=0)
+        apart = len(set(pooled.tolist())) == len(set(samples.tolist())) == isolated
         if apart and gap > best[0]:
             threshold = (values[0] + values[1]) / 2
-            best = gap, (p, threshold, positions, samples, values[1:] - threshold)
+            fired = np.maximum(responses[:, samples] - threshold, 0)
+            best = gap, (p, threshold, samples, (pool @ fired).T)
         if best[0] > WIDE:
             break
     if best[1] is None:
@@ -107,3 +126,25 @@ def _isolate(W: ConvolutionMatrix, x: np.ndarray, isolated: int, seed: int):
             "responses at different samples and different positions, apart from the next"
         )
     return best[1]
+
+
+def _pooling(tower: Tower) -> np.ndarray:
+    """Return what the poolings make of one map, (P above, P below)."""
+    return Tower(tower.net, tower.first, tower.last, spread=False).matrix
+
+
+def _pixel(theta: Parameters, tower: Tower, x: np.ndarray, isolated: int):
+    """Return p, -c_p, the samples I and, at the pixel k that sets them apart most, x^k + c_p."""
+    P = theta.W[tower.first].positions_in
+    ranked = np.sort(x[:, :P], axis=0)
+    gaps = ranked[-isolated] - ranked[-isolated - 1]
+    k = int(gaps.argmax())
+    if gaps[k] <= TIE * np.ptp(x[:, :P]):
+        raise AssumptionError(f"literal theta_1: no pixel sets {isolated} samples apart")
+    threshold = float(ranked[-isolated, k] - gaps[k] / 2)
+    samples = np.flatnonzero(x[:, k] > threshold)
+    responses = np.zeros((isolated, P))
+    responses[:, k] = x[samples, k] - threshold
+    p = np.zeros(theta.W[tower.first].weights.shape[1:])
+    p[(0, *theta.W[tower.first].centre)] = 1
+    return p, threshold, samples, responses

@@ -51,14 +51,14 @@ def set_constant(theta: Parameters, layer: int, target: int, bias: float) -> Non
 class Tower:
     """Layers `first` to `last`, convolutions and poolings, as relays see them: one track alone.
 
-    A track is what carries one map of layer ``first - 1`` up: ``copies[l]`` maps of layer l, the
-    maps t * copies[l] and following for track t. With `spread` a convolution that poolings of
+    A track is what carries one map of layer ``first - 1`` up: ``copies[l]`` maps of layer l, which
+    are numbered track by track from `offset` on. With `spread` a convolution that poolings of
     total size k follow holds shifted copies, else one copy, of which the poolings keep the means.
     Raises AssumptionError where a filter is too small to hold the copies.
     """
 
-    def __init__(self, net: Network, first: int, last: int, spread: bool = True):
-        self.net, self.first, self.last = net, first, last
+    def __init__(self, net: Network, first: int, last: int, spread: bool = True, offset: int = 0):
+        self.net, self.first, self.last, self.offset = net, first, last, offset
         self.shifts = {
             layer: _shifts(net, layer, spread)
             for layer in range(first, last + 1)
@@ -77,39 +77,39 @@ class Tower:
     @property
     def room(self) -> int:
         """Return how many tracks the convolutions have maps for."""
-        return min(self.net.shapes[layer][0] // self.copies[layer] for layer in self.shifts)
+        return min(
+            (self.net.shapes[layer][0] - self.offset) // self.copies[layer] for layer in self.shifts
+        )
 
     def check_room(self, tracks: int, purpose: str) -> None:
         """Raise AssumptionError unless every convolution has maps for so many tracks."""
         for layer in self.shifts:
             maps, copies = self.net.shapes[layer][0], self.copies[layer]
-            if maps < tracks * copies:
+            if maps < (needed := self.offset + tracks * copies):
                 shifted = f" in {copies} shifted copies each" if copies > 1 else ""
                 raise AssumptionError(
                     f"too few maps: layer {layer} has {maps}, expected at least "
-                    f"{tracks * copies}: {purpose}{shifted}"
+                    f"{needed}: {purpose}{shifted}"
                 )
 
     def maps(self, layer: int, track: int) -> slice:
-        """Return the maps of a layer that belong to a track."""
-        return slice(track * self.copies[layer], (track + 1) * self.copies[layer])
+        """Return the maps of a layer that belong to a track; below `first` a track is a map."""
+        copies, offset = self.copies[layer], 0 if layer < self.first else self.offset
+        return slice(offset + track * copies, offset + (track + 1) * copies)
 
     def columns(self, track: int) -> slice:
         """Return the neurons of layer `last` that belong to a track."""
-        width = self.copies[self.last] * self.net.positions(self.last)
-        return slice(track * width, (track + 1) * width)
+        maps, P = self.maps(self.last, track), self.net.positions(self.last)
+        return slice(maps.start * P, maps.stop * P)
 
     def relay(
         self, theta: Parameters, layer: int, source: int, target: int, bias: float, sign: int = 1
     ) -> None:
-        """Make track `target` of a convolution relay track `source` of the layer below, in place.
-
-        A track of the layer below `first` is a map.
-        """
-        below, shifts = self.copies[layer - 1], self.shifts[layer]
-        for c, (s, shift) in itertools.product(range(below), enumerate(shifts)):
-            copy = (target * below + c) * len(shifts) + s
-            set_relay(theta, layer, source * below + c, copy, bias, sign, shift)
+        """Make track `target` of a convolution relay track `source` of the layer below it."""
+        read, write = self.maps(layer - 1, source), self.maps(layer, target)
+        pairs = itertools.product(range(read.start, read.stop), self.shifts[layer])
+        for copy, (m, shift) in zip(range(write.start, write.stop), pairs, strict=True):
+            set_relay(theta, layer, m, copy, bias, sign, shift)
 
     @cached_property
     def matrix(self) -> np.ndarray:
@@ -142,16 +142,13 @@ class Tower:
         if not layers:
             return columns
         shape = (1, *self.net.shapes[self.first - 1][1:])
-        track = Network(shape, layers, ReLU(slope=1.0)).zeros()  # slope 1: sigma(z) = z
+        alone = Network(shape, layers, ReLU(slope=1.0)).zeros()  # slope 1: sigma(z) = z
         for layer, shifts in self.shifts.items():
-            for c, (s, shift) in itertools.product(
-                range(self.copies[layer - 1]), enumerate(shifts)
-            ):
-                copy = c * len(shifts) + s
-                set_relay(
-                    track, layer - self.first + 1, c, copy, biases.get(layer, 0.0), shift=shift
-                )
-        return track.net.layer_output(track, columns, len(layers))
+            sources = itertools.product(range(self.copies[layer - 1]), shifts)
+            for copy, (m, shift) in enumerate(sources):
+                bias = biases.get(layer, 0.0)
+                set_relay(alone, layer - self.first + 1, m, copy, bias, shift=shift)
+        return alone.net.layer_output(alone, columns, len(layers))
 
 
 def _shifts(net: Network, layer: int, spread: bool) -> list[tuple[int, ...]]:

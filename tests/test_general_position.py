@@ -1,0 +1,1043 @@
+"""The pair of convolutions anywhere: layers of every kind below and above (theory 2.4)."""
+
+import functools
+import itertools
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import strict_device
+import torch
+import torch_twin
+
+from tinyspur import (
+    AssumptionError,
+    AveragePool,
+    Conv,
+    CrossEntropy,
+    Dense,
+    Network,
+    ReLU,
+    SquaredLoss,
+    TrainingSet,
+    certify_cell,
+    embed,
+    equal_risk_point,
+    find_spurious_minimum,
+    linear_minimum,
+    linear_subnetwork,
+    lower_point,
+    nontrivial_minimum,
+    one_hot,
+    rescale,
+    split_data,
+    subnetwork,
+)
+from tinyspur.constructions.data_split import map_values, read_weights
+from tinyspur.constructions.relays import Tower
+
+SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
+PIXELS, NEGATIVE = 0.0, -2.0  # the least value of the inputs; the largest is 1
+P = AveragePool
+
+# name: (input shape, layers, the first layer of the pair)
+CASES = {
+    "top": ((1, 4, 4), [Conv(3), Conv(5), Conv(5), Dense(3)], None),
+    "first": ((2, 3, 4), [Conv(4), Conv(5), Conv(4), Dense(3)], 1),
+    "convolutions above": ((1, 4, 4), [Conv(2), Conv(4), Conv(5), Conv(4), Conv(4), Dense(2)], 2),
+    "dense layers above": (
+        (1, 4, 4),
+        [Conv(2), Conv(4), Conv(4), Dense(6), Dense(3), Dense(4), Dense(3)],
+        None,
+    ),
+    "one output": ((1, 3, 4), [Conv(2), Conv(4), Conv(4), Dense(4), Dense(2), Dense(1)], None),
+    "pool above": ((1, 4, 4), [Conv(2), Conv(5), Conv(17), P(2), Dense(3)], None),
+    "convolution and pool above": (
+        (1, 4, 4),
+        [Conv(2), Conv(4), Conv(4), Conv(18), P(2), Dense(3)],
+        2,
+    ),
+    "pool, convolutions and dense layers above": (
+        (2, 4, 2),
+        [Conv(2), Conv(4), Conv(16), P(2), Conv(16), Conv(17), Dense(4), Dense(3)],
+        2,
+    ),
+    "two pools above": ((1, 4, 8), [Conv(2), Conv(3), Conv(12), P(2), Conv(49), P(2), Dense(3)], 2),
+    "two pools in a row above": (
+        (1, 8, 8),
+        [Conv(1, 7), Conv(3, 5), Conv(48, 7), P(2), P(2), Dense(3)],
+        None,
+    ),
+    "pools of 2 and 3 in a row": (
+        (1, 12),
+        [Conv(2), Conv(4), Conv(24, 7), P(3), P(2), Dense(2)],
+        2,
+    ),
+    "pool below": ((1, 4, 4), [Conv(4), P(2), Conv(4), Conv(6), Conv(6), Dense(3)], None),
+    "two pools in a row below": (
+        (1, 4, 4),
+        [Conv(16, 5), P(2), P(2), Conv(18), Conv(18), Dense(3)],
+        None,
+    ),
+    "pools below and above": (
+        (1, 8, 8),
+        [Conv(4), P(2), Conv(4), Conv(6), Conv(24), P(2), Conv(24), Dense(7), Dense(5), Dense(3)],
+        4,
+    ),
+    "pools below and above, two channels": (
+        (2, 8),
+        [Conv(4), P(2), Conv(5), Conv(6), Conv(12), P(2), Dense(3)],
+        4,
+    ),
+    "pair reads the input": ((2, 4, 4), [Conv(5), Conv(16), P(2), Dense(3)], None),
+    "pair reads a pooling": ((1, 4, 4), [Conv(4), P(2), Conv(6), Conv(6), Dense(3)], None),
+    "pair reads a pooling, pool above": (
+        (1, 8),
+        [Conv(2), P(2), Conv(4), Conv(8), P(2), Dense(2)],
+        3,
+    ),
+    "leading pool": ((1, 8, 8), [P(2), Conv(3), Conv(6), Conv(6), Dense(3)], None),
+    "leading pools of 2 and 3": ((2, 12), [P(2), P(3), Conv(2), Conv(4), Conv(4), Dense(2)], None),
+    "pair reads a leading pool": (
+        (1, 8, 8),
+        [P(2), Conv(4), Conv(16), P(2), Dense(4), Dense(3)],
+        None,
+    ),
+    "1-D, pool of 3": ((1, 9), [Conv(3), Conv(5), Conv(15), P(3), Dense(3)], None),
+    "1-D, pool of 3, filters of 5": (
+        (2, 9),
+        [Conv(3, 5), Conv(5, 3), Conv(15, 5), P(3), Dense(3)],
+        2,
+    ),
+    "filters of 1, 3, 5 and 7": (
+        (1, 4, 6),
+        [Conv(2, 5), Conv(4, 1), Conv(4, 7), Conv(16, 3), P(2), Dense(3)],
+        2,
+    ),
+    "colour": ((3, 8, 8), [Conv(3), Conv(5), Conv(20), P(2), Dense(4), Dense(3)], None),
+}
+POOLED = [  # a pooling above a convolution
+    name
+    for name, (_, layers, _) in CASES.items()
+    if any(isinstance(b, P) and isinstance(a, Conv) for a, b in itertools.pairwise(layers))
+]
+STATIONARY = 1e-10  # share of the gradients that other targets give
+RULES = ("steepest", "largest")
+REPORTED = pytest.mark.xfail(strict=True, reason="reported, not mended yet")
+
+over_rules = pytest.mark.parametrize("rule", RULES)
+over_losses = pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"])
+over_cases = pytest.mark.parametrize("name", CASES)
+over_variants = pytest.mark.parametrize("variant", ["repaired", "literal"])
+
+
+def net_of(name):
+    shape, layers, _ = CASES[name]
+    return Network(shape, layers)
+
+
+def lower_of(name):
+    return CASES[name][2]
+
+
+def skip_one_class(name, loss):
+    if loss is ENTROPY and net_of(name).shapes[-1] == (1,):
+        pytest.skip("one class is fitted exactly")
+
+
+def random_data(net, loss, low, samples, seed=0):
+    """Return inputs from `low` to 1 and targets that no affine map fits."""
+    rng, outputs = np.random.default_rng(seed), net.shapes[-1][0]
+    x = rng.uniform(low, 1, (samples, *net.input_shape))
+    if loss is SQUARED:
+        return TrainingSet(x, rng.normal(size=(samples, outputs)))
+    labels = rng.integers(0, outputs, samples)
+    return TrainingSet(x, one_hot(labels, outputs, smoothing=0.2))
+
+
+def pooled_input(net, x):
+    """Return what the first convolution reads, (N, n)."""
+    x = torch.as_tensor(x)
+    for layer in itertools.takewhile(lambda layer: isinstance(layer, P), net.layers):
+        pool = torch.nn.functional.avg_pool2d if x.ndim == 4 else torch.nn.functional.avg_pool1d
+        x = pool(x, layer.size)
+    return x.flatten(1).numpy()
+
+
+@functools.cache
+def linear_problem(name, loss=SQUARED, low=PIXELS, variant="repaired"):
+    """Return theta with the linear subnetwork, its relays and the data."""
+    net = net_of(name)
+    data = random_data(net, loss, low, 60 + pooled_input(net, np.zeros((1, *net.input_shape))).size)
+    theta, pair = linear_minimum(net, data, loss, variant, lower_of(name))
+    return theta, pair, data
+
+
+@functools.cache
+def random_problem(name, loss=SQUARED, low=PIXELS, variant="repaired"):
+    """Return theta with a random nonlinear subnetwork, its relays, the data, the subnetwork."""
+    net, lower = net_of(name), lower_of(name)
+    data = random_data(net, loss, low, 12, seed=1)
+    phi = subnetwork(net, lower, variant, all_relayed=True).zeros()
+    rng = np.random.default_rng(2)
+    phi.vector[:] = rng.normal(size=phi.vector.size)
+    for layer in phi.net.active_layers:  # some samples activate a position, some don't
+        z = twin_of(phi).preactivations(data.x)[layer].detach().numpy()
+        responses = z.reshape(len(z), len(phi.b[layer]), -1).swapaxes(0, 1)
+        for t, values in enumerate(responses):
+            phi.b[layer][t] -= np.quantile(values, 0.35 + 0.3 * t / len(responses))
+    theta, pair = embed(net, phi, data.x, variant, lower)
+    return theta, pair, data, phi
+
+
+# The twin in PyTorch
+
+
+@functools.cache
+def twin_for(spec):
+    return torch_twin.Twin(spec)
+
+
+def twin_of(theta):
+    """Return the twin of theta, good until that of another point of its network is asked for."""
+    return twin_for(json.dumps(theta.net.spec)).load(theta.arrays())
+
+
+def outputs_of(theta, x):
+    return twin_of(theta)(x).detach().numpy()
+
+
+def risk_of(theta, data, loss):
+    return torch_twin.risk(outputs_of(theta, data.x), data.y, loss.name).item()
+
+
+def run(theta, o, first, last):
+    """Return what layers `first` to `last` of the twin make of `o` (N, maps, ...)."""
+    twin = twin_of(theta)
+    for number in range(first, last + 1):
+        o = twin.layers[number - 1](o)
+        if number in theta.net.active_layers:
+            o = twin.activation(o)
+    return o
+
+
+def gradients(theta, data, loss):
+    return torch_twin.gradients(twin_of(theta), data.x, data.y, loss.name)
+
+
+def stationarity(theta, data, loss):
+    """Return each gradient relative to the largest that the targets give in another order."""
+    found = gradients(theta, data, loss)
+    other = gradients(theta, TrainingSet(data.x, np.roll(data.y, 1, axis=0)), loss)
+    scale = max(abs(values).max() for values in other.values())
+    return {key: abs(values).max() / scale for key, values in found.items()}
+
+
+def close(found, expected, tolerance=1e-11):
+    """Whether arrays agree relative to the largest entry."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    assert abs(found - expected).max() <= tolerance * abs(expected).max()
+
+
+def refuses(error, message):
+    """Expect an error whose message is one line that contains `message`."""
+    return pytest.raises(error, match=rf"^[^\n]*{re.escape(message)}[^\n]*$")
+
+
+# The linear minimum
+
+
+def best_affine_outputs(x, y, loss):
+    """Return the outputs of the best affine map; those of cross-entropy as probabilities."""
+    x = np.hstack([x, np.ones((len(x), 1))])
+    if loss is SQUARED:
+        return x @ np.linalg.lstsq(x, y)[0]
+
+    def risk(weights):
+        return torch_twin.risk(x @ weights, y, "cross-entropy").item()
+
+    weights, classes = np.zeros((x.shape[1], y.shape[1])), y.shape[1] - 1  # the last class: 0
+    for _ in range(50):
+        p = torch.softmax(torch.as_tensor(x @ weights), 1).numpy()
+        gradient = (x.T @ (p - y))[:, :classes]
+        hessian = np.block(
+            [
+                [(x.T * (p[:, k] * ((k == j) - p[:, j]))) @ x for j in range(classes)]
+                for k in range(classes)
+            ]
+        )
+        step = np.zeros_like(weights)
+        step[:, :classes] = np.linalg.solve(hessian, gradient.T.ravel()).reshape(classes, -1).T
+        while abs(step).max() > 1e-13 * abs(weights).max() and risk(weights - step) > risk(weights):
+            step /= 2
+        weights = weights - step
+        if abs(gradient).max() < 1e-12 * len(x):
+            break
+    return torch.softmax(torch.as_tensor(x @ weights), 1).numpy()
+
+
+def prediction(theta, data, loss):
+    o = twin_of(theta)(data.x).detach()
+    return (o if loss is SQUARED else torch.softmax(o, 1)).numpy()
+
+
+@over_cases
+@pytest.mark.parametrize(
+    ("loss", "low"), [(SQUARED, NEGATIVE), (ENTROPY, PIXELS)], ids=["squared", "cross-entropy"]
+)
+def test_the_linear_minimum_is_the_best_affine_map_and_certified(name, loss, low):
+    skip_one_class(name, loss)
+    theta, pair, data = linear_problem(name, loss, low)
+    expected = best_affine_outputs(pooled_input(theta.net, data.x), data.y, loss)
+    close(prediction(theta, data, loss), expected)
+    certificate = certify_cell(theta, data, loss)
+    assert certificate.holds
+    assert certificate.classes == 1
+    assert certificate.margin >= 1 - 1e-12
+    assert max(stationarity(theta, data, loss).values()) < STATIONARY
+    kinds = [isinstance(layer, Conv) for layer in theta.net.layers]
+    pairs = [n + 1 for n, two in enumerate(itertools.pairwise(kinds)) if all(two)]
+    assert pair.lower == (lower_of(name) or max(pairs))
+    assert not any(isinstance(a, Dense) for a in theta.net.layers[: pair.dense - 1])
+    assert isinstance(theta.net.layers[pair.dense - 1], Dense)
+
+
+@over_cases
+@over_losses
+def test_the_literal_theta_is_stationary_only_without_a_pooling_above_filters(name, loss):
+    """E6b: the dense layer is optimal for pooled features, the filters below a pooling aren't."""
+    skip_one_class(name, loss)
+    theta, _, data = linear_problem(name, loss, variant="literal")
+    found, net = stationarity(theta, data, loss), theta.net
+    pools = [n for n, layer in enumerate(net.layers, start=1) if isinstance(layer, P)]
+    last = max(pools) if name in POOLED else 0
+    off_centre = [
+        layer
+        for layer in theta.b
+        if layer < last
+        and isinstance(net.layers[layer - 1], Conv)
+        and net.layers[layer - 1].kernel > 1
+    ]
+    assert bool(off_centre) == (name in POOLED)
+    for layer in theta.b:
+        if layer in off_centre:
+            assert found[f"W{layer}"] > 1e-2
+        else:
+            assert found[f"W{layer}"] < STATIONARY
+        assert found[f"b{layer}"] < STATIONARY
+    certificate = certify_cell(theta, data, loss)
+    assert not certificate.holds
+    assert (certificate.stationarity > 1e-3) == (name in POOLED)
+    fitted = stationarity(linear_problem(name, loss)[0], data, loss)
+    assert max(fitted.values()) < STATIONARY
+
+
+def test_filters_of_size_1_see_a_map_as_poolings_do():
+    net = Network((1, 4, 4), [Conv(1, 1), Conv(3, 1), Conv(4, 1), P(2), Dense(2)])
+    data = random_data(net, SQUARED, PIXELS, 40)
+    theta, _ = linear_minimum(net, data, SQUARED, "literal")
+    assert max(stationarity(theta, data, SQUARED).values()) < STATIONARY
+    with refuses(AssumptionError, "filters too small: layer 3 has filters of size 1, expected"):
+        linear_minimum(net, data, SQUARED)
+
+
+# Any subnetwork
+
+
+def strict_inside(theta, pair, x):
+    """Return per layer from the pair upwards the least z of what relays and the largest of others.
+
+    The relays of a dense layer are its first d_y neurons.
+    """
+    net, d_y = theta.net, theta.net.shapes[-1][0]
+    for layer, z in twin_of(theta).preactivations(x).items():
+        if layer < pair.lower:
+            continue
+        z = z.detach().numpy().reshape(len(x), net.shapes[layer][0], -1)
+        relays = np.zeros(z.shape[1], bool)
+        if layer < pair.dense:
+            for m in pair.relayed:
+                relays[pair.tower.maps(layer, pair.relay_of(m))] = True
+        else:
+            relays[:d_y] = True
+        yield layer, z[:, relays].min(), z[:, ~relays].max(initial=-np.inf)
+
+
+@over_cases
+@pytest.mark.parametrize("low", [PIXELS, NEGATIVE])
+def test_an_embedded_point_has_the_outputs_of_its_subnetwork(name, low):
+    theta, pair, data, phi = random_problem(name, SQUARED, low)
+    outputs = outputs_of(phi, data.x)
+    close(outputs_of(theta, data.x), outputs)
+    close(theta.net.forward(theta, data.x), outputs)
+    for z in twin_of(phi).preactivations(data.x).values():
+        assert 0.1 < (z > 0).double().mean() < 0.9
+    assert pair.relayed == tuple(range(phi.net.shapes[-2][0]))
+    seen = list(strict_inside(theta, pair, data.x))
+    assert [layer for layer, *_ in seen] == [n for n in theta.net.active_layers if n >= pair.lower]
+    for _, active, dead in seen:
+        assert active >= 0.5
+        assert dead <= -0.5
+
+
+@over_cases
+def test_the_literal_theta_has_the_outputs_of_its_subnetwork(name):
+    theta, pair, data, phi = random_problem(name, variant="literal")
+    close(outputs_of(theta, data.x), outputs_of(phi, data.x))
+    assert all((theta.b[layer] == 0).all() for layer in pair.tower.shifts)
+    for layer, z in twin_of(theta).preactivations(data.x).items():
+        if layer in pair.tower.shifts:
+            z = z.detach().numpy().reshape(len(z), theta.net.shapes[layer][0], -1)
+            assert (z[:, list(pair.reserved)] == 0).all()
+
+
+def test_spare_maps_below_the_pair_are_dead():
+    net = Network((1, 4, 4), [Conv(6), P(2), Conv(4), Conv(12), P(2), Dense(2)])
+    data = random_data(net, SQUARED, PIXELS, 12)
+    phi = subnetwork(net, all_relayed=True).zeros()
+    assert phi.net.layers[0].maps == 1
+    phi.vector[:] = np.random.default_rng(0).normal(size=phi.vector.size)
+    theta, pair = embed(net, phi, data.x)
+    assert pair.relayed == (0,)
+    z = twin_of(theta).preactivations(data.x)[1].detach().numpy().reshape(12, 6, 16)
+    assert (z[:, 1:] == -1).all()
+    close(outputs_of(theta, data.x), outputs_of(phi, data.x))
+
+
+@over_cases
+@over_variants
+def test_a_subnetwork_that_is_all_relayed_has_no_more_maps_than_there_is_room_for(name, variant):
+    net, lower = net_of(name), lower_of(name)
+    whole, narrow = (subnetwork(net, lower, variant, every) for every in (False, True))
+    _, pair, _, phi = random_problem(name, variant=variant)
+    assert phi.net == narrow
+    assert len(pair.relayed) == narrow.shapes[-2][0] <= whole.shapes[-2][0]
+    tracks = len(pair.relayed) + 2
+    top = {layer: tracks * pair.tower.copies[layer] for layer in pair.tower.shifts}
+    assert all(needed <= net.shapes[layer][0] for layer, needed in top.items())
+    if narrow.shapes[-2][0] < whole.shapes[-2][0]:  # one more would not have a place
+        assert any(
+            needed + pair.tower.copies[layer] > net.shapes[layer][0]
+            for layer, needed in top.items()
+        )
+    assert [type(a) for a in narrow.layers] == [type(a) for a in whole.layers]
+
+
+# theta'
+
+
+class ByHand:
+    """What PyTorch says of theta and of map m: v (P, N), w (d_y, P), b or None, u (d_y, N).
+
+    w is the derivative of the outputs in what the pair reads, u that of the loss in the outputs.
+    """
+
+    def __init__(self, theta, pair, data, loss, m):
+        below, net, x = pair.below, theta.net, torch.as_tensor(data.x)
+        features = run(theta, x, 1, below).detach().requires_grad_()
+        outputs = run(theta, features, below + 1, net.depth)
+        self.w, self.b, self.map = [], None, m
+        self.v = features.detach().flatten(2)[:, m].numpy().T
+        active = (self.v > 0).T | (pair.kappa_lower > 0)  # literal relays of 0 are at the kink
+        for k in range(outputs.shape[1]):
+            (rows,) = torch.autograd.grad(outputs[:, k].sum(), features, retain_graph=True)
+            rows = rows.flatten(2)[:, m].numpy()
+            w = rows[active.argmax(axis=0), np.arange(rows.shape[1])]
+            close(rows[active], np.tile(w, (len(rows), 1))[active], 1e-9)
+            self.w.append(w)
+        self.w = np.array(self.w)
+        if below in net.active_layers:
+            self.b = float(theta.b[below][m])
+            z = twin_of(theta).preactivations(x)[below].detach().numpy()
+            self.v = z.reshape(len(x), -1, len(self.v))[:, m].T - self.b
+        self.outputs = outputs.detach()
+        leaf = outputs.detach().requires_grad_()
+        risk = torch_twin.risk(leaf, data.y, loss.name)
+        self.u = len(x) * torch.autograd.grad(risk, leaf)[0].numpy().T
+        self.risk = risk.item()
+
+    def slope(self, eta, k):
+        """Return S(eta) = (1/N) sum_j w^j sum_{i: v_i^j > eta} u_i."""
+        return float(self.w[k] @ ((self.v > eta) @ self.u[k])) / self.v.shape[1]
+
+    def size(self, k):
+        """Return the sum of the terms of S without their signs."""
+        return abs(np.outer(self.w[k], self.u[k])).sum() / self.v.shape[1]
+
+    def first_case(self, eta):
+        """Return whether eta >= -b in Lemma 9; where the pair reads no activation it is."""
+        return self.b is None or eta >= -self.b
+
+
+def other_splits(split, hand):
+    """Yield the widest gaps above and below eta = -b; where there is no b, above 0."""
+    values = np.unique(hand.v)
+    middles, widths = (values[1:] + values[:-1]) / 2, np.diff(values)
+    for side in [middles > 0] if hand.b is None else [middles > -hand.b, middles < -hand.b]:
+        if side.any():
+            n = np.flatnonzero(side)[widths[side].argmax()]
+            slope, gap = hand.slope(middles[n], split.output), (values[n], values[n + 1])
+            yield replace(split, threshold=middles[n], gap=gap, slope=slope)
+
+
+def check_theta_prime(theta, pair, data, loss, split, hand):
+    """Check the split, and outputs, slope and lower point of theta' by PyTorch."""
+    k, eta = split.output, split.threshold
+    assert (split.layer, split.map) == (pair.below, hand.map)
+    assert split.gap[0] < eta < split.gap[1]
+    assert not ((hand.v > split.gap[0] + 1e-9) & (hand.v < split.gap[1] - 1e-9)).any()
+    assert abs(split.lowest - hand.v.min()) < 1e-11 * abs(hand.v).max()
+    slope, size = hand.slope(eta, k), hand.size(k)
+    assert abs(split.slope - slope) < 1e-10 * size
+    prime = equal_risk_point(theta, pair, split)
+    close(outputs_of(prime, data.x), hand.outputs)
+    target = pair.reserved[1 if hand.first_case(eta) else 0]
+    found = gradients(prime, data, loss)[f"b{pair.lower}"][target]
+    assert abs(found - slope) < 1e-9 * abs(slope) + 1e-11 * size
+    lower = lower_point(theta, prime, pair, split, data, loss)
+    assert (lower.layer, lower.map) == (pair.lower, target)
+    assert risk_of(lower.theta, data, loss) < hand.risk
+    close(lower.risk, risk_of(lower.theta, data, loss))
+    assert lower.step * slope < 0
+    assert abs(lower.step) < (split.gap[1] - split.gap[0]) / 2
+    moved = prime.copy()
+    moved.b[pair.lower][target] += lower.step
+    assert np.array_equal(moved.vector, lower.theta.vector)
+
+
+@over_cases
+def test_theta_prime_of_a_linear_minimum_keeps_every_output(name):
+    theta, pair, data = linear_problem(name)
+    for n, m in enumerate(pair.relayed[:2]):
+        hand = ByHand(theta, pair, data, SQUARED, m)
+        for rule, k in zip(RULES, (n, n + 1), strict=True):
+            k %= len(hand.w)
+            split = split_data(theta, pair, data, SQUARED, rule, map=m, output=k)
+            assert split.output == k
+            check_theta_prime(theta, pair, data, SQUARED, split, hand)
+
+
+@over_cases
+@over_losses
+def test_theta_prime_of_a_random_point_keeps_every_output_in_both_cases(name, loss):
+    skip_one_class(name, loss)
+    theta, pair, data, _ = random_problem(name, loss, NEGATIVE if loss is SQUARED else PIXELS)
+    cases = set()
+    for n, m in enumerate(pair.relayed[:3]):
+        hand = ByHand(theta, pair, data, loss, m)
+        k = n % len(hand.w)
+        splits = [split_data(theta, pair, data, loss, rule, map=m, output=k) for rule in RULES]
+        for split in [*splits, *other_splits(splits[0], hand)]:
+            check_theta_prime(theta, pair, data, loss, split, hand)
+            cases.add(hand.first_case(split.threshold))
+    assert cases == ({True, False} if pair.below in theta.net.active_layers else {True})
+
+
+@pytest.mark.parametrize(
+    "name", ["one output", "pool above", "pools below and above, two channels"]
+)
+def test_the_literal_theta_prime_keeps_the_output_if_there_is_one(name):
+    shape, layers, lower = CASES[name]
+    net = Network(shape, [*layers[:-1], Dense(1)])
+    phi = subnetwork(net, lower, "literal", all_relayed=True).zeros()
+    phi.vector[:] = np.random.default_rng(0).normal(size=phi.vector.size)
+    data, cases = random_data(net, SQUARED, PIXELS, 12), set()
+    theta, pair = embed(net, phi, data.x, "literal", lower)
+    for m in pair.relayed:
+        hand = ByHand(theta, pair, data, SQUARED, m)
+        for split in other_splits(split_data(theta, pair, data, SQUARED, map=m), hand):
+            prime = equal_risk_point(theta, pair, split, "literal")
+            close(outputs_of(prime, data.x), hand.outputs)
+            cases.add(hand.first_case(split.threshold))
+    assert cases == {True, False}
+
+
+@over_cases
+def test_the_linear_minimum_is_spurious(name):
+    theta, pair, data = linear_problem(name)
+    found = find_spurious_minimum(theta, pair, data, SQUARED)
+    assert found.verdict == "spurious local minimum"
+    close(risk_of(found.theta_prime, data, SQUARED), risk_of(theta, data, SQUARED))
+    assert risk_of(found.lower.theta, data, SQUARED) < risk_of(theta, data, SQUARED)
+    assert found.lower.decrease > found.lower.rounding
+
+
+@over_cases
+def test_values_and_weights_are_those_of_pytorch(name):
+    theta, pair, data, _ = random_problem(name)
+    for m in pair.relayed:
+        hand = ByHand(theta, pair, data, SQUARED, m)
+        close(map_values(theta, pair, m, data.x), hand.v)
+        close(read_weights(theta, pair, m), hand.w, 1e-10)
+
+
+# Towers
+
+
+def neurons(net, layer, maps):
+    """Return the numbers of the neurons of a slice of maps."""
+    n = net.positions(layer)
+    return np.arange(maps.start * n, maps.stop * n)
+
+
+def track_matrices(theta, tower, track, source):
+    """Yield the explicit matrices of the layers, restricted to a track that relays map `source`."""
+    net, columns = theta.net, neurons(theta.net, tower.first - 1, slice(source, source + 1))
+    for layer in range(tower.first, tower.last + 1):
+        rows = neurons(net, layer, tower.maps(layer, track))
+        whole = theta.W[layer].tocsr()[rows]
+        restricted = whole[:, columns]
+        assert restricted.nnz == whole.nnz  # a track reads nothing else
+        yield layer, restricted
+        columns = rows
+
+
+@over_cases
+@over_variants
+def test_a_towers_matrix_is_the_product_of_explicit_matrices(name, variant):
+    theta, pair, _, _ = random_problem(name, variant=variant)
+    tower, net = pair.tower, theta.net
+    for m in pair.relayed[:2]:
+        track = pair.relay_of(m)
+        product = np.eye(net.positions(pair.below))
+        for _, matrix in track_matrices(theta, tower, track, m):
+            product = matrix @ product
+        close(tower.matrix, product, 1e-14)
+        columns = tower.columns(track)
+        rows = neurons(net, tower.last, tower.maps(tower.last, track))
+        assert np.array_equal(np.arange(columns.start, columns.stop), rows)
+
+
+@over_cases
+def test_what_shifted_copies_hand_on_determines_the_map(name):
+    theta, pair, _, _ = random_problem(name)
+    tower, n = pair.tower, theta.net.positions(pair.below)
+    assert tower.matrix.shape == (n, n)
+    assert np.linalg.matrix_rank(tower.matrix) == n
+    assert tower.pooled == any(isinstance(a, P) for a in theta.net.layers[pair.upper : tower.last])
+    weights = np.random.default_rng(0).normal(size=(2, 3, n))
+    close(tower.seen(weights), weights @ tower.matrix, 1e-14)
+    close(tower.seen(tower.unseen(weights)), weights)
+    close(tower.unseen(tower.seen(weights)), weights)
+
+
+@over_cases
+def test_the_constants_are_what_an_input_of_zeros_leaves_behind(name):
+    theta, pair, data, _ = random_problem(name, SQUARED, NEGATIVE)
+    zeros = torch.zeros(1, *theta.net.shapes[pair.below], dtype=torch.float64)
+    top = run(theta, zeros, pair.lower, pair.tower.last).detach().numpy().ravel()
+    expected = pair.constants(pair.kappa_lower, pair.kappa_upper)
+    for m in pair.relayed:
+        close(top[pair.tower.columns(pair.relay_of(m))], expected, 1e-14)
+    reads = min(0.0, data.x.min()) if pair.below <= theta.net.leading_poolings else 0.0
+    assert pair.kappa_lower == 1 - reads
+
+
+@pytest.mark.parametrize("spread", [True, False])
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_a_tower_holds_its_tracks_from_an_offset_on(spread, offset):
+    net = Network((2, 4, 4), [Conv(5), Conv(20, 5), P(2), Conv(80), P(2), Dense(2)])
+    tower, rng = Tower(net, 1, 5, spread, offset), np.random.default_rng(0)
+    theta = net.zeros()
+    biases = {layer: float(rng.normal()) for layer in tower.shifts}
+    for layer in tower.shifts:
+        for c in range(2):
+            tower.relay(theta, layer, c, c, biases[layer])
+    assert tower.copies == (
+        {0: 1, 1: 1, 2: 4, 3: 4, 4: 16, 5: 16} if spread else dict.fromkeys(range(6), 1)
+    )
+    assert tower.room == 5 - offset
+    used = {layer: set() for layer in tower.shifts}
+    for c in range(2):
+        product, constants = np.eye(16), np.zeros(16)
+        for layer, matrix in track_matrices(theta, tower, c, c):
+            product, constants = matrix @ product, matrix @ constants
+            if layer in biases:
+                maps = tower.maps(layer, c)
+                constants = constants + np.repeat(theta.b[layer][maps], net.positions(layer))
+                assert not used[layer] & set(range(maps.start, maps.stop))
+                used[layer] |= set(range(maps.start, maps.stop))
+        close(tower.matrix, product, 1e-14)
+        close(tower.constants(biases), constants, 1e-14)
+    for layer, maps in used.items():
+        assert min(maps) == offset
+        assert (theta.b[layer] != 0).sum() == len(maps) == 2 * tower.copies[layer]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "kernel", "start"),
+    [
+        ((8, 8), 2, 3, 0),
+        ((8, 8), 2, 5, 0),
+        ((9,), 3, 3, -1),
+        ((9,), 3, 5, 0),
+        ((12,), 4, 5, -1),
+        ((4, 8), 4, 7, 0),
+        ((12,), 6, 7, -2),
+    ],
+)
+def test_pooled_shifted_copies_are_all_the_box_sums(shape, size, kernel, start):
+    net = Network((1, *shape), [Conv(size ** len(shape), kernel), P(size), Dense(1)])
+    tower = Tower(net, 1, 2)
+    image = np.random.default_rng(0).normal(size=shape)
+    padded = np.pad(image, size)
+    expected = []
+    for shift in np.ndindex((size,) * len(shape)):
+        for window in np.ndindex(*(n // size for n in shape)):
+            first = [size + size * i + s + start for i, s in zip(window, shift, strict=True)]
+            expected.append(padded[tuple(slice(f, f + size) for f in first)].mean())
+    close(tower.matrix @ image.ravel(), expected, 1e-14)
+
+
+def test_the_box_sums_of_8x8_have_rank_64_and_condition_113():
+    net = Network((1, 8, 8), [Conv(4), P(2), Dense(1)])
+    matrix = Tower(net, 1, 2).matrix
+    assert np.linalg.matrix_rank(matrix) == 64
+    assert 113 < np.linalg.cond(matrix) < 114
+    centred = Tower(net, 1, 2, spread=False).matrix
+    assert centred.shape == (16, 64)
+
+
+@pytest.mark.parametrize("size", range(2, 9))
+def test_box_sums_determine_the_map_for_every_filter_that_holds_them(size):
+    for kernel in range(size + 1 - size % 2, 2 * size + 2, 2):
+        for windows in (1, 2, 3, 5):
+            n = size * windows
+            net = Network((1, n), [Conv(size, kernel), P(size), Dense(1)])
+            assert np.linalg.matrix_rank(Tower(net, 1, 2).matrix) == n
+
+
+# A device
+
+
+ON_A_DEVICE = [
+    "pool above",
+    "pools below and above",
+    "pair reads a leading pool",
+    "pair reads the input",
+    "1-D, pool of 3",
+]
+
+
+@pytest.mark.parametrize("name", ON_A_DEVICE)
+@over_rules
+def test_a_device_finds_the_same_points(name, rule):
+    for theta, pair, data in (linear_problem(name), random_problem(name)[:3]):
+        there = theta.to(strict_device)
+        split, on_device = (split_data(p, pair, data, SQUARED, rule) for p in (theta, there))
+        assert (split.map, split.output) == (on_device.map, on_device.output)
+        assert split.location == on_device.location
+        close(on_device.threshold, split.threshold)
+        close(on_device.slope, split.slope)
+        prime = equal_risk_point(theta, pair, split)
+        prime_there = equal_risk_point(there, pair, on_device)
+        assert isinstance(prime_there.vector, strict_device.ndarray)
+        close(prime_there.vector.get(), prime.vector)
+        lower = lower_point(theta, prime, pair, split, data, SQUARED)
+        lower_there = lower_point(there, prime_there, pair, on_device, data, SQUARED)
+        assert isinstance(lower_there.theta.vector, strict_device.ndarray)
+        close(lower_there.theta.vector.get(), lower.theta.vector)
+        close(lower_there.risk, lower.risk)
+        certificates = [certify_cell(p, data, SQUARED) for p in (theta, there)]
+        assert certificates[0].holds == certificates[1].holds
+        assert certificates[0].classes == certificates[1].classes
+
+
+@pytest.mark.parametrize("name", ON_A_DEVICE)
+@over_variants
+def test_a_subnetwork_on_a_device_is_embedded_there(name, variant):
+    theta, pair, data, phi = random_problem(name, variant=variant)
+    found, relays = embed(theta.net, phi.to(strict_device), data.x, variant, lower_of(name))
+    assert isinstance(found.vector, strict_device.ndarray)
+    assert relays == pair
+    close(found.vector.get(), theta.vector, 1e-14)
+
+
+# Symmetries
+
+
+@functools.cache
+def certified_problem(kind):
+    """Return a certified theta with its data: of one class, or of three."""
+    net = Network((1, 4, 4), [Conv(3), Conv(5), Conv(20), P(2), Dense(4), Dense(3)])
+    data = random_data(net, SQUARED, NEGATIVE, 40)
+    if kind == "linear":
+        return linear_minimum(net, data, SQUARED)[0], data
+    phi = nontrivial_minimum(subnetwork(net), data, SQUARED, isolated=2)
+    return embed(net, phi, data.x)[0], data
+
+
+over_kinds = pytest.mark.parametrize(("kind", "classes"), [("linear", 1), ("nontrivial", 3)])
+
+
+def permuted(theta, layer, order):
+    """Return theta with the maps of a layer in another order, and what reads them."""
+    net, point = theta.net, theta.copy()
+    point.W[layer].weights[...] = theta.W[layer].weights[order]
+    point.b[layer][...] = theta.b[layer][order]
+    above = next(n for n in theta.b if n > layer)
+    weights = theta.W[above].weights
+    by_map = weights.reshape(len(weights), net.shapes[above - 1][0], -1)
+    point.W[above].weights[...] = by_map[:, order].reshape(weights.shape)
+    return point
+
+
+@over_kinds
+def test_the_certificate_does_not_depend_on_the_order_of_the_samples(kind, classes):
+    theta, data = certified_problem(kind)
+    before = certify_cell(theta, data, SQUARED)
+    assert before.holds and before.classes == classes
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(len(data))
+        after = certify_cell(theta, TrainingSet(data.x[order], data.y[order]), SQUARED)
+        assert after.holds and after.classes == classes
+        close(after.margin, before.margin)
+        close(after.radius, before.radius, 0.02)
+
+
+@over_kinds
+def test_the_certificate_does_not_depend_on_the_order_of_the_maps(kind, classes):
+    theta, data = certified_problem(kind)
+    outputs, margin = outputs_of(theta, data.x), certify_cell(theta, data, SQUARED).margin
+    rng, everywhere = np.random.default_rng(0), theta
+    for layer in theta.net.active_layers:
+        order = rng.permutation(theta.net.shapes[layer][0])
+        everywhere = permuted(everywhere, layer, order)
+        for point in (permuted(theta, layer, order), everywhere):
+            close(outputs_of(point, data.x), outputs)
+            certificate = certify_cell(point, data, SQUARED)
+            assert certificate.holds and certificate.classes == classes
+            close(certificate.margin, margin)
+    assert (everywhere.vector != theta.vector).any()
+
+
+@pytest.mark.parametrize(("kind", "classes", "copies"), [("linear", 1, 100), ("nontrivial", 3, 20)])
+def test_a_hundred_rescaled_copies_are_as_many_certified_minima(kind, classes, copies):
+    theta, data = certified_problem(kind)
+    risk, rng, seen = risk_of(theta, data, SQUARED), np.random.default_rng(0), []
+    for _ in range(copies):
+        point = theta
+        for layer in theta.net.active_layers:
+            point = rescale(point, layer, rng.uniform(0.5, 2))
+            target = int(rng.integers(theta.net.shapes[layer][0]))
+            point = rescale(point, layer, rng.uniform(0.5, 2), target)
+        close(risk_of(point, data, SQUARED), risk, 1e-12)
+        close(point.net.risk(point, data, SQUARED), risk, 1e-12)
+        certificate = certify_cell(point, data, SQUARED)
+        assert certificate.holds and certificate.classes == classes
+        seen.append(point.vector.tobytes())
+    assert len(set(seen)) == copies
+
+
+# Errors
+
+
+NET = Network((1, 4, 4), [Conv(3), Conv(5), Conv(5), Dense(3)])
+POOLED_NET = Network((1, 4, 4), [Conv(3), Conv(5), Conv(20), P(2), Dense(3)])
+
+
+def build(net, variant="repaired", lower=None, low=PIXELS):
+    return linear_minimum(net, random_data(net, SQUARED, low, 60), SQUARED, variant, lower)
+
+
+COPIES, RESERVED = "in 4 shifted copies each", "two reserved ones and one for each map in use"
+
+
+@pytest.mark.parametrize(
+    ("shape", "layers", "named"),
+    [
+        (
+            (1, 4, 4),
+            [Conv(3), Conv(2), Conv(5), Dense(3)],
+            "layer 2 has 2, expected at least 3: two",
+        ),
+        (
+            (1, 4, 4),
+            [Conv(3), Conv(3), Conv(2), Conv(3), Dense(3)],
+            "layer 3 has 2, expected at least 3",
+        ),
+        (
+            (2, 4, 4),
+            [Conv(1), Conv(4), Conv(4), Dense(3)],
+            "layer 1 has 1, expected at least 2: one",
+        ),
+        (
+            (2, 4, 4),
+            [Conv(2), Conv(4), Conv(3), Dense(3)],
+            "layer 3 has 3, expected at least 4: two",
+        ),
+        ((2, 4, 4), [Conv(2), Conv(16), P(2), Dense(3)], "layer 1 has 2, expected at least 3: two"),
+        ((2, 4, 4), [Conv(3), Conv(16), P(2), Dense(3)], "layer 1 has 3, expected at least 4: two"),
+        (
+            (1, 4, 4),
+            [Conv(3), Conv(3), Conv(11), P(2), Dense(3)],
+            f"layer 3 has 11, expected at least 12: {RESERVED} of the layer below {COPIES}",
+        ),
+        (
+            (1, 4, 4),
+            [Conv(3), P(2), Conv(12), Conv(12), Dense(3)],
+            "layer 1 has 3, expected at least 4: one for each input channel that the linear "
+            "subnetwork relays",
+        ),
+        (
+            (1, 4, 4),
+            [Conv(4), P(2), Conv(6), Conv(5), Dense(3)],
+            f"layer 4 has 5, expected at least 6: {RESERVED} of layer 2 (0, 1, 2, 3)",
+        ),
+        (
+            (1, 8, 8),
+            [Conv(1), Conv(3), Conv(12), P(2), Conv(47), P(2), Dense(3)],
+            f"layer 5 has 47, expected at least 48: {RESERVED} of the layer below in 16 shifted",
+        ),
+        ((1, 6), [Conv(1), Conv(3), Conv(8), P(3), Dense(3)], "layer 3 has 8, expected at least 9"),
+    ],
+)
+def test_too_few_maps_are_named_with_the_copies(shape, layers, named):
+    lower = 2 if len(layers) > 6 else None
+    with refuses(AssumptionError, "too few maps: " + named):
+        build(Network(shape, layers), lower=lower)
+
+
+def test_as_many_maps_as_are_asked_for_are_enough():
+    for shape, layers in (
+        ((2, 4, 4), [Conv(4), Conv(16), P(2), Dense(3)]),
+        ((1, 4, 4), [Conv(1), Conv(3), Conv(12), P(2), Dense(3)]),
+        ((1, 4, 4), [Conv(4), P(2), Conv(4), Conv(6), Conv(6), Dense(3)]),
+        ((1, 8), [Conv(1), Conv(3), Conv(6), P(2), Conv(12), P(2), Dense(3)]),
+    ):
+        assert build(Network(shape, layers), lower=2 if len(layers) == 7 else None)
+
+
+def test_too_few_maps_for_a_point_are_named():
+    phi = subnetwork(POOLED_NET).zeros()
+    phi.vector[:] = 1
+    x = np.ones((2, 1, 4, 4))
+    assert embed(POOLED_NET, phi, x)[1].relayed == (0, 1, 2)
+    net = Network((1, 4, 4), [Conv(3), Conv(5), Conv(19), P(2), Dense(3)])
+    use = f"{RESERVED} of layer 1 (0, 1, 2) {COPIES}"
+    with refuses(AssumptionError, f"too few maps: layer 3 has 19, expected at least 20: {use}"):
+        embed(net, phi, x)
+    phi.b[1][1] = -1e3
+    assert embed(net, phi, x)[1].relayed == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "named"),
+    [
+        ([Conv(3), Conv(3, 1), Conv(12, 1), P(2), Dense(3)], (3, 1, 2)),
+        ([Conv(3), Conv(3), Conv(48), P(4), Dense(3)], (3, 3, 4)),
+        ([Conv(3), Conv(3), Conv(48), P(2), P(2), Dense(3)], (3, 3, 4)),
+        ([Conv(16, 1), P(2), Conv(18), Conv(18), Dense(3)], (1, 1, 2)),
+    ],
+)
+def test_filters_too_small_for_a_pooling_are_refused(layers, named):
+    layer, size, needed = named
+    message = (
+        f"filters too small: layer {layer} has filters of size {size}, expected at least {needed}"
+    )
+    with refuses(AssumptionError, message):
+        build(Network((1, 4, 4), layers))
+
+
+def test_a_dense_layer_narrower_than_the_outputs_is_refused():
+    message = "too few neurons: the dense layer 5 has 2, expected at least 3, one for each output"
+    for tail in ([Dense(4), Dense(2), Dense(3)], [Dense(3), Dense(2), Dense(3)]):
+        with refuses(AssumptionError, message):
+            build(Network((1, 4, 4), [Conv(1), Conv(3), Conv(3), *tail]))
+
+
+@pytest.mark.parametrize(
+    ("lower", "named"),
+    [
+        (3, "layers 3 and 4, got Conv, AveragePool"),
+        (4, "layers 4 and 5, got AveragePool, Dense"),
+        (0, "layers 0 and 1, got Conv"),
+        (5, "layers 5 and 6, got Dense"),
+        (6, "layers 6 and 7, got"),
+        (-1, "layers -1 and 0, got"),
+    ],
+)
+@over_variants
+def test_a_lower_layer_that_begins_no_pair_is_refused(lower, named, variant):
+    with refuses(ValueError, "construction: expected convolutions as " + named):
+        build(POOLED_NET, variant, lower)
+    with refuses(ValueError, "construction: expected convolutions as " + named):
+        subnetwork(POOLED_NET, lower, variant)
+
+
+@REPORTED
+@pytest.mark.parametrize("lower", [-2, -3])
+def test_layers_count_from_1(lower):
+    named = f"layers {lower} and {lower + 1}"
+    with refuses(ValueError, "construction: expected convolutions as " + named):
+        build(NET, lower=lower)
+
+
+def test_a_point_of_another_subnetwork_is_refused():
+    x = np.ones((2, 1, 4, 4))
+    for net, lower, variant, phi in (
+        (NET, None, "repaired", NET),
+        (NET, 1, "repaired", subnetwork(NET)),
+        (NET, None, "repaired", Network((1, 4, 4), [Conv(4), Dense(3)])),
+        (NET, None, "repaired", Network((1, 4, 4), [Conv(3), Dense(2)])),
+        (NET, None, "repaired", Network((1, 4, 4), [Conv(3, 5), Dense(3)])),
+        (NET, None, "repaired", Network((1, 2, 8), [Conv(3), Dense(3)])),
+        (POOLED_NET, None, "repaired", subnetwork(POOLED_NET, variant="literal")),
+        (POOLED_NET, None, "literal", subnetwork(POOLED_NET)),
+    ):
+        expected = subnetwork(net, lower, variant)
+        with refuses(ValueError, f"embed: expected a point of {expected}, got one of {phi}"):
+            embed(net, phi.zeros(), x, variant, lower)
+
+
+@over_variants
+def test_networks_without_a_dense_layer_at_the_end_and_leaky_ones_are_refused(variant):
+    for tail, named in (([], "Conv(maps=3, kernel=3)"), ([P(4)], "AveragePool(size=4)")):
+        net = Network((1, 4, 4), [Conv(1), Conv(3), Conv(3), *tail])
+        with refuses(ValueError, f"construction: expected a dense layer at the end, got {named}"):
+            subnetwork(net, variant=variant)
+    leaky = Network(NET.input_shape, NET.layers, ReLU(0.1))
+    with refuses(ValueError, "construction: expected ReLU, got ReLU(slope=0.1)"):
+        build(leaky, variant)
+
+
+def test_the_literal_theta_relays_no_negative_inputs():
+    net = Network((1, 4, 4), [Conv(3), Conv(3), Dense(3)])
+    with refuses(AssumptionError, "literal theta: expected inputs >= 0 for relays of the input"):
+        build(net, "literal", low=NEGATIVE)
+    assert build(net, "repaired", low=NEGATIVE)
+    pooled = Network((1, 8, 8), [P(2), *net.layers])
+    with refuses(AssumptionError, "literal theta: expected inputs >= 0 for relays of the input"):
+        build(pooled, "literal", low=NEGATIVE)
+
+
+def test_a_linear_subnetwork_has_one_dense_layer():
+    net = Network((1, 4, 4), [Conv(1), Dense(3), Dense(3)])
+    with refuses(ValueError, "linear subnetwork: expected one dense layer, at the end, got"):
+        linear_subnetwork(net, random_data(net, SQUARED, PIXELS, 60), SQUARED)
+
+
+@REPORTED
+def test_a_linear_subnetwork_ends_in_a_dense_layer():
+    net = Network((1, 4, 4), [Conv(3), Conv(3)])
+    x = random_data(net, SQUARED, PIXELS, 60).x
+    data = TrainingSet(x, np.random.default_rng(0).normal(size=(60, 3)))
+    with refuses(ValueError, "expected"):
+        linear_subnetwork(net, data, SQUARED)
+
+
+@REPORTED
+def test_a_point_of_a_leaky_subnetwork_is_refused():
+    leaky = Network((1, 4, 4), [Conv(3), Dense(3)], ReLU(0.1))
+    with refuses(ValueError, "expected"):
+        embed(NET, leaky.zeros(), np.ones((2, 1, 4, 4)))
+
+
+def test_a_map_that_is_dead_everywhere_leaves_nothing_to_relay():
+    phi = subnetwork(POOLED_NET).zeros()
+    phi.b[1][:] = -1
+    with refuses(AssumptionError, "every map of layer 1 is dead: there is none to relay"):
+        embed(POOLED_NET, phi, np.ones((2, 1, 4, 4)))

@@ -1,0 +1,428 @@
+"""What the statements of the papers measure as printed, and as repaired: one row for each error.
+
+Every row builds the literal and the repaired point on the same images, and looks for a lower point
+near each. Theory: `theory.md` E1 to E9; layers as in [CNN].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from . import datasets
+from .certificates import certify_cell
+from .constructions.convolutional import equal_risk_point, lower_point
+from .constructions.data_split import ordered_groups, perturb_read_weights, read_weights, split_data
+from .constructions.embedding import embed, linear_minimum, subnetwork
+from .constructions.nontrivial import nontrivial_minimum
+from .escapes import Escape, find_escape, first_order_escape, kink_escape
+from .fitting import AssumptionError
+from .layers import AveragePool, Conv, Dense
+from .losses import CrossEntropy, SquaredLoss, one_hot
+from .network import Network, Parameters, TrainingSet
+from .training import kaiming_start, train
+
+SIDE = 4  # images are averaged to SIDE x SIDE pixels
+POINTS = 21  # of a curve
+REACH = 0.02  # max-norm distance within which a lower point is looked for near a literal point
+LOSS = SquaredLoss()
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one variant measures: a sentence, the numbers in it, and a certificate if one holds."""
+
+    text: str
+    values: dict[str, float | int | bool] = field(default_factory=dict)
+    holds: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A row of the audit: a statement, what it measures as printed and as repaired.
+
+    `curves` has the names of the axes and, for each variant, the points to draw.
+    """
+
+    name: str
+    source: str
+    statement: str
+    literal: Side
+    repaired: Side
+    axes: tuple[str, str]
+    curves: dict[str, tuple[np.ndarray, np.ndarray]]
+
+    def as_dict(self) -> dict:
+        """Return what the report of the audit holds."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "statement": self.statement,
+            "literal": asdict(self.literal),
+            "repaired": asdict(self.repaired),
+        }
+
+
+def images(samples: int, seed: int = 0) -> TrainingSet:
+    """Return bundled images averaged to 4 x 4 pixels, with one-hot targets."""
+    found = datasets.bundled().subset(samples, seed)
+    side = found.images.shape[-1] // SIDE
+    x = found.pixels().reshape(samples, 1, SIDE, side, SIDE, side).mean(axis=(3, 5))
+    return TrainingSet(x, one_hot(found.labels, found.classes))
+
+
+# The rows
+
+
+def _saddle(data: TrainingSet, seed: int) -> Finding:
+    net = _network(2, 4, 4)
+    literal, _ = linear_minimum(net, data, LOSS, "literal")
+    repaired, _ = linear_minimum(net, data, LOSS)
+    return _compare(
+        "E1",
+        "[CNN] Lemmas 1 and 6",
+        "Relays and unused maps with bias zero: theta is a local minimum",
+        literal,
+        repaired,
+        data,
+        seed,
+    )
+
+
+def _kinks(data: TrainingSet, seed: int) -> Finding:
+    net = _network(2, 4, 4)
+    phi = nontrivial_minimum(subnetwork(net), data, LOSS, seed=seed)
+    return _compare(
+        "E2",
+        "[CNN] Lemma 6",
+        "The same on a nonlinear subnetwork: theta is a local minimum if the subnetwork is at one",
+        embed(net, phi, data.x, "literal")[0],
+        embed(net, phi, data.x)[0],
+        data,
+        seed,
+    )
+
+
+def _unrelayed(data: TrainingSet, seed: int) -> Finding:
+    repaired, pair = linear_minimum(_network(2, 3, 3), data, LOSS)
+    literal = repaired.copy()
+    spare = 1  # a map of layer L-3 that is not relayed: any filter will do, says the lemma
+    rng = np.random.default_rng(seed)
+    literal.W[pair.below].weights[spare] = rng.uniform(0, 1, (1, 3, 3))
+    literal.b[pair.below][spare] = -1.0
+    return _compare(
+        "E3",
+        "[CNN] Lemma 6, (23)",
+        "Maps of layer L-3 that are not relayed may have any weights",
+        literal,
+        repaired,
+        data,
+        seed,
+    )
+
+
+def _pooling(data: TrainingSet, seed: int) -> Finding:
+    layers = [Conv(1), Conv(3), Conv(12), AveragePool(2), Dense(data.y.shape[1])]
+    net = Network(data.x.shape[1:], layers)
+    return _compare(
+        "E6b",
+        "[CNN] Appendix D",
+        "With average pooling above the relays: theta is a local minimum",
+        linear_minimum(net, data, LOSS, "literal")[0],
+        linear_minimum(net, data, LOSS)[0],
+        data,
+        seed,
+    )
+
+
+def _nontrivial(data: TrainingSet, seed: int) -> Finding:
+    net = _network(2, 2)
+    return _compare(
+        "E7",
+        "[CNN] Theorem 3, one sample in I",
+        "One map lets one pixel of one sample pass: theta_1 is a local minimum",
+        nontrivial_minimum(net, data, LOSS, variant="literal"),
+        nontrivial_minimum(net, data, LOSS, seed=seed),
+        data,
+        seed,
+    )
+
+
+def _two_samples(data: TrainingSet, seed: int) -> Finding:
+    net = _network(2)
+    x = data.x / 2
+    x[:2, 0, 1, 1] = 0.8, 0.9  # one pixel of two images is brighter than all others
+    data = TrainingSet(x, data.y)
+    return _compare(
+        "E8",
+        "[CNN] Theorem 3, (16), two samples in I",
+        "The weights of the isolated samples are optimised alone: theta_1 is a local minimum",
+        nontrivial_minimum(net, data, LOSS, 2, variant="literal"),
+        nontrivial_minimum(net, data, LOSS, 2, seed),
+        data,
+        seed,
+    )
+
+
+def _threshold(data: TrainingSet, seed: int) -> Finding:
+    theta, pair = linear_minimum(_network(2, 4, 4), data, LOSS)
+    groups = ordered_groups(theta, pair, data, LOSS, 0, 0)
+    rule = split_data(theta, pair, data, LOSS, "largest", map=0, output=0)
+    values = np.unique(np.concatenate(groups.values))
+    printed, h = max(
+        ((v[n] + v[n + 1]) / 2, j)
+        for j, (v, n) in enumerate(zip(groups.values, groups.first, strict=True))
+        if n is not None and n + 1 < len(v)
+    )
+    w = read_weights(theta, pair, 0)[0]
+    sides, curves = [], {}
+    for variant, eta, location in (("literal", printed, h), ("repaired", rule.threshold, None)):
+        above = np.array(
+            [u[v > eta].sum() for v, u in zip(groups.values, groups.sums, strict=True)]
+        )
+        location = int(abs(above).argmax()) if location is None else location
+        others = np.delete(abs(above), location) > groups.vanishing
+        gap = values[values < eta][-1], values[values > eta][0]
+        promised, slope = w[location] * above[location] / len(data), w @ above / len(data)
+        split = replace(rule, threshold=float(eta), gap=tuple(map(float, gap)))
+        prime = equal_risk_point(theta, pair, split)
+        steps = np.linspace(-0.9, 0.9, POINTS) * min(eta - gap[0], gap[1] - eta)
+        point, risks = prime.copy(), []
+        for step in steps:
+            point.b[pair.lower][pair.reserved[1]] = prime.b[pair.lower][pair.reserved[1]] + step
+            risks.append(point.net.risk(point, data, LOSS))
+        curves[variant] = (
+            steps,
+            np.array(risks) - theta.net.risk(theta, data, LOSS) - promised * steps,
+        )
+        found = {"eta": float(eta), "violations": int(others.sum()), "locations": len(w)}
+        text = (
+            f"sums of u above eta at {found['violations']} of {len(w) - 1} other locations: "
+            f"slope {slope:.3g}, (8) promises {promised:.3g}"
+        )
+        sides.append(Side(text, found | {"slope": float(slope), "promised": float(promised)}))
+    return Finding(
+        "E4",
+        "[CNN] Lemma 2, (8)",
+        "With the biggest midpoint threshold only location h has a sum of u above eta",
+        *sides,
+        ("change of the bias", "risk minus promise"),
+        curves,
+    )
+
+
+def _second_order_rise(data: TrainingSet, seed: int) -> Finding:
+    # With each image its negative: the best affine fit is constant, and every S(eta) vanishes. Few
+    # grey levels make gaps between the values wide enough to be seen.
+    x = np.round(8 * data.x) / 8
+    data = TrainingSet(np.concatenate([x, 1 - x]), np.concatenate([data.y, data.y]))
+    theta, pair = linear_minimum(_network(2, 4, 4), data, LOSS)
+    risk = theta.net.risk(theta, data, LOSS)
+    for start, split in perturb_read_weights(theta, pair, data, LOSS):
+        prime = equal_risk_point(start, pair, split)
+        lower = lower_point(start, prime, pair, split, data, LOSS, risk)
+        if lower.decrease > lower.rounding:
+            break
+    move = start.vector - theta.vector
+    shares = np.linspace(0, 1, POINTS)
+    rises, ends = [0.0], [0.0]
+    for share in shares[1:]:
+        start = Parameters(theta.net, theta.vector + share * move)
+        split = split_data(start, pair, data, LOSS, map=split.map, output=split.output)
+        prime = equal_risk_point(start, pair, split)
+        rises.append(start.net.risk(start, data, LOSS) - risk)
+        ends.append(-lower_point(start, prime, pair, split, data, LOSS, risk).decrease)
+    t = float(np.linalg.norm(move))
+    holds = certify_cell(theta, data, LOSS).holds
+    return Finding(
+        "E5",
+        "[CNN] Lemma 11, (64)",
+        "Perturbing the read weights to split the data leaves R unchanged",
+        Side(
+            f"R rises by {rises[-1]:.3g} = {rises[-1] / t**2:.3g} t^2 at t = {t:.3g}",
+            {"rise": rises[-1], "t": t, "rate": rises[-1] / t**2},
+        ),
+        Side(
+            f"t kept small against the gap: the lower point is lower than theta by {-ends[-1]:.3g}",
+            {"decrease": -ends[-1]},
+            holds,
+        ),
+        ("share of the perturbation", "R - R(theta)"),
+        {"literal": (shares, np.array(rises)), "repaired": (shares, np.array(ends))},
+    )
+
+
+def _other_outputs(data: TrainingSet, seed: int) -> Finding:
+    net = _network(2, 4, 4)
+    sub = subnetwork(net, all_relayed=True)
+    phi = train(kaiming_start(sub, seed), data, LOSS, epochs=20, batch_size=50, seed=seed)
+    sides, curves, chosen = [], {}, None
+    for variant in ("literal", "repaired"):
+        theta, pair = embed(net, phi, data.x, variant)
+        if chosen is None:
+            splits = [
+                split_data(theta, pair, data, LOSS, map=m, output=k)
+                for m in pair.relayed
+                for k in range(data.y.shape[1])
+            ]
+            biases = theta.b[pair.below]
+            chosen = max(
+                (s for s in splits if s.threshold >= -biases[s.map]),
+                key=lambda s: -s.lowest - biases[s.map],
+            )
+        prime = equal_risk_point(theta, pair, chosen, variant)
+        before, after = (theta.net.risk(point, data, LOSS) for point in (theta, prime))
+        moved = abs(net.forward(prime, data.x) - net.forward(theta, data.x)).max(axis=0)
+        curves[variant] = np.arange(len(moved)), moved
+        text = f"outputs move by up to {moved.max():.2g}, R by {after - before:.2g}"
+        sides.append(Side(text, {"outputs": float(moved.max()), "change": after - before}))
+    return Finding(
+        "E6",
+        "[CNN] Lemma 9, (25)",
+        "theta' has the risk of theta, for any number of outputs",
+        *sides,
+        ("output", "largest change of an output"),
+        curves,
+    )
+
+
+def _cross_entropy(data: TrainingSet, seed: int) -> Finding:
+    net, entropy = _network(2), CrossEntropy()
+    theta = nontrivial_minimum(net, data, LOSS, seed=seed)
+    fired = net.patterns(theta, data.x)[1][:, : net.positions(1)].any(axis=1)
+    alone = TrainingSet(data.x[fired], data.y[fired])
+    scales, point, P = np.geomspace(0.1, 100, POINTS), theta.copy(), net.positions(1)
+    passed = net.layer_output(theta, alone.x.reshape(1, -1).T, 1)[:P, 0]
+    unit = np.outer(alone.y[0], passed) / (passed @ passed)  # raises the label's output by 1
+    losses: dict[str, list[float]] = {"literal": [], "repaired": []}
+    for scale in scales:
+        point.W[net.depth].weights[:, :P] = scale * unit
+        losses["literal"].append(net.risk(point, alone, entropy))
+        losses["repaired"].append(net.risk(point, alone, LOSS))
+    curves = {variant: (scales, np.array(values)) for variant, values in losses.items()}
+    try:
+        nontrivial_minimum(net, data, entropy)
+        refusal = "accepted"
+    except AssumptionError as error:
+        refusal = f"refused: {error}"
+    first, last = losses["literal"][0], losses["literal"][-1]
+    return Finding(
+        "E9",
+        "[CNN] Theorem 3 with the cross-entropy",
+        "The weight lambda of the isolated sample minimises its loss",
+        Side(
+            f"its loss falls as long as lambda grows, from {first:.2g} to {last:.1g}, and is never 0",
+            {
+                "first": first,
+                "last": last,
+                "falling": bool((np.diff(losses["literal"]) <= 0).all()),
+            },
+        ),
+        Side(refusal, {}, certify_cell(theta, data, LOSS).holds),
+        ("lambda, as it raises the output of the label", "loss of the isolated sample"),
+        curves,
+    )
+
+
+ROWS: tuple[Callable[[TrainingSet, int], Finding], ...] = (
+    _saddle,
+    _kinks,
+    _unrelayed,
+    _threshold,
+    _second_order_rise,
+    _other_outputs,
+    _pooling,
+    _nontrivial,
+    _two_samples,
+    _cross_entropy,
+)
+
+
+def _network(*maps: int) -> Network:
+    return Network((1, SIDE, SIDE), [*map(Conv, maps), Dense(10)])
+
+
+def _compare(
+    name: str,
+    source: str,
+    statement: str,
+    literal: Parameters,
+    repaired: Parameters,
+    data: TrainingSet,
+    seed: int,
+) -> Finding:
+    """Look for a lower point near both, and follow the move that lowers the literal one."""
+    sides, escape = [], None
+    for theta in (literal, repaired):
+        side, found = _attack(theta, data, seed)
+        sides.append(side)
+        escape = escape or found
+    if escape is None:
+        raise RuntimeError(f"{name}: expected a lower point within {REACH:g} of the literal point")
+    shares, move, curves = np.linspace(0, 1, POINTS), escape.theta.vector - literal.vector, {}
+    for variant, theta in (("literal", literal), ("repaired", repaired)):
+        points = [Parameters(theta.net, theta.vector + share * move) for share in shares]
+        risks = np.array([theta.net.risk(point, data, LOSS) for point in points])
+        curves[variant] = shares * escape.distance, risks - risks[0]
+    axes = ("largest change of a parameter", "R - R(theta)")
+    return Finding(name, source, statement, *sides, axes, curves)
+
+
+def _attack(theta: Parameters, data: TrainingSet, seed: int) -> tuple[Side, Escape | None]:
+    """Return what the certificate says of theta and what the search near it finds.
+
+    Within the radius of the certificate if it holds, where there is nothing to be found, and
+    within `REACH` otherwise.
+    """
+    certificate = certify_cell(theta, data, LOSS)
+    radius = certificate.radius if certificate.holds else REACH
+    gradient = float(np.linalg.norm(theta.net.gradient(theta, data, LOSS).vector))
+    escape = find_escape(theta, data, LOSS, radius, seed=seed)
+    values = {
+        "gradient": gradient,
+        "classes": certificate.classes,
+        "margin": certificate.margin,
+        "radius": radius,
+        "lower_point_found": escape is not None,
+    }
+    if certificate.holds:
+        text = (
+            f"certified ({certificate.classes} pattern class{'es' * (certificate.classes > 1)}, "
+            f"gradient {gradient:.0e}), "
+        )
+        if escape is None:
+            return Side(text + f"nothing lower within {radius:.2g}", values, True), None
+        return Side(text + f"and yet lower by {escape.decrease:.2g}", values, True), escape
+    first = first_order_escape(theta, data, LOSS, radius)
+    slope = first.derivative if first else 0.0
+    text = f"gradient {gradient:.1e}"
+    if slope:
+        values["one_sided_derivative"] = slope
+        text += f", one-sided derivative {slope:.2g} at a kink"
+    try:
+        eps = 1e-3
+        second = kink_escape(theta, data, LOSS, eps, seed).decrease / eps**2
+        values["second_order_rate"] = -second
+        text += f", R changes by {-second:.2g} eps^2"
+    except AssumptionError:
+        pass
+    if escape is not None:
+        values |= {"decrease": escape.decrease, "distance": escape.distance}
+        text += f": lower by {escape.decrease:.2g} at distance {escape.distance:.2g}"
+    return Side(text, values), escape
+
+
+def audit(
+    samples: int = 300,
+    seed: int = 0,
+    stage: Callable[[str, str], AbstractContextManager] = lambda name, text: nullcontext(),
+) -> list[Finding]:
+    """Return all rows, on so many bundled images; `stage` is entered around each with a text."""
+    data, findings = images(samples, seed), []
+    for row in ROWS:
+        with stage(row.__name__.strip("_"), f"row {len(findings) + 1} of {len(ROWS)}"):
+            findings.append(row(data, seed))
+    return sorted(findings, key=lambda finding: finding.name)
