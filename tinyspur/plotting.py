@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .audit import Finding
 from .backend import to_numpy
 from .constructions.convolutional import SpuriousMinimum
 from .network import Parameters
@@ -124,3 +126,62 @@ def _draw_curve(figure, found: SpuriousMinimum, steps: np.ndarray, risks: np.nda
     ax.legend(loc="best", fontsize=9)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_title(f"verdict: {found.verdict}", fontsize=11, loc="left")
+
+
+def draw_audit(path: str | Path, findings: list[Finding]) -> None:
+    """Draw a panel for each finding: the statement, both verdicts, both curves. Writes a PNG."""
+    columns = 4
+    rows = len(findings) // columns + 1  # one place at least is left for the legend
+    figure = Figure(figsize=(17, 4.1 * rows + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, finding in zip(axes, findings, strict=False):
+        lowest, logarithmic = 0.0, False
+        for variant, color in (("literal", "C3"), ("repaired", "C0")):
+            x, y = finding.curves[variant]
+            ax.plot(x, y, color=color, marker="o" if len(x) < 15 else None, ms=4, lw=2)
+            lowest = min(lowest, float(y.min()))
+            logarithmic = bool(x.min() > 0 and x.max() > 100 * x.min())
+        title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 46))
+        ax.set_title(f"{title}\n\n\n\n", fontsize=10.5, loc="left")
+        for side, color, height in ((finding.literal, "C3", 1.19), (finding.repaired, "C0", 1.1)):
+            name = "as printed" if color == "C3" else "repaired"
+            ax.text(
+                0,
+                height,
+                f"{name}: {side.verdict}",
+                color=color,
+                transform=ax.transAxes,
+                fontsize=10,
+            )
+        ax.axhline(0, color="0.6", lw=0.8, zorder=0)
+        ax.set_xlabel(finding.axes[0], fontsize=9)
+        ax.set_ylabel(finding.axes[1], fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+        if logarithmic:
+            ax.loglog()
+        else:
+            ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both", useMathText=True)
+        if lowest < 0 and finding.axes[1] == "R - R(theta)":  # what falls below 0 fills half of it
+            ax.set_ylim(1.15 * lowest, max(-1.15 * lowest, 0))
+    for ax in axes[len(findings) :]:
+        ax.set_axis_off()
+    words = axes[len(findings)].text(
+        0,
+        1,
+        "Each panel takes a statement of [CNN] at its word (red)\n"
+        "and as repaired (blue), on images of clothes averaged\n"
+        "to 4 x 4 pixels.\n\n"
+        "Where R - R(theta) is drawn, the red curve follows a move\n"
+        "to a lower point near the literal theta: where it falls\n"
+        "below 0, theta is no local minimum. The blue curve makes\n"
+        "the same move from the repaired theta, which is certified:\n"
+        "it never falls near 0.",
+        va="top",
+        fontsize=11,
+        transform=axes[len(findings)].transAxes,
+    )
+    words.set_in_layout(False)  # it may run into the empty place beside it
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=100)
