@@ -211,9 +211,8 @@ def test_few_products_give_a_bound_with_a_residual():
         assert found.products == products + found.checked
         assert dense.smallest.value < found.smallest.value < last
         assert found.largest.value <= size * (1 + 1e-12)
-        assert found.smallest.residual > 1e-3 * size
+        assert found.smallest.residual > 1e-6 * size
         last = found.smallest.value
-    assert last < 0
 
 
 def test_lanczos_gives_the_ritz_values_of_the_krylov_space():

@@ -815,7 +815,7 @@ def test_the_certificate_does_not_depend_on_the_order_of_the_maps(kind, classes)
 
 
 @pytest.mark.parametrize(("kind", "classes", "copies"), [("linear", 1, 100), ("nontrivial", 3, 20)])
-def test_a_hundred_rescaled_copies_are_as_many_certified_minima(kind, classes, copies):
+def test_rescaled_copies_are_as_many_certified_minima(kind, classes, copies):
     theta, data = certified_problem(kind)
     risk, rng, seen = risk_of(theta, data, SQUARED), np.random.default_rng(0), []
     for _ in range(copies):

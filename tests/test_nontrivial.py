@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from torch_twin import Twin, gradients
 
 from tinyspur import (
     AssumptionError,
@@ -90,6 +91,98 @@ def test_ties_of_the_pixels_are_broken_by_a_seeded_random_filter():
     assert certify_cell(theta, saturated, LOSS).holds
 
 
+WITH_POOLING = {
+    "above": ((1, 4, 4), [Conv(5), AveragePool(2), Dense(3)]),
+    "between": ((1, 4, 4), [Conv(2), Conv(5), AveragePool(2), Conv(5), Dense(3)]),
+    "below": ((2, 8, 8), [AveragePool(2), Conv(9), AveragePool(2), Conv(9), Dense(4), Dense(3)]),
+    "twice": ((1, 8, 8), [Conv(2), Conv(5), AveragePool(2), Conv(17), AveragePool(2), Dense(3)]),
+    "1-D": ((1, 12), [Conv(4, 5), AveragePool(3), Dense(4), Dense(3)]),
+}
+
+
+@pytest.mark.parametrize("isolated", [1, 3])
+@pytest.mark.parametrize("name", WITH_POOLING)
+def test_with_average_pooling_it_is_certified_and_fits_the_others_in_every_pixel(name, isolated):
+    shape, layers = WITH_POOLING[name]
+    net, data = Network(shape, layers), random_set(180, shape)
+    theta = nontrivial_minimum(net, data, LOSS, isolated)
+    certificate = certify_cell(theta, data, LOSS)
+    assert certificate.holds
+    assert certificate.classes == isolated + 1
+    outputs = Twin(net.spec).load(theta.arrays())(data.x).detach().numpy()
+    exact = abs(outputs - data.y).max(axis=1) < 1e-9
+    assert exact.sum() == isolated
+    x = data.x
+    if name == "below":  # the first pooling is no layer of the network: its means are the input
+        x = x.reshape(180, 2, 4, 2, 4, 2).mean(axis=(3, 5))
+    x = np.hstack([x.reshape(180, -1), np.ones((180, 1))])
+    fit = np.linalg.lstsq(x[~exact], data.y[~exact])[0]
+    assert abs(outputs[~exact] - x[~exact] @ fit).max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("layers", "named"),
+    [
+        ([Conv(4), AveragePool(2), Dense(3)], "layer 1 has 4, expected at least 5"),
+        (
+            [Conv(2), Conv(5), AveragePool(2), Conv(4), Dense(3)],
+            "layer 4 has 4, expected at least 5",
+        ),
+        ([Conv(5), AveragePool(2), Conv(16), AveragePool(2), Dense(3)], "layer 3 has 16, expected"),
+    ],
+)
+def test_missing_copies_are_named(layers, named):
+    with pytest.raises(AssumptionError, match=f"too few maps: {named}"):
+        nontrivial_minimum(Network((1, 4, 4), layers), random_set(180, (1, 4, 4)), LOSS)
+
+
+# As printed
+
+
+def test_the_printed_point_fires_elsewhere_too_and_is_not_stationary():
+    """E7: other positions of map 1 fire, for other samples, and their weights want to move."""
+    data = random_set(shape=(1, 4, 4), samples=60)
+    net = small_net((1, 4, 4), (3, 3))
+    theta = nontrivial_minimum(net, data, LOSS, variant="literal")
+    arrays = theta.arrays()
+    pixel = np.unravel_index(abs(arrays["W3"][0, :16]).argmax(), (4, 4))
+    assert np.count_nonzero(arrays["W3"][:, :16].any(axis=0)) == 1
+    assert (data.x[(slice(None), 0, *pixel)] + arrays["b1"][0] > 0).sum() == 1
+    fired = net.patterns(theta, data.x)[1][:, :16]
+    assert fired.any(axis=1).sum() > 1
+    gradient = gradients(Twin(net.spec).load(arrays), data.x, data.y, "squared")
+    others = np.delete(gradient["W3"][:, :16], np.ravel_multi_index(pixel, (4, 4)), axis=1)
+    assert abs(others).max() > 1e-3
+    assert not certify_cell(theta, data, LOSS).holds
+
+
+def test_with_two_samples_the_printed_weights_leave_the_other_fit_at_first_order():
+    """E8: lambda is optimal, and nothing else fires, and yet the dense layer is not stationary."""
+    data = random_set(shape=(1, 4, 4), samples=60)
+    x = np.minimum(data.x, 1.5)
+    x[:2, 0, 1, 2] = 2.0, 2.3
+    data = TrainingSet(x, data.y)
+    net = small_net((1, 4, 4), (2, 2))
+    theta = nontrivial_minimum(net, data, LOSS, 2, variant="literal")
+    fired = net.patterns(theta, data.x)[2][:, :16]
+    assert np.argwhere(fired).tolist() == [[0, 6], [1, 6]]
+    gradient = gradients(Twin(net.spec).load(theta.arrays()), data.x, data.y, "squared")
+    assert abs(gradient["W3"][:, :16]).max() < 1e-12  # lambda minimises the loss of the two, (16)
+    assert abs(gradient["W3"][:, 16:]).max() > 1e-3
+    assert not certify_cell(theta, data, LOSS).holds
+
+
+def test_what_the_paper_does_not_print_is_refused():
+    net = Network((1, 4, 4), [Conv(5), AveragePool(2), Dense(3)])
+    with pytest.raises(ValueError, match="prints no formulas with pooling"):
+        nontrivial_minimum(net, random_set(shape=(1, 4, 4)), LOSS, variant="literal")
+    with pytest.raises(ValueError, match="variant: expected one of"):
+        nontrivial_minimum(net, random_set(shape=(1, 4, 4)), LOSS, variant="printed")
+    flat = TrainingSet(np.ones((20, 1, 4, 4)), np.zeros((20, 3)))
+    with pytest.raises(AssumptionError, match="no pixel sets 1 samples apart"):
+        nontrivial_minimum(small_net((1, 4, 4)), flat, LOSS, variant="literal")
+
+
 @pytest.mark.parametrize("isolated", [1, 3])
 def test_it_serves_as_the_subnetwork_of_a_spurious_minimum(isolated):
     data = random_set(shape=(1, 4, 4))
@@ -113,8 +206,15 @@ def test_it_serves_as_the_subnetwork_of_a_spurious_minimum(isolated):
             Network((1, 5, 5), [Conv(2), AveragePool(5), Dense(3)]),
             LOSS,
             1,
+            AssumptionError,
+            "filters too small: layer 1 has filters of size 3, expected at least 5",
+        ),
+        (
+            Network((1, 5, 5), [AveragePool(5), Dense(3)]),
+            LOSS,
+            1,
             ValueError,
-            "expected convolutions, one dense layer",
+            "expected a convolution and ReLU",
         ),
     ],
 )

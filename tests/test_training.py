@@ -1,17 +1,32 @@
 """Descent lowers the risk, never ends above its start, and leaves its arguments alone."""
 
+import re
+
 import numpy as np
 import pytest
+import strict_device
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 from torch_twin import Twin, risk
 
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.fitting import fit_affine
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, ReLU, TrainingSet
-from tinyspur.training import Adam, descend, kaiming_start, train
+from tinyspur.training import (
+    Adam,
+    TrainingCost,
+    descend,
+    finished_epochs,
+    kaiming_start,
+    polish,
+    seconds_per_batch,
+    train,
+    training_cost,
+    training_flops,
+)
 
 NETWORKS = {
     "convolutions": Network((1, 4, 4), [Conv(3), Conv(4), Dense(3)]),
@@ -159,6 +174,75 @@ def test_the_same_start_gives_the_same_bytes():
     assert first.vector.tobytes() == second.vector.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_the_descent_stops_where_the_gradient_reaches_its_goal(loss, dtype):
+    net = NETWORKS["convolutions"]
+    data, theta, steps = training_set(net.input_shape), start(net, dtype=dtype), []
+    largest = abs(net.gradient(theta, data, loss).vector).max()
+    goal = 0.05 * float(largest)
+    reached = descend(theta, data, loss, 200, steps.append, goal)
+    assert abs(net.gradient(reached, data, loss).vector).max() <= goal < largest
+    before = descend(theta, data, loss, len(steps) - 1)
+    assert abs(net.gradient(before, data, loss).vector).max() > goal
+    assert len(steps) < 100
+    assert net.risk(reached, data, loss) < net.risk(theta, data, loss)
+    assert reached.vector.dtype == dtype
+
+
+def test_a_goal_that_holds_at_the_start_leaves_the_point():
+    net, loss = NETWORKS["convolutions"], SquaredLoss()
+    data, theta, steps = training_set(net.input_shape), start(net), []
+    goal = 1.01 * float(abs(net.gradient(theta, data, loss).vector).max())
+    reached = descend(theta, data, loss, 9, steps.append, goal)
+    assert reached.vector.tobytes() == theta.vector.tobytes()
+    assert steps == []
+
+
+@pytest.mark.parametrize("goal", [-1e-3, np.nan])
+def test_a_goal_below_zero_is_refused(goal):
+    net = NETWORKS["leaky"]
+    with pytest.raises(ValueError, match="expected a gradient goal >= 0"):
+        descend(start(net), training_set(net.input_shape), SquaredLoss(), 1, None, goal)
+
+
+def test_the_polish_says_what_it_reached_and_why_it_stopped():
+    data, loss = training_set((1, 3, 3), samples=80), SquaredLoss()
+    net = Network((1, 3, 3), [Dense(3)])
+    theta, steps = start(net, scale=1.0), []
+    largest = abs(net.gradient(theta, data, loss).vector).max()
+    for iterations, stopped in ((400, "reached"), (3, "not reached in so many steps")):
+        steps.clear()
+        result = polish(theta, data, loss, iterations, 1e-6, steps.append)
+        found = net.gradient(result.theta, data, loss).vector
+        assert result.stopped == stopped
+        assert result.gradient == abs(found).max()
+        assert (result.gradient <= result.goal) == (stopped == "reached")
+        assert result.goal == pytest.approx(1e-6 * largest)
+        assert result.iterations == len(steps) <= iterations
+        assert result.risk_before == net.risk(theta, data, loss) > result.risk
+        assert result.risk == net.risk(result.theta, data, loss)
+        assert f"{result.risk:.9g} after {len(steps)} L-BFGS steps" in str(result)
+        assert f"{result.gradient:.3g}, goal {result.goal:.3g}: {stopped}" in str(result)
+    none = polish(theta, data, loss, 0)
+    assert none.theta.vector.tobytes() == theta.vector.tobytes()
+    assert (none.iterations, none.risk, none.gradient) == (0, none.risk_before, largest)
+
+
+def test_the_polish_stops_at_a_minimum_on_a_kink():
+    # |w x| + bias fits the targets best where sigma(w) = sigma(-w) = 0, which has no gradient 0
+    net = Network((1, 1, 1), [Dense(2), Dense(1)])
+    data = TrainingSet(np.array([[[[-1.0]]], [[[1.0]]]]), np.zeros((2, 1)))
+    theta = net.zeros()
+    theta.W[1].weights[:] = [[0.5], [-0.5]]
+    theta.W[2].weights[:] = 1.0
+    theta.b[2][:] = 0.1
+    before = theta.copy()
+    result = polish(theta, data, SquaredLoss(), 500)
+    assert (theta.vector == before.vector).all()
+    assert result.risk < result.risk_before
+
+
 # Training: Kaiming start, Adam, checkpoints
 
 
@@ -229,6 +313,92 @@ def test_training_is_adam_over_the_batches_of_each_epoch():
     assert net.risk(trained, data, CrossEntropy()) < net.risk(start, data, CrossEntropy())
 
 
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_a_whole_training_is_that_of_pytorch(loss):
+    net, data = training_problem()
+    start = kaiming_start(net)
+    trained = train(start, data, loss, 6, 16, Adam(2e-3, 1e-2), seed=4)
+    twin = Twin(net.spec).load(start.arrays())
+    theirs = torch.optim.Adam(twin.parameters(), lr=2e-3, weight_decay=1e-2)
+    x, y = torch.as_tensor(data.x), torch.as_tensor(data.y)
+    for epoch in range(6):
+        order = np.random.default_rng([4, epoch]).permutation(50)
+        for rows in torch.as_tensor(order).split(16):
+            theirs.zero_grad()
+            risk(twin(x[rows]), y[rows], loss.name).backward()
+            theirs.step()
+    for key, parameter in twin.arrays().items():
+        values = parameter.detach().numpy()
+        assert abs(values - trained.arrays()[key]).max() <= 1e-9 * abs(values).max(), key
+    assert abs(trained.vector - start.vector).max() > 0.01
+
+
+def test_progress_of_a_training_counts_images_and_averages_their_losses():
+    net, data = training_problem()
+    calls = []
+    show = lambda *call: calls.append(call)  # noqa: E731
+    shown = train(kaiming_start(net), data, SquaredLoss(), 2, 16, seed=7, progress=show)
+    quiet = train(kaiming_start(net), data, SquaredLoss(), 2, 16, seed=7)
+    assert (shown.vector == quiet.vector).all()
+    assert [call[:2] for call in calls] == [(e, n) for e in (1, 2) for n in (16, 32, 48, 50)]
+    first = np.random.default_rng([7, 0]).permutation(50)[:16]
+    batch = TrainingSet(data.x[first], data.y[first])
+    assert calls[0][2] == pytest.approx(net.risk(kaiming_start(net), batch, SquaredLoss()))
+    still = []
+    adam = Adam(learning_rate=1e-300)  # the parameters stay, so the mean is the risk
+    show = lambda *call: still.append(call)  # noqa: E731
+    train(kaiming_start(net), data, SquaredLoss(), 1, 16, adam, progress=show)
+    assert still[-1][2] == pytest.approx(net.risk(kaiming_start(net), data, SquaredLoss()))
+
+
+def test_a_training_on_a_device_is_that_of_numpy(tmp_path):
+    net, data = training_problem()
+    adam, loss = Adam(weight_decay=1e-2), CrossEntropy()
+    here = kaiming_start(net)
+    there = here.to(strict_device)
+    expected = train(here, data, loss, 3, 16, adam)
+    train(there, data, loss, 1, 16, adam, checkpoint=tmp_path / "checkpoint.npz")
+    settings = {"checkpoint": tmp_path / "checkpoint.npz", "resume": True}
+    found = train(there, data, loss, 3, 16, adam, **settings)
+    assert isinstance(found.vector, strict_device.ndarray)
+    np.testing.assert_allclose(found.vector.get(), expected.vector, rtol=1e-9, atol=1e-12)
+    expected, found = (polish(theta, data, loss, 5) for theta in (expected, found))
+    assert isinstance(found.theta.vector, strict_device.ndarray)
+    assert found.risk == pytest.approx(expected.risk, rel=1e-9)
+    assert training_cost(there, data, loss, 1, 16, 1).backend == "strict_device"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_training_keeps_the_type_of_its_start(dtype):
+    net, data = training_problem()
+    theta = kaiming_start(net).to(np, dtype)
+    trained = train(theta, data, SquaredLoss(), 2)
+    assert trained.vector.dtype == polish(trained, data, SquaredLoss(), 2).theta.vector.dtype
+    assert trained.vector.dtype == dtype
+    exact = train(kaiming_start(net), data, SquaredLoss(), 2)
+    np.testing.assert_allclose(trained.vector, exact.vector, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_training_that_diverges_says_so_and_keeps_its_checkpoint(tmp_path):
+    net, data = training_problem()
+    checkpoint = tmp_path / "checkpoint.npz"
+    with pytest.raises(RuntimeError, match=r"diverged: the risk of epoch 1.*smaller learning rate"):
+        train(kaiming_start(net), data, SquaredLoss(), 9, 16, Adam(1e80), checkpoint=checkpoint)
+    assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"learning_rate": rate} for rate in (0, -1e-3, np.nan, np.inf)]
+    + [{"weight_decay": decay} for decay in (-1e-9, np.nan, np.inf)],
+    ids=str,
+)
+def test_settings_of_adam_out_of_range_are_refused(settings):
+    with pytest.raises(ValueError, match="expected a learning rate > 0 and a weight decay >= 0"):
+        Adam(**settings)
+
+
 class Killed(BaseException):
     pass
 
@@ -239,13 +409,14 @@ def test_a_killed_run_resumes_to_the_same_bytes(last, tmp_path):
     start, settings = kaiming_start(net), {"batch_size": 16, "seed": 3}
     whole = train(start, data, SquaredLoss(), 5, **settings)
 
-    def kill(epoch, risk):
-        if epoch == last:
+    def kill(epoch, images, risk):
+        if epoch == last + 1 and images > 16:
             raise Killed
 
     checkpoint = tmp_path / "checkpoint.npz"
     with pytest.raises(Killed):
         train(start, data, SquaredLoss(), 5, **settings, checkpoint=checkpoint, progress=kill)
+    assert finished_epochs(checkpoint) == last
     seen = []
     resumed = train(
         start,
@@ -255,10 +426,11 @@ def test_a_killed_run_resumes_to_the_same_bytes(last, tmp_path):
         **settings,
         checkpoint=checkpoint,
         resume=True,
-        progress=lambda epoch, risk: seen.append(epoch),
+        progress=lambda epoch, images, risk: seen.append(epoch),
     )
     assert (resumed.vector == whole.vector).all()
-    assert seen == list(range(last + 1, 6))
+    assert seen == [epoch for epoch in range(last + 1, 6) for _ in range(4)]
+    assert finished_epochs(checkpoint) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
 
 
@@ -306,6 +478,65 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     train(start, data, SquaredLoss(), 3, checkpoint=checkpoint, resume=True)
     with pytest.raises(ValueError, match="expected epochs >= 3"):
         train(start, data, SquaredLoss(), 2, checkpoint=checkpoint, resume=True)
+    np.savez(tmp_path / "other.npz", theta=start.vector)
+    with pytest.raises(ValueError, match=r"other\.npz: expected a checkpoint"):
+        finished_epochs(tmp_path / "other.npz")
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"checkpoint\.npz: expected an NPZ"):
+        finished_epochs(checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint\.npz: expected an NPZ"):
         train(start, data, SquaredLoss(), 2, checkpoint=checkpoint, resume=True)
+
+
+# What a training costs
+
+
+def test_the_operations_of_a_training_by_hand():
+    net = Network((3, 4, 6), [Conv(2), AveragePool(2), Conv(5, 5), Dense(7), Dense(3)])
+    first = 2 * 2 * 3 * 9 * 24  # 2 T C k^2 P
+    second = 2 * 5 * 2 * 25 * 6
+    dense = 2 * 30 * 7 + 2 * 7 * 3
+    assert training_flops(net, 1, 1) == 3 * (first + second + dense)
+    assert training_flops(net, 50, 4) == 50 * 4 * training_flops(net, 1, 1)
+    line = Network((2, 8), [Conv(3), Dense(4)])
+    assert training_flops(line, 1, 1) == 3 * (2 * 3 * 2 * 3 * 8 + 2 * 24 * 4)
+
+
+@pytest.mark.parametrize("net", NETWORKS.values(), ids=NETWORKS)
+def test_the_operations_of_a_pass_forward_and_back_are_those_that_pytorch_counts(net):
+    x = torch.rand(5, *net.input_shape, dtype=torch.float64, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        Twin(net.spec)(x).sum().backward()
+    assert training_flops(net, 5, 1) == counter.get_total_flops()
+
+
+def test_measuring_a_batch_changes_nothing():
+    net, data = training_problem()
+    theta = kaiming_start(net)
+    before = [a.tobytes() for a in (theta.vector, data.x, data.y)]
+    assert 0 < seconds_per_batch(theta, data, SquaredLoss(), 16) < 10
+    training_cost(theta, data, SquaredLoss(), 3, 128, 10)
+    assert [a.tobytes() for a in (theta.vector, data.x, data.y)] == before
+
+
+def test_the_time_of_a_batch_grows_with_its_work():
+    net, data = Network((8, 12, 12), [Conv(24), Conv(24), Dense(3)]), training_set((8, 12, 12), 64)
+    theta = kaiming_start(net)
+    one, many = (seconds_per_batch(theta, data, SquaredLoss(), n) for n in (1, 64))
+    assert many > 5 * one
+
+
+def test_the_cost_is_that_of_all_batches():
+    net, data = training_problem()
+    cost = training_cost(kaiming_start(net), data, SquaredLoss(), 3, 128, 10)
+    assert (cost.epochs, cost.polish, cost.samples, cost.backend) == (3, 10, 50, "numpy")
+    assert cost.batch == 50
+    assert cost.flops_per_epoch == training_flops(net, 50, 1)
+    cost = TrainingCost(150, 300, 50_000, 100, 2 * 10**14, 0.72, "numpy")
+    lines = str(cost).splitlines()
+    assert re.search(r"150 epochs of 50,000 samples: 3e\+16 .* about 15\.0 h with numpy", lines[0])
+    assert re.search(r"300 steps at most: 6e\+16, about 1\.2 days", lines[1])
+    assert "0.72 s for a mini-batch of 100, 5.6e+11 operations/s" in lines[2]
+    assert lines[3].endswith("sustains 10 TFLOP/s in float32: 50.0 min and 1.7 h")
+    on_device = TrainingCost(150, 300, 50_000, 100, 2 * 10**14, 0.72, "cupy")
+    assert str(on_device).splitlines() == [lines[0].replace("numpy", "cupy"), *lines[1:3]]

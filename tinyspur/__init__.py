@@ -1,6 +1,12 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
 
-from .certificates import CellCertificate, Kink, certify_cell
+from .certificates import (
+    CellCertificate,
+    Kink,
+    RelayCertificate,
+    certify_cell,
+    certify_relays,
+)
 from .constructions.convolutional import (
     LowerPoint,
     SpuriousMinimum,
@@ -20,7 +26,8 @@ from .constructions.embedding import (
 )
 from .constructions.nontrivial import nontrivial_minimum
 from .constructions.relays import RelayedPair, rescale
-from .escapes import Escape, kink_escape
+from .escapes import Escape, find_escape, kink_escape, one_sided_derivative
+from .evidence import Evidence, gather_evidence
 from .fitting import AffineFit, AssumptionError, fit_affine
 from .losses import CrossEntropy, SquaredLoss, one_hot
 from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
@@ -42,23 +49,28 @@ __all__ = [
     "Dense",
     "DenseMatrix",
     "Escape",
+    "Evidence",
     "Kink",
     "LowerPoint",
     "Network",
     "OrderedGroups",
     "Parameters",
     "ReLU",
+    "RelayCertificate",
     "RelayedPair",
     "SpuriousMinimum",
     "SquaredLoss",
     "TrainingSet",
     "certify_cell",
+    "certify_relays",
     "check_assumption_1",
     "descend",
     "embed",
     "equal_risk_point",
+    "find_escape",
     "find_spurious_minimum",
     "fit_affine",
+    "gather_evidence",
     "kaiming_start",
     "kink_escape",
     "linear_minimum",
@@ -67,6 +79,7 @@ __all__ = [
     "lower_point",
     "nontrivial_minimum",
     "one_hot",
+    "one_sided_derivative",
     "ordered_groups",
     "rescale",
     "revive",

@@ -23,7 +23,7 @@ from .losses import Loss
 from .matrices import WeightMatrix
 from .network import Parameters, TrainingSet
 
-FILTERS = 4  # random filters that are tried for maps at the kink
+FILTERS = 4  # how many random filters are tried at a time, for maps at the kink
 STEPS, SHRINK = 20, 4  # of a line search: how many, and the ratio of one to the next
 
 
@@ -260,12 +260,10 @@ def second_order_directions(
     moves by 1 against the sign of its rate, an entry of (1/N) sum_i W^q.gradient(delta^q,
     do^{q-1}); the highest layers q come first. Any one proves that theta is not a local minimum.
     """
-    theta = _in_float64(theta)
-    unused = _unused_maps(theta)
-    for active in (False, True) if unused else ():
-        rng, trials = np.random.default_rng(seed), []
-        for trial in range(max(FILTERS, len(unused))):
-            layer, t = unused[trial % len(unused)]
+    theta, rng, unused = _in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
+    for active, first in itertools.product((False, True), range(0, len(unused), FILTERS)):
+        trials = []
+        for layer, t in itertools.islice(itertools.cycle(unused), first, first + FILTERS):
             filters = theta.net.zeros(like=theta.vector)
             d, beta, _ = random_unit(theta, layer, data.x, rng)
             filters.W[layer].weights[t] = namespace(theta.vector).asarray(d)

@@ -1,0 +1,186 @@
+"""What a network inherits from its subnetwork where the layers above only relay."""
+
+import json
+
+import numpy as np
+import pytest
+import strict_device
+
+from tinyspur import (
+    AveragePool,
+    Conv,
+    CrossEntropy,
+    Dense,
+    Network,
+    Parameters,
+    SquaredLoss,
+    TrainingSet,
+    certify_cell,
+    certify_relays,
+    embed,
+    find_spurious_minimum,
+    linear_minimum,
+    nontrivial_minimum,
+    one_hot,
+    subnetwork,
+)
+
+LOSS = SquaredLoss()
+TOP = [Conv(3), Conv(5), Conv(6), Dense(3)]
+POOLED = [Conv(2), Conv(4), Conv(16), AveragePool(2), Conv(16), Dense(5), Dense(3)]
+
+
+def random_set(shape=(1, 4, 4), samples=90, outputs=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return TrainingSet(rng.normal(size=(samples, *shape)), rng.normal(size=(samples, outputs)))
+
+
+def nonlinear(layers=TOP, seed=0, variant="repaired"):
+    """Return theta on a random subnetwork, its pair, the data and the subnetwork's point."""
+    net, data = Network((1, 4, 4), layers), random_set(seed=seed)
+    phi = subnetwork(net, variant=variant).zeros()
+    phi.vector[:] = np.random.default_rng(seed + 1).normal(size=phi.vector.size)
+    theta, pair = embed(net, phi, data.x, variant)
+    return theta, pair, data, phi
+
+
+@pytest.mark.parametrize("layers", [TOP, POOLED])
+@pytest.mark.parametrize("loss", [LOSS, CrossEntropy()], ids=lambda loss: loss.name)
+def test_a_certified_subnetwork_is_a_proof_for_the_whole(layers, loss):
+    data = random_set()
+    if loss.name == "cross-entropy":
+        labels = np.random.default_rng(1).integers(0, 3, len(data))
+        data = TrainingSet(data.x, one_hot(labels, 3, 0.2))
+    theta, pair = linear_minimum(Network((1, 4, 4), layers), data, loss)
+    found = certify_relays(theta, data, loss, pair.lower)
+    assert found.holds
+    assert found.structure
+    assert not found.evidence_only
+    assert found.evidence is None
+    assert found.radius == certify_cell(theta, data, loss).radius > 0
+    assert found.point.net.risk(found.point, data, loss) == pytest.approx(
+        theta.net.risk(theta, data, loss), rel=1e-12
+    )
+    assert "holds, a local minimum" in str(found)
+
+
+def test_active_and_dead_units_are_counted():
+    data = random_set()
+    theta, pair = linear_minimum(Network((1, 4, 4), TOP), data, LOSS)
+    found = certify_relays(theta, data, LOSS, pair.lower)
+    assert (found.active, found.dead, found.mixed) == (2 * 16, (4 + 5) * 16, 0)
+    assert found.margin == pytest.approx(1.0)
+    assert found.unread == ()
+
+
+@pytest.mark.parametrize("isolated", [1, 2])
+def test_a_nontrivial_subnetwork_is_a_proof_too(isolated):
+    net, data = Network((1, 4, 4), TOP), random_set()
+    phi = nontrivial_minimum(subnetwork(net), data, LOSS, isolated)
+    theta, pair = embed(net, phi, data.x)
+    found = certify_relays(theta, data, LOSS, pair.lower)
+    assert found.holds
+    assert found.classes == isolated + 1
+
+
+@pytest.mark.parametrize("layers", [TOP, POOLED])
+@pytest.mark.parametrize("seed", range(3))
+def test_without_a_certified_subnetwork_there_is_evidence_only(layers, seed):
+    theta, pair, data, phi = nonlinear(layers, seed)
+    found = certify_relays(theta, data, LOSS, pair.lower)
+    assert found.structure
+    assert found.evidence_only
+    assert not found.holds
+    outputs = found.point.net.forward(found.point, data.x)
+    expected = phi.net.forward(phi, data.x)
+    assert abs(outputs - expected).max() < 1e-11 * abs(expected).max()
+    assert found.stationarity == found.evidence.relative_gradient > 1e-4
+    assert found.radius == 0
+    report = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert report["kind"] == "relay"
+    assert report["evidence_only"] is True
+    assert report["holds"] is False
+    text = str(found)
+    assert "theta is a local minimum if its subnetwork is at one" in text
+    assert "evidence, no proof" in text
+    assert "holds, a local minimum" not in text
+
+
+@pytest.mark.parametrize("layers", [TOP, POOLED])
+def test_near_theta_the_risk_is_that_of_the_layers_below_with_a_free_dense_layer(layers):
+    """The identity behind the proof, R(theta') = R_sub(lower', V', c'), at random points."""
+    theta, pair, data, _ = nonlinear(layers)
+    rng = np.random.default_rng(5)
+    for _ in range(5):
+        near = Parameters(theta.net, theta.vector + 1e-3 * rng.normal(size=theta.vector.size))
+        found = certify_relays(near, data, LOSS, pair.lower)
+        assert found.structure
+        expected = near.net.risk(near, data, LOSS)
+        assert found.point.net.risk(found.point, data, LOSS) == pytest.approx(expected, rel=1e-11)
+
+
+def test_literal_relays_are_at_the_kink():
+    theta, pair, data, _ = nonlinear(variant="literal")
+    found = certify_relays(theta, data, LOSS, pair.lower)
+    assert not found.structure
+    assert not found.evidence_only
+    assert not found.holds
+    assert found.evidence is None
+    assert {kink.layer for kink in found.kinks} == {2, 3}
+    assert "at the kink z = 0" in str(found)
+
+
+def test_a_relay_that_a_sample_switches_off_breaks_the_structure():
+    theta, pair, data, _ = nonlinear()
+    relay = pair.relay_of(0)
+    features = theta.net.layer_output(theta, data.x.reshape(len(data), -1).T, 1)[:16]
+    theta.b[pair.lower][relay] = -features.max() / 2
+    found = certify_relays(theta, data, LOSS, pair.lower)
+    assert found.mixed == ((features > features.max() / 2).any(axis=1)).sum() > 0
+    assert not found.structure
+    assert "active for some samples only" in str(found)
+
+
+def test_a_live_map_that_is_not_relayed_is_named_and_not_stationary():
+    """E3: the free dense layer of the subnetwork reads it, with weights zero that want to move."""
+    data = random_set()
+    theta, pair = linear_minimum(Network((1, 4, 4), TOP), data, LOSS)
+    theta.W[1].weights[2] = np.random.default_rng(0).normal(size=(1, 3, 3))
+    theta.b[1][2] = 0.1
+    found = certify_relays(theta, data, LOSS, pair.lower)
+    assert found.unread == (2,)
+    assert found.evidence_only
+    assert found.evidence.relative_gradient > 1e-3
+    assert "maps 2 of layer 1" in str(found)
+
+
+def test_the_search_for_a_minimum_falls_back_on_it():
+    theta, pair, data, _ = nonlinear()
+    found = find_spurious_minimum(theta, pair, data, LOSS)
+    assert found.certificate.kind == "relay"
+    assert found.verdict.startswith("not certified: the relays are proved")
+    assert "local minimum" not in found.verdict
+    assert found.theta_prime_risk == pytest.approx(found.risk, rel=1e-12)
+    assert found.lower.decrease > 0
+
+
+def test_it_runs_on_a_device():
+    theta, pair, data, _ = nonlinear()
+    expected = certify_relays(theta, data, LOSS, pair.lower)
+    found = certify_relays(theta.to(strict_device), data, LOSS, pair.lower)
+    assert (found.active, found.dead, found.margin) == (
+        expected.active,
+        expected.dead,
+        expected.margin,
+    )
+    assert found.evidence.gradient_norm == pytest.approx(expected.evidence.gradient_norm)
+
+
+def test_bad_input_is_refused():
+    theta, _, data, _ = nonlinear()
+    for lower in (0, 5):
+        with pytest.raises(ValueError, match=f"relays: expected a layer in 1..4, got {lower}"):
+            certify_relays(theta, data, LOSS, lower)
+    theta.vector[0] = np.nan
+    with pytest.raises(ValueError, match="expected finite parameters"):
+        certify_relays(theta, data, LOSS, 2)
