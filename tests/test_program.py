@@ -5,19 +5,24 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from torch_twin import from_npz, gradients, risk
+from torch_twin import Twin, from_npz, gradients, risk
 
 import tinyspur
 from tinyspur import datasets
+from tinyspur.constructions.embedding import subnetwork
+from tinyspur.network import Conv, Dense, Network
+from tinyspur.training import training_flops
 
 ROOT = Path(tinyspur.__file__).resolve().parent.parent
 PROGRAM = ROOT / "demos" / "cifar_spurious.py"
@@ -656,6 +661,338 @@ def test_what_was_downloaded_is_used(program, archive, monkeypatch, tmp_path):
 
     monkeypatch.setattr(datasets, "download_cifar10", fetch)
     check_cifar10(program("--download", "--samples", 150, "--descend", 0), samples=150)
+
+
+# A trained subnetwork
+
+TRAINED = [
+    *["--theta", "trained", "--epochs", "2", "--batch-size", "40", "--polish", "20"],
+    *["--maps", "3", "6", "6", *QUICK],
+]
+TRAINING_KEYS = {
+    *("epochs", "batch_size", "learning_rate", "weight_decay", "risk_after_training"),
+    *("polish", "flops"),
+}
+
+
+def subnetwork_spec(spec):
+    """Return the description without the two convolutions below the dense layer."""
+    return {**spec, "layers": [*spec["layers"][:-3], spec["layers"][-1]]}
+
+
+def checkpoint_twin(run):
+    """Return the subnetwork after the training, from the checkpoint, in PyTorch."""
+    twin = Twin(subnetwork_spec(run.report["network"]))
+    vector, arrays, start = run.arrays("checkpoint")["theta"], {}, 0
+    for key, parameter in twin.arrays().items():
+        arrays[key] = vector[start : start + parameter.numel()].reshape(parameter.shape)
+        start += parameter.numel()
+    assert start == vector.size
+    return twin.load(arrays)
+
+
+def check_trained(run, x, y, rel=1e-10):
+    """Check what a trained run wrote against PyTorch."""
+    assert run.status == 0, run.errors
+    report = run.report
+    assert set(report) == REPORT_KEYS | {"training"}
+    training = report["training"]
+    assert set(training) == TRAINING_KEYS
+    assert set(training["polish"]) == {"iterations", "gradient"}
+    named = {point["file"] for point in report["points"].values()}
+    assert set(run.files) == named | {"figure.png", "report.json", "checkpoint.npz"}
+    certificate = report["points"]["theta"]["certificate"]
+    assert CERTIFICATE_KEYS <= set(certificate)
+    assert (report["verdict"] == SPURIOUS) <= certificate["holds"]
+    assert run.printed.splitlines()[-1] == f"verdict: {report['verdict']}"
+    risks = check_risks(run, x, y, rel=rel)
+    trained = float(risk(outputs_of(checkpoint_twin(run), x), y, report["loss"]))
+    assert training["risk_after_training"] == pytest.approx(trained, rel=rel)
+    assert risks["theta"] < trained
+    for number in (trained, risks["theta"]):
+        assert f"{number:.4f}"[:5] in run.printed
+    check_lower(run)
+    return risks
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross-entropy"])
+def test_a_trained_subnetwork_comes_to_the_end(loss, program, small):
+    run = program("--data", small, *TRAINED, "--loss", loss, figure=loss == "squared")
+    data = datasets.load_npz(small)
+    x, y = training_arrays(data.images, data.labels, 3, 0.0)
+    check_trained(run, x, y)
+    training, theta = run.report["training"], run.theta
+    assert (training["epochs"], training["batch_size"]) == (2, 40)
+    assert (training["learning_rate"], training["weight_decay"]) == (1e-3, 5e-4)
+    assert 1 <= training["polish"]["iterations"] <= 20
+    # 3 passes over 150 images; 3 maps of 9 weights on 36 positions and 108 inputs of 3 outputs
+    assert training["flops"] == 2 * 150 * 3 * (2 * 3 * 9 * 36 + 2 * 108 * 3)
+    # the polished subnetwork is what theta relays: relays of bias 1 in both layers of the pair
+    live = [np.flatnonzero(theta["W2"][:, m].any(axis=(1, 2))) for m in range(3)]
+    read = np.zeros((3, 3, 36))
+    offset = theta["b4"].copy()
+    for m, relays in enumerate(live):
+        for r in relays:
+            read[:, m] = theta["W4"].reshape(3, 6, 36)[:, r]
+            offset += 2 * read[:, m].sum(axis=1)
+    phi = Twin(subnetwork_spec(run.report["network"]))
+    arrays = {"W1": theta["W1"], "b1": theta["b1"], "W2": read.reshape(3, -1), "b2": offset}
+    found = gradients(phi.load(arrays), x, y, loss)
+    if all(len(relays) == 1 for relays in live):
+        largest = max(abs(g).max() for g in found.values())
+        assert training["polish"]["gradient"] == pytest.approx(largest, rel=1e-7)
+
+
+def test_the_literal_variant_takes_a_trained_subnetwork(program, small):
+    run = program("--data", small, *TRAINED, "--variant", "literal")
+    data = datasets.load_npz(small)
+    check_trained(run, *training_arrays(data.images, data.labels, 3, 0.0))
+    assert run.report["verdict"].startswith("not")
+    assert not run.theta["b2"].any()
+
+
+def test_training_in_float32(program, small):
+    run = program("--data", small, *TRAINED, "--dtype", "float32")
+    assert run.arrays("checkpoint")["theta"].dtype == np.float32
+    data = datasets.load_npz(small)
+    check_trained(run, *training_arrays(data.images, data.labels, 3, 0.0), rel=1e-5)
+    assert run.report["points"]["theta"]["certificate"]["holds"] is False
+
+
+def test_without_a_polish_the_trained_point_is_taken(program, small):
+    run = program("--data", small, *TRAINED, "--polish", 0)
+    assert run.status == 0, run.errors
+    training, theta = run.report["training"], run.report["points"]["theta"]
+    assert training["polish"]["iterations"] == 0
+    assert theta["risk"] == pytest.approx(training["risk_after_training"], rel=1e-12)
+
+
+def test_other_subnetworks_leave_no_training_in_the_report(program, small):
+    run = program("--data", small, *QUICK)
+    assert "training" not in run.report
+    assert "operations" not in run.errors + run.printed
+
+
+def test_the_cost_is_printed_before_the_training(program, small):
+    run = program("--data", small, *TRAINED, "--epochs", 4, "--polish", 10)
+    operations = 150 * 3 * (2 * 3 * 9 * 36 + 2 * 108 * 3)
+    cost, _, rest = run.errors.partition("Adam:")
+    assert f"training, 4 epochs of 150 samples: {4 * operations:.4g} floating-point" in cost
+    assert f"polish, 10 steps at most: {10 * operations:.4g}, about" in cost
+    assert re.search(r"measured: [\d.e-]+ s for a mini-batch of 40, [\d.e+]+ operations/s", cost)
+    assert "a GPU that sustains 10 TFLOP/s in float32: " in cost
+    assert "floating-point" not in rest
+    assert "L-BFGS:" in rest
+
+
+def test_measuring_the_cost_does_not_change_the_training(demo, program, small, monkeypatch):
+    first = program("--data", small, *TRAINED)
+    monkeypatch.setattr(demo, "training_cost", lambda *_: "not measured")
+    second = program("--data", small, *TRAINED)
+    assert second.files["theta.npz"] == first.files["theta.npz"]
+    assert second.files["checkpoint.npz"] == first.files["checkpoint.npz"]
+
+
+LONG = [*TRAINED[:-2], "--epochs", "30", "--batch-size", "4"]  # on 150 images
+
+
+@pytest.fixture(scope="module")
+def unbroken(demo, tmp_path_factory):
+    """A longer training without a break: the images and the folder that it wrote to."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    images, labels = images_and_labels()
+    np.savez(folder / "small.npz", images=images, labels=labels)
+    options = ["--data", folder / "small.npz", "--out", folder / "out", *LONG]
+    assert demo.main([*map(str, options), "--backend", "numpy"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
+def test_a_broken_training_goes_on_to_the_same_bytes(stop, unbroken, program, tmp_path):
+    out, options = tmp_path / "out", ["--data", unbroken / "small.npz", *LONG]
+    options += ["--backend", "numpy"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, PROGRAM, *map(str, options), "--out", out],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started = time.monotonic()
+    while not (out / "checkpoint.npz").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < started + 120
+        time.sleep(0.002)
+    time.sleep(0.05)
+    process.send_signal(stop)
+    printed, errors = process.communicate(timeout=60)
+    broken = Run(process.returncode, printed, errors, out)
+    assert 1 <= broken.arrays("checkpoint")["epochs"] < 30
+    assert "Traceback" not in errors
+    assert not (out / "theta.npz").exists()
+    if stop == signal.SIGINT:
+        assert broken.status == 130
+        line = errors.splitlines()[-1]
+        assert line == (
+            f"interrupted: the same command with --resume goes on from {out / 'checkpoint.npz'}"
+        )
+    else:
+        assert broken.status == -signal.SIGKILL
+    resumed = program(*options, "--resume")
+    assert resumed.status == 0, resumed.errors
+    assert resumed.files["theta.npz"] == (unbroken / "out" / "theta.npz").read_bytes()
+    assert resumed.files["checkpoint.npz"] == (unbroken / "out" / "checkpoint.npz").read_bytes()
+
+
+def test_an_interrupt_says_whether_there_is_something_to_resume(
+    demo, program, small, tmp_path, monkeypatch
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for name, options, words in (
+        ("training_cost", TRAINED, "nothing to resume"),
+        ("polish", TRAINED, f"--resume goes on from {tmp_path / 'polish' / 'checkpoint.npz'}"),
+        ("find_spurious_minimum", QUICK, "nothing to resume"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(demo, name, interrupt)
+            run = program("--data", small, *options, out=tmp_path / name)
+        assert run.status == 130
+        assert run.errors.splitlines()[-1].startswith("interrupted: ")
+        assert run.errors.splitlines()[-1].endswith(words)
+    resumed = program("--data", small, *TRAINED, "--resume", out=tmp_path / "polish")
+    assert resumed.status == 0
+    assert "training, 0 epochs of 150 samples: 0 floating-point" in resumed.errors
+    assert resumed.theta["W4"].tobytes() == program("--data", small, *TRAINED).theta["W4"].tobytes()
+
+
+def test_a_finished_training_goes_on_for_more_epochs(program, small, tmp_path):
+    program("--data", small, *TRAINED)
+    longer = program("--data", small, *TRAINED, "--epochs", 4, "--resume")
+    assert "training, 2 epochs of 150 samples" in longer.errors
+    assert longer.report["training"]["epochs"] == 4
+    whole = program("--data", small, *TRAINED, "--epochs", 4, out=tmp_path / "whole")
+    assert longer.files["theta.npz"] == whole.files["theta.npz"]
+    assert longer.report["training"] == whole.report["training"]
+
+
+def test_a_checkpoint_that_will_be_replaced_is_named(program, small):
+    first = program("--data", small, *TRAINED)
+    assert "earlier run" not in first.errors
+    second = program("--data", small, *TRAINED, "--seed", 1)
+    assert f"{second.out / 'checkpoint.npz'} of an earlier run will be replaced" in second.errors
+    assert second.status == 0
+
+
+def test_the_architecture_of_the_paper(demo):
+    options = demo.parse(["--architecture", "paper", "--theta", "trained"])
+    assert options.maps == [64, 64, 128, 128, 256, 256, 256]
+    assert (options.epochs, options.learning_rate, options.weight_decay) == (150, 1e-3, 5e-4)
+    net = Network((3, 32, 32), [*map(Conv, options.maps), Dense(10)])
+    maps = [64, 64, 128, 128, 254]  # two maps of the pair are reserved
+    sub = subnetwork(net, variant="repaired", all_relayed=True)
+    assert [shape[0] for shape in sub.shapes] == [3, *maps, 10]
+    per_image = sum(2 * t * c * 9 * 1024 for c, t in zip([3, *maps], maps, strict=False))
+    per_image += 2 * 254 * 1024 * 10
+    assert training_flops(sub, 50_000, 150) == 3 * per_image * 50_000 * 150
+
+
+@pytest.mark.parametrize(
+    ("options", "maps", "epochs", "samples"),
+    [
+        ([], [4, 6, 6], 20, 4000),
+        (["--architecture", "paper"], [64, 64, 128, 128, 256, 256, 256], 150, 4100),
+        (["--architecture", "paper", "--samples", 30], [64, 64, 128, 128, 256, 256, 256], 150, 30),
+        (["--architecture", "paper", "--maps", 2, 5, 6, "--epochs", 3], [2, 5, 6], 3, 4100),
+        (["--maps", 2, 5, 6, "--samples", 30], [2, 5, 6], 20, 30),
+    ],
+)
+def test_what_is_trained(options, maps, epochs, samples, demo, program, tmp_path, monkeypatch):
+    images, labels = images_and_labels(samples=4100, shape=(1, 2, 2))
+    np.savez(tmp_path / "many.npz", images=images, labels=labels)
+    seen = []
+
+    def stop(options, net, training_set, *_):
+        seen.append((options.epochs, net, len(training_set)))
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(demo, "trained_point", stop)
+    run = program("--data", tmp_path / "many.npz", "--theta", "trained", *options)
+    check_refused(run, "far enough")
+    assert " -> ".join(f"{m}x2x2" for m in maps) in run.printed
+    [(found, net, used)] = seen
+    assert (found, used) == (epochs, samples)
+    assert [shape[0] for shape in net.shapes[1:-2]] == maps[:-3]
+    assert net.shapes[-2][0] == min(maps[-3], min(maps[-2:]) - 2)
+
+
+@pytest.mark.parametrize("theta", ["linear", "nontrivial"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(["--epochs", "3"], ["--batch-size", "128"], ["--learning-rate", "1e-3"]),
+        *(["--weight-decay", "0"], ["--polish", "300"], ["--resume"]),
+    ],
+    ids=lambda option: option[0],
+)
+def test_options_of_a_training_are_refused_without_one(option, theta, demo, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        demo.main(["--theta", theta, *option, "--out", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {option[0]}: expected --theta trained, got --theta {theta}\n"
+    assert printed.out == ""
+
+
+BAD_TRAINING = {
+    "no epochs": (["--epochs", "0"], ["--epochs: expected 1 or more, got 0"]),
+    "an empty batch": (["--batch-size", "0"], ["--batch-size: expected 1 or more, got 0"]),
+    "a negative rate": (["--learning-rate", "-1"], ["learning rate > 0", "-1.0"]),
+    "a rate that is NaN": (["--learning-rate", "nan"], ["learning rate > 0", "nan"]),
+    "a negative decay": (["--weight-decay", "-1e-4"], ["weight decay >= 0", "-0.0001"]),
+    "a negative polish": (["--polish", "-1"], ["--polish: expected 0 or more, got -1"]),
+    "nothing to resume": (["--resume"], ["--resume: expected a checkpoint", "checkpoint.npz"]),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), BAD_TRAINING.values(), ids=BAD_TRAINING)
+def test_bad_options_of_a_training_are_refused_before_any_work(options, words, program, tmp_path):
+    run = program("--data", tmp_path / "never read.npz", *TRAINED, *options)
+    check_refused(run, *words)
+    assert run.printed == ""
+    assert len(run.errors.splitlines()) == 1
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(program, small):
+    before = program("--data", small, *TRAINED)
+    for options, words in (
+        (["--epochs", 1], ["--epochs: expected 2 or more", "got 1"]),
+        (["--seed", 1], ["checkpoint of this run"]),
+        (["--batch-size", 7], ["checkpoint of this run"]),
+        (["--learning-rate", 1e-4], ["checkpoint of this run"]),
+        (["--label-smoothing", 0.1], ["checkpoint of this run"]),
+        (["--maps", 2, 6, 6], ["checkpoint of this run"]),
+        (["--dtype", "float32"], ["checkpoint of this run"]),
+    ):
+        run = program("--data", small, *TRAINED, "--resume", *options)
+        assert run.status == 2
+        for word in words:
+            assert word in run.errors.splitlines()[-1]
+        assert run.files == before.files
+    whole = before.files["checkpoint.npz"]
+    (before.out / "checkpoint.npz").write_bytes(whole[: len(whole) // 2])
+    run = program("--data", small, *TRAINED, "--resume")
+    assert run.status == 2
+    assert "expected an NPZ" in run.errors
+    assert "Traceback" not in run.errors
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_training_that_diverges_is_an_error(program, small):
+    run = program("--data", small, *TRAINED, "--learning-rate", 1e90)
+    check_refused(run, "training diverged", "smaller learning rate")
 
 
 # Bad input

@@ -42,9 +42,9 @@ def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired"
     if net.activation.slope != 0:
         raise ValueError(f"construction: expected ReLU, got {net.activation}")
     lower = top_pair(net) if lower is None else lower
-    pair = net.layers[max(0, lower - 1) : lower + 1]
+    pair = net.layers[lower - 1 : lower + 1] if lower > 0 else ()
     if len(pair) < 2 or not all(isinstance(layer, Conv) for layer in pair):
-        kinds = ", ".join(type(layer).__name__ for layer in pair)
+        kinds = ", ".join(type(layer).__name__ for layer in pair) or "none"
         raise ValueError(
             f"construction: expected convolutions as layers {lower} and {lower + 1}, got {kinds}"
         )
@@ -103,11 +103,11 @@ def linear_subnetwork(
     check_variant(variant)
     if len(data) < 2:
         raise AssumptionError(f"Assumption 1 needs at least two samples, got {len(data)}")
-    if any(isinstance(layer, Dense) for layer in net.layers[:-1]):
+    if [isinstance(layer, Dense) for layer in net.layers] != [False] * (net.depth - 1) + [True]:
         raise ValueError(f"linear subnetwork: expected one dense layer, at the end, got {net}")
     channels, *_ = net.input_shape
     tower = Tower(net, net.leading_poolings + 1, net.depth - 1, variant == "repaired")
-    tower.check_room(channels, "one for each input channel that the linear subnetwork relays,")
+    tower.check_room(channels, "one for each input channel that the linear subnetwork relays")
     x = first_features(net, data.x)
     features = x.reshape(len(x), channels, -1)
     if variant == "literal" and tower.pooled:
@@ -269,7 +269,8 @@ def _check_subnetwork(phi: Network, net: Network, lower: int, variant: str) -> N
     layers, n = list(phi.layers), _last_convolution(expected.layers)
     if n is not None and len(layers) > n and isinstance(layers[n], Conv):
         layers[n] = Conv(max(layers[n].maps, expected.layers[n].maps), layers[n].kernel)
-    if tuple(layers) != expected.layers or phi.input_shape != expected.input_shape:
+    found = (phi.input_shape, tuple(layers), phi.activation)
+    if found != (expected.input_shape, expected.layers, expected.activation):
         raise ValueError(f"embed: expected a point of {expected}, got one of {phi}")
 
 

@@ -1,0 +1,494 @@
+"""Escapes: derivatives are exact at kinks, saddles are left, and nothing is found at a minimum."""
+
+import json
+
+import numpy as np
+import pytest
+import strict_device
+import torch
+import torch_twin
+
+from tinyspur.certificates import certify_cell
+from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
+from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.escapes import (
+    coordinate_rates,
+    expand_risk,
+    find_escape,
+    first_order_directions,
+    kink_escape,
+    one_sided_derivative,
+    second_order_directions,
+)
+from tinyspur.fitting import AssumptionError
+from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
+from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+
+SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
+LAYOUTS = {
+    "dense": ((1, 1, 3), (Dense(4), Dense(3), Dense(2))),
+    "conv": ((1, 3, 3), (Conv(2), Conv(2), Dense(2))),
+    "pooling": ((2, 4), (Conv(3), AveragePool(2), Conv(2, 1), Dense(3), Dense(2))),
+}
+over_losses = pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"])
+over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
+over_activations = pytest.mark.parametrize("slope", [0.0, 0.2], ids=["relu", "leaky"])
+
+
+def targets(loss, rng, samples, outputs):
+    if loss is SQUARED:
+        return rng.normal(size=(samples, outputs))
+    return one_hot(rng.integers(0, outputs, samples), outputs, smoothing=0.2)
+
+
+def twin_risk(theta, data, loss):
+    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
+    with torch.no_grad():
+        return float(torch_twin.risk(twin(data.x), data.y, loss.name))
+
+
+def preactivations(theta, x, layer):
+    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
+    return twin.preactivations(x)[layer].detach().numpy()
+
+
+def random_point(layout, slope, loss, seed, samples=6, kinks=()):
+    """Return a random point and data; in each layer of `kinks` every map has a unit with z = 0.
+
+    Map 0 of those layers has no weights and no bias: it is at the kink for all samples.
+    """
+    rng = np.random.default_rng(seed)
+    shape, layers = LAYOUTS[layout]
+    net = Network(shape, layers, ReLU(slope))
+    theta = Parameters(net, rng.normal(size=net.size))
+    x = rng.normal(size=(samples, *shape))
+    for layer in kinks:
+        theta.W[layer].weights[0], theta.b[layer][0] = 0, 0
+        for t in range(1, len(theta.b[layer])):
+            z = preactivations(theta, x, layer).reshape(samples, len(theta.b[layer]), -1)
+            unit = rng.integers(samples), t, rng.integers(z.shape[2])
+            theta.b[layer][t] -= z[unit]
+    return theta, TrainingSet(x, targets(loss, rng, samples, 2))
+
+
+def direction_at(theta, rng):
+    return Parameters(theta.net, rng.normal(size=theta.net.size))
+
+
+def moved(theta, direction, step):
+    return Parameters(theta.net, theta.vector + step * direction.vector)
+
+
+def small_literal(loss, seed=0):
+    """Return the literal theta of a CNN with a linear subnetwork, and data."""
+    net = Network((1, 4, 4), [Conv(2), Conv(4), Conv(4), Dense(3)])
+    rng = np.random.default_rng(seed)
+    data = TrainingSet(rng.uniform(0, 1, (40, 1, 4, 4)), targets(loss, rng, 40, 3))
+    return linear_minimum(net, data, loss, "literal")[0], data
+
+
+def nonlinear_literal(seed=0):
+    """Return the literal theta over a certified subnetwork whose features are often 0 (E2)."""
+    net = Network((1, 3, 3), [Conv(2), Conv(4), Conv(4), Dense(2)])
+    rng = np.random.default_rng(seed)
+    data = TrainingSet(rng.uniform(0, 1, (30, 1, 3, 3)), targets(SQUARED, rng, 30, 2))
+    phi = nontrivial_minimum(subnetwork(net), data, SQUARED)
+    assert certify_cell(phi, data, SQUARED).holds
+    theta, _ = embed(net, phi, data.x, "literal")
+    return theta, data
+
+
+# The derivative
+
+
+@over_layouts
+@over_activations
+@over_losses
+def test_the_derivative_at_kinks_is_the_limit_of_difference_quotients(layout, slope, loss):
+    kinks = [l for l in Network(*LAYOUTS[layout]).active_layers]
+    rng, bends = np.random.default_rng(1), []
+    for seed in range(3):
+        theta, data = random_point(layout, slope, loss, seed, kinks=kinks)
+        assert len(certify_cell(theta, data, loss).kinks) >= 2 * len(kinks)
+        before, derivatives = twin_risk(theta, data, loss), []
+        direction = direction_at(theta, rng)
+        for sign in (1, -1):
+            d = moved(theta.net.zeros(), direction, sign)
+            found = expand_risk(theta, d, data, loss)
+            assert one_sided_derivative(theta, d, data, loss) == found.first
+            quotients = [
+                (twin_risk(moved(theta, d, t), data, loss) - before) / t for t in (1e-6, 2e-6)
+            ]
+            assert found.first == pytest.approx(2 * quotients[0] - quotients[1], abs=1e-7)
+            for t in (1e-4,):
+                rest = twin_risk(moved(theta, d, t), data, loss) - before - found.first * t
+                assert found.second == pytest.approx(rest / t**2, rel=0.05, abs=0.05)
+            derivatives.append(found.first)
+        bends.append(abs(sum(derivatives)))
+    assert max(bends) > 1e-2  # a gradient would give derivatives that cancel
+
+
+@over_layouts
+@over_activations
+@over_losses
+def test_the_derivative_at_smooth_points_is_the_gradients(layout, slope, loss):
+    theta, data = random_point(layout, slope, loss, 5)
+    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
+    gradient = torch_twin.gradients(twin, data.x, data.y, loss.name)
+    for seed in range(3):
+        d = direction_at(theta, np.random.default_rng(seed))
+        expected = sum((gradient[name] * part).sum() for name, part in d.arrays().items())
+        assert one_sided_derivative(theta, d, data, loss) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_unit_that_rounding_alone_moves_off_the_kink_is_at_the_kink():
+    net = Network((1, 1, 1), [Dense(1), Dense(1)])
+    theta = Parameters(net, np.array([0.1, -0.3, 2.0, 0.0]))  # relu(0.1 x - 0.3) * 2
+    data = TrainingSet(np.full((1, 1, 1, 1), 3.0), np.array([[-5.0]]))
+    assert 0 < 0.1 * 3 - 0.3 < 1e-16
+    for move, expected in ((0.25, 0.25 * 2 * 5), (-0.25, 0.0)):
+        direction = net.zeros()
+        direction.b[1][0] = move
+        assert one_sided_derivative(theta, direction, data, SQUARED) == pytest.approx(expected)
+
+
+def test_the_derivative_does_not_depend_on_the_chunks():
+    theta, data = random_point("conv", 0.0, SQUARED, 0, samples=9, kinks=(1, 2))
+    small = Network(theta.net.input_shape, theta.net.layers, memory_budget=2000)
+    assert len(list(small.chunks(Parameters(small, theta.vector), data.x))) > 2
+    direction = direction_at(theta, np.random.default_rng(0))
+    found = expand_risk(
+        Parameters(small, theta.vector), Parameters(small, direction.vector), data, SQUARED
+    )
+    assert found == pytest.approx(expand_risk(theta, direction, data, SQUARED), rel=1e-12)
+    rates = coordinate_rates(Parameters(small, theta.vector), data, SQUARED)
+    for part, expected in zip(rates, coordinate_rates(theta, data, SQUARED), strict=True):
+        assert part.vector == pytest.approx(expected.vector, rel=1e-11, abs=1e-13)
+
+
+@over_losses
+def test_rounding_explains_the_derivatives_at_a_certified_point(loss):
+    theta, data = certified_linear("conv", loss, 0)
+    for seed in range(20):
+        direction = direction_at(theta, np.random.default_rng(seed))
+        found = expand_risk(theta, direction, data, loss)
+        assert abs(found.first) <= found.first_rounding < 1e-8
+        assert found.second > -found.second_rounding > -1e-8
+
+
+# Coordinates
+
+
+@over_layouts
+@over_activations
+@over_losses
+def test_coordinate_rates_are_one_sided_derivatives(layout, slope, loss):
+    for kinked in Network(*LAYOUTS[layout]).active_layers:
+        theta, data = random_point(layout, slope, loss, 3, kinks=[kinked])
+        up, down = coordinate_rates(theta, data, loss)
+        above = theta.net.zeros()
+        for layer in (layer for layer in theta.b if layer >= kinked):
+            above.W[layer].weights[...] = above.b[layer][...] = 1
+        for j in np.flatnonzero(above.vector):
+            for rates, sign in ((up, 1.0), (down, -1.0)):
+                unit = theta.net.zeros()
+                unit.vector[j] = sign
+                expected = one_sided_derivative(theta, unit, data, loss)
+                assert rates.vector[j] == pytest.approx(expected, rel=1e-10, abs=1e-13)
+        assert abs(up.vector + down.vector).max() > 1e-3
+
+
+def test_rates_through_active_kinks_are_those_of_raising_a_relay():
+    theta, data = nonlinear_literal()
+    up, _ = coordinate_rates(theta, data, SQUARED, active=True)
+    inactive, _ = coordinate_rates(theta, data, SQUARED)
+    exact = []
+    for j in np.ndindex(up.W[2].weights[2:].shape):
+        unit = theta.net.zeros()
+        unit.W[2].weights[2:][j] = 1
+        exact.append(one_sided_derivative(theta, unit, data, SQUARED))
+    assert up.W[2].weights[2:].ravel() == pytest.approx(exact, abs=1e-12)
+    assert abs(inactive.W[2].weights[2:].ravel() - exact).max() > 1e-3
+
+
+# Escapes of second order
+
+
+@over_losses
+@pytest.mark.parametrize("seed", range(3))
+def test_the_literal_point_is_left_at_second_order(loss, seed):
+    theta, data = small_literal(loss, seed)
+    for step in (1e-2, 1e-3):
+        escape = kink_escape(theta, data, loss, step, seed)
+        assert escape.kind == "kink, second order"
+        assert escape.decrease > escape.rounding
+        assert escape.decrease / step**2 == pytest.approx(-escape.derivative, rel=0.05)
+        lower = twin_risk(theta, data, loss) - twin_risk(escape.theta, data, loss)
+        assert lower == pytest.approx(escape.decrease, abs=1e-13)
+    assert f"derivative {escape.derivative:.3g}" in str(escape)
+
+
+@over_losses
+def test_the_rate_of_the_literal_escape_is_that_of_theory_2_1(loss):
+    theta, data = small_literal(loss)
+    step = 1e-3
+    escape = kink_escape(theta, data, loss, step)
+    move = (escape.theta.vector - theta.vector) / step
+    changed = Parameters(theta.net, move)
+    assert abs(changed.W[1].weights).max() == abs(changed.W[3].weights).max() == 0
+    (map_,) = np.flatnonzero(changed.b[2])
+    ((k, entry),) = np.argwhere(changed.W[4].weights)
+    assert entry // 16 == map_  # an outgoing weight of the relay of that map
+    image = torch.as_tensor(data.x)
+    first = torch.relu(
+        torch.conv2d(
+            image, torch.as_tensor(theta.W[1].weights), torch.as_tensor(theta.b[1]), padding=1
+        )
+    )
+    z = torch.conv2d(
+        first,
+        torch.as_tensor(changed.W[2].weights[[map_]]),
+        torch.as_tensor(changed.b[2][[map_]]),
+        padding=1,
+    )
+    response = torch.relu(z).reshape(len(data), -1)[:, entry % 16].numpy()
+    u = loss.gradient(theta.net.forward(theta, data.x).T, data.y.T)[k]
+    assert escape.derivative == pytest.approx(-abs(u @ response) / len(data), rel=1e-9)
+
+
+@over_activations
+def test_a_neuron_at_the_kink_is_relayed_by_kinks_above(slope):
+    rng = np.random.default_rng(0)
+    net = Network((1, 1, 3), [Dense(4), Dense(4), Dense(4), Dense(2)], ReLU(slope))
+    theta = net.zeros()
+    theta.vector[:] = rng.uniform(0.1, 1, net.size)  # on x > 0 every other neuron is active
+    for layer in (1, 2, 3):
+        theta.W[layer].weights[0], theta.b[layer][0] = 0, 0
+    theta.W[2].weights[:, 0], theta.W[3].weights[:, 0] = 0, 0
+    theta.W[2].weights[0, 0] = theta.W[3].weights[0, 0] = 1
+    theta.W[4].weights[:, 0] = 0
+    x = rng.uniform(0, 1, (30, 1, 1, 3))
+    data = TrainingSet(x, rng.normal(size=(30, 2)))
+    lower = 0
+    for direction, rate in second_order_directions(theta, data, SQUARED):
+        filters, weights = direction.W[1].weights, direction.W[4].weights
+        if filters[0].any() and weights[:, 0].any():
+            found = expand_risk(theta, direction, data, SQUARED)
+            assert found.first == 0
+            assert found.second == rate < 0
+            for step in (1e-3, 1e-4):
+                near = moved(theta, direction, step)
+                fall = twin_risk(near, data, SQUARED) - twin_risk(theta, data, SQUARED)
+                assert fall / step**2 == pytest.approx(rate, rel=0.02)
+            lower += 1
+    assert lower
+
+
+@over_losses
+def test_a_literal_point_in_float32_is_left_too(loss):
+    theta, data = small_literal(loss)
+    single = theta.to(np, np.float32)
+    escape = kink_escape(single, data, loss, 0.03)
+    assert escape.theta.vector.dtype == np.float32
+    assert escape.decrease > escape.rounding
+    assert twin_risk(escape.theta, data, loss) < twin_risk(single, data, loss)
+
+
+def test_without_an_unused_map_there_is_no_escape_of_second_order():
+    theta, data = random_point("conv", 0.0, SQUARED, 0)
+    with pytest.raises(AssumptionError, match="no escape from the kink.*got 0 with zero"):
+        kink_escape(theta, data, SQUARED)
+
+
+def test_at_a_global_minimum_an_unused_map_is_no_escape():
+    theta, data = small_literal(SQUARED)
+    data = TrainingSet(data.x, theta.net.forward(theta, data.x))
+    with pytest.raises(AssumptionError, match="no escape from the kink.*and none that does"):
+        kink_escape(theta, data, SQUARED)
+    assert find_escape(theta, data, SQUARED, 1e-2) is None
+
+
+# Escapes of first order
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_over_a_nonlinear_subnetwork_the_literal_point_is_left_at_first_order(seed):
+    theta, data = nonlinear_literal(seed)
+    gradient = theta.net.gradient(theta, data, SQUARED)
+    assert abs(gradient.vector).max() < 1e-10  # with kinks inactive it looks stationary
+    before, found = (
+        twin_risk(theta, data, SQUARED),
+        list(first_order_directions(theta, data, SQUARED)),
+    )
+    assert found
+    for direction, derivative in found:
+        assert abs(direction.vector).max() == pytest.approx(1)
+        t = 1e-7
+        quotient = (twin_risk(moved(theta, direction, t), data, SQUARED) - before) / t
+        assert derivative == pytest.approx(quotient, rel=1e-2)
+        assert derivative < -1e-4
+    escape = find_escape(theta, data, SQUARED, 1e-4, starts=1, iterations=1)
+    assert escape.kind == "kink, first order"
+    assert escape.derivative in [derivative for _, derivative in found]
+    assert before - twin_risk(escape.theta, data, SQUARED) > 0
+
+
+def test_smooth_points_have_no_kink_to_leave():
+    theta, data = random_point("conv", 0.0, SQUARED, 0)
+    assert list(first_order_directions(theta, data, SQUARED)) == []
+    assert list(second_order_directions(theta, data, SQUARED)) == []
+
+
+# Any escape within a radius
+
+
+def certified_linear(kind, loss, seed):
+    rng = np.random.default_rng(seed)
+    shape, maps = {"conv": ((1, 3, 3), (1, 3, 3)), "channels": ((2, 5), (3, 4, 5))}[kind]
+    net = Network(shape, [*(Conv(t) for t in maps), Dense(2)])
+    data = TrainingSet(rng.uniform(-1, 1, (25, *shape)), targets(loss, rng, 25, 2))
+    return linear_minimum(net, data, loss)[0], data
+
+
+def certified_nontrivial(seed):
+    rng = np.random.default_rng(seed)
+    net = Network((1, 3, 3), [Conv(2), Conv(2), Dense(2)])
+    data = TrainingSet(rng.uniform(0, 1, (25, 1, 3, 3)), targets(SQUARED, rng, 25, 2))
+    return nontrivial_minimum(net, data, SQUARED, seed=seed), data
+
+
+CERTIFIED = {
+    "linear, squared": (lambda seed: certified_linear("conv", SQUARED, seed), SQUARED),
+    "linear, cross-entropy": (lambda seed: certified_linear("conv", ENTROPY, seed), ENTROPY),
+    "channels, squared": (lambda seed: certified_linear("channels", SQUARED, seed), SQUARED),
+    "nontrivial": (certified_nontrivial, SQUARED),
+}
+
+
+@pytest.mark.parametrize("kind", CERTIFIED)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_within_the_radius_of_a_certified_point_nothing_is_found(kind, dtype):
+    make, loss = CERTIFIED[kind]
+    for seed in range(20 if dtype is np.float64 else 5):
+        theta, data = make(seed)
+        certificate = certify_cell(theta, data, loss)
+        assert certificate.holds
+        theta = theta.to(np, dtype)
+        found = find_escape(
+            theta, data, loss, certificate.radius, starts=3, iterations=15, seed=seed
+        )
+        assert found is None
+
+
+def test_far_from_a_certified_point_there_are_lower_ones():
+    theta, data = certified_linear("conv", SQUARED, 0)
+    escape = find_escape(theta, data, SQUARED, 3.0, starts=3)
+    assert escape.decrease > 0.01
+    assert escape.distance <= 3.0
+    assert escape.kind == "descent from a random point nearby"
+
+
+def test_a_live_map_that_is_not_relayed_is_found_by_descent():
+    net = Network((1, 4, 4), [Conv(2), Conv(3), Conv(3), Dense(2)])
+    rng = np.random.default_rng(0)
+    data = TrainingSet(rng.uniform(0, 1, (60, 1, 4, 4)), targets(SQUARED, rng, 60, 2))
+    theta, _ = linear_minimum(net, data, SQUARED)
+    assert find_escape(theta, data, SQUARED, 1e-3) is None
+    theta.W[1].weights[1] = rng.normal(size=(1, 3, 3))  # dead until now
+    theta.b[1][1] -= np.median(preactivations(theta, data.x, 1)[:, 16:])
+    assert theta.net.risk(theta, data, SQUARED) == pytest.approx(
+        linear_minimum(net, data, SQUARED)[0].net.risk(theta, data, SQUARED)
+    )
+    escape = find_escape(theta, data, SQUARED, 1e-3, starts=1)
+    assert escape.kind == "descent"
+    assert escape.derivative is None
+    assert twin_risk(escape.theta, data, SQUARED) < twin_risk(theta, data, SQUARED) - 1e-7
+
+
+def strict_saddle():
+    """Return a point with gradient 0 and no kink: W^1 = 0, b^1 = 1, W^2 = 0, b^2 = mean of y."""
+    rng = np.random.default_rng(0)
+    net = Network((1, 1, 2), [Dense(3), Dense(1)])
+    theta = net.zeros()
+    theta.b[1][:] = 1
+    x = rng.normal(size=(20, 1, 1, 2))
+    data = TrainingSet(x, x[:, 0, 0, :1] + 1)
+    theta.b[2][:] = data.y.mean()
+    assert abs(net.gradient(theta, data, SQUARED).vector).max() < 1e-15
+    return theta, data
+
+
+def test_a_strict_saddle_is_left_from_random_points_alone():
+    theta, data = strict_saddle()
+    assert find_escape(theta, data, SQUARED, 1e-3, starts=1) is None
+    for seed in range(3):
+        escape = find_escape(theta, data, SQUARED, 1e-3, seed=seed)
+        assert escape.kind == "descent from a random point nearby"
+        assert twin_risk(escape.theta, data, SQUARED) < twin_risk(theta, data, SQUARED)
+
+
+@over_layouts
+@over_losses
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_point_that_is_not_stationary_is_left_within_any_radius(layout, loss, dtype):
+    theta, data = random_point(layout, 0.0, loss, 2)
+    theta = theta.to(np, dtype)
+    for radius in (1e-3, 0.1, 10.0):
+        escape = find_escape(theta, data, loss, radius, starts=2, iterations=10)
+        assert escape.theta.vector.dtype == dtype
+        gap = escape.theta.vector.astype(np.float64) - theta.vector.astype(np.float64)
+        assert escape.distance == abs(gap).max() <= radius
+        assert escape.decrease > escape.rounding > 0
+        lower = twin_risk(theta, data, loss) - twin_risk(escape.theta, data, loss)
+        assert lower == pytest.approx(escape.decrease, abs=escape.rounding)
+
+
+def test_same_seed_same_escape():
+    theta, data = small_literal(SQUARED)
+    found = [find_escape(theta, data, SQUARED, 0.1, 2, 5, seed) for seed in (3, 3, 4)]
+    assert (found[0].theta.vector == found[1].theta.vector).all()
+    assert (found[0].theta.vector != found[2].theta.vector).any()
+
+
+def test_a_device_finds_the_same_escapes():
+    for theta, data in (small_literal(SQUARED), nonlinear_literal()):
+        device = theta.to(strict_device)
+        on_host = find_escape(theta, data, SQUARED, 1e-2, 2, 3)
+        on_device = find_escape(device, data, SQUARED, 1e-2, 2, 3)
+        assert on_device.kind == on_host.kind
+        assert isinstance(on_device.theta.vector, strict_device.ndarray)
+        assert on_device.theta.vector.get() == pytest.approx(on_host.theta.vector, abs=1e-9)
+        one, other = (kink_escape(point, data, SQUARED) for point in (theta, device))
+        assert other.derivative == pytest.approx(one.derivative, rel=1e-9)
+        for (d, rate), (_, expected) in zip(
+            first_order_directions(device, data, SQUARED),
+            first_order_directions(theta, data, SQUARED),
+            strict=True,
+        ):
+            assert rate == pytest.approx(expected, rel=1e-9)
+            assert one_sided_derivative(device, d, data, SQUARED) == rate
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("radius", [0, -1.0, np.inf, np.nan])
+def test_a_radius_that_is_not_positive_and_finite_is_refused(radius):
+    theta, data = random_point("dense", 0.0, SQUARED, 0)
+    with pytest.raises(ValueError, match="radius: expected a finite number > 0, got"):
+        find_escape(theta, data, SQUARED, radius)
+    with pytest.raises(ValueError, match="step: expected a finite number > 0, got"):
+        kink_escape(theta, data, SQUARED, radius)
+
+
+def test_other_arguments_are_refused():
+    theta, data = random_point("dense", 0.0, SQUARED, 0)
+    for options in ({"starts": 0}, {"iterations": 0}):
+        with pytest.raises(ValueError, match="expected starts, iterations >= 1, got"):
+            find_escape(theta, data, SQUARED, 1.0, **options)
+    other, _ = random_point("conv", 0.0, SQUARED, 0)
+    with pytest.raises(ValueError, match="direction: expected one of Network"):
+        one_sided_derivative(theta, other, data, SQUARED)
+    theta.vector[3] = np.nan
+    with pytest.raises(ValueError, match="expected finite parameters, got NaN"):
+        find_escape(theta, data, SQUARED, 1.0)
