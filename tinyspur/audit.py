@@ -17,7 +17,13 @@ import numpy as np
 from . import datasets
 from .certificates import certify_cell
 from .constructions.convolutional import equal_risk_point, lower_point
-from .constructions.data_split import ordered_groups, perturb_read_weights, read_weights, split_data
+from .constructions.data_split import (
+    OrderedGroups,
+    ordered_groups,
+    perturb_read_weights,
+    read_weights,
+    split_data,
+)
 from .constructions.embedding import embed, linear_minimum, subnetwork
 from .constructions.nontrivial import nontrivial_minimum
 from .escapes import Escape, find_escape, first_order_directions, second_order_directions
@@ -175,21 +181,26 @@ def _two_samples(data: TrainingSet, seed: int) -> Finding:
 
 
 def _threshold(data: TrainingSet, seed: int) -> Finding:
-    theta, pair = linear_minimum(_network(2, 4, 4), data, LOSS)
-    groups = ordered_groups(theta, pair, data, LOSS, 0, 0)
+    # A matter of chance: half of the images are drawn until the printed choice goes wrong.
+    rng, whole = np.random.default_rng(seed), data
+    for _ in range(100):
+        rows = np.sort(rng.permutation(len(whole))[: len(whole) // 2])
+        data = TrainingSet(whole.x[rows], whole.y[rows])
+        theta, pair = linear_minimum(_network(2, 4, 4), data, LOSS)
+        groups = ordered_groups(theta, pair, data, LOSS, 0, 0)
+        printed, h = max(
+            ((v[n] + v[n + 1]) / 2, j)
+            for j, (v, n) in enumerate(zip(groups.values, groups.first, strict=True))
+            if n is not None and n + 1 < len(v)
+        )
+        if (abs(_sums_above(groups, printed)) > groups.vanishing).sum() > 1:
+            break
     rule = split_data(theta, pair, data, LOSS, "largest", map=0, output=0)
     values = np.unique(np.concatenate(groups.values))
-    printed, h = max(
-        ((v[n] + v[n + 1]) / 2, j)
-        for j, (v, n) in enumerate(zip(groups.values, groups.first, strict=True))
-        if n is not None and n + 1 < len(v)
-    )
     w = read_weights(theta, pair, 0)[0]
     sides, curves = [], {}
     for variant, eta, location in (("literal", printed, h), ("repaired", rule.threshold, None)):
-        above = np.array(
-            [u[v > eta].sum() for v, u in zip(groups.values, groups.sums, strict=True)]
-        )
+        above = _sums_above(groups, eta)
         location = int(abs(above).argmax()) if location is None else location
         others = np.delete(abs(above), location) > groups.vanishing
         gap = values[values < eta][-1], values[values > eta][0]
@@ -224,6 +235,12 @@ def _threshold(data: TrainingSet, seed: int) -> Finding:
     )
 
 
+def _sums_above(groups: OrderedGroups, eta: float) -> np.ndarray:
+    """Return for each location the sum of u over the samples with v > eta."""
+    pairs = zip(groups.values, groups.sums, strict=True)
+    return np.array([sums[values > eta].sum() for values, sums in pairs])
+
+
 def _second_order_rise(data: TrainingSet, seed: int) -> Finding:
     # With each image its negative: the best affine fit is constant, and every S(eta) vanishes. Few
     # grey levels make gaps between the values wide enough to be seen.
@@ -253,7 +270,7 @@ def _second_order_rise(data: TrainingSet, seed: int) -> Finding:
         "Perturbing the read weights to split the data leaves R unchanged",
         Side(
             "R rises",
-            f"R rises by {rises[-1]:.3g} = {rises[-1] / t**2:.3g} t^2 at t = {t:.3g}",
+            f"by {rises[-1]:.3g} = {rises[-1] / t**2:.3g} t^2 at t = {t:.3g}",
             {"rise": rises[-1], "t": t, "rate": rises[-1] / t**2},
         ),
         Side(
@@ -381,15 +398,22 @@ def _compare(
             sorted(first_order_directions(literal, data, LOSS), key=lambda found: found[1]),
             second_order_directions(literal, data, LOSS, seed),
         )
+        start = literal.net.risk(literal, data, LOSS)
         for direction, _ in itertools.islice(closed, 1):
             move = REACH / abs(direction.vector).max() * direction.vector
+            while _risk_at(literal, move, data) >= start:  # there is a smallest step that lowers R
+                move = move / 2
     shares, curves = np.linspace(0, 1, POINTS), {}
     for variant, theta in (("literal", literal), ("repaired", repaired)):
-        points = [Parameters(theta.net, theta.vector + share * move) for share in shares]
-        risks = np.array([theta.net.risk(point, data, LOSS) for point in points])
+        risks = np.array([_risk_at(theta, share * move, data) for share in shares])
         curves[variant] = shares * abs(move).max(), risks - risks[0]
     axes = ("largest change of a parameter", "R - R(theta)")
     return Finding(name, source, statement, printed, mended, axes, curves)
+
+
+def _risk_at(theta: Parameters, move: np.ndarray, data: TrainingSet) -> float:
+    """Return the risk of the point `move` away from theta."""
+    return theta.net.risk(Parameters(theta.net, theta.vector + move), data, LOSS)
 
 
 def _attack(theta: Parameters, data: TrainingSet, seed: int) -> tuple[Side, Escape | None]:
@@ -411,8 +435,8 @@ def _attack(theta: Parameters, data: TrainingSet, seed: int) -> tuple[Side, Esca
     }
     if certificate.holds:
         text = (
-            f"certified ({certificate.classes} pattern class{'es' * (certificate.classes > 1)}, "
-            f"gradient {gradient:.0e}), "
+            f"{certificate.classes} pattern class{'es' * (certificate.classes > 1)}, "
+            f"gradient {gradient:.0e}, "
         )
         if escape is None:
             text += f"nothing lower within {radius:.2g}"
@@ -460,5 +484,5 @@ def table(findings: list[Finding]) -> str:
 
 
 def _wrapped(name: str, side: Side) -> list[str]:
-    text = f"{side.verdict}. {side.text}"
+    text = f"{side.verdict}: {side.text}"
     return textwrap.wrap(text, 96, initial_indent=f"     {name:<11}", subsequent_indent=" " * 16)

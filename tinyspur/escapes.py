@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,11 +21,11 @@ from .backend import Array, namespace, to_numpy
 from .certificates import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding, risk_rounding
 from .fitting import AssumptionError
 from .losses import Loss
-from .matrices import WeightMatrix
 from .network import Parameters, TrainingSet
 
-FILTERS = 4  # how many random filters are tried at a time, for maps at the kink
-STEPS, SHRINK = 20, 4  # of a line search: how many, and the ratio of one to the next
+FILTERS = 4  # how many random filters or directions are tried at a time
+TINY = 1e-6  # of a step that shows on which side of the kink units go
+STEPS, SHRINK = 20, 4  # of a line search: how many, and the ratio of each to the next
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def expand_risk(
     theta, direction = _in_float64(theta), _in_float64(direction)
     y, sums = theta.net.targets(theta, data, loss), np.zeros(4)
     for rows, columns in theta.net.chunks(theta, data.x):
-        o, errors, *_ = _expand(theta, columns, direction, order=2)[-1]
+        o, errors = _expand(theta, direction, columns)
         g = loss.gradient(o[0], y[:, rows])
         bent = loss.curvature(o[0], y[:, rows], o[1])
         terms = (
@@ -127,124 +128,104 @@ def expand_risk(
     return Expansion(*(sums / len(data)).tolist())
 
 
-class _Terms(NamedTuple):
-    """A layer at theta + t d: o[0] + t o[1] + ..., what these may be off by, and the kinks.
-
-    `lead` is the first term of z that is not zero, and `tied` marks the units that have none.
-    """
-
-    o: list[Array]
-    errors: list[Array]
-    lead: Array
-    tied: Array
-
-
 def _expand(
-    theta: Parameters, columns: Array, direction: Parameters | None = None, order: int = 0
-) -> list[_Terms]:
-    """Return the terms up to t^order of layers 0..L for input columns (n_0, N)."""
+    theta: Parameters, direction: Parameters, columns: Array
+) -> tuple[list[Array], list[Array]]:
+    """Return o and errors: o[0] + t o[1] + t^2 o[2] is what columns (n_0, N) give at theta + t d.
+
+    The errors are those of rounding. At the kink the first term of z that is not zero decides.
+    """
     net, xp, unit = theta.net, namespace(columns), ROUNDING * EPSILON
     trace = list(net.layerwise(theta, columns))
     rounding = preactivation_rounding(theta, columns, trace, np.float64)
-    powers, zeros = range(1, order + 1), [xp.zeros_like(columns)] * order
-    nowhere = xp.zeros(columns.shape, dtype=bool)
-    found = [_Terms([columns, *zeros], [unit * abs(columns), *zeros], columns, nowhere)]
+    zeros = xp.zeros_like(columns)
+    o, errors = [columns, zeros, zeros], [unit * abs(columns), zeros, zeros]
     for layer, (z0, o0) in enumerate(trace, start=1):
-        W, below = theta.W[layer], found[-1]
-        z = [z0, *(W @ below.o[k] for k in powers)]
-        errors = [rounding[layer - 1], *(abs(W) @ below.errors[k] for k in powers)]
-        if layer in theta.b and order:
+        W, below, inexact = theta.W[layer], o, errors
+        o = [o0, *(W @ below[k] for k in (1, 2))]
+        errors = [rounding[layer - 1], *(abs(W) @ inexact[k] for k in (1, 2))]
+        if layer in theta.b:
             D = direction.W[layer]
-            for k in powers:
-                z[k] = z[k] + D @ below.o[k - 1]
-                errors[k] = errors[k] + abs(D) @ below.errors[k - 1]
             bias = xp.repeat(direction.b[layer], W.positions_out)[:, None]
-            z[1], errors[1] = z[1] + bias, errors[1] + unit * abs(bias)
-        o, lead, tied = [o0, *z[1:]], z0, xp.zeros(z0.shape, dtype=bool)
+            o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
+            errors[1] = errors[1] + abs(D) @ inexact[0] + unit * abs(bias)
+            errors[2] = errors[2] + abs(D) @ inexact[1]
         if net.is_active(layer):
-            tied = abs(z0) <= AT_THE_KINK * errors[0]
-            for k in powers:
-                lead = xp.where(tied, z[k], lead)
-                tied = tied & (abs(z[k]) <= AT_THE_KINK * errors[k])
+            lead, tied = z0, abs(z0) <= AT_THE_KINK * errors[0]
+            for k in (1, 2):
+                lead = xp.where(tied, o[k], lead)
+                tied = tied & (abs(o[k]) <= AT_THE_KINK * errors[k])
                 slopes = net.activation.derivative(lead)
-                o[k], errors[k] = slopes * z[k], slopes * errors[k]
+                o[k], errors[k] = slopes * o[k], slopes * errors[k]
         errors = [e + unit * abs(term) for e, term in zip(errors, o, strict=True)]
-        found.append(_Terms(o, errors, lead, tied))
-    return found
+    return o, errors
 
 
 # Escapes of first order
 
 
 def coordinate_rates(
-    theta: Parameters,
-    data: TrainingSet,
-    loss: Loss,
-    active: bool = False,
-    direction: Parameters | None = None,
+    theta: Parameters, data: TrainingSet, loss: Loss, active: bool = False
 ) -> tuple[Parameters, Parameters]:
     """Return the one-sided derivatives of the risk along + and along - every coordinate.
 
     Exact for a layer above which nothing is at the kink; kinks above it count as inactive, or as
     `active`, which is good for choosing directions only. With delta = (1/N) dl/do^l they are, for
-    ReLU, +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)). With a
-    `direction` d: what the derivatives by the weights gain along theta + t d, by t.
+    ReLU, +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)).
     """
     theta = _in_float64(theta)
-    net, xp, order = theta.net, namespace(theta.vector), 0 if direction is None else 1
+    net, xp, slope = theta.net, namespace(theta.vector), theta.net.activation.slope
     y, up, down = net.targets(theta, data, loss), *(net.zeros(like=theta.vector) for _ in "+-")
     for rows, columns in net.chunks(theta, data.x):
-        terms = _expand(theta, columns, direction, order)
-        delta = loss.gradient(terms[-1].o[0], y[:, rows]) / len(data)
+        trace = list(net.layerwise(theta, columns))
+        rounding = preactivation_rounding(theta, columns, trace, np.float64)
+        delta = loss.gradient(trace[-1][1], y[:, rows]) / len(data)
         for layer in range(net.depth, 0, -1):
-            (*_, lead, tied), W, o = terms[layer], theta.W[layer], terms[layer - 1].o[order]
-            if order and not bool(o.any()):
-                break
-            kinked = (1 - net.activation.slope) * delta * tied
+            z, W, kinked = trace[layer - 1][0], theta.W[layer], xp.zeros_like(delta)
             if net.is_active(layer):
-                delta = delta * net.activation.derivative(xp.where(tied, 0, lead))
+                tied = abs(z) <= AT_THE_KINK * rounding[layer - 1]
+                kinked = (1 - slope) * delta * tied
+                delta = delta * net.activation.derivative(xp.where(tied, 0, z))
             if layer in theta.b:
+                o = trace[layer - 2][1] if layer > 1 else columns
                 smooth = W.gradient(delta, o)
                 for rates, sign in ((up, 1), (down, -1)):
                     weights, biases = rates.W[layer].weights, rates.b[layer]
-                    weights += sign * smooth
-                    if bool(kinked.any()):
-                        weights += W.gradient(kinked, xp.maximum(sign * o, 0))
-                    if not order:  # a bias multiplies 1, which does not change with t
-                        biases += _by_map(sign * delta + max(sign, 0) * kinked, W)
+                    weights += sign * smooth + W.gradient(kinked, xp.maximum(sign * o, 0))
+                    raised = sign * delta + max(sign, 0) * kinked
+                    biases += raised.reshape(len(biases), -1).sum(axis=1)
             if layer > 1:
                 delta = W.T @ (delta + kinked if active else delta)
     return up, down
 
 
 def first_order_directions(
-    theta: Parameters, data: TrainingSet, loss: Loss
+    theta: Parameters, data: TrainingSet, loss: Loss, seed: int = 0
 ) -> Iterator[tuple[Parameters, float]]:
     """Yield directions along which the risk falls at first order, and R'(theta; d) < 0, exact.
 
     For each layer with kinks in it or above: the steepest coordinate, all coordinates with negative
-    rates weighted by them, and the same by their signs alone, where the exact derivative is
-    negative beyond rounding. Any one of them proves that theta is not a local minimum.
+    rates weighted by them, the same by their signs alone, and a few random directions, since R'
+    can be even and vanish along all coordinates. What is yielded is negative beyond rounding: any
+    one direction proves that theta is not a local minimum.
     """
     net, xp, theta = theta.net, namespace(theta.vector), _in_float64(theta)
-    for active in (False, True):
-        up, down = coordinate_rates(theta, data, loss, active)
-        rates = xp.minimum(xp.minimum(up.vector, down.vector), 0)
-        falls = Parameters(net, rates * xp.where(up.vector <= down.vector, -1, 1))
-        kinks, met = Parameters(net, up.vector + down.vector), False  # 0 where R is smooth
-        for layer in reversed(theta.b):
-            met = met or bool(kinks.W[layer].weights.any() or kinks.b[layer].any())
-            only = net.zeros(like=theta.vector)
-            only.W[layer].weights[...] = falls.W[layer].weights
-            only.b[layer][...] = falls.b[layer]
-            signs, sizes = xp.sign(only.vector), abs(only.vector)
-            if not met or not bool(sizes.any()):
-                continue
-            for size in (xp.arange(net.size) == sizes.argmax(), sizes / sizes.max(), 1.0):
-                direction = Parameters(net, size * signs)
-                rate = expand_risk(theta, direction, data, loss)
-                if rate.first < -rate.first_rounding:
-                    yield direction, rate.first
+    rng, met = np.random.default_rng(seed), False
+    both = [coordinate_rates(theta, data, loss, active) for active in (False, True)]
+    for layer in reversed(theta.b):
+        here = net.zeros(like=theta.vector)
+        here.W[layer].weights[...] = here.b[layer][...] = 1
+        tried = [rng.uniform(-1, 1, net.size) for _ in range(FILTERS)]
+        for up, down in both:
+            met = met or bool(((up.vector + down.vector) * here.vector).any())  # 0 without kinks
+            rates = xp.minimum(xp.minimum(up.vector, down.vector), 0) * here.vector
+            signs = xp.where(up.vector <= down.vector, 1.0, -1.0) * (rates < 0)
+            tried += [signs * (xp.arange(net.size) == rates.argmin()), signs * -rates, signs]
+        for vector in tried if met else ():
+            direction = Parameters(net, here.vector * xp.asarray(vector))
+            rate = expand_risk(theta, direction, data, loss)
+            if rate.first < -rate.first_rounding:
+                yield direction, rate.first
 
 
 # Escapes of second order
@@ -258,29 +239,31 @@ def second_order_directions(
     A map, or dense neuron, with zero incoming weights and bias sits at the kink for every sample.
     It gets a filter d and a bias beta, a few random ones being tried, and one weight W^q above
     moves by 1 against the sign of its rate, an entry of (1/N) sum_i W^q.gradient(delta^q,
-    do^{q-1}); the highest layers q come first. Any one proves that theta is not a local minimum.
+    do^{q-1}): what its derivative gains along the filter, by the step. The highest layers q come
+    first. Any one direction proves that theta is not a local minimum.
     """
     theta, rng, unused = _in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
-    for active, first in itertools.product((False, True), range(0, len(unused), FILTERS)):
+    gradient = theta.net.gradient(theta, data, loss).vector if unused else None
+    for first in range(0, len(unused), FILTERS):
         trials = []
         for layer, t in itertools.islice(itertools.cycle(unused), first, first + FILTERS):
             filters = theta.net.zeros(like=theta.vector)
             d, beta, _ = random_unit(theta, layer, data.x, rng)
             filters.W[layer].weights[t] = namespace(theta.vector).asarray(d)
             filters.b[layer][t] = beta
-            both = coordinate_rates(theta, data, loss, active, filters)
-            for rates, sign in zip(both, (1, -1), strict=True):
-                for q in theta.b:
-                    entry = int(rates.W[q].weights.argmin())
-                    rate = float(rates.W[q].weights.ravel()[entry])
-                    trials.append((-q, rate, len(trials), filters, sign, entry))
-        for minus_q, predicted, _, filters, sign, entry in sorted(trials):
+            near = Parameters(theta.net, theta.vector + TINY * filters.vector)
+            gained = theta.net.gradient(near, data, loss)
+            gained.vector[...] -= gradient
+            for q in (q for q in theta.b if q > layer):
+                entry = int(abs(gained.W[q].weights).argmax())
+                rate = float(gained.W[q].weights.reshape(-1)[entry])
+                trials.append((-q, -abs(rate), len(trials), filters, entry, -np.sign(rate)))
+        for minus_q, *_, filters, entry, sign in sorted(trials):
             direction = filters.copy()
-            direction.W[-minus_q].weights.reshape(-1)[entry] += sign
-            if predicted < 0:
-                rate = expand_risk(theta, direction, data, loss)
-                if abs(rate.first) <= rate.first_rounding and rate.second < -rate.second_rounding:
-                    yield direction, rate.second
+            direction.W[-minus_q].weights.reshape(-1)[entry] += float(sign)
+            rate = expand_risk(theta, direction, data, loss)
+            if abs(rate.first) <= rate.first_rounding and rate.second < -rate.second_rounding:
+                yield direction, rate.second
 
 
 def kink_escape(
@@ -345,21 +328,24 @@ def find_escape(
     """Return the lowest point found within max-norm distance `radius` of theta, or None.
 
     Tries the escapes from the kink of first and second order, then L-BFGS-B within the ball from
-    theta and from ``starts - 1`` random points of it. A point counts where its risk is below
-    R(theta) by more than rounding explains. Finding nothing proves nothing; at a certified point,
-    within its radius, there is nothing to be found. Raises ValueError for a radius that is not
-    positive and finite, fewer than one start or fewer than one iteration.
+    theta and from ``starts - 1`` random points, in the ball and in balls of a quarter, a 16th ...
+    of its radius. A point counts where its risk is below R(theta) by more than rounding explains.
+    Finding nothing proves nothing; at a certified point, within its radius, there is nothing to be
+    found. Raises ValueError for a radius that is not positive and finite, fewer than one start or
+    iteration, parameters that are not finite.
     """
     ball, rng = _Ball(theta, radius), np.random.default_rng(seed)
     if starts < 1 or iterations < 1:
         raise ValueError(f"escape: expected starts, iterations >= 1, got {starts}, {iterations}")
     found = []
-    for direction, rate in first_order_directions(theta, data, loss):
+    steepest = sorted(first_order_directions(theta, data, loss, seed), key=operator.itemgetter(1))
+    for direction, rate in steepest[:FILTERS]:
         found.append(ball.line_search(direction, "kink, first order", data, loss, rate))
     for direction, rate in itertools.islice(second_order_directions(theta, data, loss, seed), 1):
         found.append(ball.line_search(direction, "kink, second order", data, loss, rate))
     for number in range(starts):
-        start = rng.uniform(ball.low, ball.high) if number else to_numpy(theta.vector)
+        move = radius * rng.uniform(-1, 1, theta.net.size) / SHRINK ** ((number - 1) // 2)
+        start = to_numpy(theta.vector) + (move if number else 0)
         kind = "descent from a random point nearby" if number else "descent"
         point = ball.descend(start, data, loss, iterations)
         found.append(measure_escape(theta, point, kind, radius, data, loss))
@@ -416,7 +402,7 @@ class _Ball:
 
         scipy.optimize.minimize(
             risk_and_gradient,
-            start.astype(np.float64),
+            np.clip(start, self.low, self.high).astype(np.float64),
             jac=True,
             method="L-BFGS-B",
             bounds=scipy.optimize.Bounds(self.low, self.high),
@@ -429,11 +415,6 @@ def _in_float64(theta: Parameters) -> Parameters:
     if not bool(namespace(theta.vector).isfinite(theta.vector).all()):
         raise ValueError("escape: expected finite parameters, got NaN or infinite ones")
     return theta.to(namespace(theta.vector), np.float64)
-
-
-def _by_map(delta: Array, W: WeightMatrix) -> Array:
-    """Return the derivative in the biases, (T,), for one in z, (n_l, N)."""
-    return delta.reshape(W.maps_out, -1).sum(axis=1)
 
 
 def _check_positive(name: str, value: float) -> None:

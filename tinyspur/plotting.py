@@ -170,14 +170,20 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     words = axes[len(findings)].text(
         0,
         1,
-        "Each panel takes a statement of [CNN] at its word (red)\n"
-        "and as repaired (blue), on images of clothes averaged\n"
-        "to 4 x 4 pixels.\n\n"
-        "Where R - R(theta) is drawn, the red curve follows a move\n"
-        "to a lower point near the literal theta: where it falls\n"
-        "below 0, theta is no local minimum. The blue curve makes\n"
-        "the same move from the repaired theta, which is certified:\n"
-        "it never falls near 0.",
+        "Each panel takes a statement of [CNN] at its word (red) and as repaired\n"
+        "(blue), on images of clothes averaged to 4 x 4 pixels.\n\n"
+        "Where R - R(theta) is drawn, the red curve follows a move to a lower point\n"
+        "near the literal theta: where it falls below 0, theta is no local minimum.\n"
+        "The blue curve makes the same move from the repaired theta. That one is\n"
+        "certified: near theta it can't fall below 0.\n\n"
+        "R  empirical risk\n"
+        "theta  what is said to be a local minimum; its upper layers relay a smaller\n"
+        "    network's features, and two unused maps wait in them\n"
+        "theta'  the same outputs by another route, through the unused maps\n"
+        "theta_1  a local minimum where one map fires for a few samples I only\n"
+        "u  derivative of a sample's loss in one output\n"
+        "eta, h  the threshold and the place in a map that split the samples\n"
+        "lambda  the weight that reads an isolated sample",
         va="top",
         fontsize=11,
         transform=axes[len(findings)].transAxes,
