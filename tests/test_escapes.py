@@ -184,6 +184,15 @@ def test_the_derivative_does_not_depend_on_the_chunks():
         assert part.vector == pytest.approx(expected.vector, rel=1e-11, abs=1e-13)
 
 
+def test_the_derivative_in_float32_is_that_of_the_same_numbers():
+    theta, data = random_point("conv", 0.0, SQUARED, 0)
+    single, d = theta.to(np, np.float32), direction_at(theta, np.random.default_rng(0))
+    double = single.to(np, np.float64)
+    assert one_sided_derivative(single, d, data, SQUARED) == one_sided_derivative(
+        double, d, data, SQUARED
+    )
+
+
 @over_losses
 def test_rounding_explains_the_derivatives_at_a_certified_point(loss):
     theta, data = certified_linear("conv", loss, 0)
@@ -353,6 +362,23 @@ def test_over_a_nonlinear_subnetwork_the_literal_point_is_left_at_first_order(se
         assert escape.derivative in [derivative for _, derivative in found]
 
 
+def test_a_fall_that_no_coordinate_shows_is_found():
+    net = Network((1, 1, 2), [Dense(1), Dense(1)])
+    theta = net.zeros()
+    theta.W[2].weights[0, 0] = 1  # relu(0 x + 0): at the kink, and read
+    x = np.array([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]])
+    data = TrainingSet(x.reshape(4, 1, 1, 2), np.array([[-1.0], [-1.0], [1.0], [1.0]]))
+    for rates in coordinate_rates(theta, data, SQUARED):
+        assert (rates.vector == 0).all()
+    for signs, derivative in (([1, 1], 0.5), ([1, -1], -0.5)):
+        direction = net.zeros()
+        direction.W[1].weights[0] = signs
+        assert one_sided_derivative(theta, direction, data, SQUARED) == derivative
+    escape = find_escape(theta, data, SQUARED, 0.1, starts=1)
+    assert escape.kind == "kink, first order"
+    assert escape.decrease > 1e-3
+
+
 def test_smooth_points_have_no_kink_to_leave():
     theta, data = random_point("conv", 0.0, SQUARED, 0)
     assert list(first_order_directions(theta, data, SQUARED)) == []
@@ -465,10 +491,19 @@ def test_a_point_that_is_not_stationary_is_left_within_any_radius(layout, loss, 
 
 
 def test_same_seed_same_escape():
-    theta, data = small_literal(SQUARED)
-    found = [find_escape(theta, data, SQUARED, 0.1, 2, 5, seed) for seed in (3, 3, 4)]
-    assert (found[0].theta.vector == found[1].theta.vector).all()
-    assert (found[0].theta.vector != found[2].theta.vector).any()
+    for theta, data in (small_literal(SQUARED), strict_saddle()):
+        found = [find_escape(theta, data, SQUARED, 0.1, 2, 5, seed) for seed in (3, 3, 4)]
+        assert (found[0].theta.vector == found[1].theta.vector).all()
+        assert (found[0].theta.vector != found[2].theta.vector).any()
+
+
+def test_escapes_from_the_kink_stay_in_the_ball():
+    points = {"second": small_literal(SQUARED), "first": nonlinear_literal(0, "whole")}
+    for order, (theta, data) in points.items():
+        for radius in np.random.default_rng(0).uniform(1e-5, 1e-4, 10):
+            escape = find_escape(theta, data, SQUARED, radius, starts=1, iterations=1)
+            assert escape.kind == f"kink, {order} order"
+            assert 0.2 * radius < escape.distance <= radius
 
 
 def test_a_device_finds_the_same_escapes():

@@ -75,6 +75,11 @@ CASES = {
         [Conv(2), Conv(4), Conv(24, 7), P(3), P(2), Dense(2)],
         2,
     ),
+    "copies above the first convolution": (
+        (1, 4, 4),
+        [Conv(1), Conv(4), P(2), Conv(6), Conv(6), Dense(3)],
+        None,
+    ),
     "pool below": ((1, 4, 4), [Conv(4), P(2), Conv(4), Conv(6), Conv(6), Dense(3)], None),
     "two pools in a row below": (
         (1, 4, 4),

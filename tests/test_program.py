@@ -852,7 +852,11 @@ def test_an_interrupt_says_whether_there_is_something_to_resume(
 
     for name, options, words in (
         ("training_cost", TRAINED, "nothing to resume"),
-        ("polish", TRAINED, f"--resume goes on from {tmp_path / 'polish' / 'checkpoint.npz'}"),
+        (
+            "polish",
+            [*TRAINED, "--epochs", 1],
+            f"--resume goes on from {tmp_path / 'polish' / 'checkpoint.npz'}",
+        ),
         ("find_spurious_minimum", QUICK, "nothing to resume"),
     ):
         with monkeypatch.context() as patch:
@@ -861,10 +865,11 @@ def test_an_interrupt_says_whether_there_is_something_to_resume(
         assert run.status == 130
         assert run.errors.splitlines()[-1].startswith("interrupted: ")
         assert run.errors.splitlines()[-1].endswith(words)
-    resumed = program("--data", small, *TRAINED, "--resume", out=tmp_path / "polish")
+    options = ["--data", small, *TRAINED, "--epochs", 1]
+    resumed = program(*options, "--resume", out=tmp_path / "polish")
     assert resumed.status == 0
     assert "training, 0 epochs of 150 samples: 0 floating-point" in resumed.errors
-    assert resumed.theta["W4"].tobytes() == program("--data", small, *TRAINED).theta["W4"].tobytes()
+    assert resumed.files["theta.npz"] == program(*options).files["theta.npz"]
 
 
 def test_a_finished_training_goes_on_for_more_epochs(program, small, tmp_path):

@@ -1,9 +1,11 @@
 """Descent lowers the risk, never ends above its start, and leaves its arguments alone."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import scipy.optimize
 import strict_device
 import torch
 from hypothesis import given, settings
@@ -188,6 +190,23 @@ def test_the_descent_stops_where_the_gradient_reaches_its_goal(loss, dtype):
     assert len(steps) < 100
     assert net.risk(reached, data, loss) < net.risk(theta, data, loss)
     assert reached.vector.dtype == dtype
+
+
+def test_a_lower_point_on_the_way_does_not_replace_the_one_that_reaches_the_goal(monkeypatch):
+    net, loss = NETWORKS["convolutions"], SquaredLoss()
+    data, theta = training_set(net.input_shape), start(net)
+    lower = descend(theta, data, loss, 50)
+    last = descend(theta, data, loss, 3)
+
+    def minimize(fun, x, **_):
+        fun(lower.vector)
+        return SimpleNamespace(x=last.vector, jac=fun(last.vector)[1])
+
+    monkeypatch.setattr(scipy.optimize, "minimize", minimize)
+    goal = float(abs(net.gradient(last, data, loss).vector).max())
+    for factor, expected in ((1, last), (0.9, lower)):
+        reached = descend(theta, data, loss, 50, None, factor * goal)
+        assert reached.vector.tobytes() == expected.vector.tobytes()
 
 
 def test_a_goal_that_holds_at_the_start_leaves_the_point():

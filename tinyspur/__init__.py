@@ -25,17 +25,19 @@ from .constructions.embedding import (
     subnetwork,
 )
 from .constructions.nontrivial import nontrivial_minimum
+from .constructions.piecewise_linear import Groups, PiecewiseFit, fit_groups, gated_minimum
 from .constructions.relays import RelayedPair, rescale
 from .escapes import Escape, find_escape, kink_escape, one_sided_derivative
 from .evidence import Evidence, gather_evidence
 from .fitting import AffineFit, AssumptionError, fit_affine
-from .losses import CrossEntropy, SquaredLoss, one_hot
+from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
 from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
 from .network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 from .reports import load_point, save_point
 from .training import Adam, descend, kaiming_start, train
 
 __all__ = [
+    "AbsoluteLoss",
     "Adam",
     "AffineFit",
     "AssumptionError",
@@ -50,11 +52,15 @@ __all__ = [
     "DenseMatrix",
     "Escape",
     "Evidence",
+    "Groups",
+    "HuberLoss",
     "Kink",
+    "Loss",
     "LowerPoint",
     "Network",
     "OrderedGroups",
     "Parameters",
+    "PiecewiseFit",
     "ReLU",
     "RelayCertificate",
     "RelayedPair",
@@ -70,6 +76,8 @@ __all__ = [
     "find_escape",
     "find_spurious_minimum",
     "fit_affine",
+    "fit_groups",
+    "gated_minimum",
     "gather_evidence",
     "kaiming_start",
     "kink_escape",

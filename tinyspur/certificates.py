@@ -11,6 +11,7 @@ import numpy as np
 
 from .backend import Array, namespace, to_numpy
 from .evidence import Evidence, gather_evidence
+from .fitting import stationary_subgradient
 from .layers import Dense
 from .losses import Loss
 from .matrices import AveragePoolingMatrix
@@ -45,7 +46,8 @@ def round_down(value: float) -> str:
 class CellCertificate:
     """The cell certificate: all z nonzero and G_s = 0 for every activation pattern s.
 
-    G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T with g_i the gradient of the loss in the output; where
+    G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T with g_i the gradient of the loss in the output; at a
+    kink of the loss any subgradient serves, and those with the least |G_s| are taken. Where
     poolings come first, x_i is the pooled input. Where it `holds`, R(theta) <= R(theta') for every
     theta' within max-norm distance `radius` of theta, since all patterns are constant there and l
     is convex: theta is a local minimum.
@@ -111,7 +113,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     if not bool(xp.isfinite(theta.vector).all()):
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     y = net.targets(theta, data, loss)
-    features, residuals, errors, keys = [], [], [], []
+    features, residuals, errors, choices, keys = [], [], [], [], []
     margin, radius = np.inf, np.inf
     at_kink = _KinkCounter(net)
     for rows, columns in net.chunks(theta, data.x):
@@ -121,6 +123,10 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         residuals.append(to_numpy(loss.gradient(trace[-1][1], y[:, rows])))
         rounding = preactivation_rounding(theta, columns, trace, np.float64)
         errors.append(to_numpy(rounding[-1]))
+        if hasattr(loss, "subgradients"):
+            met = AT_THE_KINK * rounding[-1]
+            choice = loss.subgradients(trace[-1][1], y[:, rows], met)
+            choices.append([to_numpy(bound) for bound in choice])
         bits = [np.zeros((1, columns.shape[1]), np.uint8)]
         for layer in net.active_layers:
             z = trace[layer - 1][0]
@@ -140,6 +146,11 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     order = np.argsort(classes, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
     scale, largest, excess = float((abs(g) @ abs(x)).max()), 0.0, 0.0
+    if choices:  # any subgradients will do: the best choice in each class
+        low, high = (np.concatenate(bounds, axis=1) for bounds in zip(*choices, strict=True))
+        for s in groups:
+            g[:, s] = stationary_subgradient(x[s], low[:, s], high[:, s])
+        errors = np.zeros_like(errors)
     for s in groups:
         G = abs(g[:, s] @ x[s])
         summing = ROUNDING * EPSILON * (1 + np.sqrt(len(s))) * abs(g[:, s])

@@ -23,8 +23,8 @@ from .fitting import AssumptionError
 from .losses import Loss
 from .network import Parameters, TrainingSet
 
-FILTERS = 4  # how many random filters or directions are tried at a time
-TINY = 1e-6  # of a step that shows on which side of the kink units go
+TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
+TINY = 1e-6  # a step that shows to which side of the kink units go
 STEPS, SHRINK = 20, 4  # of a line search: how many, and the ratio of each to the next
 
 
@@ -67,7 +67,7 @@ def measure_escape(
     derivative: float | None = None,
 ) -> Escape:
     """Evaluate a point near theta and return it with its distance and its decrease."""
-    move = _in_float64(nearby).vector - _in_float64(theta).vector
+    move = nearby.vector.astype(np.float64) - theta.vector.astype(np.float64)
     before, after = theta.net.risk(theta, data, loss), theta.net.risk(nearby, data, loss)
     return Escape(
         kind=kind,
@@ -177,15 +177,13 @@ def coordinate_rates(
     net, xp, slope = theta.net, namespace(theta.vector), theta.net.activation.slope
     y, up, down = net.targets(theta, data, loss), *(net.zeros(like=theta.vector) for _ in "+-")
     for rows, columns in net.chunks(theta, data.x):
-        trace = list(net.layerwise(theta, columns))
-        rounding = preactivation_rounding(theta, columns, trace, np.float64)
+        trace, tied = _kinks(theta, columns)
         delta = loss.gradient(trace[-1][1], y[:, rows]) / len(data)
         for layer in range(net.depth, 0, -1):
             z, W, kinked = trace[layer - 1][0], theta.W[layer], xp.zeros_like(delta)
             if net.is_active(layer):
-                tied = abs(z) <= AT_THE_KINK * rounding[layer - 1]
-                kinked = (1 - slope) * delta * tied
-                delta = delta * net.activation.derivative(xp.where(tied, 0, z))
+                kinked = (1 - slope) * delta * tied[layer]
+                delta = delta * net.activation.derivative(xp.where(tied[layer], 0, z))
             if layer in theta.b:
                 o = trace[layer - 2][1] if layer > 1 else columns
                 smooth = W.gradient(delta, o)
@@ -199,6 +197,16 @@ def coordinate_rates(
     return up, down
 
 
+def _kinks(theta: Parameters, columns: Array) -> tuple[list, dict[int, Array]]:
+    """Return (z, o) for each layer, and which units are at the kink for each active layer."""
+    trace = list(theta.net.layerwise(theta, columns))
+    rounding = preactivation_rounding(theta, columns, trace, np.float64)
+    return trace, {
+        layer: abs(trace[layer - 1][0]) <= AT_THE_KINK * rounding[layer - 1]
+        for layer in theta.net.active_layers
+    }
+
+
 def first_order_directions(
     theta: Parameters, data: TrainingSet, loss: Loss, seed: int = 0
 ) -> Iterator[tuple[Parameters, float]]:
@@ -210,18 +218,20 @@ def first_order_directions(
     one direction proves that theta is not a local minimum.
     """
     net, xp, theta = theta.net, namespace(theta.vector), _in_float64(theta)
-    rng, met = np.random.default_rng(seed), False
-    both = [coordinate_rates(theta, data, loss, active) for active in (False, True)]
-    for layer in reversed(theta.b):
+    rng, top = np.random.default_rng(seed), 0
+    for _, columns in net.chunks(theta, data.x):
+        tied = _kinks(theta, columns)[1]
+        top = max([top, *(layer for layer in tied if bool(tied[layer].any()))])
+    both = [coordinate_rates(theta, data, loss, active) for active in (False, True) if top]
+    for layer in (layer for layer in theta.b if layer <= top):
         here = net.zeros(like=theta.vector)
         here.W[layer].weights[...] = here.b[layer][...] = 1
-        tried = [rng.uniform(-1, 1, net.size) for _ in range(FILTERS)]
+        tried = [rng.uniform(-1, 1, net.size) for _ in range(TRIALS)]
         for up, down in both:
-            met = met or bool(((up.vector + down.vector) * here.vector).any())  # 0 without kinks
             rates = xp.minimum(xp.minimum(up.vector, down.vector), 0) * here.vector
             signs = xp.where(up.vector <= down.vector, 1.0, -1.0) * (rates < 0)
             tried += [signs * (xp.arange(net.size) == rates.argmin()), signs * -rates, signs]
-        for vector in tried if met else ():
+        for vector in tried:
             direction = Parameters(net, here.vector * xp.asarray(vector))
             rate = expand_risk(theta, direction, data, loss)
             if rate.first < -rate.first_rounding:
@@ -244,9 +254,9 @@ def second_order_directions(
     """
     theta, rng, unused = _in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
     gradient = theta.net.gradient(theta, data, loss).vector if unused else None
-    for first in range(0, len(unused), FILTERS):
+    for first in range(0, len(unused), TRIALS):
         trials = []
-        for layer, t in itertools.islice(itertools.cycle(unused), first, first + FILTERS):
+        for layer, t in itertools.islice(itertools.cycle(unused), first, first + TRIALS):
             filters = theta.net.zeros(like=theta.vector)
             d, beta, _ = random_unit(theta, layer, data.x, rng)
             filters.W[layer].weights[t] = namespace(theta.vector).asarray(d)
@@ -328,8 +338,9 @@ def find_escape(
     """Return the lowest point found within max-norm distance `radius` of theta, or None.
 
     Tries the escapes from the kink of first and second order, then L-BFGS-B within the ball from
-    theta and from ``starts - 1`` random points, in the ball and in balls of a quarter, a 16th ...
-    of its radius. A point counts where its risk is below R(theta) by more than rounding explains.
+    theta and from ``starts - 1`` random points: two in the ball, two in one of a quarter of its
+    radius, and so on. A point counts where its risk is below R(theta) by more than rounding
+    explains; what a descent reaches refutes no local minimum, only one over the whole ball.
     Finding nothing proves nothing; at a certified point, within its radius, there is nothing to be
     found. Raises ValueError for a radius that is not positive and finite, fewer than one start or
     iteration, parameters that are not finite.
@@ -339,7 +350,7 @@ def find_escape(
         raise ValueError(f"escape: expected starts, iterations >= 1, got {starts}, {iterations}")
     found = []
     steepest = sorted(first_order_directions(theta, data, loss, seed), key=operator.itemgetter(1))
-    for direction, rate in steepest[:FILTERS]:
+    for direction, rate in steepest[:TRIALS]:
         found.append(ball.line_search(direction, "kink, first order", data, loss, rate))
     for direction, rate in itertools.islice(second_order_directions(theta, data, loss, seed), 1):
         found.append(ball.line_search(direction, "kink, second order", data, loss, rate))
@@ -414,7 +425,7 @@ class _Ball:
 def _in_float64(theta: Parameters) -> Parameters:
     if not bool(namespace(theta.vector).isfinite(theta.vector).all()):
         raise ValueError("escape: expected finite parameters, got NaN or infinite ones")
-    return theta.to(namespace(theta.vector), np.float64)
+    return Parameters(theta.net, theta.vector.astype(np.float64))
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+import scipy.optimize
+import scipy.sparse
 
-from .losses import CrossEntropy, Loss, SquaredLoss
+from .losses import AbsoluteLoss, CrossEntropy, Loss, SquaredLoss
 
 NEWTON_STEPS = 500
 GRADIENT_GOAL = 1e-12
 LOGIT_LIMIT = 1e4
+MET = 1e-12  # a target is met where the residual is below this share of the terms of the output
 CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
 
 
@@ -25,7 +28,7 @@ class AffineFit:
 
     `weights` (d_y, d_x), `bias` (d_y,), the `risk`, the largest entry of the `gradient`
     G = (1/N) sum_i g_i (x_i, 1)^T, the `rank` of the features (x_i, 1) and the Newton `steps`
-    (0 for least squares).
+    (0 for least squares and linear programs).
     """
 
     weights: np.ndarray
@@ -45,10 +48,12 @@ class AffineFit:
 def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
     """Return the optimal affine fit of targets y (N, d_y) to features x (N, d_x), in float64.
 
-    Squared loss: the least-norm least squares solution, rank-deficient features included.
-    Cross-entropy: softmax regression by Newton's method, to a gradient of 1e-12; raises
-    AssumptionError where no minimiser exists, as for separable classes ([CNN] Lemma 8 needs one).
-    Raises ValueError for shapes that don't match, RuntimeError if the method stalls.
+    Squared loss: the least-norm least squares solution, rank-deficient features included. Absolute
+    loss: a linear program for each output; its minimiser meets as many targets as there are
+    features. Any other loss, which has to be convex and differentiable: Newton's method, to a
+    gradient of 1e-12; raises AssumptionError where no minimiser exists, as for the cross-entropy of
+    separable classes ([CNN] Lemma 8 needs one). Raises ValueError for shapes that don't match,
+    RuntimeError if the method stalls.
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
         raise ValueError(
@@ -66,13 +71,38 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
     if isinstance(loss, SquaredLoss):
         weights, rank = _least_squares(centred, y - y.mean(axis=0), rounding)
         bias, steps = y.mean(axis=0) - mean @ weights, 0
+    elif isinstance(loss, AbsoluteLoss):
+        weights, offset, rank = _least_deviations(centred, y, rounding)
+        bias, steps = offset - mean @ weights, 0
     else:
-        weights, offset, rank, steps = _softmax_regression(centred, y, loss, rounding)
+        weights, offset, rank, steps = _newton_regression(centred, y, loss, rounding)
         bias = offset - mean @ weights
-    residual = loss.gradient(weights.T @ x.T + bias[:, None], y.T)
-    gradient = np.hstack([residual @ x, residual.sum(axis=1, keepdims=True)]) / len(x)
-    risk = loss.value(weights.T @ x.T + bias[:, None], y.T).mean()
+    o, features = weights.T @ x.T + bias[:, None], np.hstack([x, np.ones((len(x), 1))])
+    if isinstance(loss, AbsoluteLoss):
+        close = MET * (abs(weights.T) @ abs(x.T) + abs(bias)[:, None] + abs(y.T))
+        residual = stationary_subgradient(features, *loss.subgradients(o, y.T, close))
+    else:
+        residual = loss.gradient(o, y.T)
+    gradient = residual @ features / len(x)
+    risk = loss.value(o, y.T).mean()
     return AffineFit(weights.T, bias, float(risk), float(abs(gradient).max()), rank + 1, steps)
+
+
+def stationary_subgradient(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return g (d_y, N) between `low` and `high` with the least |g x|, for features x (N, d).
+
+    Zero is the optimality condition of a loss with kinks; the least is that of bounded least
+    squares over the samples where there is a choice.
+    """
+    g = low.copy()
+    for k, free in enumerate(low < high):
+        if free.any():
+            rest = g[k, ~free] @ x[~free]
+            found = scipy.optimize.lsq_linear(
+                x[free].T, -rest, (low[k, free], high[k, free]), method="bvls"
+            )
+            g[k, free] = found.x
+    return g
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray, rounding: float) -> tuple[np.ndarray, int]:
@@ -89,8 +119,38 @@ def _least_squares(x: np.ndarray, y: np.ndarray, rounding: float) -> tuple[np.nd
     return weights, int(rank)
 
 
-def _softmax_regression(
-    x: np.ndarray, y: np.ndarray, loss: CrossEntropy, rounding: float
+def _least_deviations(
+    x: np.ndarray, y: np.ndarray, rounding: float
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return weights (d_x, d_y), offset (d_y,) and the rank for the absolute loss.
+
+    The vertex that a linear program finds is solved for again, from the targets that it meets.
+    """
+    basis, back, rank = _orthonormal(x, rounding)
+    features = np.hstack([basis, np.ones((len(x), 1))])
+    n, d = features.shape
+    identity = scipy.sparse.identity(n, format="csr")
+    constraints = scipy.sparse.hstack([scipy.sparse.csr_array(features), identity, -identity])
+    costs = np.concatenate([np.zeros(d), np.ones(2 * n)])
+    bounds = [(None, None)] * d + [(0, None)] * (2 * n)
+    coefficients = []
+    for target in y.T:
+        found = scipy.optimize.linprog(
+            costs, A_eq=constraints, b_eq=target, bounds=bounds, method="highs-ds"
+        )
+        if found.status != 0:
+            raise RuntimeError(f"least absolute deviations: {found.message}")
+        residuals = abs(found.x[d : d + n] - found.x[d + n :])
+        met = np.argsort(residuals, kind="stable")
+        met = met[residuals[met] <= 1e-9 * max(1.0, abs(target).max())]
+        exact = np.linalg.lstsq(features[met], target[met])[0] if met.size >= d else found.x[:d]
+        coefficients.append(exact)
+    coefficients = np.array(coefficients)
+    return back @ coefficients[:, :-1].T, coefficients[:, -1], rank
+
+
+def _newton_regression(
+    x: np.ndarray, y: np.ndarray, loss: Loss, rounding: float
 ) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Return weights (d_x, d_y), offset (d_y,), rank and steps for centred features x.
 
@@ -99,12 +159,14 @@ def _softmax_regression(
     """
     basis, back, rank = _orthonormal(x, rounding)
     features = np.vstack([basis.T, np.ones(len(x))])  # (rank + 1, N), rows of mean square 1
-    y, hard, positive = y.T, bool((y.max(axis=1) == 1).all()), bool(y.min() > 0)
+    y, entropy = y.T, isinstance(loss, CrossEntropy)
+    hard, positive = bool((y.max(axis=0) == 1).all()), not entropy or bool(y.min() > 0)
     coefficients, logits = np.zeros((len(y), rank + 1)), np.zeros_like(y)
     risk, radius = loss.value(logits, y).mean(), 1.0
+    goal = GRADIENT_GOAL * max(1.0, float(abs(loss.gradient(logits, y)).max()))
     for step in range(NEWTON_STEPS):
         gradient = loss.gradient(logits, y) @ features.T / len(x)
-        flat = abs(gradient).max() <= GRADIENT_GOAL
+        flat = abs(gradient).max() <= goal
         reach = np.inf if flat else radius
         direction, predicted = _newton_direction(loss, logits, y, features, gradient, reach)
         moved = direction @ features
@@ -126,13 +188,19 @@ def _softmax_regression(
             continue
         coefficients = coefficients + direction
         logits, risk = coefficients @ features, reached
+        if not entropy:
+            continue
         lead = (logits * y).sum(axis=0) - logits.max(axis=0, where=y < 1, initial=-np.inf)
         if (hard and lead.min() > 0) or np.ptp(logits, axis=0).max() > LOGIT_LIMIT:
             break
     else:
         raise RuntimeError(
-            f"softmax regression: expected a gradient of {GRADIENT_GOAL:g} within {NEWTON_STEPS} "
+            f"{loss.name} regression: expected a gradient of {goal:g} within {NEWTON_STEPS} "
             f"Newton steps, got {abs(gradient).max():.1e} with logits up to {abs(logits).max():.3g}"
+        )
+    if not entropy:
+        raise AssumptionError(
+            f"{loss.name} regression has no minimiser: gradient and curvature vanish"
         )
     raise AssumptionError(
         f"softmax regression has no minimiser: the risk ({risk:.3g}) falls as long as the logits "
@@ -163,7 +231,8 @@ def _newton_direction(loss, logits, y, features, gradient, radius) -> tuple[np.n
     """
     samples = features.shape[1]
     direction, curved = np.zeros_like(gradient), np.zeros_like(gradient)
-    residual = gradient.mean(axis=0) - gradient  # a shift of all logits changes nothing
+    entropy = isinstance(loss, CrossEntropy)  # a shift of all logits changes nothing
+    residual = gradient.mean(axis=0) - gradient if entropy else -gradient
     search = residual.copy()
     square = start = float((residual**2).sum())
     accuracy = max(1e-8, min(1e-2, start**0.5))
@@ -185,7 +254,8 @@ def _newton_direction(loss, logits, y, features, gradient, radius) -> tuple[np.n
         if stop:
             break
         residual = residual - length * bent
-        residual -= residual.mean(axis=0)
+        if entropy:
+            residual -= residual.mean(axis=0)
         square, previous = float((residual**2).sum()), square
         search = residual + square / previous * search
     return direction, -float((direction * (gradient + curved / 2)).sum())

@@ -5,6 +5,8 @@ Outputs and targets are columns: `o` and `y` have shape (d_y, N), one column for
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from .backend import Array, namespace
@@ -73,15 +75,98 @@ class CrossEntropy:
         return "CrossEntropy()"
 
 
-Loss = SquaredLoss | CrossEntropy
+class AbsoluteLoss:
+    """l(o, y) = sum_k |o_k - y_k|, not differentiable where an output meets its target."""
+
+    name = "absolute"
+
+    def value(self, o: Array, y: Array) -> Array:
+        """Return the loss of each sample, shape (N,)."""
+        return abs(o - y).sum(axis=0)
+
+    def gradient(self, o: Array, y: Array) -> Array:
+        """Return the signs of o - y, shape (d_y, N): the subgradient that is 0 at the kink."""
+        return namespace(o).sign(o - y)
+
+    def subgradients(self, o: Array, y: Array, errors: Array) -> tuple[Array, Array]:
+        """Return the least and the greatest subgradient, (d_y, N) each.
+
+        They differ, -1 and 1, where o meets y up to `errors` of the output.
+        """
+        signs, met = self.gradient(o, y), abs(o - y) <= errors
+        xp = namespace(o)
+        return xp.where(met, -1.0, signs), xp.where(met, 1.0, signs)
+
+    def curvature(self, o: Array, y: Array, d: Array) -> Array:
+        """Return zeros (d_y, N): away from its kinks the loss is linear."""
+        return namespace(d).zeros_like(d)
+
+    def check_targets(self, y: Array) -> None:
+        """Accept every target."""
+
+    def __repr__(self) -> str:
+        return "AbsoluteLoss()"
+
+
+class HuberLoss:
+    """l(o, y) = sum_k h(o_k - y_k), h(r) = r^2 / 2 up to |r| = `delta` and delta |r| - delta^2 / 2
+    beyond, as PyTorch's. Raises ValueError for a delta that is not positive and finite.
+    """
+
+    name = "huber"
+
+    def __init__(self, delta: float = 1.0):
+        if not 0 < delta < float("inf"):
+            raise ValueError(f"Huber loss: expected a finite delta > 0, got {delta}")
+        self.delta = delta
+
+    def value(self, o: Array, y: Array) -> Array:
+        """Return the loss of each sample, shape (N,)."""
+        size = abs(o - y)
+        inside = namespace(o).minimum(size, self.delta)
+        return (inside * (size - inside / 2)).sum(axis=0)
+
+    def gradient(self, o: Array, y: Array) -> Array:
+        """Return o - y, cut to [-delta, delta], shape (d_y, N)."""
+        return namespace(o).clip(o - y, -self.delta, self.delta)
+
+    def curvature(self, o: Array, y: Array, d: Array) -> Array:
+        """Return `d` where |o - y| < delta and 0 elsewhere, shape (d_y, N)."""
+        return d * (abs(o - y) < self.delta)
+
+    def check_targets(self, y: Array) -> None:
+        """Accept every target."""
+
+    def __repr__(self) -> str:
+        return f"HuberLoss({self.delta:g})"
+
+
+class Loss(Protocol):
+    """A convex loss l(o, y): what any object needs to serve as one.
+
+    Outputs `o`, targets `y` and directions `d` are columns (d_y, N); `value` is (N,), `gradient` a
+    subgradient in o and `curvature` the product of the Hessian in o with `d`, both (d_y, N).
+    `check_targets` raises ValueError for targets that make no sense. A loss with kinks has also
+    ``subgradients(o, y, errors)``, as `AbsoluteLoss` has.
+    """
+
+    name: str
+
+    def value(self, o: Array, y: Array) -> Array: ...
+    def gradient(self, o: Array, y: Array) -> Array: ...
+    def curvature(self, o: Array, y: Array, d: Array) -> Array: ...
+    def check_targets(self, y: Array) -> None: ...
 
 
 def loss_named(name: str) -> Loss:
-    """Return the loss called ``squared`` or ``cross-entropy``; ValueError for another name."""
-    for loss in (SquaredLoss(), CrossEntropy()):
-        if loss.name == name:
-            return loss
-    raise ValueError(f"loss: expected 'squared' or 'cross-entropy', got {name!r}")
+    """Return the loss called ``squared``, ``cross-entropy``, ``absolute`` or ``huber``.
+
+    Raises ValueError for another name.
+    """
+    losses = {loss.name: loss for loss in (SquaredLoss, CrossEntropy, AbsoluteLoss, HuberLoss)}
+    if name not in losses:
+        raise ValueError(f"loss: expected one of {', '.join(losses)}, got {name!r}")
+    return losses[name]()
 
 
 def softmax(o: Array) -> Array:

@@ -123,16 +123,19 @@ def linear_subnetwork(
             "the inputs (with a 1), or other targets"
         )
     phi = net.zeros()
-    bias = MARGIN - min(0.0, float(x.min()))
-    for layer in tower.shifts:
+    # Copies that are shifted read zeros beyond the border: they need a bias of their own.
+    biases = {q: MARGIN if len(shifts) > 1 else 0.0 for q, shifts in tower.shifts.items()}
+    if biases:
+        biases[tower.first] = MARGIN - min(0.0, float(x.min()))
+    for layer, bias in biases.items():
         for t in range(net.shapes[layer][0]):
             set_constant(phi, layer, t, -MARGIN if variant == "repaired" else 0.0)
         for c in range(channels):
-            tower.relay(phi, layer, c, c, bias if layer == tower.first else 0.0)
+            tower.relay(phi, layer, c, c, bias)
     read, offset = phi.W[net.depth].weights, phi.b[net.depth]
     weights = fit.weights.reshape(len(offset), channels, -1)
     weights = tower.unseen(weights) if variant == "repaired" else weights
-    constants = tower.constants({tower.first: bias})
+    constants = tower.constants(biases)
     offset[:] = fit.bias
     for c in range(channels):
         read[:, tower.columns(c)] = weights[:, c]

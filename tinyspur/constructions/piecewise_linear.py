@@ -1,0 +1,292 @@
+"""[PWL] Local minima from continuous piecewise linear fits: groups of samples, a fit for each.
+
+Groups are separated along a direction; inside each an affine map is optimal. Gates switch from one
+map to the next between the groups (theory 4.2): every unit is strictly active or strictly inactive
+on a whole group, so that the cell certificate holds with one class for each group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+
+from ..fitting import AffineFit, AssumptionError, fit_affine
+from ..losses import Loss
+from ..network import Network, Parameters, TrainingSet
+from .embedding import MARGIN, carry_outputs, first_dense, first_features
+from .relays import Tower, set_constant
+
+ORDERS = 6  # groups up to which every order of them along a direction is tried
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Samples in K groups, separated along a direction p by thresholds m_1 < ... < m_{K-1}.
+
+    `direction` has the shape of the flattened input (d_x,), `labels` (N,) counts the groups from 0
+    upwards along it: p . x lies between m_k and m_{k+1} for every sample of group k. Raises
+    ValueError for a sample on a threshold or an empty group.
+    """
+
+    direction: np.ndarray
+    thresholds: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def at(cls, x: np.ndarray, direction: np.ndarray, thresholds) -> Groups:
+        """Return the groups of inputs x (N, ...) between the given thresholds."""
+        along = _along(x, direction)
+        thresholds = np.sort(np.asarray(thresholds, np.float64).ravel())
+        hit = np.isin(along, thresholds)
+        if hit.any():
+            raise ValueError(
+                f"groups: expected no sample on a threshold, sample {hit.argmax()} is at "
+                f"{along[hit.argmax()]:g}"
+            )
+        labels = np.searchsorted(thresholds, along)
+        sizes = np.bincount(labels, minlength=len(thresholds) + 1)
+        if not sizes.all():
+            raise ValueError(
+                f"groups: expected samples in each of {len(sizes)}, group {sizes.argmin()} has none"
+            )
+        return cls(np.asarray(direction, np.float64).ravel(), thresholds, labels)
+
+    @classmethod
+    def equal(cls, x: np.ndarray, direction: np.ndarray, groups: int) -> Groups:
+        """Return groups of equal size, up to one sample, split where neighbours differ."""
+        along = np.sort(_along(x, direction))
+        _check_count(groups, len(along))
+        cuts = [round(k * len(along) / groups) for k in range(1, groups)]
+        return cls.at(x, direction, _between(along, cuts))
+
+    @classmethod
+    def gaps(cls, x: np.ndarray, direction: np.ndarray, groups: int) -> Groups:
+        """Return the groups on both sides of the largest gaps between neighbours."""
+        along = np.sort(_along(x, direction))
+        _check_count(groups, len(along))
+        cuts = np.sort(np.argsort(-np.diff(along), kind="stable")[: groups - 1] + 1)
+        return cls.at(x, direction, _between(along, cuts))
+
+    @classmethod
+    def labelled(cls, x: np.ndarray, labels: np.ndarray) -> Groups:
+        """Return groups with the user's labels, along a direction that a linear program finds.
+
+        The order of the groups along it is any, with up to 6 of them, and that of the labels with
+        more. Raises AssumptionError where no direction separates them.
+        """
+        x, (names, numbers) = _flat(x), np.unique(labels, return_inverse=True)
+        if len(numbers) != len(x):
+            raise ValueError(f"groups: expected labels ({len(x)},), got {np.shape(labels)}")
+        K = len(names)
+        if K == 1:
+            return cls.at(x, np.eye(x.shape[1])[0], [])
+        orders = itertools.permutations(range(K)) if K <= ORDERS else [tuple(range(K))]
+        for order in orders:
+            if order[0] > order[-1]:  # the same as its reverse
+                continue
+            found = _separate(x, np.argsort(order)[numbers], K)
+            if found is not None:
+                return cls.at(x, *found)
+        raise AssumptionError(
+            f"groups: no direction separates the {K} groups {names.tolist()} from each other, "
+            f"{'in any order' if K <= ORDERS else 'in the order of their labels'}"
+        )
+
+    def __len__(self) -> int:
+        return len(self.thresholds) + 1
+
+    def __str__(self) -> str:
+        sizes = np.bincount(self.labels, minlength=len(self))
+        return f"{len(self)} groups along a direction, of {', '.join(map(str, sizes))} samples"
+
+    def refine(self, x: np.ndarray, sample: int) -> Groups:
+        """Return finer groups, where the sample is alone between two thresholds ([PWL] 6.1.6).
+
+        Raises AssumptionError where another sample has the same place along the direction.
+        """
+        along = _along(x, self.direction)
+        if not 0 <= sample < len(along):
+            raise ValueError(f"groups: expected a sample in 0..{len(along) - 1}, got {sample}")
+        values = np.unique(along)
+        n = int(np.searchsorted(values, along[sample]))
+        if (along == along[sample]).sum() > 1:
+            raise AssumptionError(
+                f"groups: sample {sample} can't be alone, others lie at {along[sample]:g} too"
+            )
+        both = (values[n + side : n + side + 2].mean() for side in (-1, 0) if n + side >= 0)
+        fresh = [m for m in both if values[0] < m < values[-1]]
+        kept = [
+            m
+            for m in self.thresholds
+            if not any(np.searchsorted(values, m) == np.searchsorted(values, f) for f in fresh)
+        ]
+        return Groups.at(x, self.direction, [*kept, *fresh])
+
+
+@dataclass(frozen=True)
+class PiecewiseFit:
+    """The optimal affine map of each group, o = F_k (x, 1), and the risk of all together."""
+
+    groups: Groups
+    fits: tuple[AffineFit, ...]
+    risk: float
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Return the outputs (N, d_y) for the inputs whose groups these are."""
+        x = _flat(x)
+        outputs = np.zeros((len(x), len(self.fits[0].bias)))
+        for k, fit in enumerate(self.fits):
+            inside = self.groups.labels == k
+            outputs[inside] = x[inside] @ fit.weights.T + fit.bias
+        return outputs
+
+    def __str__(self) -> str:
+        return f"piecewise linear fit: {self.groups}, risk {self.risk:.9g}"
+
+
+def fit_groups(data: TrainingSet, groups: Groups, loss: Loss) -> PiecewiseFit:
+    """Return the optimal affine map of each group ([PWL] (11)).
+
+    Raises AssumptionError, naming the group, where one has no minimiser.
+    """
+    x, fits, risk = _flat(data.x), [], 0.0
+    for k in range(len(groups)):
+        inside = groups.labels == k
+        try:
+            fits.append(fit_affine(x[inside], data.y[inside], loss))
+        except AssumptionError as error:
+            raise AssumptionError(f"group {k} of {len(groups)}: {error}") from error
+        risk += fits[-1].risk * inside.mean()
+    return PiecewiseFit(groups, tuple(fits), float(risk))
+
+
+def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -> Parameters:
+    """Return the point whose network is the optimal affine map on every group, in float64.
+
+    f(x) = F_1 x + sum_k sigma(V_k x + M_k (p.x - m_k)) - sigma(M_k (p.x - m_k)) with the changes
+    V_k = F_{k+1} - F_k and with M_k so large that each unit has one sign on each group (theory
+    4.2). The first dense layer computes pieces and gates, d_y + (K - 1)(d_y + 1) units of it; the
+    layers above relay, strictly active; convolutions below relay the image, in shifted copies
+    before average poolings; all else is dead. Certified with K classes, for every convex loss whose
+    fits exist. Raises AssumptionError for too few units or maps and for a group without a minimiser.
+    """
+    dense = first_dense(net)
+    if dense == net.depth:
+        raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
+    if net.activation.slope:
+        raise ValueError(f"gates: expected ReLU, got {net.activation}")
+    d_y, K, width = net.shapes[-1][0], len(groups), net.shapes[dense][0]
+    needed = d_y + (K - 1) * (d_y + 1)
+    if width < needed:
+        raise AssumptionError(
+            f"too few neurons: the dense layer {dense} has {width}, expected at least {needed} for "
+            f"{K} groups and {d_y} outputs"
+        )
+    x = first_features(net, data.x)
+    features = TrainingSet(x.reshape(len(x), 1, -1), data.y)
+    fit = fit_groups(features, groups, loss)
+    p, maps = groups.direction, [np.hstack([f.weights, f.bias[:, None]]) for f in fit.fits]
+    if p.shape != x.shape[1:]:
+        raise ValueError(f"groups: expected a direction ({x.shape[1]},), got {p.shape}")
+    hats = np.hstack([x, np.ones((len(x), 1))])
+    lift = MARGIN - min(0.0, float((hats @ maps[0].T).min()))
+    first = maps[0].copy()
+    first[:, -1] += lift  # sigma(F_1 x + lift) = F_1 x + lift on the samples
+    rows, sums = [first], [np.eye(d_y)]
+    for k, m in enumerate(groups.thresholds):
+        V, gate = maps[k + 1] - maps[k], np.append(p, -m)
+        M = float(((abs(hats @ V.T).max(axis=1) + MARGIN) / abs(hats @ gate)).max())
+        rows += [V + M * gate, M * gate[None]]
+        sums.append(np.hstack([np.eye(d_y), -np.ones((d_y, 1))]))
+    theta, rows, sums = net.zeros(), np.vstack(rows), np.hstack(sums)
+    _read_image(theta, dense, rows, x)
+    theta.W[dense + 1].weights[:d_y, : len(rows)] = sums
+    theta.b[dense + 1][:d_y] = -lift
+    if dense + 1 < net.depth:
+        carry_outputs(theta, dense + 1, fit.predict(features.x))
+    return theta
+
+
+def _read_image(theta: Parameters, dense: int, rows: np.ndarray, x: np.ndarray) -> None:
+    """Let the first dense layer compute affine functions `rows` (n, d_x + 1) of its input x."""
+    net, channels = theta.net, theta.net.input_shape[0]
+    tower = Tower(net, net.leading_poolings + 1, dense - 1)
+    tower.check_room(channels, "one for each input channel that is relayed")
+    biases = dict.fromkeys(tower.shifts, MARGIN)
+    if biases:
+        biases[tower.first] = MARGIN - min(0.0, float(x.min()))
+    for layer in tower.shifts:
+        for t in range(net.shapes[layer][0]):
+            set_constant(theta, layer, t, -MARGIN)
+        for c in range(channels):
+            tower.relay(theta, layer, c, c, biases[layer])
+    weights = tower.unseen(rows[:, :-1].reshape(len(rows), channels, -1))
+    constants, read, offset = tower.constants(biases), theta.W[dense].weights, theta.b[dense]
+    offset[: len(rows)] = rows[:, -1]
+    offset[len(rows) :] = -MARGIN
+    for c in range(channels):
+        read[: len(rows), tower.columns(c)] = weights[:, c]
+        offset[: len(rows)] -= weights[:, c] @ constants
+
+
+def _separate(x: np.ndarray, places: np.ndarray, K: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the direction and thresholds that put the groups at their places, or None.
+
+    The linear program maximises the gap t under |p| <= 1, with p . x at most m_k - t for all
+    groups below threshold k and at least m_k + t for those above.
+    """
+    d = x.shape[1]
+    mean, scale = x.mean(axis=0), abs(x - x.mean(axis=0)).max() or 1.0
+    z = (x - mean) / scale
+    below = np.flatnonzero(places < K - 1)
+    above = np.flatnonzero(places > 0)
+    A = np.zeros((len(below) + len(above), d + K))  # p, m_1 .. m_{K-1}, t
+    A[: len(below), :d], A[len(below) :, :d] = z[below], -z[above]
+    A[np.arange(len(below)), d + places[below]] = -1
+    A[len(below) + np.arange(len(above)), d + places[above] - 1] = 1
+    A[:, -1] = 1
+    costs = np.append(np.zeros(d + K - 1), -1.0)
+    bounds = [(-1, 1)] * d + [(None, None)] * (K - 1) + [(None, 1)]
+    found = scipy.optimize.linprog(costs, A, np.zeros(len(A)), bounds=bounds, method="highs")
+    if found.status != 0 or found.x[-1] <= 1e-9:
+        return None
+    p = found.x[:d] / scale
+    return p, found.x[d : d + K - 1] + p @ mean
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
+def _along(x: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Return p . x for each sample."""
+    flat, p = _flat(x), np.asarray(direction, np.float64).ravel()
+    if p.shape != flat.shape[1:] or not np.isfinite(p).all() or not p.any():
+        raise ValueError(
+            f"groups: expected a finite direction of {flat.shape[1]} numbers, not all 0, got "
+            f"{np.shape(direction)}"
+        )
+    return flat @ p
+
+
+def _check_count(groups: int, samples: int) -> None:
+    if not 1 <= groups <= samples:
+        raise ValueError(f"groups: expected 1..{samples} of them, got {groups}")
+
+
+def _between(along: np.ndarray, cuts) -> np.ndarray:
+    """Return thresholds midway between sorted values, moved on from ties."""
+    thresholds = []
+    for cut in cuts:
+        while cut < len(along) and along[cut] == along[cut - 1]:
+            cut += 1
+        if cut < len(along):
+            thresholds.append((along[cut - 1] + along[cut]) / 2)
+    if len(set(thresholds)) < len(cuts):
+        raise ValueError(
+            f"groups: expected {len(cuts) + 1}, but too many samples lie at the same places"
+        )
+    return np.array(thresholds)
