@@ -22,7 +22,7 @@ from tinyspur.escapes import (
     second_order_directions,
 )
 from tinyspur.fitting import AssumptionError
-from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
+from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
@@ -37,7 +37,7 @@ over_activations = pytest.mark.parametrize("slope", [0.0, 0.2], ids=["relu", "le
 
 
 def targets(loss, rng, samples, outputs):
-    if loss is SQUARED:
+    if loss is not ENTROPY:
         return rng.normal(size=(samples, outputs))
     return one_hot(rng.integers(0, outputs, samples), outputs, smoothing=0.2)
 
@@ -168,6 +168,32 @@ def test_a_unit_that_rounding_alone_moves_off_the_kink_is_at_the_kink():
         direction = net.zeros()
         direction.b[1][0] = move
         assert one_sided_derivative(theta, direction, data, SQUARED) == pytest.approx(expected)
+
+
+@over_layouts
+def test_the_derivative_is_exact_where_outputs_meet_their_targets(layout):
+    loss, rng = AbsoluteLoss(), np.random.default_rng(2)
+    for seed in range(3):
+        theta, data = random_point(layout, 0.0, SQUARED, seed, kinks=[1])
+        y = data.y.copy()
+        y[:4] = theta.net.forward(theta, data.x)[:4]
+        data = TrainingSet(data.x, y)
+        d = direction_at(theta, rng)
+        o, near = (theta.net.forward(p, data.x) for p in (theta, moved(theta, d, 1e-7)))
+        quotient = (abs(near - y).sum() - abs(o - y).sum()) / 1e-7 / len(data)
+        assert one_sided_derivative(theta, d, data, loss) == pytest.approx(quotient, abs=1e-4)
+
+
+def test_nothing_falls_at_a_certified_point_of_the_absolute_loss():
+    for seed in range(5):
+        theta, data = certified_linear("conv", AbsoluteLoss(), seed)
+        radius = certify_cell(theta, data, AbsoluteLoss()).radius
+        assert radius > 0
+        rng = np.random.default_rng(seed)
+        for _ in range(5):
+            found = expand_risk(theta, direction_at(theta, rng), data, AbsoluteLoss())
+            assert found.first >= -found.first_rounding
+        assert find_escape(theta, data, AbsoluteLoss(), radius, 2, 15, seed) is None
 
 
 def test_the_derivative_does_not_depend_on_the_chunks():

@@ -101,7 +101,7 @@ def one_sided_derivative(
 
     dz^l = D^l o^{l-1} + W^l do^{l-1} + db^l, and do^l is sigma'(z) dz off the kink, sigma(dz) on
     it. A unit is at the kink where rounding explains its z, as `certify_cell` decides, in float64
-    arithmetic. Raises ValueError for a direction of another network.
+    arithmetic; kinks of the loss likewise. Raises ValueError for a direction of another network.
     """
     return expand_risk(theta, direction, data, loss).first
 
@@ -117,6 +117,11 @@ def expand_risk(
     for rows, columns in theta.net.chunks(theta, data.x):
         o, errors = _expand(theta, direction, columns)
         g = loss.gradient(o[0], y[:, rows])
+        if hasattr(loss, "subgradients"):  # where o meets y, its first move tells the side
+            low, high = loss.subgradients(o[0], y[:, rows], AT_THE_KINK * errors[0])
+            where = namespace(g).where
+            move = where(abs(o[1]) > AT_THE_KINK * errors[1], o[1], o[2])
+            g = where(move > 0, high, low)
         bent = loss.curvature(o[0], y[:, rows], o[1])
         terms = (
             g * o[1],
@@ -170,8 +175,9 @@ def coordinate_rates(
     """Return the one-sided derivatives of the risk along + and along - every coordinate.
 
     Exact for a layer above which nothing is at the kink; kinks above it count as inactive, or as
-    `active`, which is good for choosing directions only. With delta = (1/N) dl/do^l they are, for
-    ReLU, +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)).
+    `active`, and those of the loss as flat, which is good for choosing directions only. With
+    delta = (1/N) dl/do^l they are, for ReLU,
+    +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)).
     """
     theta = _in_float64(theta)
     net, xp, slope = theta.net, namespace(theta.vector), theta.net.activation.slope
