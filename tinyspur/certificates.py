@@ -74,6 +74,15 @@ class CellCertificate:
         keys = ("kind", "holds", "classes", "margin", "radius", "stationarity", "evidence_only")
         return {key: getattr(self, key) for key in keys}
 
+    @property
+    def words(self) -> str:
+        """Return what was found in half a line."""
+        classes = f"{self.classes} pattern class{'es' * (self.classes > 1)}"
+        if self.holds:
+            return f"certified local minimum, {classes}"
+        obstacle = "units at the kink" if self.kinks else f"stationarity {self.stationarity:.1e}"
+        return f"not certified, {classes}, {obstacle}"
+
     def __str__(self) -> str:
         lines = [
             f"cell certificate: {'holds, a local minimum' if self.holds else 'does not hold'}",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ from matplotlib.figure import Figure
 
 from .audit import Finding
 from .backend import to_numpy
+from .certificates import CellCertificate
 from .constructions.convolutional import SpuriousMinimum
-from .network import Parameters
+from .constructions.lattices import Lattice, lattice_network
+from .constructions.piecewise_linear import PiecewiseFit
+from .network import Parameters, TrainingSet
 from .reports import whole_file
 
 CORNER = 10  # positions of each block of a matrix that are drawn
@@ -191,3 +196,140 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     words.set_in_layout(False)  # it may run into the empty place beside it
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=100)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A fit of a curve by groups, and both networks that compute it ([PWL] Figure 1)."""
+
+    data: TrainingSet
+    fit: PiecewiseFit
+    pieces: np.ndarray
+    regions: list
+    printed: Parameters
+    repaired: Parameters
+    printed_certificate: CellCertificate
+    repaired_certificate: CellCertificate
+
+
+def draw_motivating_example(path: str | Path, panels: list[Panel]) -> None:
+    """Draw [PWL] Figures 1 (a) to (c), 2 and 3, from networks that compute them. Writes a PNG."""
+    figure = Figure(figsize=(15, 10), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3)
+    for ax, letter, panel in zip(axes[0], "abc", panels, strict=True):
+        _draw_fit(ax, letter, panel)
+    axes[0, 0].legend(fontsize=8, loc="upper center")
+    _draw_lattice(axes[1, 0])
+    _draw_gadgets(axes[1, 1], axes[1, 2])
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+def _draw_fit(ax, letter: str, panel: Panel) -> None:
+    x, y = panel.data.x.ravel(), panel.data.y.ravel()
+    dense = np.linspace(x.min(), x.max(), 2001)
+    groups = panel.fit.groups
+    for k in range(len(groups)):
+        inside = groups.labels == k
+        ax.plot(x[inside], y[inside], "o", ms=5, color=f"C{k}", mfc="w")
+    for points, theta, style, name in (
+        (dense, panel.repaired, {"color": "0.55", "lw": 1, "ls": "--"}, "gates"),
+        (dense, panel.printed, {"color": "k", "lw": 1.6}, "max-min"),
+    ):
+        ax.plot(points, theta.net.forward(theta, points[:, None, None])[:, 0], **style, label=name)
+    for piece, region in panel.regions:
+        slope, offset = panel.pieces[piece]
+        ends = region[:, 0]
+        middle = ends.mean()
+        inside = ((x >= ends[0]) & (x <= ends[1])).any()
+        if not inside:
+            ax.plot(ends, slope * ends + offset, color="C3", lw=3, alpha=0.6)
+            ax.annotate(
+                "auxiliary",
+                (middle, slope * middle + offset),
+                (-12, 6),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color="C3",
+            )
+    ax.set_xlabel("x")
+    ax.set_ylabel("o")
+    words = []
+    for name, certificate in (
+        ("max-min", panel.printed_certificate),
+        ("gates", panel.repaired_certificate),
+    ):
+        words.append(f"{name}: {certificate.words}")
+    ax.set_title(
+        f"Figure 1({letter}): {len(groups)} groups, R = {panel.fit.risk:.3g}\n" + "\n".join(words),
+        fontsize=10,
+        loc="left",
+    )
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_lattice(ax) -> None:
+    """Draw three affine functions and max-min of them, computed by a network ([PWL] Figure 2)."""
+    pieces = np.array([[1.6, 1.1], [-0.5, 0.6], [0.9, -0.1]])
+    ends = [-1.0, -0.5 / 2.1, 0.5, 1.0]
+    regions = [(k, np.array([[a], [b]])) for k, (a, b) in enumerate(itertools.pairwise(ends))]
+    lattice = Lattice.of(pieces, regions)
+    x = np.linspace(-1, 1, 801)[:, None, None]
+    theta = lattice_network((1, 1), [lattice], x)
+    for k, (slope, offset) in enumerate(pieces):
+        ax.plot([-1, 1], [offset - slope, offset + slope], color="0.6", lw=1)
+        ax.annotate(f"$f_{k + 1}$", (1.02, offset + slope), va="center", color="0.4")
+    ax.plot(x.ravel(), theta.net.forward(theta, x)[:, 0], color="C0", lw=3)
+    for end in ends[1:-1]:
+        ax.axvline(end, color="0.8", lw=0.8, ls=":")
+    low = ax.get_ylim()[0]
+    for n, (a, b) in enumerate(itertools.pairwise(ends)):
+        ax.text((a + b) / 2, low, f"$\\Omega_{n + 1}$", ha="center", va="bottom")
+    sets = ",  ".join(
+        f"$S_{n + 1}$ = {{" + ", ".join(f"$f_{k + 1}$" for k in s) + "}"
+        for n, s in enumerate(lattice.sets)
+    )
+    ax.set_title(f"Figure 2: the maximum of the minima over\n{sets}", fontsize=10, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_gadgets(left, right) -> None:
+    """Draw the networks of two minima and maxima, and of a tree ([PWL] Figure 3)."""
+    two, four = np.eye(2), np.eye(4)
+    x2, x4 = np.ones((1, 1, 2)), np.ones((1, 1, 4))
+    low = lattice_network((1, 2), [Lattice(np.c_[two, [0, 0]], ((0, 1),))], x2)
+    high = lattice_network((1, 2), [Lattice(np.c_[two, [0, 0]], ((0,), (1,)))], x2)
+    tree = lattice_network((1, 4), [Lattice(np.c_[four, np.zeros(4)], ((0, 1, 2, 3),))], x4)
+    _draw_network(left, low, 0.0, 1.0, "min(a, b)", "ab")
+    _draw_network(left, high, 0.0, -1.6, "max(a, b)", "ab")
+    _draw_network(right, tree, 0.0, 0.0, "min(a, b, c, d)", "abcd")
+    for ax, name in ((left, "(a), (b): the gadgets"), (right, "(c): a tree of minima")):
+        ax.set_title(f"Figure 3{name}; blue +1, red -1", fontsize=10, loc="left")
+        ax.set_axis_off()
+
+
+def _draw_network(
+    ax, theta: Parameters, left: float, middle: float, name: str, inputs: str
+) -> None:
+    """Draw the layers above the pieces as circles and their nonzero weights as lines."""
+    sizes = [len(theta.b[layer]) for layer in theta.b]
+    places = [
+        [(left + 1.5 * n, middle + 0.9 * ((size - 1) / 2 - i)) for i in range(size)]
+        for n, size in enumerate(sizes)
+    ]
+    for n, layer in enumerate(list(theta.b)[1:]):
+        weights = to_numpy(theta.W[layer].weights)
+        for i, j in np.argwhere(weights != 0):
+            (x0, y0), (x1, y1) = places[n][j], places[n + 1][i]
+            ax.plot([x0, x1], [y0, y1], color="C0" if weights[i, j] > 0 else "C3", lw=1.5, zorder=1)
+    for n, column in enumerate(places):
+        for i, (x, y) in enumerate(column):
+            ax.plot(x, y, "o", ms=22, color="k", mfc="w", zorder=2)
+            words = inputs[i] if n == 0 else "+" if n == len(places) - 1 else "$\\sigma$"
+            ax.text(x, y, words, ha="center", va="center", zorder=3)
+    x, y = places[-1][0]
+    ax.text(x + 0.35, y, name, va="center")
+    ax.set_xlim(-0.5, places[-1][0][0] + 1.8)
+    ax.margins(y=0.15)
