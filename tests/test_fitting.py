@@ -1,17 +1,27 @@
 """Affine fits reach the least risk, and say so where there is none."""
 
+import itertools
 import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tinyspur
 from tinyspur.fitting import AssumptionError, fit_affine
-from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
+from tinyspur.losses import (
+    AbsoluteLoss,
+    CrossEntropy,
+    HuberLoss,
+    SquaredLoss,
+    one_hot,
+    softmax,
+)
 
 IMAGES = Path(tinyspur.__file__).parent / "data" / "fashion_mnist_4000.npz"
 
@@ -98,7 +108,9 @@ def test_least_squares_leaves_no_gradient(kind):
 
 
 @pytest.mark.parametrize("kind", RANKS)
-@pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), HuberLoss()], ids=repr
+)
 def test_the_rank_is_that_of_the_features(kind, loss):
     x, y = regression(kind)
     y = softmax(y.T).T
@@ -135,6 +147,380 @@ def test_data_are_computed_in_double_precision():
     fit = fit_affine(x, y, SquaredLoss())
     assert fit.weights.dtype == np.float64
     assert fit.gradient <= 1e-13
+
+
+# Absolute loss
+
+
+def least_deviations(x, y):
+    """Return the least mean of |o - y|, from the dual: max <u, y> with |u| <= 1 and u (x, 1) = 0.
+
+    Centred and scaled data, which change neither, help the solver.
+    """
+    x = x - x.mean(axis=0)
+    features = np.hstack([x / abs(x).max(initial=1e-300), np.ones((len(x), 1))])
+    middle = np.median(y)
+    size = abs(y - middle).max() or 1.0
+    total = 0.0
+    for target in ((y - middle) / size).T:
+        found = scipy.optimize.linprog(
+            -target, A_eq=features.T, b_eq=np.zeros(features.shape[1]), bounds=(-1, 1)
+        )
+        assert found.success
+        total -= found.fun
+    return total * size / len(x)
+
+
+@pytest.mark.parametrize("kind", RANKS)
+def test_least_deviations_reach_the_dual_and_meet_as_many_targets_as_there_are_dimensions(kind):
+    x, y = regression(kind)
+    fit = fit_affine(x, y, AbsoluteLoss())
+    assert (fit.weights.shape, fit.bias.shape) == ((3, x.shape[1]), (3,))
+    np.testing.assert_allclose(fit.risk, least_deviations(x, y), rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(fit.risk, risk_of(fit, x, y, AbsoluteLoss()), rtol=1e-14)
+    size = 1 + abs(x).max(initial=0)
+    met = abs(x @ fit.weights.T + fit.bias - y) <= 1e-13 * size
+    assert (met.sum(axis=0) >= RANKS[kind]).all()
+    assert fit.gradient <= 1e-14 * size
+    assert fit.steps == 0
+
+
+def by_brute_force(x, y):
+    """Return the least mean of |o - y| for one output: some optimal map meets `rank` targets."""
+    features = np.hstack([x, np.ones((len(x), 1))])
+    rank = np.linalg.matrix_rank(features)
+    chosen = [list(rows) for rows in itertools.combinations(range(len(x)), rank)]
+    maps = [
+        np.linalg.lstsq(features[rows], y[rows])[0]
+        for rows in chosen
+        if np.linalg.matrix_rank(features[rows]) == rank
+    ]
+    return min(abs(features @ coefficients - y).mean() for coefficients in maps)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    samples=st.integers(1, 8),
+    features=st.integers(0, 3),
+    grid=st.booleans(),
+)
+def test_least_deviations_are_those_of_the_best_of_all_vertices(seed, samples, features, grid):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(samples, features)), rng.normal(size=(samples, 1))
+    if grid:  # ties, repeated samples, targets met beyond need, several optima
+        x, y = rng.integers(-2, 3, size=x.shape).astype(float), np.round(2 * y) + 0.5
+    fit = fit_affine(x, y, AbsoluteLoss())
+    np.testing.assert_allclose(fit.risk, by_brute_force(x, y), rtol=1e-12, atol=1e-14)
+    assert fit.gradient <= 1e-14
+
+
+SCALES = {  # factor and shift of x, factor and shift of y
+    "large features": (1e6, 0, 1, 0),
+    "small features": (1e-6, 0, 1, 0),
+    "large targets": (1, 0, 1e4, 0),
+    "both large": (1e6, 0, 1e4, 0),
+    "features far from 0": (1, 1e3, 1, 0),
+    "targets far from 0": (1, 0, 1, 1e4),
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+@pytest.mark.parametrize("loss", [AbsoluteLoss(), HuberLoss(), HuberLoss(0.1)], ids=repr)
+def test_scales_and_shifts_change_no_robust_fit(name, loss):
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(50, 4)), rng.normal(size=(50, 2))
+    fx, sx, fy, sy = SCALES[name]
+    scaled = HuberLoss(loss.delta * fy) if isinstance(loss, HuberLoss) else loss
+    degree = 2 if isinstance(loss, HuberLoss) else 1
+    plain, fit = fit_affine(x, y, loss), fit_affine(fx * x + sx, fy * y + sy, scaled)
+    np.testing.assert_allclose(fit.risk, fy**degree * plain.risk, rtol=1e-11)
+    np.testing.assert_allclose(fit.weights, plain.weights * fy / fx, atol=1e-8 * fy / fx)
+    assert fit.gradient <= 1e-12 * max(1.0, abs(fx * x + sx).max()) * fy ** (degree - 1)
+
+
+@pytest.mark.xfail(strict=True, reason="targets within 1e-9 of the largest one count as met")
+@pytest.mark.parametrize(("factor", "shift"), [(1e-8, 0), (1e-10, 0), (1, 1e9)])
+def test_small_targets_and_those_far_from_zero_have_the_least_deviations_too(factor, shift):
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(50, 4)), factor * rng.normal(size=(50, 2)) + shift
+    fit = fit_affine(x, y, AbsoluteLoss())
+    np.testing.assert_allclose(fit.risk, least_deviations(x, y), rtol=1e-6)
+
+
+@pytest.mark.xfail(strict=True, reason="at x = 0 the error of the bias is not counted")
+def test_a_target_zero_that_is_met_counts_as_met():
+    x, y = np.array([[2.0, 3, -3, -2, 1, 1, 0]]).T, np.array([[-2.0, 1, 0, -1, 3, 0, 0]]).T
+    fit = fit_affine(x, y, AbsoluteLoss())
+    np.testing.assert_allclose(fit.risk, by_brute_force(x, y), rtol=1e-12)
+    assert fit.gradient <= 1e-14
+
+
+def test_without_features_the_least_deviations_are_from_the_median():
+    y = np.array([[1.0, 1], [2, 2], [10, 10], [3, 3], [50, 4], [9, 9]])
+    fit = fit_affine(np.ones((5, 2)), y[:5], AbsoluteLoss())
+    assert fit.weights.tolist() == [[0, 0], [0, 0]]
+    np.testing.assert_allclose(fit.bias, [3, 3], rtol=1e-15)
+    fit = fit_affine(np.ones((6, 2)), y, AbsoluteLoss())
+    assert ((fit.bias >= [3, 3]) & (fit.bias <= [9, 4])).all()
+    assert fit.risk == pytest.approx(
+        (2 + 1 + 7 + 0 + 47 + 6 + 3 + 2 + 6 + 1 + 0 + 5) / 6, rel=1e-15
+    )
+
+
+def test_a_sample_twice_counts_twice():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(20, 3)), rng.normal(size=(20, 2))
+    often = rng.integers(1, 4, size=20)
+    fit = fit_affine(np.repeat(x, often, axis=0), np.repeat(y, often, axis=0), AbsoluteLoss())
+    losses = AbsoluteLoss().value(fit.weights @ x.T + fit.bias[:, None], y.T)
+    np.testing.assert_allclose(fit.risk, (often * losses).sum() / often.sum(), rtol=1e-13)
+    expected = least_deviations(np.repeat(x, often, axis=0), np.repeat(y, often, axis=0))
+    np.testing.assert_allclose(fit.risk, expected, rtol=1e-12)
+
+
+def test_outliers_that_move_further_out_leave_the_least_deviations():
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(40, 3)), rng.normal(size=(40, 1))
+    fit = fit_affine(x, y, AbsoluteLoss())
+    residuals = y - x @ fit.weights.T - fit.bias
+    moved = y + 1e3 * np.sign(residuals) * (abs(residuals) > 1e-9) * rng.uniform(size=y.shape)
+    again = fit_affine(x, moved, AbsoluteLoss())
+    np.testing.assert_allclose(again.weights, fit.weights, atol=1e-11)
+    np.testing.assert_allclose(again.bias, fit.bias, atol=1e-11)
+
+
+# Huber loss, and losses that a user supplies
+
+
+class LogCosh:
+    name = "log-cosh"
+
+    def value(self, o, y):
+        return (np.logaddexp(o - y, y - o) - np.log(2)).sum(axis=0)
+
+    def gradient(self, o, y):
+        return np.tanh(o - y)
+
+    def curvature(self, o, y, d):
+        return d * (1 - np.tanh(o - y) ** 2)
+
+    def check_targets(self, y):
+        if (y < -100).any():
+            raise ValueError("log-cosh: expected targets above -100")
+
+
+class SmoothQuantile(LogCosh):
+    """0.3 r + log(1 + exp(-r)): about the loss whose minimiser is a quantile."""
+
+    name = "smooth quantile"
+
+    def value(self, o, y):
+        return (0.3 * (o - y) + np.logaddexp(0, y - o)).sum(axis=0)
+
+    def gradient(self, o, y):
+        return 0.3 - scipy.special.expit(y - o)
+
+    def curvature(self, o, y, d):
+        return d * scipy.special.expit(y - o) * scipy.special.expit(o - y)
+
+
+class AsymmetricSquares(LogCosh):
+    """Expectiles: residuals above 0 weigh nine times those below."""
+
+    name = "asymmetric squares"
+
+    def value(self, o, y):
+        return (np.where(o > y, 0.9, 0.1) * (o - y) ** 2 / 2).sum(axis=0)
+
+    def gradient(self, o, y):
+        return np.where(o > y, 0.9, 0.1) * (o - y)
+
+    def curvature(self, o, y, d):
+        return np.where(o > y, 0.9, 0.1) * d
+
+
+class SquaredHinge(LogCosh):
+    """Flat where o < y: many minimisers."""
+
+    name = "squared hinge"
+
+    def value(self, o, y):
+        return (np.maximum(o - y, 0) ** 2 / 2).sum(axis=0)
+
+    def gradient(self, o, y):
+        return np.maximum(o - y, 0)
+
+    def curvature(self, o, y, d):
+        return d * (o > y)
+
+
+class Linex(LogCosh):
+    """exp(r) - r - 1: overflows far above the targets."""
+
+    name = "linex"
+
+    def value(self, o, y):
+        return (np.expm1(o - y) - (o - y)).sum(axis=0)
+
+    def gradient(self, o, y):
+        return np.expm1(o - y)
+
+    def curvature(self, o, y, d):
+        return d * np.exp(o - y)
+
+
+SMOOTH = [
+    *(HuberLoss(), HuberLoss(0.1), HuberLoss(10)),
+    *(LogCosh(), SmoothQuantile(), AsymmetricSquares(), SquaredHinge(), Linex()),
+]
+
+
+def by_many_starts(x, y, loss):
+    """Return the least risk that SciPy finds from several starts, without second derivatives."""
+    x = (x - x.mean(axis=0)) / abs(x - x.mean(axis=0)).max(initial=1e-300)
+    features = np.hstack([x, np.ones((len(x), 1))])
+    shape = (y.shape[1], features.shape[1])
+
+    def risk(flat):
+        o = flat.reshape(shape) @ features.T
+        gradient = loss.gradient(o, y.T) @ features / len(x)
+        return loss.value(o, y.T).mean(), gradient.ravel()
+
+    starts = np.random.default_rng(0).normal(size=(3, np.prod(shape)))
+    found = [
+        scipy.optimize.minimize(risk, start, jac=True, method="BFGS", options={"gtol": 1e-9})
+        for start in starts
+    ]
+    assert np.ptp([each.fun for each in found]) < 1e-7
+    return min(each.fun for each in found)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RANKS if kind != "no features"])
+@pytest.mark.parametrize("loss", SMOOTH, ids=lambda loss: f"{loss.name}{vars(loss) or ''}")
+def test_newtons_method_reaches_the_risk_of_another_method_and_leaves_no_gradient(kind, loss):
+    x, y = regression(kind)
+    fit = fit_affine(x, y, loss)
+    np.testing.assert_allclose(fit.risk, by_many_starts(x, y, loss), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(fit.risk, risk_of(fit, x, y, loss), rtol=1e-12)
+    gradient, _ = gradient_of(fit, x, y, loss)
+    assert abs(gradient).max() <= 1e-12 * max(1.0, abs(x).max())
+    assert fit.gradient == pytest.approx(abs(gradient).max(), abs=1e-15 * max(1.0, abs(x).max()))
+    assert fit.rank == RANKS[kind]
+
+
+def test_a_huber_loss_beyond_all_residuals_is_least_squares():
+    x, y = regression("full rank")
+    fit, squares = fit_affine(x, y, HuberLoss(1e3)), fit_affine(x, y, SquaredLoss())
+    np.testing.assert_allclose(fit.weights, squares.weights, atol=1e-12)
+    np.testing.assert_allclose(fit.bias, squares.bias, atol=1e-12)
+    np.testing.assert_allclose(fit.risk, squares.risk, rtol=1e-13)
+
+
+@pytest.mark.parametrize("delta", [1e-2, 1e-3])
+def test_a_narrow_huber_loss_is_nearly_that_of_least_deviations(delta):
+    """H = delta (|r| - delta / 2) where |r| > delta, and at most delta^2 / 2 off elsewhere."""
+    x, y = regression("full rank")
+    low = fit_affine(x, y, AbsoluteLoss()).risk
+    found = fit_affine(x, y, HuberLoss(delta)).risk / delta
+    assert low - 3 * delta / 2 <= found <= low
+
+
+def test_with_all_residuals_in_the_lines_of_the_huber_loss_every_median_is_a_minimum():
+    y = np.array([[0.0], [1], [10], [11]])
+    fit = fit_affine(np.zeros((4, 1)), y, HuberLoss(0.1))
+    assert 1.1 <= fit.bias[0] <= 9.9
+    assert fit.gradient == 0
+    assert fit.risk == pytest.approx(0.1 * (5 - 0.05), rel=1e-14)
+
+
+@pytest.mark.xfail(strict=True, reason="500 steps of the trust region do not suffice")
+@pytest.mark.parametrize("delta", [1e-4, 1e-8])
+def test_a_huber_loss_far_narrower_than_the_residuals_has_a_fit_too(delta):
+    x, y = regression("full rank")
+    fit = fit_affine(x, y, HuberLoss(delta))
+    low = fit_affine(x, y, AbsoluteLoss()).risk
+    assert low - 3 * delta / 2 <= fit.risk / delta <= low
+
+
+def test_the_targets_are_checked_by_the_users_loss():
+    with pytest.raises(ValueError, match="expected targets above -100"):
+        fit_affine(np.zeros((2, 1)), np.array([[0.0], [-101]]), LogCosh())
+
+
+class Exponential(LogCosh):
+    name = "exponential"
+
+    def value(self, o, y):
+        return np.exp(o - y).sum(axis=0)
+
+    def gradient(self, o, y):
+        return np.exp(o - y)
+
+    def curvature(self, o, y, d):
+        return d * np.exp(o - y)
+
+
+class SoftPlus(LogCosh):
+    name = "softplus"
+
+    def value(self, o, y):
+        return np.logaddexp(0, o - y).sum(axis=0)
+
+    def gradient(self, o, y):
+        return scipy.special.expit(o - y)
+
+    def curvature(self, o, y, d):
+        return d * scipy.special.expit(o - y) * scipy.special.expit(y - o)
+
+
+class Linear(LogCosh):
+    name = "linear"
+
+    def value(self, o, y):
+        return (o - y).sum(axis=0)
+
+    def gradient(self, o, y):
+        return np.ones_like(o)
+
+    def curvature(self, o, y, d):
+        return 0 * d
+
+
+class Hyperbola(LogCosh):
+    """sqrt(1 + r^2) + r: falls towards 0 as -1 / 2r, much more slowly than the others."""
+
+    name = "hyperbola"
+
+    def value(self, o, y):
+        return (np.hypot(1, o - y) + (o - y)).sum(axis=0)
+
+    def gradient(self, o, y):
+        return 1 + (o - y) / np.hypot(1, o - y)
+
+    def curvature(self, o, y, d):
+        return d / np.hypot(1, o - y) ** 3
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("kind", ["full rank", "fewer samples than features", "one sample"])
+@pytest.mark.parametrize("loss", [Exponential(), SoftPlus(), Linear()], ids=lambda loss: loss.name)
+def test_a_users_loss_without_minimiser_is_refused_soon_and_in_one_line(loss, kind):
+    start = time.perf_counter()
+    with pytest.raises((AssumptionError, RuntimeError), match=f"{loss.name} regression") as caught:
+        fit_affine(*regression(kind), loss)
+    assert time.perf_counter() - start < 5
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.xfail(strict=True, reason="gradients that underflow or cancel are taken for zero")
+@pytest.mark.parametrize(
+    ("loss", "scale"), [(Hyperbola(), 1e3), (SoftPlus(), 1e4)], ids=["hyperbola", "softplus"]
+)
+def test_a_loss_that_falls_for_ever_is_refused_although_its_gradient_vanishes(loss, scale):
+    x, y = regression("full rank")
+    with pytest.raises((AssumptionError, RuntimeError)):
+        fit_affine(x, scale * y, loss)
 
 
 # Cross-entropy
@@ -396,10 +782,20 @@ def test_the_hard_labels_of_the_bundled_images_are_separable(images):
     ("x", "y"),
     [((3, 2), (4, 2)), ((3,), (3, 2)), ((3, 2), (3,)), ((0, 2), (0, 2)), ((3, 1, 2), (3, 2))],
 )
-@pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
+@pytest.mark.parametrize(
+    "loss", [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), HuberLoss()], ids=repr
+)
 def test_shapes_that_do_not_match_are_refused(x, y, loss):
     with pytest.raises(ValueError, match=re.escape(f"got {x} and {y}")):
         fit_affine(np.zeros(x), np.full(y, 0.5), loss)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+@pytest.mark.parametrize("loss", [SquaredLoss(), AbsoluteLoss(), HuberLoss()], ids=repr)
+def test_values_that_are_not_finite_are_refused(loss, wrong):
+    for x, y in (([0.0, wrong], [0.0, 1.0]), ([0.0, 1.0], [0.0, wrong])):
+        with pytest.raises(ValueError, match="fit: expected finite x and y"):
+            fit_affine(np.array(x)[:, None], np.array(y)[:, None], loss)
 
 
 def test_targets_that_are_no_distributions_are_refused_by_the_cross_entropy():

@@ -148,7 +148,10 @@ class Twin(nn.Module):
 
 
 def risk(
-    outputs: torch.Tensor | np.ndarray, targets: torch.Tensor | np.ndarray, loss: str
+    outputs: torch.Tensor | np.ndarray,
+    targets: torch.Tensor | np.ndarray,
+    loss: str,
+    delta: float = 1.0,
 ) -> torch.Tensor:
     """Return the mean loss over the samples.
 
@@ -157,8 +160,11 @@ def risk(
     outputs, targets : array_like
         Outputs of the network and what they should be, (N, d_y); for
         cross-entropy the targets are the weights of the classes.
-    loss : {"squared", "cross-entropy"}
-        Half the squared distance, or the cross-entropy of the softmax.
+    loss : {"squared", "cross-entropy", "absolute", "huber"}
+        Half the squared distance, the cross-entropy of the softmax, or the sum over the outputs of
+        the absolute differences or of PyTorch's Huber losses.
+    delta : float, optional
+        Where the Huber loss goes over into a line.
     """
     outputs = torch.as_tensor(outputs, dtype=torch.float64)
     targets = torch.as_tensor(targets, dtype=torch.float64)
@@ -168,6 +174,11 @@ def risk(
         return (0.5 * (outputs - targets) ** 2).sum(1).mean()
     if loss == "cross-entropy":
         return -(targets * torch.log_softmax(outputs, 1)).sum(1).mean()
+    if loss == "absolute":
+        return nn.functional.l1_loss(outputs, targets, reduction="none").sum(1).mean()
+    if loss == "huber":
+        losses = nn.functional.huber_loss(outputs, targets, reduction="none", delta=delta)
+        return losses.sum(1).mean()
     raise ValueError(f"unknown loss {loss!r}")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .atlas import Atlas
 from .audit import Finding
 from .backend import to_numpy
 from .certificates import CellCertificate
@@ -333,3 +334,55 @@ def _draw_network(
     ax.text(x + 0.35, y, name, va="center")
     ax.set_xlim(-0.5, places[-1][0][0] + 1.8)
     ax.margins(y=0.15)
+
+
+def draw_atlas(path: str | Path, atlas: Atlas) -> None:
+    """Draw the risks of certified minima, where training ends, and their number. Writes a PNG."""
+    figure = Figure(figsize=(14, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2, 1]})
+    kept = atlas.certified
+    lowest = max(atlas.risks[kept].min(), 1e-6 * atlas.linear)
+    if len(atlas.trained):
+        lowest = min(lowest, max(atlas.trained.min(), 1e-6 * atlas.linear))
+    edges = np.geomspace(0.8 * lowest, 1.25 * atlas.linear, 60)
+    counts = np.unique(atlas.groups)
+    colors = [f"C{n}" for n in range(len(counts))]
+    risks = [np.maximum(atlas.risks[kept & (atlas.groups == K)], lowest) for K in counts]
+    labels = [f"{K} groups" for K in counts]
+    left.hist(risks, edges, stacked=True, color=colors, label=labels)
+    left.axvline(atlas.linear, color="k", lw=1.2, ls="--", label="linear fit (one group)")
+    top = left.get_ylim()[1]
+    if len(atlas.trained):
+        left.plot(
+            np.maximum(atlas.trained, lowest),
+            np.full(len(atlas.trained), 1.04 * top),
+            "v",
+            color="k",
+            ms=7,
+            mfc="none",
+            label=f"ends of {len(atlas.trained)} trainings",
+        )
+    left.set_ylim(0, 1.1 * top)
+    left.set_xscale("log")
+    left.set_xlabel("empirical risk R")
+    left.set_ylabel("certified local minima")
+    left.legend(fontsize=9, loc="center left")
+    left.set_title(
+        f"{kept.sum():,} certified local minima of one network, {len(atlas.labels[0])} samples",
+        loc="left",
+        fontsize=11,
+    )
+    numbers = [(kept & (atlas.groups <= K)).sum() for K in counts]
+    widths = [atlas.widths[atlas.groups == K][0] for K in counts]
+    right.bar(np.arange(len(counts)), numbers, color=colors)
+    ticks = [f"{width}\n({K})" for width, K in zip(widths, counts, strict=True)]
+    right.set_xticks(np.arange(len(counts)), ticks)
+    for n, number in enumerate(numbers):
+        right.text(n, number, f"{number:,}", ha="center", va="bottom", fontsize=9)
+    right.set_xlabel("neurons of the hidden layer (groups that they allow)")
+    right.set_title("distinct minima found, at least", loc="left", fontsize=11)
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=100)

@@ -1,0 +1,94 @@
+"""Map more than 10,000 certified local minima of one small network on one small data set.
+
+Each partition of the samples along a direction gives one. Draws their risks, how many there are for
+a network of a given width, and where training from random starts ends among them. Writes atlas.npz
+and atlas.png to the folder --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+# The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+from tqdm import tqdm
+
+from tinyspur.atlas import map_minima, partitions
+from tinyspur.layers import Dense
+from tinyspur.losses import SquaredLoss
+from tinyspur.network import Network, TrainingSet
+from tinyspur.plotting import draw_atlas
+from tinyspur.reports import check_writable
+
+
+def surface(samples: int, seed: int) -> TrainingSet:
+    """Return random points of [-1, 1]^2 and the targets sin(3 x_1) cos(2 x_2)."""
+    x = np.random.default_rng(seed).uniform(-1, 1, (samples, 1, 2))
+    return TrainingSet(x, np.sin(3 * x[:, 0, :1]) * np.cos(2 * x[:, 0, 1:]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after a one-line error."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    option = parser.add_argument
+    option("--samples", type=int, default=30, metavar="N", help="of the surface")
+    option("--groups", type=int, default=6, metavar="K", help="at most")
+    option("--directions", type=int, default=24, metavar="D", help="along which groups lie")
+    option("--minima", type=int, default=12000, metavar="M", help="partitions to draw")
+    option("--starts", type=int, default=40, metavar="S", help="of training")
+    option("--workers", type=int, default=os.cpu_count(), metavar="W", help="processes")
+    option("--seed", type=int, default=0, help="of all random choices")
+    option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
+    options = parser.parse_args(arguments)
+    try:
+        for name, least in (("samples", 4), ("groups", 2), ("directions", 1), ("minima", 1)):
+            if getattr(options, name) < least:
+                raise ValueError(
+                    f"--{name}: expected {least} or more, got {getattr(options, name)}"
+                )
+        for name, least in (("starts", 0), ("workers", 1), ("seed", 0)):
+            if getattr(options, name) < least:
+                raise ValueError(
+                    f"--{name}: expected {least} or more, got {getattr(options, name)}"
+                )
+        check_writable(options.out)
+        started = time.perf_counter()
+        data = surface(options.samples, options.seed)
+        net = Network((1, 2), [Dense(2 * options.groups - 1), Dense(1)])
+        angles = np.linspace(0, np.pi, options.directions, endpoint=False)
+        directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        found = partitions(data.x, directions, options.groups, options.minima, options.seed)
+        print(f"network: {net}, {options.samples} samples, {len(found)} different partitions")
+        with ProcessPoolExecutor(options.workers) as executor:
+            atlas = map_minima(
+                net,
+                data,
+                SquaredLoss(),
+                found,
+                options.starts,
+                seed=options.seed,
+                executor=executor,
+                progress=lambda parts, total: tqdm(parts, total=total, leave=False),
+            )
+        print(atlas)
+        atlas.save(options.out / "atlas.npz")
+        draw_atlas(options.out / "atlas.png", atlas)
+        print(f"{time.perf_counter() - started:.0f} s; atlas.npz, atlas.png in {options.out}")
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

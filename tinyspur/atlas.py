@@ -1,0 +1,150 @@
+"""How many local minima there are: one network and data set, a certified minimum per partition.
+
+[PWL] section 4: every partition of the samples into groups along a direction gives a local minimum
+of its own; finer ones have lower risks, hence the coarser ones are spurious. Each minimum here is
+built as a point of one fixed network and certified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from .certificates import certify_cell
+from .constructions.piecewise_linear import Groups, gated_minimum
+from .losses import Loss
+from .network import Network, Parameters, TrainingSet
+from .reports import whole_file
+from .training import descend, kaiming_start
+
+CHUNK = 100  # partitions that a worker gets at once
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Minima of one network: for each its partition, its risk and whether it was certified.
+
+    `labels` (n, N) hold the group of each sample, `risks` (n,), `groups` (n,) their numbers K,
+    `certified` (n,), `margins` (n,). `widths` (n,) is how many neurons of the first dense layer
+    each minimum needs. `linear` is the risk of the affine fit (K = 1), `trained` those where
+    training from random starts ends.
+    """
+
+    labels: np.ndarray
+    risks: np.ndarray
+    groups: np.ndarray
+    certified: np.ndarray
+    margins: np.ndarray
+    widths: np.ndarray
+    linear: float
+    trained: np.ndarray
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.certified.sum()} certified local minima of {len(self.risks)} partitions, "
+            f"linear fit R = {self.linear:.6g}"
+        ]
+        for K in np.unique(self.groups):
+            of_K = (self.groups == K) & self.certified
+            lines.append(
+                f"  {K} groups, {self.widths[self.groups == K][0]} neurons: {of_K.sum()} "
+                f"certified, R from {self.risks[of_K].min():.4g} to {self.risks[of_K].max():.4g}"
+            )
+        if len(self.trained):
+            lines.append(
+                f"  {len(self.trained)} trainings from random starts end between R = "
+                f"{self.trained.min():.4g} and {self.trained.max():.4g}"
+            )
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write all arrays as NPZ."""
+        with whole_file(path) as file:
+            np.savez_compressed(file, **vars(self))
+
+
+def partitions(
+    x: np.ndarray, directions: np.ndarray, most_groups: int, count: int, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return `count` (direction, thresholds) that make different groups, 1 < K <= `most_groups`.
+
+    Thresholds lie midway between neighbours along a direction; they are drawn at random, the
+    number K first. Fewer are returned where there are no more.
+    """
+    rng, found, flat = np.random.default_rng(seed), {}, x.reshape(len(x), -1)
+    middles = []
+    for p in directions:
+        values = np.unique(flat @ p)
+        middles.append((values[1:] + values[:-1]) / 2)
+    misses = 0
+    while len(found) < count and misses < 20 * count:
+        which = int(rng.integers(len(directions)))
+        available = middles[which]
+        K = int(rng.integers(2, min(most_groups, len(available) + 1) + 1))
+        thresholds = np.sort(rng.choice(available, K - 1, replace=False))
+        labels = np.searchsorted(thresholds, flat @ directions[which])
+        key = min(labels.astype(np.uint8).tobytes(), (K - 1 - labels).astype(np.uint8).tobytes())
+        misses += key in found
+        found.setdefault(key, (directions[which], thresholds))
+    return list(found.values())
+
+
+def map_minima(
+    net: Network,
+    data: TrainingSet,
+    loss: Loss,
+    found: list[tuple[np.ndarray, np.ndarray]],
+    starts: int = 20,
+    iterations: int = 500,
+    seed: int = 0,
+    executor: Executor | None = None,
+    progress: Callable[[Iterable, int], Iterable] = lambda parts, total: parts,
+) -> Atlas:
+    """Return the atlas of the given partitions, and of trainings from random starts.
+
+    `executor` runs the parts, in this process if there is none; `progress` wraps the iterator over
+    them and gets their number. Raises ValueError where there is no partition.
+    """
+    if not found:
+        raise ValueError("atlas: expected partitions, got none")
+    run = map if executor is None else executor.map
+    parts = [found[n : n + CHUNK] for n in range(0, len(found), CHUNK)]
+    seeds = range(seed, seed + starts)
+    rows = []
+    for part in progress(run(partial(_certify, net, data, loss), parts), len(parts)):
+        rows += part
+    trained = run(partial(_train, net, data, loss, iterations), seeds)
+    linear = Groups.at(data.x, np.eye(data.x[0].size)[0], [])
+    labels, risks, groups, certified, margins = map(np.array, zip(*rows, strict=True))
+    d_y = data.y.shape[1]
+    return Atlas(
+        labels=labels.astype(np.uint8),
+        risks=risks,
+        groups=groups,
+        certified=certified,
+        margins=margins,
+        widths=d_y + (groups - 1) * (d_y + 1),
+        linear=net.risk(gated_minimum(net, data, loss, linear), data, loss),
+        trained=np.array(list(progress(trained, starts))),
+    )
+
+
+def _certify(net, data, loss, part) -> list[tuple]:
+    rows = []
+    for direction, thresholds in part:
+        groups = Groups.at(data.x, direction, thresholds)
+        theta = gated_minimum(net, data, loss, groups)
+        certificate = certify_cell(theta, data, loss)
+        risk = net.risk(theta, data, loss)
+        rows.append((groups.labels, risk, len(groups), certificate.holds, certificate.margin))
+    return rows
+
+
+def _train(net: Network, data: TrainingSet, loss: Loss, iterations: int, seed: int) -> float:
+    theta: Parameters = descend(kaiming_start(net, seed), data, loss, iterations)
+    return net.risk(theta, data, loss)
