@@ -13,14 +13,12 @@ from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.escapes import (
-    coordinate_rates,
-    expand_risk,
     find_escape,
     first_order_directions,
     kink_escape,
-    one_sided_derivative,
     second_order_directions,
 )
+from tinyspur.expansion import coordinate_rates, expand_risk, one_sided_derivative
 from tinyspur.fitting import AssumptionError
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet

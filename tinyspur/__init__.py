@@ -27,8 +27,9 @@ from .constructions.embedding import (
 from .constructions.nontrivial import nontrivial_minimum
 from .constructions.piecewise_linear import Groups, PiecewiseFit, fit_groups, gated_minimum
 from .constructions.relays import RelayedPair, rescale
-from .escapes import Escape, find_escape, kink_escape, one_sided_derivative
+from .escapes import Escape, find_escape, kink_escape
 from .evidence import Evidence, gather_evidence
+from .expansion import one_sided_derivative
 from .fitting import AffineFit, AssumptionError, fit_affine
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
 from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix

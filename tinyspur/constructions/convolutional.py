@@ -21,12 +21,12 @@ from ..certificates import (
     RelayCertificate,
     certify_cell,
     certify_relays,
-    risk_rounding,
 )
 from ..escapes import Escape, kink_escape, measure_escape, random_unit
 from ..fitting import AssumptionError
 from ..losses import Loss
 from ..network import Parameters, TrainingSet
+from ..rounding import risk_rounding
 from .data_split import (
     DataSplit,
     map_values,

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend import namespace, to_numpy
-from ..certificates import output_rounding
 from ..fitting import AssumptionError
 from ..losses import Loss
 from ..network import Parameters, TrainingSet
+from ..rounding import output_rounding
 from .relays import RelayedPair
 
 SPLITS = ("steepest", "largest")

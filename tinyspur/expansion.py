@@ -1,0 +1,146 @@
+"""The risk along a line theta + t d, for t -> 0+, exact where units sit at the kink.
+
+A unit at the kink takes the side of the first term of its z that is not zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .backend import Array, namespace
+from .losses import Loss
+from .network import Parameters, TrainingSet
+from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
+
+
+class Expansion(NamedTuple):
+    """R(theta + t d) = R(theta) + `first` t + `second` t^2 + O(t^3), and their rounding errors."""
+
+    first: float
+    second: float
+    first_rounding: float
+    second_rounding: float
+
+
+def one_sided_derivative(
+    theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss
+) -> float:
+    """Return R'(theta; d) = lim (R(theta + t d) - R(theta)) / t, t -> 0+, exact at kinks too.
+
+    dz^l = D^l o^{l-1} + W^l do^{l-1} + db^l, and do^l is sigma'(z) dz off the kink, sigma(dz) on
+    it. A unit is at the kink where rounding explains its z, as `certify_cell` decides, in float64
+    arithmetic; kinks of the loss likewise. Raises ValueError for a direction of another network.
+    """
+    return expand_risk(theta, direction, data, loss).first
+
+
+def expand_risk(
+    theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss
+) -> Expansion:
+    """Return the first two terms of the risk for t -> 0+; see `one_sided_derivative`."""
+    if direction.net != theta.net:
+        raise ValueError(f"direction: expected one of {theta.net}, got {direction.net}")
+    theta, direction = in_float64(theta), in_float64(direction)
+    y, sums = theta.net.targets(theta, data, loss), np.zeros(4)
+    for rows, columns in theta.net.chunks(theta, data.x):
+        o, errors = _expand(theta, direction, columns)
+        g = loss.gradient(o[0], y[:, rows])
+        if hasattr(loss, "subgradients"):  # where o meets y, its first move tells the side
+            low, high = loss.subgradients(o[0], y[:, rows], AT_THE_KINK * errors[0])
+            where = namespace(g).where
+            move = where(abs(o[1]) > AT_THE_KINK * errors[1], o[1], o[2])
+            g = where(move > 0, high, low)
+        bent = loss.curvature(o[0], y[:, rows], o[1])
+        terms = (
+            g * o[1],
+            g * o[2] + bent * o[1] / 2,
+            abs(g) * errors[1] + errors[0] * abs(o[1]),
+            abs(g) * errors[2] + errors[0] * abs(o[2]) + abs(bent) * errors[1],
+        )
+        sums += [float(term.sum()) for term in terms]
+    return Expansion(*(sums / len(data)).tolist())
+
+
+def _expand(
+    theta: Parameters, direction: Parameters, columns: Array
+) -> tuple[list[Array], list[Array]]:
+    """Return o and errors: o[0] + t o[1] + t^2 o[2] is what columns (n_0, N) give at theta + t d.
+
+    The errors are those of rounding. At the kink the first term of z that is not zero decides.
+    """
+    net, xp, unit = theta.net, namespace(columns), ROUNDING * EPSILON
+    trace = list(net.layerwise(theta, columns))
+    rounding = preactivation_rounding(theta, columns, trace, np.float64)
+    zeros = xp.zeros_like(columns)
+    o, errors = [columns, zeros, zeros], [unit * abs(columns), zeros, zeros]
+    for layer, (z0, o0) in enumerate(trace, start=1):
+        W, below, inexact = theta.W[layer], o, errors
+        o = [o0, *(W @ below[k] for k in (1, 2))]
+        errors = [rounding[layer - 1], *(abs(W) @ inexact[k] for k in (1, 2))]
+        if layer in theta.b:
+            D = direction.W[layer]
+            bias = xp.repeat(direction.b[layer], W.positions_out)[:, None]
+            o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
+            errors[1] = errors[1] + abs(D) @ inexact[0] + unit * abs(bias)
+            errors[2] = errors[2] + abs(D) @ inexact[1]
+        if net.is_active(layer):
+            lead, tied = z0, abs(z0) <= AT_THE_KINK * errors[0]
+            for k in (1, 2):
+                lead = xp.where(tied, o[k], lead)
+                tied = tied & (abs(o[k]) <= AT_THE_KINK * errors[k])
+                slopes = net.activation.derivative(lead)
+                o[k], errors[k] = slopes * o[k], slopes * errors[k]
+        errors = [e + unit * abs(term) for e, term in zip(errors, o, strict=True)]
+    return o, errors
+
+
+def coordinate_rates(
+    theta: Parameters, data: TrainingSet, loss: Loss, active: bool = False
+) -> tuple[Parameters, Parameters]:
+    """Return the one-sided derivatives of the risk along + and along - every coordinate.
+
+    Exact for a layer above which nothing is at the kink; kinks above it count as inactive, or as
+    `active`, and those of the loss as flat, which is good for choosing directions only. With
+    delta = (1/N) dl/do^l they are, for ReLU,
+    +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)).
+    """
+    theta = in_float64(theta)
+    net, xp, slope = theta.net, namespace(theta.vector), theta.net.activation.slope
+    y, up, down = net.targets(theta, data, loss), *(net.zeros(like=theta.vector) for _ in "+-")
+    for rows, columns in net.chunks(theta, data.x):
+        trace, tied = kinks_of(theta, columns)
+        delta = loss.gradient(trace[-1][1], y[:, rows]) / len(data)
+        for layer in range(net.depth, 0, -1):
+            z, W, kinked = trace[layer - 1][0], theta.W[layer], xp.zeros_like(delta)
+            if net.is_active(layer):
+                kinked = (1 - slope) * delta * tied[layer]
+                delta = delta * net.activation.derivative(xp.where(tied[layer], 0, z))
+            if layer in theta.b:
+                o = trace[layer - 2][1] if layer > 1 else columns
+                smooth = W.gradient(delta, o)
+                for rates, sign in ((up, 1), (down, -1)):
+                    weights, biases = rates.W[layer].weights, rates.b[layer]
+                    weights += sign * smooth + W.gradient(kinked, xp.maximum(sign * o, 0))
+                    raised = sign * delta + max(sign, 0) * kinked
+                    biases += raised.reshape(len(biases), -1).sum(axis=1)
+            if layer > 1:
+                delta = W.T @ (delta + kinked if active else delta)
+    return up, down
+
+
+def kinks_of(theta: Parameters, columns: Array) -> tuple[list, dict[int, Array]]:
+    """Return (z, o) for each layer, and which units are at the kink for each active layer."""
+    trace = list(theta.net.layerwise(theta, columns))
+    rounding = preactivation_rounding(theta, columns, trace, np.float64)
+    return trace, {
+        layer: abs(trace[layer - 1][0]) <= AT_THE_KINK * rounding[layer - 1]
+        for layer in theta.net.active_layers
+    }
+
+
+def in_float64(theta: Parameters) -> Parameters:
+    if not bool(namespace(theta.vector).isfinite(theta.vector).all()):
+        raise ValueError("escape: expected finite parameters, got NaN or infinite ones")
+    return Parameters(theta.net, theta.vector.astype(np.float64))

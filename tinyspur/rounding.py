@@ -1,0 +1,63 @@
+"""Estimates of the rounding errors of pre-activations, outputs and risks.
+
+They decide what counts as zero: a few units in the last place for every sum, carried through the
+layers. Estimates, no bounds, for sums of very many terms.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .backend import Array, namespace, to_numpy
+from .losses import Loss
+from .network import Parameters, TrainingSet
+
+ROUNDING = 4  # units in the last place of its terms that each sum is taken to be off by
+AT_THE_KINK = 1000  # z = 0 where |z| is at most so many times its rounding error
+EPSILON = float(np.finfo(np.float64).eps)
+
+
+def preactivation_rounding(
+    theta: Parameters, columns: Array, trace: list, dtype: type
+) -> list[Array]:
+    """Return for each layer an estimate of the rounding errors of z^l in `dtype`, (n_l, N).
+
+    |W^l| (delta^{l-1} + c |o^{l-1}|) + c |b^l|, with the errors delta of the layer below and c a
+    few units in the last place; c is no bound for sums of very many terms, hence an estimate.
+    """
+    net, c = theta.net, ROUNDING * float(np.finfo(dtype).eps)
+    xp, slope = namespace(columns), theta.net.activation.slope
+    found, reach = [], c * abs(columns)
+    for layer, (z, o) in enumerate(trace, start=1):
+        errors = abs(theta.W[layer]) @ reach
+        if layer in theta.b:
+            by_map = errors.reshape(len(theta.b[layer]), -1)
+            by_map += c * abs(theta.b[layer])[:, None]
+        found.append(errors)
+        if net.is_active(layer):
+            errors = xp.where(z > 0, errors, slope * errors)
+        reach = errors + c * abs(o)
+    return found
+
+
+def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
+    """Return an estimate of the rounding errors of the outputs in theta's type, (d_y, N)."""
+    errors = []
+    for _, columns in theta.net.chunks(theta, x):
+        trace = list(theta.net.layerwise(theta, columns))
+        errors.append(
+            to_numpy(preactivation_rounding(theta, columns, trace, theta.vector.dtype)[-1])
+        )
+    return np.concatenate(errors, axis=1).astype(np.float64)
+
+
+def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
+    """Return an estimate of the rounding error of R(theta), to first order.
+
+    A risk that is lower by less than the sum of two of them can't be told from an equal one.
+    """
+    o = theta.net.forward(theta, data.x).T
+    g = to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss))).astype(np.float64)
+    losses = float(abs(loss.value(to_numpy(o).astype(np.float64), data.y.T)).mean())
+    own = ROUNDING * float(np.finfo(theta.vector.dtype).eps) * losses
+    return float((abs(g) * output_rounding(theta, data.x)).sum()) / len(data) + own
