@@ -1,4 +1,4 @@
-"""Measure what the papers' statements say as printed, and as repaired: one table, E1 to E9.
+"""Measure what the papers' statements say as printed, and as repaired: one table, E1 to E11.
 
 Prints the table and writes audit.json and audit.png to the folder --out.
 """

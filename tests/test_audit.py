@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from tinyspur import audit
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPARED = ["E1", "E2", "E3", "E6b", "E7", "E8"]
+COMPARED = ["E1", "E2", "E3", "E6b", "E7", "E8", "E10", "E11"]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def findings():
 
 
 def test_there_is_a_row_for_each_error(findings):
-    assert list(findings) == ["E1", "E2", "E3", "E4", "E5", "E6", "E6b", "E7", "E8", "E9"]
+    assert list(findings) == ["E1", "E2", "E3", "E4", "E5", "E6", "E6b", "E7", "E8", "E9", "E10", "E11"]
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -55,8 +55,10 @@ def test_each_point_fails_in_its_own_way(findings):
     assert values["E6b"]["gradient"] > 1e-3
     assert values["E7"]["gradient"] > 1e-4
     assert values["E8"]["gradient"] > 1e-4
+    assert values["E10"]["gradient"] > 1e-3
+    assert values["E11"]["gradient"] > 1e-3
     classes = [findings[name].repaired.values["classes"] for name in COMPARED]
-    assert classes == [1, 2, 1, 1, 2, 3]
+    assert classes == [1, 2, 1, 1, 2, 3, 5, 1]
 
 
 def test_the_printed_threshold_leaves_sums_of_u_elsewhere(findings):

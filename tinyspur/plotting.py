@@ -22,6 +22,21 @@ from .network import Parameters, TrainingSet
 from .reports import whole_file
 
 CORNER = 10  # positions of each block of a matrix that are drawn
+AUDIT_LEGEND = (
+    "Each panel takes a statement of [CNN] or [PWL] at its word (red) and as repaired (blue),\n"
+    "on images of clothes averaged to 4 x 4 pixels (E10: on a curve).\n\n"
+    "Where R - R(theta) is drawn, the red curve follows a move from the literal theta: where it\n"
+    "falls below 0, theta is no local minimum. The blue curve makes the same move from the\n"
+    "repaired theta (E10, another network: a random one), which is certified: near theta it\n"
+    "can't fall below 0.",
+    "R  empirical risk;  u  derivative of a sample's loss in one output\n"
+    "theta  what is said to be a local minimum; its upper layers relay the features of a smaller\n"
+    "    network, and two unused maps wait in them\n"
+    "theta'  the same outputs by another route, through the unused maps\n"
+    "theta_1  a point where one map fires for a few samples I only\n"
+    "eta, h  the threshold and the place in a map that split the samples\n"
+    "lambda  the weight that reads an isolated sample",
+)
 
 
 def draw_spurious_minimum(
@@ -137,10 +152,11 @@ def _draw_curve(figure, found: SpuriousMinimum, steps: np.ndarray, risks: np.nda
 def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     """Draw a panel for each finding: the statement, both verdicts, both curves. Writes a PNG."""
     columns = 4
-    rows = len(findings) // columns + 1  # one place at least is left for the legend
-    figure = Figure(figsize=(17, 4.1 * rows + 0.4), layout="constrained")
+    rows = -(-len(findings) // columns) + 1  # the legend is in the last one
+    heights = [1.0] * (rows - 1) + [0.6]
+    figure = Figure(figsize=(17, 4.1 * sum(heights) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
     for ax, finding in zip(axes, findings, strict=False):
         lowest, logarithmic = 0.0, False
         for variant, color in (("literal", "C3"), ("repaired", "C0")):
@@ -173,28 +189,10 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
             ax.set_ylim(1.15 * lowest, max(-1.15 * lowest, 0))
     for ax in axes[len(findings) :]:
         ax.set_axis_off()
-    words = axes[len(findings)].text(
-        0,
-        1,
-        "Each panel takes a statement of [CNN] at its word (red) and as repaired\n"
-        "(blue), on images of clothes averaged to 4 x 4 pixels.\n\n"
-        "Where R - R(theta) is drawn, the red curve follows a move to a lower point\n"
-        "near the literal theta: where it falls below 0, theta is no local minimum.\n"
-        "The blue curve makes the same move from the repaired theta. That one is\n"
-        "certified: near theta it can't fall below 0.\n\n"
-        "R  empirical risk\n"
-        "theta  what is said to be a local minimum; its upper layers relay a smaller\n"
-        "    network's features, and two unused maps wait in them\n"
-        "theta'  the same outputs by another route, through the unused maps\n"
-        "theta_1  a local minimum where one map fires for a few samples I only\n"
-        "u  derivative of a sample's loss in one output\n"
-        "eta, h  the threshold and the place in a map that split the samples\n"
-        "lambda  the weight that reads an isolated sample",
-        va="top",
-        fontsize=11,
-        transform=axes[len(findings)].transAxes,
-    )
-    words.set_in_layout(False)  # it may run into the empty place beside it
+    places = axes[-columns], axes[-columns + 2]
+    for ax, text in zip(places, AUDIT_LEGEND, strict=True):
+        words = ax.text(0, 0.95, text, va="top", fontsize=11, transform=ax.transAxes)
+        words.set_in_layout(False)  # it runs into the empty place beside it
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=100)
 
