@@ -51,6 +51,9 @@ class Atlas:
         ]
         for K in np.unique(self.groups):
             of_K = (self.groups == K) & self.certified
+            if not of_K.any():
+                lines.append(f"  {K} groups: none certified")
+                continue
             lines.append(
                 f"  {K} groups, {self.widths[self.groups == K][0]} neurons: {of_K.sum()} "
                 f"certified, R from {self.risks[of_K].min():.4g} to {self.risks[of_K].max():.4g}"
@@ -76,14 +79,19 @@ def partitions(
     Thresholds lie midway between neighbours along a direction; they are drawn at random, the
     number K first. Fewer are returned where there are no more.
     """
+    if most_groups < 2:
+        raise ValueError(f"partitions: expected at least two groups, got {most_groups}")
     rng, found, flat = np.random.default_rng(seed), {}, x.reshape(len(x), -1)
     middles = []
     for p in directions:
         values = np.unique(flat @ p)
         middles.append((values[1:] + values[:-1]) / 2)
+    usable = [n for n, available in enumerate(middles) if len(available)]
+    if not usable:
+        raise ValueError("partitions: expected inputs that differ along some direction")
     misses = 0
     while len(found) < count and misses < 20 * count:
-        which = int(rng.integers(len(directions)))
+        which = usable[int(rng.integers(len(usable)))]
         available = middles[which]
         K = int(rng.integers(2, min(most_groups, len(available) + 1) + 1))
         thresholds = np.sort(rng.choice(available, K - 1, replace=False))

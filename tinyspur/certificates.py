@@ -19,6 +19,7 @@ from .network import Network, Parameters, TrainingSet
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
 
 ROUNDING_LIMIT = 1e-6  # share of the largest target above which an output's error is no excuse
+STATIONARITY_LIMIT = 1e-3  # |G_s| that no rounding excuses, relative to the gradients' size
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
 
@@ -68,9 +69,10 @@ class CellCertificate:
     evidence_only: bool = False
 
     def as_dict(self) -> dict:
-        """Return what the report of a run holds."""
+        """Return what the report of a run holds; None is infinite: no layer has an activation."""
         keys = ("kind", "holds", "classes", "margin", "radius", "stationarity", "evidence_only")
-        return {key: getattr(self, key) for key in keys}
+        found = {key: getattr(self, key) for key in keys}
+        return {key: None if value == np.inf else value for key, value in found.items()}
 
     @property
     def words(self) -> str:
@@ -92,6 +94,10 @@ class CellCertificate:
             lines += ["  at the kink z = 0:", *(f"    {line}" for line in by_layer(self.kinks))]
         if self.excess > 1:
             lines.append(f"  not stationary: G_s is {self.excess:.2g} times its rounding error")
+        elif self.stationarity > STATIONARITY_LIMIT:
+            lines.append(
+                "  not decided: the gradients themselves are no larger than rounding errors"
+            )
         return "\n".join(lines)
 
 
@@ -129,10 +135,11 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
             features.append(to_numpy(trace[net.leading_poolings - 1][1]))
         residuals.append(to_numpy(loss.gradient(trace[-1][1], y[:, rows])))
         rounding = preactivation_rounding(theta, columns, trace, np.float64)
-        errors.append(to_numpy(rounding[-1]))
+        o = trace[-1][1]
+        inexact = xp.minimum(rounding[-1], ROUNDING_LIMIT * float(abs(data.y).max()))
+        errors.append(to_numpy(_gradient_errors(loss, o, y[:, rows], inexact)))
         if hasattr(loss, "subgradients"):
-            met = AT_THE_KINK * rounding[-1]
-            choice = loss.subgradients(trace[-1][1], y[:, rows], met)
+            choice = loss.subgradients(o, y[:, rows], inexact)
             choices.append([to_numpy(bound) for bound in choice])
         bits = [np.zeros((1, columns.shape[1]), np.uint8)]
         for layer in net.active_layers:
@@ -145,7 +152,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     g = np.concatenate(residuals, axis=1)
     if not np.isfinite(g).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
-    errors = np.minimum(np.concatenate(errors, axis=1), ROUNDING_LIMIT * abs(data.y).max())
+    errors = np.concatenate(errors, axis=1)
     x = np.concatenate(features, axis=1).T if features else data.x.reshape(len(data), -1)
     x = np.concatenate([x, np.ones((len(data), 1))], axis=1)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
@@ -157,20 +164,19 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         low, high = (np.concatenate(bounds, axis=1) for bounds in zip(*choices, strict=True))
         for s in groups:
             g[:, s] = stationary_subgradient(x[s], low[:, s], high[:, s])
-        errors = np.zeros_like(errors)
     for s in groups:
         G = abs(g[:, s] @ x[s])
         summing = ROUNDING * EPSILON * (1 + np.sqrt(len(s))) * abs(g[:, s])
         explained = (errors[:, s] + summing) @ abs(x[s])
         ratios = np.divide(G, explained, where=explained > 0, out=np.where(G > 0, np.inf, 0.0))
         largest, excess = max(largest, float(G.max())), max(excess, float(ratios.max()))
-    kinks = at_kink.found()
+    kinks, stationarity = at_kink.found(), largest / scale if scale else 0.0
     return CellCertificate(
-        holds=not kinks and radius > 0 and excess <= 1,
+        holds=not kinks and radius > 0 and excess <= 1 and stationarity <= STATIONARITY_LIMIT,
         classes=len(groups),
         margin=margin,
         radius=0.0 if kinks else radius,
-        stationarity=largest / scale if scale else 0.0,
+        stationarity=stationarity,
         excess=excess,
         kinks=kinks,
     )
@@ -190,9 +196,9 @@ class RelayCertificate:
     `holds` where the structure does and the subnetwork has a cell certificate: a proof. Otherwise
     `evidence` about the subnetwork is all there is (`evidence_only`), or the structure is broken:
     `mixed` units of the relaying layers are active for some samples only, or some are in `kinks`.
-    `active` and `dead` count the others, `margin` is their least |z|. `unread` are maps of layer
-    lower - 1 that are not dead and that no output reads. `radius` is that of the cell certificate
-    of theta, 0 where there is none.
+    `active` and `dead` (strictly inactive) count the others, `margin` is their least |z|. `unread`
+    are maps of layer lower - 1 that are not dead and that no output reads. `radius` is that of the
+    cell certificate of theta, 0 where there is none. Of a loss with kinks there is no evidence.
     """
 
     holds: bool
@@ -232,7 +238,7 @@ class RelayCertificate:
         return self.evidence.relative_gradient
 
     def as_dict(self) -> dict:
-        """Return what the report of a run holds."""
+        """Return what the report of a run holds; None is infinite: no layer has an activation."""
         keys = ("kind", "holds", "classes", "margin", "radius", "stationarity", "evidence_only")
         found = {key: getattr(self, key) for key in keys}
         return found | ({} if self.evidence is None else {"evidence": self.evidence.as_dict()})
@@ -240,7 +246,7 @@ class RelayCertificate:
     def __str__(self) -> str:
         lines = [
             f"relay certificate: {'holds, a local minimum' if self.holds else 'does not hold'}",
-            f"  from layer {self.lower} on {self.active} units strictly active, {self.dead} dead, "
+            f"  from layer {self.lower} on {self.active} units strictly active, {self.dead} inactive, "
             f"{self.mixed} active for some samples only, margin {self.margin:.3g}",
         ]
         if self.kinks:
@@ -310,6 +316,7 @@ def certify_relays(
     cell = certify_cell(phi, data, loss)
     structure = not kinks and not mixed
     holds = structure and cell.holds
+    unproved = not holds and not hasattr(loss, "subgradients")  # a loss with kinks has no Hessian
     return RelayCertificate(
         holds=holds,
         lower=lower,
@@ -322,8 +329,18 @@ def certify_relays(
         kinks=kinks,
         subnetwork=cell,
         point=phi,
-        evidence=gather_evidence(phi, data, loss, seed) if structure and not holds else None,
+        evidence=gather_evidence(phi, data, loss, seed) if structure and unproved else None,
     )
+
+
+def _gradient_errors(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
+    """Return what errors of the outputs make of the loss's gradient, |H| errors, to first order."""
+    xp, total = namespace(o), namespace(o).zeros_like(o)
+    for k in range(len(o)):
+        one = xp.zeros_like(o)
+        one[k] = errors[k]
+        total += abs(loss.curvature(o, y, one))
+    return total
 
 
 class _KinkCounter:

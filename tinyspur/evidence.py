@@ -131,6 +131,8 @@ def gather_evidence(
     or outputs are not finite.
     """
     net, xp = theta.net, namespace(theta.vector)
+    if hasattr(loss, "subgradients"):
+        raise ValueError(f"evidence: expected a differentiable loss, got {loss!r}")
     if lanczos_products < 1 or not net.size:
         raise ValueError(
             "evidence: expected at least one product and one parameter, "

@@ -91,10 +91,12 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
 def stationary_subgradient(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return g (d_y, N) between `low` and `high` with the least |g x|, for features x (N, d).
 
-    Zero is the optimality condition of a loss with kinks; the least is that of bounded least
-    squares over the samples where there is a choice.
+    The last feature is the constant 1. Zero is the optimality condition of a loss with kinks; the
+    least is that of bounded least squares over the samples where there is a choice.
     """
-    g = low.copy()
+    g, x = low.copy(), x.astype(np.float64)
+    x[:, :-1] -= x[:, :-1].mean(axis=0)  # beside the ones, this changes nothing but the numbers
+    x /= np.maximum(abs(x).max(axis=0), np.finfo(float).tiny)
     for k, free in enumerate(low < high):
         if free.any():
             rest = g[k, ~free] @ x[~free]
@@ -160,10 +162,11 @@ def _newton_regression(
     basis, back, rank = _orthonormal(x, rounding)
     features = np.vstack([basis.T, np.ones(len(x))])  # (rank + 1, N), rows of mean square 1
     y, entropy = y.T, isinstance(loss, CrossEntropy)
-    hard, positive = bool((y.max(axis=0) == 1).all()), not entropy or bool(y.min() > 0)
+    hard, positive = bool((y.max(axis=0) == 1).all()), entropy and bool(y.min() > 0)
     coefficients, logits = np.zeros((len(y), rank + 1)), np.zeros_like(y)
     risk, radius = loss.value(logits, y).mean(), 1.0
     goal = GRADIENT_GOAL * max(1.0, float(abs(loss.gradient(logits, y)).max()))
+    goal = max(goal, 8 * np.finfo(float).eps * float(abs(y).max()))
     for step in range(NEWTON_STEPS):
         gradient = loss.gradient(logits, y) @ features.T / len(x)
         flat = abs(gradient).max() <= goal

@@ -173,7 +173,7 @@ def perturb_read_weights(
     o = to_numpy(net.forward(theta, data.x)).T.astype(np.float64)
     bend = float((change * loss.curvature(o, data.y.T, change)).sum()) / len(data)
     slope = abs(float(tower.seen(along) @ sums))
-    t = slope * gap / 2 / bend
+    t = slope * gap / 2 / bend if bend > 0 else 1.0
     for _ in range(HALVINGS):
         start = Parameters(net, theta.vector + t * direction)
         yield start, split_data(start, pair, data, loss, rule, m, k)

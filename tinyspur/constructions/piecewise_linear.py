@@ -178,6 +178,8 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
         raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
     if net.activation.slope:
         raise ValueError(f"gates: expected ReLU, got {net.activation}")
+    if len(groups.labels) != len(data):
+        raise ValueError(f"groups: expected those of {len(data)} samples, got {len(groups.labels)}")
     d_y, K, width = net.shapes[-1][0], len(groups), net.shapes[dense][0]
     needed = d_y + (K - 1) * (d_y + 1)
     if width < needed:
