@@ -19,6 +19,7 @@ from .network import Network, Parameters, TrainingSet
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
 
 ROUNDING_LIMIT = 1e-6  # share of the largest target above which an output's error is no excuse
+MET = 8  # an output meets its target, at a kink of the loss, up to so many rounding errors
 STATIONARITY_LIMIT = 1e-3  # |G_s| that no rounding excuses, relative to the gradients' size
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
@@ -139,7 +140,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         inexact = xp.minimum(rounding[-1], ROUNDING_LIMIT * float(abs(data.y).max()))
         errors.append(to_numpy(_gradient_errors(loss, o, y[:, rows], inexact)))
         if hasattr(loss, "subgradients"):
-            choice = loss.subgradients(o, y[:, rows], inexact)
+            choice = loss.subgradients(o, y[:, rows], MET * inexact)
             choices.append([to_numpy(bound) for bound in choice])
         bits = [np.zeros((1, columns.shape[1]), np.uint8)]
         for layer in net.active_layers:
@@ -246,7 +247,8 @@ class RelayCertificate:
     def __str__(self) -> str:
         lines = [
             f"relay certificate: {'holds, a local minimum' if self.holds else 'does not hold'}",
-            f"  from layer {self.lower} on {self.active} units strictly active, {self.dead} inactive, "
+            f"  from layer {self.lower} on {self.active} units strictly active, {self.dead} "
+            "strictly inactive, "
             f"{self.mixed} active for some samples only, margin {self.margin:.3g}",
         ]
         if self.kinks:

@@ -9,7 +9,7 @@ import scipy.linalg
 import scipy.optimize
 import scipy.sparse
 
-from .losses import AbsoluteLoss, CrossEntropy, Loss, SquaredLoss
+from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
 
 NEWTON_STEPS = 500
 GRADIENT_GOAL = 1e-12
@@ -52,7 +52,8 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
     loss: a linear program for each output; its minimiser meets as many targets as there are
     features. Any other loss, which has to be convex and differentiable: Newton's method, to a
     gradient of 1e-12; raises AssumptionError where no minimiser exists, as for the cross-entropy of
-    separable classes ([CNN] Lemma 8 needs one). Raises ValueError for shapes that don't match,
+    separable classes ([CNN] Lemma 8 needs one). A loss whose gradient underflows on its way down
+    may pass for one that has a minimiser. Raises ValueError for shapes that don't match,
     RuntimeError if the method stalls.
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
@@ -79,7 +80,7 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
         bias = offset - mean @ weights
     o, features = weights.T @ x.T + bias[:, None], np.hstack([x, np.ones((len(x), 1))])
     if isinstance(loss, AbsoluteLoss):
-        close = MET * (abs(weights.T) @ abs(x.T) + abs(bias)[:, None] + abs(y.T))
+        close = MET * (abs(weights.T) @ abs(x.T) + abs(bias)[:, None] + abs(y).max())
         residual = stationary_subgradient(features, *loss.subgradients(o, y.T, close))
     else:
         residual = loss.gradient(o, y.T)
@@ -136,7 +137,9 @@ def _least_deviations(
     costs = np.concatenate([np.zeros(d), np.ones(2 * n)])
     bounds = [(None, None)] * d + [(0, None)] * (2 * n)
     coefficients = []
-    for target in y.T:
+    middle = np.median(y, axis=0)
+    size = np.maximum(abs(y - middle).max(axis=0), np.finfo(float).tiny)
+    for target in ((y - middle) / size).T:
         found = scipy.optimize.linprog(
             costs, A_eq=constraints, b_eq=target, bounds=bounds, method="highs-ds"
         )
@@ -144,11 +147,11 @@ def _least_deviations(
             raise RuntimeError(f"least absolute deviations: {found.message}")
         residuals = abs(found.x[d : d + n] - found.x[d + n :])
         met = np.argsort(residuals, kind="stable")
-        met = met[residuals[met] <= 1e-9 * max(1.0, abs(target).max())]
+        met = met[residuals[met] <= 1e-9]
         exact = np.linalg.lstsq(features[met], target[met])[0] if met.size >= d else found.x[:d]
         coefficients.append(exact)
-    coefficients = np.array(coefficients)
-    return back @ coefficients[:, :-1].T, coefficients[:, -1], rank
+    coefficients = np.array(coefficients) * size[:, None]
+    return back @ coefficients[:, :-1].T, coefficients[:, -1] + middle, rank
 
 
 def _newton_regression(
@@ -156,19 +159,36 @@ def _newton_regression(
 ) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Return weights (d_x, d_y), offset (d_y,), rank and steps for centred features x.
 
-    Newton's method with a trust region in an orthonormal basis of the features: there the length
-    of a step is the root mean square of the move of the logits, and conjugate gradients are short.
+    A Huber loss is reached from wider ones, each a start for the next.
     """
     basis, back, rank = _orthonormal(x, rounding)
     features = np.vstack([basis.T, np.ones(len(x))])  # (rank + 1, N), rows of mean square 1
-    y, entropy = y.T, isinstance(loss, CrossEntropy)
+    coefficients, steps = np.zeros((y.shape[1], rank + 1)), 0
+    stages: list[Loss] = [loss]
+    while isinstance(loss, HuberLoss) and stages[0].delta < np.ptp(y):
+        stages.insert(0, HuberLoss(4 * stages[0].delta))
+    for stage in stages:
+        coefficients, taken = _newton(features, coefficients, y.T, stage)
+        steps += taken
+    return back @ coefficients[:, :-1].T, coefficients[:, -1], rank, steps
+
+
+def _newton(
+    features: np.ndarray, coefficients: np.ndarray, y: np.ndarray, loss: Loss
+) -> tuple[np.ndarray, int]:
+    """Return the coefficients (d_y, rank + 1) of the fit to targets (d_y, N), and the steps.
+
+    Newton's method with a trust region in an orthonormal basis of the features: there the length
+    of a step is the root mean square of the move of the logits, and conjugate gradients are short.
+    """
+    entropy = isinstance(loss, CrossEntropy)
     hard, positive = bool((y.max(axis=0) == 1).all()), entropy and bool(y.min() > 0)
-    coefficients, logits = np.zeros((len(y), rank + 1)), np.zeros_like(y)
+    logits = coefficients @ features
     risk, radius = loss.value(logits, y).mean(), 1.0
     goal = GRADIENT_GOAL * max(1.0, float(abs(loss.gradient(logits, y)).max()))
     goal = max(goal, 8 * np.finfo(float).eps * float(abs(y).max()))
     for step in range(NEWTON_STEPS):
-        gradient = loss.gradient(logits, y) @ features.T / len(x)
+        gradient = loss.gradient(logits, y) @ features.T / y.shape[1]
         flat = abs(gradient).max() <= goal
         reach = np.inf if flat else radius
         direction, predicted = _newton_direction(loss, logits, y, features, gradient, reach)
@@ -177,8 +197,7 @@ def _newton_regression(
         # logits: after a full step this short a minimiser exists and is this close. Where there is
         # none, the gradient and the curvature vanish together, and the steps stay about as long.
         if flat and abs(moved).max() <= 1e-6:
-            coefficients = coefficients + direction
-            return back @ coefficients[:, :-1].T, coefficients[:, -1], rank, step
+            return coefficients + direction, step
         if flat and abs(moved).max() > 0.01 and not positive:
             break
         reached = loss.value(logits + moved, y).mean()

@@ -118,7 +118,7 @@ class HuberLoss:
     def __init__(self, delta: float = 1.0):
         if not 0 < delta < float("inf"):
             raise ValueError(f"Huber loss: expected a finite delta > 0, got {delta}")
-        self.delta = delta
+        self.delta = float(delta)
 
     def value(self, o: Array, y: Array) -> Array:
         """Return the loss of each sample, shape (N,)."""

@@ -152,6 +152,8 @@ def fit_groups(data: TrainingSet, groups: Groups, loss: Loss) -> PiecewiseFit:
 
     Raises AssumptionError, naming the group, where one has no minimiser.
     """
+    if len(groups.labels) != len(data):
+        raise ValueError(f"groups: expected those of {len(data)} samples, got {len(groups.labels)}")
     x, fits, risk = _flat(data.x), [], 0.0
     for k in range(len(groups)):
         inside = groups.labels == k
@@ -178,8 +180,7 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
         raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
     if net.activation.slope:
         raise ValueError(f"gates: expected ReLU, got {net.activation}")
-    if len(groups.labels) != len(data):
-        raise ValueError(f"groups: expected those of {len(data)} samples, got {len(groups.labels)}")
+    net.targets(net.zeros(), data, loss)
     d_y, K, width = net.shapes[-1][0], len(groups), net.shapes[dense][0]
     needed = d_y + (K - 1) * (d_y + 1)
     if width < needed:
@@ -188,11 +189,15 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
             f"{K} groups and {d_y} outputs"
         )
     x = first_features(net, data.x)
+    if groups.direction.shape != x.shape[1:]:
+        raise ValueError(
+            f"groups: expected a direction ({x.shape[1]},), got {groups.direction.shape}"
+        )
     features = TrainingSet(x.reshape(len(x), 1, -1), data.y)
     fit = fit_groups(features, groups, loss)
     p, maps = groups.direction, [np.hstack([f.weights, f.bias[:, None]]) for f in fit.fits]
-    if p.shape != x.shape[1:]:
-        raise ValueError(f"groups: expected a direction ({x.shape[1]},), got {p.shape}")
+    if (np.searchsorted(groups.thresholds, x @ p) != groups.labels).any():
+        raise ValueError("groups: expected groups of these samples, got those of other ones")
     hats = np.hstack([x, np.ones((len(x), 1))])
     lift = MARGIN - min(0.0, float((hats @ maps[0].T).min()))
     first = maps[0].copy()
@@ -280,13 +285,15 @@ def _check_count(groups: int, samples: int) -> None:
 
 
 def _between(along: np.ndarray, cuts) -> np.ndarray:
-    """Return thresholds midway between sorted values, moved on from ties."""
+    """Return thresholds midway between sorted values, moved to the nearest place without a tie."""
+    differ = np.flatnonzero(along[1:] > along[:-1]) + 1  # where a cut can be
     thresholds = []
     for cut in cuts:
-        while cut < len(along) and along[cut] == along[cut - 1]:
-            cut += 1
-        if cut < len(along):
-            thresholds.append((along[cut - 1] + along[cut]) / 2)
+        free = differ[~np.isin(differ, [c for c, _ in thresholds])]
+        if free.size:
+            nearest = int(free[abs(free - cut).argmin()])
+            thresholds.append((nearest, (along[nearest - 1] + along[nearest]) / 2))
+    thresholds = [m for _, m in thresholds]
     if len(set(thresholds)) < len(cuts):
         raise ValueError(
             f"groups: expected {len(cuts) + 1}, but too many samples lie at the same places"
