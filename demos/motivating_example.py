@@ -68,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             panels.append(Panel(data, fit, pieces, regions, printed, repaired, *certificates))
             auxiliary = len(pieces) - groups
             print(
-                f"Figure 1({letter}): {groups} groups, {auxiliary or 'no'} auxiliary pieces, "
+                f"Figure 1({letter}): {groups} groups, {auxiliary or 'no'} auxiliary "
+                f"piece{'s' * (auxiliary != 1)}, "
                 f"R = {net.risk(repaired, data, loss):.6g}\n"
                 f"  max-min as printed: {certificates[0].words}\n"
                 f"  gates:              {certificates[1].words}"

@@ -484,21 +484,6 @@ class Linear(LogCosh):
         return 0 * d
 
 
-class Hyperbola(LogCosh):
-    """sqrt(1 + r^2) + r: falls towards 0 as -1 / 2r, much more slowly than the others."""
-
-    name = "hyperbola"
-
-    def value(self, o, y):
-        return (np.hypot(1, o - y) + (o - y)).sum(axis=0)
-
-    def gradient(self, o, y):
-        return 1 + (o - y) / np.hypot(1, o - y)
-
-    def curvature(self, o, y, d):
-        return d / np.hypot(1, o - y) ** 3
-
-
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("kind", ["full rank", "fewer samples than features", "one sample"])
 @pytest.mark.parametrize("loss", [Exponential(), SoftPlus(), Linear()], ids=lambda loss: loss.name)

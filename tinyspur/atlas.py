@@ -23,6 +23,7 @@ from .reports import whole_file
 from .training import descend, kaiming_start
 
 CHUNK = 100  # partitions that a worker gets at once
+MISSES = 1000  # draws without a new partition after which there are taken to be no more
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,22 @@ def partitions(
     middles = []
     for p in directions:
         values = np.unique(flat @ p)
-        middles.append((values[1:] + values[:-1]) / 2)
+        apart = np.diff(values) > 1e-9 * np.ptp(values)
+        middles.append(((values[1:] + values[:-1]) / 2)[apart])
     usable = [n for n, available in enumerate(middles) if len(available)]
     if not usable:
         raise ValueError("partitions: expected inputs that differ along some direction")
     misses = 0
-    while len(found) < count and misses < 20 * count:
+    while len(found) < count and misses < MISSES:
         which = usable[int(rng.integers(len(usable)))]
         available = middles[which]
         K = int(rng.integers(2, min(most_groups, len(available) + 1) + 1))
         thresholds = np.sort(rng.choice(available, K - 1, replace=False))
         labels = np.searchsorted(thresholds, flat @ directions[which])
-        key = min(labels.astype(np.uint8).tobytes(), (K - 1 - labels).astype(np.uint8).tobytes())
-        misses += key in found
-        found.setdefault(key, (directions[which], thresholds))
+        names, first = np.unique(labels, return_index=True)  # the groups without their order
+        key = np.argsort(np.argsort(first))[np.searchsorted(names, labels)].astype(np.uint8)
+        misses = misses + 1 if key.tobytes() in found else 0
+        found.setdefault(key.tobytes(), (directions[which], thresholds))
     return list(found.values())
 
 

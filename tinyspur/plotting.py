@@ -275,6 +275,7 @@ def _draw_lattice(ax) -> None:
     ends = [-1.0, -0.5 / 2.1, 0.5, 1.0]
     regions = [(k, np.array([[a], [b]])) for k, (a, b) in enumerate(itertools.pairwise(ends))]
     lattice = Lattice.of(pieces, regions)
+    sets = [Lattice.of(pieces, [region]).sets[0] for region in regions]
     x = np.linspace(-1, 1, 801)[:, None, None]
     theta = lattice_network((1, 1), [lattice], x)
     for k, (slope, offset) in enumerate(pieces):
@@ -286,11 +287,10 @@ def _draw_lattice(ax) -> None:
     low = ax.get_ylim()[0]
     for n, (a, b) in enumerate(itertools.pairwise(ends)):
         ax.text((a + b) / 2, low, f"$\\Omega_{n + 1}$", ha="center", va="bottom")
-    sets = ",  ".join(
-        f"$S_{n + 1}$ = {{" + ", ".join(f"$f_{k + 1}$" for k in s) + "}"
-        for n, s in enumerate(lattice.sets)
+    words = ",  ".join(
+        f"$S_{n + 1}$ = {{" + ", ".join(f"$f_{k + 1}$" for k in s) + "}" for n, s in enumerate(sets)
     )
-    ax.set_title(f"Figure 2: the maximum of the minima over\n{sets}", fontsize=10, loc="left")
+    ax.set_title(f"Figure 2: the maximum of the minima over\n{words}", fontsize=10, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -340,6 +340,8 @@ def draw_atlas(path: str | Path, atlas: Atlas) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2, 1]})
     kept = atlas.certified
+    if not kept.any():
+        raise ValueError("atlas: expected certified minima to draw, got none")
     lowest = max(atlas.risks[kept].min(), 1e-6 * atlas.linear)
     if len(atlas.trained):
         lowest = min(lowest, max(atlas.trained.min(), 1e-6 * atlas.linear))

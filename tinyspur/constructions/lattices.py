@@ -21,7 +21,6 @@ from .embedding import MARGIN
 from .piecewise_linear import PiecewiseFit
 
 STEEPER = 1.25  # caps are so much steeper than the samples need
-ALTERNATIONS = 100
 TOLERANCE = 1e-9  # share of the values of the pieces that f_k >= f may be off by
 
 
@@ -149,7 +148,8 @@ def lattice_network(
 
     Hidden layers: all pieces, each with a bias that makes it positive on the samples x; then
     min(a, b) = sigma(b) - sigma(b - a) in binary trees, then max(a, b) = sigma(b) + sigma(a - b).
-    The depth is the largest of the outputs'; shallower trees hand their value on.
+    The minima take as many layers as the longest S_r of all outputs needs, the maxima as the most
+    S_r of one; smaller trees hand their value on.
     """
     flat = _flat(x)
     lift = MARGIN - min(0.0, *(float(_values(f.pieces, flat).min()) for f in lattices))
@@ -236,13 +236,14 @@ def smallest_cases(
         maximum = bool(start % 2)
         along = x @ rng.standard_normal(x.shape[1])
         labels = (along > np.quantile(along, rng.uniform(0.2, 0.8))).astype(int)
-        for _ in range(ALTERNATIONS):
-            if not 0 < labels.sum() < len(x):
-                break
+        seen: set[bytes] = set()
+        while 0 < labels.sum() < len(x) and labels.tobytes() not in seen:
+            seen.add(labels.tobytes())
             fits = [fit_affine(x[labels == k], data.y[labels == k], loss) for k in (0, 1)]
             values = np.array([f.weights[0] @ x.T + f.bias[0] for f in fits])
             chosen = (values[1] > values[0]) == maximum
-            if (chosen == labels).all():
+            apart = abs(values[1] - values[0]).min() > TOLERANCE * abs(values).max()
+            if (chosen == labels).all() and apart:
                 pieces = np.array([np.append(f.weights[0], f.bias[0]) for f in fits])
                 sets = ((0,), (1,)) if maximum else ((0, 1),)
                 theta = lattice_network(data.x.shape[1:], [Lattice(pieces, sets)], data.x)
