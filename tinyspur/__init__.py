@@ -24,8 +24,16 @@ from .constructions.embedding import (
     linear_subnetwork,
     subnetwork,
 )
+from .constructions.lattices import Lattice, lattice_network, lattices_of, smallest_cases
 from .constructions.nontrivial import nontrivial_minimum
-from .constructions.piecewise_linear import Groups, PiecewiseFit, fit_groups, gated_minimum
+from .constructions.piecewise_linear import (
+    Groups,
+    PiecewiseFit,
+    SpuriousPair,
+    fit_groups,
+    gated_minimum,
+    spurious_pair,
+)
 from .constructions.relays import RelayedPair, rescale
 from .escapes import Escape, find_escape, kink_escape
 from .evidence import Evidence, gather_evidence
@@ -35,7 +43,7 @@ from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, on
 from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
 from .network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 from .reports import load_point, save_point
-from .training import Adam, descend, kaiming_start, train
+from .training import Adam, descend, kaiming_start, polish, train
 
 __all__ = [
     "AbsoluteLoss",
@@ -56,6 +64,7 @@ __all__ = [
     "Groups",
     "HuberLoss",
     "Kink",
+    "Lattice",
     "Loss",
     "LowerPoint",
     "Network",
@@ -66,6 +75,7 @@ __all__ = [
     "RelayCertificate",
     "RelayedPair",
     "SpuriousMinimum",
+    "SpuriousPair",
     "SquaredLoss",
     "TrainingSet",
     "certify_cell",
@@ -82,6 +92,8 @@ __all__ = [
     "gather_evidence",
     "kaiming_start",
     "kink_escape",
+    "lattice_network",
+    "lattices_of",
     "linear_minimum",
     "linear_subnetwork",
     "load_point",
@@ -90,11 +102,14 @@ __all__ = [
     "one_hot",
     "one_sided_derivative",
     "ordered_groups",
+    "polish",
     "rescale",
     "revive",
     "risk_along_bias",
     "save_point",
+    "smallest_cases",
     "split_data",
+    "spurious_pair",
     "subnetwork",
     "train",
 ]

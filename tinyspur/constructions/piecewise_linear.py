@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
+from ..backend import to_numpy
+from ..certificates import CellCertificate, certify_cell
 from ..fitting import AffineFit, AssumptionError, fit_affine
 from ..losses import Loss
 from ..network import Network, Parameters, TrainingSet
+from ..rounding import risk_rounding
 from .embedding import MARGIN, carry_outputs, first_dense, first_features
 from .relays import Tower, set_constant
 
@@ -215,6 +218,65 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     if dense + 1 < net.depth:
         carry_outputs(theta, dense + 1, fit.predict(features.x))
     return theta
+
+
+@dataclass(frozen=True)
+class SpuriousPair:
+    """Two certified minima of one network, `fine` for a refinement of the groups of `coarse`."""
+
+    coarse: Parameters
+    fine: Parameters
+    groups: tuple[Groups, Groups]
+    certificates: tuple[CellCertificate, CellCertificate]
+    risks: tuple[float, float]
+    rounding: float
+
+    @property
+    def verdict(self) -> str:
+        """Return what was proved of `coarse`."""
+        if not self.certificates[0].holds:
+            return "not certified: whether the coarser fit is at a local minimum is open"
+        if self.risks[0] - self.risks[1] <= self.rounding:
+            return "local minimum, not shown to be spurious"
+        return "spurious local minimum"
+
+    def __str__(self) -> str:
+        lines = [
+            f"{groups}: R = {risk:.9g}, {certificate.words}"
+            for groups, risk, certificate in zip(
+                self.groups, self.risks, self.certificates, strict=True
+            )
+        ]
+        return "\n".join([*lines, f"verdict: {self.verdict}"])
+
+
+def spurious_pair(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -> SpuriousPair:
+    """Return the minimum of `groups` and a lower one, with the worst fitted sample set apart.
+
+    Both are points of `net`, the coarser one with dead units to spare ([PWL] 6.1.6): up to two
+    groups more need d_y + 1 units each. The sample is the one of largest loss that no other shares
+    its place along the direction with. Raises as `gated_minimum` does, and AssumptionError where
+    no sample can be set apart.
+    """
+    coarse = gated_minimum(net, data, loss, groups)
+    x, losses = first_features(net, data.x), to_numpy(net.sample_losses(coarse, data, loss))
+    for sample in np.argsort(-losses, kind="stable"):
+        try:
+            finer = groups.refine(x, int(sample))
+        except AssumptionError:  # others lie at the same place
+            continue
+        break
+    else:
+        raise AssumptionError("spurious pair: no sample has a place of its own along the direction")
+    fine = gated_minimum(net, data, loss, finer)
+    return SpuriousPair(
+        coarse,
+        fine,
+        (groups, finer),
+        (certify_cell(coarse, data, loss), certify_cell(fine, data, loss)),
+        (net.risk(coarse, data, loss), net.risk(fine, data, loss)),
+        risk_rounding(coarse, data, loss) + risk_rounding(fine, data, loss),
+    )
 
 
 def _read_image(theta: Parameters, dense: int, rows: np.ndarray, x: np.ndarray) -> None:
