@@ -161,13 +161,15 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     order = np.argsort(classes, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
     scale, largest, excess = float((abs(g) @ abs(x)).max()), 0.0, 0.0
+    terms = abs(g)
     if choices:  # any subgradients will do: the best choice in each class
         low, high = (np.concatenate(bounds, axis=1) for bounds in zip(*choices, strict=True))
         for s in groups:
             g[:, s] = stationary_subgradient(x[s], low[:, s], high[:, s])
+        terms = np.maximum(abs(low), abs(high))
     for s in groups:
         G = abs(g[:, s] @ x[s])
-        summing = ROUNDING * EPSILON * (1 + np.sqrt(len(s))) * abs(g[:, s])
+        summing = ROUNDING * EPSILON * (1 + np.sqrt(len(s))) * terms[:, s]
         explained = (errors[:, s] + summing) @ abs(x[s])
         ratios = np.divide(G, explained, where=explained > 0, out=np.where(G > 0, np.inf, 0.0))
         largest, excess = max(largest, float(G.max())), max(excess, float(ratios.max()))

@@ -73,8 +73,16 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
         weights, rank = _least_squares(centred, y - y.mean(axis=0), rounding)
         bias, steps = y.mean(axis=0) - mean @ weights, 0
     elif isinstance(loss, AbsoluteLoss):
-        weights, offset, rank = _least_deviations(centred, y, rounding)
+        weights, offset, rank, met = _least_deviations(centred, y, rounding)
         bias, steps = offset - mean @ weights, 0
+        for k, rows in list(enumerate(met)) * 2:  # the vertex once more, in the numbers as they are
+            if not rows.size:
+                continue
+            missed = y[rows, k] - (x[rows] @ weights[:, k] + bias[k])
+            features = np.hstack([centred[rows], np.ones((len(rows), 1))])
+            correction = np.linalg.lstsq(features, missed)[0]
+            weights[:, k] += correction[:-1]
+            bias[k] += correction[-1] - mean @ correction[:-1]
     else:
         weights, offset, rank, steps = _newton_regression(centred, y, loss, rounding)
         bias = offset - mean @ weights
@@ -124,8 +132,8 @@ def _least_squares(x: np.ndarray, y: np.ndarray, rounding: float) -> tuple[np.nd
 
 def _least_deviations(
     x: np.ndarray, y: np.ndarray, rounding: float
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return weights (d_x, d_y), offset (d_y,) and the rank for the absolute loss.
+) -> tuple[np.ndarray, np.ndarray, int, list[np.ndarray]]:
+    """Return weights (d_x, d_y), offset (d_y,), the rank and the samples whose targets are met.
 
     The vertex that a linear program finds is solved for again, from the targets that it meets.
     """
@@ -136,7 +144,7 @@ def _least_deviations(
     constraints = scipy.sparse.hstack([scipy.sparse.csr_array(features), identity, -identity])
     costs = np.concatenate([np.zeros(d), np.ones(2 * n)])
     bounds = [(None, None)] * d + [(0, None)] * (2 * n)
-    coefficients = []
+    coefficients, vertices = [], []
     middle = np.median(y, axis=0)
     size = np.maximum(abs(y - middle).max(axis=0), np.finfo(float).tiny)
     for target in ((y - middle) / size).T:
@@ -150,8 +158,9 @@ def _least_deviations(
         met = met[residuals[met] <= 1e-9]
         exact = np.linalg.lstsq(features[met], target[met])[0] if met.size >= d else found.x[:d]
         coefficients.append(exact)
+        vertices.append(met if met.size >= d else met[:0])
     coefficients = np.array(coefficients) * size[:, None]
-    return back @ coefficients[:, :-1].T, coefficients[:, -1] + middle, rank
+    return back @ coefficients[:, :-1].T, coefficients[:, -1] + middle, rank, vertices
 
 
 def _newton_regression(
