@@ -913,14 +913,7 @@ def test_a_sample_that_is_met_and_pulls_nowhere_is_no_obstacle():
 
 @pytest.mark.parametrize(
     ("seed", "grid"),
-    [
-        (0, True),
-        (1, False),
-        *(
-            case
-            for case in [(260, True), (151, False)]
-        ),
-    ],
+    [(0, True), (1, False), (260, True), (151, False)],
 )
 def test_least_deviations_from_any_vertex_are_certified_without_a_hidden_layer(seed, grid):
     rng = np.random.default_rng(seed)
