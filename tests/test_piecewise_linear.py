@@ -169,6 +169,8 @@ def test_ties_stay_together():
 
 def test_ties_at_the_end_are_split_from_what_lies_below():
     assert members(Groups.equal(np.array([0.0, 1, 1, 1])[:, None], UP, 2)) == [[0], [1, 2, 3]]
+    most_at_the_end = np.array([0.0, 1, 2, 2, 2, 2])[:, None]
+    assert members(Groups.equal(most_at_the_end, UP, 3)) == [[0], [1], [2, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("count", [0, 7, -1])
@@ -615,7 +617,7 @@ LAYERS = [Dense(8), Dense(2)]
             AssumptionError,
             "filters too small: layer 1 has filters of size 3, expected at least 5",
         ),
-        (Network((1, 4), LAYERS, ReLU(0.1)), ValueError, "gates: expected ReLU, got"),
+        (Network((1, 4), LAYERS, ReLU(1.0)), ValueError, "expected an activation with a kink, got"),
         (Network((1, 4), [Dense(2)]), ValueError, "expected a hidden dense layer below the last"),
         (Network((1, 4), [Conv(4), Dense(2)]), ValueError, "expected a hidden dense layer"),
         (Network((1, 2), [Conv(1)]), ValueError, "expected a dense layer at the end"),
@@ -924,11 +926,33 @@ def test_least_deviations_from_any_vertex_are_certified_without_a_hidden_layer(s
     assert certify_cell(affine(fit.weights, fit.bias, hidden=False), data, ABSOLUTE).holds
 
 
-def test_large_errors_of_the_outputs_are_no_excuse():
+@pytest.mark.parametrize("constant", [1e12, 1e15])
+def test_large_errors_of_the_outputs_are_no_excuse(constant):
     data = random_set((1, 2), 30, 1)
     theta = affine(np.array([[0.3, -0.2]]), np.zeros(1), hidden=True)
-    theta.b[1][0], theta.b[2][0] = 1e12, -1e12
+    theta.b[1][0], theta.b[2][0] = constant, -constant
     assert not certify_cell(theta, data, ABSOLUTE).holds
+
+
+@pytest.mark.parametrize("slope", [0.01, 0.6, 2.0])
+@pytest.mark.parametrize("K", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("shape", "layers"),
+    [
+        ((1, 3), [Dense(12), Dense(5), Dense(2)]),
+        ((1, 4, 4), [Conv(1), Conv(4), AveragePool(2), Dense(14), Dense(2)]),
+    ],
+)
+def test_leaky_gates_are_certified_too(slope, K, shape, layers):
+    rng = np.random.default_rng(K)
+    data = TrainingSet(rng.normal(size=(120, *shape)), rng.normal(size=(120, 2)))
+    groups = Groups.equal(data.x, rng.normal(size=data.x[0].size), K)
+    theta = gated_minimum(Network(shape, layers, ReLU(slope)), data, SQUARED, groups)
+    expected = independent_outputs(data, groups, SQUARED)
+    assert abs(outputs_of(theta, data.x) - expected).max() < 1e-9
+    certificate = certify_cell(theta, data, SQUARED)
+    assert certificate.holds
+    assert certificate.classes == K
 
 
 # The spurious pair

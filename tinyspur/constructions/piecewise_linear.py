@@ -173,16 +173,19 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
 
     f(x) = F_1 x + sum_k sigma(V_k x + M_k (p.x - m_k)) - sigma(M_k (p.x - m_k)) with the changes
     V_k = F_{k+1} - F_k and with M_k so large that each unit has one sign on each group (theory
-    4.2). The first dense layer computes pieces and gates, d_y + (K - 1)(d_y + 1) units of it; the
-    layers above relay, strictly active; convolutions below relay the image, in shifted copies
-    before average poolings; all else is dead. Certified with K classes, for every convex loss whose
-    fits exist. Raises AssumptionError for too few units or maps, and for a group without a fit.
+    4.2). With leaky ReLU of slope a, V_k / (1 - a) replaces V_k, and F_1 is less by what inactive
+    gates let through. The first dense layer computes pieces and gates, d_y + (K - 1)(d_y + 1) units
+    of it; the layers above relay, strictly active; convolutions below relay the image, in shifted
+    copies before average poolings; all else is dead. Certified with K classes, for every convex
+    loss whose fits exist. Raises AssumptionError for too few units or maps, and for a group without
+    a fit.
     """
     dense = first_dense(net)
     if dense == net.depth:
         raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
-    if net.activation.slope:
-        raise ValueError(f"gates: expected ReLU, got {net.activation}")
+    slope = net.activation.slope
+    if slope == 1:
+        raise ValueError(f"gates: expected an activation with a kink, got {net.activation}")
     net.targets(net.zeros(), data, loss)
     d_y, K, width = net.shapes[-1][0], len(groups), net.shapes[dense][0]
     needed = d_y + (K - 1) * (d_y + 1)
@@ -202,12 +205,13 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     if (np.searchsorted(groups.thresholds, x @ p) != groups.labels).any():
         raise ValueError("groups: expected groups of these samples, got those of other ones")
     hats = np.hstack([x, np.ones((len(x), 1))])
-    lift = MARGIN - min(0.0, float((hats @ maps[0].T).min()))
-    first = maps[0].copy()
+    # An inactive gate hands on `slope` times V: what it adds when it becomes active is the rest.
+    first = maps[0] - slope / (1 - slope) * (maps[-1] - maps[0])
+    lift = MARGIN - min(0.0, float((hats @ first.T).min()))
     first[:, -1] += lift  # sigma(F_1 x + lift) = F_1 x + lift on the samples
     rows, sums = [first], [np.eye(d_y)]
     for k, m in enumerate(groups.thresholds):
-        V, gate = maps[k + 1] - maps[k], np.append(p, -m)
+        V, gate = (maps[k + 1] - maps[k]) / (1 - slope), np.append(p, -m)
         M = float(((abs(hats @ V.T).max(axis=1) + MARGIN) / abs(hats @ gate)).max())
         rows += [V + M * gate, M * gate[None]]
         sums.append(np.hstack([np.eye(d_y), -np.ones((d_y, 1))]))
