@@ -177,8 +177,8 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     gates let through. The first dense layer computes pieces and gates, d_y + (K - 1)(d_y + 1) units
     of it; the layers above relay, strictly active; convolutions below relay the image, in shifted
     copies before average poolings; all else is dead. Certified with K classes, for every convex
-    loss whose fits exist. Raises AssumptionError for too few units or maps, and for a group without
-    a fit.
+    loss whose fits exist, unless all fits are exact: nothing then tells gradients from rounding.
+    Raises AssumptionError for too few units or maps, and for a group without a fit.
     """
     dense = first_dense(net)
     if dense == net.depth:
