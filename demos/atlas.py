@@ -25,7 +25,7 @@ from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network, TrainingSet
 from tinyspur.plotting import draw_atlas
-from tinyspur.reports import check_writable
+from tinyspur.reports import check_writable, exit_status
 
 
 def surface(samples: int, seed: int) -> TrainingSet:
@@ -34,8 +34,8 @@ def surface(samples: int, seed: int) -> TrainingSet:
     return TrainingSet(x, np.sin(3 * x[:, 0, :1]) * np.cos(2 * x[:, 0, 1:]))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after a one-line error."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -49,45 +49,44 @@ def main(arguments: list[str] | None = None) -> int:
     option("--workers", type=int, default=os.cpu_count(), metavar="W", help="processes")
     option("--seed", type=int, default=0, help="of all random choices")
     option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
-    options = parser.parse_args(arguments)
-    try:
-        for name, least in (("samples", 4), ("groups", 2), ("directions", 1), ("minima", 1)):
-            if getattr(options, name) < least:
-                raise ValueError(
-                    f"--{name}: expected {least} or more, got {getattr(options, name)}"
-                )
-        for name, least in (("starts", 0), ("workers", 1), ("seed", 0)):
-            if getattr(options, name) < least:
-                raise ValueError(
-                    f"--{name}: expected {least} or more, got {getattr(options, name)}"
-                )
-        check_writable(options.out)
-        started = time.perf_counter()
-        data = surface(options.samples, options.seed)
-        net = Network((1, 2), [Dense(2 * options.groups - 1), Dense(1)])
-        angles = np.linspace(0, np.pi, options.directions, endpoint=False)
-        directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        found = partitions(data.x, directions, options.groups, options.minima, options.seed)
-        print(f"network: {net}, {options.samples} samples, {len(found)} different partitions")
-        with ProcessPoolExecutor(options.workers) as executor:
-            atlas = map_minima(
-                net,
-                data,
-                SquaredLoss(),
-                found,
-                options.starts,
-                seed=options.seed,
-                executor=executor,
-                progress=lambda parts, total: tqdm(parts, total=total, leave=False),
-            )
-        print(atlas)
-        atlas.save(options.out / "atlas.npz")
-        draw_atlas(options.out / "atlas.png", atlas)
-        print(f"{time.perf_counter() - started:.0f} s; atlas.npz, atlas.png in {options.out}")
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build, certify, train, print and write."""
+    bounds = {"samples": 4, "groups": 2, "directions": 1, "minima": 1}
+    for name, least in (bounds | {"starts": 0, "workers": 1, "seed": 0}).items():
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name}: expected {least} or more, got {getattr(options, name)}")
+    check_writable(options.out)
+    started = time.perf_counter()
+    data = surface(options.samples, options.seed)
+    net = Network((1, 2), [Dense(2 * options.groups - 1), Dense(1)])
+    angles = np.linspace(0, np.pi, options.directions, endpoint=False)
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    found = partitions(data.x, directions, options.groups, options.minima, options.seed)
+    print(f"network: {net}, {options.samples} samples, {len(found)} different partitions")
+    with ProcessPoolExecutor(options.workers) as executor:
+        atlas = map_minima(
+            net,
+            data,
+            SquaredLoss(),
+            found,
+            options.starts,
+            seed=options.seed,
+            executor=executor,
+            progress=lambda parts, total: tqdm(parts, total=total, leave=False),
+        )
+    print(atlas)
+    atlas.save(options.out / "atlas.npz")
+    draw_atlas(options.out / "atlas.png", atlas)
+    print(f"{time.perf_counter() - started:.0f} s; atlas.npz, atlas.png in {options.out}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after a one-line error."""
+    options = parse(arguments)
+    return exit_status(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from pathlib import Path
 # The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from tinyspur.audit import audit, table
+from tinyspur.audit import audit
+from tinyspur.findings import table
 from tinyspur.plotting import draw_audit
-from tinyspur.reports import Stages, check_writable, write_json
+from tinyspur.reports import Stages, check_writable, exit_status, write_json
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after a one-line error."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -27,22 +28,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=300, metavar="N", help="images to use")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
-    options = parser.parse_args(arguments)
-    try:
-        check_writable(options.out)
-        stages = Stages()
-        findings = audit(options.samples, options.seed, stages)
-        print(table(findings))
-        draw_audit(options.out / "audit.png", findings)
-        rows = [finding.as_dict() for finding in findings]
-        settings = {"samples": options.samples, "seed": options.seed}
-        write_json(
-            options.out / "audit.json", {**settings, "rows": rows, "seconds": stages.seconds}
-        )
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    check_writable(options.out)
+    stages = Stages()
+    findings = audit(options.samples, options.seed, stages)
+    print(table(findings))
+    draw_audit(options.out / "audit.png", findings)
+    rows = [finding.as_dict() for finding in findings]
+    settings = {"samples": options.samples, "seed": options.seed}
+    write_json(options.out / "audit.json", {**settings, "rows": rows, "seconds": stages.seconds})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after a one-line error."""
+    options = parse(arguments)
+    return exit_status(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.network import Conv, Dense, Network, TrainingSet
 from tinyspur.plotting import draw_spurious_minimum
-from tinyspur.reports import Stages, check_writable, save_point, write_json
+from tinyspur.reports import Stages, check_writable, exit_status, save_point, write_json
 from tinyspur.training import (
     Adam,
     descend,
@@ -353,17 +353,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
     try:
-        run(options)
+        return exit_status(lambda: run(options))
     except KeyboardInterrupt:
         how = "nothing to resume"
         if options.resumable:
             how = f"the same command with --resume goes on from {options.out / CHECKPOINT}"
         print(f"interrupted: {how}", file=sys.stderr)
         return 130
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network, TrainingSet
 from tinyspur.plotting import Panel, draw_motivating_example
-from tinyspur.reports import check_writable
+from tinyspur.reports import check_writable, exit_status
 
 
 def curve(samples: int) -> TrainingSet:
@@ -42,44 +42,49 @@ def meeting(data: TrainingSet, loss) -> Groups:
     return Groups.equal(data.x, [1.0], 2)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after a one-line error."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="of the curve")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
-    options = parser.parse_args(arguments)
-    try:
-        if options.samples < 8:
-            raise ValueError(f"--samples: expected 8 or more, got {options.samples}")
-        check_writable(options.out)
-        data, loss = curve(options.samples), SquaredLoss()
-        net = Network((1, 1), [Dense(9), Dense(1)])  # wide enough for five groups
-        panels = []
-        for letter, groups in zip("abc", (2, 3, 4), strict=True):
-            parts = meeting(data, loss) if groups == 2 else Groups.equal(data.x, [1.0], groups)
-            fit = fit_groups(data, parts, loss)
-            pieces, regions = connected_pieces(fit, data.x)
-            printed = lattice_network((1, 1), [Lattice.of(pieces, regions)], data.x)
-            repaired = gated_minimum(net, data, loss, parts)
-            certificates = [certify_cell(theta, data, loss) for theta in (printed, repaired)]
-            panels.append(Panel(data, fit, pieces, regions, printed, repaired, *certificates))
-            auxiliary = len(pieces) - groups
-            print(
-                f"Figure 1({letter}): {groups} groups, {auxiliary or 'no'} auxiliary "
-                f"piece{'s' * (auxiliary != 1)}, "
-                f"R = {net.risk(repaired, data, loss):.6g}\n"
-                f"  max-min as printed: {certificates[0].words}\n"
-                f"  gates:              {certificates[1].words}"
-            )
-        draw_motivating_example(options.out / "motivating_example.png", panels)
-        print(f"written: {options.out / 'motivating_example.png'}")
-    except (ValueError, RuntimeError, OSError, MemoryError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build, certify, print and draw."""
+    if options.samples < 8:
+        raise ValueError(f"--samples: expected 8 or more, got {options.samples}")
+    check_writable(options.out)
+    data, loss = curve(options.samples), SquaredLoss()
+    net = Network((1, 1), [Dense(9), Dense(1)])  # wide enough for five groups
+    panels = []
+    for letter, groups in zip("abc", (2, 3, 4), strict=True):
+        parts = meeting(data, loss) if groups == 2 else Groups.equal(data.x, [1.0], groups)
+        fit = fit_groups(data, parts, loss)
+        pieces, regions = connected_pieces(fit, data.x)
+        printed = lattice_network((1, 1), [Lattice.of(pieces, regions)], data.x)
+        repaired = gated_minimum(net, data, loss, parts)
+        certificates = [certify_cell(theta, data, loss) for theta in (printed, repaired)]
+        panels.append(Panel(data, fit, pieces, regions, printed, repaired, *certificates))
+        auxiliary = len(pieces) - groups
+        print(
+            f"Figure 1({letter}): {groups} groups, {auxiliary or 'no'} auxiliary "
+            f"piece{'s' * (auxiliary != 1)}, "
+            f"R = {net.risk(repaired, data, loss):.6g}\n"
+            f"  max-min as printed: {certificates[0].words}\n"
+            f"  gates:              {certificates[1].words}"
+        )
+    draw_motivating_example(options.out / "motivating_example.png", panels)
+    print(f"written: {options.out / 'motivating_example.png'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after a one-line error."""
+    options = parse(arguments)
+    return exit_status(lambda: run(options))
 
 
 if __name__ == "__main__":

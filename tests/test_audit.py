@@ -10,6 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from tinyspur import audit
+from tinyspur.findings import REACH, table
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = ["E1", "E2", "E3", "E6b", "E7", "E8", "E10", "E11"]
@@ -33,7 +34,7 @@ def test_near_the_printed_point_there_is_a_lower_one_and_the_repaired_one_is_cer
     assert literal.verdict == "not a local minimum"
     assert not literal.holds
     assert literal.values["decrease"] > 0
-    assert 0 < literal.values["distance"] <= audit.REACH
+    assert 0 < literal.values["distance"] <= REACH
     assert repaired.verdict == "certified local minimum"
     assert repaired.holds
     assert repaired.values["lower_point_found"] is False
@@ -100,7 +101,7 @@ def test_the_cross_entropy_of_an_isolated_sample_has_no_minimiser(findings):
 
 
 def test_the_table_has_both_sides_of_every_row(findings):
-    text = audit.table(list(findings.values()))
+    text = table(list(findings.values()))
     assert text.count("as printed") == text.count("repaired  ") == len(findings)
     for finding in findings.values():
         assert finding.statement in text

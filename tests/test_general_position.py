@@ -1,4 +1,4 @@
-"""The pair of convolutions anywhere: layers of every kind below and above (theory 2.4)."""
+"""The pair of convolutions anywhere: layers of every kind below and above."""
 
 import functools
 import itertools

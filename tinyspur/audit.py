@@ -1,16 +1,14 @@
-"""What the statements of the papers measure as printed, and as repaired: one row for each error.
+"""Statements of the papers that fail as printed, E1 to E11: each as printed and as repaired.
 
-Every row builds the literal and the repaired point on the same images, and looks for a lower point
-near each. Theory: `theory.md` E1 to E11; layers as in [CNN].
+Every row builds both points on the same images and looks for a lower point near each; layers are
+numbered as in [CNN].
 """
 
 from __future__ import annotations
 
-import itertools
-import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,59 +26,14 @@ from .constructions.embedding import embed, linear_minimum, subnetwork
 from .constructions.lattices import Lattice, connected_pieces, lattice_network
 from .constructions.nontrivial import nontrivial_minimum
 from .constructions.piecewise_linear import Groups, fit_groups, gated_minimum
-from .escapes import Escape, find_escape, first_order_directions, second_order_directions
-from .expansion import expand_risk
+from .findings import LOSS, POINTS, Finding, Side, compare
 from .fitting import AssumptionError, fit_affine
 from .layers import AveragePool, Conv, Dense
-from .losses import CrossEntropy, SquaredLoss, one_hot
+from .losses import CrossEntropy, one_hot
 from .network import Network, Parameters, TrainingSet
 from .training import kaiming_start, train
 
 SIDE = 4  # images are averaged to SIDE x SIDE pixels
-POINTS = 21  # of a curve
-STATIONARY = 1e-9  # a curve follows minus the gradient where it is larger, else the kink
-HALVINGS = 30  # of a move until the risk falls along it
-REACH = 0.02  # max-norm distance within which a lower point is looked for near a literal point
-LOSS = SquaredLoss()
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one variant comes to: a verdict, a sentence with the numbers, the numbers.
-
-    `holds` where a certificate proves that the point is a local minimum.
-    """
-
-    verdict: str
-    text: str
-    values: dict[str, float | int | bool] = field(default_factory=dict)
-    holds: bool = False
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A row of the audit: a statement, what it measures as printed and as repaired.
-
-    `curves` has the names of the axes and, for each variant, the points to draw.
-    """
-
-    name: str
-    source: str
-    statement: str
-    literal: Side
-    repaired: Side
-    axes: tuple[str, str]
-    curves: dict[str, tuple[np.ndarray, np.ndarray]]
-
-    def as_dict(self) -> dict:
-        """Return what the report of the audit holds."""
-        return {
-            "name": self.name,
-            "source": self.source,
-            "statement": self.statement,
-            "literal": asdict(self.literal),
-            "repaired": asdict(self.repaired),
-        }
 
 
 def images(samples: int, seed: int = 0) -> TrainingSet:
@@ -98,7 +51,7 @@ def _saddle(data: TrainingSet, seed: int) -> Finding:
     net = _network(2, 4, 4)
     literal, _ = linear_minimum(net, data, LOSS, "literal")
     repaired, _ = linear_minimum(net, data, LOSS)
-    return _compare(
+    return compare(
         "E1",
         "[CNN] Lemmas 1 and 6",
         "Relays and unused maps with bias zero: theta is a local minimum",
@@ -112,7 +65,7 @@ def _saddle(data: TrainingSet, seed: int) -> Finding:
 def _kinks(data: TrainingSet, seed: int) -> Finding:
     net = _network(2, 4, 4)
     phi = nontrivial_minimum(subnetwork(net), data, LOSS, seed=seed)
-    return _compare(
+    return compare(
         "E2",
         "[CNN] Lemma 6",
         "The same on a nonlinear subnetwork: theta is a local minimum if the subnetwork is at one",
@@ -130,7 +83,7 @@ def _unrelayed(data: TrainingSet, seed: int) -> Finding:
     rng = np.random.default_rng(seed)
     literal.W[pair.below].weights[spare] = rng.uniform(0, 1, (1, 3, 3))
     literal.b[pair.below][spare] = -1.0
-    return _compare(
+    return compare(
         "E3",
         "[CNN] Lemma 6, (23)",
         "Maps of layer L-3 that are not relayed may have any weights",
@@ -144,7 +97,7 @@ def _unrelayed(data: TrainingSet, seed: int) -> Finding:
 def _pooling(data: TrainingSet, seed: int) -> Finding:
     layers = [Conv(1), Conv(3), Conv(12), AveragePool(2), Dense(data.y.shape[1])]
     net = Network(data.x.shape[1:], layers)
-    return _compare(
+    return compare(
         "E6b",
         "[CNN] Appendix D",
         "With average pooling above the relays: theta is a local minimum",
@@ -157,7 +110,7 @@ def _pooling(data: TrainingSet, seed: int) -> Finding:
 
 def _nontrivial(data: TrainingSet, seed: int) -> Finding:
     net = _network(2, 2)
-    return _compare(
+    return compare(
         "E7",
         "[CNN] Theorem 3, one sample in I",
         "One map lets one pixel of one sample pass: theta_1 is a local minimum",
@@ -173,7 +126,7 @@ def _two_samples(data: TrainingSet, seed: int) -> Finding:
     x = data.x / 2
     x[:2, 0, 1, 1] = 0.8, 0.9  # one pixel of two images is brighter than all others
     data = TrainingSet(x, data.y)
-    return _compare(
+    return compare(
         "E8",
         "[CNN] Theorem 3, (16), two samples in I",
         "The weights of the isolated samples are optimised alone: theta_1 is a local minimum",
@@ -373,7 +326,7 @@ def _lattice(data: TrainingSet, seed: int) -> Finding:
     pieces, regions = connected_pieces(fit, data.x)
     literal = lattice_network((1, 1), [Lattice.of(pieces, regions)], data.x)
     repaired = gated_minimum(Network((1, 1), [Dense(9), Dense(1)]), data, LOSS, groups)
-    return _compare(
+    return compare(
         "E10",
         "[PWL] 6.1.5",
         "The maximum of minima of optimal pieces is a local minimum",
@@ -402,7 +355,7 @@ def _convolutions(data: TrainingSet, seed: int) -> Finding:
         literal.W[3].weights[k, k] = 1
     literal.b[2][:] = raised
     literal.b[3][:] = fit.bias - P * lift - raised
-    return _compare(
+    return compare(
         "E11",
         "[PWL] 6.2, (29)",
         "Optimal filters under layers of ones are a local minimum",
@@ -433,93 +386,6 @@ def _network(*maps: int) -> Network:
     return Network((1, SIDE, SIDE), [*map(Conv, maps), Dense(10)])
 
 
-def _compare(
-    name: str,
-    source: str,
-    statement: str,
-    literal: Parameters,
-    repaired: Parameters,
-    data: TrainingSet,
-    seed: int,
-) -> Finding:
-    """Look for a lower point near both, and follow the move that lowers the literal one."""
-    (printed, escape), (mended, _) = (_attack(theta, data, seed) for theta in (literal, repaired))
-    if escape is None:
-        raise RuntimeError(f"{name}: expected a lower point within {REACH:g} of the literal point")
-    closed = itertools.chain(
-        sorted(first_order_directions(literal, data, LOSS), key=lambda found: found[1]),
-        second_order_directions(literal, data, LOSS, seed),
-    )
-    gradient = literal.net.gradient(literal, data, LOSS).vector
-    steep = -gradient if printed.values["gradient"] > STATIONARY else next(closed)[0].vector
-    move = REACH / abs(steep).max() * steep
-    for _ in range(HALVINGS):
-        if _risk_at(literal, move, data) < literal.net.risk(literal, data, LOSS):
-            break
-        move = move / 2
-    else:
-        move = escape.theta.vector - literal.vector
-    shares, curves = np.linspace(0, 1, POINTS), {}
-    for variant, theta in (("literal", literal), ("repaired", repaired)):
-        if theta.net != literal.net:  # no such move there: a random one of the same size
-            size = min(float(abs(move).max()), mended.values["radius"])
-            move = size * np.random.default_rng(seed).uniform(-1, 1, theta.vector.size)
-        risks = np.array([_risk_at(theta, share * move, data) for share in shares])
-        curves[variant] = shares * abs(move).max(), risks - risks[0]
-    axes = ("largest change of a parameter", "R - R(theta)")
-    return Finding(name, source, statement, printed, mended, axes, curves)
-
-
-def _risk_at(theta: Parameters, move: np.ndarray, data: TrainingSet) -> float:
-    """Return the risk of the point `move` away from theta."""
-    return theta.net.risk(Parameters(theta.net, theta.vector + move), data, LOSS)
-
-
-def _attack(theta: Parameters, data: TrainingSet, seed: int) -> tuple[Side, Escape | None]:
-    """Return what the certificate says of theta and what the search near it finds.
-
-    Within the radius of the certificate if it holds, where there is nothing to be found, and
-    within `REACH` otherwise.
-    """
-    certificate = certify_cell(theta, data, LOSS)
-    radius = certificate.radius if certificate.holds else REACH
-    gradient = float(np.linalg.norm(theta.net.gradient(theta, data, LOSS).vector))
-    escape = find_escape(theta, data, LOSS, radius, seed=seed)
-    values = {
-        "gradient": gradient,
-        "classes": certificate.classes,
-        "margin": certificate.margin,
-        "radius": radius,
-        "lower_point_found": escape is not None,
-    }
-    if certificate.holds:
-        text = (
-            f"{certificate.classes} pattern class{'es' * (certificate.classes > 1)}, "
-            f"gradient {gradient:.0e}, "
-        )
-        if escape is None:
-            text += f"nothing lower within {radius:.2g}"
-            return Side("certified local minimum", text, values, True), None
-        return Side("contradiction", text + f"lower by {escape.decrease:.2g}", values), escape
-    slope = min((rate for _, rate in first_order_directions(theta, data, LOSS)), default=0.0)
-    downhill = Parameters(theta.net, -theta.net.gradient(theta, data, LOSS).vector)
-    along = expand_risk(theta, downhill, data, LOSS)  # exact at kinks too
-    proved = slope < 0 or along.first < -along.first_rounding
-    text = f"gradient {gradient:.1e}"
-    if slope:
-        values["one_sided_derivative"] = slope
-        text += f", one-sided derivative {slope:.2g} at a kink"
-    for _, rate in itertools.islice(second_order_directions(theta, data, LOSS, seed), 1):
-        values["second_order_rate"] = rate
-        text += f", R changes by {rate:.2g} eps^2 from the kink"
-        proved = True
-    if escape is not None:
-        values |= {"decrease": escape.decrease, "distance": escape.distance}
-        text += f": lower by {escape.decrease:.2g} at distance {escape.distance:.2g}"
-    verdict = "not a local minimum" if proved else "not certified"
-    return Side(verdict, text, values), escape
-
-
 def audit(
     samples: int = 300,
     seed: int = 0,
@@ -531,21 +397,3 @@ def audit(
         with stage(row.__name__.strip("_"), f"row {len(findings) + 1} of {len(ROWS)}"):
             findings.append(row(data, seed))
     return sorted(findings, key=lambda finding: (len(finding.name.rstrip("b")), finding.name))
-
-
-def table(findings: list[Finding]) -> str:
-    """Return the findings as text: for each the statement, and what both variants measure."""
-    lines = []
-    for finding in findings:
-        lines += [
-            f"{finding.name:<4} {finding.statement} ({finding.source})",
-            *_wrapped("as printed", finding.literal),
-            *_wrapped("repaired", finding.repaired),
-            "",
-        ]
-    return "\n".join(lines[:-1])
-
-
-def _wrapped(name: str, side: Side) -> list[str]:
-    text = f"{side.verdict}: {side.text}"
-    return textwrap.wrap(text, 96, initial_indent=f"     {name:<11}", subsequent_indent=" " * 16)

@@ -12,12 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .atlas import Atlas
-from .audit import Finding
 from .backend import to_numpy
 from .certificates import CellCertificate
 from .constructions.convolutional import SpuriousMinimum
 from .constructions.lattices import Lattice, lattice_network
 from .constructions.piecewise_linear import PiecewiseFit
+from .findings import Finding
 from .network import Parameters, TrainingSet
 from .reports import whole_file
 

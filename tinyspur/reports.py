@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -99,6 +99,16 @@ def write_json(path: str | Path, report: dict) -> None:
     """Write `report` as JSON; NaN and infinity are refused."""
     with whole_file(path) as file:
         file.write((json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """Run a program; return 0, or 2 after one line on stderr for an error in its input."""
+    try:
+        run()
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
 
 
 class Stages:

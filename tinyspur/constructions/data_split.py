@@ -104,7 +104,9 @@ def split_data(
         )
     _, m, k, v, low, high, slope = best
     eta = (low + high) / 2
-    location = abs(read_weights(theta, pair, m)[k] * ((v > eta) @ u[k])).argmax()
+    weight = abs(read_weights(theta, pair, m)[k] * ((v > eta) @ u[k]))
+    separated = (v > eta).any(axis=1) & (v < eta).any(axis=1)
+    location = np.where(separated, weight, -1.0).argmax() if separated.any() else weight.argmax()
     above = v[location] > eta
     return DataSplit(
         layer=pair.below,

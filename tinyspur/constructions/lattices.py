@@ -3,7 +3,7 @@
 f = max_r min_{k in S_r} f_k, one S_r for each region ((13) to (18)): the first hidden layer
 computes the pieces, binary trees of gadgets of two units take the minima and then the maximum. The
 function is right; the weights are in general not stationary, since comparisons among pieces that
-are not selected vary within a group (theory E10).
+are not selected vary within a group (E10 of the audit).
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class SmallestCase:
 def smallest_cases(
     data: TrainingSet, loss: Loss, starts: int = 20, seed: int = 0
 ) -> list[SmallestCase]:
-    """Return self-consistent pairs for one output, lowest risk first (theory 4.2).
+    """Return self-consistent pairs for one output, lowest risk first.
 
     Alternating fits from random directions: f_1 and f_2 are fitted to the samples where each is the
     larger (the smaller) one, until the samples no longer change. All points are of one network.

@@ -1,7 +1,7 @@
 """[PWL] Local minima from continuous piecewise linear fits: groups of samples, a fit for each.
 
 Groups are separated along a direction; inside each an affine map is optimal. Gates switch from one
-map to the next between the groups (theory 4.2): every unit is strictly active or strictly inactive
+map to the next between the groups: every unit is strictly active or strictly inactive
 on a whole group, so that the cell certificate holds with one class for each group.
 """
 
@@ -172,12 +172,12 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     """Return the point whose network is the optimal affine map on every group, in float64.
 
     f(x) = F_1 x + sum_k sigma(V_k x + M_k (p.x - m_k)) - sigma(M_k (p.x - m_k)) with the changes
-    V_k = F_{k+1} - F_k and with M_k so large that each unit has one sign on each group (theory
-    4.2). With leaky ReLU of slope a, V_k / (1 - a) replaces V_k, and F_1 is less by what inactive
-    gates let through. The first dense layer computes pieces and gates, d_y + (K - 1)(d_y + 1) units
-    of it; the layers above relay, strictly active; convolutions below relay the image, in shifted
-    copies before average poolings; all else is dead. Certified with K classes, for every convex
-    loss whose fits exist, unless all fits are exact: nothing then tells gradients from rounding.
+    V_k = F_{k+1} - F_k and with M_k so large that each unit has one sign on each group. With leaky
+    ReLU of slope a, V_k / (1 - a) replaces V_k, and F_1 is less by what inactive gates let through.
+    The first dense layer computes pieces and gates, d_y + (K - 1)(d_y + 1) units of it; the layers
+    above relay, strictly active; convolutions below relay the image, in shifted copies before
+    average poolings; all else is dead. Certified with K classes, for every convex loss whose fits
+    exist, unless all fits are exact: nothing then tells gradients from rounding.
     Raises AssumptionError for too few units or maps, and for a group without a fit.
     """
     dense = first_dense(net)

@@ -3,7 +3,7 @@
 A relay of map c is an identity filter: its map reads the centre tap of c alone. With a positive
 bias on a nonnegative map it is strictly active, and the layer above has to take the bias off again.
 Below an average pooling of size k a relay is k^d maps, shifted copies, whose pooled values are all
-the box sums of the map: an invertible linear function of it (theory 2.4).
+the box sums of the map: an invertible linear function of it.
 """
 
 from __future__ import annotations
