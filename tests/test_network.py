@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinyspur.backend import select, to_numpy
+from tinyspur.layers import MaxPool, Pooling
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 
@@ -31,7 +32,7 @@ def networks(draw):
     input_shape = (draw(st.integers(1, 3)), *(draw(sizes) for _ in range(directions)))
     layers, size = [], input_shape[1:]
     for _ in range(draw(st.integers(0, 4))):
-        kind = draw(st.sampled_from(["conv", "conv", "average_pool", "dense"]))
+        kind = draw(st.sampled_from(["conv", "conv", "average_pool", "max_pool", "dense"]))
         if kind == "dense" or not size:
             layers.append(Dense(draw(st.integers(1, 5))))
             size = ()
@@ -41,9 +42,9 @@ def networks(draw):
             window = draw(
                 st.sampled_from([w for w in (1, 2, 3, 4) if not any(n % w for n in size)])
             )
-            layers.append(AveragePool(window))
+            layers.append((AveragePool if kind == "average_pool" else MaxPool)(window))
             size = tuple(n // window for n in size)
-    if all(isinstance(layer, AveragePool) for layer in layers) or draw(st.booleans()):
+    if all(isinstance(layer, Pooling) for layer in layers) or draw(st.booleans()):
         layers.append(Dense(draw(st.integers(1, 4))))
     slope = draw(st.sampled_from([0.0, 0.01, 0.3]))
     return Network(input_shape, layers, ReLU(slope))
@@ -158,10 +159,38 @@ def test_patterns_are_the_signs_of_pytorchs_preactivations(problem):
     net, theta, data, _loss = problem
     before = twin_of(theta).preactivations(data.x)
     patterns = net.patterns(theta, data.x)
-    assert tuple(patterns) == net.active_layers == tuple(before)
+    assert net.active_layers == tuple(before)
+    poolings = [n for n, layer in enumerate(net.layers, 1) if isinstance(layer, MaxPool)]
+    assert list(patterns) == sorted([*before, *poolings])
     for layer, pattern in patterns.items():
+        if layer in poolings:
+            continue
         assert (pattern.dtype, pattern.shape) == (bool, tuple(before[layer].shape))
         assert np.array_equal(pattern, before[layer].detach().numpy() > 0)
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (2, 4, 6), (1, 3, 3)], ids=str)
+def test_max_pooling_selects_the_entries_that_pytorch_selects(shape):
+    rng = np.random.default_rng(0)
+    net = Network(shape, [MaxPool(2 if shape[-1] == 6 else 3), Dense(2)])
+    x = rng.integers(0, 3, (50, *shape)).astype(float)  # with many ties: the first entry counts
+    choice = net.patterns(net.zeros(), x)[1]
+    pool = {2: torch.nn.functional.max_pool1d, 3: torch.nn.functional.max_pool2d}[len(shape)]
+    pooled, flat = pool(torch.as_tensor(x), net.layers[0].size, return_indices=True)
+    W = net.zeros().W[1]
+    for i in range(len(x)):
+        S = W.at(x[i].ravel())
+        assert np.array_equal(S @ x[i].ravel(), W @ x[i].ravel())
+        assert np.array_equal(W @ x[i].ravel(), pooled[i].ravel())
+        assert np.array_equal(S.toarray().argmax(axis=1), _places(flat[i], shape))
+        assert np.array_equal(S.choice[:, 0], choice[i])
+        assert (S.toarray().sum(axis=1) == 1).all()
+
+
+def _places(flat, shape):
+    """Return PyTorch's indices within maps as neurons."""
+    maps = np.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1))
+    return (flat.numpy() + maps * int(np.prod(shape[1:]))).ravel()
 
 
 def test_a_kink_counts_as_inactive_as_in_pytorch():
@@ -466,7 +495,7 @@ def test_pooling_has_a_weight_matrix_and_no_biases(theta):
     assert theta.W[2].shape == (3 * 4, 3 * 16)
     assert sorted(theta.W) == [1, 2, 3, 4, 5]
     assert sorted(theta.b) == [1, 3, 4, 5]
-    with pytest.raises(KeyError, match="layer 2 is an average pooling"):
+    with pytest.raises(KeyError, match="layer 2 is a pooling"):
         theta.b[2]
 
 
@@ -555,7 +584,7 @@ def test_a_description_without_a_part_is_refused(missing):
 @pytest.mark.parametrize(
     "layer",
     [
-        {"type": "max_pool", "size": 2},
+        {"type": "max_pool", "size": 3},
         {"type": "dense"},
         {"type": "dense", "size": 2},
         {"type": "dense", "width": 0},

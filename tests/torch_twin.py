@@ -26,7 +26,12 @@ import torch
 from torch import nn
 
 _CONVOLUTIONS = {2: nn.Conv1d, 3: nn.Conv2d}
-_POOLINGS = {2: nn.AvgPool1d, 3: nn.AvgPool2d}
+_POOLINGS = {
+    ("average_pool", 2): nn.AvgPool1d,
+    ("average_pool", 3): nn.AvgPool2d,
+    ("max_pool", 2): nn.MaxPool1d,
+    ("max_pool", 3): nn.MaxPool2d,
+}
 
 
 def _activation(name: str, slope: float | None = None) -> nn.Module:
@@ -44,11 +49,11 @@ def _layer(shape: torch.Size, type: str, **options: int) -> nn.Module:
         if kernel % 2 == 0:
             raise ValueError(f"the kernel of a convolution must be odd, not {kernel}")
         return _CONVOLUTIONS[len(shape)](shape[0], options["maps"], kernel, padding=kernel // 2)
-    if type == "average_pool" and options.keys() == {"size"} and len(shape) in _POOLINGS:
+    if options.keys() == {"size"} and (type, len(shape)) in _POOLINGS:
         size = options["size"]
         if any(length % size for length in shape[1:]):
             raise ValueError(f"pooling by {size} does not divide the shape {tuple(shape)}")
-        return _POOLINGS[len(shape)](size)
+        return _POOLINGS[type, len(shape)](size)
     if type == "dense" and options.keys() == {"width"}:
         return nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), options["width"]))
     raise ValueError(f"no layer {type!r} with {options} for inputs of shape {tuple(shape)}")
@@ -141,7 +146,7 @@ class Twin(nn.Module):
             zip(self.layers, self.spec["layers"], strict=True), start=1
         ):
             x = layer(x)
-            if options["type"] != "average_pool" and number < len(self.layers):
+            if not options["type"].endswith("pool") and number < len(self.layers):
                 before[number] = x.flatten(1)
                 x = self.activation(x)
         return x.flatten(1), before

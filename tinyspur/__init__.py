@@ -39,9 +39,10 @@ from .escapes import Escape, find_escape, kink_escape
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
 from .fitting import AffineFit, AssumptionError, fit_affine
+from .layers import AveragePool, Conv, Dense, MaxPool, ReLU
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
-from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
-from .network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix, MaxPoolingMatrix
+from .network import Network, Parameters, TrainingSet
 from .reports import load_point, save_point
 from .training import Adam, descend, kaiming_start, polish, train
 
@@ -67,6 +68,8 @@ __all__ = [
     "Lattice",
     "Loss",
     "LowerPoint",
+    "MaxPool",
+    "MaxPoolingMatrix",
     "Network",
     "OrderedGroups",
     "Parameters",

@@ -12,9 +12,8 @@ import numpy as np
 from .backend import Array, namespace, to_numpy
 from .evidence import Evidence, gather_evidence
 from .fitting import stationary_subgradient
-from .layers import Dense
+from .layers import Dense, MaxPool
 from .losses import Loss
-from .matrices import AveragePoolingMatrix
 from .network import Network, Parameters, TrainingSet
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
 
@@ -26,7 +25,10 @@ RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relati
 
 @dataclass(frozen=True)
 class Kink:
-    """Units of one map (or one dense neuron) that sit at z = 0, up to rounding, for some sample."""
+    """Units of one map (or one dense neuron) at the kink, up to rounding, for some sample.
+
+    In max pooling: units for which two entries are the largest.
+    """
 
     layer: int
     map: int
@@ -46,14 +48,18 @@ def round_down(value: float) -> str:
 class CellCertificate:
     """The cell certificate: all z nonzero and G_s = 0 for every activation pattern s.
 
+    The pattern counts which z are positive and which entries max poolings select; the margin of
+    these is half the gap to the next entry, and equal entries are kinks unless both are inactive.
+
     G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T with g_i the gradient of the loss in the output; at a
     kink of the loss any subgradient serves, and those with the least |G_s| are taken. Where
     poolings come first, x_i is the pooled input. Where it `holds`, R(theta) <= R(theta') for every
     theta' within max-norm distance `radius` of theta, since all patterns are constant there and l
     is convex: theta is a local minimum.
 
-    `classes` counts the patterns, `margin` is the least |z|, `stationarity` the largest entry of
-    any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at z = 0.
+    `classes` counts the patterns, `margin` is the least |z| or half gap, `stationarity` the largest
+    entry of any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at
+    z = 0 or with a gap of 0.
     An entry of G_s counts as zero up to the rounding error that is estimated for it, from a few
     units in the last place for every sum of the forward pass; `excess` is the largest ratio of an
     entry to its estimate, and at most 1 where the certificate holds.
@@ -92,7 +98,7 @@ class CellCertificate:
             f"({self.excess:.2g} of its rounding)",
         ]
         if self.kinks:
-            lines += ["  at the kink z = 0:", *(f"    {line}" for line in by_layer(self.kinks))]
+            lines += ["  at the kink:", *(f"    {line}" for line in by_layer(self.kinks))]
         if self.excess > 1:
             lines.append(f"  not stationary: G_s is {self.excess:.2g} times its rounding error")
         elif self.stationarity > STATIONARITY_LIMIT:
@@ -142,13 +148,15 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         if hasattr(loss, "subgradients"):
             choice = loss.subgradients(o, y[:, rows], MET * inexact)
             choices.append([to_numpy(bound) for bound in choice])
-        bits = [np.zeros((1, columns.shape[1]), np.uint8)]
-        for layer in net.active_layers:
-            z = trace[layer - 1][0]
-            margin = min(margin, float(abs(z).min()))
-            at_kink.add(layer, z, rounding[layer - 1])
-            bits.append(np.packbits(to_numpy(z > 0), axis=0))
-        keys += [column.tobytes() for column in np.ascontiguousarray(np.concatenate(bits).T)]
+        bits = [np.zeros((columns.shape[1], 1), np.uint8)]
+        for layer, margins in net.margins(theta, trace).items():
+            margin = min(margin, float(margins.min()))
+            at_kink.add(layer, margins, rounding[layer - 1])
+        patterns = net.pattern(theta, columns, trace)
+        for pattern in (to_numpy(patterns[layer]) for layer in net.pattern_layers):
+            packed = np.packbits(pattern, axis=0) if pattern.dtype == bool else pattern
+            bits.append(np.ascontiguousarray(packed.T).view(np.uint8))
+        keys += [row.tobytes() for row in np.concatenate(bits, axis=1)]
         radius = _shrink(radius, theta, columns, trace, rounding)
     g = np.concatenate(residuals, axis=1)
     if not np.isfinite(g).all():
@@ -254,7 +262,7 @@ class RelayCertificate:
             f"{self.mixed} active for some samples only, margin {self.margin:.3g}",
         ]
         if self.kinks:
-            lines += ["  at the kink z = 0:", *(f"    {line}" for line in by_layer(self.kinks))]
+            lines += ["  at the kink:", *(f"    {line}" for line in by_layer(self.kinks))]
         if self.unread:
             maps = ", ".join(map(str, self.unread))
             lines.append(f"  not read, and not dead: maps {maps} of layer {self.lower - 1}")
@@ -278,24 +286,27 @@ def certify_relays(
     net, xp = theta.net, namespace(theta.vector)
     if not 1 <= lower <= net.depth:
         raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower}")
+    if any(isinstance(layer, MaxPool) for layer in net.layers[lower - 1 : net.leading_poolings]):
+        raise ValueError(f"relays: expected a layer above the poolings of the input, got {lower}")
     theta = theta.to(xp, np.float64)
     if not bool(xp.isfinite(theta.vector).all()):
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
-    relaying = [layer for layer in net.active_layers if layer >= lower]
+    relaying = [layer for layer in net.pattern_layers if layer >= lower]
     at_kink, margin = _KinkCounter(net), np.inf
-    ever = dict.fromkeys(relaying, False)
-    always = dict.fromkeys(relaying, True)
+    ever: dict[int, np.ndarray] = {}  # the largest pattern of each unit over the samples
+    always: dict[int, np.ndarray] = {}  # the least
     live = False  # neurons of the layer below that are not 0 for some sample
     for _, columns in net.chunks(theta, data.x):
         trace = list(net.layerwise(theta, columns))
         rounding = preactivation_rounding(theta, columns, trace, np.float64)
+        margins, patterns = net.margins(theta, trace), net.pattern(theta, columns, trace)
         for layer in relaying:
-            z = trace[layer - 1][0]
-            margin = min(margin, float(abs(z).min()))
-            at_kink.add(layer, z, rounding[layer - 1])
-            active = to_numpy(z > 0)
-            ever[layer] = ever[layer] | active.any(axis=1)
-            always[layer] = always[layer] & active.all(axis=1)
+            margin = min(margin, float(margins[layer].min()))
+            at_kink.add(layer, margins[layer], rounding[layer - 1])
+            pattern = to_numpy(patterns[layer])
+            high, low = pattern.max(axis=1), pattern.min(axis=1)
+            ever[layer] = np.maximum(ever.get(layer, high), high)
+            always[layer] = np.minimum(always.get(layer, low), low)
         features = trace[lower - 2][1] if lower > 1 else columns
         live = live | to_numpy((features != 0).any(axis=1))
     rows = to_numpy(net.affine_map(theta, data.x[0], lower - 1))
@@ -315,7 +326,8 @@ def certify_relays(
     maps = net.shapes[lower - 1][0]
     read = (rows[:, :-1] != 0).any(axis=0).reshape(maps, -1).any(axis=1)
     unread = np.flatnonzero(live.reshape(maps, -1).any(axis=1) & ~read)
-    mixed = sum(int((ever[layer] & ~always[layer]).sum()) for layer in relaying)
+    mixed = sum(int((ever[layer] != always[layer]).sum()) for layer in relaying)
+    units = [layer for layer in relaying if net.is_active(layer)]
     kinks = at_kink.found()
     cell = certify_cell(phi, data, loss)
     structure = not kinks and not mixed
@@ -324,8 +336,8 @@ def certify_relays(
     return RelayCertificate(
         holds=holds,
         lower=lower,
-        active=sum(int(always[layer].sum()) for layer in relaying),
-        dead=sum(int((~ever[layer]).sum()) for layer in relaying),
+        active=sum(int(always[layer].sum()) for layer in units),
+        dead=sum(int((~ever[layer]).sum()) for layer in units),
         mixed=mixed,
         unread=tuple(map(int, unread)),
         margin=margin,
@@ -374,8 +386,8 @@ class _KinkCounter:
 
 def _shrink(radius: float, theta: Parameters, columns: Array, trace: list, rounding: list) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
-    margins = [float(abs(trace[layer - 1][0]).min()) for layer in theta.net.active_layers]
-    high = min([radius, *margins])  # a bias alone moves z by rho
+    margins = theta.net.margins(theta, trace).values()
+    high = min([radius, *(float(m.min()) for m in margins)])  # a bias alone moves z by rho
     if high in (0, np.inf) or _keeps_patterns(high, theta, columns, trace, rounding):
         return high
     low = high / 2
@@ -404,11 +416,16 @@ def _keeps_patterns(
     net, slope = theta.net, theta.net.activation.slope
     xp = namespace(columns)
     below, d = columns, None
-    for layer in range(1, max(net.active_layers, default=0) + 1):
+    for layer in range(1, max(net.pattern_layers, default=0) + 1):
         z, o = trace[layer - 1]
         W = theta.W[layer]
+        if layer in net.max_layers:
+            change = xp.where(d > 0, d * (1 + 1e-9) + rounding[layer - 2], 0)
+            if not bool((W.gaps(below, d == 0, change) > 0).all()):
+                return False
+            W = W.at(below)
         e = xp.zeros_like(z) if d is None else abs(W) @ d
-        if not isinstance(W, AveragePoolingMatrix):
+        if layer in theta.b:
             reach = abs(below) if d is None else abs(below) + d
             by_map = e.reshape(W.maps_out, W.positions_out, -1)
             by_map += rho * W.support_sums(reach) + rho

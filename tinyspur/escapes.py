@@ -137,7 +137,7 @@ def _random_filters(
         if net.is_active(above):
             passes = net.activation.derivative(trace[above - 1][0])
             delta = delta * xp.where(tied[above], 1.0, passes)
-        delta = abs(theta.W[above]).T @ delta
+        delta = abs(theta.W[above].at(trace[above - 2][1])).T @ delta
     maps = len(theta.b[layer])
     place = to_numpy(delta.sum(axis=1)).reshape(maps, -1).argmax(axis=1)
     below = trace[layer - 2][1] if layer > 1 else columns

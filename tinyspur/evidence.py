@@ -15,7 +15,7 @@ import scipy.linalg
 import scipy.sparse
 
 from .backend import Array, namespace, to_numpy
-from .layers import AveragePool, ReLU
+from .layers import Pooling, ReLU
 from .losses import Loss
 from .matrices import ConvolutionMatrix
 from .network import Network, Parameters, TrainingSet
@@ -219,7 +219,7 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
 def _next_weights(net: Network, layer: int) -> int | None:
     """Return the next layer above `layer` that is no pooling, None if there is none."""
     above = range(layer + 1, net.depth + 1)
-    return next((n for n in above if not isinstance(net.layers[n - 1], AveragePool)), None)
+    return next((n for n in above if not isinstance(net.layers[n - 1], Pooling)), None)
 
 
 def _scaled(point: Parameters, layer: int, above: int, t: int) -> list[tuple[np.ndarray, int]]:
@@ -302,12 +302,11 @@ def _gradient_scale(theta: Parameters, data: TrainingSet, loss: Loss, rng) -> fl
 
 
 def _margin(theta: Parameters, data: TrainingSet) -> float:
-    """Return the least |z| of all units and samples, infinite where no activation follows."""
+    """Return the least |z| or half gap (max pooling), infinite where there is no pattern."""
     net, least = theta.net, math.inf
     for _, columns in net.chunks(theta, data.x):
-        for layer, (z, _) in enumerate(net.layerwise(theta, columns), start=1):
-            if net.is_active(layer):
-                least = min(least, float(abs(z).min()))
+        margins = net.margins(theta, list(net.layerwise(theta, columns))).values()
+        least = min([least, *(float(m.min()) for m in margins)])
     return least
 
 

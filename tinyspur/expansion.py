@@ -1,6 +1,7 @@
 """The risk along a line theta + t d, for t -> 0+, exact where units sit at the kink.
 
-A unit at the kink takes the side of the first term of its z that is not zero.
+A unit at the kink takes the side of the first term of its z that is not zero; a max pooling with
+equal entries the one whose first term that differs is the largest.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ def _expand(
     o, errors = [columns, zeros, zeros], [unit * abs(columns), zeros, zeros]
     for layer, (z0, o0) in enumerate(trace, start=1):
         W, below, inexact = theta.W[layer], o, errors
+        if layer in net.max_layers:
+            W = W.at_limit(below, [AT_THE_KINK * e for e in inexact])
         o = [o0, *(W @ below[k] for k in (1, 2))]
         errors = [rounding[layer - 1], *(abs(W) @ inexact[k] for k in (1, 2))]
         if layer in theta.b:
@@ -113,12 +116,12 @@ def coordinate_rates(
         trace, tied = kinks_of(theta, columns)
         delta = loss.gradient(trace[-1][1], y[:, rows]) / len(data)
         for layer in range(net.depth, 0, -1):
-            z, W, kinked = trace[layer - 1][0], theta.W[layer], xp.zeros_like(delta)
+            o = trace[layer - 2][1] if layer > 1 else columns
+            z, W, kinked = trace[layer - 1][0], theta.W[layer].at(o), xp.zeros_like(delta)
             if net.is_active(layer):
                 kinked = (1 - slope) * delta * tied[layer]
                 delta = delta * net.activation.derivative(xp.where(tied[layer], 0, z))
             if layer in theta.b:
-                o = trace[layer - 2][1] if layer > 1 else columns
                 smooth = W.gradient(delta, o)
                 for rates, sign in ((up, 1), (down, -1)):
                     weights, biases = rates.W[layer].weights, rates.b[layer]
@@ -131,12 +134,12 @@ def coordinate_rates(
 
 
 def kinks_of(theta: Parameters, columns: Array) -> tuple[list, dict[int, Array]]:
-    """Return (z, o) for each layer, and which units are at the kink for each active layer."""
+    """Return (z, o) of each layer, and which units are at the kink for layers with a pattern."""
     trace = list(theta.net.layerwise(theta, columns))
     rounding = preactivation_rounding(theta, columns, trace, np.float64)
     return trace, {
-        layer: abs(trace[layer - 1][0]) <= AT_THE_KINK * rounding[layer - 1]
-        for layer in theta.net.active_layers
+        layer: margins <= AT_THE_KINK * rounding[layer - 1]
+        for layer, margins in theta.net.margins(theta, trace).items()
     }
 
 

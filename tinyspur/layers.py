@@ -24,14 +24,22 @@ class AveragePool:
 
 
 @dataclass(frozen=True)
+class MaxPool:
+    """Max pooling over windows of `size` that do not overlap; of equal entries the first is it."""
+
+    size: int
+
+
+@dataclass(frozen=True)
 class Dense:
     """A dense layer of `width` neurons with biases."""
 
     width: int
 
 
-Layer = Conv | AveragePool | Dense
-LAYER_TYPES = {"conv": Conv, "average_pool": AveragePool, "dense": Dense}
+Pooling = AveragePool | MaxPool
+Layer = Conv | Pooling | Dense
+LAYER_TYPES = {"conv": Conv, "average_pool": AveragePool, "max_pool": MaxPool, "dense": Dense}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Weight matrices W^l of dense, convolution and average pooling layers.
+"""Weight matrices W^l of dense, convolution and pooling layers.
 
 Each is a matrix in R^{n_l x n_{l-1}}: it has a `shape`, multiplies with ``@``, transposes with
 ``.T``, and shows its entries with ``W[i, j]``, ``W.block(t, c)``, ``W.toarray()`` and
@@ -6,6 +6,9 @@ Each is a matrix in R^{n_l x n_{l-1}}: it has a `shape`, multiplies with ``@``, 
 what the products must equal. Neurons are numbered map by map, positions row by row, so neuron
 ``t * P + p`` is position p of map t ([CNN] section 2.2, counted from 0). What is listed for
 looking at is on the host; products stay where the weights are.
+
+Max pooling is a matrix only for given inputs o^{l-1}: ``W.at(o)``, which is W itself for all other
+layers, is the matrix of zeros and ones that selects the largest entries.
 """
 
 from __future__ import annotations
@@ -50,6 +53,10 @@ class WeightMatrix(ABC):
                 f"got {o.shape}"
             )
         return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
+
+    def at(self, o: Array) -> WeightMatrix:
+        """Return the matrix that W is at o, of shape (n_{l-1},) or (n_{l-1}, N)."""
+        return self
 
     def __getitem__(self, key: tuple) -> np.ndarray | float:
         """Return the entries at (rows, columns), each an integer, a slice or a list."""
@@ -315,28 +322,48 @@ class ConvolutionMatrix(WeightMatrix):
         return np.where(inside, flat, -1)
 
 
-class AveragePoolingMatrix(WeightMatrix):
-    """The mean over windows of `size` in each direction that do not overlap ([CNN] (3), (11))."""
+class _PoolingMatrix(WeightMatrix):
+    """What poolings share: windows of `size` in each direction that do not overlap."""
 
     def __init__(self, maps: int, map_shape: tuple[int, ...], size: int):
         if size < 1 or any(n % size for n in map_shape):
             raise ValueError(
-                f"average pooling: expected a size that divides the maps {tuple(map_shape)}, "
-                f"got {size}"
+                f"pooling: expected a size that divides the maps {tuple(map_shape)}, got {size}"
             )
         self.map_shape, self.size = tuple(map_shape), size
         self.maps_in = self.maps_out = maps
         self.positions_in = math.prod(map_shape)
         self.positions_out = self.positions_in // size ** len(map_shape)
+        self._split = [m for n in self.map_shape for m in (n // size, size)]
+
+    def _details(self) -> str:
+        return f", {self.maps_in} map{'s' * (self.maps_in > 1)}, size {self.size}"
+
+    def _windows(self, o: Array) -> Array:
+        """Return the entries of all windows, (size^d, n_l, N), row by row in each."""
+        axes = len(self._split)
+        order = (*range(2, axes + 1, 2), 0, *range(1, axes, 2), axes + 1)
+        windows = o.reshape(self.maps_in, *self._split, -1).transpose(order)
+        return windows.reshape(-1, self.shape[0], o.shape[1])
+
+    def _from_windows(self, windows: Array) -> Array:
+        """Return the columns (n_{l-1}, N) whose windows these are."""
+        sizes, coarse = self._split[1::2], self._split[::2]
+        d = len(sizes)
+        mixed = [axis for k in range(d) for axis in (d + 1 + k, k)]
+        fine = windows.reshape(*sizes, self.maps_in, *coarse, -1)
+        fine = fine.transpose(d, *mixed, 2 * d + 1)
+        return fine.reshape(self.shape[1], -1)
+
+
+class AveragePoolingMatrix(_PoolingMatrix):
+    """The mean over windows of `size` in each direction that do not overlap ([CNN] (3), (11))."""
 
     def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
-        pooled = tuple(n // self.size for n in self.map_shape)
-        cells = np.stack(np.unravel_index(np.arange(self.positions_in), self.map_shape))
-        above = np.ravel_multi_index(tuple(cells // self.size), pooled)
-        maps = np.arange(self.maps_in)[:, None]
-        i = (maps * self.positions_out + above).ravel()
-        values = np.full(i.size, 1 / self.size ** len(self.map_shape))
-        csr = scipy.sparse.csr_array((values, (i, np.arange(i.size))), shape=self.shape)
+        places = self._windows(np.arange(self.shape[1])[:, None])[..., 0]  # (size^d, n_l)
+        i = np.broadcast_to(np.arange(self.shape[0]), places.shape).ravel()
+        values = np.full(i.size, 1 / len(places))
+        csr = scipy.sparse.csr_array((values, (i, places.ravel())), shape=self.shape)
         return csr if rows is None else csr[rows]
 
     @property
@@ -347,30 +374,130 @@ class AveragePoolingMatrix(WeightMatrix):
     def nnz(self) -> int:
         return self.shape[1]
 
-    def _details(self) -> str:
-        return f", {self.maps_in} map{'s' * (self.maps_in > 1)}, size {self.size}"
-
-    def _windows(self) -> tuple[list[int], tuple[int, ...]]:
-        split = [m for n in self.map_shape for m in (n // self.size, self.size)]
-        return split, tuple(range(2, 2 * len(self.map_shape) + 1, 2))
-
     def _product(self, o: Array) -> Array:
-        split, axes = self._windows()
-        return o.reshape(self.maps_in, *split, -1).mean(axis=axes).reshape(self.shape[0], -1)
+        axes = tuple(range(2, len(self._split) + 1, 2))
+        return o.reshape(self.maps_in, *self._split, -1).mean(axis=axes).reshape(self.shape[0], -1)
 
     def _adjoint(self, delta: Array) -> Array:
-        xp = namespace(delta)
-        split, axes = self._windows()
-        coarse = [1 if axis in axes else n for axis, n in enumerate((self.maps_in, *split))]
-        share = delta.reshape(*coarse, -1) / self.size ** len(self.map_shape)
-        fine = (self.maps_in, *split, delta.shape[1])
-        return xp.broadcast_to(share, fine).copy().reshape(self.shape[1], -1)
+        share = delta / self.size ** len(self.map_shape)
+        window = (self.size ** len(self.map_shape), *delta.shape)
+        return self._from_windows(namespace(delta).broadcast_to(share, window))
+
+
+class MaxPoolingMatrix(_PoolingMatrix):
+    """The largest entry of windows of `size` in each direction that do not overlap.
+
+    Not linear: ``W @ o`` takes the maxima, ``W.at(o)`` is the matrix that selects them.
+
+    >>> W = MaxPoolingMatrix(1, (4,), 2)
+    >>> W.at(np.array([3.0, 1.0, 2.0, 5.0])).toarray()
+    array([[1., 0., 0., 0.],
+           [0., 0., 0., 1.]])
+    """
+
+    def at(self, o: Array) -> SelectionMatrix:
+        """Return the selection of the largest entries of o; of equal ones the first is taken."""
+        return SelectionMatrix(self, self.choice(o if o.ndim == 2 else o[:, None]))
+
+    def at_limit(self, terms: list[Array], tolerances: list[Array]) -> SelectionMatrix:
+        """Return the selection at terms[0] + t terms[1] + ... for t -> 0+, all (n_{l-1}, N).
+
+        A term decides among the entries that those before it leave equal, up to the tolerances.
+        """
+        xp, choice = namespace(terms[0]), None
+        left = xp.ones(self._windows(terms[0]).shape, dtype=bool)
+        for term, tolerance in zip(terms, tolerances, strict=True):
+            values, slack = self._windows(term), self._windows(tolerance)
+            choice = xp.where(left, values, -np.inf).argmax(axis=0)
+            chosen = xp.arange(len(values))[:, None, None] == choice
+            least = xp.where(chosen, values - slack, -np.inf).max(axis=0)
+            left = left & (values + slack >= least)
+        return SelectionMatrix(self, choice)
+
+    def choice(self, o: Array) -> Array:
+        """Return which entry of its window is the largest, (n_l, N), counted row by row."""
+        return self._windows(o).argmax(axis=0)
+
+    def gaps(self, o: Array, still: Array, change: Array | float = 0) -> Array:
+        """Return by how much the selected entries exceed all others of their windows, (n_l, N).
+
+        What is left of it where entries change by at most `change`, shape (n_{l-1}, N); a negative
+        gap may close. No gap is needed, and it is infinite, where there is no other entry or where
+        the selected entry and the others are `still`: they don't change at all.
+        """
+        xp, windows = namespace(o), self._windows(o)
+        chosen = xp.arange(len(windows))[:, None, None] == windows.argmax(axis=0)
+        fixed = self._windows(still)
+        apart = chosen | (fixed & (fixed & chosen).any(axis=0))
+        best = xp.where(chosen, self._windows(o - change), -np.inf).max(axis=0)
+        return best - xp.where(apart, -np.inf, self._windows(o + change)).max(axis=0)
+
+    def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
+        raise TypeError(f"{self!r} has entries only for an input o: expected W.at(o)")
+
+    @property
+    def T(self) -> TransposedMatrix:
+        raise TypeError(f"{self!r} has a transpose only for an input o: expected W.at(o).T")
+
+    @property
+    def nnz(self) -> int:
+        return self.shape[0]
+
+    def _product(self, o: Array) -> Array:
+        return self._windows(o).max(axis=0)
+
+
+class SelectionMatrix(WeightMatrix):
+    """What a max pooling is for given inputs: one 1 in each row, at the entry that is `choice`.
+
+    `choice` (n_l, N) counts the entries of windows row by row. With N > 1 there is a matrix for
+    each sample, and products take column i with the matrix of sample i.
+    """
+
+    def __init__(self, pooling: MaxPoolingMatrix, choice: Array):
+        self.pooling, self.choice = pooling, choice
+        self.maps_in = self.maps_out = pooling.maps_in
+        self.positions_in, self.positions_out = pooling.positions_in, pooling.positions_out
+
+    def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
+        if self.choice.shape[1] != 1:
+            raise TypeError(
+                f"{self!r} has entries only for one sample, got those of {self.choice.shape[1]}"
+            )
+        places = self.pooling._windows(np.arange(self.shape[1])[:, None])[..., 0]
+        n = np.arange(self.shape[0])
+        entries = (np.ones(n.size), (n, places[to_numpy(self.choice)[:, 0], n]))
+        csr = scipy.sparse.csr_array(entries, shape=self.shape)
+        return csr if rows is None else csr[rows]
+
+    @property
+    def T(self) -> TransposedMatrix:
+        return TransposedMatrix(self)
+
+    @property
+    def nnz(self) -> int:
+        return self.shape[0]
+
+    def _details(self) -> str:
+        samples = self.choice.shape[1]
+        return self.pooling._details() + f", of {samples} sample{'s' * (samples > 1)}"
+
+    def _chosen(self) -> Array:
+        """Return which entries of the windows are selected, (size^d, n_l, N)."""
+        entries = self.pooling.size ** len(self.pooling.map_shape)
+        return namespace(self.choice).arange(entries)[:, None, None] == self.choice
+
+    def _product(self, o: Array) -> Array:
+        return namespace(o).where(self._chosen(), self.pooling._windows(o), 0).sum(axis=0)
+
+    def _adjoint(self, delta: Array) -> Array:
+        return self.pooling._from_windows(namespace(delta).where(self._chosen(), delta, 0))
 
 
 class TransposedMatrix(WeightMatrix):
-    """The transpose of an average pooling."""
+    """The transpose of an average pooling or a selection."""
 
-    def __init__(self, matrix: AveragePoolingMatrix):
+    def __init__(self, matrix: AveragePoolingMatrix | SelectionMatrix):
         self.matrix = matrix
         self.maps_in, self.maps_out = matrix.maps_out, matrix.maps_in
         self.positions_in, self.positions_out = matrix.positions_out, matrix.positions_in

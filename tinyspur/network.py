@@ -16,9 +16,25 @@ from types import ModuleType
 import numpy as np
 
 from .backend import Array, namespace, to_numpy
-from .layers import LAYER_TYPES, AveragePool, Conv, Dense, Layer, ReLU, is_positive
+from .layers import (
+    LAYER_TYPES,
+    AveragePool,
+    Conv,
+    Dense,
+    Layer,
+    MaxPool,
+    Pooling,
+    ReLU,
+    is_positive,
+)
 from .losses import Loss
-from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix, WeightMatrix
+from .matrices import (
+    AveragePoolingMatrix,
+    ConvolutionMatrix,
+    DenseMatrix,
+    MaxPoolingMatrix,
+    WeightMatrix,
+)
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a pass over the samples holds at once
 
@@ -130,7 +146,7 @@ class Network:
 
     def is_active(self, layer: int) -> bool:
         """Return whether the activation follows `layer`."""
-        return layer < self.depth and not isinstance(self.layers[layer - 1], AveragePool)
+        return layer < self.depth and not isinstance(self.layers[layer - 1], Pooling)
 
     @property
     def active_layers(self) -> tuple[int, ...]:
@@ -138,9 +154,23 @@ class Network:
         return tuple(layer for layer in range(1, self.depth + 1) if self.is_active(layer))
 
     @property
+    def max_layers(self) -> tuple[int, ...]:
+        """Return the max poolings whose choice depends on the parameters: all but leading ones."""
+        return tuple(
+            layer
+            for layer in range(self.leading_poolings + 1, self.depth + 1)
+            if isinstance(self.layers[layer - 1], MaxPool)
+        )
+
+    @property
+    def pattern_layers(self) -> tuple[int, ...]:
+        """Return the layers whose pattern depends on the parameters."""
+        return tuple(sorted(self.active_layers + self.max_layers))
+
+    @property
     def leading_poolings(self) -> int:
         """Return how many poolings come before the first layer with parameters."""
-        kinds = [isinstance(layer, AveragePool) for layer in self.layers]
+        kinds = [isinstance(layer, Pooling) for layer in self.layers]
         return kinds.index(False) if False in kinds else len(kinds)
 
     def positions(self, layer: int) -> int:
@@ -209,13 +239,14 @@ class Network:
             delta = loss.gradient(trace[-1][1], y[:, rows])
             change = loss.curvature(trace[-1][1], y[:, rows], moves[-1])  # of delta, along v
             for layer in range(self.depth, 0, -1):
-                W = theta.W[layer]
+                below = trace[layer - 2][1] if layer > 1 else columns
+                W = theta.W[layer].at(below)
                 if self.is_active(layer):
                     slopes = self.activation.derivative(trace[layer - 1][0])
                     delta, change = delta * slopes, change * slopes
                 if layer in theta.b:
                     weights, biases = product.W[layer].weights, product.b[layer]
-                    weights += W.gradient(change, trace[layer - 2][1] if layer > 1 else columns)
+                    weights += W.gradient(change, below)
                     if layer > 1:
                         weights += W.gradient(delta, moves[layer - 2])
                     biases += change.reshape(len(biases), -1).sum(axis=1)
@@ -228,13 +259,45 @@ class Network:
         return product
 
     def patterns(self, theta: Parameters, x: np.ndarray) -> dict[int, np.ndarray]:
-        """Return I^{l,i}: for each active layer l a boolean (N, n_l), true where z > 0."""
-        found: dict[int, list] = {layer: [] for layer in self.active_layers}
+        """Return I^{l,i}: for each active layer l a boolean (N, n_l), true where z > 0.
+
+        For each max pooling integers (N, n_l): which entry of its window, counted row by row, is
+        the largest.
+        """
+        found: dict[int, list] = {}
         for _, columns in self.chunks(theta, x):
-            for layer, (z, _) in enumerate(self.layerwise(theta, columns), start=1):
-                if layer in found:
-                    found[layer].append(to_numpy(z > 0).T)
+            trace = list(self.layerwise(theta, columns))
+            for layer, pattern in self.pattern(theta, columns, trace).items():
+                found.setdefault(layer, []).append(to_numpy(pattern).T)
         return {layer: np.concatenate(parts) for layer, parts in found.items()}
+
+    def pattern(self, theta: Parameters, columns: Array, trace: list) -> dict[int, Array]:
+        """Return the same of one chunk, (n_l, N), from its (z, o) of each layer."""
+        found = {}
+        for layer, (z, _) in enumerate(trace, start=1):
+            if self.is_active(layer):
+                found[layer] = z > 0
+            elif isinstance(self.layers[layer - 1], MaxPool):
+                found[layer] = theta.W[layer].choice(trace[layer - 2][1] if layer > 1 else columns)
+        return found
+
+    def margins(self, theta: Parameters, trace: list) -> dict[int, Array]:
+        """Return how far each unit of a chunk is from where its pattern changes, (n_l, N).
+
+        That is |z|, and in max pooling half the gap between the selected entry and the next.
+        Infinite where these can't move, as both are inactive under ReLU.
+        """
+        found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
+        for layer, (z, _) in enumerate(trace, start=1):
+            if self.is_active(layer):
+                found[layer] = abs(z)
+                moves = namespace(z).where(z < 0, self.activation.slope, 1.0)
+            elif layer in self.max_layers:
+                below = trace[layer - 2][1]
+                found[layer] = theta.W[layer].gaps(below, still=moves == 0) / 2
+            if isinstance(self.layers[layer - 1], Pooling) and moves is not None:
+                moves = theta.W[layer] @ moves
+        return found
 
     def affine_map(self, theta: Parameters, x: np.ndarray, above: int = 0) -> Array:
         """Return F_s, shape (d_y, d_x + 1), with o = F_s (x, 1) near the one input `x` ([CNN] (4)).
@@ -255,7 +318,8 @@ class Network:
                     offset
                     + rows.reshape(len(rows), len(theta.b[layer]), -1).sum(axis=2) @ theta.b[layer]
                 )
-            rows = (theta.W[layer].T @ rows.T).T
+            below = trace[layer - 2][1] if layer > 1 else columns
+            rows = (theta.W[layer].at(below).T @ rows.T).T
         return xp.concatenate([rows, offset[:, None]], axis=1)
 
     # The pieces of a pass
@@ -309,22 +373,23 @@ class Network:
         for layer in range(self.depth, 0, -1):
             if self.is_active(layer):
                 delta = delta * self.activation.derivative(trace[layer - 1][0])
+            below = trace[layer - 2][1] if layer > 1 else columns
             if layer in theta.b:
-                below = trace[layer - 2][1] if layer > 1 else columns
                 weights = gradient.W[layer].weights
                 weights += theta.W[layer].gradient(delta, below)
                 biases = gradient.b[layer]
                 biases += delta.reshape(len(biases), -1).sum(axis=1)
             if layer > 1:
-                delta = theta.W[layer].T @ delta
+                delta = theta.W[layer].at(below).T @ delta
 
     def _moves(self, theta, direction, columns, trace) -> list[Array]:
         """Return the derivatives of o^1, ..., o^L along `direction`."""
         moves: list[Array] = []
         for layer, (z, _) in enumerate(trace, start=1):
-            move = theta.W[layer] @ moves[-1] if moves else namespace(z).zeros_like(z)
+            below = trace[layer - 2][1] if layer > 1 else columns
+            move = theta.W[layer].at(below) @ moves[-1] if moves else namespace(z).zeros_like(z)
             if layer in theta.b:
-                move += direction.W[layer] @ (trace[layer - 2][1] if layer > 1 else columns)
+                move += direction.W[layer] @ below
                 maps = move.reshape(len(theta.b[layer]), -1)
                 maps += direction.b[layer][:, None]
             moves.append(move * self.activation.derivative(z) if self.is_active(layer) else move)
@@ -347,7 +412,7 @@ class Network:
             maps, *size = shapes[-1]
             where = f"layer {number}, {layer}"
             if not isinstance(layer, Layer):
-                raise ValueError(f"{where}: expected Conv, AveragePool or Dense")
+                raise ValueError(f"{where}: expected Conv, AveragePool, MaxPool or Dense")
             if not all(map(is_positive, asdict(layer).values())):
                 raise ValueError(f"{where}: expected positive whole numbers")
             if not isinstance(layer, Dense) and not size:
@@ -356,7 +421,7 @@ class Network:
                 if layer.kernel % 2 == 0:
                     raise ValueError(f"{where}: expected an odd filter size")
                 shapes.append((layer.maps, *size))
-            elif isinstance(layer, AveragePool):
+            elif isinstance(layer, Pooling):
                 if any(n % layer.size for n in size):
                     raise ValueError(
                         f"{where}: expected a size that divides the maps {tuple(size)}"
@@ -398,8 +463,9 @@ class Parameters:
         self.b: dict[int, Array] = _ByLayer(net)
         for number, layer in enumerate(net.layers, start=1):
             maps, *size = net.shapes[number - 1]
-            if isinstance(layer, AveragePool):
-                self.W[number] = AveragePoolingMatrix(maps, tuple(size), layer.size)
+            if isinstance(layer, Pooling):
+                kind = AveragePoolingMatrix if isinstance(layer, AveragePool) else MaxPoolingMatrix
+                self.W[number] = kind(maps, tuple(size), layer.size)
                 continue
             start, shape, biases = net._slots[number]
             stop = start + math.prod(shape)
@@ -439,5 +505,5 @@ class _ByLayer(dict):
 
     def __missing__(self, layer: int):
         if layer in range(1, self.net.depth + 1):
-            raise KeyError(f"layer {layer} is an average pooling: it has no biases")
+            raise KeyError(f"layer {layer} is a pooling: it has no biases")
         raise KeyError(f"expected a layer in 1..{self.net.depth}, got {layer!r}")

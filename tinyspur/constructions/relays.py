@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from ..fitting import AssumptionError
-from ..layers import AveragePool, Conv, ReLU
+from ..layers import AveragePool, Conv, MaxPool, Pooling, ReLU
 from ..matrices import ConvolutionMatrix
 from ..network import Network, Parameters
 
@@ -54,10 +54,17 @@ class Tower:
     A track is what carries one map of layer ``first - 1`` up: ``copies[l]`` maps of layer l, which
     are numbered track by track from `offset` on. With `spread` a convolution that poolings of
     total size k follow holds shifted copies, else one copy, of which the poolings keep the means.
-    Raises AssumptionError where a filter is too small to hold the copies.
+    Raises AssumptionError where a filter is too small to hold the copies, ValueError for a max
+    pooling: no copies determine the map below it.
     """
 
     def __init__(self, net: Network, first: int, last: int, spread: bool = True, offset: int = 0):
+        for layer in range(first, last + 1):
+            if isinstance(net.layers[layer - 1], MaxPool):
+                raise ValueError(
+                    f"construction: expected layers that can relay a map, got a max pooling as "
+                    f"layer {layer}"
+                )
         self.net, self.first, self.last, self.offset = net, first, last, offset
         self.shifts = {
             layer: _shifts(net, layer, spread)
@@ -227,7 +234,7 @@ def outgoing(theta: Parameters, layer: int, target: int):
     are passed over. Raises ValueError where no layer with weights follows.
     """
     above = layer + 1
-    while above <= theta.net.depth and isinstance(theta.net.layers[above - 1], AveragePool):
+    while above <= theta.net.depth and isinstance(theta.net.layers[above - 1], Pooling):
         above += 1
     if above > theta.net.depth:
         raise ValueError(f"layer {layer}: expected a layer with weights above it")
