@@ -15,6 +15,7 @@ import numpy as np
 from . import datasets
 from .certificates import certify_cell
 from .constructions.convolutional import equal_risk_point, lower_point
+from .constructions.convolutional_lattices import convolutional_lattice, patch_sums
 from .constructions.data_split import (
     OrderedGroups,
     ordered_groups,
@@ -27,7 +28,7 @@ from .constructions.lattices import Lattice, connected_pieces, lattice_network
 from .constructions.nontrivial import nontrivial_minimum
 from .constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from .findings import LOSS, POINTS, Finding, Side, compare
-from .fitting import AssumptionError, fit_affine
+from .fitting import AssumptionError
 from .layers import AveragePool, Conv, Dense
 from .losses import CrossEntropy, one_hot
 from .network import Network, Parameters, TrainingSet
@@ -340,27 +341,14 @@ def _lattice(data: TrainingSet, seed: int) -> Finding:
 def _convolutions(data: TrainingSet, seed: int) -> Finding:
     """Return the row of [PWL] 6.2: filters are optimised, all weights above them are ones."""
     data = TrainingSet(data.x, data.y[:, :3])
-    net = Network((1, SIDE, SIDE), [Conv(3), Dense(3), Dense(3)])
-    literal, P = net.zeros(), SIDE * SIDE
-    taps = np.eye(9).reshape(9, 1, 3, 3)
-    sums = net.filter_responses(literal, 1, taps, data.x).reshape(9, P, -1).sum(axis=1)
-    fit = fit_affine(sums.T, data.y, LOSS)  # sum over positions of filter * image, and a constant
-    literal.W[1].weights[:, 0] = fit.weights.reshape(3, 3, 3)
-    lift = 1 - min(0.0, float(net.filter_responses(literal, 1, literal.W[1].weights, data.x).min()))
-    literal.b[1][:] = lift
-    outputs = sums.T @ fit.weights.T + P * lift
-    raised = 1 - min(0.0, float(outputs.min()))
-    for k in range(3):
-        literal.W[2].weights[k, k * P : (k + 1) * P] = 1
-        literal.W[3].weights[k, k] = 1
-    literal.b[2][:] = raised
-    literal.b[3][:] = fit.bias - P * lift - raised
+    phi, filters = patch_sums([3], data.x), np.ones(9)
+    found = convolutional_lattice([3], data, LOSS, Groups.at(phi, filters, []))
     return compare(
         "E11",
         "[PWL] 6.2, (29)",
         "Optimal filters under layers of ones are a local minimum",
-        literal,
-        gated_minimum(net, data, LOSS, Groups.at(data.x, np.ones(P), [])),
+        found.theta,
+        gated_minimum(found.theta.net, data, LOSS, Groups.at(data.x, np.ones(SIDE**2), [])),
         data,
         seed,
     )

@@ -154,28 +154,40 @@ def lattice_network(
     flat = _flat(x)
     lift = MARGIN - min(0.0, *(float(_values(f.pieces, flat).min()) for f in lattices))
     rows = np.vstack([f.pieces for f in lattices])
-    starts = np.cumsum([0, *(len(f.pieces) for f in lattices)])
-    unit = np.eye(len(rows))
-    terms = [
-        [[unit[start + k] for k in s] for s in f.sets]
-        for f, start in zip(lattices, starts, strict=False)
-    ]
     layers = [(rows[:, :-1], rows[:, -1] + lift)]
-    for _ in range(_levels(max(len(s) for f in lattices for s in f.sets))):
-        terms, matrix = _level(terms, layers[-1][0].shape[0], minimum=True)
-        layers.append((matrix, np.zeros(len(matrix))))
-    terms = [[[value for (value,) in sets]] for sets in terms]
-    for _ in range(_levels(max(len(f.sets) for f in lattices))):
-        terms, matrix = _level(terms, layers[-1][0].shape[0], minimum=False)
-        layers.append((matrix, np.zeros(len(matrix))))
-    top = np.array([value for ((value,),) in terms])
-    layers.append((top, np.full(len(top), -lift)))
+    layers += [(matrix, np.zeros(len(matrix))) for matrix in trees(lattices)]
+    layers[-1] = layers[-1][0], layers[-1][1] - lift
     net = Network(input_shape, [Dense(len(matrix)) for matrix, _ in layers])
     theta = net.zeros()
     for number, (matrix, biases) in enumerate(layers, start=1):
         theta.W[number].weights[...] = matrix
         theta.b[number][...] = biases
     return theta
+
+
+def trees(lattices: Sequence[Lattice]) -> list[np.ndarray]:
+    """Return the matrices above a layer that holds all pieces, positive, lattice by lattice.
+
+    The last one gives the outputs, one for each lattice; all biases are 0.
+    """
+    starts = np.cumsum([0, *(len(f.pieces) for f in lattices)])
+    unit = np.eye(starts[-1])
+    terms = [
+        [[unit[start + k] for k in s] for s in f.sets]
+        for f, start in zip(lattices, starts, strict=False)
+    ]
+    matrices: list[np.ndarray] = []
+    for minimum, most in (
+        (True, max(len(s) for f in lattices for s in f.sets)),
+        (False, max(len(f.sets) for f in lattices)),
+    ):
+        for _ in range(_levels(most)):
+            units = len(matrices[-1]) if matrices else len(unit)
+            terms, matrix = _level(terms, units, minimum)
+            matrices.append(matrix)
+        if minimum:
+            terms = [[[value for (value,) in sets]] for sets in terms]
+    return [*matrices, np.array([value for ((value,),) in terms])]
 
 
 def _level(terms: list, units: int, minimum: bool) -> tuple[list, np.ndarray]:

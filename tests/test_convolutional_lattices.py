@@ -1,0 +1,247 @@
+"""Convolutional lattices compute maxima of minima of their pieces, as [PWL] 6.2 prints them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch_twin
+
+from tinyspur.certificates import certify_cell
+from tinyspur.constructions.convolutional_lattices import convolutional_lattice, patch_sums
+from tinyspur.constructions.piecewise_linear import Groups
+from tinyspur.fitting import AssumptionError
+from tinyspur.layers import AveragePool, MaxPool
+from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot
+from tinyspur.network import Conv, Dense, TrainingSet
+
+SQUARED = SquaredLoss()
+STACKS = {
+    "convolution": [3],
+    "average": [3, AveragePool(2)],
+    "average between": [5, AveragePool(2), 3],
+    "max": [3, MaxPool(2)],
+    "max above two": [3, 3, MaxPool(2)],
+    "max twice": [1, MaxPool(2), 3, MaxPool(2)],
+    "max and average": [3, MaxPool(2), AveragePool(2)],
+}
+over_stacks = pytest.mark.parametrize("stack", STACKS.values(), ids=STACKS)
+
+
+def bright_groups(layers, count, shape=(1, 4, 4), groups=2, outputs=2):
+    """Return data of images in groups of different brightness, and these groups."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % groups
+    x = rng.uniform(size=(count, *shape)) + 3 * labels[:, None].repeat(np.prod(shape), 1).reshape(
+        count, *shape
+    )
+    y = np.sin(3 * x.reshape(count, -1) @ rng.normal(size=(np.prod(shape), outputs)))
+    kernel = layers[0]
+    p = np.ones(shape[0] * kernel ** (len(shape) - 1))
+    found = Groups.gaps(patch_sums(layers, x, p), p, groups)
+    assert np.array_equal(found.labels, labels)
+    return TrainingSet(x, y), found
+
+
+def torch_pieces(layers, filters, biases, x):
+    """Return the sums of the maps (n, N) that one filter each makes, by PyTorch."""
+    d = x.ndim - 2
+    convolve = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}[d]
+    pools = {
+        AveragePool: {1: torch.nn.functional.avg_pool1d, 2: torch.nn.functional.avg_pool2d}[d],
+        MaxPool: {1: torch.nn.functional.max_pool1d, 2: torch.nn.functional.max_pool2d}[d],
+    }
+    found = []
+    for w, b in zip(filters, biases, strict=True):
+        maps = convolve(torch.tensor(x), torch.tensor(w[None]), padding=w.shape[-1] // 2) + b
+        for layer in layers[1:]:
+            if isinstance(layer, int):
+                ones = torch.ones(1, 1, *[layer] * d, dtype=torch.float64)
+                maps = convolve(maps, ones, padding=layer // 2)
+            else:
+                maps = pools[type(layer)](maps, layer.size)
+        found.append(maps.flatten(1).sum(dim=1).numpy())
+    return np.array(found)
+
+
+def max_min(lattices, values):
+    """Return max_r min_{k in S_r} of the pieces' values (n, N), lattice by lattice."""
+    outputs, start = [], 0
+    for lattice in lattices:
+        mine = values[start : start + len(lattice.pieces)]
+        outputs.append(np.max([mine[list(s)].min(axis=0) for s in lattice.sets], axis=0))
+        start += len(mine)
+    return np.array(outputs).T
+
+
+@over_stacks
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_network_is_the_maximum_of_minima_of_pytorchs_pieces(stack, groups):
+    data, found = bright_groups(stack, 24, groups=groups)
+    lattice = convolutional_lattice(stack, data, SQUARED, found)
+    theta, first = lattice.theta, len(stack) + 1
+    arrays = theta.arrays()
+    pieces = torch_pieces(stack, arrays["W1"], arrays["b1"], data.x)
+    offset = arrays[f"b{theta.net.depth}"]
+    expected = max_min(lattice.lattices, pieces) + offset
+    scale = abs(pieces).max()
+    assert abs(theta.net.forward(theta, data.x) - expected).max() <= 1e-12 * scale
+    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(arrays)
+    risk = float(torch_twin.risk(twin(data.x).detach(), data.y, "squared"))
+    assert risk == pytest.approx(lattice.risk, rel=1e-9)
+    assert (offset == offset[0]).all()
+    for layer in range(1, len(stack) + 2):  # all units below the trees are strictly active
+        if layer in theta.b:
+            assert (twin.preactivations(data.x)[layer] > 0).all()
+    for layer, kind in enumerate(theta.net.layers, start=1):
+        if layer > 1 and layer in theta.b and layer < theta.net.depth:
+            assert (theta.b[layer] == 0).all()
+        if 1 < layer <= first and not isinstance(kind, MaxPool | AveragePool):
+            weights = theta.W[layer].weights
+            blocks = weights.reshape(len(weights), len(weights), -1)
+            assert (blocks == np.eye(len(weights))[:, :, None]).all()
+
+
+@over_stacks
+def test_every_group_is_fitted_by_its_own_piece(stack):
+    groups = 2 if _selects(stack) else 3
+    data, found = bright_groups(stack, 40, groups=groups)
+    lattice = convolutional_lattice(stack, data, SQUARED, found)
+    outputs = lattice.theta.net.forward(lattice.theta, data.x)
+    scale = abs(lattice.theta.b[lattice.theta.net.depth][0])
+    whole = convolutional_lattice(stack, data, SQUARED, _one(stack, data))
+    assert lattice.risk < whole.risk  # finer groups fit better
+    for r in range(groups):
+        inside = found.labels == r
+        alone = TrainingSet(data.x[inside], data.y[inside])
+        fitted = convolutional_lattice(stack, alone, SQUARED, _one(stack, alone))
+        risk = 0.5 * ((outputs[inside] - alone.y) ** 2).sum(axis=1).mean()
+        assert risk == pytest.approx(fitted.risk, rel=1e-2 if _selects(stack) else 1e-9)
+        if not _selects(stack):
+            hats = np.hstack([_unfolded(stack, alone.x), np.ones((len(alone), 1))])
+            best = hats @ np.linalg.lstsq(hats, alone.y)[0]
+            assert abs(best - outputs[inside]).max() <= 1e-10 * scale
+
+
+def _one(stack, data):
+    p = np.ones(data.x.shape[1] * stack[0] ** (data.x.ndim - 2))
+    return Groups.at(patch_sums(stack, data.x, p), p, [])
+
+
+def _selects(stack):
+    return any(isinstance(layer, MaxPool) for layer in stack)
+
+
+def _unfolded(stack, x):
+    """Return patch_sums by PyTorch: the response to every unit filter."""
+    size = x.shape[1] * stack[0] ** (x.ndim - 2)
+    taps = np.eye(size).reshape(size, x.shape[1], *[stack[0]] * (x.ndim - 2))
+    return torch_pieces(stack, taps, np.zeros(size), x).T
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (2, 8)], ids=str)
+def test_patch_sums_are_the_responses_to_unit_filters(shape):
+    x = np.random.default_rng(0).normal(size=(6, *shape))
+    for stack in ([3], [3, AveragePool(2)], [1, AveragePool(2), 3]):
+        np.testing.assert_allclose(patch_sums(stack, x), _unfolded(stack, x), atol=1e-12)
+    w = np.random.default_rng(1).normal(size=(1, shape[0], *[3] * (len(shape) - 1)))
+    stack = [3, MaxPool(2)]
+    expected = torch_pieces(stack, w, np.zeros(1), x)[0]
+    np.testing.assert_allclose(patch_sums(stack, x, w[0]) @ w.ravel(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("stack", [[3], [3, AveragePool(2)]], ids=str)
+@pytest.mark.parametrize(
+    "loss", [SQUARED, AbsoluteLoss(), HuberLoss(0.3), CrossEntropy()], ids=repr
+)
+def test_the_filters_are_optimal_and_what_is_above_them_is_not(stack, loss):
+    data, groups = bright_groups(stack, 40, groups=1, outputs=3)
+    if loss.name == "cross-entropy":
+        data = TrainingSet(data.x, one_hot(data.y.argmax(axis=1), 3, smoothing=0.1))
+    lattice = convolutional_lattice(stack, data, loss, groups)
+    theta = lattice.theta
+    certificate = certify_cell(theta, data, loss)
+    assert not certificate.holds
+    assert certificate.classes == 1
+    assert not certificate.kinks
+    if loss.name != "absolute":
+        gradient = theta.net.gradient(theta, data, loss)
+        first, rest = abs(gradient.W[1].weights).max(), abs(gradient.W[len(stack) + 1].weights)
+        assert first < 1e-6 * rest.max()
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        moved = theta.copy()
+        moved.W[1].weights[...] += 1e-3 * rng.normal(size=moved.W[1].weights.shape)
+        moved.b[1][...] += 1e-3 * rng.normal(size=moved.b[1].shape)
+        assert theta.net.risk(moved, data, loss) >= lattice.risk - 1e-12
+
+
+def test_no_small_change_of_the_filters_below_a_max_pooling_lowers_the_risk():
+    stack = [3, MaxPool(2)]
+    data, groups = bright_groups(stack, 30, groups=1, outputs=2)
+    lattice = convolutional_lattice(stack, data, SQUARED, groups)
+    theta, rng = lattice.theta, np.random.default_rng(0)
+    for step in (1e-2, 1e-3, 1e-4):
+        for _ in range(100):
+            moved = theta.copy()
+            moved.W[1].weights[...] += step * rng.normal(size=moved.W[1].weights.shape)
+            moved.b[1][...] += step * rng.normal(size=moved.b[1].shape)
+            assert theta.net.risk(moved, data, SQUARED) > lattice.risk - 1e-6 * lattice.risk
+
+
+def test_images_of_one_direction_and_several_channels():
+    stack = [3, MaxPool(2), 3]
+    data, groups = bright_groups(stack, 30, shape=(2, 8))
+    lattice = convolutional_lattice(stack, data, SQUARED, groups)
+    pieces = torch_pieces(stack, lattice.theta.W[1].weights, lattice.theta.b[1], data.x)
+    expected = max_min(lattice.lattices, pieces) + lattice.theta.b[lattice.theta.net.depth]
+    outputs = lattice.theta.net.forward(lattice.theta, data.x)
+    assert abs(outputs - expected).max() <= 1e-12 * abs(pieces).max()
+
+
+def test_the_layers_are_the_stack_a_dense_layer_of_all_pieces_and_the_trees():
+    stack = [3, AveragePool(2)]
+    data, groups = bright_groups(stack, 30, outputs=1)
+    lattice = convolutional_lattice(stack, data, SQUARED, groups)
+    (f,), layers = lattice.lattices, lattice.theta.net.layers
+    n = len(f.pieces)
+    assert layers[:3] == (Conv(n, 3), AveragePool(2), Dense(n))
+    assert lattice.theta.net.depth == len(stack) + f.depth + 1
+    assert "1 output" not in str(lattice)
+    assert f"output 0: {f}" in str(lattice)
+
+
+def test_the_same_seed_gives_the_same_point():
+    stack = [3, MaxPool(2)]
+    data, groups = bright_groups(stack, 20)
+    first, again = (convolutional_lattice(stack, data, SQUARED, groups, seed=3) for _ in range(2))
+    assert np.array_equal(first.theta.vector, again.theta.vector)
+
+
+def test_what_it_does_not_fit_is_refused():
+    data, groups = bright_groups([3], 20)
+    with pytest.raises(ValueError, match="the size of a filter first"):
+        convolutional_lattice([AveragePool(2), 3], data, SQUARED, groups)
+    with pytest.raises(ValueError, match="the size of a filter first"):
+        convolutional_lattice([], data, SQUARED, groups)
+    with pytest.raises(ValueError, match="expected 19 samples along a filter"):
+        fewer = TrainingSet(data.x[1:], data.y[1:])
+        convolutional_lattice([3], fewer, SQUARED, groups)
+    with pytest.raises(ValueError, match="along a filter"):
+        convolutional_lattice([1], data, SQUARED, groups)
+    with pytest.raises(ValueError, match="a sum over the outputs"):
+        entropy = TrainingSet(data.x, one_hot(np.arange(20) % 2, 2, smoothing=0.1))
+        convolutional_lattice([3, MaxPool(2)], entropy, CrossEntropy(), groups)
+    with pytest.raises(ValueError, match="a filter, for the max pooling"):
+        patch_sums([3, MaxPool(2)], data.x)
+    with pytest.raises(ValueError, match=r"a filter \(1, 3, 3\), got \(5,\)"):
+        patch_sums([3], data.x, np.ones(5))
+
+
+def test_groups_that_a_max_pooling_does_not_put_in_order_are_refused():
+    rng = np.random.default_rng(0)
+    data = TrainingSet(rng.normal(size=(40, 1, 4, 4)), rng.normal(size=(40, 1)))
+    p, stack = np.ones(9), [3, MaxPool(2)]
+    groups = Groups.equal(patch_sums(stack, data.x, p), p, 2)
+    with pytest.raises(AssumptionError, match="no steep piece cuts group"):
+        convolutional_lattice(stack, data, SQUARED, groups)
