@@ -10,8 +10,14 @@ import strict_device
 from tinyspur import matrices
 from tinyspur.backend import namespace, select, to_numpy
 from tinyspur.certificates import certify_cell
+from tinyspur.layers import MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
-from tinyspur.matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
+from tinyspur.matrices import (
+    AveragePoolingMatrix,
+    ConvolutionMatrix,
+    DenseMatrix,
+    MaxPoolingMatrix,
+)
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 
 # The choice
@@ -133,6 +139,10 @@ NETWORKS = {
     "2-D, leaky": Network((1, 4, 4), [Conv(3), Conv(2, 1), AveragePool(2), Dense(3)], ReLU(0.1)),
     "1-D, leaky": Network((3, 6), [AveragePool(2), Conv(2), Dense(4), Dense(3)], ReLU(0.3)),
     "pooling last": Network((1, 6), [Conv(3), AveragePool(6)]),
+    "max pooling": Network(
+        (1, 8, 4), [Conv(3), MaxPool(2), Conv(3), AveragePool(2), MaxPool(1), Dense(3)]
+    ),
+    "max pooling first and last": Network((2, 12), [MaxPool(2), Conv(3), MaxPool(6)], ReLU(0.2)),
 }
 
 
@@ -295,6 +305,26 @@ def test_weight_matrices_on_a_device_are_those_of_numpy(
     ):
         assert type(shown) is np.ndarray
         assert np.array_equal(shown, expected)
+
+
+def test_max_poolings_on_a_device_are_those_of_numpy(device):
+    W, rng = MaxPoolingMatrix(3, (4, 6), 2), np.random.default_rng(1)
+    host = list(rng.integers(-1, 2, (3, 72, 5)).astype(float))
+    delta, there = rng.normal(size=(18, 5)), [device.asarray(term) for term in host]
+    equal(W @ there[0], W @ host[0], device)
+    equal(W.choice(there[0]), W.choice(host[0]), device)
+    gaps, expected = (W.gaps(o, m == 0, abs(c)) for o, m, c in (there, host))
+    assert np.array_equal(to_numpy(gaps), expected)  # some are infinite
+    for S, expected in (
+        (W.at(there[0]), W.at(host[0])),
+        (W.at_limit(there, [abs(there[0]) / 2] * 3), W.at_limit(host, [abs(host[0]) / 2] * 3)),
+    ):
+        equal(S.choice, expected.choice, device)
+        equal(S @ there[1], expected @ host[1], device)
+        equal(S.T @ device.asarray(delta), expected.T @ delta, device)
+    shown = W.at(there[0][:, 0]).toarray()
+    assert type(shown) is np.ndarray
+    assert np.array_equal(shown, W.at(host[0][:, 0]).toarray())
 
 
 @pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)

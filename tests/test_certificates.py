@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.constructions.relays import rescale
 from tinyspur.escapes import kink_escape, measure_escape
 from tinyspur.fitting import fit_affine
+from tinyspur.layers import MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 
@@ -30,6 +32,14 @@ LAYOUTS = {
     "pooling": ((1, 4, 4), (Conv(3), AveragePool(2), Conv(2), Dense(2))),
     "pooling and dense": ((2, 8), (Conv(2), AveragePool(2), AveragePool(2), Dense(4), Dense(2))),
     "conv on top": ((1, 6), (Conv(2), Conv(2, 1))),
+    "max pooling": ((1, 4, 4), (Conv(3), MaxPool(2), Conv(2), Dense(2))),
+    "max pooling of averages": ((2, 8), (Conv(2), AveragePool(2), MaxPool(2), Dense(3), Dense(2))),
+    "averages of max poolings": ((1, 4, 4), (Conv(2), MaxPool(2), AveragePool(2), Dense(2))),
+    "max poolings in a row": ((1, 12), (Conv(2), MaxPool(3), MaxPool(2), Conv(2), Dense(2))),
+    "max pooling first": ((2, 8), (MaxPool(2), Conv(3), MaxPool(2), Dense(2))),
+    "poolings first": ((1, 8, 8), (AveragePool(2), MaxPool(2), Conv(2), Conv(2), Dense(2))),
+    "max pooling last": ((1, 6), (Conv(2), Conv(2), MaxPool(3))),
+    "max pooling by one": ((1, 4), (Conv(2), MaxPool(1), Conv(2), MaxPool(4), Dense(2))),
 }
 ACTIVATIONS = {"relu": ReLU(), "leaky": ReLU(0.2)}
 
@@ -60,14 +70,61 @@ def with_budget(theta, memory_budget):
 
 
 def patterns_of(theta, x):
-    """Return which units are active, one row for each sample, all layers side by side."""
+    """Return what is active and what is the largest, one row for each sample, all layers."""
     found = theta.net.patterns(theta, x)
-    return np.concatenate([found[layer] for layer in sorted(found)], axis=1)
+    return np.concatenate([found[layer] for layer in theta.net.pattern_layers], axis=1)
 
 
 def same_patterns(theta, move, x, expected):
     moved = Parameters(theta.net, theta.vector + move)
     return np.array_equal(patterns_of(moved, x), expected)
+
+
+def inputs_of(twin, x):
+    """Return what PyTorch's layers read, by their numbers."""
+    x, found = torch.as_tensor(x, dtype=torch.float64), {}
+    for number, (layer, options) in enumerate(
+        zip(twin.layers, twin.spec["layers"], strict=True), start=1
+    ):
+        found[number] = x
+        x = layer(x)
+        if not options["type"].endswith("pool"):  # that no activation follows the last is no matter
+            x = twin.activation(x)
+    return found
+
+
+def windows_of(twin, x):
+    """Return the windows of all max poolings but leading ones, (N, n_l, size^d), by layer."""
+    found, trained = {}, False
+    for (number, o), options in zip(inputs_of(twin, x).items(), twin.spec["layers"], strict=True):
+        trained |= not options["type"].endswith("pool")
+        if trained and options["type"] == "max_pool":
+            directions = range(2, o.ndim)
+            for axis in directions:
+                o = o.unfold(axis, options["size"], options["size"])
+            found[number] = o.flatten(-len(directions)).flatten(1, -2)
+    return found
+
+
+def half_gaps(twin, x):
+    """Return half the gaps of the largest entries to the others, by layer.
+
+    All but those between zeros of ReLU: in random networks only inactive entries are 0.
+    """
+    found = {}
+    for layer, windows in windows_of(twin, x).items():
+        best = windows.argmax(-1, keepdim=True)
+        largest = windows.gather(-1, best)
+        still = (windows == 0) & (largest == 0) & ("slope" not in twin.spec["activation"])
+        found[layer] = (largest - windows)[(torch.arange(windows.shape[-1]) != best) & ~still] / 2
+    return found
+
+
+def torch_patterns(twin, x):
+    """Return what is active and what is the largest as PyTorch has it, a row for each sample."""
+    found = [z > 0 for z in twin.preactivations(x).values()]
+    found += [windows.argmax(-1) for windows in windows_of(twin, x).values()]
+    return torch.cat([pattern.flatten(1).long() for pattern in found], dim=1).numpy()
 
 
 # Points with several classes: two groups of samples, each with its own optimal affine map
@@ -117,6 +174,49 @@ def gate(data, loss, depth):
     return theta, (1 - shares) * first.risk + shares * second.risk
 
 
+def stationary_in_each_class(theta, x, rng):
+    """Return targets whose residuals are orthogonal to (x, 1) in every pattern class."""
+    o, twin = theta.net.forward(theta, x), twin_of(theta)
+    features = inputs_of(twin, x)[theta.net.leading_poolings + 1].detach().flatten(1).numpy()
+    residuals = rng.normal(size=o.shape)
+    rows = torch_patterns(twin, x)
+    for row in np.unique(rows, axis=0):
+        s = (rows == row).all(axis=1)
+        basis = np.linalg.svd(np.column_stack([features[s], np.ones(s.sum())]))[0]
+        basis = basis[:, : features.shape[1] + 1]
+        residuals[s] -= basis @ (basis.T @ residuals[s])
+    return TrainingSet(x, o - residuals)
+
+
+def largest_in_turn(rng, samples=120):
+    """Return relays of images below a max pooling, random layers above, and images.
+
+    The first or the last pixel of all windows of an image is the largest.
+    """
+    net = Network((1, 4, 4), [Conv(1), MaxPool(2), Dense(3), Dense(2)])
+    theta = Parameters(net, rng.normal(size=net.size))
+    theta.W[1].weights[...], theta.b[1][...] = 0, 1
+    theta.W[1].weights[0, 0, 1, 1] = 1
+    theta.b[3][:] = 30, 30, -30  # active, active and dead
+    x = rng.uniform(0, 1, (samples, 1, 4, 4))
+    x[::2, :, ::2, ::2] += 2
+    x[1::2, :, 1::2, 1::2] += 2
+    return theta, x
+
+
+def certified_max_poolings():
+    """Yield theta, data and loss: the best affine maps of classes that argmaxes tell apart."""
+    rng = np.random.default_rng(6)
+    theta, x = largest_in_turn(rng)
+    data = stationary_in_each_class(theta, x, rng)
+    yield pytest.param(theta, data, SQUARED, id="max pooling, the largest in turn")
+    for layout in (name for name in LAYOUTS if "max pool" in name):
+        theta, data = random_point(layout, "leaky", 7, samples=3)
+        x = data.x.repeat(25, axis=0)  # three groups of samples that are close to each other
+        data = stationary_in_each_class(theta, x + 0.01 * rng.normal(size=x.shape), rng)
+        yield pytest.param(theta, data, SQUARED, id=layout)
+
+
 def certified_points():
     """Yield theta, data and loss: points that are local minima and should be certified."""
     for seed, (loss, depth) in enumerate([(SQUARED, 2), (SQUARED, 3), (ENTROPY, 2), (ENTROPY, 4)]):
@@ -135,6 +235,7 @@ def certified_points():
     x = np.round(1024 * data.x) / 1024
     data = TrainingSet(x, theta.net.forward(theta, x))
     yield pytest.param(theta, data, SQUARED, id="every residual zero")
+    yield from certified_max_poolings()
 
 
 over_certified_points = pytest.mark.parametrize(("theta", "data", "loss"), list(certified_points()))
@@ -231,13 +332,16 @@ def test_the_radius_for_the_images_is_close_to_the_nearest_other_pattern(images,
 def aligned_moves(theta, x, units=None, each=3):
     """Yield (layer, distance, signs): the moves that bring a pre-activation fastest to zero.
 
-    In each layer those of the `each` pre-activations that the linear estimate |z| / |dz/dtheta|_1
-    of the distance puts nearest; `units` lists which ones to look at, by layer.
+    In each layer those of the `each` pre-activations, or gaps of max poolings, that the linear
+    estimate |z| / |dz/dtheta|_1 of the distance puts nearest; `units` lists which ones to look at,
+    by layer.
     """
     twin = twin_of(theta)
     parameters = [(int(name[1:]), values) for name, values in twin.arrays().items()]
-    for layer, z in twin.preactivations(x).items():
+    for layer, z in [*twin.preactivations(x).items(), *half_gaps(twin, x).items()]:
         z = z.flatten()
+        if not len(z):
+            continue
         z = z if units is None else z[list(units[layer])]
         below = [values for number, values in parameters if number <= layer]
         rows = torch.autograd.grad(
@@ -283,7 +387,8 @@ def nearest_flip(theta, x, aligned):
 def test_no_pattern_changes_within_the_radius(layout, activation, seed):
     theta, data = random_point(layout, activation, seed)
     certificate = certify_cell(theta, data, SQUARED)
-    assert 0 < certificate.radius <= certificate.margin
+    least = min(float(z.detach().abs().min()) for z in twin_of(theta).preactivations(data.x).values())
+    assert 0 < certificate.radius <= least * (1 + 1e-12)  # a bias alone moves z so far
     expected = patterns_of(theta, data.x)
     rng = np.random.default_rng(seed)
     reach, size = ALMOST * certificate.radius, theta.net.size
@@ -303,7 +408,8 @@ def test_the_radius_is_within_a_factor_of_the_nearest_other_pattern(layout, acti
     theta, data = random_point(layout, activation, seed)
     radius = certify_cell(theta, data, SQUARED).radius
     distance = nearest_flip(theta, data.x, list(aligned_moves(theta, data.x, each=8)))
-    assert radius < distance < 5 * radius
+    # The entries of a gap count as if they moved apart as fast as each can alone.
+    assert radius < distance < (8 if theta.net.max_layers else 5) * radius
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -328,21 +434,20 @@ def test_the_radius_of_one_layer_is_exact(kernel, seed):
 
 def reference(theta, data, loss):
     """Return the number of classes and the stationarity, with PyTorch's patterns and gradients."""
-    twin = twin_of(theta)
-    before = twin.preactivations(data.x)
-    rows = torch.cat([before[layer] > 0 for layer in sorted(before)], dim=1).numpy()
+    twin, leading = twin_of(theta), theta.net.leading_poolings
     classes = {}
-    for i, row in enumerate(rows):
+    for i, row in enumerate(torch_patterns(twin, data.x)):
         classes.setdefault(row.tobytes(), []).append(i)
     outputs = twin(data.x).detach().requires_grad_()
-    x = torch.tensor(np.hstack([data.x.reshape(len(data), -1), np.ones((len(data), 1))]))
+    features = inputs_of(twin, data.x)[leading + 1].detach().flatten(1)
+    x = torch.cat([features, torch.ones(len(data), 1)], dim=1)
     (g,) = torch.autograd.grad(
         len(data) * torch_twin.risk(outputs, data.y, loss.name), outputs, create_graph=False
     )
     scale = (g.abs().T @ x.abs()).max().item() / len(data)
     largest = 0.0
     for s in classes.values():
-        F = torch.tensor(theta.net.affine_map(theta, data.x[s[0]]), requires_grad=True)
+        F = torch.tensor(theta.net.affine_map(theta, data.x[s[0]], leading), requires_grad=True)
         affine = x[s] @ F.T
         assert torch.allclose(affine, outputs[s], rtol=0, atol=1e-11 * outputs.abs().max().item())
         risk = torch_twin.risk(affine, data.y[s], loss.name) * len(s) / len(data)
@@ -367,7 +472,9 @@ def test_classes_and_stationarity_are_those_of_pytorch(layout, activation, loss)
     assert stationarity > 1e-3
     assert not certificate.holds
     assert "not stationary" in str(certificate)
-    before = twin_of(theta).preactivations(data.x).values()
+    twin = twin_of(theta)
+    before = [*twin.preactivations(data.x).values(), *half_gaps(twin, data.x).values()]
+    before = [z for z in before if z.numel()]
     margin = min(z.abs().min().item() for z in before)
     assert abs(certificate.margin - margin) <= 1e-13 * max(z.abs().max().item() for z in before)
 
@@ -388,7 +495,8 @@ def test_points_with_every_class_stationary_are_certified(theta, data, loss):
     certificate = certify_cell(theta, data, loss)
     assert certificate.holds
     assert certificate.classes == reference(theta, data, loss)[0]
-    assert 0 < certificate.radius < certificate.margin
+    least = min(float(z.detach().abs().min()) for z in twin_of(theta).preactivations(data.x).values())
+    assert 0 < certificate.radius <= least * (1 + 1e-12)  # a bias alone moves z so far
     gradient = torch_twin.gradients(twin_of(theta), data.x, data.y, loss.name)
     assert max(abs(values).max() for values in gradient.values()) < 1e-9
 
@@ -574,7 +682,9 @@ def test_the_order_of_the_samples_does_not_matter(layout):
 
 def rescaled_points(theta):
     """Yield points with the same outputs: each layer, and one map of each layer, rescaled."""
-    for layer in theta.net.active_layers:
+    layers = theta.net.layers
+    last = max(n for n, layer in enumerate(layers, 1) if isinstance(layer, Conv | Dense))
+    for layer in (layer for layer in theta.net.active_layers if layer < last):
         for factor in (0.25, 8.0):
             yield rescale(theta, layer, factor)
             yield rescale(theta, layer, factor, target=theta.W[layer].maps_out - 1)
@@ -662,6 +772,80 @@ def test_a_leaky_unit_at_zero_is_a_kink_too():
     assert kinks == (Kink(1, 2, 1, 1),)
 
 
+# Ties of max pooling
+
+
+def tied(inactive, activation="relu", size=2):
+    """Return relays below a max pooling, and data that they fit.
+
+    In one window of two samples the two largest entries are equal; there all are inactive or not.
+    """
+    net = Network((1, 6), [Conv(2, 1), MaxPool(size), Dense(2)], ACTIVATIONS[activation])
+    theta = Parameters(net, np.random.default_rng(0).normal(size=net.size))
+    theta.W[1].weights[...] = np.array([1.0, 2.0]).reshape(2, 1, 1)
+    theta.b[1][:] = -4 if inactive else 4, 8
+    x = np.arange(24.0).reshape(4, 1, 6) % 3 + np.arange(6) / 8
+    x[1:3, 0, :2] = 1.5
+    return theta, TrainingSet(x, net.forward(theta, x))
+
+
+@over_activations
+def test_equal_entries_are_a_kink_unless_both_are_inactive(activation):
+    theta, data = tied(False, activation)
+    certificate = certify_cell(theta, data, SQUARED)
+    assert certificate.kinks == (Kink(2, 0, 1, 2), Kink(2, 1, 1, 2))
+    assert (certificate.margin, certificate.radius, certificate.stationarity) == (0, 0, 0)
+    assert not certificate.holds
+    assert "layer 2 maps 0, 1 (1 locations, 2 samples)" in str(certificate)
+    theta, data = tied(True, activation)
+    certificate = certify_cell(theta, data, SQUARED)
+    leaky = activation == "leaky"  # there an inactive entry moves too
+    assert certificate.kinks == ((Kink(2, 0, 1, 2),) if leaky else ()) + (Kink(2, 1, 1, 2),)
+    theta.W[1].weights[1], theta.b[1][1] = 0, -3
+    certificate = certify_cell(theta, data, SQUARED)
+    assert bool(certificate.kinks) == leaky
+
+
+@pytest.mark.parametrize("between", [[], [AveragePool(2)], [MaxPool(2)]], ids=str)
+def test_where_all_entries_are_inactive_there_is_no_gap_to_keep(between):
+    net = Network((1, 8), [Conv(2), *between, MaxPool(2), Dense(1)])
+    theta = Parameters(net, np.random.default_rng(1).normal(size=net.size))
+    x = np.random.default_rng(0).uniform(-1, 1, (5, 1, 8))
+    theta.b[1][:] = -10, -20
+    data = TrainingSet(x, np.zeros((5, 1)) + theta.b[net.depth])
+    certificate = certify_cell(theta, data, SQUARED)
+    assert certificate.holds
+    assert certificate.classes == 1
+    least = min(z.abs().min().item() for z in twin_of(theta).preactivations(x).values())
+    assert certificate.margin == pytest.approx(least)
+    expected, reach = patterns_of(theta, x), ALMOST * certificate.radius
+    for move in np.random.default_rng(2).choice([-1.0, 1.0], (200, net.size)):
+        assert same_patterns(theta, reach * move, x, expected)
+
+
+def test_equal_entries_up_to_rounding_are_a_kink():
+    net = Network((2, 2), [Conv(1, 1), MaxPool(2), Dense(1)])
+    theta = Parameters(net, np.array([1.0, 1.0, 0.0, 1.0, 0.0]))
+    x = np.array([[[0.1, 0.3], [0.2, 0.0]]])
+    assert 0 < (0.1 + 0.2) - 0.3 < 1e-16
+    certificate = certify_cell(theta, TrainingSet(x, net.forward(theta, x)), SQUARED)
+    assert certificate.kinks == (Kink(2, 0, 1, 1),)
+    assert not certificate.holds
+
+
+def test_a_descent_over_a_tie_is_not_ruled_out():
+    """Stationary on either side is not enough: to swap the largest lowers the risk."""
+    net = Network((1, 2), [Conv(1), MaxPool(2), Dense(1)])
+    theta = net.zeros()
+    theta.W[1].weights[0, 0, 1], theta.b[1][0], theta.W[3].weights[0, 0] = 1, 1, 1
+    x = np.ones((2, 1, 2))
+    data = TrainingSet(x, np.full((2, 1), 3.0))
+    lower = theta.copy()
+    lower.W[1].weights[0, 0, 0] = 1e-3
+    assert net.risk(lower, data, SQUARED) < net.risk(theta, data, SQUARED)
+    assert certify_cell(theta, data, SQUARED).kinks == (Kink(2, 0, 1, 2),)
+
+
 # Layers that hold no unit
 
 
@@ -676,6 +860,32 @@ def test_a_network_that_begins_with_a_pooling_gets_a_certificate():
     assert certificate.classes == len(np.unique(patterns_of(theta, x), axis=0))
     distance = nearest_flip(theta, x, list(aligned_moves(theta, x)))
     assert certificate.radius < distance < 10 * certificate.radius
+
+
+def test_ties_of_leading_max_poolings_are_no_kinks():
+    rng = np.random.default_rng(14)
+    layers = [Conv(2), MaxPool(2), Dense(2)]
+    net = Network((1, 8, 8), [MaxPool(2), *layers])
+    theta = Parameters(net, rng.normal(size=net.size))
+    pooled = rng.normal(size=(40, 1, 4, 4))
+    x = pooled.repeat(2, axis=2).repeat(2, axis=3)  # all entries of a window are equal
+    y = rng.normal(size=(40, 2))
+    alone = Parameters(Network((1, 4, 4), layers), theta.vector)
+    found, expected = (
+        certify_cell(point, TrainingSet(images, y), SQUARED)
+        for point, images in ((theta, x), (alone, pooled))
+    )
+    assert replace(found, excess=0) == replace(expected, excess=0)  # one more layer of rounding
+    assert found.kinks == ()
+
+
+@pytest.mark.parametrize("kind", [AveragePool, MaxPool])
+def test_a_network_of_poolings_alone_has_no_patterns(kind):
+    net = Network((2, 4, 4), [kind(2), kind(2)])
+    data = TrainingSet(np.ones((3, 2, 4, 4)), np.zeros((3, 2)))
+    certificate = certify_cell(net.zeros(), data, SQUARED)
+    assert (certificate.classes, certificate.margin, certificate.radius) == (1, np.inf, np.inf)
+    assert certificate.as_dict()["margin"] is None
 
 
 def test_a_network_without_hidden_units_is_certified_at_its_affine_fit():

@@ -20,6 +20,7 @@ from tinyspur.escapes import (
 )
 from tinyspur.expansion import coordinate_rates, expand_risk, one_sided_derivative
 from tinyspur.fitting import AssumptionError
+from tinyspur.layers import MaxPool
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 
@@ -28,6 +29,8 @@ LAYOUTS = {
     "dense": ((1, 1, 3), (Dense(4), Dense(3), Dense(2))),
     "conv": ((1, 3, 3), (Conv(2), Conv(2), Dense(2))),
     "pooling": ((2, 4), (Conv(3), AveragePool(2), Conv(2, 1), Dense(3), Dense(2))),
+    "max pooling": ((1, 4, 4), (Conv(2), MaxPool(2), Conv(2), MaxPool(2), Dense(2))),
+    "max of averages": ((2, 8), (MaxPool(1), Conv(3), AveragePool(2), MaxPool(4), Dense(2))),
 }
 over_losses = pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"])
 over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -172,7 +175,8 @@ def test_a_unit_that_rounding_alone_moves_off_the_kink_is_at_the_kink():
 def test_the_derivative_is_exact_where_outputs_meet_their_targets(layout):
     loss, rng = AbsoluteLoss(), np.random.default_rng(2)
     for seed in range(3):
-        theta, data = random_point(layout, 0.0, SQUARED, seed, kinks=[1])
+        kinks = Network(*LAYOUTS[layout]).active_layers[:1]
+        theta, data = random_point(layout, 0.0, SQUARED, seed, kinks=kinks)
         y = data.y.copy()
         y[:4] = theta.net.forward(theta, data.x)[:4]
         data = TrainingSet(data.x, y)
@@ -227,6 +231,127 @@ def test_rounding_explains_the_derivatives_at_a_certified_point(loss):
         assert found.second > -found.second_rounding > -1e-8
 
 
+# Ties of max pooling
+
+TIED = {
+    "max pooling": ((2, 6), (Conv(2), MaxPool(3), Dense(2))),
+    "2-D": ((1, 4, 4), (Conv(3), MaxPool(2), Conv(2), Dense(2))),
+    "averages between": ((1, 8), (Conv(2), AveragePool(2), MaxPool(2), Conv(2), Dense(2))),
+    "max of max": ((1, 8), (Conv(2), MaxPool(2), MaxPool(2), Dense(2))),
+    "two": ((1, 8), (Conv(2), MaxPool(2), Conv(2), MaxPool(4), Dense(2))),
+    "first and last": ((1, 12), (MaxPool(2), Conv(2), Conv(2), MaxPool(6))),
+}
+
+
+def whole_numbers(layout, slope, loss, seed):
+    """Return a point, data and a direction of small whole numbers: ties and kinks of all orders."""
+    rng = np.random.default_rng(seed)
+    shape, layers = TIED[layout]
+    net = Network(shape, layers, ReLU(slope))
+    theta = Parameters(net, rng.integers(-1, 2, net.size).astype(float))
+    x = rng.integers(-1, 2, (4, *shape)).astype(float)
+    direction = Parameters(net, rng.integers(-1, 2, net.size).astype(float))
+    return theta, TrainingSet(x, targets(loss, rng, 4, 2)), direction
+
+
+@pytest.mark.parametrize("layout", TIED)
+@pytest.mark.parametrize("slope", [0.0, 0.25], ids=["relu", "leaky"])
+@over_losses
+def test_the_expansion_at_ties_is_that_of_small_steps(layout, slope, loss):
+    for seed in range(12):
+        theta, data, direction = whole_numbers(layout, slope, loss, seed)
+        found = expand_risk(theta, direction, data, loss)
+        before, steps = twin_risk(theta, data, loss), np.array([1.0, 2.0, 3.0, 4.0, 5.0]) * 1e-4
+        risks = [twin_risk(moved(theta, direction, t), data, loss) - before for t in steps]
+        # A smooth function of t up to the next tie: the risks are those of a polynomial.
+        first, second, *_ = np.linalg.solve(steps[:, None] ** np.arange(1, 6), risks)
+        assert found.first == pytest.approx(first, rel=1e-6, abs=1e-7)
+        assert found.second == pytest.approx(second, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("layout", TIED)
+def test_whole_numbers_are_full_of_ties(layout):
+    bends = []
+    for seed in range(12):
+        theta, data, _ = whole_numbers(layout, 0.0, SQUARED, seed)
+        kinks = certify_cell(theta, data, SQUARED).kinks
+        bends.append(any(isinstance(theta.net.layers[kink.layer - 1], MaxPool) for kink in kinks))
+    assert sum(bends) >= 6
+
+
+def test_a_tie_takes_the_entry_that_rises_most_at_the_first_order_that_tells_them_apart():
+    """Max over o = relu(w x + b): the risk is 1/2 (o - 0)^2 with o = 1 at the tie."""
+    net = Network((2, 2), [Conv(1, 1), Conv(1, 1), MaxPool(2), Dense(1)])
+    theta = net.zeros()
+    theta.W[1].weights[0, :, 0] = 1
+    theta.W[2].weights[...] = theta.W[4].weights[...] = 1
+    data = TrainingSet(np.array([[[1.0, 0.0], [0.0, 1.0]]]), np.zeros((1, 1)))
+    for change, order_two, first, second in (
+        ((1.0, -2.0), 0.0, 1.0, 0.5),
+        ((-1.0, -2.0), 0.0, -1.0, 0.5),
+        ((3.0, 3.0), 0.0, 3.0, 4.5),
+        ((1.0, 1.0), 1.0, 2.0, 2.0 + 1.0),
+        ((1.0, 0.0), 1.0, 2.0, 2.0 + 1.0),
+        ((0.0, -1.0), -1.0, -1.0, 0.5 + 0.0),
+    ):
+        direction = net.zeros()
+        direction.W[1].weights[0, :, 0] = change
+        direction.W[2].weights[...] = order_two
+        found = expand_risk(theta, direction, data, SQUARED)
+        assert (found.first, found.second) == (first, second)
+    # Equal at first order, apart at second: W^1 and W^2 move the one, the bias the other.
+    net = Network((2, 2), [Conv(2, 1), Conv(1, 1), MaxPool(2), Dense(1)])
+    theta = net.zeros()
+    theta.W[1].weights[..., 0] = np.eye(2)
+    theta.W[2].weights[...] = theta.W[4].weights[...] = 1
+    for bend in (1.0, -1.0):
+        direction = net.zeros()
+        direction.W[1].weights[0, 0, 0] = bend
+        direction.W[2].weights[0, :, 0] = 1 - bend, 1
+        found = expand_risk(theta, direction, data, SQUARED)
+        assert (found.first, found.second) == (1.0, 0.5 + max(bend * (1 - bend), 0))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5], ids=["relu", "leaky"])
+def test_inactive_entries_decide_nothing(slope):
+    """An inactive entry is 0, without a rounding error, however large its pre-activation is."""
+    net = Network((1, 2), [Conv(1, 1), MaxPool(2), Dense(1)], ReLU(slope))
+    theta = Parameters(net, np.array([1.0, 0.0, 1.0, 0.0]))
+    data = TrainingSet(np.array([[[-1e6, 1e-7]]]), np.array([[-1.0]]))
+    assert certify_cell(theta, data, SQUARED).kinks == ()
+    direction = net.zeros()
+    direction.b[1][0] = -1
+    slope_of_risk = net.gradient(theta, data, SQUARED).b[1][0]
+    found = one_sided_derivative(theta, direction, data, SQUARED)
+    assert found == pytest.approx(-slope_of_risk)
+    assert found == pytest.approx(-1, rel=1e-6)
+
+
+def test_a_tie_that_may_be_broken_is_left():
+    """All windows have two equal entries: filters that tell them apart lower the risk."""
+    rng = np.random.default_rng(0)
+    net = Network((1, 4), [Conv(2), MaxPool(2), Dense(1)])
+    theta = net.zeros()
+    theta.W[1].weights[:, 0, 1] = 1
+    theta.b[1][:] = 5
+    x = rng.integers(-1, 2, (20, 1, 4)).astype(float)
+    x[:, :, 1::2] = x[:, :, ::2]
+    y = rng.normal(size=(20, 1))
+    data = TrainingSet(x, y)
+    theta.W[3].weights[...] = 1
+    theta.b[3][0] = (y - net.forward(theta, x)).mean()
+    escape = find_escape(theta, data, SQUARED, 1e-2, starts=2, iterations=5)
+    assert twin_risk(escape.theta, data, SQUARED) < twin_risk(theta, data, SQUARED) - 1e-6
+    found = list(first_order_directions(theta, data, SQUARED))
+    assert any(direction.W[1].weights.any() for direction, _ in found)
+    for direction, rate in found:
+        t = 1e-7
+        quotient = twin_risk(moved(theta, direction, t), data, SQUARED)
+        quotient = (quotient - twin_risk(theta, data, SQUARED)) / t
+        assert rate == pytest.approx(quotient, abs=1e-4)
+        assert rate < 0
+
+
 # Coordinates
 
 
@@ -237,8 +362,9 @@ def test_coordinate_rates_are_one_sided_derivatives(layout, slope, loss):
     for kinked in Network(*LAYOUTS[layout]).active_layers:
         theta, data = random_point(layout, slope, loss, 3, kinks=[kinked])
         up, down = coordinate_rates(theta, data, loss)
-        above = theta.net.zeros()
-        for layer in (layer for layer in theta.b if layer >= kinked):
+        highest = max(kink.layer for kink in certify_cell(theta, data, loss).kinks)
+        above = theta.net.zeros()  # of max poolings with a tie, which a map of zeros gives
+        for layer in (layer for layer in theta.b if layer >= highest):
             above.W[layer].weights[...] = above.b[layer][...] = 1
         for j in np.flatnonzero(above.vector):
             for rates, sign in ((up, 1.0), (down, -1.0)):

@@ -19,6 +19,7 @@ from tinyspur.evidence import (
     hessian,
     rescaling_tangents,
 )
+from tinyspur.layers import MaxPool, Pooling
 from tinyspur.losses import CrossEntropy, SquaredLoss, softmax
 from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
 
@@ -27,6 +28,11 @@ NETWORKS = {
     "2-D, leaky": Network((2, 2, 4), [Conv(2), AveragePool(2), Conv(3, 1), Dense(2)], ReLU(0.1)),
     "1-D, leaky": Network((1, 6), [AveragePool(2), Conv(2), Conv(2, 1), Dense(2)], ReLU(0.3)),
     "pooling last": Network((1, 6), [Conv(3), Conv(2), AveragePool(6)]),
+    "max pooling": Network((1, 4, 4), [Conv(2), MaxPool(2), Dense(3), Dense(2)]),
+    "max pooling, leaky": Network(
+        (2, 12), [MaxPool(2), Conv(2), AveragePool(3), MaxPool(2), Dense(2)], ReLU(0.2)
+    ),
+    "max pooling last": Network((1, 6), [Conv(3), Conv(2), MaxPool(2), MaxPool(3)]),
     "one layer": Network((1, 3), [Dense(2)]),
 }
 
@@ -273,7 +279,7 @@ def finite_tangents(theta):
     """Return the unit tangents by central differences of `rescale`, as rows."""
     net, step, rows = theta.net, 1e-5, [np.zeros((0, theta.net.size))]
     for layer in net.active_layers:
-        if all(isinstance(above, AveragePool) for above in net.layers[layer:]):
+        if all(isinstance(above, Pooling) for above in net.layers[layer:]):
             continue
         for t in range(net.shapes[layer][0]):
             ends = [rescale(theta, layer, 1 + s * step, t).vector for s in (1, -1)]
@@ -289,9 +295,8 @@ def test_tangents_are_the_derivatives_of_rescaling(name):
     expected = finite_tangents(theta)
     assert tangents.shape == expected.shape
     np.testing.assert_allclose(tangents.toarray(), expected, atol=1e-9)
-    assert tangents.shape[0] == {"2-D": 5, "pooling last": 3, "one layer": 0}.get(
-        name, len(expected)
-    )
+    maps = {"2-D": 5, "pooling last": 3, "max pooling": 5, "max pooling last": 3, "one layer": 0}
+    assert tangents.shape[0] == maps.get(name, len(expected))
     for tangent in tangents.toarray():
         ends = [Parameters(theta.net, theta.vector + s * 1e-4 * tangent) for s in (1, -1)]
         o, there = (theta.net.forward(point, data.x) for point in ends)
@@ -397,6 +402,20 @@ def test_the_margin_is_the_least_preactivation():
     assert (found.margin, found.as_dict()["margin"]) == (np.inf, None)
 
 
+def test_the_margin_is_half_the_least_gap_of_max_poolings():
+    net = Network((1, 4), [Conv(1, 1), MaxPool(2), Dense(1)])
+    theta = Parameters(net, np.array([1.0, 4.0, 1.0, 1.0, 0.0]))
+    x = np.array([[[1.0, 1.5, -9.0, -9.5]], [[3.0, 1.0, -7.0, 4.0]]])
+    data = TrainingSet(x, np.zeros((2, 1)))
+    assert gather_evidence(theta, data, SquaredLoss()).margin == 0.25  # two inactive have no gap
+    data.x[0, 0, 0] = 1.5
+    found = gather_evidence(theta, data, SquaredLoss())
+    assert found.margin == 0
+    assert "the risk is not smooth" in str(found)
+    theta.W[1].weights[...] = theta.b[1][...] = -1  # all but two are inactive, in one window each
+    assert gather_evidence(theta, data, SquaredLoss()).margin == 0.25
+
+
 def test_evidence_never_passes_for_a_proof():
     theta, data, _ = saddle()
     minimum, targets = near_a_teacher(*STATIONARY["dense"][:3])
@@ -427,7 +446,7 @@ def test_evidence_never_passes_for_a_proof():
 
 
 @pytest.mark.parametrize("device", ["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("name", ["2-D", "2-D, leaky", "1-D, leaky", "pooling last"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "one layer"])
 def test_evidence_on_a_device_is_that_of_numpy(name, device):
     xp = strict_device if device == "stand-in" else select("cupy").xp
     for loss in (SquaredLoss(), CrossEntropy()):

@@ -37,10 +37,11 @@ from tinyspur import (
 )
 from tinyspur.constructions.data_split import map_values, read_weights
 from tinyspur.constructions.relays import Tower
+from tinyspur.layers import MaxPool
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 PIXELS, NEGATIVE = 0.0, -2.0  # the least value of the inputs; the largest is 1
-P = AveragePool
+P, M = AveragePool, MaxPool
 
 # name: (input shape, layers, the first layer of the pair)
 CASES = {
@@ -121,7 +122,14 @@ CASES = {
         [Conv(2, 5), Conv(4, 1), Conv(4, 7), Conv(16, 3), P(2), Dense(3)],
         2,
     ),
+    "leading max pool": ((2, 8, 8), [M(2), Conv(4), Conv(6), Conv(6), Dense(3)], None),
+    "leading pools of both kinds": ((1, 12), [M(2), P(3), Conv(2), Conv(4), Conv(4), Dense(2)], 4),
+    "pair reads a leading max pool": ((1, 8, 8), [M(2), Conv(4), Conv(16), P(2), Dense(3)], None),
     "colour": ((3, 8, 8), [Conv(3), Conv(5), Conv(20), P(2), Dense(4), Dense(3)], None),
+}
+BELOW = {  # max poolings that no convolution can relay, so that there is no linear minimum
+    "max pool below": ((1, 4, 4), [Conv(4), M(2), Conv(4), Conv(6), Conv(6), Dense(3)], None),
+    "pair reads a max pool": ((1, 8), [Conv(4), M(2), Conv(6), Conv(12), P(2), Dense(3)], None),
 }
 POOLED = [  # a pooling above a convolution
     name
@@ -140,17 +148,20 @@ PAIRS = [
     if loss is SQUARED or layers[-1] != Dense(1)
 ]
 over_pairs = pytest.mark.parametrize(("name", "loss"), PAIRS)
+over_random_points = pytest.mark.parametrize(
+    ("name", "loss"), [*PAIRS, *((name, loss) for name in BELOW for loss in (SQUARED, ENTROPY))]
+)
 over_cases = pytest.mark.parametrize("name", CASES)
 over_variants = pytest.mark.parametrize("variant", ["repaired", "literal"])
 
 
 def net_of(name):
-    shape, layers, _ = CASES[name]
+    shape, layers, _ = (CASES | BELOW)[name]
     return Network(shape, layers)
 
 
 def lower_of(name):
-    return CASES[name][2]
+    return (CASES | BELOW)[name][2]
 
 
 def random_data(net, loss, low, samples, seed=0):
@@ -166,9 +177,9 @@ def random_data(net, loss, low, samples, seed=0):
 def pooled_input(net, x):
     """Return what the first convolution reads, (N, n)."""
     x = torch.as_tensor(x)
-    for layer in itertools.takewhile(lambda layer: isinstance(layer, P), net.layers):
-        pool = torch.nn.functional.avg_pool2d if x.ndim == 4 else torch.nn.functional.avg_pool1d
-        x = pool(x, layer.size)
+    for layer in itertools.takewhile(lambda layer: isinstance(layer, P | M), net.layers):
+        name = f"{'max' if isinstance(layer, M) else 'avg'}_pool{x.ndim - 2}d"
+        x = getattr(torch.nn.functional, name)(x, layer.size)
     return x.flatten(1).numpy()
 
 
@@ -367,7 +378,7 @@ def strict_inside(theta, pair, x):
         yield layer, z[:, relays].min(), z[:, ~relays].max(initial=-np.inf)
 
 
-@over_cases
+@pytest.mark.parametrize("name", [*CASES, *BELOW])
 @pytest.mark.parametrize("low", [PIXELS, NEGATIVE])
 def test_an_embedded_point_has_the_outputs_of_its_subnetwork(name, low):
     theta, pair, data, phi = random_problem(name, SQUARED, low)
@@ -521,7 +532,7 @@ def test_theta_prime_of_a_linear_minimum_keeps_every_output(name):
             check_theta_prime(theta, pair, data, SQUARED, split, hand)
 
 
-@over_pairs
+@over_random_points
 def test_theta_prime_of_a_random_point_keeps_every_output_in_both_cases(name, loss):
     theta, pair, data, _ = random_problem(name, loss, NEGATIVE if loss is SQUARED else PIXELS)
     cases = set()
@@ -564,7 +575,7 @@ def test_the_linear_minimum_is_spurious(name):
     assert found.lower.decrease > found.lower.rounding
 
 
-@over_cases
+@pytest.mark.parametrize("name", [*CASES, *BELOW])
 def test_values_and_weights_are_those_of_pytorch(name):
     theta, pair, data, _ = random_problem(name)
     for m in pair.relayed:
@@ -939,6 +950,27 @@ def test_filters_too_small_for_a_pooling_are_refused(layers, named):
     )
     with refuses(AssumptionError, message):
         build(Network((1, 4, 4), layers))
+
+
+def test_max_poolings_that_would_have_to_be_relayed_are_refused():
+    for layers, layer in (
+        ([Conv(3), Conv(5), Conv(17), M(2), Dense(3)], 4),
+        ([Conv(3), Conv(5), Conv(17), P(2), M(2), Dense(3)], 5),
+        ([P(2), Conv(5), Conv(17), M(1), Conv(20), Dense(3)], 4),
+        ([M(2), Conv(5), Conv(17), M(2), Dense(3)], 4),
+    ):
+        net = Network((1, 4, 4), layers)
+        message = "expected layers that can relay a map, got a max pooling as layer"
+        lower = 2 if len(layers) > 5 else None
+        for make in (lambda net=net, at=lower: subnetwork(net, at), lambda net=net: build(net)):
+            with refuses(ValueError, f"construction: {message} {layer}"):
+                make()
+    for name in BELOW:  # here the linear subnetwork needs relays below the pair
+        for variant in ("repaired", "literal"):
+            with refuses(ValueError, f"construction: {message} 2"):
+                build(net_of(name), variant)
+        with refuses(ValueError, f"construction: {message} 2"):
+            nontrivial_minimum(net_of(name), random_data(net_of(name), SQUARED, 0, 9), SQUARED)
 
 
 def test_a_dense_layer_narrower_than_the_outputs_is_refused():

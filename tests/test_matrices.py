@@ -9,7 +9,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tinyspur import matrices
-from tinyspur.matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
+from tinyspur.matrices import (
+    AveragePoolingMatrix,
+    ConvolutionMatrix,
+    DenseMatrix,
+    MaxPoolingMatrix,
+)
 
 # Entries are small whole numbers: sums come out the same in every order, and many are zero.
 
@@ -32,6 +37,12 @@ def dense(shape, maps_in, seed):
     return DenseMatrix(whole(np.random.default_rng(seed), *shape), maps_in)
 
 
+def selection(maps, map_shape, size, seed):
+    """Return what a max pooling is for one sample with many ties."""
+    W = MaxPoolingMatrix(maps, map_shape, size)
+    return W.at(whole(np.random.default_rng(seed), W.shape[1]))
+
+
 CORNERS = {
     "dense": dense((3, 6), 2, seed=0),
     "dense, one neuron": dense((1, 1), 1, seed=1),
@@ -52,6 +63,10 @@ CORNERS = {
     "pooling 2-D": AveragePoolingMatrix(3, (4, 6), 2),
     "pooling 2-D to one position": AveragePoolingMatrix(2, (3, 3), 3),
     "pooling by one": AveragePoolingMatrix(2, (2, 3), 1),
+    "selection 1-D": selection(2, (6,), 3, seed=13),
+    "selection 2-D": selection(3, (4, 6), 2, seed=14),
+    "selection 2-D to one position": selection(2, (3, 3), 3, seed=15),
+    "selection by one": selection(2, (2, 3), 1, seed=16),
 }
 CORNERS.update({f"{name}, transposed": W.T for name, W in list(CORNERS.items())})
 
@@ -59,7 +74,7 @@ CORNERS.update({f"{name}, transposed": W.T for name, W in list(CORNERS.items())}
 @st.composite
 def weight_matrices(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    kind = draw(st.sampled_from(["dense", "convolution", "pooling"]))
+    kind = draw(st.sampled_from(["dense", "convolution", "pooling", "selection"]))
     size = st.integers(1, 3)
     if kind == "dense":
         maps, positions = draw(size), draw(size)
@@ -78,7 +93,11 @@ def weight_matrices(draw):
     else:
         window = draw(st.integers(1, 3))
         windows = [draw(size) for _ in range(draw(st.integers(1, 2)))]
-        W = AveragePoolingMatrix(draw(size), tuple(window * n for n in windows), window)
+        maps, map_shape = draw(size), tuple(window * n for n in windows)
+        if kind == "pooling":
+            W = AveragePoolingMatrix(maps, map_shape, window)
+        else:
+            W = selection(maps, map_shape, window, draw(st.integers(0, 9)))
     return W.T if draw(st.booleans()) else W
 
 
@@ -347,6 +366,11 @@ def test_the_representation_says_the_maps_and_the_filters():
     assert "2 maps from 4, filters 3x5" in repr(W)
     assert "1 map from 1, filters 3," in repr(ConvolutionMatrix(np.ones((1, 1, 3)), (4,)))
     assert "3 maps, size 2" in repr(AveragePoolingMatrix(3, (4,), 2))
+    W = MaxPoolingMatrix(3, (4,), 2)
+    assert repr(W) == "MaxPoolingMatrix(6 x 12, 3 maps, size 2, 6 nonzeros)"
+    o = np.zeros((12, 2))
+    assert "3 maps, size 2, of 2 samples, 6 nonzeros" in repr(W.at(o))
+    assert "3 maps, size 2, of 1 sample, 6 nonzeros" in repr(W.at(o[:, 0]))
 
 
 # PyTorch
@@ -375,19 +399,128 @@ def test_convolution_and_its_derivatives_are_those_of_pytorch(filters, map_shape
     same(W.T @ delta.T, expected[1].flatten(1).T)
 
 
-@pytest.mark.parametrize(
+over_windows = pytest.mark.parametrize(
     ("map_shape", "size"), [((6,), 3), ((4,), 4), ((4, 6), 2), ((3, 6), 3), ((2, 2), 1)]
 )
-def test_pooling_and_its_derivative_are_those_of_pytorch(map_shape, size):
+POOLINGS = {
+    (AveragePoolingMatrix, 1): torch.nn.functional.avg_pool1d,
+    (AveragePoolingMatrix, 2): torch.nn.functional.avg_pool2d,
+    (MaxPoolingMatrix, 1): torch.nn.functional.max_pool1d,
+    (MaxPoolingMatrix, 2): torch.nn.functional.max_pool2d,
+}
+
+
+@over_windows
+@pytest.mark.parametrize("kind", [AveragePoolingMatrix, MaxPoolingMatrix])
+@pytest.mark.parametrize("ties", [False, True], ids=["", "ties"])
+def test_pooling_and_its_derivative_are_those_of_pytorch(kind, map_shape, size, ties):
     rng = np.random.default_rng(0)
-    W = AveragePoolingMatrix(3, map_shape, size)
+    W = kind(3, map_shape, size)
     x, delta = rng.normal(size=(4, 3, *map_shape)), rng.normal(size=(4, W.shape[0]))
+    x = np.round(x) if ties else x
     inputs = torch.tensor(x, requires_grad=True)
-    pool = {1: torch.nn.functional.avg_pool1d, 2: torch.nn.functional.avg_pool2d}
-    outputs = pool[len(map_shape)](inputs, size).flatten(1)
-    same(W @ x.reshape(4, -1).T, outputs.detach().T)
+    outputs = POOLINGS[kind, len(map_shape)](inputs, size).flatten(1)
+    o = x.reshape(4, -1).T
+    same(W @ o, outputs.detach().T)
+    same(W @ o[:, 0], outputs[0].detach())
     (expected,) = torch.autograd.grad((outputs * torch.tensor(delta)).sum(), inputs)
-    same(W.T @ delta.T, expected.flatten(1).T)
+    same(W.at(o).T @ delta.T, expected.flatten(1).T)
+
+
+# Max pooling
+
+
+def max_poolings():
+    """Yield max poolings with two terms on few values, so that many entries are equal, (n, N)."""
+    rng = np.random.default_rng(0)
+    for map_shape, size in [((6,), 3), ((4,), 1), ((4, 6), 2), ((3, 3), 3)]:
+        W = MaxPoolingMatrix(2, map_shape, size)
+        yield W, *rng.integers(-1, 2, (3, W.shape[1], 40)).astype(float)
+
+
+def windows(W):
+    """Return for each neuron of a pooling the neurons that it reads, row by row."""
+    shape = (W.maps_in, *W.map_shape)
+    coarse = (W.maps_in, *(n // W.size for n in W.map_shape))
+    found = []
+    for t, *position in np.ndindex(coarse):
+        offsets = np.ndindex((W.size,) * len(position))
+        places = [[W.size * p + k for p, k in zip(position, of, strict=True)] for of in offsets]
+        found.append([np.ravel_multi_index((t, *place), shape) for place in places])
+    return found
+
+
+def test_the_selection_of_several_samples_is_that_of_each():
+    for W, o, other, _ in max_poolings():
+        S, delta = W.at(o), operands(W, o.shape[1])[1]
+        assert np.array_equal(S @ o, W @ o)
+        assert (S.shape, S.nnz, S.T.shape) == (W.shape, W.shape[0], W.shape[::-1])
+        for i in range(o.shape[1]):
+            one = W.at(o[:, i]).toarray()
+            assert np.array_equal((S @ other)[:, i], one @ other[:, i])
+            assert np.array_equal((S.T @ delta)[:, i], one.T @ delta[:, i])
+            assert one.argmax(axis=1).tolist() == [w[o[w, i].argmax()] for w in windows(W)]
+        assert ((S @ other) * delta).sum() == (other * (S.T @ delta)).sum()
+
+
+def test_the_gap_is_that_of_the_largest_entry_to_the_next():
+    for W, o, moves, change in max_poolings():
+        change = abs(change)
+        for still in (moves < 2, moves == 2, moves == 0):  # all, none and some of them
+            slack = np.where(still, 0, change)
+            gaps, left = W.gaps(o, still), W.gaps(o, still, slack)
+            for (n, i), gap in np.ndenumerate(gaps):
+                window = windows(W)[n]
+                best = window[o[window, i].argmax()]
+                others = [j for j in window if j != best and not (still[j, i] and still[best, i])]
+                distances = [o[best, i] - o[j, i] for j in others]
+                assert gap == min(distances, default=np.inf)
+                reach = [slack[best, i] + slack[j, i] for j in others]
+                moved = [a - b for a, b in zip(distances, reach, strict=True)]
+                assert left[n, i] == min(moved, default=np.inf)
+
+
+def test_the_selection_in_the_limit_is_that_of_small_steps():
+    for W, *terms in max_poolings():
+        none = [np.zeros_like(terms[0])] * 3
+        S, step = W.at_limit(terms, none), 2.0**-10
+        near = sum(step**k * term for k, term in enumerate(terms))
+        assert np.array_equal(S @ near, W @ near)
+        assert np.array_equal(S.choice, W.choice(near))
+        assert W.size == 1 or (S.choice != W.choice(terms[0])).any()
+        assert np.array_equal(W.at_limit(terms[:1], none[:1]).choice, W.choice(terms[0]))
+
+
+def test_entries_that_are_equal_up_to_the_tolerances_leave_the_choice_to_the_next_term():
+    W = MaxPoolingMatrix(1, (4,), 4)
+    terms = [np.array([[3.0], [3.1], [2.0], [2.9]]), np.array([[1.0], [0.0], [9.0], [2.0]])]
+    for tolerance, choice in ((0.0, 1), (0.06, 0), (0.11, 3), (0.6, 2)):
+        slack = [np.full((4, 1), tolerance), np.zeros((4, 1))]
+        assert W.at_limit(terms, slack).choice == choice
+    slack[0][:, 0] = 0, 0.3, 0, 0  # one tolerance is enough for two entries
+    assert W.at_limit(terms, slack).choice == 3
+
+
+def test_a_max_pooling_has_entries_only_for_an_input():
+    W = MaxPoolingMatrix(2, (4,), 2)
+    for show in (W.tocsr, W.toarray, lambda: W[0, 0], lambda: W[:, 0], lambda: W.block(0, 0)):
+        with pytest.raises(TypeError, match=r"only for an input o: expected W\.at\(o\)"):
+            show()
+    with pytest.raises(TypeError, match=r"only for an input o: expected W\.at\(o\)\.T"):
+        _ = W.T
+    S = W.at(np.zeros((8, 3)))
+    for show in (S.tocsr, S.toarray, S.T.tocsr, lambda: S[0, 0], lambda: S.block(0, 0)):
+        with pytest.raises(TypeError, match="only for one sample, got those of 3"):
+            show()
+    for matrix in (W, S):
+        with pytest.raises(TypeError, match="has no weights"):
+            matrix.gradient(np.zeros((4, 3)), np.zeros((8, 3)))
+        with pytest.raises(ValueError, match="expected o of shape"):
+            matrix @ np.zeros((9, 3))
+        assert abs(matrix) is matrix.with_weights(None) is matrix
+        assert matrix.support_sums(np.zeros((8, 3))) is None
+    for other in (S, DenseMatrix(np.ones((2, 3)))):
+        assert other.at(np.zeros((8, 3))) is other
 
 
 # Errors
@@ -417,8 +550,9 @@ def test_dense_weights_of_another_shape_are_refused(shape, maps_in):
     ("map_shape", "size"), [((5,), 2), ((4, 5), 2), ((5, 4), 2), ((4,), 8), ((4,), 0), ((4,), -2)]
 )
 def test_pooling_windows_that_do_not_divide_the_maps_are_refused(map_shape, size):
-    with pytest.raises(ValueError, match="divides"):
-        AveragePoolingMatrix(1, map_shape, size)
+    for kind in (AveragePoolingMatrix, MaxPoolingMatrix):
+        with pytest.raises(ValueError, match="divides"):
+            kind(1, map_shape, size)
 
 
 @over_all_kinds

@@ -353,6 +353,7 @@ def test_hessian_products_on_a_device_are_those_of_numpy(device, budget, loss):
         ((2, 8, 4), [Conv(3), AveragePool(2), Conv(2, 5), Dense(5), Dense(3)], 0.0),
         ((3, 6), [AveragePool(2), Conv(2), Dense(4), Dense(3)], 0.3),
         ((1, 6), [Conv(3), AveragePool(6)], 0.1),
+        ((1, 8), [MaxPool(2), Conv(3), MaxPool(2), Conv(3), MaxPool(2)], 0.0),
     ):
         net = Network(input_shape, layers, ReLU(slope), memory_budget=budget)
         theta, v = direction_of(net, 0), direction_of(net, 1)
@@ -391,7 +392,8 @@ def test_the_activation_leaves_positive_numbers_and_flattens_the_others():
 def test_single_precision_stays_single():
     rng = np.random.default_rng(0)
     for slope in (0.0, 0.1):
-        net = Network((2, 4, 4), [Conv(3), AveragePool(2), Dense(4), Dense(2)], ReLU(slope))
+        layers = [MaxPool(1), Conv(3), AveragePool(2), MaxPool(2), Dense(4), Dense(2)]
+        net = Network((2, 4, 4), layers, ReLU(slope))
         double = Parameters(net, rng.normal(size=net.size))
         theta = Parameters(net, double.vector.astype(np.float32))
         data = TrainingSet(rng.normal(size=(6, 2, 4, 4)), rng.dirichlet(np.ones(2), 6))
@@ -539,20 +541,53 @@ def test_a_description_survives_json(net):
 
 
 def test_a_description_reads_as_written():
-    net = Network((3, 8, 6), [Conv(6, 5), AveragePool(2), Dense(10)], ReLU(0.25))
+    net = Network((3, 8, 6), [Conv(6, 5), AveragePool(2), MaxPool(1), Dense(10)], ReLU(0.25))
     assert net.spec == {
         "input": [3, 8, 6],
         "activation": {"name": "leaky_relu", "slope": 0.25},
         "layers": [
             {"type": "conv", "maps": 6, "kernel": 5},
             {"type": "average_pool", "size": 2},
+            {"type": "max_pool", "size": 1},
             {"type": "dense", "width": 10},
         ],
     }
     assert Network((1, 2), [Dense(1)]).spec["activation"] == {"name": "relu"}
-    assert net.shapes == ((3, 8, 6), (6, 8, 6), (6, 4, 3), (10,))
-    assert (net.depth, net.positions(0), net.positions(1), net.positions(3)) == (3, 48, 48, 1)
-    assert repr(net) == f"Network(3x8x6 -> 6x8x6 -> 6x4x3 -> 10, {net.size} parameters)"
+    assert net.shapes == ((3, 8, 6), (6, 8, 6), (6, 4, 3), (6, 4, 3), (10,))
+    assert (net.depth, net.positions(0), net.positions(1), net.positions(4)) == (4, 48, 48, 1)
+    arrows = "3x8x6 -> 6x8x6 -> 6x4x3 -> 6x4x3 -> 10"
+    assert repr(net) == f"Network({arrows}, {net.size} parameters)"
+
+
+def test_the_layers_with_a_pattern_are_those_that_parameters_move():
+    A, M = AveragePool(2), MaxPool(2)
+    for layers, leading, active, poolings in (
+        ([Conv(2), M, Conv(2), A, M, Dense(2)], 0, (1, 3), (2, 5)),
+        ([M, A, Conv(2), M, Dense(2), Dense(2)], 2, (3, 5), (4,)),
+        ([A, M], 2, (), ()),
+        ([M, Conv(2)], 1, (), ()),
+        ([Conv(2), M, M], 0, (1,), (2, 3)),
+    ):
+        net = Network((1, 16), layers)
+        assert (net.leading_poolings, net.active_layers) == (leading, active)
+        assert net.max_layers == poolings
+        assert net.pattern_layers == tuple(sorted(active + poolings))
+
+
+def test_margins_tell_how_far_a_pattern_is_from_changing():
+    net = Network((1, 4), [Conv(2, 1), AveragePool(1), MaxPool(2), MaxPool(2), Dense(1)])
+    theta = net.zeros()
+    theta.W[1].weights[:, 0, 0], theta.b[1][:] = [1, -1], [0, 2]
+    o = np.array([[3.0], [1.0], [-1.0], [-2.0]])
+    margins = net.margins(theta, list(net.layerwise(theta, o)))
+    assert list(margins) == [1, 3, 4]
+    assert margins[1].ravel().tolist() == [3, 1, 1, 2, 1, 1, 3, 4]
+    assert margins[3].ravel().tolist() == [1, np.inf, 0.5, 0.5]  # two inactive ones: no gap
+    assert margins[4].ravel().tolist() == [1.5, 1.5]
+    leaky = Parameters(Network(net.input_shape, net.layers, ReLU(0.5)), theta.vector)
+    margins = leaky.net.margins(leaky, list(leaky.net.layerwise(leaky, o)))
+    assert margins[3].ravel().tolist() == [1, 0.25, 0.75, 0.5]
+    assert margins[4].ravel().tolist() == [1.75, 1.5]
 
 
 def test_networks_that_differ_are_not_equal():
@@ -647,6 +682,9 @@ def test_what_is_no_description_is_refused(spec):
         ([Dense(0)], "layer 1, .*positive whole numbers"),
         ([Conv(2, -3)], "layer 1, .*positive whole numbers"),
         ([AveragePool(2.0)], "layer 1, .*positive whole numbers"),
+        ([MaxPool(0)], "layer 1, .*positive whole numbers"),
+        ([Conv(2), MaxPool(4)], r"layer 2, MaxPool\(size=4\): expected a size that divides"),
+        ([Dense(4), MaxPool(1)], "layer 2, .*expected maps below it"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(layers, message):

@@ -24,6 +24,7 @@ from tinyspur import (
     one_hot,
     subnetwork,
 )
+from tinyspur.layers import MaxPool
 
 LOSS = SquaredLoss()
 TOP = [Conv(3), Conv(5), Conv(6), Dense(3)]
@@ -162,6 +163,77 @@ def test_the_search_for_a_minimum_falls_back_on_it():
     assert "local minimum" not in found.verdict
     assert found.theta_prime_risk == pytest.approx(found.risk, rel=1e-12)
     assert found.lower.decrease > 0
+
+
+# Max pooling above the relays
+
+
+def under_max_pooling(last=()):
+    """Return a nonlinear layer 1, a relay of its map 0 and a dead map, a max pooling, and data.
+
+    The first entry of all windows is the largest, but for samples `last`: there it is the last.
+    """
+    net = Network((1, 4, 4), [Conv(2), Conv(2), MaxPool(2), Dense(4), Dense(3)])
+    rng = np.random.default_rng(0)
+    theta = Parameters(net, 0.3 * rng.normal(size=net.size))
+    theta.W[1].weights[0], theta.W[2].weights[...] = 0, 0
+    theta.W[1].weights[0, 0, 1, 1] = theta.W[2].weights[0, 0, 1, 1] = 1
+    theta.b[1][:], theta.b[2][:], theta.b[4][:] = 0, [50, -50], 500
+    data = random_set()
+    data.x[:, :, ::2, ::2] += 20
+    data.x[list(last)] = data.x[list(last), :, ::-1, ::-1]
+    return theta, data
+
+
+@pytest.mark.parametrize("lower", [2, 3, 4])
+def test_a_max_pooling_that_selects_the_same_for_all_samples_is_affine(lower):
+    theta, data = under_max_pooling()
+    found = certify_relays(theta, data, LOSS, lower)
+    assert found.structure
+    assert found.evidence_only
+    assert (found.active, found.dead) == ((20, 16) if lower == 2 else (4, 0))
+    rng = np.random.default_rng(5)
+    for _ in range(5):
+        near = Parameters(theta.net, theta.vector + 1e-3 * rng.normal(size=theta.vector.size))
+        found = certify_relays(near, data, LOSS, lower)
+        assert found.structure
+        expected = near.net.risk(near, data, LOSS)
+        assert found.point.net.risk(found.point, data, LOSS) == pytest.approx(expected, rel=1e-11)
+    theta.b[1][:] = 50  # one class: its best affine map is a proof
+    x = np.column_stack([data.x.reshape(len(data), -1), np.ones(len(data))])
+    residuals = data.y - x @ np.linalg.lstsq(x, data.y)[0]
+    fitted = TrainingSet(data.x, theta.net.forward(theta, data.x) - residuals)
+    found = certify_relays(theta, fitted, LOSS, lower)
+    assert found.holds
+    assert found.radius == certify_cell(theta, fitted, LOSS).radius > 0
+
+
+def test_a_max_pooling_whose_choice_varies_breaks_the_structure():
+    theta, data = under_max_pooling(last=(3, 4, 80))
+    found = certify_relays(theta, data, LOSS, 2)
+    assert not found.structure
+    assert not found.holds
+    assert (found.mixed, found.kinks) == (4, ())  # the dead map has no largest entry
+    assert certify_relays(theta, data, LOSS, 4).structure  # above it there is nothing mixed
+
+
+def test_a_tie_above_the_relays_breaks_the_structure():
+    theta, data = under_max_pooling()
+    data.x[7] = 1.0
+    theta.W[2].weights[0] = 0
+    found = certify_relays(theta, data, LOSS, 2)
+    assert {(kink.layer, kink.map, kink.samples) for kink in found.kinks} == {(3, 0, len(data))}
+    assert not found.structure
+
+
+def test_poolings_of_the_input_are_no_relays():
+    net = Network((1, 8, 8), [MaxPool(2), *TOP])
+    data = random_set((1, 8, 8), samples=60)
+    theta, pair = linear_minimum(net, data, LOSS)
+    assert certify_relays(theta, data, LOSS, pair.lower).holds
+    assert certify_relays(theta, data, LOSS, 2).structure  # the features are the pooled input
+    with pytest.raises(ValueError, match="expected a layer above the poolings of the input, got 1"):
+        certify_relays(theta, data, LOSS, 1)
 
 
 def test_it_runs_on_a_device():

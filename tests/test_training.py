@@ -15,6 +15,7 @@ from torch_twin import Twin, risk
 
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.fitting import fit_affine
+from tinyspur.layers import MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import AveragePool, Conv, Dense, Network, ReLU, TrainingSet
 from tinyspur.training import (
@@ -33,6 +34,7 @@ from tinyspur.training import (
 NETWORKS = {
     "convolutions": Network((1, 4, 4), [Conv(3), Conv(4), Dense(3)]),
     "pooling": Network((2, 4, 4), [Conv(3), AveragePool(2), Dense(3)]),
+    "max pooling": Network((1, 4, 8), [Conv(3), MaxPool(2), Conv(2), MaxPool(2), Dense(3)]),
     "leaky": Network((1, 3, 3), [Dense(6), Dense(3)], ReLU(0.1)),
     "one-dimensional": Network((1, 6), [Conv(2), Dense(3)]),
 }
@@ -263,9 +265,9 @@ def test_the_polish_says_that_no_lower_point_was_found_at_a_kink(seed):
 # Training: Kaiming start, Adam, checkpoints
 
 
-def training_problem(samples=50, seed=0):
+def training_problem(samples=50, seed=0, pooling=AveragePool):
     rng = np.random.default_rng(seed)
-    net = Network((2, 6, 6), [Conv(3), AveragePool(2), Conv(4), Dense(5), Dense(3)])
+    net = Network((2, 6, 6), [Conv(3), pooling(2), Conv(4), Dense(5), Dense(3)])
     x = rng.standard_normal((samples, 2, 6, 6))
     return net, TrainingSet(x, one_hot(rng.integers(3, size=samples), 3))
 
@@ -288,8 +290,9 @@ def test_the_kaiming_start_has_the_variance_of_pytorch():
 
 @pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("weight_decay", [0.0, 5e-2])
-def test_every_step_of_adam_is_that_of_pytorch(loss, weight_decay):
-    net, data = training_problem()
+@pytest.mark.parametrize("pooling", [AveragePool, MaxPool])
+def test_every_step_of_adam_is_that_of_pytorch(loss, weight_decay, pooling):
+    net, data = training_problem(pooling=pooling)
     theta = kaiming_start(net)
     twin = Twin(net.spec).load(theta.arrays())
     parameters = list(twin.parameters())
@@ -515,6 +518,8 @@ def test_the_operations_of_a_training_by_hand():
     dense = 2 * 30 * 7 + 2 * 7 * 3
     assert training_flops(net, 1, 1) == 3 * (first + second + dense)
     assert training_flops(net, 50, 4) == 50 * 4 * training_flops(net, 1, 1)
+    pools = Network((3, 4, 6), [Conv(2), MaxPool(2), Conv(5, 5), Dense(7), Dense(3)])
+    assert training_flops(pools, 1, 1) == training_flops(net, 1, 1)  # comparisons don't count
     line = Network((2, 8), [Conv(3), Dense(4)])
     assert training_flops(line, 1, 1) == 3 * (2 * 3 * 2 * 3 * 8 + 2 * 24 * 4)
 

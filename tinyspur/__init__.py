@@ -16,6 +16,11 @@ from .constructions.convolutional import (
     revive,
     risk_along_bias,
 )
+from .constructions.convolutional_lattices import (
+    ConvolutionalLattice,
+    convolutional_lattice,
+    patch_sums,
+)
 from .constructions.data_split import DataSplit, OrderedGroups, ordered_groups, split_data
 from .constructions.embedding import (
     check_assumption_1,
@@ -56,6 +61,7 @@ __all__ = [
     "CellCertificate",
     "Conv",
     "ConvolutionMatrix",
+    "ConvolutionalLattice",
     "CrossEntropy",
     "DataSplit",
     "Dense",
@@ -84,6 +90,7 @@ __all__ = [
     "certify_cell",
     "certify_relays",
     "check_assumption_1",
+    "convolutional_lattice",
     "descend",
     "embed",
     "equal_risk_point",
@@ -105,6 +112,7 @@ __all__ = [
     "one_hot",
     "one_sided_derivative",
     "ordered_groups",
+    "patch_sums",
     "polish",
     "rescale",
     "revive",

@@ -386,8 +386,8 @@ class _KinkCounter:
 
 def _shrink(radius: float, theta: Parameters, columns: Array, trace: list, rounding: list) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
-    margins = theta.net.margins(theta, trace).values()
-    high = min([radius, *(float(m.min()) for m in margins)])  # a bias alone moves z by rho
+    margins = [float(abs(trace[layer - 1][0]).min()) for layer in theta.net.active_layers]
+    high = min([radius, *margins])  # a bias alone moves z by rho
     if high in (0, np.inf) or _keeps_patterns(high, theta, columns, trace, rounding):
         return high
     low = high / 2

@@ -90,6 +90,8 @@ def _expand(
             errors[2] = errors[2] + abs(D) @ inexact[1]
         if net.is_active(layer):
             lead, tied = z0, abs(z0) <= AT_THE_KINK * errors[0]
+            passed = tied | (z0 > 0)  # what an inactive unit hands on has the errors of slope * z
+            errors[0] = xp.where(passed, errors[0], net.activation.slope * errors[0])
             for k in (1, 2):
                 lead = xp.where(tied, o[k], lead)
                 tied = tied & (abs(o[k]) <= AT_THE_KINK * errors[k])

@@ -343,17 +343,19 @@ class _PoolingMatrix(WeightMatrix):
         """Return the entries of all windows, (size^d, n_l, N), row by row in each."""
         axes = len(self._split)
         order = (*range(2, axes + 1, 2), 0, *range(1, axes, 2), axes + 1)
-        windows = o.reshape(self.maps_in, *self._split, -1).transpose(order)
-        return windows.reshape(-1, self.shape[0], o.shape[1])
+        if o.ndim != 2 or o.shape[0] != self.shape[1]:
+            raise ValueError(f"{self!r}: expected columns ({self.shape[1]}, N), got {o.shape}")
+        windows = o.reshape(self.maps_in, *self._split, o.shape[1]).transpose(order)
+        return windows.reshape(self.size ** len(self.map_shape), self.shape[0], o.shape[1])
 
     def _from_windows(self, windows: Array) -> Array:
         """Return the columns (n_{l-1}, N) whose windows these are."""
         sizes, coarse = self._split[1::2], self._split[::2]
         d = len(sizes)
         mixed = [axis for k in range(d) for axis in (d + 1 + k, k)]
-        fine = windows.reshape(*sizes, self.maps_in, *coarse, -1)
+        fine = windows.reshape(*sizes, self.maps_in, *coarse, windows.shape[-1])
         fine = fine.transpose(d, *mixed, 2 * d + 1)
-        return fine.reshape(self.shape[1], -1)
+        return fine.reshape(self.shape[1], windows.shape[-1])
 
 
 class AveragePoolingMatrix(_PoolingMatrix):
@@ -482,16 +484,22 @@ class SelectionMatrix(WeightMatrix):
         samples = self.choice.shape[1]
         return self.pooling._details() + f", of {samples} sample{'s' * (samples > 1)}"
 
-    def _chosen(self) -> Array:
+    def _chosen(self, columns: int) -> Array:
         """Return which entries of the windows are selected, (size^d, n_l, N)."""
+        if self.choice.shape[1] not in (1, columns):
+            raise ValueError(
+                f"{self!r}: expected {self.choice.shape[1]} columns, one for each sample, got "
+                f"{columns}"
+            )
         entries = self.pooling.size ** len(self.pooling.map_shape)
         return namespace(self.choice).arange(entries)[:, None, None] == self.choice
 
     def _product(self, o: Array) -> Array:
-        return namespace(o).where(self._chosen(), self.pooling._windows(o), 0).sum(axis=0)
+        return namespace(o).where(self._chosen(o.shape[1]), self.pooling._windows(o), 0).sum(axis=0)
 
     def _adjoint(self, delta: Array) -> Array:
-        return self.pooling._from_windows(namespace(delta).where(self._chosen(), delta, 0))
+        chosen = self._chosen(delta.shape[1])
+        return self.pooling._from_windows(namespace(delta).where(chosen, delta, 0))
 
 
 class TransposedMatrix(WeightMatrix):

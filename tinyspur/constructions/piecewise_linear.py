@@ -7,7 +7,6 @@ on a whole group, so that the cell certificate holds with one class for each gro
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,13 +85,16 @@ class Groups:
         K = len(names)
         if K == 1:
             return cls.at(x, np.eye(x.shape[1])[0], [])
-        orders = itertools.permutations(range(K)) if K <= ORDERS else [tuple(range(K))]
-        for order in orders:
-            if order[0] > order[-1]:  # the same as its reverse
-                continue
-            found = _separate(x, np.argsort(order)[numbers], K)
-            if found is not None:
+        orders = [()] if K <= ORDERS else [tuple(range(K))]
+        while orders:  # the first groups along the direction; those of every part of an order
+            order = orders.pop()
+            some = np.isin(numbers, order)
+            places = np.argsort(order)[np.searchsorted(np.sort(order), numbers[some])]
+            found = _separate(x[some], places, len(order)) if len(order) > 1 else True
+            if found and len(order) == K:
                 return cls.at(x, *found)
+            if found:
+                orders += [(*order, k) for k in reversed(range(K)) if k not in order]
         raise AssumptionError(
             f"groups: no direction separates the {K} groups {names.tolist()} from each other, "
             f"{'in any order' if K <= ORDERS else 'in the order of their labels'}"
