@@ -387,7 +387,9 @@ def nearest_flip(theta, x, aligned):
 def test_no_pattern_changes_within_the_radius(layout, activation, seed):
     theta, data = random_point(layout, activation, seed)
     certificate = certify_cell(theta, data, SQUARED)
-    least = min(float(z.detach().abs().min()) for z in twin_of(theta).preactivations(data.x).values())
+    least = min(
+        float(z.detach().abs().min()) for z in twin_of(theta).preactivations(data.x).values()
+    )
     assert 0 < certificate.radius <= least * (1 + 1e-12)  # a bias alone moves z so far
     expected = patterns_of(theta, data.x)
     rng = np.random.default_rng(seed)
@@ -495,7 +497,9 @@ def test_points_with_every_class_stationary_are_certified(theta, data, loss):
     certificate = certify_cell(theta, data, loss)
     assert certificate.holds
     assert certificate.classes == reference(theta, data, loss)[0]
-    least = min(float(z.detach().abs().min()) for z in twin_of(theta).preactivations(data.x).values())
+    least = min(
+        float(z.detach().abs().min()) for z in twin_of(theta).preactivations(data.x).values()
+    )
     assert 0 < certificate.radius <= least * (1 + 1e-12)  # a bias alone moves z so far
     gradient = torch_twin.gradients(twin_of(theta), data.x, data.y, loss.name)
     assert max(abs(values).max() for values in gradient.values()) < 1e-9
