@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from torch_twin import Twin, risk
+from torch_twin import Twin, gradients, risk
 
+from tinyspur import datasets
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.fitting import fit_affine
 from tinyspur.layers import MaxPool
@@ -248,6 +249,25 @@ def test_the_polish_says_what_it_reached_and_why_it_stopped():
     none = polish(theta, data, loss, 0)
     assert none.theta.vector.tobytes() == theta.vector.tobytes()
     assert (none.iterations, none.risk, none.gradient) == (0, none.risk_before, largest)
+
+
+def test_a_network_that_can_fit_the_images_is_polished_to_a_gradient_of_almost_nothing():
+    found = datasets.bundled().subset(20, 0)
+    x = found.pixels().reshape(20, 1, 7, 4, 7, 4).mean(axis=(3, 5))
+    data, loss = TrainingSet(x, one_hot(found.labels, 10)), SquaredLoss()
+    net = Network((1, 7, 7), [Conv(4), Conv(6), Dense(10)])
+    trained = train(kaiming_start(net, 0), data, loss, 20, 5)
+    result = polish(trained, data, loss, 1000)
+    assert result.stopped == "reached"
+    ends = [_torch_gradient(point, data) for point in (trained, result.theta)]
+    assert ends[1] <= 1e-6 * ends[0]
+    assert result.risk < 1e-9 * result.risk_before
+
+
+def _torch_gradient(theta, data):
+    twin = Twin(theta.net.spec).load(theta.arrays())
+    found = gradients(twin, data.x, data.y, "squared")
+    return max(abs(values).max() for values in found.values())
 
 
 @pytest.mark.parametrize("seed", [2, 5])
