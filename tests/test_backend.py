@@ -8,11 +8,15 @@ import pytest
 import strict_device
 
 from tinyspur import matrices
+from tinyspur.activations import ReLU
 from tinyspur.backend import namespace, select, to_numpy
 from tinyspur.certificates import certify_cell
+from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
 from tinyspur.matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix
-from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
 
 # The choice
 

@@ -9,6 +9,7 @@ import strict_device
 import torch
 import torch_twin
 
+from tinyspur.activations import ReLU
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
@@ -20,8 +21,11 @@ from tinyspur.escapes import (
 )
 from tinyspur.expansion import coordinate_rates, expand_risk, one_sided_derivative
 from tinyspur.fitting import AssumptionError
+from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss, one_hot
-from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 LAYOUTS = {

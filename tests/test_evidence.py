@@ -10,6 +10,7 @@ import torch
 import torch_twin
 
 from tinyspur import evidence
+from tinyspur.activations import ReLU
 from tinyspur.backend import select
 from tinyspur.constructions.relays import rescale
 from tinyspur.evidence import (
@@ -19,8 +20,11 @@ from tinyspur.evidence import (
     hessian,
     rescaling_tangents,
 )
+from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, softmax
-from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
 
 NETWORKS = {
     "2-D": Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3), Dense(2)]),

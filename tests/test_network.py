@@ -11,10 +11,13 @@ import torch_twin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinyspur.activations import ReLU
 from tinyspur.backend import select, to_numpy
-from tinyspur.layers import MaxPool, Pooling
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
-from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
 
 over_networks = settings(
     max_examples=120,

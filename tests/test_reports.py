@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch_twin import Twin, from_npz
 
-from tinyspur.network import AveragePool, Conv, Dense, Network, ReLU
+from tinyspur.activations import ReLU
+from tinyspur.layers import AveragePool, Conv, Dense
+from tinyspur.network import Network
 from tinyspur.reports import Stages, check_writable, load_point, save_point, whole_file, write_json
 
 NETWORKS = {

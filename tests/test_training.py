@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from torch_twin import Twin, risk
 
+from tinyspur.activations import ReLU
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.fitting import fit_affine
+from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
-from tinyspur.network import AveragePool, Conv, Dense, Network, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.samples import TrainingSet
 from tinyspur.training import (
     Adam,
     TrainingCost,

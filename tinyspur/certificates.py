@@ -14,8 +14,10 @@ from .evidence import Evidence, gather_evidence
 from .fitting import stationary_subgradient
 from .layers import Dense, MaxPool
 from .losses import Loss
-from .network import Network, Parameters, TrainingSet
+from .network import Network
+from .parameters import Parameters
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
+from .samples import TrainingSet
 
 ROUNDING_LIMIT = 1e-6  # share of the largest target above which an output's error is no excuse
 MET = 8  # an output meets its target, at a kink of the loss, up to so many rounding errors

@@ -18,8 +18,9 @@ from .backend import namespace, to_numpy
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 from .fitting import AssumptionError
 from .losses import Loss
-from .network import Parameters, TrainingSet
+from .parameters import Parameters
 from .rounding import risk_rounding
+from .samples import TrainingSet
 
 TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
 TINY = 1e-6  # a step that shows to which side of the kink units go

@@ -14,11 +14,14 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
+from .activations import ReLU
 from .backend import Array, namespace, to_numpy
-from .layers import Pooling, ReLU
+from .layers import Pooling
 from .losses import Loss
 from .matrices import ConvolutionMatrix
-from .network import Network, Parameters, TrainingSet
+from .network import Network
+from .parameters import Parameters
+from .samples import TrainingSet
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
 LANCZOS_PRODUCTS = 90  # Hessian products that the two ends of the spectrum get otherwise

@@ -12,8 +12,9 @@ import numpy as np
 
 from .backend import Array, namespace
 from .losses import Loss
-from .network import Parameters, TrainingSet
+from .parameters import Parameters
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
+from .samples import TrainingSet
 
 
 class Expansion(NamedTuple):

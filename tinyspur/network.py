@@ -1,4 +1,4 @@
-"""Networks o^l = sigma(W^l o^{l-1} + b^l): layers, parameters, risk, backprop, patterns.
+"""Networks o^l = sigma(W^l o^{l-1} + b^l): layers, risk, backprop, patterns.
 
 Samples are rows outside, (N, C, H, W) and (N, d_y), and columns inside, (n_l, N). A `Network`
 describes; the numbers live in `Parameters`. Layers count from 1 to L as in the papers.
@@ -10,61 +10,18 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from types import ModuleType
+from dataclasses import asdict
 
 import numpy as np
 
+from .activations import ReLU
 from .backend import Array, namespace, to_numpy
-from .layers import (
-    LAYER_TYPES,
-    AveragePool,
-    Conv,
-    Dense,
-    Layer,
-    MaxPool,
-    Pooling,
-    ReLU,
-    is_positive,
-)
+from .layers import LAYER_TYPES, Conv, Dense, Layer, MaxPool, Pooling, is_positive
 from .losses import Loss
-from .matrices import (
-    AveragePoolingMatrix,
-    ConvolutionMatrix,
-    DenseMatrix,
-    MaxPoolingMatrix,
-    WeightMatrix,
-)
+from .parameters import Parameters
+from .samples import TrainingSet
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a pass over the samples holds at once
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Inputs x (N, C, H, W) or (N, C, W) and targets y (N, d_y); finite, N >= 1.
-
-    Raises ValueError for other shapes and for values that are not finite.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-
-    def __post_init__(self):
-        if self.x.ndim < 3 or self.y.ndim != 2 or len(self.x) != len(self.y) or not len(self.x):
-            raise ValueError(
-                "training set: expected x (N, C, H, W) and y (N, d_y) with the same N >= 1, "
-                f"got {self.x.shape} and {self.y.shape}"
-            )
-        for name, values in (("x", self.x), ("y", self.y)):
-            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-            if bad.any():
-                raise ValueError(
-                    f"training set: {name} has NaN or infinite values in {bad.sum()} of "
-                    f"{bad.size} samples, the first is sample {bad.argmax()}"
-                )
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 class Network:
@@ -445,65 +402,3 @@ class Network:
             slots[number] = (start, shape, shape[0])
             start += math.prod(shape) + shape[0]
         return slots, start
-
-
-class Parameters:
-    """One point theta: a contiguous `vector` with views `W[l]` and `b[l]`, l = 1..L.
-
-    `W[l]` is the weight matrix of layer l, pooling included; `W[l].weights` (PyTorch's shape) and
-    `b[l]` (one number for each map or neuron) are views of the vector, so writing to them changes
-    the point.
-    """
-
-    def __init__(self, net: Network, vector: Array):
-        if vector.shape != (net.size,):
-            raise ValueError(f"parameters: expected a vector ({net.size},), got {vector.shape}")
-        self.net, self.vector = net, vector
-        self.W: dict[int, WeightMatrix] = _ByLayer(net)
-        self.b: dict[int, Array] = _ByLayer(net)
-        for number, layer in enumerate(net.layers, start=1):
-            maps, *size = net.shapes[number - 1]
-            if isinstance(layer, Pooling):
-                kind = AveragePoolingMatrix if isinstance(layer, AveragePool) else MaxPoolingMatrix
-                self.W[number] = kind(maps, tuple(size), layer.size)
-                continue
-            start, shape, biases = net._slots[number]
-            stop = start + math.prod(shape)
-            weights = vector[start:stop].reshape(shape)
-            self.b[number] = vector[stop : stop + biases]
-            if isinstance(layer, Conv):
-                self.W[number] = ConvolutionMatrix(weights, tuple(size))
-            else:
-                self.W[number] = DenseMatrix(weights, maps_in=maps)
-
-    def __repr__(self) -> str:
-        return f"Parameters({self.net}, {self.vector.dtype})"
-
-    def copy(self) -> Parameters:
-        """Return an independent copy."""
-        return Parameters(self.net, self.vector.copy())
-
-    def to(self, xp: ModuleType, dtype: type | str | None = None) -> Parameters:
-        """Return a copy in the array namespace `xp` and, if given, of another `dtype`."""
-        return Parameters(self.net, xp.array(to_numpy(self.vector), dtype=dtype))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return {"W1": ..., "b1": ...} on the host, in PyTorch's shapes."""
-        named = {}
-        for layer in self.b:
-            named[f"W{layer}"] = to_numpy(self.W[layer].weights)
-            named[f"b{layer}"] = to_numpy(self.b[layer])
-        return named
-
-
-class _ByLayer(dict):
-    """A dictionary by layer number whose error says which layers there are."""
-
-    def __init__(self, net: Network):
-        super().__init__()
-        self.net = net
-
-    def __missing__(self, layer: int):
-        if layer in range(1, self.net.depth + 1):
-            raise KeyError(f"layer {layer} is a pooling: it has no biases")
-        raise KeyError(f"expected a layer in 1..{self.net.depth}, got {layer!r}")

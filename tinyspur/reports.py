@@ -19,7 +19,8 @@ from typing import IO
 import numpy as np
 
 from .cifar10 import naming
-from .network import Network, Parameters
+from .network import Network
+from .parameters import Parameters
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import numpy as np
 
 from .backend import Array, namespace, to_numpy
 from .losses import Loss
-from .network import Parameters, TrainingSet
+from .parameters import Parameters
+from .samples import TrainingSet
 
 ROUNDING = 4  # units in the last place of its terms that each sum is taken to be off by
 AT_THE_KINK = 1000  # z = 0 where |z| is at most so many times its rounding error

@@ -25,8 +25,9 @@ from ..certificates import (
 from ..escapes import Escape, kink_escape, measure_escape, random_unit
 from ..fitting import AssumptionError
 from ..losses import Loss
-from ..network import Parameters, TrainingSet
+from ..parameters import Parameters
 from ..rounding import risk_rounding
+from ..samples import TrainingSet
 from .data_split import (
     DataSplit,
     map_values,

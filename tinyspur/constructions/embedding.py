@@ -16,7 +16,9 @@ from ..backend import Array, namespace, to_numpy
 from ..fitting import AssumptionError, fit_affine
 from ..layers import AveragePool, Conv, Dense, Layer
 from ..losses import Loss
-from ..network import Network, Parameters, TrainingSet
+from ..network import Network
+from ..parameters import Parameters
+from ..samples import TrainingSet
 from .relays import RelayedPair, Tower, set_constant, set_relay
 
 VARIANTS = ("repaired", "literal")

@@ -10,7 +10,9 @@ import numpy as np
 
 from ..fitting import AssumptionError, fit_affine
 from ..losses import Loss, SquaredLoss
-from ..network import Network, Parameters, TrainingSet
+from ..network import Network
+from ..parameters import Parameters
+from ..samples import TrainingSet
 from .embedding import MARGIN, carry_outputs, check_variant, first_dense, first_features
 from .relays import Tower, set_constant, set_relay
 

@@ -15,10 +15,12 @@ from functools import cached_property
 
 import numpy as np
 
+from ..activations import ReLU
 from ..fitting import AssumptionError
-from ..layers import AveragePool, Conv, MaxPool, Pooling, ReLU
+from ..layers import AveragePool, Conv, MaxPool, Pooling
 from ..matrices import ConvolutionMatrix
-from ..network import Network, Parameters
+from ..network import Network
+from ..parameters import Parameters
 
 
 def set_relay(
