@@ -5,11 +5,12 @@ import types
 
 import numpy as np
 import pytest
+import scipy.special
 import strict_device
 
 from tinyspur import matrices
 from tinyspur.activations import ReLU
-from tinyspur.backend import namespace, select, to_numpy
+from tinyspur.backend import namespace, select, special, to_numpy
 from tinyspur.certificates import certify_cell
 from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
@@ -94,6 +95,14 @@ def test_the_namespace_of_an_array_is_where_its_type_is_from():
     assert namespace(np.zeros(2)) is np
     assert namespace(np.float64(2)) is np
     assert namespace(strict_device.zeros(2)) is strict_device
+
+
+def test_special_functions_are_those_of_the_arrays_package(monkeypatch):
+    module = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", module)
+    assert special(np.zeros(2)) is scipy.special
+    assert special(np.float64(2)) is scipy.special
+    assert special(strict_device.zeros(2)) is module
 
 
 def test_arrays_come_to_the_host_explicitly():

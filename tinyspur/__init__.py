@@ -1,6 +1,19 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
 
-from .activations import ReLU
+from .activations import (
+    ELU,
+    GELU,
+    Activation,
+    Arctan,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Sine,
+    SmoothActivation,
+    Softplus,
+    Swish,
+    Tanh,
+)
 from .certificates import (
     CellCertificate,
     Kink,
@@ -50,9 +63,13 @@ from .samples import TrainingSet
 from .training import Adam, descend, kaiming_start, polish, train
 
 __all__ = [
+    "ELU",
+    "GELU",
     "AbsoluteLoss",
+    "Activation",
     "Adam",
     "AffineFit",
+    "Arctan",
     "AssumptionError",
     "AveragePool",
     "AveragePoolingMatrix",
@@ -80,9 +97,16 @@ __all__ = [
     "ReLU",
     "RelayCertificate",
     "RelayedPair",
+    "SiLU",
+    "Sigmoid",
+    "Sine",
+    "SmoothActivation",
+    "Softplus",
     "SpuriousMinimum",
     "SpuriousPair",
     "SquaredLoss",
+    "Swish",
+    "Tanh",
     "TrainingSet",
     "certify_cell",
     "certify_relays",
