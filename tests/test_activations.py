@@ -333,26 +333,26 @@ def test_what_needs_pieces_refuses_smooth_activations(sigma):
     gates = Network((1, 4, 4), [Conv(3), Dense(20), Dense(2)], sigma)
     data = TrainingSet(rng.normal(size=(30, 1, 4, 4)), rng.normal(size=(30, 2)))
     theta, phi = net.zeros(), Network((1, 4, 4), [Conv(3), Dense(2)], sigma)
-    groups = Groups.equal(data.x, np.ones(16), 2)
-    for build in (
-        lambda: net.affine_map(theta, data.x[0]),
-        lambda: certify_cell(theta, data, loss),
-        lambda: certify_relays(theta, data, loss, 2),
-        lambda: kink_escape(theta, data, loss),
-        lambda: Tower(net, 1, 3),
-        lambda: pair_tower(net),
-        lambda: subnetwork(net),
-        lambda: linear_minimum(net, data, loss),
-        lambda: linear_minimum(net, data, loss, "literal"),
-        lambda: linear_subnetwork(phi, data, loss),
-        lambda: embed(net, phi.zeros(), data.x),
-        lambda: nontrivial_minimum(net, data, loss),
-        lambda: gated_minimum(gates, data, loss, groups),
-        lambda: spurious_pair(gates, data, loss, groups),
-        lambda: rescale(theta, 1, 2.0),
-        lambda: revive(theta, data, loss, 1, 0),
+    groups, got = Groups.equal(data.x, np.ones(16), 2), re.escape(repr(sigma))
+    for what, build in (
+        ("affine map", lambda: net.affine_map(theta, data.x[0])),
+        ("cell certificate", lambda: certify_cell(theta, data, loss)),
+        ("relay certificate", lambda: certify_relays(theta, data, loss, 2)),
+        ("escape from the kink", lambda: kink_escape(theta, data, loss)),
+        ("construction", lambda: Tower(net, 1, 3)),
+        ("construction", lambda: pair_tower(net)),
+        ("construction", lambda: subnetwork(net)),
+        ("construction", lambda: linear_minimum(net, data, loss)),
+        ("construction", lambda: linear_minimum(net, data, loss, "literal")),
+        ("construction", lambda: linear_subnetwork(phi, data, loss)),
+        ("construction", lambda: embed(net, phi.zeros(), data.x)),
+        ("construction", lambda: nontrivial_minimum(net, data, loss)),
+        ("gates", lambda: gated_minimum(gates, data, loss, groups)),
+        ("gates", lambda: spurious_pair(gates, data, loss, groups)),
+        ("rescale", lambda: rescale(theta, 1, 2.0)),
+        ("revive", lambda: revive(theta, data, loss, 1, 0)),
     ):
-        with pytest.raises(ValueError, match=rf"expected .*ReLU.*, got {re.escape(repr(sigma))}"):
+        with pytest.raises(ValueError, match=rf"^{what}: expected .*ReLU.*, got {got}"):
             build()
 
 
