@@ -107,4 +107,4 @@ def test_what_a_smooth_activation_makes_of_an_error_is_its_first_order(sigma, te
     for k in range(term, 3):
         off = abs(there[k] - found[k])
         assert (off <= 1.001 * estimates[k] + 1e-11).all()
-        assert np.median(estimates[k] / off) < 3
+        assert estimates[k].sum() < 3 * off.sum()
