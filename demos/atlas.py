@@ -23,9 +23,10 @@ from tqdm import tqdm
 from tinyspur.atlas import map_minima, partitions
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
-from tinyspur.network import Network, TrainingSet
+from tinyspur.network import Network
 from tinyspur.plotting import draw_atlas
 from tinyspur.reports import check_writable, exit_status
+from tinyspur.samples import TrainingSet
 
 
 def surface(samples: int, seed: int) -> TrainingSet:

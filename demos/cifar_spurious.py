@@ -31,10 +31,12 @@ from tinyspur.constructions.convolutional import (
 from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.layers import Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
-from tinyspur.network import Conv, Dense, Network, TrainingSet
+from tinyspur.network import Network
 from tinyspur.plotting import draw_spurious_minimum
 from tinyspur.reports import Stages, check_writable, exit_status, save_point, write_json
+from tinyspur.samples import TrainingSet
 from tinyspur.training import (
     Adam,
     descend,

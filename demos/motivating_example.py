@@ -21,9 +21,10 @@ from tinyspur.constructions.lattices import Lattice, connected_pieces, lattice_n
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
-from tinyspur.network import Network, TrainingSet
+from tinyspur.network import Network
 from tinyspur.plotting import Panel, draw_motivating_example
 from tinyspur.reports import check_writable, exit_status
+from tinyspur.samples import TrainingSet
 
 
 def curve(samples: int) -> TrainingSet:

@@ -19,9 +19,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.special
 
 __all__ = ["array", "asarray", "asnumpy", "ndarray"]
 
@@ -506,6 +508,18 @@ def _ufunc_method(ufunc: np.ufunc, name: str) -> Callable:
         return _Call()(getattr(ufunc, name), *args, **kwargs)
 
     return wrapped
+
+
+def _special(ufunc: np.ufunc) -> Callable:
+    def wrapped(*args: Any) -> ndarray:
+        _refuse_lists(ufunc.__name__, args)
+        return _Call()(ufunc, *args)
+
+    return wrapped
+
+
+# In the place of ``cupyx.scipy.special``.
+special = SimpleNamespace(erf=_special(scipy.special.erf), erfc=_special(scipy.special.erfc))
 
 
 def _is_device_type(value: Any) -> bool:

@@ -5,12 +5,14 @@ import types
 
 import numpy as np
 import pytest
+import scipy.special
 import strict_device
 
 from tinyspur import matrices
-from tinyspur.backend import namespace, select, to_numpy
+from tinyspur.activations import ReLU
+from tinyspur.backend import namespace, select, special, to_numpy
 from tinyspur.certificates import certify_cell
-from tinyspur.layers import MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
 from tinyspur.matrices import (
     AveragePoolingMatrix,
@@ -18,7 +20,9 @@ from tinyspur.matrices import (
     DenseMatrix,
     MaxPoolingMatrix,
 )
-from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
 
 # The choice
 
@@ -96,6 +100,14 @@ def test_the_namespace_of_an_array_is_where_its_type_is_from():
     assert namespace(np.zeros(2)) is np
     assert namespace(np.float64(2)) is np
     assert namespace(strict_device.zeros(2)) is strict_device
+
+
+def test_special_functions_are_those_of_the_arrays_package(monkeypatch):
+    module = types.SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", module)
+    assert special(np.zeros(2)) is scipy.special
+    assert special(np.float64(2)) is scipy.special
+    assert special(strict_device.zeros(2)) is module
 
 
 def test_arrays_come_to_the_host_explicitly():

@@ -11,6 +11,7 @@ import strict_device
 import torch
 import torch_twin
 
+from tinyspur.activations import ReLU
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.convolutional import (
     equal_risk_point,
@@ -37,8 +38,11 @@ from tinyspur.constructions.embedding import (
 from tinyspur.constructions.relays import outgoing, rescale
 from tinyspur.escapes import kink_escape
 from tinyspur.fitting import AssumptionError, fit_affine
+from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
-from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 

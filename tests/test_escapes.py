@@ -9,6 +9,7 @@ import strict_device
 import torch
 import torch_twin
 
+from tinyspur.activations import ELU, GELU, Arctan, ReLU, Sigmoid, SiLU, Sine, Softplus, Swish, Tanh
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
@@ -20,9 +21,11 @@ from tinyspur.escapes import (
 )
 from tinyspur.expansion import coordinate_rates, expand_risk, one_sided_derivative
 from tinyspur.fitting import AssumptionError
-from tinyspur.layers import MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss, one_hot
-from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 LAYOUTS = {
@@ -350,6 +353,95 @@ def test_a_tie_that_may_be_broken_is_left():
         quotient = (quotient - twin_risk(theta, data, SQUARED)) / t
         assert rate == pytest.approx(quotient, abs=1e-4)
         assert rate < 0
+
+
+# Smooth activations
+
+SMOOTH = [Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), Sine(), Arctan(), Swish(1.7)]
+over_smooth = pytest.mark.parametrize("sigma", SMOOTH, ids=repr)
+
+
+def smooth_point(layout, sigma, loss, seed=0, samples=6):
+    theta, data = random_point(layout, 0.0, loss, seed, samples)
+    net = Network(theta.net.input_shape, theta.net.layers, sigma)
+    return Parameters(net, theta.vector), data
+
+
+@over_layouts
+@over_losses
+@over_smooth
+def test_both_terms_are_the_gradients_and_the_hessians_of_pytorch(layout, loss, sigma):
+    theta, data = smooth_point(layout, sigma, loss)
+    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
+    parameters, d = list(twin.arrays().values()), direction_at(theta, np.random.default_rng(1))
+    along = [torch.as_tensor(part) for part in d.arrays().values()]
+    risk = torch_twin.risk(twin(data.x), data.y, loss.name)
+    gradient = torch.autograd.grad(risk, parameters, create_graph=True)
+    slope = sum((g * part).sum() for g, part in zip(gradient, along, strict=True))
+    products = torch.autograd.grad(slope, parameters)
+    bend = sum(float((h * part).sum()) for h, part in zip(products, along, strict=True))
+    found = expand_risk(theta, d, data, loss)
+    assert found.first == pytest.approx(float(slope.detach()), rel=1e-12)
+    assert found.second == pytest.approx(bend / 2, rel=1e-12)
+    product = theta.net.hessian_product(theta, d, data, loss).vector
+    assert found.second == pytest.approx(d.vector @ product / 2, rel=1e-12)
+    for rounding, size in (
+        (found.first_rounding, abs(float(slope.detach()))),
+        (found.second_rounding, abs(bend)),
+    ):
+        assert 1e-15 * size < rounding < 1e-10 * (1 + size)
+
+
+def test_a_tie_of_a_max_pooling_is_a_kink_with_smooth_activations_too():
+    net = Network((1, 2), [Conv(1, 1), MaxPool(2), Dense(1), Dense(1)], Tanh())
+    theta = Parameters(net, np.array([0.0, 0.3, 1.0, 0.0, 1.0, 0.0]))  # tanh 0.3, at both places
+    data = TrainingSet(np.array([[[1.0, -2.0]], [[0.5, 3.0]]]), np.array([[0.1], [2.0]]))
+    rates = []
+    for sign in (1.0, -1.0):
+        d = net.zeros()
+        d.W[1].weights[...] = sign
+        rates.append(one_sided_derivative(theta, d, data, SQUARED))
+        rise = twin_risk(moved(theta, d, 1e-7), data, SQUARED) - twin_risk(theta, data, SQUARED)
+        assert rates[-1] == pytest.approx(rise / 1e-7, abs=1e-5)
+    assert abs(sum(rates)) > 0.1
+    found = list(first_order_directions(theta, data, SQUARED))
+    assert found
+    for d, rate in found:
+        fall = twin_risk(moved(theta, d, 1e-7), data, SQUARED) - twin_risk(theta, data, SQUARED)
+        assert fall / 1e-7 == pytest.approx(rate, rel=1e-3)
+
+
+@over_smooth
+def test_without_kinks_the_rates_are_the_gradient_and_no_kink_is_left(sigma):
+    theta, data = smooth_point("pooling", sigma, SQUARED)
+    gradient = theta.net.gradient(theta, data, SQUARED).vector
+    up, down = coordinate_rates(theta, data, SQUARED)
+    np.testing.assert_allclose(up.vector, gradient, atol=1e-13)
+    np.testing.assert_allclose(down.vector, -gradient, atol=1e-13)
+    unused = theta.copy()
+    unused.W[1].weights[0] = unused.b[1][0] = unused.W[3].weights[:, 0] = 0
+    for point in (theta, unused, theta.net.zeros()):
+        assert list(first_order_directions(point, data, SQUARED)) == []
+        assert list(second_order_directions(point, data, SQUARED)) == []
+
+
+@over_smooth
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_point_of_a_smooth_network_is_left_and_a_saddle_too(sigma, dtype):
+    theta, data = smooth_point("conv", sigma, SQUARED)
+    escape = find_escape(theta.to(np, dtype), data, SQUARED, 0.1, starts=2, iterations=10)
+    assert escape.decrease > escape.rounding
+    lower = twin_risk(theta, data, SQUARED) - twin_risk(escape.theta, data, SQUARED)
+    assert lower == pytest.approx(escape.decrease, abs=escape.rounding)
+    saddle = Network((1, 1, 2), [Dense(3), Dense(1)], sigma).zeros()
+    saddle.b[1][:] = 1
+    x = np.random.default_rng(0).normal(size=(20, 1, 1, 2))
+    data = TrainingSet(x, x[:, 0, 0, :1] + 1)
+    saddle.b[2][:] = data.y.mean()
+    assert find_escape(saddle, data, SQUARED, 1e-2, starts=1) is None
+    escape = find_escape(saddle, data, SQUARED, 1e-2)
+    assert escape.kind == "descent from a random point nearby"
+    assert twin_risk(escape.theta, data, SQUARED) < twin_risk(saddle, data, SQUARED)
 
 
 # Coordinates

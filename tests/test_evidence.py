@@ -10,6 +10,7 @@ import torch
 import torch_twin
 
 from tinyspur import evidence
+from tinyspur.activations import GELU, ReLU, Sine, Tanh
 from tinyspur.backend import select
 from tinyspur.constructions.relays import rescale
 from tinyspur.evidence import (
@@ -19,9 +20,11 @@ from tinyspur.evidence import (
     hessian,
     rescaling_tangents,
 )
-from tinyspur.layers import MaxPool, Pooling
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 from tinyspur.losses import CrossEntropy, SquaredLoss, softmax
-from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
 
 NETWORKS = {
     "2-D": Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3), Dense(2)]),
@@ -34,6 +37,11 @@ NETWORKS = {
     ),
     "max pooling last": Network((1, 6), [Conv(3), Conv(2), MaxPool(2), MaxPool(3)]),
     "one layer": Network((1, 3), [Dense(2)]),
+}
+SMOOTH = {
+    "2-D, tanh": Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3), Dense(2)], Tanh()),
+    "1-D, gelu": Network((1, 6), [Conv(2), Conv(2, 1), Dense(2)], GELU()),
+    "dense, sine": Network((1, 3), [Dense(4), Dense(3), Dense(2)], Sine()),
 }
 
 
@@ -101,9 +109,9 @@ def both_ways(theta, data, loss, **options):
 
 
 @pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS | SMOOTH)
 def test_the_hessian_is_that_of_pytorch(name, loss):
-    theta, data = problem(NETWORKS[name], loss)
+    theta, data = problem((NETWORKS | SMOOTH)[name], loss)
     expected = torch_hessian(theta, data, loss)
     H = hessian(theta, data, loss)
     assert np.array_equal(H, H.T)
@@ -111,9 +119,9 @@ def test_the_hessian_is_that_of_pytorch(name, loss):
 
 
 @pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", NETWORKS | SMOOTH)
 def test_the_ends_are_those_of_pytorchs_hessian_without_the_rescalings(name, loss):
-    theta, data = problem(NETWORKS[name], loss)
+    theta, data = problem((NETWORKS | SMOOTH)[name], loss)
     H = torch_hessian(theta, data, loss)
     tangents = finite_tangents(theta)
     q, _ = np.linalg.qr(np.concatenate([tangents, np.eye(theta.net.size)]).T)
@@ -278,7 +286,7 @@ def test_big_networks_get_about_a_hundred_products_and_few_backward_passes(monke
 def finite_tangents(theta):
     """Return the unit tangents by central differences of `rescale`, as rows."""
     net, step, rows = theta.net, 1e-5, [np.zeros((0, theta.net.size))]
-    for layer in net.active_layers:
+    for layer in net.kinked_layers:
         if all(isinstance(above, Pooling) for above in net.layers[layer:]):
             continue
         for t in range(net.shapes[layer][0]):
@@ -396,10 +404,27 @@ def test_the_margin_is_the_least_preactivation():
     theta.W[3].weights[1] = theta.b[3][1] = 0
     found = gather_evidence(theta, data, SquaredLoss())
     assert found.margin == 0
-    assert "least |z| 0: the risk is not smooth" in str(found)
+    assert "  margin 0: the risk is not smooth" in str(found)
     theta, data = problem(NETWORKS["one layer"], SquaredLoss())
     found = gather_evidence(theta, data, SquaredLoss())
     assert (found.margin, found.as_dict()["margin"]) == (np.inf, None)
+    assert str(found).endswith("\n  no kinks")
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_evidence_without_kinks_speaks_of_none(name):
+    theta, data = problem(SMOOTH[name], SquaredLoss())
+    assert rescaling_tangents(theta).shape == (0, theta.net.size)
+    for found in both_ways(theta, data, SquaredLoss()):
+        assert (found.rescalings, found.independent, found.checked) == (0, 0, 0)
+        assert (found.margin, found.as_dict()["margin"]) == (np.inf, None)
+        assert "no kinks" in str(found)
+        for word in ("|z|", "rescaling", "inf", "not smooth"):
+            assert word not in str(found)
+    theta, data = problem(Network((1, 4), [Conv(3), MaxPool(2), Dense(1)], Tanh()), SquaredLoss())
+    o = np.tanh(twin_of(theta).preactivations(data.x)[1].detach().numpy()).reshape(-1, 2)
+    least = float(abs(o[:, 0] - o[:, 1]).min()) / 2
+    assert gather_evidence(theta, data, SquaredLoss()).margin == pytest.approx(least, rel=1e-9)
 
 
 def test_the_margin_is_half_the_least_gap_of_max_poolings():

@@ -17,8 +17,10 @@ from tinyspur.constructions.lattices import (
 )
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from tinyspur.fitting import AssumptionError, fit_affine
+from tinyspur.layers import Dense
 from tinyspur.losses import AbsoluteLoss, SquaredLoss
-from tinyspur.network import Dense, Network, TrainingSet
+from tinyspur.network import Network
+from tinyspur.samples import TrainingSet
 
 SQUARED = SquaredLoss()
 

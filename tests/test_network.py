@@ -11,10 +11,25 @@ import torch_twin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinyspur.activations import (
+    ELU,
+    GELU,
+    Arctan,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Sine,
+    SmoothActivation,
+    Softplus,
+    Swish,
+    Tanh,
+)
 from tinyspur.backend import select, to_numpy
-from tinyspur.layers import MaxPool, Pooling
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
-from tinyspur.network import AveragePool, Conv, Dense, Network, Parameters, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
 
 over_networks = settings(
     max_examples=120,
@@ -24,8 +39,16 @@ over_networks = settings(
 )
 
 
+WITH_KINKS = st.sampled_from([0.0, 0.01, 0.3]).map(ReLU)
+SMOOTH = st.sampled_from(
+    [Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), Sine(), Arctan(), Swish(1.7)]
+)
+
+OWN = SmoothActivation("own", np.sin, np.cos)  # its second derivative comes from differences
+
+
 @st.composite
-def networks(draw):
+def networks(draw, activations=WITH_KINKS | SMOOTH):
     """Return a network with at least one layer of weights."""
     directions = draw(st.integers(1, 2))
     sizes = st.sampled_from([1, 2, 3, 4, 6, 8])
@@ -46,14 +69,13 @@ def networks(draw):
             size = tuple(n // window for n in size)
     if all(isinstance(layer, Pooling) for layer in layers) or draw(st.booleans()):
         layers.append(Dense(draw(st.integers(1, 4))))
-    slope = draw(st.sampled_from([0.0, 0.01, 0.3]))
-    return Network(input_shape, layers, ReLU(slope))
+    return Network(input_shape, layers, draw(activations))
 
 
 @st.composite
-def problems(draw):
+def problems(draw, activations=WITH_KINKS | SMOOTH):
     """Return a network, parameters, data and a loss."""
-    net = draw(networks())
+    net = draw(networks(activations))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     samples, width = draw(st.integers(1, 5)), int(np.prod(net.shapes[-1]))
     x = rng.normal(size=(samples, *net.input_shape))
@@ -161,7 +183,8 @@ def test_patterns_are_the_signs_of_pytorchs_preactivations(problem):
     patterns = net.patterns(theta, data.x)
     assert net.active_layers == tuple(before)
     poolings = [n for n, layer in enumerate(net.layers, 1) if isinstance(layer, MaxPool)]
-    assert list(patterns) == sorted([*before, *poolings])
+    kinked = before if net.activation.piecewise_linear else ()
+    assert list(patterns) == sorted([*kinked, *poolings])
     for layer, pattern in patterns.items():
         if layer in poolings:
             continue
@@ -250,7 +273,7 @@ def test_the_memory_budget_bounds_the_activations_of_a_pass():
 
 
 @over_networks
-@given(problems(), st.integers(0, 2**32 - 1))
+@given(problems(WITH_KINKS), st.integers(0, 2**32 - 1))
 def test_the_affine_map_gives_the_outputs_as_long_as_the_pattern_stays(problem, seed):
     net, theta, data, _loss = problem
     direction = np.random.default_rng(seed).normal(size=net.input_shape)
@@ -274,9 +297,10 @@ def test_the_affine_map_gives_the_outputs_as_long_as_the_pattern_stays(problem, 
         close(F @ np.append(moved.ravel(), 1), expected, 1e-12, rounding * 10)
 
 
-def test_the_gradient_is_the_slope_of_the_risk():
+@pytest.mark.parametrize("sigma", [ReLU(0.1), GELU()], ids=repr)
+def test_the_gradient_is_the_slope_of_the_risk(sigma):
     rng = np.random.default_rng(0)
-    net = Network((2, 4, 2), [Conv(2), AveragePool(2), Conv(2, 1), Dense(3)], ReLU(0.1))
+    net = Network((2, 4, 2), [Conv(2), AveragePool(2), Conv(2, 1), Dense(3)], sigma)
     x = rng.normal(size=(3, *net.input_shape))
     for loss, y in (
         (SquaredLoss(), rng.normal(size=(3, 3))),
@@ -311,14 +335,15 @@ def test_the_hessian_is_symmetric_and_its_product_linear(problem, seed):
         assert np.array_equal(point.vector, vector)
 
 
-def test_the_hessian_product_is_the_slope_of_the_gradient():
+@pytest.mark.parametrize("sigma", [ReLU(0.1), GELU(), OWN], ids=repr)
+def test_the_hessian_product_is_the_slope_of_the_gradient(sigma):
     rng = np.random.default_rng(0)
     for input_shape, layers in (
         ((2, 4, 2), [Conv(2), AveragePool(2), Conv(2, 1), Dense(3)]),
         ((1, 8), [AveragePool(2), Conv(2), Dense(3), Dense(3)]),
         ((1, 3), [Dense(3)]),
     ):
-        net = Network(input_shape, layers, ReLU(0.1))
+        net = Network(input_shape, layers, sigma)
         theta, x = Parameters(net, rng.normal(size=net.size)), rng.normal(size=(3, *input_shape))
         for loss, y in (
             (SquaredLoss(), rng.normal(size=(3, 3))),
@@ -389,28 +414,29 @@ def test_the_activation_leaves_positive_numbers_and_flattens_the_others():
     assert ReLU(0.5).derivative(z).tolist() == [0.5, 0.5, 1]
 
 
-def test_single_precision_stays_single():
+@pytest.mark.parametrize("sigma", [ReLU(), ReLU(0.1), GELU(), ELU(), Swish(1.7)], ids=repr)
+def test_single_precision_stays_single(sigma):
     rng = np.random.default_rng(0)
-    for slope in (0.0, 0.1):
-        layers = [MaxPool(1), Conv(3), AveragePool(2), MaxPool(2), Dense(4), Dense(2)]
-        net = Network((2, 4, 4), layers, ReLU(slope))
-        double = Parameters(net, rng.normal(size=net.size))
-        theta = Parameters(net, double.vector.astype(np.float32))
-        data = TrainingSet(rng.normal(size=(6, 2, 4, 4)), rng.dirichlet(np.ones(2), 6))
-        for loss in (SquaredLoss(), CrossEntropy()):
-            results = [
-                net.forward(theta, data.x),
-                net.sample_losses(theta, data, loss),
-                net.gradient(theta, data, loss).vector,
-                net.hessian_product(theta, theta, data, loss).vector,
-                net.affine_map(theta, data.x[0]),
-                net.zeros(like=theta.vector).vector,
-                net.zeros(dtype=np.float32).vector,
-            ]
-            assert [r.dtype for r in results] == [np.float32] * len(results)
-            close(results[0], net.forward(double, data.x), 1e-5)
-            close(results[2], net.gradient(double, data, loss).vector, 1e-5)
-            close(results[3], net.hessian_product(double, double, data, loss).vector, 1e-5)
+    net = Network(
+        (2, 4, 4), [MaxPool(1), Conv(3), AveragePool(2), MaxPool(2), Dense(4), Dense(2)], sigma
+    )
+    double = Parameters(net, rng.normal(size=net.size))
+    theta = Parameters(net, double.vector.astype(np.float32))
+    data = TrainingSet(rng.normal(size=(6, 2, 4, 4)), rng.dirichlet(np.ones(2), 6))
+    for loss in (SquaredLoss(), CrossEntropy()):
+        results = [
+            net.forward(theta, data.x),
+            net.sample_losses(theta, data, loss),
+            net.gradient(theta, data, loss).vector,
+            net.hessian_product(theta, theta, data, loss).vector,
+            *([net.affine_map(theta, data.x[0])] if sigma.piecewise_linear else []),
+            net.zeros(like=theta.vector).vector,
+            net.zeros(dtype=np.float32).vector,
+        ]
+        assert [r.dtype for r in results] == [np.float32] * len(results)
+        close(results[0], net.forward(double, data.x), 1e-5)
+        close(results[2], net.gradient(double, data, loss).vector, 1e-5)
+        close(results[3], net.hessian_product(double, double, data, loss).vector, 1e-5)
 
 
 def test_whole_number_inputs_are_computed_in_the_precision_of_the_parameters():
@@ -597,6 +623,7 @@ def test_networks_that_differ_are_not_equal():
         Network((1, 4), [Conv(2), Dense(2)]),
         Network((1, 4), [Conv(2, 1), Dense(1)]),
         Network((1, 4), [Conv(2), Dense(1)], ReLU(0.1)),
+        Network((1, 4), [Conv(2), Dense(1)], Tanh()),
     ]
     assert all(net != other for other in others)
     assert net != net.spec
@@ -648,7 +675,7 @@ def test_a_description_with_a_wrong_layer_is_refused(layer):
         {"input": [1, 4.5, 4]},
         {"input": 4},
         {"input": "144"},
-        {"activation": {"name": "tanh"}},
+        {"activation": {"name": "mish"}},
         {"activation": {"slope": 0.1}},
         {"activation": {"name": "leaky_relu", "steepness": 0.1}},
         {"activation": {"name": "leaky_relu", "slope": "steep"}},

@@ -21,7 +21,8 @@ from torch_twin import Twin, from_npz, gradients, risk
 import tinyspur
 from tinyspur import datasets
 from tinyspur.constructions.embedding import subnetwork
-from tinyspur.network import Conv, Dense, Network
+from tinyspur.layers import Conv, Dense
+from tinyspur.network import Network
 from tinyspur.training import training_flops
 
 ROOT = Path(tinyspur.__file__).resolve().parent.parent

@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch_twin import Twin, from_npz
 
-from tinyspur.network import AveragePool, Conv, Dense, Network, ReLU
+from tinyspur.activations import ReLU, SmoothActivation, Swish, Tanh
+from tinyspur.layers import AveragePool, Conv, Dense
+from tinyspur.network import Network
 from tinyspur.reports import Stages, check_writable, load_point, save_point, whole_file, write_json
 
 NETWORKS = {
@@ -23,6 +25,8 @@ NETWORKS = {
     "colour, filters of size 5": Network((3, 6, 4), [Conv(4, 5), Conv(2, 1), Dense(2)]),
     "one-dimensional": Network((2, 6), [Conv(3), AveragePool(3), Dense(4)]),
     "leaky": Network((1, 2, 2), [Dense(5), Dense(2)], ReLU(0.125)),
+    "tanh": Network((1, 2, 2), [Dense(5), Dense(2)], Tanh()),
+    "swish": Network((1, 6), [Conv(3), Conv(2), Dense(2)], Swish(1.5)),
     "one dense layer": Network((1, 3, 3), [Dense(4)]),
     "no parameters": Network((2, 4, 4), [AveragePool(2)]),
 }
@@ -106,7 +110,9 @@ def test_the_spec_is_the_documented_json(tmp_path):
         }
 
 
-@pytest.mark.parametrize("name", ["convolutions and a pooling", "one-dimensional", "leaky"])
+@pytest.mark.parametrize(
+    "name", ["convolutions and a pooling", "one-dimensional", "leaky", "tanh", "swish"]
+)
 def test_pytorch_computes_the_same_outputs_from_the_file(name, tmp_path):
     theta = point(NETWORKS[name])
     save_point(tmp_path / "point.npz", theta)
@@ -120,6 +126,15 @@ def test_writing_the_same_point_twice_gives_the_same_bytes(tmp_path):
     time.sleep(0.01)
     save_point(tmp_path / "second.npz", point(NET))
     assert (tmp_path / "first.npz").read_bytes() == (tmp_path / "second.npz").read_bytes()
+
+
+def test_a_point_whose_activation_no_file_can_hold_is_not_written(tmp_path):
+    own = SmoothActivation("own", np.sin, np.cos)
+    theta = point(Network((1, 2, 2), [Dense(5), Dense(2)], own))
+    path = tmp_path / "points" / "point.npz"
+    with pytest.raises(ValueError, match=r"point.npz: not written, .*got {'name': 'own'}"):
+        save_point(path, theta)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Files that are no points
@@ -193,7 +208,8 @@ WRONG_SPECS = {
     "a filter of even size": with_spec(layers=[{"type": "conv", "maps": 2, "kernel": 2}, DENSE]),
     "a pooling that does not fit": with_spec(layers=[{"type": "average_pool", "size": 3}, DENSE]),
     "a width that is not whole": with_spec(layers=[{"type": "dense", "width": 2.5}]),
-    "an unknown activation": with_spec(activation={"name": "tanh"}),
+    "an unknown activation": with_spec(activation={"name": "mish"}),
+    "a parameter of the activation is missing": with_spec(activation={"name": "elu"}),
     "an activation that is no object": with_spec(activation="relu"),
     "a slope that is no number": with_spec(activation={"name": "leaky_relu", "slope": "a"}),
     "a slope that is NaN": with_spec(activation={"name": "leaky_relu", "slope": float("nan")}),

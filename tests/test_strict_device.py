@@ -266,3 +266,16 @@ def test_what_a_device_lacks(name):
 def test_calls_that_only_numpy_takes(call, device):
     with pytest.raises((TypeError, ValueError, AttributeError)):
         call(device)
+
+
+def test_special_functions_are_scipys_for_device_arrays(host, device):
+    for name in ("erf", "erfc"):
+        function = getattr(xp.special, name)
+        assert same(function(device), getattr(scipy.special, name)(host))
+        for dtype in (np.float32, np.float64):
+            assert function(xp.asarray(host, dtype=dtype)).dtype == dtype
+        for wrong in (host, [1.0, 2.0]):
+            with pytest.raises(TypeError, match="Unsupported type"):
+                function(wrong)
+        with pytest.raises(TypeError):
+            getattr(scipy.special, name)(device)

@@ -14,11 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_twin import Twin, gradients, risk
 
 from tinyspur import datasets
+from tinyspur.activations import GELU, ReLU, SmoothActivation, Tanh
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.fitting import fit_affine
-from tinyspur.layers import MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
-from tinyspur.network import AveragePool, Conv, Dense, Network, ReLU, TrainingSet
+from tinyspur.network import Network
+from tinyspur.samples import TrainingSet
 from tinyspur.training import (
     Adam,
     TrainingCost,
@@ -306,6 +308,8 @@ def test_the_kaiming_start_has_the_variance_of_pytorch():
         assert not theta.b[layer].any()
     assert (kaiming_start(net, seed=1).vector == theta.vector).all()
     assert (kaiming_start(net, seed=2).vector != theta.vector).any()
+    plain, smooth = (Network(net.input_shape, net.layers, sigma) for sigma in (ReLU(), Tanh()))
+    assert (kaiming_start(smooth).vector == kaiming_start(plain).vector).all()
 
 
 @pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=lambda loss: loss.name)
@@ -406,6 +410,19 @@ def test_a_training_on_a_device_is_that_of_numpy(tmp_path):
     assert isinstance(found.theta.vector, strict_device.ndarray)
     assert found.risk == pytest.approx(expected.risk, rel=1e-9)
     assert training_cost(there, data, loss, 1, 16, 1).backend == "strict_device"
+
+
+@pytest.mark.parametrize("sigma", [GELU(), SmoothActivation("own", np.sin, np.cos)], ids=repr)
+def test_a_smooth_network_is_trained_resumed_and_polished(sigma, tmp_path):
+    net, data = training_problem()
+    start = kaiming_start(Network(net.input_shape, net.layers, sigma))
+    loss, checkpoint = SquaredLoss(), tmp_path / "checkpoint.npz"
+    whole = train(start, data, loss, 3, 16)
+    train(start, data, loss, 2, 16, checkpoint=checkpoint)
+    resumed = train(start, data, loss, 3, 16, checkpoint=checkpoint, resume=True)
+    assert np.array_equal(resumed.vector, whole.vector)
+    result = polish(whole, data, loss, 20)
+    assert result.risk < result.risk_before < start.net.risk(start, data, loss)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

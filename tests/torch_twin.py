@@ -15,9 +15,10 @@ dense layer but the last layer of the network.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -34,12 +35,28 @@ _POOLINGS = {
 }
 
 
-def _activation(name: str, slope: float | None = None) -> nn.Module:
-    if name == "relu" and slope is None:
-        return nn.ReLU()
-    if name == "leaky_relu" and slope is not None:
-        return nn.LeakyReLU(slope)
-    raise ValueError(f"unknown activation {name!r} with slope {slope}")
+# Of softplus PyTorch's own is a line beyond 20; the logarithm of the sigmoid is exact throughout.
+_ACTIVATIONS = {
+    "relu": ((), torch.relu),
+    "leaky_relu": (("slope",), lambda z, slope: nn.functional.leaky_relu(z, slope)),
+    "sigmoid": ((), torch.sigmoid),
+    "tanh": ((), torch.tanh),
+    "softplus": ((), lambda z: -nn.functional.logsigmoid(-z)),
+    "silu": ((), nn.functional.silu),
+    "gelu": ((), nn.functional.gelu),
+    "elu": (("alpha",), lambda z, alpha: nn.functional.elu(z, alpha)),
+    "sine": ((), torch.sin),
+    "arctan": ((), torch.arctan),
+    "swish": (("beta",), lambda z, beta: z * torch.sigmoid(beta * z)),
+}
+
+
+def activation(name: str, **parameters: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the activation of a description, elementwise."""
+    takes, function = _ACTIVATIONS.get(name, ((), None))
+    if function is None or set(takes) != parameters.keys():
+        raise ValueError(f"unknown activation {name!r} with {parameters}")
+    return functools.partial(function, **parameters)
 
 
 def _layer(shape: torch.Size, type: str, **options: int) -> nn.Module:
@@ -71,7 +88,7 @@ class Twin(nn.Module):
     def __init__(self, spec: dict[str, Any] | str) -> None:
         super().__init__()
         self.spec = json.loads(spec) if isinstance(spec, str) else spec
-        self.activation = _activation(**self.spec["activation"])
+        self.activation = activation(**self.spec["activation"])
         self.layers = nn.ModuleList()
         x = torch.zeros(1, *self.spec["input"], dtype=torch.float64)
         for options in self.spec["layers"]:

@@ -1,5 +1,19 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
 
+from .activations import (
+    ELU,
+    GELU,
+    Activation,
+    Arctan,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Sine,
+    SmoothActivation,
+    Softplus,
+    Swish,
+    Tanh,
+)
 from .certificates import (
     CellCertificate,
     Kink,
@@ -44,17 +58,23 @@ from .escapes import Escape, find_escape, kink_escape
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
 from .fitting import AffineFit, AssumptionError, fit_affine
-from .layers import AveragePool, Conv, Dense, MaxPool, ReLU
+from .layers import AveragePool, Conv, Dense, MaxPool
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
 from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix, MaxPoolingMatrix
-from .network import Network, Parameters, TrainingSet
+from .network import Network
+from .parameters import Parameters
 from .reports import load_point, save_point
+from .samples import TrainingSet
 from .training import Adam, descend, kaiming_start, polish, train
 
 __all__ = [
+    "ELU",
+    "GELU",
     "AbsoluteLoss",
+    "Activation",
     "Adam",
     "AffineFit",
+    "Arctan",
     "AssumptionError",
     "AveragePool",
     "AveragePoolingMatrix",
@@ -83,9 +103,16 @@ __all__ = [
     "ReLU",
     "RelayCertificate",
     "RelayedPair",
+    "SiLU",
+    "Sigmoid",
+    "Sine",
+    "SmoothActivation",
+    "Softplus",
     "SpuriousMinimum",
     "SpuriousPair",
     "SquaredLoss",
+    "Swish",
+    "Tanh",
     "TrainingSet",
     "certify_cell",
     "certify_relays",

@@ -18,8 +18,10 @@ import numpy as np
 from .certificates import certify_cell
 from .constructions.piecewise_linear import Groups, gated_minimum
 from .losses import Loss
-from .network import Network, Parameters, TrainingSet
+from .network import Network
+from .parameters import Parameters
 from .reports import whole_file
+from .samples import TrainingSet
 from .training import descend, kaiming_start
 
 CHUNK = 100  # partitions that a worker gets at once

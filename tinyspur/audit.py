@@ -31,7 +31,9 @@ from .findings import LOSS, POINTS, Finding, Side, compare
 from .fitting import AssumptionError
 from .layers import AveragePool, Conv, Dense
 from .losses import CrossEntropy, one_hot
-from .network import Network, Parameters, TrainingSet
+from .network import Network
+from .parameters import Parameters
+from .samples import TrainingSet
 from .training import kaiming_start, train
 
 SIDE = 4  # images are averaged to SIDE x SIDE pixels

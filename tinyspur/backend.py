@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.special
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -50,6 +52,13 @@ def select(name: str = "auto") -> Backend:
 def namespace(x: Array) -> ModuleType:
     """Return the module whose functions take `x`: the one that defines its type."""
     return sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def special(x: Array) -> ModuleType:
+    """Return the module of special functions that take `x`: SciPy's or CuPy's."""
+    if isinstance(x, (np.ndarray, np.generic)):
+        return scipy.special
+    return importlib.import_module("cupyx.scipy.special")
 
 
 def to_numpy(x: Array) -> np.ndarray:

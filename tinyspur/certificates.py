@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .activations import check_piecewise_linear
 from .backend import Array, namespace, to_numpy
 from .evidence import Evidence, gather_evidence
 from .fitting import stationary_subgradient
 from .layers import Dense, MaxPool
 from .losses import Loss
-from .network import Network, Parameters, TrainingSet
+from .network import Network
+from .parameters import Parameters
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
+from .samples import TrainingSet
 
 ROUNDING_LIMIT = 1e-6  # share of the largest target above which an output's error is no excuse
 MET = 8  # an output meets its target, at a kink of the loss, up to so many rounding errors
@@ -126,9 +129,10 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
 
     Sufficient, not necessary, for a local minimum; holds for tied weights, pooling and flat
     directions. A float32 theta is taken for the numbers that it holds, in float64 arithmetic.
-    Raises ValueError where parameters or outputs are not finite.
+    Raises ValueError where parameters or outputs are not finite, and for a smooth activation.
     """
     net, xp = theta.net, namespace(theta.vector)
+    check_piecewise_linear(net.activation, "cell certificate")
     theta = theta.to(xp, np.float64)
     if not bool(xp.isfinite(theta.vector).all()):
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
@@ -281,9 +285,10 @@ def certify_relays(
 
     The subnetwork is layers 1 to lower - 1 and a dense layer with the V and c that theta has. Where
     it is not certified, `seed` goes to `gather_evidence`. Raises ValueError for a layer that does
-    not exist and where parameters or outputs are not finite.
+    not exist, where parameters or outputs are not finite, and for a smooth activation.
     """
     net, xp = theta.net, namespace(theta.vector)
+    check_piecewise_linear(net.activation, "relay certificate")
     if not 1 <= lower <= net.depth:
         raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower}")
     if any(isinstance(layer, MaxPool) for layer in net.layers[lower - 1 : net.leading_poolings]):

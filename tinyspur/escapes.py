@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
+from .activations import check_piecewise_linear
 from .backend import namespace, to_numpy
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 from .fitting import AssumptionError
 from .losses import Loss
-from .network import Parameters, TrainingSet
+from .parameters import Parameters
 from .rounding import risk_rounding
+from .samples import TrainingSet
 
 TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
 TINY = 1e-6  # a step that shows to which side of the kink units go
@@ -136,7 +138,7 @@ def _random_filters(
     for above in range(net.depth, layer, -1):
         if net.is_active(above):
             passes = net.activation.derivative(trace[above - 1][0])
-            delta = delta * xp.where(tied[above], 1.0, passes)
+            delta = delta * (xp.where(tied[above], 1.0, passes) if above in tied else passes)
         delta = abs(theta.W[above].at(trace[above - 2][1])).T @ delta
     maps = len(theta.b[layer])
     place = to_numpy(delta.sum(axis=1)).reshape(maps, -1).argmax(axis=1)
@@ -159,7 +161,7 @@ def second_order_directions(
     It gets a filter d and a bias beta, a few random ones being tried, and one weight W^q above
     moves by 1 against the sign of its rate, an entry of (1/N) sum_i W^q.gradient(delta^q,
     do^{q-1}): what its derivative gains along the filter, by the step. The highest layers q come
-    first. Any one direction proves that theta is not a local minimum.
+    first. Any one direction proves that theta is not a local minimum. Smooth activations have none.
     """
     theta, rng, unused = in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
     gradient = theta.net.gradient(theta, data, loss).vector if unused else None
@@ -192,9 +194,11 @@ def kink_escape(
 
     The reserved maps of the literal theta are such ([CNN] (23)). The risk changes by -eps^2 |M| +
     O(eps^3), see `second_order_directions`: the gradient may vanish, yet theta is no local minimum.
-    Raises AssumptionError where there is no such map or no rate is negative.
+    Raises AssumptionError where there is no such map or no rate is negative, ValueError for a
+    smooth activation.
     """
     _check_positive("step", step)
+    check_piecewise_linear(theta.net.activation, "escape from the kink")
     direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
     if direction is None:
         raise AssumptionError(
@@ -210,7 +214,7 @@ def kink_escape(
 def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
     """Return (layer, map) wherever the incoming weights and the bias are zero before a kink."""
     found = []
-    for layer in (layer for layer in theta.b if theta.net.is_active(layer)):
+    for layer in theta.net.kinked_layers:
         weights, biases = to_numpy(theta.W[layer].weights), to_numpy(theta.b[layer])
         used = weights.reshape(len(biases), -1).any(axis=1) | (biases != 0)
         found += [(layer, int(t)) for t in np.flatnonzero(~used)]

@@ -14,11 +14,14 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
+from .activations import ReLU
 from .backend import Array, namespace, to_numpy
-from .layers import Pooling, ReLU
+from .layers import Pooling
 from .losses import Loss
 from .matrices import ConvolutionMatrix
-from .network import Network, Parameters, TrainingSet
+from .network import Network
+from .parameters import Parameters
+from .samples import TrainingSet
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
 LANCZOS_PRODUCTS = 90  # Hessian products that the two ends of the spectrum get otherwise
@@ -44,19 +47,21 @@ class RitzValue:
 class Evidence:
     """What speaks for a local minimum at a point where the risk is smooth: evidence, no proof.
 
-    `margin` is the least |z|; at 0 the risk isn't smooth, and the Hessian says little.
+    `margin` is the least |z|, or half gap of a max pooling, and infinite without kinks; at 0 the
+    risk isn't smooth, and the Hessian says little.
     `gradient_scale` is the root mean square over the samples of |grad l_i|, estimated within about
     a quarter, `relative_gradient` the norm of the gradient divided by it.
 
-    Rescaling a map and, inversely, what reads it changes no output: its tangent t has H t = 0 at a
-    stationary point. There are `rescalings` such maps with `independent` tangents, and `checked` of
-    them have |H t| <= `rescaling_defect` |t| times the largest eigenvalue. `largest` and `smallest`
-    are the ends of the spectrum of the Hessian orthogonal to all tangents. A Rayleigh quotient can
-    only be too high for the smallest one: a positive value that has not converged leaves room for
-    negative curvature. `nullity` counts the eigenvalues of the whole Hessian up to 1e-9 of the
-    largest, `explained` those of them that rescaling explains; both are None where only `products`
-    Hessian products were taken, instead of the whole matrix. A gradient g bends the direction of t
-    by up to |g| / |t|, so flat directions show where the gradient is about as small as that.
+    With ReLU or leaky ReLU, rescaling a map and, inversely, what reads it changes no output: its
+    tangent t has H t = 0 at a stationary point. There are `rescalings` such maps with `independent`
+    tangents, and `checked` of them have |H t| <= `rescaling_defect` |t| times the largest
+    eigenvalue. `largest` and `smallest` are the ends of the spectrum of the Hessian orthogonal to
+    all tangents. A Rayleigh quotient can only be too high for the smallest one: a positive value
+    that has not converged leaves room for negative curvature. `nullity` counts the eigenvalues of
+    the whole Hessian up to 1e-9 of the largest, `explained` those of them that rescaling explains;
+    both are None where only `products` Hessian products were taken, instead of the whole matrix. A
+    gradient g bends the direction of t by up to |g| / |t|, so flat directions show where the
+    gradient is about as small as that.
     """
 
     parameters: int
@@ -81,12 +86,21 @@ class Evidence:
         return _ratio(self.gradient_norm, self.gradient_scale)
 
     def as_dict(self) -> dict:
-        """Return what the report of a run holds; `margin` is None where no activation follows."""
+        """Return what the report of a run holds; `margin` is None where there are no kinks."""
         margin = self.margin if math.isfinite(self.margin) else None
         return {**asdict(self), "margin": margin, "relative_gradient": self.relative_gradient}
 
     def __str__(self) -> str:
         largest, smallest = self.largest, self.smallest
+        margin = f"margin {self.margin:.2g}" if math.isfinite(self.margin) else "no kinks"
+        apart, explained, rescaling = "", "", []
+        if self.rescalings:
+            apart = ", apart from rescaling"
+            explained = f", of which {self.explained} explained by rescaling"
+            rescaling.append(
+                f"  rescaling: {self.rescalings} maps, {self.independent} directions; |H t| at "
+                f"most {self.rescaling_defect:.1e} |t| times the largest, {self.checked} checked"
+            )
         if self.nullity is None:
             spectrum = [
                 f"largest eigenvalue at least {largest.value:.4g}, residual {largest.residual:.1g}",
@@ -95,18 +109,16 @@ class Evidence:
         else:
             spectrum = [
                 f"largest eigenvalue {largest.value:.4g}, smallest {smallest.value:.3g}",
-                f"nullity {self.nullity}, of which {self.explained} explained by rescaling",
+                f"nullity {self.nullity}{explained}",
             ]
         lines = [
             "second order: evidence, no proof, of whether this is a local minimum",
             f"  gradient {self.gradient_norm:.2g}, {self.relative_gradient:.1e} of the samples' "
             f"gradients (root mean square about {self.gradient_scale:.2g})",
-            f"  Hessian of {self.parameters} parameters, {self.products} products, apart from "
-            "rescaling:",
+            f"  Hessian of {self.parameters} parameters, {self.products} products{apart}:",
             *(f"    {line}" for line in spectrum),
-            f"  rescaling: {self.rescalings} maps, {self.independent} directions; |H t| at most "
-            f"{self.rescaling_defect:.1e} |t| times the largest, {self.checked} checked",
-            f"  least |z| {self.margin:.2g}"
+            *rescaling,
+            f"  {margin}"
             + ": the risk is not smooth, the Hessian says little" * (self.margin == 0),
         ]
         if smallest.value < -NULL_SHARE * max(abs(largest.value), abs(smallest.value)):
@@ -198,7 +210,8 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
 
     Map t of a layer with a ReLU or leaky ReLU may be scaled by c > 0 together with its bias, and
     what reads it by 1/c ([CNN] Theorem 1): the tangent at c = 1 is (W_t, b_t) there and minus the
-    outgoing weights, in the next layer that has weights. A map where all of them are zero has none.
+    outgoing weights, in the next layer that has weights. A map where all of them are zero has none,
+    and other activations have none at all.
     """
     net, host = theta.net, theta.to(np, np.float64)
     places = Parameters(net, np.arange(net.size))  # of each weight and bias in the vector

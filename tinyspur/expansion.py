@@ -1,7 +1,7 @@
 """The risk along a line theta + t d, for t -> 0+, exact where units sit at the kink.
 
 A unit at the kink takes the side of the first term of its z that is not zero; a max pooling with
-equal entries the one whose first term that differs is the largest.
+equal entries the one whose first term that differs is the largest. Smooth activations have no kink.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .activations import Activation
 from .backend import Array, namespace
 from .losses import Loss
-from .network import Parameters, TrainingSet
+from .parameters import Parameters
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
+from .samples import TrainingSet
 
 
 class Expansion(NamedTuple):
@@ -88,7 +90,9 @@ def _expand(
             o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
             errors[1] = errors[1] + abs(D) @ inexact[0] + unit * abs(bias)
             errors[2] = errors[2] + abs(D) @ inexact[1]
-        if net.is_active(layer):
+        if net.is_active(layer) and not net.activation.piecewise_linear:
+            o, errors = _through_smooth(net.activation, z0, o, errors)
+        elif net.is_active(layer):
             lead, tied = z0, abs(z0) <= AT_THE_KINK * errors[0]
             passed = tied | (z0 > 0)  # what an inactive unit hands on has the errors of slope * z
             errors[0] = xp.where(passed, errors[0], net.activation.slope * errors[0])
@@ -101,6 +105,26 @@ def _expand(
     return o, errors
 
 
+def _through_smooth(
+    sigma: Activation, z0: Array, o: list[Array], errors: list[Array]
+) -> tuple[list[Array], list[Array]]:
+    """Return o[0] = sigma(z0), sigma' z1 and sigma' z2 + sigma'' z1^2 / 2, and their errors.
+
+    z1 and z2 come as o[1] and o[2]. The errors are of first order, with the third derivative from
+    differences.
+    """
+    unit, (e0, e1, e2), (_, z1, z2) = ROUNDING * EPSILON, errors, o
+    slope, bend = sigma.derivative(z0), sigma.second_derivative(z0)
+    turn = sigma.second_derivative(z0 + e0) - sigma.second_derivative(z0 - e0)
+    slope_error = abs(bend) * e0 + unit * abs(slope)
+    bend_error = abs(turn) / 2 + unit * abs(bend)
+    return [o[0], slope * z1, slope * z2 + bend * z1**2 / 2], [
+        abs(slope) * e0,
+        abs(slope) * e1 + slope_error * abs(z1),
+        abs(slope) * e2 + slope_error * abs(z2) + abs(bend * z1) * e1 + bend_error * z1**2 / 2,
+    ]
+
+
 def coordinate_rates(
     theta: Parameters, data: TrainingSet, loss: Loss, active: bool = False
 ) -> tuple[Parameters, Parameters]:
@@ -109,10 +133,11 @@ def coordinate_rates(
     Exact for a layer above which nothing is at the kink; kinks above it count as inactive, or as
     `active`, and those of the loss as flat, which is good for choosing directions only. With
     delta = (1/N) dl/do^l they are, for ReLU,
-    +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)).
+    +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)),
+    and +-W.gradient(delta sigma'(z), o) for a smooth activation.
     """
     theta = in_float64(theta)
-    net, xp, slope = theta.net, namespace(theta.vector), theta.net.activation.slope
+    net, xp, sigma = theta.net, namespace(theta.vector), theta.net.activation
     y, up, down = net.targets(theta, data, loss), *(net.zeros(like=theta.vector) for _ in "+-")
     for rows, columns in net.chunks(theta, data.x):
         trace, tied = kinks_of(theta, columns)
@@ -120,9 +145,11 @@ def coordinate_rates(
         for layer in range(net.depth, 0, -1):
             o = trace[layer - 2][1] if layer > 1 else columns
             z, W, kinked = trace[layer - 1][0], theta.W[layer].at(o), xp.zeros_like(delta)
-            if net.is_active(layer):
-                kinked = (1 - slope) * delta * tied[layer]
-                delta = delta * net.activation.derivative(xp.where(tied[layer], 0, z))
+            if net.is_active(layer) and sigma.piecewise_linear:
+                kinked = (1 - sigma.slope) * delta * tied[layer]
+                delta = delta * sigma.derivative(xp.where(tied[layer], 0, z))
+            elif net.is_active(layer):
+                delta = delta * sigma.derivative(z)
             if layer in theta.b:
                 smooth = W.gradient(delta, o)
                 for rates, sign in ((up, 1), (down, -1)):
@@ -136,7 +163,10 @@ def coordinate_rates(
 
 
 def kinks_of(theta: Parameters, columns: Array) -> tuple[list, dict[int, Array]]:
-    """Return (z, o) of each layer, and which units are at the kink for layers with a pattern."""
+    """Return (z, o) of each layer, and which units are at the kink for layers with a pattern.
+
+    With a smooth activation these are max poolings: units for which two entries are the largest.
+    """
     trace = list(theta.net.layerwise(theta, columns))
     rounding = preactivation_rounding(theta, columns, trace, np.float64)
     return trace, {

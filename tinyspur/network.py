@@ -1,4 +1,4 @@
-"""Networks o^l = sigma(W^l o^{l-1} + b^l): layers, parameters, risk, backprop, patterns.
+"""Networks o^l = sigma(W^l o^{l-1} + b^l): layers, risk, backprop, patterns.
 
 Samples are rows outside, (N, C, H, W) and (N, d_y), and columns inside, (n_l, N). A `Network`
 describes; the numbers live in `Parameters`. Layers count from 1 to L as in the papers.
@@ -10,61 +10,18 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from types import ModuleType
+from dataclasses import asdict
 
 import numpy as np
 
+from .activations import Activation, ReLU, activation_named, check_piecewise_linear
 from .backend import Array, namespace, to_numpy
-from .layers import (
-    LAYER_TYPES,
-    AveragePool,
-    Conv,
-    Dense,
-    Layer,
-    MaxPool,
-    Pooling,
-    ReLU,
-    is_positive,
-)
+from .layers import LAYER_TYPES, Conv, Dense, Layer, MaxPool, Pooling, is_positive
 from .losses import Loss
-from .matrices import (
-    AveragePoolingMatrix,
-    ConvolutionMatrix,
-    DenseMatrix,
-    MaxPoolingMatrix,
-    WeightMatrix,
-)
+from .parameters import Parameters
+from .samples import TrainingSet
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a pass over the samples holds at once
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Inputs x (N, C, H, W) or (N, C, W) and targets y (N, d_y); finite, N >= 1.
-
-    Raises ValueError for other shapes and for values that are not finite.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-
-    def __post_init__(self):
-        if self.x.ndim < 3 or self.y.ndim != 2 or len(self.x) != len(self.y) or not len(self.x):
-            raise ValueError(
-                "training set: expected x (N, C, H, W) and y (N, d_y) with the same N >= 1, "
-                f"got {self.x.shape} and {self.y.shape}"
-            )
-        for name, values in (("x", self.x), ("y", self.y)):
-            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-            if bad.any():
-                raise ValueError(
-                    f"training set: {name} has NaN or infinite values in {bad.sum()} of "
-                    f"{bad.size} samples, the first is sample {bad.argmax()}"
-                )
-
-    def __len__(self) -> int:
-        return len(self.x)
 
 
 class Network:
@@ -74,6 +31,7 @@ class Network:
     convolution and dense layer but the last layer, as in o^L = z^L. `memory_budget` bounds, in
     bytes, the activations that a pass holds at once: passes stream over the samples.
 
+    >>> from tinyspur.layers import AveragePool, Conv, Dense
     >>> net = Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3)])
     >>> net.shapes
     ((1, 4, 4), (2, 4, 4), (2, 2, 2), (3,))
@@ -83,17 +41,19 @@ class Network:
         self,
         input_shape: tuple[int, ...],
         layers: list[Layer] | tuple[Layer, ...],
-        activation: ReLU | None = None,
+        activation: Activation | None = None,
         memory_budget: int = MEMORY_BUDGET,
     ):
         self.input_shape = tuple(input_shape)
         self.layers = tuple(layers)
-        self.activation = activation or ReLU()
+        self.activation = ReLU() if activation is None else activation
         self.memory_budget = memory_budget
         if len(self.input_shape) not in (2, 3) or not all(map(is_positive, self.input_shape)):
             raise ValueError(f"network: expected an input (C, H, W) or (C, W), got {input_shape}")
         if not self.layers:
             raise ValueError("network: expected at least one layer")
+        if not isinstance(self.activation, Activation):
+            raise ValueError(f"network: expected an activation as ReLU(), got {activation!r}")
         self.shapes = self._shapes()
         self._slots, self.size = self._place()
 
@@ -102,10 +62,14 @@ class Network:
         return f"Network({arrows}, {self.size} parameters)"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Network) and self.spec == other.spec
+        return isinstance(other, Network) and self._parts == other._parts
 
     def __hash__(self) -> int:
-        return hash((self.input_shape, self.layers, self.activation))
+        return hash(self._parts)
+
+    @property
+    def _parts(self) -> tuple:
+        return self.input_shape, self.layers, self.activation
 
     @property
     def depth(self) -> int:
@@ -131,10 +95,7 @@ class Network:
             for layer in spec["layers"]:
                 fields = dict(layer)
                 layers.append(LAYER_TYPES[fields.pop("type")](**fields))
-            activation = ReLU(spec["activation"].get("slope", 0.0))
-            if activation.spec != spec["activation"]:
-                raise ValueError(f"network spec: unknown activation {spec['activation']}")
-            return cls(tuple(spec["input"]), layers, activation)
+            return cls(tuple(spec["input"]), layers, activation_named(spec["activation"]))
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"network spec: {type(error).__name__} {error} in {spec}") from error
 
@@ -163,9 +124,14 @@ class Network:
         )
 
     @property
+    def kinked_layers(self) -> tuple[int, ...]:
+        """Return the layers that an activation with a kink follows."""
+        return self.active_layers if self.activation.piecewise_linear else ()
+
+    @property
     def pattern_layers(self) -> tuple[int, ...]:
         """Return the layers whose pattern depends on the parameters."""
-        return tuple(sorted(self.active_layers + self.max_layers))
+        return tuple(sorted(self.kinked_layers + self.max_layers))
 
     @property
     def leading_poolings(self) -> int:
@@ -224,8 +190,9 @@ class Network:
         """Return H v, the Hessian of the risk at theta times `direction`, laid out as both are.
 
         Exact (Pearlmutter 1994): forward and backward pass are differentiated along v, term by
-        term. The activation is piecewise linear, a kink counts as inactive. A chunk holds half as
-        much again as in the other passes. Raises ValueError for a direction of another network.
+        term; a kink counts as inactive. A chunk holds half as much again as in the other passes,
+        and twice as much with a smooth activation. Raises ValueError for a direction of another
+        network.
         """
         if direction.net != self:
             raise ValueError(
@@ -235,7 +202,7 @@ class Network:
         product = self.zeros(like=theta.vector)
         for rows, columns in self.chunks(theta, data.x):
             trace = list(self.layerwise(theta, columns))
-            moves = self._moves(theta, direction, columns, trace)
+            moves, bends = self._moves(theta, direction, columns, trace)
             delta = loss.gradient(trace[-1][1], y[:, rows])
             change = loss.curvature(trace[-1][1], y[:, rows], moves[-1])  # of delta, along v
             for layer in range(self.depth, 0, -1):
@@ -243,7 +210,10 @@ class Network:
                 W = theta.W[layer].at(below)
                 if self.is_active(layer):
                     slopes = self.activation.derivative(trace[layer - 1][0])
-                    delta, change = delta * slopes, change * slopes
+                    change = change * slopes
+                    if layer in bends:
+                        change += delta * bends[layer]
+                    delta = delta * slopes
                 if layer in theta.b:
                     weights, biases = product.W[layer].weights, product.b[layer]
                     weights += W.gradient(change, below)
@@ -262,7 +232,7 @@ class Network:
         """Return I^{l,i}: for each active layer l a boolean (N, n_l), true where z > 0.
 
         For each max pooling integers (N, n_l): which entry of its window, counted row by row, is
-        the largest.
+        the largest. A smooth activation has no pattern.
         """
         found: dict[int, list] = {}
         for _, columns in self.chunks(theta, x):
@@ -273,9 +243,9 @@ class Network:
 
     def pattern(self, theta: Parameters, columns: Array, trace: list) -> dict[int, Array]:
         """Return the same of one chunk, (n_l, N), from its (z, o) of each layer."""
-        found = {}
+        found, kinked = {}, self.kinked_layers
         for layer, (z, _) in enumerate(trace, start=1):
-            if self.is_active(layer):
+            if layer in kinked:
                 found[layer] = z > 0
             elif isinstance(self.layers[layer - 1], MaxPool):
                 found[layer] = theta.W[layer].choice(trace[layer - 2][1] if layer > 1 else columns)
@@ -284,14 +254,17 @@ class Network:
     def margins(self, theta: Parameters, trace: list) -> dict[int, Array]:
         """Return how far each unit of a chunk is from where its pattern changes, (n_l, N).
 
-        That is |z|, and in max pooling half the gap between the selected entry and the next.
-        Infinite where these can't move, as both are inactive under ReLU.
+        That is |z| at a kink, and in max pooling half the gap between the selected entry and the
+        next. Infinite where these can't move, as both are inactive under ReLU.
         """
         found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
+        kinked = self.kinked_layers
         for layer, (z, _) in enumerate(trace, start=1):
-            if self.is_active(layer):
+            if layer in kinked:
                 found[layer] = abs(z)
                 moves = namespace(z).where(z < 0, self.activation.slope, 1.0)
+            elif self.is_active(layer):
+                moves = namespace(z).ones_like(z)
             elif layer in self.max_layers:
                 below = trace[layer - 2][1]
                 found[layer] = theta.W[layer].gaps(below, still=moves == 0) / 2
@@ -304,7 +277,9 @@ class Network:
 
         `x` has the input's shape. The map is that of the sample's activation pattern s. Of the
         layers `above` another one than the input only it is the map of the features o^above.
+        Raises ValueError for a smooth activation.
         """
+        check_piecewise_linear(self.activation, "affine map")
         xp = namespace(theta.vector)
         _, columns = next(self.chunks(theta, x[None]))
         trace = list(self.layerwise(theta, columns))
@@ -382,9 +357,14 @@ class Network:
             if layer > 1:
                 delta = theta.W[layer].at(below).T @ delta
 
-    def _moves(self, theta, direction, columns, trace) -> list[Array]:
-        """Return the derivatives of o^1, ..., o^L along `direction`."""
+    def _moves(self, theta, direction, columns, trace) -> tuple[list[Array], dict[int, Array]]:
+        """Return the derivatives of o^1, ..., o^L along `direction`, and those of sigma'(z^l).
+
+        The latter for smooth activations alone: they are 0 between kinks.
+        """
         moves: list[Array] = []
+        bends: dict[int, Array] = {}
+        sigma = self.activation
         for layer, (z, _) in enumerate(trace, start=1):
             below = trace[layer - 2][1] if layer > 1 else columns
             move = theta.W[layer].at(below) @ moves[-1] if moves else namespace(z).zeros_like(z)
@@ -392,8 +372,10 @@ class Network:
                 move += direction.W[layer] @ below
                 maps = move.reshape(len(theta.b[layer]), -1)
                 maps += direction.b[layer][:, None]
-            moves.append(move * self.activation.derivative(z) if self.is_active(layer) else move)
-        return moves
+            if self.is_active(layer) and not sigma.piecewise_linear:
+                bends[layer] = sigma.second_derivative(z) * move
+            moves.append(move * sigma.derivative(z) if self.is_active(layer) else move)
+        return moves, bends
 
     def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
         """Return the targets as columns (d_y, N), on the device of `theta`, checked."""
@@ -445,65 +427,3 @@ class Network:
             slots[number] = (start, shape, shape[0])
             start += math.prod(shape) + shape[0]
         return slots, start
-
-
-class Parameters:
-    """One point theta: a contiguous `vector` with views `W[l]` and `b[l]`, l = 1..L.
-
-    `W[l]` is the weight matrix of layer l, pooling included; `W[l].weights` (PyTorch's shape) and
-    `b[l]` (one number for each map or neuron) are views of the vector, so writing to them changes
-    the point.
-    """
-
-    def __init__(self, net: Network, vector: Array):
-        if vector.shape != (net.size,):
-            raise ValueError(f"parameters: expected a vector ({net.size},), got {vector.shape}")
-        self.net, self.vector = net, vector
-        self.W: dict[int, WeightMatrix] = _ByLayer(net)
-        self.b: dict[int, Array] = _ByLayer(net)
-        for number, layer in enumerate(net.layers, start=1):
-            maps, *size = net.shapes[number - 1]
-            if isinstance(layer, Pooling):
-                kind = AveragePoolingMatrix if isinstance(layer, AveragePool) else MaxPoolingMatrix
-                self.W[number] = kind(maps, tuple(size), layer.size)
-                continue
-            start, shape, biases = net._slots[number]
-            stop = start + math.prod(shape)
-            weights = vector[start:stop].reshape(shape)
-            self.b[number] = vector[stop : stop + biases]
-            if isinstance(layer, Conv):
-                self.W[number] = ConvolutionMatrix(weights, tuple(size))
-            else:
-                self.W[number] = DenseMatrix(weights, maps_in=maps)
-
-    def __repr__(self) -> str:
-        return f"Parameters({self.net}, {self.vector.dtype})"
-
-    def copy(self) -> Parameters:
-        """Return an independent copy."""
-        return Parameters(self.net, self.vector.copy())
-
-    def to(self, xp: ModuleType, dtype: type | str | None = None) -> Parameters:
-        """Return a copy in the array namespace `xp` and, if given, of another `dtype`."""
-        return Parameters(self.net, xp.array(to_numpy(self.vector), dtype=dtype))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return {"W1": ..., "b1": ...} on the host, in PyTorch's shapes."""
-        named = {}
-        for layer in self.b:
-            named[f"W{layer}"] = to_numpy(self.W[layer].weights)
-            named[f"b{layer}"] = to_numpy(self.b[layer])
-        return named
-
-
-class _ByLayer(dict):
-    """A dictionary by layer number whose error says which layers there are."""
-
-    def __init__(self, net: Network):
-        super().__init__()
-        self.net = net
-
-    def __missing__(self, layer: int):
-        if layer in range(1, self.net.depth + 1):
-            raise KeyError(f"layer {layer} is a pooling: it has no biases")
-        raise KeyError(f"expected a layer in 1..{self.net.depth}, got {layer!r}")

@@ -18,8 +18,9 @@ from .constructions.convolutional import SpuriousMinimum
 from .constructions.lattices import Lattice, lattice_network
 from .constructions.piecewise_linear import PiecewiseFit
 from .findings import Finding
-from .network import Parameters, TrainingSet
+from .parameters import Parameters
 from .reports import whole_file
+from .samples import TrainingSet
 
 CORNER = 10  # positions of each block of a matrix that are drawn
 AUDIT_LEGEND = (

@@ -19,7 +19,8 @@ from typing import IO
 import numpy as np
 
 from .cifar10 import naming
-from .network import Network, Parameters
+from .network import Network
+from .parameters import Parameters
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
         os.chmod(name, 0o666 & ~umask)
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)  # it may have its new name already
         raise
 
 
@@ -51,9 +52,16 @@ def check_writable(folder: str | Path) -> None:
 
 
 def save_point(path: str | Path, theta: Parameters) -> None:
-    """Write a point as NPZ: `spec` (JSON) and W1, b1, W2, ... in PyTorch's shapes."""
+    """Write a point as NPZ: `spec` (JSON) and W1, b1, W2, ... in PyTorch's shapes.
+
+    Raises ValueError, and writes nothing, for a network that `load_point` could not read again:
+    one with an activation of your own.
+    """
+    spec = json.dumps(theta.net.spec)
+    with naming(f"{path}: not written, since its network can't be read from JSON:"):
+        Network.from_spec(spec)
     with whole_file(path) as file:
-        np.savez(file, spec=np.array(json.dumps(theta.net.spec)), **theta.arrays())
+        np.savez(file, spec=np.array(spec), **theta.arrays())
 
 
 def load_point(path: str | Path) -> Parameters:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .backend import Array, namespace, to_numpy
+from .backend import Array, to_numpy
 from .losses import Loss
-from .network import Parameters, TrainingSet
+from .parameters import Parameters
+from .samples import TrainingSet
 
 ROUNDING = 4  # units in the last place of its terms that each sum is taken to be off by
 AT_THE_KINK = 1000  # z = 0 where |z| is at most so many times its rounding error
@@ -23,10 +24,10 @@ def preactivation_rounding(
     """Return for each layer an estimate of the rounding errors of z^l in `dtype`, (n_l, N).
 
     |W^l| (delta^{l-1} + c |o^{l-1}|) + c |b^l|, with the errors delta of the layer below and c a
-    few units in the last place; c is no bound for sums of very many terms, hence an estimate.
+    few units in the last place; c is no bound for sums of very many terms, hence an estimate. The
+    activation makes |sigma'(z)| delta of an error delta, to first order.
     """
     net, c = theta.net, ROUNDING * float(np.finfo(dtype).eps)
-    xp, slope = namespace(columns), theta.net.activation.slope
     found, reach = [], c * abs(columns)
     for layer, (z, o) in enumerate(trace, start=1):
         errors = abs(theta.W[layer]) @ reach
@@ -35,7 +36,7 @@ def preactivation_rounding(
             by_map += c * abs(theta.b[layer])[:, None]
         found.append(errors)
         if net.is_active(layer):
-            errors = xp.where(z > 0, errors, slope * errors)
+            errors = abs(net.activation.derivative(z)) * errors
         reach = errors + c * abs(o)
     return found
 

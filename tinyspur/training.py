@@ -15,8 +15,10 @@ import scipy.optimize
 
 from .backend import namespace, to_numpy
 from .losses import Loss
-from .network import Network, Parameters, TrainingSet
+from .network import Network
+from .parameters import Parameters
 from .reports import read_arrays, whole_file
+from .samples import TrainingSet
 
 GPU_RATE = 10e12  # floating-point operations per second, sustained, of the estimate for a GPU
 
@@ -24,13 +26,15 @@ GPU_RATE = 10e12  # floating-point operations per second, sustained, of the esti
 def kaiming_start(net: Network, seed: int = 0) -> Parameters:
     """Return parameters drawn as in He et al. (2015): weights N(0, 2 / fan-in), biases 0.
 
-    For leaky ReLU of slope a the variance is 2 / (1 + a^2) / fan-in, as in PyTorch.
+    For leaky ReLU of slope a the variance is 2 / (1 + a^2) / fan-in, as in PyTorch; for smooth
+    activations it is that of ReLU.
     """
     rng, theta = np.random.default_rng(seed), net.zeros()
+    slope = net.activation.slope if net.activation.piecewise_linear else 0.0
     for layer in theta.b:
         weights = theta.W[layer].weights
         fan_in = math.prod(weights.shape[1:])
-        scale = math.sqrt(2 / (1 + net.activation.slope**2) / fan_in)
+        scale = math.sqrt(2 / (1 + slope**2) / fan_in)
         weights[...] = scale * rng.standard_normal(weights.shape)
     return theta
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
+from ..activations import ReLU
 from ..backend import namespace, to_numpy
 from ..certificates import (
     CellCertificate,
@@ -25,8 +26,9 @@ from ..certificates import (
 from ..escapes import Escape, kink_escape, measure_escape, random_unit
 from ..fitting import AssumptionError
 from ..losses import Loss
-from ..network import Parameters, TrainingSet
+from ..parameters import Parameters
 from ..rounding import risk_rounding
+from ..samples import TrainingSet
 from .data_split import (
     DataSplit,
     map_values,
@@ -215,7 +217,7 @@ def revive(
     for a map that some sample activates, or where the derivative vanishes.
     """
     net, rng = theta.net, np.random.default_rng(seed)
-    if net.activation.slope:
+    if net.activation != ReLU():
         raise ValueError(f"revive: expected ReLU, got {net.activation}, where no map is dead")
     if layer not in net.active_layers or not 0 <= map < net.shapes[layer][0]:
         raise ValueError(

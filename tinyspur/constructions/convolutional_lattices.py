@@ -16,10 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
+from ..activations import ReLU
 from ..fitting import AssumptionError, fit_affine
-from ..layers import Conv, Dense, MaxPool, Pooling, ReLU
+from ..layers import Conv, Dense, MaxPool, Pooling
 from ..losses import Loss
-from ..network import Network, Parameters, TrainingSet
+from ..network import Network
+from ..parameters import Parameters
+from ..samples import TrainingSet
 from .embedding import MARGIN
 from .lattices import Lattice, trees
 from .piecewise_linear import Groups

@@ -13,8 +13,9 @@ import numpy as np
 from ..backend import namespace, to_numpy
 from ..fitting import AssumptionError
 from ..losses import Loss
-from ..network import Parameters, TrainingSet
+from ..parameters import Parameters
 from ..rounding import output_rounding
+from ..samples import TrainingSet
 from .relays import RelayedPair
 
 SPLITS = ("steepest", "largest")

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..activations import ReLU
 from ..backend import Array, namespace, to_numpy
 from ..fitting import AssumptionError, fit_affine
 from ..layers import AveragePool, Conv, Dense, Layer
 from ..losses import Loss
-from ..network import Network, Parameters, TrainingSet
+from ..network import Network
+from ..parameters import Parameters
+from ..samples import TrainingSet
 from .relays import RelayedPair, Tower, set_constant, set_relay
 
 VARIANTS = ("repaired", "literal")
@@ -39,7 +42,7 @@ def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired"
     network, no other kind lies above a dense one, and the activation is ReLU.
     """
     check_variant(variant)
-    if net.activation.slope != 0:
+    if net.activation != ReLU():
         raise ValueError(f"construction: expected ReLU, got {net.activation}")
     lower = top_pair(net) if lower is None else lower
     pair = net.layers[lower - 1 : lower + 1] if lower > 0 else ()

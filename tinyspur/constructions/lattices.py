@@ -15,8 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..fitting import AssumptionError, fit_affine
+from ..layers import Dense
 from ..losses import Loss
-from ..network import Dense, Network, Parameters, TrainingSet
+from ..network import Network
+from ..parameters import Parameters
+from ..samples import TrainingSet
 from .embedding import MARGIN
 from .piecewise_linear import PiecewiseFit
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..activations import ReLU
 from ..fitting import AssumptionError, fit_affine
 from ..losses import Loss, SquaredLoss
-from ..network import Network, Parameters, TrainingSet
+from ..network import Network
+from ..parameters import Parameters
+from ..samples import TrainingSet
 from .embedding import MARGIN, carry_outputs, check_variant, first_dense, first_features
 from .relays import Tower, set_constant, set_relay
 
@@ -53,8 +56,10 @@ def nontrivial_minimum(
         )
     dense, repaired = first_dense(net), variant == "repaired"
     tower = Tower(net, net.leading_poolings + 1, dense - 1, repaired, offset=1)
-    if not tower.shifts or net.activation.slope:
-        raise ValueError(f"nontrivial minimum: expected a convolution and ReLU, got {net}")
+    if not tower.shifts or net.activation != ReLU():
+        raise ValueError(
+            f"nontrivial minimum: expected a convolution and ReLU, got {net} with {net.activation}"
+        )
     if tower.pooled and not repaired:
         raise ValueError(f"literal theta_1: [CNN] prints no formulas with pooling, got {net}")
     if not 1 <= isolated < len(data):

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
+from ..activations import check_piecewise_linear
 from ..backend import to_numpy
 from ..certificates import CellCertificate, certify_cell
 from ..fitting import AffineFit, AssumptionError, fit_affine
 from ..losses import Loss
-from ..network import Network, Parameters, TrainingSet
+from ..network import Network
+from ..parameters import Parameters
 from ..rounding import risk_rounding
+from ..samples import TrainingSet
 from .embedding import MARGIN, carry_outputs, first_dense, first_features
 from .relays import Tower, set_constant
 
@@ -180,11 +183,13 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     above relay, strictly active; convolutions below relay the image, in shifted copies before
     average poolings; all else is dead. Certified with K classes, for every convex loss whose fits
     exist, unless all fits are exact: nothing then tells gradients from rounding.
-    Raises AssumptionError for too few units or maps, and for a group without a fit.
+    Raises AssumptionError for too few units or maps, and for a group without a fit; ValueError for
+    a smooth activation.
     """
     dense = first_dense(net)
     if dense == net.depth:
         raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
+    check_piecewise_linear(net.activation, "gates")
     slope = net.activation.slope
     if slope == 1:
         raise ValueError(f"gates: expected an activation with a kink, got {net.activation}")

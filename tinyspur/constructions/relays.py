@@ -15,10 +15,12 @@ from functools import cached_property
 
 import numpy as np
 
+from ..activations import ReLU, check_piecewise_linear
 from ..fitting import AssumptionError
-from ..layers import AveragePool, Conv, MaxPool, Pooling, ReLU
+from ..layers import AveragePool, Conv, MaxPool, Pooling
 from ..matrices import ConvolutionMatrix
-from ..network import Network, Parameters
+from ..network import Network
+from ..parameters import Parameters
 
 
 def set_relay(
@@ -55,10 +57,11 @@ class Tower:
     are numbered track by track from `offset` on. With `spread` a convolution that poolings of
     total size k follow holds shifted copies, else one copy, of which the poolings keep the means.
     Raises AssumptionError where a filter is too small to hold the copies, ValueError for a max
-    pooling: no copies determine the map below it.
+    pooling, since no copies determine the map below it, and for a smooth activation.
     """
 
     def __init__(self, net: Network, first: int, last: int, spread: bool = True, offset: int = 0):
+        check_piecewise_linear(net.activation, "construction")
         for layer in range(first, last + 1):
             if isinstance(net.layers[layer - 1], MaxPool):
                 raise ValueError(
@@ -249,8 +252,9 @@ def rescale(theta: Parameters, layer: int, factor: float, target: int | None = N
 
     With `target` only that map, or neuron of a dense layer, is rescaled. Every output is kept,
     since sigma is positively homogeneous ([CNN] Theorem 1). Raises ValueError for a factor that is
-    not positive or a layer without an activation.
+    not positive, a layer without an activation, and a smooth activation.
     """
+    check_piecewise_linear(theta.net.activation, "rescale")
     if not 0 < factor < math.inf:
         raise ValueError(f"rescale: expected a finite factor > 0, got {factor}")
     if layer not in theta.net.active_layers:

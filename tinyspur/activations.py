@@ -1,0 +1,384 @@
+"""Activations sigma, applied to each entry of z, with their first two derivatives.
+
+ReLU and leaky ReLU are piecewise linear, the others smooth. All of them keep the shape, the type
+and the namespace of z; none overflows or loses more than a few units in the last place of the
+largest term, for any |z| whose square is finite.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+
+import numpy as np
+
+from .backend import Array, namespace, special
+
+STEP = 2.0**-10  # of differences: truncation and rounding are about equal
+POINTS = (-3.0, -1.7, -0.6, 0.0, 0.4, 1.1, 2.3)  # where a user's derivatives are checked
+CHECKED_TO = 1e-6  # the relative error that they may have there
+
+
+class Activation:
+    """What every activation has: sigma(z), `derivative(z)`, `second_derivative(z)`, a name.
+
+    `piecewise_linear` says that there are pieces with kinks between them, hence activation
+    patterns; the second derivative is 0 then.
+    """
+
+    name: str
+    derivative: Callable[[Array], Array]
+    second_derivative: Callable[[Array], Array]
+    piecewise_linear = False
+
+    @property
+    def spec(self) -> dict:
+        """Return the JSON description."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class ReLU(Activation):
+    """sigma(z) = z for z > 0 and `slope` * z elsewhere; slope 0 is ReLU, slope > 0 leaky ReLU.
+
+    Raises ValueError for a slope that is negative or not finite.
+    """
+
+    slope: float = 0.0
+    piecewise_linear = True
+
+    def __post_init__(self):
+        if not (isinstance(self.slope, float | int) and 0 <= self.slope < math.inf):
+            raise ValueError(f"activation: expected a finite slope >= 0, got {self.slope!r}")
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        xp = namespace(z)
+        return xp.maximum(z, 0) if self.slope == 0 else xp.where(z > 0, z, self.slope * z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z); at the kink z = 0 that of the left side, as PyTorch."""
+        slopes = (z > 0).astype(z.dtype)
+        return slopes if self.slope == 0 else slopes + self.slope * (1 - slopes)
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return 0, as PyTorch at the kink too."""
+        return namespace(z).zeros_like(z)
+
+    @property
+    def spec(self) -> dict:
+        """Return the JSON description."""
+        return {"name": "leaky_relu", "slope": self.slope} if self.slope else {"name": "relu"}
+
+
+@dataclass(frozen=True)
+class Sigmoid(Activation):
+    """sigma(z) = 1 / (1 + exp(-z))."""
+
+    name = "sigmoid"
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        decay = namespace(z).exp(-abs(z))
+        return namespace(z).where(z >= 0, 1, decay) / (1 + decay)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z) = sigma(z) sigma(-z)."""
+        decay = namespace(z).exp(-abs(z))
+        return decay / (1 + decay) ** 2
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z) = -sigma'(z) tanh(z / 2)."""
+        return -self.derivative(z) * namespace(z).tanh(z / 2)
+
+
+LOGISTIC = Sigmoid()
+
+
+@dataclass(frozen=True)
+class Tanh(Activation):
+    """sigma(z) = tanh z."""
+
+    name = "tanh"
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        return namespace(z).tanh(z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z) = 1 / cosh^2 z."""
+        return 4 * LOGISTIC.derivative(2 * z)
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z) = -2 tanh(z) / cosh^2 z."""
+        return -2 * self(z) * self.derivative(z)
+
+
+@dataclass(frozen=True)
+class Softplus(Activation):
+    """sigma(z) = log(1 + exp z)."""
+
+    name = "softplus"
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        xp = namespace(z)
+        return xp.maximum(z, 0) + xp.log1p(xp.exp(-abs(z)))
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z), the sigmoid."""
+        return LOGISTIC(z)
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z)."""
+        return LOGISTIC.derivative(z)
+
+
+@dataclass(frozen=True)
+class SiLU(Activation):
+    """sigma(z) = z / (1 + exp(-z))."""
+
+    name = "silu"
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        return z * LOGISTIC(z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z), s + z s' with the sigmoid s."""
+        return LOGISTIC(z) + z * LOGISTIC.derivative(z)
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z) = (2 - z tanh(z / 2)) s'."""
+        return (2 - z * namespace(z).tanh(z / 2)) * LOGISTIC.derivative(z)
+
+
+SILU = SiLU()
+
+
+@dataclass(frozen=True)
+class Swish(Activation):
+    """sigma(z) = z / (1 + exp(-beta z)); beta 1 is SiLU. ValueError unless beta > 0 is finite."""
+
+    beta: float = 1.0
+    name = "swish"
+
+    def __post_init__(self):
+        _check_positive("beta", self.beta)
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        return z * LOGISTIC(self.beta * z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z)."""
+        return SILU.derivative(self.beta * z)
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z)."""
+        return self.beta * SILU.second_derivative(self.beta * z)
+
+
+@dataclass(frozen=True)
+class GELU(Activation):
+    """sigma(z) = z Phi(z) with the normal distribution Phi: exact, not the approximation by tanh.
+
+    Phi(z) = erfc(-z / sqrt 2) / 2 = (1 + erf(z / sqrt 2)) / 2.
+    """
+
+    name = "gelu"
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        return z * self._distribution(z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z) = Phi(z) + z Phi'(z)."""
+        return self._distribution(z) + z * self._density(z)
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z) = (2 - z^2) Phi'(z)."""
+        return (2 - z * z) * self._density(z)
+
+    def _distribution(self, z: Array) -> Array:
+        return special(z).erfc(-z / math.sqrt(2)) / 2
+
+    def _density(self, z: Array) -> Array:
+        return namespace(z).exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class ELU(Activation):
+    """sigma(z) = z for z > 0 and `alpha` * (exp z - 1) elsewhere.
+
+    Smooth away from its kink at z = 0: there sigma'' jumps, and with alpha != 1 sigma' does. At 0
+    the derivatives are those of the left side, and nothing in the engine watches how close z is.
+    Raises ValueError unless alpha > 0 is finite.
+    """
+
+    alpha: float = 1.0
+    name = "elu"
+
+    def __post_init__(self):
+        _check_positive("alpha", self.alpha)
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        xp = namespace(z)
+        return xp.where(z > 0, z, self.alpha * xp.expm1(xp.minimum(z, 0)))
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z)."""
+        return namespace(z).where(z > 0, 1, self._decay(z))
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z)."""
+        return namespace(z).where(z > 0, 0, self._decay(z))
+
+    def _decay(self, z: Array) -> Array:
+        return self.alpha * namespace(z).exp(namespace(z).minimum(z, 0))
+
+
+@dataclass(frozen=True)
+class Sine(Activation):
+    """sigma(z) = sin z."""
+
+    name = "sine"
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        return namespace(z).sin(z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z)."""
+        return namespace(z).cos(z)
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z)."""
+        return -namespace(z).sin(z)
+
+
+@dataclass(frozen=True)
+class Arctan(Activation):
+    """sigma(z) = arctan z."""
+
+    name = "arctan"
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        return namespace(z).arctan(z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z) = 1 / (1 + z^2)."""
+        return 1 / (1 + z * z)
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z) = -2 z / (1 + z^2)^2."""
+        return -2 * z * self.derivative(z) ** 2
+
+
+@dataclass(frozen=True)
+class SmoothActivation(Activation):
+    """An activation of your own, from its `function` and `derivative`, smooth everywhere.
+
+    They take arrays z of the backend, NumPy's at least, and return arrays of the same shape.
+    Without a `second_derivative` it is taken from the derivative by central differences with one
+    Richardson extrapolation, in float64, to about 1e-12 of the size of sigma' and 3e-14 of that of
+    its fifth derivative. A network with such an activation can't be saved: JSON holds its `name`
+    only. Raises ValueError where a derivative is not what differences give at a few points, and for
+    the name of an activation that exists.
+
+    >>> square = SmoothActivation("square", lambda z: z * z, lambda z: 2 * z)
+    >>> square.second_derivative(np.array([0.5, 3.0])).round(9)
+    array([2., 2.])
+    """
+
+    name: str
+    function: Callable[[Array], Array] = field(repr=False)
+    derivative: Callable[[Array], Array] = field(repr=False)
+    second_derivative: Callable[[Array], Array] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or self.name in KNOWN:
+            raise ValueError(
+                f"activation: expected a name other than {', '.join(KNOWN)}, got {self.name!r}"
+            )
+        if self.second_derivative is None:
+            differences = functools.partial(_differences, self.derivative)
+            object.__setattr__(self, "second_derivative", differences)
+        self._check("derivative", self.function, self.derivative)
+        self._check("second derivative", self.derivative, self.second_derivative)
+
+    def _check(self, kind: str, function: Callable, derivative: Callable) -> None:
+        """Raise ValueError unless `derivative` is what differences of `function` give."""
+        z = np.array(POINTS)[:, None]
+        for values in (function(z), derivative(z)):
+            if np.shape(values) != z.shape or not np.isfinite(values).all():
+                raise ValueError(
+                    f"{self}: expected finite values of the shape of z, {z.shape}, got "
+                    f"{np.array_repr(np.asarray(values))}"
+                )
+        found, expected = derivative(z).ravel(), _differences(function, z, STEP / 4).ravel()
+        wrong = ~(abs(found - expected) <= CHECKED_TO * (1 + abs(expected)))
+        if wrong.any():
+            n = int(wrong.argmax())
+            raise ValueError(
+                f"{self}: expected the {kind} at z = {POINTS[n]:g} to be {expected[n]:.7g}, as "
+                f"differences give it, got {found[n]:.7g}"
+            )
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z)."""
+        return self.function(z)
+
+    @property
+    def spec(self) -> dict:
+        """Return the name, which does not tell the functions."""
+        return {"name": self.name}
+
+
+SMOOTH = (Sigmoid, Tanh, Softplus, SiLU, GELU, ELU, Sine, Arctan, Swish)
+KNOWN = {"relu": ReLU, "leaky_relu": ReLU, **{kind.name: kind for kind in SMOOTH}}
+
+
+def activation_named(spec: dict) -> Activation:
+    """Return the activation whose `spec` is this, such as {"name": "elu", "alpha": 1.0}.
+
+    Raises ValueError for unknown names, for parameters that are missing, surplus or out of range,
+    and for the names of users' activations.
+    """
+    name = spec.get("name") if isinstance(spec, dict) else None
+    if isinstance(name, str) and name in KNOWN:
+        parameters = {key: value for key, value in spec.items() if key != "name"}
+        if parameters.keys() <= {parameter.name for parameter in fields(KNOWN[name])}:
+            found = KNOWN[name](**parameters)
+            if found.spec == spec:
+                return found
+    takes = {"leaky_relu": " (slope)", "elu": " (alpha)", "swish": " (beta)"}
+    known = ", ".join(name + takes.get(name, "") for name in KNOWN)
+    raise ValueError(f"activation: expected one of {known}, got {spec}")
+
+
+def check_piecewise_linear(activation: Activation, purpose: str) -> None:
+    """Raise ValueError unless the activation is piecewise linear."""
+    if not activation.piecewise_linear:
+        raise ValueError(
+            f"{purpose}: expected a piecewise linear activation, ReLU or leaky ReLU, "
+            f"got {activation}"
+        )
+
+
+def _differences(function: Callable, z: Array, step: float = STEP) -> Array:
+    """Return (4 D(h) - D(2h)) / 3 with D(h) = (f(z + h) - f(z - h)) / 2h."""
+    x = z.astype(np.float64)
+    once, twice = (function(x + h) - function(x - h) for h in (step, 2 * step))
+    return ((8 * once - twice) / (12 * step)).astype(z.dtype)
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not (isinstance(value, float | int) and 0 < value < math.inf):
+        raise ValueError(f"activation: expected a finite {name} > 0, got {value!r}")

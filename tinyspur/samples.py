@@ -1,0 +1,35 @@
+"""The samples of a training set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Inputs x (N, C, H, W) or (N, C, W) and targets y (N, d_y); finite, N >= 1.
+
+    Raises ValueError for other shapes and for values that are not finite.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def __post_init__(self):
+        if self.x.ndim < 3 or self.y.ndim != 2 or len(self.x) != len(self.y) or not len(self.x):
+            raise ValueError(
+                "training set: expected x (N, C, H, W) and y (N, d_y) with the same N >= 1, "
+                f"got {self.x.shape} and {self.y.shape}"
+            )
+        for name, values in (("x", self.x), ("y", self.y)):
+            bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            if bad.any():
+                raise ValueError(
+                    f"training set: {name} has NaN or infinite values in {bad.sum()} of "
+                    f"{bad.size} samples, the first is sample {bad.argmax()}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.x)
