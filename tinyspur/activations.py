@@ -16,6 +16,7 @@ import numpy as np
 
 from .backend import Array, namespace, special
 
+SAMPLED = np.linspace(-1, 1, 65)[:, None]  # where an activation without bounds is looked at
 STEP = 2.0**-10  # of differences: truncation and rounding are about equal
 POINTS = (-3.0, -1.7, -0.6, 0.0, 0.4, 1.1, 2.3)  # where a user's derivatives are checked
 CHECKED_TO = 1e-6  # the relative error that they may have there
@@ -32,6 +33,19 @@ class Activation:
     derivative: Callable[[Array], Array]
     second_derivative: Callable[[Array], Array]
     piecewise_linear = False
+    bounds: tuple[float, float] | None  # of the second and the third derivative
+
+    def changes(self, z: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how far sigma' and sigma'' may be from those at z, at most `r` away from it.
+
+        By the mean value theorem and `bounds`; without these, the most that a few samples show.
+        """
+        if self.bounds is not None:
+            return self.bounds[0] * r, self.bounds[1] * r
+        near = z + r * SAMPLED
+        return tuple(
+            abs(f(near) - f(z)).max(axis=0) for f in (self.derivative, self.second_derivative)
+        )
 
     @property
     def spec(self) -> dict:
@@ -78,6 +92,7 @@ class Sigmoid(Activation):
     """sigma(z) = 1 / (1 + exp(-z))."""
 
     name = "sigmoid"
+    bounds = (0.0963, 0.125)
 
     def __call__(self, z: Array) -> Array:
         """Return sigma(z)."""
@@ -102,6 +117,7 @@ class Tanh(Activation):
     """sigma(z) = tanh z."""
 
     name = "tanh"
+    bounds = (0.7699, 2.0)
 
     def __call__(self, z: Array) -> Array:
         """Return sigma(z)."""
@@ -121,6 +137,7 @@ class Softplus(Activation):
     """sigma(z) = log(1 + exp z)."""
 
     name = "softplus"
+    bounds = (0.25, 0.0963)
 
     def __call__(self, z: Array) -> Array:
         """Return sigma(z)."""
@@ -141,6 +158,7 @@ class SiLU(Activation):
     """sigma(z) = z / (1 + exp(-z))."""
 
     name = "silu"
+    bounds = (0.5, 0.3082)
 
     def __call__(self, z: Array) -> Array:
         """Return sigma(z)."""
@@ -180,6 +198,11 @@ class Swish(Activation):
         """Return sigma''(z)."""
         return self.beta * SILU.second_derivative(self.beta * z)
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Return the bounds of the second and the third derivative."""
+        return self.beta * SILU.bounds[0], self.beta**2 * SILU.bounds[1]
+
 
 @dataclass(frozen=True)
 class GELU(Activation):
@@ -189,6 +212,7 @@ class GELU(Activation):
     """
 
     name = "gelu"
+    bounds = (0.7979, 0.7788)
 
     def __call__(self, z: Array) -> Array:
         """Return sigma(z)."""
@@ -220,6 +244,7 @@ class ELU(Activation):
 
     alpha: float = 1.0
     name = "elu"
+    bounds = (math.inf, math.inf)
 
     def __post_init__(self):
         _check_positive("alpha", self.alpha)
@@ -237,6 +262,12 @@ class ELU(Activation):
         """Return sigma''(z)."""
         return namespace(z).where(z > 0, 0, self._decay(z))
 
+    def changes(self, z: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return how far sigma' and sigma'' may be from those at z; infinite beyond the kink."""
+        moved = np.where(z > 0, 0, self._decay(z) * np.expm1(np.minimum(r, abs(z))))
+        moved = np.where(r < abs(z), moved, np.inf)
+        return moved, moved
+
     def _decay(self, z: Array) -> Array:
         return self.alpha * namespace(z).exp(namespace(z).minimum(z, 0))
 
@@ -246,6 +277,7 @@ class Sine(Activation):
     """sigma(z) = sin z."""
 
     name = "sine"
+    bounds = (1.0, 1.0)
 
     def __call__(self, z: Array) -> Array:
         """Return sigma(z)."""
@@ -265,6 +297,7 @@ class Arctan(Activation):
     """sigma(z) = arctan z."""
 
     name = "arctan"
+    bounds = (0.6496, 2.0)
 
     def __call__(self, z: Array) -> Array:
         """Return sigma(z)."""
@@ -301,6 +334,8 @@ class SmoothActivation(Activation):
     second_derivative: Callable[[Array], Array] | None = field(
         default=None, repr=False, compare=False
     )
+
+    bounds: tuple[float, float] | None = None
 
     def __post_init__(self):
         if not isinstance(self.name, str) or self.name in KNOWN:

@@ -109,6 +109,19 @@ class Dataset:
         drawn.sort()
         return replace(self, images=self.images[drawn], labels=self.labels[drawn])
 
+    def principal_components(self, dimensions: int) -> np.ndarray:
+        """Return the scores (N, 1, d) of the first d principal components, the first of variance 1.
+
+        ValueError unless d is an integer from 1 to the rank of the centred images.
+        """
+        flat = self.pixels().reshape(len(self), -1)
+        scores, sizes, _ = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
+        rank = int((sizes > 1e-9 * max(sizes[0], np.finfo(float).tiny)).sum())
+        if not isinstance(dimensions, int | np.integer) or not 1 <= dimensions <= rank:
+            raise ValueError(f"{self.name}: expected 1 to {rank} dimensions, got {dimensions!r}")
+        scaled = scores[:, :dimensions] * (sizes[:dimensions] / sizes[0] * len(self) ** 0.5)
+        return scaled[:, None]
+
 
 def load(path: str | os.PathLike | None = None) -> Dataset:
     """Read an NPZ file, or CIFAR-10 from a folder or archive.

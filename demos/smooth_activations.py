@@ -1,0 +1,113 @@
+"""Place networks with smooth activations at local minima that are not global, and prove it.
+
+For each activation the certified minimum, its surroundings and what training finds elsewhere; then
+one activation in networks far wider than there are samples. The targets are built for the inputs.
+Writes smooth_activations.json, smooth_activations.png and smooth_widths.png to the folder --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+# The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import numpy as np
+
+from tinyspur import datasets
+from tinyspur.activations import (
+    ELU,
+    GELU,
+    Activation,
+    Arctan,
+    Sigmoid,
+    SiLU,
+    Sine,
+    Softplus,
+    Swish,
+    Tanh,
+)
+from tinyspur.reports import check_writable, exit_status, write_json
+from tinyspur.survey import draw_activations, draw_widths, survey
+
+ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
+    ("sigmoid", Sigmoid()),
+    ("tanh", Tanh()),
+    ("softplus", Softplus()),
+    ("SiLU", SiLU()),
+    ("GELU", GELU()),
+    ("ELU", ELU()),
+    ("sine", Sine()),
+    ("arctan", Arctan()),
+    ("swish, 2", Swish(2.0)),
+)
+WIDTHS = (1, 3, 10, 30, 100, 300, 1000)
+
+
+def inputs(options: argparse.Namespace) -> np.ndarray:
+    """Return the inputs (N, 1, d): random ones, or principal components of the bundled images."""
+    if options.data == "random":
+        rng = np.random.default_rng(options.seed)
+        return rng.standard_normal((options.samples, 1, options.dimensions))
+    images = datasets.bundled().subset(options.samples, options.seed)
+    return images.principal_components(options.dimensions)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    option = parser.add_argument
+    option("--data", choices=("images", "random"), default="images", help="the inputs")
+    option("--samples", type=int, default=100, metavar="N", help="of the inputs")
+    option("--dimensions", type=int, default=5, metavar="d", help="of the inputs")
+    option("--hidden", type=int, nargs="+", default=[7, 5, 4], metavar="n", help="hidden widths")
+    option("--widths", type=int, nargs="+", default=list(WIDTHS), metavar="n", help="for figure 2")
+    option("--directions", type=int, default=40, metavar="D", help="that are random")
+    option("--starts", type=int, default=3, metavar="S", help="of training")
+    option("--iterations", type=int, default=500, metavar="K", help="of L-BFGS from each start")
+    option("--seed", type=int, default=0, help="of all random choices")
+    option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build, certify, train, print and write."""
+    least = {"samples": 2, "dimensions": 1, "directions": 1, "starts": 1, "iterations": 1}
+    for name, bound in (least | {"seed": 0}).items():
+        if getattr(options, name) < bound:
+            raise ValueError(f"--{name}: expected {bound} or more, got {getattr(options, name)}")
+    for name in ("hidden", "widths"):
+        if min(getattr(options, name)) < 1:
+            raise ValueError(f"--{name}: expected 1 or more, got {min(getattr(options, name))}")
+    check_writable(options.out)
+    started, x = time.perf_counter(), inputs(options)
+    settings = (options.directions, options.starts, options.iterations, options.seed, print)
+    print(f"{len(x)} inputs of dimension {options.dimensions}, hidden layers {options.hidden}")
+    rows = survey(x, [(name, s, options.hidden) for name, s in ACTIVATIONS], *settings)
+    print("one hidden layer, tanh")
+    wide = survey(x, [(f"width {n}", Tanh(), [n]) for n in options.widths], *settings)
+    write_json(
+        options.out / "smooth_activations.json",
+        {"activations": [r.as_dict() for r in rows], "widths": [r.as_dict() for r in wide]},
+    )
+    draw_activations(options.out / "smooth_activations.png", rows)
+    draw_widths(options.out / "smooth_widths.png", wide)
+    seconds = time.perf_counter() - started
+    print(f"{seconds:.0f} s; smooth_activations.json and two figures in {options.out}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after a one-line error."""
+    options = parse(arguments)
+    return exit_status(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,280 @@
+"""Proofs of local minima at constant outputs, for smooth activations and the squared loss ([SMOOTH]).
+
+Where W^1 = 0 all samples have the same output, and the residuals e_i decide: what moves of the
+parameters add to the outputs is orthogonal to them up to second order, and then has one sign.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+from .backend import to_numpy
+from .certificates import RADIUS_ACCURACY, STATIONARITY_LIMIT, round_down
+from .layers import Dense
+from .losses import Loss, SquaredLoss
+from .network import Network
+from .parameters import Parameters
+from .rounding import EPSILON, ROUNDING, preactivation_rounding
+from .samples import TrainingSet
+
+DEFINITE = 1000  # an eigenvalue is not 0 above so many rounding errors of the matrix
+LARGEST = 1e6  # radius that is looked for
+
+
+@dataclass(frozen=True)
+class CurvatureCertificate:
+    """The curvature certificate: W^1 = 0, residuals orthogonal to (1, x), H and M definite.
+
+    With the residuals e_i = o_i - y_i of one output, M = sum_i e_i x_i x_i^T and H the Hessian of
+    that output in the pre-activations z^1. Then sum_i e_i (o'_i - o_i) = tr(W^T H' W M) / 2 up to
+    third order for any parameters nearby, W = W'^1, and R(theta') >= R(theta) + sum_i e_i (o'_i -
+    o_i) / N, since the loss is convex: theta is a local minimum where H and M have the same sign
+    for every output with residuals.
+
+    `hessian` and `moment` are the least |eigenvalues| of all H and M, negative where one is not
+    definite or the signs differ. `orthogonality` is the largest of |sum_i e_i (x_i, 1)| relative to
+    sum_i |e_i| |(x_i, 1)|, `excess` its ratio to the rounding error estimated for it, at most 1
+    where the certificate `holds`. Nothing within max-norm distance `radius` is lower; see
+    `curvature_radius`. It is a bound if `bounded`, else an estimate by samples of sigma.
+    """
+
+    holds: bool
+    risk: float
+    hessian: float
+    moment: float
+    orthogonality: float
+    excess: float
+    radius: float
+    bounded: bool
+    obstacle: str
+    kind: str = "curvature"
+    evidence_only: bool = False
+
+    def as_dict(self) -> dict:
+        """Return what the report of a run holds; there are no patterns, hence no margin."""
+        return {
+            "kind": self.kind,
+            "holds": self.holds,
+            "classes": 1,
+            "margin": None,
+            "radius": self.radius,
+            "stationarity": self.orthogonality,
+            "evidence_only": self.evidence_only,
+            "lambda_min_H": self.hessian,
+            "lambda_min_M": self.moment,
+            "radius_proved": self.bounded,
+        }
+
+    @property
+    def words(self) -> str:
+        """Return what was found in half a line."""
+        if self.holds:
+            return f"certified local minimum, lambda_min(H) {self.hessian:.2g}"
+        return f"not certified, {self.obstacle}"
+
+    def __str__(self) -> str:
+        kind = "" if self.bounded else ", an estimate"
+        lines = [
+            f"curvature certificate: {'holds, a local minimum' if self.holds else 'does not hold'}",
+            f"  lambda_min(H) {self.hessian:.3g}, lambda_min(M) {self.moment:.3g}, residuals "
+            f"orthogonal to (x, 1) to {self.orthogonality:.1e} ({self.excess:.2g} of its rounding)",
+            f"  radius {round_down(self.radius)}{kind}",
+        ]
+        return "\n".join(lines + ([] if self.holds else [f"  {self.obstacle}"]))
+
+
+def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> CurvatureCertificate:
+    """Check the curvature certificate at theta; see `CurvatureCertificate` for what it proves.
+
+    For fully connected networks with a smooth activation, of any depth from one hidden layer on,
+    and the squared loss. Sufficient, not necessary. A float32 theta is taken for the numbers that
+    it holds, in float64 arithmetic. Raises ValueError for other networks and losses, and where
+    parameters or outputs are not finite.
+    """
+    check_smooth(theta.net)
+    if not isinstance(loss, SquaredLoss):
+        raise ValueError(f"curvature certificate: expected the squared loss, got {loss!r}")
+    net, theta = theta.net, theta.to(np, np.float64)
+    if not np.isfinite(theta.vector).all():
+        raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
+    y, x = net.targets(theta, data, loss), data.x.reshape(len(data), -1).astype(np.float64)
+    outputs, errors = [], []
+    for _, columns in net.chunks(theta, data.x):
+        trace = list(net.layerwise(theta, columns))
+        outputs.append(trace[-1][1])
+        errors.append(preactivation_rounding(theta, columns, trace, np.float64)[-1])
+    e = np.concatenate(outputs, axis=1) - y
+    if not np.isfinite(e).all():
+        raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
+    errors = np.concatenate(errors, axis=1) + ROUNDING * EPSILON * abs(y)
+    errors += ROUNDING * EPSILON * (1 + math.sqrt(len(x))) * abs(e)  # of a sum of so many terms
+    hats = np.hstack([x, np.ones((len(x), 1))])
+    sums = abs(e @ hats)
+    excess, orthogonality = (_share(sums, whole @ abs(hats)) for whole in (errors, abs(e)))
+    terms = []
+    for k, H in enumerate(output_hessians(theta)):
+        if e[k].any():
+            M, A = ((weights[:, None] * x).T @ x for weights in (e[k], abs(e[k])))
+            sign = np.sign(np.trace(M)) or 1.0
+            terms.append(_Term(k, sign * H, sign * M, A))
+    hessian = min((_least(term.H) for term in terms), default=0.0)
+    moment = min((_least(term.M) for term in terms), default=0.0)
+    obstacles = {
+        "W^1 is not 0": bool(theta.W[1].weights.any()),
+        "all residuals are 0": not terms,
+        "the residuals are not orthogonal to (x, 1)": excess > 1,
+        "the residuals are no larger than rounding errors": orthogonality > STATIONARITY_LIMIT,
+        "M is not definite": moment <= 0,
+        "H is not definite with the sign of M": hessian <= 0,
+    }
+    obstacle = next((text for text, found in obstacles.items() if found), "")
+    return CurvatureCertificate(
+        holds=not obstacle,
+        risk=float((e**2).sum() / (2 * len(x))),
+        hessian=hessian,
+        moment=moment,
+        orthogonality=orthogonality,
+        excess=excess,
+        radius=0.0 if obstacle else curvature_radius(theta, x, terms),
+        bounded=net.activation.bounds is not None,
+        obstacle=obstacle,
+    )
+
+
+def check_smooth(net: Network) -> None:
+    """Raise ValueError unless the network is fully connected, with a smooth activation."""
+    if net.activation.piecewise_linear:
+        raise ValueError(
+            f"curvature: expected an activation with sigma'' != 0, got {net.activation}"
+        )
+    if net.depth < 2 or not all(isinstance(layer, Dense) for layer in net.layers):
+        raise ValueError(
+            f"curvature: expected dense layers, at least one of them hidden, got {net}"
+        )
+
+
+def output_hessians(theta: Parameters) -> np.ndarray:
+    """Return the Hessian of each output in z^1 where W^1 = 0, shape (d_y, n_1, n_1), on the host.
+
+    H = sum_l J_l^T diag(sigma''(z^l) p^l) J_l over the hidden layers, with J_l = dz^l / dz^1 and
+    p^l = do / do^l.
+    """
+    at = _Constant(theta)
+    J = [np.eye(len(at.z[0]))]
+    for W, slopes in zip(at.W[1:-1], at.slopes[:-1], strict=True):
+        J.append(W @ (slopes[:, None] * J[-1]))
+    p, H = at.W[-1], 0.0
+    for layer in reversed(range(len(J))):
+        bends = at.bends[layer] * p  # (d_y, n_l)
+        H = H + np.array([J[layer].T @ (row[:, None] * J[layer]) for row in bends])
+        p = (at.slopes[layer] * p) @ at.W[layer]
+    return (H + H.swapaxes(1, 2)) / 2
+
+
+class _Term(NamedTuple):
+    """An output with residuals: H and M, with the sign that makes the trace of M positive, and A.
+
+    A = sum_i |e_i| x_i x_i^T.
+    """
+
+    output: int
+    H: np.ndarray
+    M: np.ndarray
+    A: np.ndarray
+
+
+def curvature_radius(theta: Parameters, x: np.ndarray, terms: list[_Term]) -> float:
+    """Return rho so that no theta' within max-norm distance rho has a lower risk.
+
+    With g' the layers above z^1, and c' the outputs for W = 0, o'_i - c' = J' W x_i + int_0^1 (1 -
+    t) (W x_i)^T H'(b' + t W x_i) (W x_i) dt. The first part is orthogonal to the residuals. If no
+    H' in reach differs from H by more than eps in the spectral norm, the second gives at least (tr
+    W^T H W M - eps tr W A W^T) / 2 with A = sum_i |e_i| x_i x_i^T, which is not negative if eps mu
+    <= lambda_min(H), mu the largest eigenvalue of A relative to M. The largest row sum bounds eps:
+    each factor of H grows at most by what rho and the bounds of sigma'' and third derivative allow.
+    """
+    at, reach = _Constant(theta), 1 + float(abs(x).sum(axis=1).max())
+    limits = [
+        _least(term.H) / scipy.linalg.eigh(term.A, term.M, eigvals_only=True)[-1] for term in terms
+    ]
+    still = [at.row_sums(term.output, 0.0, reach) for term in terms]
+
+    def safe(rho: float) -> bool:
+        for term, before, limit in zip(terms, still, limits, strict=True):
+            change = float((at.row_sums(term.output, rho, reach) - before).max())
+            if not change * (1 + 1e-6) + DEFINITE * EPSILON * float(before.max()) <= limit:
+                return False
+        return True
+
+    low = 1.0
+    while not safe(low):
+        low /= 2
+        if low < 1e-300:
+            return 0.0
+    high = 2 * low
+    while safe(high) and high < LARGEST:
+        low, high = high, 2 * high
+    while high - low > RADIUS_ACCURACY * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if safe(middle) else (low, middle)
+    return low
+
+
+class _Constant:
+    """The layers where W^1 = 0: z, o, sigma'(z) and sigma''(z) of each hidden one, (n_l,)."""
+
+    def __init__(self, theta: Parameters):
+        net = theta.net
+        self.sigma = sigma = net.activation
+        self.W = [to_numpy(theta.W[n].weights) for n in range(1, net.depth + 1)]
+        self.z, self.o = [to_numpy(theta.b[1])], []
+        for n in range(2, net.depth + 1):
+            self.o.append(sigma(self.z[-1]))
+            self.z.append(self.W[n - 1] @ self.o[-1] + to_numpy(theta.b[n]))
+        del self.z[-1]
+        self.slopes = [sigma.derivative(z) for z in self.z]
+        self.bends = [sigma.second_derivative(z) for z in self.z]
+
+    def row_sums(self, output: int, rho: float, reach: float) -> np.ndarray:
+        """Return bounds of the row sums of |H'|, shape (n_1,), for parameters up to rho away.
+
+        With the most that |sigma'|, |sigma''| and |W| can be in all factors; H' is taken at any z^1
+        within `reach` times rho.
+        """
+
+        def product(W: np.ndarray, v: np.ndarray) -> np.ndarray:
+            return abs(W) @ v + rho * v.sum()
+
+        slopes, bends, r = [], [], np.full(len(self.z[0]), rho * reach)
+        sums = [np.ones(len(r))]  # of the rows of |J_l|
+        for n, z in enumerate(self.z):
+            more, bent = self.sigma.changes(z, r)
+            slopes.append(abs(self.slopes[n]) + more)
+            bends.append(abs(self.bends[n]) + bent)
+            moved = slopes[n] * r
+            r = product(self.W[n + 1], moved) + rho * (abs(self.o[n]).sum() + 1)
+            sums.append(product(self.W[n + 1], slopes[n] * sums[n]))
+        p, rows = abs(self.W[-1][output]) + rho, 0.0
+        for n in reversed(range(len(slopes))):
+            rows = rows + bends[n] * p * sums[n]
+            if n:
+                rows = slopes[n - 1] * product(self.W[n].T, rows)
+                p = product(self.W[n].T, slopes[n] * p)
+        return rows
+
+
+def _least(matrix: np.ndarray) -> float:
+    """Return the least eigenvalue, 0 where rounding explains it."""
+    values = np.linalg.eigvalsh(matrix)
+    return float(values[0]) if abs(values[0]) > DEFINITE * EPSILON * abs(values).max() else 0.0
+
+
+def _share(parts: np.ndarray, wholes: np.ndarray) -> float:
+    """Return the largest part / whole, 0 where both are 0."""
+    ratios = np.divide(parts, wholes, where=wholes > 0, out=np.where(parts > 0, np.inf, 0.0))
+    return float(ratios.max())
