@@ -1,4 +1,4 @@
-"""Proofs of local minima at constant outputs, for smooth activations and the squared loss ([SMOOTH]).
+"""Proofs of local minima at constant outputs: smooth activations and squared loss ([SMOOTH]).
 
 Where W^1 = 0 all samples have the same output, and the residuals e_i decide: what moves of the
 parameters add to the outputs is orthogonal to them up to second order, and then has one sign.

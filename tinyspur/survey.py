@@ -1,4 +1,4 @@
-"""One local minimum for each activation and for each width, beside what training finds ([SMOOTH])."""
+"""Local minima for each activation and each width, beside what training finds ([SMOOTH])."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .network import Network
 from .parameters import Parameters
 from .reports import whole_file
 
-STEPS = np.geomspace(1e-2, 10, 31)  # Euclidean distances along random directions
+STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
 FLOOR = 1e-32  # what is drawn of a risk that is less, or zero
 MINIMUM, LOWER = "#0072B2", "#D55E00"  # told apart by the colour-blind too
 
@@ -113,9 +113,9 @@ def draw_activations(path: str | Path, rows: list[SmoothRow]) -> None:
         ax.set_visible(False)
     for ax, row in zip(axes.ravel(), rows, strict=False):
         c = row.found.certificate
-        lines = ax.loglog(STEPS, row.lines.T, color="0.65", lw=0.8)
-        (here,) = ax.loglog(STEPS, np.full(len(STEPS), c.risk), color=MINIMUM, lw=2)
-        (elsewhere,) = ax.loglog(
+        lines = ax.semilogy(STEPS, row.lines.T, color="0.65", lw=0.8)
+        (here,) = ax.semilogy(STEPS, np.full(len(STEPS), c.risk), color=MINIMUM, lw=2)
+        (elsewhere,) = ax.semilogy(
             STEPS, np.full(len(STEPS), max(row.reached, FLOOR)), color=LOWER, lw=2, ls="--"
         )
         proved = "certified" if c.holds else "not certified"
