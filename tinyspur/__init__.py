@@ -54,6 +54,8 @@ from .constructions.piecewise_linear import (
     spurious_pair,
 )
 from .constructions.relays import RelayedPair, rescale
+from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
+from .curvature import CurvatureCertificate, certify_curvature
 from .escapes import Escape, find_escape, kink_escape
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
@@ -83,6 +85,7 @@ __all__ = [
     "ConvolutionMatrix",
     "ConvolutionalLattice",
     "CrossEntropy",
+    "CurvatureCertificate",
     "DataSplit",
     "Dense",
     "DenseMatrix",
@@ -107,6 +110,7 @@ __all__ = [
     "Sigmoid",
     "Sine",
     "SmoothActivation",
+    "SmoothMinimum",
     "Softplus",
     "SpuriousMinimum",
     "SpuriousPair",
@@ -115,6 +119,7 @@ __all__ = [
     "Tanh",
     "TrainingSet",
     "certify_cell",
+    "certify_curvature",
     "certify_relays",
     "check_assumption_1",
     "convolutional_lattice",
@@ -127,6 +132,7 @@ __all__ = [
     "fit_groups",
     "gated_minimum",
     "gather_evidence",
+    "interpolate",
     "kaiming_start",
     "kink_escape",
     "lattice_network",
@@ -146,6 +152,7 @@ __all__ = [
     "risk_along_bias",
     "save_point",
     "smallest_cases",
+    "smooth_minimum",
     "split_data",
     "spurious_pair",
     "subnetwork",
