@@ -276,7 +276,7 @@ def test_big_networks_get_about_a_hundred_products_and_few_backward_passes(monke
         counting(name)
     found = gather_evidence(theta, data, SquaredLoss())
     assert found.products == calls["hessian_product"] <= 100
-    assert calls["risk_and_gradient"] <= 10
+    assert calls["risk_and_gradient"] <= 17  # sixteen of them over half of the samples
     assert (found.rescalings, found.checked) == (16, 8)
 
 

@@ -11,6 +11,7 @@ import torch_twin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tinyspur import backend
 from tinyspur.activations import (
     ELU,
     GELU,
@@ -258,6 +259,44 @@ def test_the_memory_budget_changes_nothing(problem):
         close(small.risk(point, data, loss), risk, 1e-13, rounding=1e-15)
         for layer, pattern in small.patterns(point, data.x).items():
             assert np.array_equal(pattern, net.patterns(theta, data.x)[layer])
+
+
+@pytest.mark.parametrize("sigma", [ReLU(), Tanh()], ids=str)
+def test_the_number_of_threads_changes_no_bit(sigma, monkeypatch):
+    rng, layers = np.random.default_rng(0), [Conv(6), MaxPool(2), Conv(5), Dense(7), Dense(3)]
+    net = Network((2, 8, 8), layers, sigma, memory_budget=60_000)
+    theta, direction = direction_of(net, 1), direction_of(net, 2)
+    data = TrainingSet(rng.normal(size=(23, 2, 8, 8)), rng.dirichlet(np.ones(3), 23))
+    assert len(list(net.chunks(theta, data.x))) == 5
+    found = []
+    for workers in (1, 2, 3, 8):
+        monkeypatch.setattr(backend, "WORKERS", workers)
+        loss = CrossEntropy()
+        risk, gradient = net.risk_and_gradient(theta, data, loss)
+        found.append(
+            [
+                np.float64(risk),
+                gradient.vector,
+                net.forward(theta, data.x),
+                net.sample_losses(theta, data, loss),
+                net.hessian_product(theta, direction, data, loss).vector,
+                net.filter_responses(theta, 3, theta.W[3].weights, data.x),
+                *net.patterns(theta, data.x).values(),
+            ]
+        )
+    for other in found[1:]:
+        assert [a.tobytes() for a in other] == [a.tobytes() for a in found[0]]
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch):
+    monkeypatch.setattr(backend, "WORKERS", 2)
+
+    def fail(item):
+        raise ValueError(f"item {item}")
+
+    with pytest.raises(ValueError, match="item 0"):
+        list(backend.in_order(fail, range(5), np))
+    assert list(backend.in_order(str, range(5), np)) == list("01234")
 
 
 def test_the_memory_budget_bounds_the_activations_of_a_pass():

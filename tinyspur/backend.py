@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import itertools
+import os
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.special
+from threadpoolctl import ThreadpoolController
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class Backend(NamedTuple):
@@ -59,6 +67,32 @@ def special(x: Array) -> ModuleType:
     if isinstance(x, (np.ndarray, np.generic)):
         return scipy.special
     return importlib.import_module("cupyx.scipy.special")
+
+
+def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
+    """Yield function(item) for all items in their order: on the host on one thread for each core.
+
+    BLAS has one thread in each of them. No more results wait at a time than there are cores.
+    """
+    items = iter(items)
+    first = list(itertools.islice(items, 2))
+    items = itertools.chain(first, items)
+    if xp is not np or WORKERS == 1 or len(first) < 2:
+        yield from map(function, items)
+        return
+    waiting: deque = deque()
+    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > WORKERS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def to_numpy(x: Array) -> np.ndarray:

@@ -15,7 +15,7 @@ import scipy.linalg
 import scipy.sparse
 
 from .activations import ReLU
-from .backend import Array, namespace, to_numpy
+from .backend import namespace, to_numpy
 from .layers import Pooling
 from .losses import Loss
 from .matrices import ConvolutionMatrix
@@ -292,26 +292,20 @@ def _lanczos(product: Callable, start: np.ndarray, steps: int) -> tuple[RitzValu
     return low, high, len(alpha)
 
 
-class _WithSigns:
-    """A loss whose gradient has a random sign for each sample, drawn anew at each pass."""
-
-    def __init__(self, loss: Loss, rng: np.random.Generator):
-        self.value, self.check_targets = loss.value, loss.check_targets
-        self.loss, self.rng = loss, rng
-
-    def gradient(self, o: Array, y: Array) -> Array:
-        signs = np.where(self.rng.random(o.shape[1]) < 0.5, -1, 1)
-        return self.loss.gradient(o, y) * namespace(o).asarray(signs, dtype=o.dtype)
-
-
 def _gradient_scale(theta: Parameters, data: TrainingSet, loss: Loss, rng) -> float:
     """Return an estimate of the root mean square of |grad l_i| over the samples.
 
     With random signs eps_i, E |(1/N) sum_i eps_i grad l_i|^2 = (1/N^2) sum_i |grad l_i|^2.
     """
-    signed = _WithSigns(loss, rng)
-    draws = (theta.net.gradient(theta, data, signed).vector for _ in range(SIGN_DRAWS))
-    return math.sqrt(len(data) * np.mean([float((draw**2).sum()) for draw in draws]))
+    squares = []
+    for _ in range(SIGN_DRAWS):
+        negative, total = rng.random(len(data)) < 0.5, 0.0
+        for part, sign in ((negative, -1), (~negative, 1)):
+            if part.any():
+                some = TrainingSet(data.x[part], data.y[part])
+                total = total + sign * len(some) * theta.net.gradient(theta, some, loss).vector
+        squares.append(float((total**2).sum()) / len(data))
+    return math.sqrt(np.mean(squares))
 
 
 def _margin(theta: Parameters, data: TrainingSet) -> float:

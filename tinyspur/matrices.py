@@ -14,6 +14,7 @@ layers, is the matrix of zeros and ones that selects the largest entries.
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -286,7 +287,6 @@ class ConvolutionMatrix(WeightMatrix):
         `images` is (C, *map_shape, N); the patches are (taps * channels, columns), so that the
         filters times the patches is the convolution ([CNN] (1)), one matrix product.
         """
-        xp = namespace(images)
         channels, index = len(channels), _index(channels)
         rows, samples = self.map_shape[0], images.shape[-1]
         width = math.prod(self.map_shape[1:]) * samples
@@ -294,7 +294,8 @@ class ConvolutionMatrix(WeightMatrix):
         for top in range(0, rows, height):
             bottom = min(rows, top + height)
             size = (bottom - top, *self.map_shape[1:])
-            patches = xp.empty((len(taps), channels, *size, samples), dtype=images.dtype)
+            shape = (len(taps), channels, *size, samples)
+            patches = _scratch(math.prod(shape), images).reshape(shape)
             for patch, tap in zip(patches, taps, strict=True):
                 inside, source = [], []
                 for axis, (n, k) in enumerate(zip(size, tap, strict=True)):
@@ -524,6 +525,20 @@ class TransposedMatrix(WeightMatrix):
 
     def _product(self, o: Array) -> Array:
         return self.matrix._adjoint(o)
+
+
+_KEPT = threading.local()
+
+
+def _scratch(entries: int, like: Array) -> Array:
+    """Return memory for so many entries: on the host what this thread had before, if it does."""
+    xp = namespace(like)
+    if xp is not np:
+        return xp.empty(entries, dtype=like.dtype)
+    held = getattr(_KEPT, "memory", None)
+    if held is None or held.nbytes < entries * like.itemsize:
+        held = _KEPT.memory = np.empty(entries * like.itemsize, np.uint8)
+    return held[: entries * like.itemsize].view(like.dtype)
 
 
 def _index(indices) -> slice | list[int]:

@@ -9,19 +9,19 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import numpy as np
 
 from .activations import Activation, ReLU, activation_named, check_piecewise_linear
-from .backend import Array, namespace, to_numpy
+from .backend import Array, in_order, namespace, to_numpy
 from .layers import LAYER_TYPES, Conv, Dense, Layer, MaxPool, Pooling, is_positive
 from .losses import Loss
 from .parameters import Parameters
 from .samples import TrainingSet
 
-MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a pass over the samples holds at once
+MEMORY_BUDGET = 16 * 2**20  # bytes of activations that a pass over the samples holds at once
 
 
 class Network:
@@ -147,10 +147,8 @@ class Network:
 
     def forward(self, theta: Parameters, x: np.ndarray) -> Array:
         """Return the outputs (N, d_y) for the inputs x (N, *input_shape)."""
-        outputs = [
-            self.layer_output(theta, columns, self.depth) for _, columns in self.chunks(theta, x)
-        ]
-        return namespace(theta.vector).concatenate(outputs, axis=1).T
+        outputs = self.over(theta, x, lambda _, o: self.layer_output(theta, o, self.depth))
+        return namespace(theta.vector).concatenate(list(outputs), axis=1).T
 
     def risk(self, theta: Parameters, data: TrainingSet, loss: Loss) -> float:
         """Return R(theta) = (1/N) sum_i l(o_i, y_i) ([CNN] (5))."""
@@ -159,11 +157,12 @@ class Network:
     def sample_losses(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
         """Return l(o_i, y_i), shape (N,)."""
         y = self.targets(theta, data, loss)
-        losses = [
-            loss.value(self.layer_output(theta, columns, self.depth), y[:, rows])
-            for rows, columns in self.chunks(theta, data.x)
-        ]
-        return namespace(theta.vector).concatenate(losses)
+        losses = self.over(
+            theta,
+            data.x,
+            lambda rows, o: loss.value(self.layer_output(theta, o, self.depth), y[:, rows]),
+        )
+        return namespace(theta.vector).concatenate(list(losses))
 
     def gradient(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Parameters:
         """Return the gradient of the risk, laid out as the parameters are."""
@@ -174,13 +173,17 @@ class Network:
     ) -> tuple[float, Parameters]:
         """Return R(theta) and its gradient by backpropagation; a kink counts as inactive."""
         y = self.targets(theta, data, loss)
-        gradient = self.zeros(like=theta.vector)
-        losses = []
-        for rows, columns in self.chunks(theta, data.x):
-            trace = list(self.layerwise(theta, columns))
+
+        def chunk(rows: slice, columns: Array) -> tuple[Array, Array]:
+            trace, part = list(self.layerwise(theta, columns)), self.zeros(like=theta.vector)
             o = trace[-1][1]
-            losses.append(to_numpy(loss.value(o, y[:, rows])))
-            self._backward(theta, columns, trace, loss.gradient(o, y[:, rows]), gradient)
+            self._backward(theta, columns, trace, loss.gradient(o, y[:, rows]), part)
+            return loss.value(o, y[:, rows]), part.vector
+
+        gradient, losses = self.zeros(like=theta.vector), []
+        for values, part in self.over(theta, data.x, chunk):
+            losses.append(to_numpy(values))
+            gradient.vector += part
         gradient.vector /= len(data)
         return float(np.mean(np.concatenate(losses))), gradient
 
@@ -199,8 +202,9 @@ class Network:
                 f"Hessian product: expected a direction of {self}, got one of {direction.net}"
             )
         y = self.targets(theta, data, loss)
-        product = self.zeros(like=theta.vector)
-        for rows, columns in self.chunks(theta, data.x):
+
+        def chunk(rows: slice, columns: Array) -> Array:
+            product = self.zeros(like=theta.vector)
             trace = list(self.layerwise(theta, columns))
             moves, bends = self._moves(theta, direction, columns, trace)
             delta = loss.gradient(trace[-1][1], y[:, rows])
@@ -225,8 +229,13 @@ class Network:
                     if layer in theta.b:
                         change += direction.W[layer].T @ delta
                     delta = W.T @ delta
-        product.vector /= len(data)
-        return product
+            return product.vector
+
+        total = self.zeros(like=theta.vector)
+        for part in self.over(theta, data.x, chunk):
+            total.vector += part
+        total.vector /= len(data)
+        return total
 
     def patterns(self, theta: Parameters, x: np.ndarray) -> dict[int, np.ndarray]:
         """Return I^{l,i}: for each active layer l a boolean (N, n_l), true where z > 0.
@@ -234,10 +243,13 @@ class Network:
         For each max pooling integers (N, n_l): which entry of its window, counted row by row, is
         the largest. A smooth activation has no pattern.
         """
+
+        def chunk(_: slice, columns: Array) -> dict[int, Array]:
+            return self.pattern(theta, columns, list(self.layerwise(theta, columns)))
+
         found: dict[int, list] = {}
-        for _, columns in self.chunks(theta, x):
-            trace = list(self.layerwise(theta, columns))
-            for layer, pattern in self.pattern(theta, columns, trace).items():
+        for patterns in self.over(theta, x, chunk):
+            for layer, pattern in patterns.items():
                 found.setdefault(layer, []).append(to_numpy(pattern).T)
         return {layer: np.concatenate(parts) for layer, parts in found.items()}
 
@@ -299,19 +311,31 @@ class Network:
 
     # The pieces of a pass
 
+    def over(self, theta: Parameters, x: np.ndarray, function: Callable) -> Iterator:
+        """Yield function(rows, columns) for all `chunks` in their order, see `in_order`."""
+        return in_order(
+            lambda rows: function(rows, self._columns(theta, x, rows)),
+            self._slices(theta, x),
+            namespace(theta.vector),
+        )
+
     def chunks(self, theta: Parameters, x: np.ndarray) -> Iterator[tuple[slice, Array]]:
         """Yield slices of samples and their columns (n_0, chunk), on the device of `theta`."""
+        return ((rows, self._columns(theta, x, rows)) for rows in self._slices(theta, x))
+
+    def _slices(self, theta: Parameters, x: np.ndarray) -> list[slice]:
         if x.shape[1:] != self.input_shape or not len(x):
             raise ValueError(
                 f"inputs: expected (N, {', '.join(map(str, self.input_shape))}), got {x.shape}"
             )
-        xp, dtype = namespace(theta.vector), theta.vector.dtype
         neurons = 2 * sum(math.prod(shape) for shape in self.shapes)
-        size = max(1, self.memory_budget // (neurons * dtype.itemsize))
-        for start in range(0, len(x), size):
-            rows = slice(start, min(len(x), start + size))
-            chunk = xp.asarray(x[rows], dtype=dtype).reshape(rows.stop - start, -1)
-            yield rows, xp.ascontiguousarray(chunk.T)
+        size = max(1, self.memory_budget // (neurons * theta.vector.dtype.itemsize))
+        return [slice(n, min(len(x), n + size)) for n in range(0, len(x), size)]
+
+    def _columns(self, theta: Parameters, x: np.ndarray, rows: slice) -> Array:
+        xp = namespace(theta.vector)
+        chunk = xp.asarray(x[rows], dtype=theta.vector.dtype)
+        return xp.ascontiguousarray(chunk.reshape(rows.stop - rows.start, -1).T)
 
     def layerwise(self, theta: Parameters, columns: Array) -> Iterator[tuple[Array, Array]]:
         """Yield (z^l, o^l) for l = 1..L; without an activation the two are one array."""
@@ -335,13 +359,8 @@ class Network:
     ) -> np.ndarray:
         """Return what `filters` (T, ...) make of o^{layer-1}, shape (T * P, N), on the host."""
         W = theta.W[layer].with_weights(filters)
-        return np.concatenate(
-            [
-                to_numpy(W @ self.layer_output(theta, columns, layer - 1))
-                for _, columns in self.chunks(theta, x)
-            ],
-            axis=1,
-        )
+        parts = self.over(theta, x, lambda _, o: W @ self.layer_output(theta, o, layer - 1))
+        return np.concatenate([to_numpy(part) for part in parts], axis=1)
 
     def _backward(self, theta, columns, trace, delta, gradient) -> None:
         """Add to `gradient` what the derivative `delta` of the losses in o^L gives."""

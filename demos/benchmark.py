@@ -1,0 +1,232 @@
+"""Time the engine beside PyTorch on the same cores, and against explicit sparse matrices.
+
+Each row runs the two in turn and compares medians; forward passes and forward plus backward, with
+the fraction of the speed of a large matrix product. Needs PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tinyspur import datasets
+from tinyspur.backend import WORKERS, in_order
+from tinyspur.layers import Conv, Dense
+from tinyspur.losses import SquaredLoss, one_hot
+from tinyspur.matrices import ConvolutionMatrix
+from tinyspur.network import Network
+from tinyspur.parameters import Parameters
+from tinyspur.reports import exit_status, write_json
+from tinyspur.samples import TrainingSet
+from tinyspur.training import kaiming_start, training_flops
+
+CONVOLUTIONS = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))
+PAPER = (64, 64, 128, 128, 256, 256, 256)  # maps of the paper's network
+SMALL = (4, 6, 6)  # and of the main program's
+SIDE, GEMM = 32, 2048
+LOSS = SquaredLoss()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median seconds of the engine and of what it is compared with, and the operations of one."""
+
+    name: str
+    dtype: str
+    seconds: float
+    other: float
+    flops: float
+
+    @property
+    def ratio(self) -> float:
+        """Return how many times faster than the other the engine is."""
+        return self.other / self.seconds
+
+    def text(self, peak: float) -> str:
+        """Return the row of the table; `peak` in operations per second."""
+        mine, other = (self.flops / s / 1e9 for s in (self.seconds, self.other))
+        share = self.flops / self.seconds / peak
+        return (
+            f"{self.name:<40}{self.dtype:>8}{1e3 * self.seconds:10.1f} ms{mine:8.0f}{other:8.0f}"
+            f"{self.ratio:8.2f}{share:8.0%}"
+        )
+
+
+def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[float, float]:
+    """Return the median seconds of both, run in turn after a warm-up."""
+    seconds: tuple[list, list] = ([], [])
+    for n in range(repeats + 1):
+        for function, found in zip((first, second), seconds, strict=True):
+            start = time.perf_counter()
+            function()
+            if n:
+                found.append(time.perf_counter() - start)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def convolution_rows(torch, dtype: type, batch: int, repeats: int) -> list[Row]:
+    """Return forward, and forward plus backward, of single convolutions."""
+    rows, rng, kind = [], np.random.default_rng(0), getattr(torch, np.dtype(dtype).name)
+    conv2d = torch.nn.functional.conv2d
+    for C, T in CONVOLUTIONS:
+        W = ConvolutionMatrix(rng.standard_normal((T, C, 3, 3)).astype(dtype), (SIDE, SIDE))
+        o = rng.standard_normal((batch, C * SIDE**2)).astype(dtype)
+        delta = rng.standard_normal((batch, T * SIDE**2)).astype(dtype)
+        x = torch.tensor(o.reshape(batch, C, SIDE, SIDE), requires_grad=True)
+        y = torch.tensor(delta.reshape(batch, T, SIDE, SIDE))
+        w = torch.tensor(W.weights, requires_grad=True, dtype=kind)
+
+        def forward(i: int, W=W, o=o):
+            return W @ o[i][:, None]
+
+        def both(i: int, W=W, o=o, delta=delta):
+            column, slope = o[i][:, None], delta[i][:, None]
+            return W @ column, W.gradient(slope, column), W.T @ slope
+
+        def passes(function):
+            return lambda: list(in_order(function, range(batch), np))
+
+        def torch_forward(x=x, w=w):
+            with torch.no_grad():
+                conv2d(x, w, padding=1)
+
+        def torch_both(x=x, w=w, y=y):
+            x.grad = w.grad = None
+            conv2d(x, w, padding=1).backward(y)
+
+        flops = 2 * T * C * 9 * SIDE**2 * batch
+        name = f"convolution {C}-{T}"
+        for what, mine, other, times in (
+            ("forward", passes(forward), torch_forward, 1),
+            ("and back", passes(both), torch_both, 3),
+        ):
+            seconds = in_turn(mine, other, repeats)
+            rows.append(Row(f"{name}, {what}", np.dtype(dtype).name, *seconds, times * flops))
+    return rows
+
+
+def step_row(torch, name: str, net: Network, data: TrainingSet, dtype: type, repeats: int) -> Row:
+    """Return risk and gradient of a whole network."""
+    theta = Parameters(net, kaiming_start(net).vector.astype(dtype))
+    twin = sequential(torch, theta)
+    x, y = (torch.tensor(part.astype(dtype)) for part in (data.x, data.y))
+
+    def other() -> None:
+        for part in range(0, len(data), 500):
+            o = twin(x[part : part + 500])
+            ((o - y[part : part + 500]) ** 2).sum().div(2 * len(data)).backward()
+        twin.zero_grad()
+
+    seconds = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), other, repeats)
+    return Row(name, np.dtype(dtype).name, *seconds, training_flops(net, len(data), 1))
+
+
+def sparse_row(name: str, net: Network, data: TrainingSet, repeats: int) -> Row:
+    """Return risk and gradient beside a pass forward alone through explicit CSR matrices."""
+    theta = kaiming_start(net)
+    matrices = {layer: theta.W[layer].tocsr() for layer in theta.b}
+    columns = np.ascontiguousarray(data.x.reshape(len(data), -1).T)
+
+    def other() -> None:
+        o = columns
+        for layer, W in matrices.items():
+            o = W @ o + np.repeat(theta.b[layer], theta.W[layer].positions_out)[:, None]
+            o = net.activation(o) if net.is_active(layer) else o
+
+    mine = lambda: net.risk(theta, data, LOSS)  # noqa: E731
+    seconds = in_turn(mine, other, repeats)
+    return Row(name, "float64", *seconds, training_flops(net, len(data), 1) / 3)
+
+
+def sequential(torch, theta: Parameters):
+    """Return the network in PyTorch."""
+    nn, layers = torch.nn, []
+    for number, layer in enumerate(theta.net.layers, start=1):
+        if isinstance(layer, Conv):
+            channels = theta.net.shapes[number - 1][0]
+            module = nn.Conv2d(channels, layer.maps, layer.kernel, padding=layer.kernel // 2)
+        else:
+            layers.append(nn.Flatten())
+            module = nn.Linear(theta.W[number].shape[1], layer.width)
+        module.weight.data = torch.tensor(theta.W[number].weights)
+        module.bias.data = torch.tensor(theta.b[number])
+        layers += [module, nn.ReLU()] if theta.net.is_active(number) else [module]
+    return nn.Sequential(*layers)
+
+
+def peak(dtype: type, repeats: int) -> float:
+    """Return the operations per second of a large matrix product."""
+    A = np.ones((GEMM, GEMM), dtype)
+    return 2 * GEMM**3 / in_turn(lambda: A @ A, lambda: None, repeats)[0]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
+    option = parser.add_argument
+    option("--repeats", type=int, default=7, metavar="N", help="of each pair, after a warm-up")
+    option("--batch", type=int, default=16, metavar="N", help="images of 32 x 32")
+    option("--samples", type=int, default=4000, metavar="N", help="images of the small network")
+    option("--json", type=Path, metavar="FILE", help="to write the table to")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    for name in ("repeats", "batch"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name}: expected 1 or more, got {getattr(options, name)}")
+    try:
+        import torch
+    except ImportError as error:
+        raise RuntimeError(f"the benchmark needs PyTorch: {error}") from error
+    torch.set_num_threads(WORKERS)
+    images = datasets.bundled().subset(options.samples, 0)
+    small = TrainingSet(images.pixels(), one_hot(images.labels, images.classes))
+    rng = np.random.default_rng(0)
+    colours = TrainingSet(
+        rng.uniform(size=(options.batch, 3, SIDE, SIDE)),
+        one_hot(np.arange(options.batch) % 10, 10),
+    )
+    paper = Network(colours.x.shape[1:], [*map(Conv, PAPER), Dense(10)])
+    little = Network(small.x.shape[1:], [*map(Conv, SMALL), Dense(10)])
+    print(f"{WORKERS} cores; GFLOP/s of the engine and of PyTorch (CSR in the last rows)")
+    print(f"{'':<40}{'':>8}{'median':>13}{'engine':>8}{'other':>8}{'ratio':>8}{'of peak':>8}")
+    rows, peaks = [], {}
+    for dtype in (np.float64, np.float32):
+        top = peaks[np.dtype(dtype).name] = peak(dtype, options.repeats)
+        print(f"{'matrix product':<40}{np.dtype(dtype).name:>8}{'':>13}{top / 1e9:8.0f}")
+        found = convolution_rows(torch, dtype, options.batch, options.repeats)
+        for name, net, data in (
+            (f"paper's network, batch {options.batch}, step", paper, colours),
+            (f"small network, {len(small)} images, step", little, small),
+        ):
+            found.append(step_row(torch, name, net, data, dtype, options.repeats))
+        print("\n".join(row.text(top) for row in found), flush=True)
+        rows += found
+    name = f"small network, {len(small)} images, risk, CSR"
+    rows.append(sparse_row(name, little, small, options.repeats))
+    print(rows[-1].text(peaks["float64"]))
+    if options.json is not None:
+        table = [asdict(row) | {"ratio": row.ratio} for row in rows]
+        write_json(options.json, {"cores": WORKERS, "peaks": peaks, "rows": table})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the program; return 0, or 2 after a one-line error."""
+    options = parse(arguments)
+    return exit_status(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

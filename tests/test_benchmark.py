@@ -1,0 +1,44 @@
+"""The benchmark runs, and its table says what its file says."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*options):
+    return subprocess.run(
+        [sys.executable, ROOT / "demos" / "benchmark.py", *map(str, options)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_every_row_is_measured_and_written(tmp_path):
+    path = tmp_path / "table.json"
+    ran = run("--repeats", 1, "--batch", 1, "--samples", 20, "--json", path)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(path.read_text())
+    assert report["cores"] >= 1
+    assert report["peaks"].keys() == {"float64", "float32"}
+    names = [(row["name"], row["dtype"]) for row in report["rows"]]
+    assert len(names) == len(set(names)) == 2 * (6 * 2 + 2) + 1
+    for row in report["rows"]:
+        assert row["seconds"] > 0
+        assert row["flops"] > 0
+        assert row["ratio"] == pytest.approx(row["other"] / row["seconds"])
+        assert any(line.startswith(row["name"]) for line in ran.stdout.splitlines())
+
+
+@pytest.mark.parametrize("option", ["--repeats", "--batch", "--samples"])
+def test_a_number_that_is_too_small_is_refused_in_one_line(option):
+    ran = run(option, 0)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: ")
+    assert ran.stderr.count("\n") == 1
