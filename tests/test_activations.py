@@ -141,6 +141,98 @@ def test_relu_alone_is_piecewise_linear():
     assert not ReLU(0.2).second_derivative(Z).any()
 
 
+# Bounds and changes
+
+
+def torch_third(sigma, z):
+    """Return sigma'' and sigma''' at z, by PyTorch."""
+    z = torch.tensor(z, requires_grad=True)
+    o, found = torch_twin.activation(**sigma.spec)(z), []
+    for _ in range(3):
+        (o,) = torch.autograd.grad(o.sum(), z, create_graph=True)
+        found.append(o.detach().numpy())
+    return found[1:]
+
+
+BOUNDED = [sigma for sigma in ALL[2:] if not isinstance(sigma, ELU)]
+
+
+@pytest.mark.parametrize("sigma", BOUNDED, ids=repr)
+def test_bounds_are_those_of_the_second_and_third_derivatives_to_a_percent(sigma):
+    z = np.linspace(-30, 30, 600_001)
+    for bound, values in zip(sigma.bounds, torch_third(sigma, z), strict=True):
+        largest = abs(values).max()
+        assert largest <= bound <= 1.01 * largest
+        assert abs(values[abs(z) > 25]).max() <= bound
+
+
+@pytest.mark.parametrize("sigma", BOUNDED, ids=repr)
+def test_changes_bound_what_happens_to_derivatives_nearby(sigma):
+    rng = np.random.default_rng(0)
+    z, r = rng.uniform(-6, 6, 300), 10.0 ** rng.uniform(-6, 1, 300)
+    slopes, bends = sigma.changes(z, r)
+    assert slopes.shape == bends.shape == z.shape
+    near = z + r * np.linspace(-1, 1, 401)[:, None]
+    for bound, f in ((slopes, sigma.derivative), (bends, sigma.second_derivative)):
+        change = abs(f(near) - f(z)).max(axis=0)
+        assert (change <= bound * (1 + 1e-9) + 1e-15).all()
+        assert (change > 0.5 * bound).any()
+        assert not sigma.changes(z, 0 * r)[0].any()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 3.0])
+def test_changes_of_elu_are_exact_up_to_its_kink_and_infinite_from_there(alpha):
+    sigma, rng = ELU(alpha), np.random.default_rng(0)
+    z = rng.uniform(-4, 4, 300)
+    r = abs(z) * rng.uniform(0.01, 0.99, 300)
+    near = z + r * np.linspace(-1, 1, 401)[:, None]
+    for bound, f in zip(
+        sigma.changes(z, r), (sigma.derivative, sigma.second_derivative), strict=True
+    ):
+        change = abs(f(near) - f(z)).max(axis=0)
+        np.testing.assert_allclose(bound, change, rtol=1e-9, atol=1e-15)
+        assert not bound[z > 0].any()
+        assert bound[z < 0].all()
+    for reach in (abs(z), 1.01 * abs(z), 100 + 0 * z):
+        for bound in sigma.changes(z, reach):
+            assert np.isinf(bound).all()
+    for bound in sigma.changes(np.zeros(1), np.array([1e-300])):
+        assert np.isinf(bound).all()
+    assert sigma.bounds == (
+        np.inf,
+        np.inf,
+    )  # its second derivative jumps, with alpha != 1 the first
+
+
+@pytest.mark.parametrize("known", BOUNDED, ids=repr)
+def test_without_bounds_changes_are_an_estimate_from_samples(known):
+    own = SmoothActivation("own", known, known.derivative, known.second_derivative)
+    given = SmoothActivation("own", known, known.derivative, known.second_derivative, known.bounds)
+    assert own.bounds is None
+    rng = np.random.default_rng(0)
+    z, r = rng.uniform(-4, 4, 200), 10.0 ** rng.uniform(-4, 0, 200)
+    near = z + r * np.linspace(-1, 1, 2001)[:, None]
+    found, proved = own.changes(z, r), given.changes(z, r)
+    for estimate, bound, f in zip(
+        found, proved, (known.derivative, known.second_derivative), strict=True
+    ):
+        change = abs(f(near) - f(z)).max(axis=0)
+        assert (estimate <= bound * (1 + 1e-9) + 1e-13).all()
+        assert (estimate <= change * (1 + 1e-9) + 1e-13).all()
+        assert (estimate >= 0.99 * change).all()
+    assert [c.tolist() for c in proved] == [c.tolist() for c in known.changes(z, r)]
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 7.0])
+def test_bounds_of_swish_scale_with_beta(beta):
+    for bound, values in zip(
+        Swish(beta).bounds,
+        torch_third(Swish(beta), np.linspace(-30, 30, 300_001) / beta),
+        strict=True,
+    ):
+        assert abs(values).max() <= bound <= 1.01 * abs(values).max()
+
+
 # Users' own
 
 

@@ -250,6 +250,63 @@ def test_subset_refuses(samples):
         small().subset(samples, seed=0)
 
 
+# Principal components
+
+
+def many_pixels(samples=30, shape=(2, 3, 4), seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(samples, *shape)) * np.linspace(0.2, 3, np.prod(shape)).reshape(shape)
+    return Dataset("t", images + 5, np.zeros(samples, np.int64), ("a",))
+
+
+@pytest.mark.parametrize("dimensions", [1, 3, 24, np.int64(5)])
+def test_principal_components_are_those_of_the_covariance(dimensions):
+    dataset = many_pixels()
+    found = dataset.principal_components(dimensions)
+    assert found.shape == (30, 1, dimensions)
+    assert found.dtype == np.float64
+    flat = dataset.images.reshape(30, -1)
+    values, vectors = np.linalg.eigh(np.cov(flat.T, bias=True))
+    expected = (flat - flat.mean(axis=0)) @ vectors[:, ::-1] / np.sqrt(values[-1])
+    for n in range(dimensions):
+        sign = np.sign(found[:, 0, n] @ expected[:, n])
+        np.testing.assert_allclose(found[:, 0, n], sign * expected[:, n], atol=1e-10)
+    assert found[:, 0, 0].var() == pytest.approx(1)
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-12)
+
+
+def test_principal_components_of_bytes_do_not_depend_on_their_scale():
+    dataset = datasets.bundled().subset(50, 1)
+    floats = Dataset("t", dataset.images.astype(np.float64), dataset.labels, dataset.class_names)
+    found, expected = (abs(d.principal_components(4)) for d in (dataset, floats))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    covariance = np.cov(dataset.principal_components(4)[:, 0].T, bias=True)
+    np.testing.assert_allclose(covariance, np.diag(covariance.diagonal()), atol=1e-12)
+    assert (np.diff(covariance.diagonal()) < 0).all()
+
+
+@pytest.mark.parametrize("dimensions", [0, -1, 25, 2.0, "2", None])
+def test_principal_components_refuses(dimensions):
+    with refused("t: expected 1 to 24 dimensions, got", repr(dimensions)):
+        many_pixels().principal_components(dimensions)
+
+
+def test_principal_components_refuses_more_than_the_rank():
+    with refused("t: expected 1 to 9 dimensions, got 10"):
+        many_pixels(samples=10).principal_components(10)
+    line = np.arange(8.0)[:, None, None, None] * np.ones((1, 2, 3))
+    dataset = Dataset("t", line, np.zeros(8, np.int64), ("a",))
+    assert dataset.principal_components(1).shape == (8, 1, 1)
+    with refused("t: expected 1 to 1 dimensions, got 2"):
+        dataset.principal_components(2)
+
+
+def test_principal_components_of_equal_images_do_not_exist():
+    dataset = Dataset("t", np.full((5, 1, 2, 2), 7, np.uint8), np.zeros(5, np.int64), ("a",))
+    with refused("t: expected", "dimensions, got 1"):
+        dataset.principal_components(1)
+
+
 def test_bundled():
     dataset = datasets.bundled()
     assert "bundled" in dataset.name and "Fashion-MNIST" in dataset.name

@@ -19,6 +19,7 @@ from .backend import Array, namespace, special
 SAMPLED = np.linspace(-1, 1, 65)[:, None]  # where an activation without bounds is looked at
 STEP = 2.0**-10  # of differences: truncation and rounding are about equal
 POINTS = (-3.0, -1.7, -0.6, 0.0, 0.4, 1.1, 2.3)  # where a user's derivatives are checked
+GRID = 8  # how far from 0 a user's bounds are checked
 CHECKED_TO = 1e-6  # the relative error that they may have there
 
 
@@ -264,7 +265,8 @@ class ELU(Activation):
 
     def changes(self, z: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how far sigma' and sigma'' may be from those at z; infinite beyond the kink."""
-        moved = np.where(z > 0, 0, self._decay(z) * np.expm1(np.minimum(r, abs(z))))
+        near = np.minimum(r, abs(z))
+        moved = np.where(z > 0, 0, -self._decay(z + near) * np.expm1(-near))
         moved = np.where(r < abs(z), moved, np.inf)
         return moved, moved
 
@@ -319,9 +321,10 @@ class SmoothActivation(Activation):
     They take arrays z of the backend, NumPy's at least, and return arrays of the same shape.
     Without a `second_derivative` it is taken from the derivative by central differences with one
     Richardson extrapolation, in float64, to about 1e-12 of the size of sigma' and 3e-14 of that of
-    its fifth derivative. A network with such an activation can't be saved: JSON holds its `name`
-    only. Raises ValueError where a derivative is not what differences give at a few points, and for
-    the name of an activation that exists.
+    its fifth derivative. `bounds` are those of the second and the third derivative, for proofs of a
+    radius. A network with such an activation can't be saved: JSON holds its `name` only. Raises
+    ValueError where a derivative is not what differences give at a few points or is beyond its
+    bound on a grid, and for the name of an activation that exists.
 
     >>> square = SmoothActivation("square", lambda z: z * z, lambda z: 2 * z)
     >>> square.second_derivative(np.array([0.5, 3.0])).round(9)
@@ -334,8 +337,7 @@ class SmoothActivation(Activation):
     second_derivative: Callable[[Array], Array] | None = field(
         default=None, repr=False, compare=False
     )
-
-    bounds: tuple[float, float] | None = None
+    bounds: tuple[float, float] | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if not isinstance(self.name, str) or self.name in KNOWN:
@@ -347,6 +349,23 @@ class SmoothActivation(Activation):
             object.__setattr__(self, "second_derivative", differences)
         self._check("derivative", self.function, self.derivative)
         self._check("second derivative", self.derivative, self.second_derivative)
+        if self.bounds is not None:
+            self._check_bounds()
+
+    def _check_bounds(self) -> None:
+        """Raise ValueError unless `bounds` are two numbers that the derivatives keep on a grid."""
+        z = np.linspace(-GRID, GRID, 4001)[:, None]
+        bend = self.second_derivative(z)
+        found = abs(bend).max(), abs(np.diff(bend, axis=0) / np.diff(z, axis=0)).max()
+        try:
+            kept = [0 <= f <= b * (1 + CHECKED_TO) for f, b in zip(found, self.bounds, strict=True)]
+        except (TypeError, ValueError):
+            kept = [False]
+        if not all(kept):
+            raise ValueError(
+                f"{self}: expected bounds of the second and the third derivative, at least "
+                f"{found[0]:.4g} and {found[1]:.4g} as in [-{GRID}, {GRID}], got {self.bounds!r}"
+            )
 
     def _check(self, kind: str, function: Callable, derivative: Callable) -> None:
         """Raise ValueError unless `derivative` is what differences of `function` give."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 
 from .backend import to_numpy
 from .certificates import RADIUS_ACCURACY, STATIONARITY_LIMIT, round_down
@@ -24,6 +23,7 @@ from .samples import TrainingSet
 
 DEFINITE = 1000  # an eigenvalue is not 0 above so many rounding errors of the matrix
 LARGEST = 1e6  # radius that is looked for
+VISIBLE = 10  # a radius counts that moves z^1 by more than so many rounding errors of any z
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,15 @@ class CurvatureCertificate:
     that output in the pre-activations z^1. Then sum_i e_i (o'_i - o_i) = tr(W^T H' W M) / 2 up to
     third order for any parameters nearby, W = W'^1, and R(theta') >= R(theta) + sum_i e_i (o'_i -
     o_i) / N, since the loss is convex: theta is a local minimum where H and M have the same sign
-    for every output with residuals.
+    for every output with residuals. Sufficient, not necessary: directions in which the outputs
+    move at first order need no curvature.
 
-    `hessian` and `moment` are the least |eigenvalues| of all H and M, negative where one is not
-    definite or the signs differ. `orthogonality` is the largest of |sum_i e_i (x_i, 1)| relative to
-    sum_i |e_i| |(x_i, 1)|, `excess` its ratio to the rounding error estimated for it, at most 1
-    where the certificate `holds`. Nothing within max-norm distance `radius` is lower; see
+    `hessian` and `moment` are the least eigenvalues of all H and M, both with the sign that M has
+    on the whole, relative to sum_i |e_i| x_i x_i^T. M is definite if it is so beyond the rounding
+    of the residuals.
+    `orthogonality` is the largest of |sum_i e_i (x_i, 1)| relative to sum_i |e_i| |(x_i, 1)|,
+    `excess` its ratio to the rounding error estimated for it, at most 1 where the certificate
+    `holds`. Nothing within max-norm distance `radius` is lower, and it is larger than rounding; see
     `curvature_radius`. It is a bound if `bounded`, else an estimate by samples of sigma.
     """
 
@@ -103,11 +106,13 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     if not np.isfinite(theta.vector).all():
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     y, x = net.targets(theta, data, loss), data.x.reshape(len(data), -1).astype(np.float64)
-    outputs, errors = [], []
+    outputs, errors, inexact = [], [], 0.0
     for _, columns in net.chunks(theta, data.x):
         trace = list(net.layerwise(theta, columns))
         outputs.append(trace[-1][1])
-        errors.append(preactivation_rounding(theta, columns, trace, np.float64)[-1])
+        *hidden, last = preactivation_rounding(theta, columns, trace, np.float64)
+        errors.append(last)
+        inexact = max([inexact, *(float(z.max()) for z in hidden)])
     e = np.concatenate(outputs, axis=1) - y
     if not np.isfinite(e).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
@@ -116,22 +121,27 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     hats = np.hstack([x, np.ones((len(x), 1))])
     sums = abs(e @ hats)
     excess, orthogonality = (_share(sums, whole @ abs(hats)) for whole in (errors, abs(e)))
-    terms = []
+    u, terms = x - x.mean(axis=0), []  # M is the same for centred inputs, and more exact
     for k, H in enumerate(output_hessians(theta)):
         if e[k].any():
-            M, A = ((weights[:, None] * x).T @ x for weights in (e[k], abs(e[k])))
-            sign = np.sign(np.trace(M)) or 1.0
-            terms.append(_Term(k, sign * H, sign * M, A))
+            share, sign = _definiteness(u, e[k], errors[k])
+            terms.append(_Term(k, sign * H, sign * (e[k][:, None] * u).T @ u, share))
     hessian = min((_least(term.H) for term in terms), default=0.0)
-    moment = min((_least(term.M) for term in terms), default=0.0)
+    moment = min((float(np.linalg.eigvalsh(term.M)[0]) for term in terms), default=0.0)
     obstacles = {
         "W^1 is not 0": bool(theta.W[1].weights.any()),
         "all residuals are 0": not terms,
         "the residuals are not orthogonal to (x, 1)": excess > 1,
         "the residuals are no larger than rounding errors": orthogonality > STATIONARITY_LIMIT,
-        "M is not definite": moment <= 0,
+        "M is not definite": min((term.share for term in terms), default=0.0) <= 0,
         "H is not definite with the sign of M": hessian <= 0,
     }
+    radius, reach = 0.0, 1 + float(abs(x).sum(axis=1).max())
+    if not any(obstacles.values()):
+        radius = curvature_radius(theta, terms, reach)
+        obstacles["the radius is no larger than rounding errors"] = (
+            radius * reach <= VISIBLE * inexact
+        )
     obstacle = next((text for text, found in obstacles.items() if found), "")
     return CurvatureCertificate(
         holds=not obstacle,
@@ -140,7 +150,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
         moment=moment,
         orthogonality=orthogonality,
         excess=excess,
-        radius=0.0 if obstacle else curvature_radius(theta, x, terms),
+        radius=0.0 if obstacle else radius,
         bounded=net.activation.bounds is not None,
         obstacle=obstacle,
     )
@@ -177,31 +187,50 @@ def output_hessians(theta: Parameters) -> np.ndarray:
 
 
 class _Term(NamedTuple):
-    """An output with residuals: H and M, with the sign that makes the trace of M positive, and A.
+    """An output with residuals: H and M, with the sign that `_definiteness` gives.
 
-    A = sum_i |e_i| x_i x_i^T.
+    M - `share` sum_i |e_i| u_i u_i^T is positive semidefinite for the centred inputs u_i.
     """
 
     output: int
     H: np.ndarray
     M: np.ndarray
-    A: np.ndarray
+    share: float
 
 
-def curvature_radius(theta: Parameters, x: np.ndarray, terms: list[_Term]) -> float:
+def _definiteness(u: np.ndarray, e: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
+    """Return the largest share with s M >= share A, and the sign s of M; 0 for no share.
+
+    A = sum_i (|e_i| + errors_i) u_i u_i^T, and M is taken for the worst e_i within their errors. In
+    an orthonormal basis Q of the columns of B, A = B^T B, M is Q^T diag(e / (|e| + errors)) Q.
+    """
+    weights = abs(e) + errors
+    B = np.sqrt(weights)[:, None] * u
+    lengths = np.linalg.norm(B, axis=0)
+    if not lengths.all():
+        return 0.0, 1.0
+    Q, sizes, _ = np.linalg.svd(B / lengths, full_matrices=False)
+    if sizes[-1] <= DEFINITE * EPSILON * sizes[0]:
+        return 0.0, 1.0
+    sign = np.sign((Q**2).sum(axis=1) @ (e / weights)) or 1.0
+    share = np.linalg.eigvalsh((Q * ((sign * e - errors) / weights)[:, None]).T @ Q)[0]
+    return float(share) if share > DEFINITE * EPSILON else 0.0, float(sign)
+
+
+def curvature_radius(theta: Parameters, terms: list[_Term], reach: float) -> float:
     """Return rho so that no theta' within max-norm distance rho has a lower risk.
 
-    With g' the layers above z^1, and c' the outputs for W = 0, o'_i - c' = J' W x_i + int_0^1 (1 -
-    t) (W x_i)^T H'(b' + t W x_i) (W x_i) dt. The first part is orthogonal to the residuals. If no
-    H' in reach differs from H by more than eps in the spectral norm, the second gives at least (tr
-    W^T H W M - eps tr W A W^T) / 2 with A = sum_i |e_i| x_i x_i^T, which is not negative if eps mu
-    <= lambda_min(H), mu the largest eigenvalue of A relative to M. The largest row sum bounds eps:
-    each factor of H grows at most by what rho and the bounds of sigma'' and third derivative allow.
+    With g' the layers above z^1, u_i = x_i - x_mean and c' the outputs for z^1 = b' + W x_mean,
+    o'_i - c' = J' W u_i + int_0^1 (1 - t) (W u_i)^T H'(z) (W u_i) dt at z = b' + W x_mean + t W
+    u_i, no further from b^1 than rho `reach`, reach = 1 + max_i |x_i|_1. The first part is
+    orthogonal to the residuals. If no H' in reach differs from H by more than eps in the spectral
+    norm, the second gives at least (tr W^T H W M - eps tr W A W^T) / 2 with A = sum_i |e_i| u_i
+    u_i^T, which is not negative if eps <= lambda_min(H) share, M >= share A. The largest row sum
+    bounds eps: each factor of H grows at most by what rho and the bounds of the second and the
+    third derivative of sigma allow.
     """
-    at, reach = _Constant(theta), 1 + float(abs(x).sum(axis=1).max())
-    limits = [
-        _least(term.H) / scipy.linalg.eigh(term.A, term.M, eigvals_only=True)[-1] for term in terms
-    ]
+    at = _Constant(theta)
+    limits = [_least(term.H) * term.share for term in terms]
     still = [at.row_sums(term.output, 0.0, reach) for term in terms]
 
     def safe(rho: float) -> bool:
@@ -240,6 +269,7 @@ class _Constant:
         self.slopes = [sigma.derivative(z) for z in self.z]
         self.bends = [sigma.second_derivative(z) for z in self.z]
 
+    @np.errstate(invalid="ignore", over="ignore")  # beyond a kink the bounds are infinite
     def row_sums(self, output: int, rho: float, reach: float) -> np.ndarray:
         """Return bounds of the row sums of |H'|, shape (n_1,), for parameters up to rho away.
 

@@ -116,7 +116,7 @@ class Dataset:
         """
         flat = self.pixels().reshape(len(self), -1)
         scores, sizes, _ = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
-        rank = int((sizes > 1e-9 * max(sizes[0], np.finfo(float).tiny)).sum())
+        rank = int((sizes > 1e-9 * max(np.linalg.norm(flat), np.finfo(float).tiny)).sum())
         if not isinstance(dimensions, int | np.integer) or not 1 <= dimensions <= rank:
             raise ValueError(f"{self.name}: expected 1 to {rank} dimensions, got {dimensions!r}")
         scaled = scores[:, :dimensions] * (sizes[:dimensions] / sizes[0] * len(self) ** 0.5)

@@ -16,6 +16,7 @@ from .layers import Dense
 from .network import Network
 from .parameters import Parameters
 from .reports import whole_file
+from .rounding import risk_rounding
 
 STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
 FLOOR = 1e-32  # what is drawn of a risk that is less, or zero
@@ -26,20 +27,27 @@ MINIMUM, LOWER = "#0072B2", "#D55E00"  # told apart by the colour-blind too
 class SmoothRow:
     """A minimum, the lowest risk that was `reached` elsewhere in the same network, and lines.
 
-    `lines` (D, len(STEPS)) are the risks at the distances STEPS along random directions.
+    `rounding` is what of the difference of the two may be. `lines` (D, len(STEPS)) are the risks at
+    the distances STEPS along random directions.
     """
 
     name: str
     found: SmoothMinimum
     reached: float
+    rounding: float
     lines: np.ndarray
+
+    @property
+    def lowest(self) -> float:
+        """Return the lowest risk on the lines, but for the minimum itself."""
+        return float(self.lines[:, 1:].min())
 
     @property
     def verdict(self) -> str:
         """Return what was proved."""
         if not self.found.certificate.holds:
             return "not certified"
-        if self.reached < self.found.certificate.risk:
+        if self.reached < self.found.certificate.risk - self.rounding:
             return "spurious local minimum"
         return "local minimum, not shown to be spurious"
 
@@ -52,7 +60,7 @@ class SmoothRow:
             "expansion_point": self.found.expansion_point,
             "risk": self.found.certificate.risk,
             "reached": self.reached,
-            "lowest_along_directions": float(self.lines.min()),
+            "lowest_along_directions": self.lowest,
             "certificate": self.found.certificate.as_dict(),
             "verdict": self.verdict,
         }
@@ -62,8 +70,8 @@ class SmoothRow:
         return (
             f"{self.name:<12}a {self.found.expansion_point:+.2f}  R {c.risk:.3g}  "
             f"lambda_min(H) {c.hessian:8.2g}  lambda_min(M) {c.moment:8.2g}  "
-            f"radius {c.radius:8.1e}  lowest on {len(self.lines)} lines {self.lines.min():.6g}  "
-            f"elsewhere {self.reached:.1e}  {self.verdict}"
+            f"radius {c.radius:8.1e}  lowest of {len(self.lines)} lines R"
+            f"{self.lowest - c.risk:+.0e}  elsewhere {self.reached:.1e}  {self.verdict}"
         )
 
 
@@ -83,7 +91,9 @@ def survey(
         found = smooth_minimum(net, x, seed=seed)
         lower = lower_point(found, starts, iterations, seed)
         lines = risks_along(found, directions, seed)
-        rows.append(SmoothRow(name, found, net.risk(lower, found.data, LOSS), lines))
+        reached, points = net.risk(lower, found.data, LOSS), (found.theta, lower)
+        rounding = sum(risk_rounding(point, found.data, LOSS) for point in points)
+        rows.append(SmoothRow(name, found, reached, rounding, lines))
         if progress is not None:
             progress(rows[-1])
     return rows

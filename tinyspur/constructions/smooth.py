@@ -18,13 +18,16 @@ from ..fitting import AssumptionError
 from ..losses import SquaredLoss
 from ..network import Network
 from ..parameters import Parameters
+from ..rounding import EPSILON, risk_rounding
 from ..samples import TrainingSet
 from ..training import descend, kaiming_start
 
 LOSS = SquaredLoss()
 WINDOW, POINTS = 0.5, np.linspace(-3, 3, 601)  # where expansion points are looked for
 GENERIC = 1e-9  # residuals exist if the linear system for them is solved to this accuracy
-GAINS = 4.0 ** np.arange(-1, 5)  # of the weights that an interpolation tries
+STEEPNESS = (2.0, 8.0, 40.0, 200.0)  # of the units that an interpolation tries
+DIRECTIONS, REFINED = 100, 4  # of which the best sorts the samples; times that a fit is refined
+TINY = 1e-6  # units with values below this share of the largest get no larger weights for it
 FLAT = 1e-12  # sigma'(a) and sigma''(a) are 0 below it
 
 
@@ -65,9 +68,15 @@ def smooth_minimum(
     inputs are degenerate, so that no such residuals exist.
     """
     check_smooth(net)
-    if x.shape[1:] != net.input_shape or not np.isfinite(x).all():
-        raise ValueError(f"inputs: expected finite (N, {net.input_shape}), got {x.shape}")
-    if not 0 < risk < math.inf:
+    x = np.asarray(x)
+    expected = f"real and finite (N, {', '.join(map(str, net.input_shape))})"
+    if x.dtype.kind not in "fiu" or x.shape[1:] != net.input_shape or not x.size:
+        raise ValueError(f"inputs: expected {expected}, got {x.dtype} {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"inputs: expected {expected}, got NaN or infinite values")
+    if expansion_point is not None and not math.isfinite(expansion_point):
+        raise ValueError(f"expansion point: expected a finite number, got {expansion_point!r}")
+    if not (isinstance(risk, float | int) and 0 < risk < math.inf):
         raise ValueError(f"risk: expected a finite number > 0, got {risk!r}")
     rng, sigma = np.random.default_rng(seed), net.activation
     a = _expansion_point(sigma) if expansion_point is None else float(expansion_point)
@@ -93,42 +102,87 @@ def smooth_minimum(
 
 
 def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
-    """Return a point with R = 0 up to rounding: random hidden layers, then least squares.
+    """Return a point that fits the data up to rounding, R < 1e-20 or little more for many samples.
 
-    The best of a few sizes of the random weights. Raises AssumptionError where the last hidden
-    layer has fewer units than there are samples, or the samples are not all different.
+    A direction sorts the samples, the hidden layers below the last hand their order on, and each
+    unit of the last one steps or bends between two neighbours; or all weights are random. Then
+    least squares; the best of several steepnesses counts. Raises AssumptionError where the last
+    hidden layer has fewer units than there are samples, or the samples are not all different.
     """
     check_smooth(net)
+    net.targets(net.zeros(), data, LOSS)
     width = net.shapes[-2][0]
     if width < len(data):
         raise AssumptionError(
             f"interpolation: expected a last hidden layer of at least {len(data)} units, one for "
             f"each sample, got {width}"
         )
-    flat = data.x.reshape(len(data), -1)
-    if len(np.unique(flat, axis=0)) < len(flat):
+    x = data.x.reshape(len(data), -1).astype(np.float64)
+    if len(np.unique(x, axis=0)) < len(x):
         raise AssumptionError("interpolation: expected samples that are all different")
-    found = []
-    for gain in GAINS:
-        theta, rng = net.zeros(), np.random.default_rng(seed)
-        below, spread = flat.T, flat.std(axis=0).max()
-        for layer in range(1, net.depth):
-            weights, biases = theta.W[layer].weights, theta.b[layer]
-            weights[...] = rng.standard_normal(weights.shape) * gain / math.sqrt(len(below))
-            weights /= spread
-            chosen = rng.integers(0, len(data), len(biases))  # a unit is centred at a sample
-            biases[...] = -(weights * below[:, chosen].T).sum(axis=1)
-            below = net.layer_output(theta, np.ascontiguousarray(flat.T), layer)
-            spread = below.std(axis=1).max() or 1.0
-        hats = np.vstack([below, np.ones(len(data))]).T
-        left = data.y.copy()
-        for _ in range(3):  # refined: the residuals are fitted again
-            fit, *_ = np.linalg.lstsq(hats, left)
-            theta.W[net.depth].weights[...] += fit[:-1].T
-            theta.b[net.depth][...] += fit[-1]
-            left = data.y - net.forward(theta, data.x)
-        found.append((net.risk(theta, data, LOSS), len(found), theta))
-    return min(found)[2]
+    best, least = None, math.inf
+    for steepness in STEEPNESS:
+        for hidden in (_stairs, _random_features):
+            theta = _fit_last(hidden(net, x, steepness, np.random.default_rng(seed)), data)
+            risk = net.risk(theta, data, LOSS) + risk_rounding(theta, data, LOSS)
+            if best is None or risk < least:
+                best, least = theta, risk
+    return best
+
+
+def _stairs(net: Network, x: np.ndarray, steepness: float, rng) -> Parameters:
+    """Return hidden layers whose last one has a unit for each gap between neighbours."""
+    theta, scale = net.zeros(), x.std(axis=0)
+    u = (x - x.mean(axis=0)) / np.where(scale > 0, scale, 1)
+    rows = rng.standard_normal((DIRECTIONS, x.shape[1]))
+    along = np.sort(u @ rows.T, axis=0)
+    gaps = np.diff(along, axis=0).min(axis=0, initial=np.inf) / np.ptp(along, axis=0).clip(1e-300)
+    row, below = rows[gaps.argmax()] / np.where(scale > 0, scale, 1), x
+    a = _expansion_point(net.activation)
+    for layer in range(1, net.depth):
+        weights, biases, values = theta.W[layer].weights, theta.b[layer], below @ row
+        low, spread = values.min(), np.ptp(values) or 1.0
+        weights[...] = row / spread  # where sigma is monotone, a +- 1/2
+        biases[...] = a - WINDOW - low / spread
+        if layer == net.depth - 1:
+            ordered = np.sort(values)
+            gaps = np.diff(ordered)
+            here = slice(0, len(gaps))
+            weights[here] = steepness / gaps[:, None] * row
+            biases[here] = -steepness * (ordered[1:] + ordered[:-1]) / 2 / gaps
+        below = net.layer_output(theta, np.ascontiguousarray(x.T), layer).T
+        row = np.full(below.shape[1], 1 / below.shape[1])
+    return theta
+
+
+def _random_features(net: Network, x: np.ndarray, steepness: float, rng) -> Parameters:
+    """Return hidden layers with normal weights of this size, each unit centred at a sample."""
+    theta, below = net.zeros(), x
+    for layer in range(1, net.depth):
+        weights, biases = theta.W[layer].weights, theta.b[layer]
+        size = math.sqrt(below.shape[1]) * (below.std(axis=0).max() or 1.0)
+        weights[...] = rng.standard_normal(weights.shape) * steepness / size
+        biases[...] = -(weights * below[rng.integers(0, len(x), len(biases))]).sum(axis=1)
+        below = net.layer_output(theta, np.ascontiguousarray(x.T), layer).T
+    return theta
+
+
+def _fit_last(theta: Parameters, data: TrainingSet) -> Parameters:
+    """Return the point with the last layer fitted by least squares, refined a few times."""
+    net = theta.net
+    features = net.layer_output(
+        theta, np.ascontiguousarray(data.x.reshape(len(data), -1).T), net.depth - 1
+    )
+    hats = np.vstack([features, np.ones(len(data))]).T
+    sizes = abs(hats).max(axis=0)
+    sizes = np.maximum(sizes, TINY * sizes.max())
+    left = data.y
+    for _ in range(REFINED):
+        fit = np.linalg.lstsq(hats / sizes, left, rcond=EPSILON)[0] / sizes[:, None]
+        theta.W[net.depth].weights[...] += fit[:-1].T
+        theta.b[net.depth][...] += fit[-1]
+        left = data.y - net.forward(theta, data.x)
+    return theta
 
 
 def lower_point(
@@ -136,14 +190,17 @@ def lower_point(
 ) -> Parameters:
     """Return the lowest of what training reaches from random starts, and of an interpolation.
 
-    L-BFGS from ``starts`` Kaiming starts; an interpolation where the last hidden layer is wide
+    L-BFGS from ``starts`` >= 1 Kaiming starts; an interpolation where the last hidden layer is wide
     enough. Nothing says that its risk is below that of the minimum: compare the two.
     """
+    if starts < 1:
+        raise ValueError(f"lower point: expected one start or more, got {starts}")
     net, data = found.theta.net, found.data
     points = [descend(kaiming_start(net, seed + n), data, LOSS, iterations) for n in range(starts)]
     if net.shapes[-2][0] >= len(data):
         points.append(interpolate(net, data, seed))
-    return min(points, key=lambda point: net.risk(point, data, LOSS))
+    risks = [net.risk(point, data, LOSS) for point in points]
+    return points[int(np.nan_to_num(risks, nan=np.inf).argmin())]
 
 
 def _expansion_point(sigma: Activation) -> float:
@@ -169,6 +226,8 @@ def _residuals(x: np.ndarray, outputs: int, rng: np.random.Generator) -> np.ndar
             f"too few samples: expected at least d(d+3)/2 + 1 = {needed} for d = {d}, got {N}"
         )
     centred = x - x.mean(axis=0)
+    lengths = np.linalg.norm(centred, axis=0)
+    centred = centred / np.where(lengths > 0, lengths, 1)
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     if sizes[-1] <= GENERIC * sizes[0]:
         raise AssumptionError(
@@ -184,8 +243,8 @@ def _residuals(x: np.ndarray, outputs: int, rng: np.random.Generator) -> np.ndar
     e = basis[:, kept] @ ((rows[kept] @ moments) / sizes[kept])
     if abs(Q.T @ e - moments).max() > GENERIC * N:
         raise AssumptionError(
-            "degenerate inputs: no residuals are orthogonal to (x, 1) with sum e x x^T positive "
-            "definite; the samples lie on a quadric, such as a sphere or the corners of a box"
+            "degenerate inputs: no residuals are orthogonal to (x, 1) with sum e x x^T a multiple "
+            "of the covariance; the samples lie on a quadric, such as a sphere or a box's corners"
         )
     free = rng.standard_normal((outputs, N))
     for _ in range(2):
