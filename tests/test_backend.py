@@ -14,14 +14,10 @@ from tinyspur.backend import namespace, select, special, to_numpy
 from tinyspur.certificates import certify_cell
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
-from tinyspur.matrices import (
-    AveragePoolingMatrix,
-    ConvolutionMatrix,
-    DenseMatrix,
-    MaxPoolingMatrix,
-)
+from tinyspur.matrices import ConvolutionMatrix, DenseMatrix
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
+from tinyspur.pooling import AveragePoolingMatrix, MaxPoolingMatrix
 from tinyspur.samples import TrainingSet
 
 # The choice

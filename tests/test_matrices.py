@@ -9,12 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tinyspur import matrices
-from tinyspur.matrices import (
-    AveragePoolingMatrix,
-    ConvolutionMatrix,
-    DenseMatrix,
-    MaxPoolingMatrix,
-)
+from tinyspur.matrices import ConvolutionMatrix, DenseMatrix
+from tinyspur.pooling import AveragePoolingMatrix, MaxPoolingMatrix
 
 # Entries are small whole numbers: sums come out the same in every order, and many are zero.
 

@@ -62,9 +62,10 @@ from .expansion import one_sided_derivative
 from .fitting import AffineFit, AssumptionError, fit_affine
 from .layers import AveragePool, Conv, Dense, MaxPool
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
-from .matrices import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix, MaxPoolingMatrix
+from .matrices import ConvolutionMatrix, DenseMatrix
 from .network import Network
 from .parameters import Parameters
+from .pooling import AveragePoolingMatrix, MaxPoolingMatrix
 from .reports import load_point, save_point
 from .samples import TrainingSet
 from .training import Adam, descend, kaiming_start, polish, train

@@ -10,13 +10,8 @@ import numpy as np
 
 from .backend import Array, to_numpy
 from .layers import AveragePool, Conv, Pooling
-from .matrices import (
-    AveragePoolingMatrix,
-    ConvolutionMatrix,
-    DenseMatrix,
-    MaxPoolingMatrix,
-    WeightMatrix,
-)
+from .matrices import ConvolutionMatrix, DenseMatrix, WeightMatrix
+from .pooling import AveragePoolingMatrix, MaxPoolingMatrix
 
 if TYPE_CHECKING:
     from .network import Network
