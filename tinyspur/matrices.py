@@ -278,7 +278,10 @@ class ConvolutionMatrix(WeightMatrix):
         filters = filters.reshape(len(maps), -1)
         images = o.reshape(self.maps_in, *self.map_shape, -1)
         for patches, strip in self._patches(images, taps, channels):
-            out[index, strip] = filters @ patches
+            if isinstance(index, slice):  # a view
+                xp.matmul(filters, patches, out=out[index, strip])
+            else:
+                out[index, strip] = filters @ patches
         return out.reshape(self.shape[0], -1)
 
     def _patches(self, images: Array, taps: list, channels) -> Iterator[tuple[Array, slice]]:

@@ -21,7 +21,7 @@ from .losses import Loss
 from .parameters import Parameters
 from .samples import TrainingSet
 
-MEMORY_BUDGET = 16 * 2**20  # bytes of activations that a pass over the samples holds at once
+MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a pass over the samples holds at once
 
 
 class Network:
