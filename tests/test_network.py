@@ -10,6 +10,7 @@ import torch
 import torch_twin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from threadpoolctl import ThreadpoolController
 
 from tinyspur import backend
 from tinyspur.activations import (
@@ -286,6 +287,24 @@ def test_the_number_of_threads_changes_no_bit(sigma, monkeypatch):
         )
     for other in found[1:]:
         assert [a.tobytes() for a in other] == [a.tobytes() for a in found[0]]
+
+
+def test_passes_that_overlap_leave_blas_as_it_was(monkeypatch):
+    monkeypatch.setattr(backend, "WORKERS", 2)
+
+    def threads():
+        return [library["num_threads"] for library in ThreadpoolController().info()]
+
+    before = threads()
+    for _ in zip(*(backend.in_order(str, range(5), np) for _ in range(2)), strict=True):
+        pass
+    assert threads() == before
+
+
+def test_threads_have_the_error_state_of_their_caller(monkeypatch):
+    monkeypatch.setattr(backend, "WORKERS", 2)
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        list(backend.in_order(lambda n: np.array([1e200]) * 1e200, range(3), np))
 
 
 def test_an_error_in_a_thread_is_raised(monkeypatch):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import importlib
 import itertools
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ import scipy.special
 from threadpoolctl import ThreadpoolController
 
 Array = Any  # numpy.ndarray or cupy.ndarray
-WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Backend(NamedTuple):
@@ -81,13 +83,36 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
         yield from map(function, items)
         return
     waiting: deque = deque()
-    with _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(WORKERS) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
+    with _ONE_THREAD, ThreadPoolExecutor(WORKERS) as pool:
+        for item in items:  # with np.errstate as it is here
+            waiting.append(pool.submit(contextvars.copy_context().run, function, item))
             if len(waiting) > WORKERS:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+class _OneThread:
+    """Limits BLAS to one thread from the first entry to the last exit, of passes that overlap."""
+
+    def __init__(self):
+        self.lock, self.inside, self.limit = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.limit = _blas().limit(limits=1, user_api="blas")
+                self.limit.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.limit.__exit__(*error)
+
+
+_ONE_THREAD = _OneThread()
 
 
 @functools.cache

@@ -288,7 +288,8 @@ class ConvolutionMatrix(WeightMatrix):
         """Yield the patches of strips of rows, and the columns of the output that they give.
 
         `images` is (C, *map_shape, N); the patches are (taps * channels, columns), so that the
-        filters times the patches is the convolution ([CNN] (1)), one matrix product.
+        filters times the patches is the convolution ([CNN] (1)), one matrix product. The next
+        strip, in the same thread, overwrites them.
         """
         channels, index = len(channels), _index(channels)
         rows, samples = self.map_shape[0], images.shape[-1]
@@ -336,7 +337,9 @@ def _scratch(entries: int, like: Array) -> Array:
         return xp.empty(entries, dtype=like.dtype)
     held = getattr(_KEPT, "memory", None)
     if held is None or held.nbytes < entries * like.itemsize:
-        held = _KEPT.memory = np.empty(entries * like.itemsize, np.uint8)
+        held = np.empty(entries * like.itemsize, np.uint8)
+        if held.nbytes <= STRIP_BYTES:
+            _KEPT.memory = held
     return held[: entries * like.itemsize].view(like.dtype)
 
 

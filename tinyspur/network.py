@@ -21,7 +21,7 @@ from .losses import Loss
 from .parameters import Parameters
 from .samples import TrainingSet
 
-MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a pass over the samples holds at once
+MEMORY_BUDGET = 64 * 2**20  # bytes of activations that each thread of a pass holds at once
 
 
 class Network:
@@ -29,7 +29,7 @@ class Network:
 
     `input_shape` is (C, H, W) or, for 1-D inputs, (C, W). The activation follows every
     convolution and dense layer but the last layer, as in o^L = z^L. `memory_budget` bounds, in
-    bytes, the activations that a pass holds at once: passes stream over the samples.
+    bytes, the activations that each thread of a pass holds at once: passes stream over the samples.
 
     >>> from tinyspur.layers import AveragePool, Conv, Dense
     >>> net = Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3)])

@@ -28,8 +28,10 @@ from .lattices import Lattice, trees
 from .piecewise_linear import Groups
 
 STARTS = 4  # filters that a fit below a max pooling begins with
+ROUNDED = 1e-12  # share of what a bias adds to a piece that is rounding
+EXACT = 1e-6  # share of the outputs that they may differ from the fits by
 ITERATIONS = 200  # of L-BFGS in such a fit
-STEEPEST = 60  # times that a cap's slope is doubled, or the bias of the first convolution
+STEEPEST = 30  # times that a cap's slope is doubled, or the bias of the first convolution
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,18 @@ def convolutional_lattice(
             break
         lift = max(2 * lift, needed)
     else:
-        raise AssumptionError("convolutional lattice: no bias keeps the first convolution active")
+        raise AssumptionError(
+            "convolutional lattice: no bias keeps the first convolution active and adds the same "
+            "to all pieces"
+        )
     theta = stem.network(filters, biases + lift, lattices, lift)
+    fitted = np.array([p.values[groups.labels, np.arange(len(data))] for p, _ in found])
+    off = abs(theta.net.forward(theta, data.x).T - fitted).max()
+    if off > EXACT * (1 + abs(fitted).max()):
+        raise AssumptionError(
+            "convolutional lattice: groups too close along the direction, the steep pieces between "
+            f"them put the outputs off by {off:.2g}"
+        )
     return ConvolutionalLattice(theta, lattices, groups, theta.net.risk(theta, data, loss))
 
 
@@ -174,11 +186,11 @@ class _Stem:
 
     def pieces(self, filters: np.ndarray, biases: np.ndarray, lift: float) -> _Pieces:
         """Return the pieces of filters and biases where `lift` is added to the latter."""
-        values, uniform = [], True
+        values, uniform, total = [], True, self.total
         for w, b in zip(filters, biases, strict=True):
             phi, s = self.features(w, b + lift)
             values.append(phi @ w.ravel() + s * b)
-            uniform = uniform and bool((s == self.total).all())
+            uniform = uniform and bool((abs(s - total) <= ROUNDED * total).all())
         return _Pieces(np.asarray(filters), np.asarray(biases), np.array(values), uniform)
 
     @property
@@ -231,26 +243,28 @@ def _descend(
 ) -> tuple[np.ndarray, float]:
     """Return the filter and bias of the lowest risk that L-BFGS finds below max poolings.
 
-    It starts from the optimum for the selection that a filter makes, of zeros and random ones.
+    It starts from the constant fit, and from the optimum for the selection that a filter makes, of
+    zeros and random ones.
     """
-    rng, size = np.random.default_rng(seed), math.prod(stem.filter)
+    rng, scale = np.random.default_rng(seed), abs(stem.patches).max() or 1.0
 
     def risk(v: np.ndarray) -> tuple[float, np.ndarray]:
-        phi, s = stem.features(v[:-1].reshape(stem.filter), v[-1] + lift, inside)
-        o = (phi @ v[:-1] + s * v[-1])[None]
+        phi, s = stem.features(v[:-1].reshape(stem.filter) / scale, v[-1] + lift, inside)
+        o = (phi @ v[:-1] / scale + s * v[-1])[None]
         g = loss.gradient(o, y.T)[0] / len(y)
-        return float(loss.value(o, y.T).mean()), np.append(g @ phi, g @ s)
+        return float(loss.value(o, y.T).mean()), np.append(g @ phi / scale, g @ s)
 
     found = []
-    for start in range(STARTS):
-        w = rng.standard_normal(stem.filter) if start else np.zeros(stem.filter)
-        fit = fit_affine(stem.features(w, lift, inside)[0], y, loss)
-        v = np.append(fit.weights, fit.bias / stem.total)
+    for start in range(-1, STARTS):
+        w = rng.standard_normal(stem.filter) if start > 0 else np.zeros(stem.filter)
+        phi, _ = stem.features(w, lift, inside)
+        fit = fit_affine(phi if start >= 0 else np.zeros_like(phi), y, loss)
+        v = np.append(scale * fit.weights, fit.bias / stem.total)
         options = {"maxiter": ITERATIONS, "ftol": 0.0, "gtol": 1e-12}
         ended = scipy.optimize.minimize(risk, v, jac=True, method="L-BFGS-B", options=options)
         found.append((ended.fun, start, ended.x))
     best = min(found)[2]
-    return best[:size].reshape(stem.filter), float(best[-1])
+    return best[:-1].reshape(stem.filter) / scale, float(best[-1])
 
 
 def _with_caps(
