@@ -125,8 +125,8 @@ def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
         for hidden in (_stairs, _random_features):
             theta = _fit_last(hidden(net, x, steepness, np.random.default_rng(seed)), data)
             risk = net.risk(theta, data, LOSS) + risk_rounding(theta, data, LOSS)
-            if best is None or risk < least:
-                best, least = theta, risk
+            if best is None or np.nan_to_num(risk, nan=math.inf) < least:
+                best, least = theta, np.nan_to_num(risk, nan=math.inf)
     return best
 
 
@@ -146,7 +146,7 @@ def _stairs(net: Network, x: np.ndarray, steepness: float, rng) -> Parameters:
         biases[...] = a - WINDOW - low / spread
         if layer == net.depth - 1:
             ordered = np.sort(values)
-            gaps = np.diff(ordered)
+            gaps = np.diff(ordered).clip(EPSILON * spread)
             here = slice(0, len(gaps))
             weights[here] = steepness / gaps[:, None] * row
             biases[here] = -steepness * (ordered[1:] + ordered[:-1]) / 2 / gaps
