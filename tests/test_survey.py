@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from tinyspur import datasets
 from tinyspur.activations import ELU, GELU, Softplus, Tanh
@@ -315,3 +317,19 @@ def test_a_risk_of_zero_is_drawn_at_the_floor(rows, tmp_path):
     for draw in (draw_activations, draw_widths):
         draw(tmp_path / "figure.png", zero)
         assert imread(tmp_path / "figure.png")[..., :3].std() > 0.05
+
+
+def test_the_figures_call_a_minimum_only_what_is_certified(rows, tmp_path, monkeypatch):
+    texts = []
+
+    def keep(figure, *_, **__):
+        texts.append(" ".join(text.get_text() for text in figure.findobj(Text)))
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    refused = replace(rows[0].found.certificate, holds=False, obstacle="for the test")
+    other = replace(rows[0], found=replace(rows[0].found, certificate=refused))
+    for draw in (draw_activations, draw_widths):
+        for shown in (rows[:1], [rows[0], other]):
+            draw(tmp_path / "figure.png", shown)
+    claims = ["minimum" in text for text in texts]
+    assert claims == [True, False, True, False]
