@@ -522,6 +522,13 @@ def _special(ufunc: np.ufunc) -> Callable:
 special = SimpleNamespace(erf=_special(scipy.special.erf), erfc=_special(scipy.special.erfc))
 
 
+def _as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:
+    return _Call()(np.lib.stride_tricks.as_strided, x, shape, strides)
+
+
+lib = SimpleNamespace(stride_tricks=SimpleNamespace(as_strided=_as_strided))
+
+
 def _is_device_type(value: Any) -> bool:
     """Whether `value` is a scalar type of NumPy that arrays on a device can have."""
     if not isinstance(value, type) or not issubclass(value, np.bool_ | np.number):

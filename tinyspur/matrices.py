@@ -14,7 +14,6 @@ layers, is the matrix of zeros and ones that selects the largest entries.
 from __future__ import annotations
 
 import math
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
@@ -22,8 +21,7 @@ import numpy as np
 import scipy.sparse
 
 from .backend import Array, namespace, to_numpy
-
-STRIP_BYTES = 4 * 2**20  # patches that a convolution holds at once: small enough for the caches
+from .products import STRIP_BYTES, outer, product, scratch
 
 
 class WeightMatrix(ABC):
@@ -162,7 +160,7 @@ class DenseMatrix(WeightMatrix):
         return int((self.weights != 0).sum())
 
     def gradient(self, delta: Array, o: Array) -> Array:
-        return delta @ o.T
+        return outer(delta, o)
 
     def support_sums(self, a: Array) -> Array:
         return namespace(a).broadcast_to(a.sum(axis=0), (self.positions_out, a.shape[1]))
@@ -240,15 +238,13 @@ class ConvolutionMatrix(WeightMatrix):
         return int(inside @ used)
 
     def gradient(self, delta: Array, o: Array) -> Array:
-        xp = namespace(o)
-        images = o.reshape(self.maps_in, *self.map_shape, -1)
-        delta = delta.reshape(self.maps_out, -1)
-        taps, channels = list(np.ndindex(self.weights.shape[2:])), range(self.maps_in)
-        total = xp.zeros((self.maps_out, len(taps) * self.maps_in), dtype=o.dtype)
-        for patches, strip in self._patches(images, taps, channels):
-            total += delta[:, strip] @ patches.T
-        total = total.reshape(self.maps_out, len(taps), self.maps_in)
-        return total.swapaxes(1, 2).reshape(self.weights.shape)
+        T, C, *kernel = self.weights.shape
+        delta = delta.reshape(T, -1)
+        total = namespace(o).zeros((T, math.prod(kernel) * C), dtype=o.dtype)
+        box = tuple(slice(0, k) for k in kernel)
+        for patches, strip in self._patches(self._images(o), box):
+            total += outer(delta[:, strip], patches)
+        return namespace(o).moveaxis(total.reshape(T, *kernel, C), -1, 1)
 
     def support_sums(self, a: Array) -> Array:
         xp = namespace(a)
@@ -263,57 +259,86 @@ class ConvolutionMatrix(WeightMatrix):
 
     def _product(self, o: Array) -> Array:
         xp = namespace(o)
-        used = to_numpy(self.weights != 0)
-        window = tuple(range(2, used.ndim))
-        maps = np.flatnonzero(used.any(axis=(1, *window)))
-        channels = np.flatnonzero(used.any(axis=(0, *window)))
-        taps = [tuple(map(int, tap)) for tap in np.argwhere(used.any(axis=(0, 1)))]
+        maps, channels, box = self._used()
+        shape = (self.maps_out, self.positions_out * o.shape[1])
         dtype = xp.result_type(self.weights.dtype, o.dtype)
-        out = xp.zeros((self.maps_out, self.positions_out * o.shape[1]), dtype=dtype)
-        if not maps.size:
-            return out.reshape(self.shape[0], -1)
-        index = _index(maps)
-        kept = self.weights[index][:, _index(channels)]
-        filters = xp.stack([kept[(..., *tap)] for tap in taps], axis=1)
-        filters = filters.reshape(len(maps), -1)
-        images = o.reshape(self.maps_in, *self.map_shape, -1)
-        for patches, strip in self._patches(images, taps, channels):
-            if isinstance(index, slice):  # a view
-                xp.matmul(filters, patches, out=out[index, strip])
-            else:
-                out[index, strip] = filters @ patches
+        if maps == slice(0, self.maps_out):
+            out = xp.empty(shape, dtype=dtype)
+        else:
+            out = xp.zeros(shape, dtype=dtype)
+        if maps is not None:
+            kept = self.weights[maps][(slice(None), channels, *box)]
+            filters = xp.moveaxis(kept, 1, -1).reshape(len(kept), -1)
+            for patches, strip in self._patches(self._images(o)[channels], box):
+                if isinstance(maps, slice):  # a view
+                    product(filters, patches, out[maps, strip])
+                else:
+                    out[maps, strip] = filters @ patches
         return out.reshape(self.shape[0], -1)
 
-    def _patches(self, images: Array, taps: list, channels) -> Iterator[tuple[Array, slice]]:
+    def _used(self) -> tuple:
+        """Return the maps, the channels and the smallest box of taps that hold all but zeros.
+
+        The first is None where all is zero. On a device, which would have to be asked, it is all.
+        """
+        if namespace(self.weights) is not np or self.weights.all():
+            every = tuple(slice(0, n) for n in self.weights.shape)
+            return every[0], every[1], every[2:]
+        used = self.weights != 0
+        axes = range(used.ndim)
+        found = [np.flatnonzero(used.any(axis=tuple({*axes} - {axis}))) for axis in axes]
+        if not found[0].size:
+            return None, None, None
+        box = tuple(slice(int(taps[0]), int(taps[-1]) + 1) for taps in found[2:])
+        return _index(found[0]), _index(found[1]), box
+
+    def _images(self, o: Array) -> Array:
+        return o.reshape(self.maps_in, *self.map_shape, -1)
+
+    def _patches(self, images: Array, box: tuple[slice, ...]) -> Iterator[tuple[Array, slice]]:
         """Yield the patches of strips of rows, and the columns of the output that they give.
 
-        `images` is (C, *map_shape, N); the patches are (taps * channels, columns), so that the
-        filters times the patches is the convolution ([CNN] (1)), one matrix product. The next
-        strip, in the same thread, overwrites them.
+        `images` is (C, *map_shape, N); the patches are (taps * C, columns) for the taps in `box`,
+        so that the filters times the patches is the convolution ([CNN] (1)), one matrix product.
+        The next strip, in the same thread, overwrites them.
         """
-        channels, index = len(channels), _index(channels)
-        rows, samples = self.map_shape[0], images.shape[-1]
+        xp = namespace(images)
+        channels, rows, samples = images.shape[0], self.map_shape[0], images.shape[-1]
+        window = tuple(taps.stop - taps.start for taps in box)
         width = math.prod(self.map_shape[1:]) * samples
-        height = max(1, STRIP_BYTES // max(1, len(taps) * channels * width * images.itemsize))
+        rows_of_patches = math.prod(window) * channels
+        height = max(1, STRIP_BYTES // max(1, rows_of_patches * width * images.itemsize))
+        padded = self._padded(images, box)
+        moved = xp.lib.stride_tricks.as_strided(
+            padded, window + images.shape, padded.strides[1:-1] + padded.strides
+        )
+        taps = (slice(None),) * (len(window) + 1)
         for top in range(0, rows, height):
             bottom = min(rows, top + height)
-            size = (bottom - top, *self.map_shape[1:])
-            shape = (len(taps), channels, *size, samples)
-            patches = _scratch(math.prod(shape), images).reshape(shape)
-            for patch, tap in zip(patches, taps, strict=True):
-                inside, source = [], []
-                for axis, (n, k) in enumerate(zip(size, tap, strict=True)):
-                    first = (top if axis == 0 else 0) + k - self.centre[axis]
-                    low = min(n, max(0, -first))
-                    high = max(low, min(n, self.map_shape[axis] - first))
-                    before = (slice(None),) * (axis + 1)
-                    patch[(*before, slice(0, low))] = 0
-                    patch[(*before, slice(high, n))] = 0
-                    inside.append(slice(low, high))
-                    source.append(slice(first + low, first + high))
-                if all(s.start < s.stop for s in inside):
-                    patch[(slice(None), *inside)] = images[(index, *source)]
-            yield patches.reshape(len(taps) * channels, -1), slice(top * width, bottom * width)
+            patches = moved[(*taps, slice(top, bottom))]
+            if math.prod(window) > 1:
+                kept = scratch(math.prod(patches.shape), images).reshape(patches.shape)
+                xp.copyto(kept, patches)
+                patches = kept
+            strip = slice(top * width, bottom * width)
+            yield patches.reshape(rows_of_patches, strip.stop - strip.start), strip
+
+    def _padded(self, images: Array, box: tuple[slice, ...]) -> Array:
+        """Return the images with the zeros around them that the taps in `box` read."""
+        size, inside, source = [], [], []
+        for n, taps, centre in zip(self.map_shape, box, self.centre, strict=True):
+            first, last = taps.start - centre, taps.stop - 1 - centre  # read from p + first
+            low = max(0, first)
+            high = max(low, min(n, n + last))
+            size.append(n + last - first)
+            inside.append(slice(low - first, high - first))
+            source.append(slice(low, high))
+        if inside == source and size == list(self.map_shape):
+            return images
+        xp = namespace(images)
+        padded = xp.zeros((len(images), *size, images.shape[-1]), dtype=images.dtype)
+        padded[(slice(None), *inside)] = images[(slice(None), *source)]
+        return padded
 
     def _neighbours(self) -> np.ndarray:
         """Return (P, K): the position that tap k reads at position p, -1 in the padding."""
@@ -325,22 +350,6 @@ class ConvolutionMatrix(WeightMatrix):
         inside = ((read >= 0) & (read < size)).all(axis=0)
         flat = np.ravel_multi_index(tuple(np.where(inside, read, 0)), self.map_shape)
         return np.where(inside, flat, -1)
-
-
-_KEPT = threading.local()
-
-
-def _scratch(entries: int, like: Array) -> Array:
-    """Return memory for so many entries: on the host what this thread had before, if it does."""
-    xp = namespace(like)
-    if xp is not np:
-        return xp.empty(entries, dtype=like.dtype)
-    held = getattr(_KEPT, "memory", None)
-    if held is None or held.nbytes < entries * like.itemsize:
-        held = np.empty(entries * like.itemsize, np.uint8)
-        if held.nbytes <= STRIP_BYTES:
-            _KEPT.memory = held
-    return held[: entries * like.itemsize].view(like.dtype)
 
 
 def _index(indices) -> slice | list[int]:

@@ -22,6 +22,8 @@ from .parameters import Parameters
 from .samples import TrainingSet
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that each thread of a pass holds at once
+CACHED = 12 * 2**20  # of these, how many are worth holding where they are those of more than
+FEWEST = 8  # samples: what stays in the caches and in memory that is used again
 
 
 class Network:
@@ -329,8 +331,11 @@ class Network:
                 f"inputs: expected (N, {', '.join(map(str, self.input_shape))}), got {x.shape}"
             )
         neurons = 2 * sum(math.prod(shape) for shape in self.shapes)
-        size = max(1, self.memory_budget // (neurons * theta.vector.dtype.itemsize))
-        return [slice(n, min(len(x), n + size)) for n in range(0, len(x), size)]
+        sample = neurons * theta.vector.dtype.itemsize
+        size = max(1, min(self.memory_budget // sample, max(CACHED // sample, FEWEST)))
+        parts = min(len(x), 2 ** math.ceil(math.log2(len(x) / size)) if len(x) > size else 1)
+        ends = [len(x) * n // parts for n in range(parts + 1)]
+        return list(map(slice, ends, ends[1:]))
 
     def _columns(self, theta: Parameters, x: np.ndarray, rows: slice) -> Array:
         xp = namespace(theta.vector)

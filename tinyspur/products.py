@@ -1,0 +1,60 @@
+"""Matrix products as convolutions need them: few rows, many columns, memory that is used again."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from .backend import Array, namespace
+
+STRIP_BYTES = 4 * 2**20  # patches that a convolution holds at once: small enough for the caches
+SMALL = 10**6  # multiplications up to which OpenBLAS takes its kernels for small matrices
+SHORTEST = 256  # columns below which more and smaller products cost more than they save
+
+
+def product(A: Array, B: Array, out: Array) -> None:
+    """Write A @ B to `out`; A (m, k) has few entries, B (k, n) and `out` many columns."""
+    parts = _parts(A, B)
+    if parts == 1:
+        namespace(B).matmul(A, B, out=out)
+    else:
+        np.matmul(A, _blocks(B, parts), out=_blocks(out, parts))
+
+
+def outer(A: Array, B: Array) -> Array:
+    """Return A @ B.T, the sum over many columns of A (m, n) and B (k, n)."""
+    parts = _parts(A, B)
+    if parts == 1:
+        return A @ B.T
+    return (_blocks(A, parts) @ _blocks(B, parts).swapaxes(1, 2)).sum(axis=0)
+
+
+def _parts(A: Array, B: Array) -> int:
+    """Return in how many products of as many columns each one is cheapest."""
+    columns = B.shape[1]
+    parts = -(-len(A) * len(B) * columns // SMALL)
+    if namespace(B) is not np or not 1 < parts <= columns // SHORTEST:
+        return 1
+    return next((n for n in range(parts, 2 * parts) if columns % n == 0), 1)
+
+
+def _blocks(X: Array, parts: int) -> Array:
+    """Return the columns of X (rows, parts * size) as a view (parts, rows, size)."""
+    return X.reshape(len(X), parts, -1).swapaxes(0, 1)
+
+
+_KEPT = threading.local()
+
+
+def scratch(entries: int, like: Array) -> Array:
+    """Return memory for so many entries: on the host what this thread had before, if it does."""
+    xp = namespace(like)
+    if xp is not np:
+        return xp.empty(entries, dtype=like.dtype)
+    held = getattr(_KEPT, "memory", None)
+    if held is None or held.nbytes < entries * like.itemsize:
+        held = np.empty(entries * like.itemsize, np.uint8)
+        if held.nbytes <= STRIP_BYTES:
+            _KEPT.memory = held
+    return held[: entries * like.itemsize].view(like.dtype)
