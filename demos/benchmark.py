@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ CONVOLUTIONS = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)
 PAPER = (64, 64, 128, 128, 256, 256, 256)  # maps of the paper's network
 SMALL = (4, 6, 6)  # and of the main program's
 SIDE, GEMM = 32, 2048
+BATCHES = (8, 16, 50, 100, 250, 500)  # of PyTorch: large ones leave its caches
 LOSS = SquaredLoss()
 
 
@@ -75,6 +77,7 @@ def convolution_rows(torch, dtype: type, batch: int, repeats: int) -> list[Row]:
     """Return forward, and forward plus backward, of single convolutions."""
     rows, rng, kind = [], np.random.default_rng(0), getattr(torch, np.dtype(dtype).name)
     conv2d = torch.nn.functional.conv2d
+    part = max(1, batch // (2 * WORKERS))  # images that a thread takes at a time
     for C, T in CONVOLUTIONS:
         W = ConvolutionMatrix(rng.standard_normal((T, C, 3, 3)).astype(dtype), (SIDE, SIDE))
         o = rng.standard_normal((batch, C * SIDE**2)).astype(dtype)
@@ -82,16 +85,20 @@ def convolution_rows(torch, dtype: type, batch: int, repeats: int) -> list[Row]:
         x = torch.tensor(o.reshape(batch, C, SIDE, SIDE), requires_grad=True)
         y = torch.tensor(delta.reshape(batch, T, SIDE, SIDE))
         w = torch.tensor(W.weights, requires_grad=True, dtype=kind)
+        chunks = [
+            tuple(np.ascontiguousarray(v[n : n + part].T) for v in (o, delta))
+            for n in range(0, batch, part)
+        ]
 
-        def forward(i: int, W=W, o=o):
-            return W @ o[i][:, None]
+        def forward(chunk, W=W):
+            return W @ chunk[0]
 
-        def both(i: int, W=W, o=o, delta=delta):
-            column, slope = o[i][:, None], delta[i][:, None]
-            return W @ column, W.gradient(slope, column), W.T @ slope
+        def both(chunk, W=W):
+            columns, slopes = chunk
+            return W @ columns, W.gradient(slopes, columns), W.T @ slopes
 
-        def passes(function):
-            return lambda: list(in_order(function, range(batch), np))
+        def passes(function, chunks=chunks):
+            return lambda: list(in_order(function, chunks, np))
 
         def torch_forward(x=x, w=w):
             with torch.no_grad():
@@ -113,36 +120,65 @@ def convolution_rows(torch, dtype: type, batch: int, repeats: int) -> list[Row]:
 
 
 def step_row(torch, name: str, net: Network, data: TrainingSet, dtype: type, repeats: int) -> Row:
-    """Return risk and gradient of a whole network."""
+    """Return risk and gradient of a whole network; PyTorch with the fastest of some batch sizes."""
     theta = Parameters(net, kaiming_start(net).vector.astype(dtype))
+    data = TrainingSet(data.x.astype(dtype), data.y.astype(dtype))
     twin = sequential(torch, theta)
-    x, y = (torch.tensor(part.astype(dtype)) for part in (data.x, data.y))
+    x, y = torch.tensor(data.x), torch.tensor(data.y)
 
-    def other() -> None:
-        for part in range(0, len(data), 500):
-            o = twin(x[part : part + 500])
-            ((o - y[part : part + 500]) ** 2).sum().div(2 * len(data)).backward()
+    def other(batch: int) -> None:
+        for part in range(0, len(data), batch):
+            o = twin(x[part : part + batch])
+            ((o - y[part : part + batch]) ** 2).sum().div(2 * len(data)).backward()
         twin.zero_grad()
 
-    seconds = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), other, repeats)
+    batches = sorted({min(n, len(data)) for n in BATCHES})
+    times = [in_turn(partial(other, n), lambda: None, 3)[0] for n in batches]
+    fastest = partial(other, batches[int(np.argmin(times))])
+    seconds = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), fastest, repeats)
     return Row(name, np.dtype(dtype).name, *seconds, training_flops(net, len(data), 1))
 
 
-def sparse_row(name: str, net: Network, data: TrainingSet, repeats: int) -> Row:
-    """Return risk and gradient beside a pass forward alone through explicit CSR matrices."""
+def sparse_rows(net: Network, data: TrainingSet, repeats: int) -> list[Row]:
+    """Return the risk, and risk and gradient, beside the same from explicit CSR matrices."""
     theta = kaiming_start(net)
     matrices = {layer: theta.W[layer].tocsr() for layer in theta.b}
-    columns = np.ascontiguousarray(data.x.reshape(len(data), -1).T)
+    columns, y = data.x.reshape(len(data), -1).T.copy(), data.y.T.copy()
 
-    def other() -> None:
-        o = columns
+    def forward() -> list[np.ndarray]:
+        trace = [columns]
         for layer, W in matrices.items():
-            o = W @ o + np.repeat(theta.b[layer], theta.W[layer].positions_out)[:, None]
-            o = net.activation(o) if net.is_active(layer) else o
+            z = W @ trace[-1] + np.repeat(theta.b[layer], theta.W[layer].positions_out)[:, None]
+            trace.append(net.activation(z) if net.is_active(layer) else z)
+        return trace
 
-    mine = lambda: net.risk(theta, data, LOSS)  # noqa: E731
-    seconds = in_turn(mine, other, repeats)
-    return Row(name, "float64", *seconds, training_flops(net, len(data), 1) / 3)
+    def step() -> dict[int, np.ndarray]:
+        trace, gradients = forward(), {}
+        delta = LOSS.gradient(trace[-1], y)
+        for layer, W in reversed(matrices.items()):
+            if net.is_active(layer):
+                delta = delta * (trace[layer] > 0)
+            gradients[layer] = entries_gradient(W, delta, trace[layer - 1])
+            delta = W.T @ delta
+        return gradients
+
+    flops, name = training_flops(net, len(data), 1), f"small network, {len(data)} images"
+    risk = in_turn(lambda: net.risk(theta, data, LOSS), forward, repeats)
+    both = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), step, 1)
+    return [
+        Row(f"{name}, risk, CSR", "float64", *risk, flops / 3),
+        Row(f"{name}, step, CSR", "float64", *both, flops),
+    ]
+
+
+def entries_gradient(W, delta: np.ndarray, o: np.ndarray) -> np.ndarray:
+    """Return sum_i delta_r^i o_c^i for each entry (r, c) of a CSR matrix."""
+    found = np.empty(W.nnz)
+    rows = np.repeat(np.arange(W.shape[0]), np.diff(W.indptr))
+    for part in range(0, W.nnz, 1000):
+        some = slice(part, part + 1000)
+        found[some] = np.einsum("ei,ei->e", delta[rows[some]], o[W.indices[some]])
+    return found
 
 
 def sequential(torch, theta: Parameters):
@@ -162,9 +198,10 @@ def sequential(torch, theta: Parameters):
 
 
 def peak(dtype: type, repeats: int) -> float:
-    """Return the operations per second of a large matrix product."""
+    """Return the operations per second of large matrix products, one on each core."""
     A = np.ones((GEMM, GEMM), dtype)
-    return 2 * GEMM**3 / in_turn(lambda: A @ A, lambda: None, repeats)[0]
+    products = lambda: list(in_order(lambda _: A @ A, range(2 * WORKERS), np))  # noqa: E731
+    return 4 * WORKERS * GEMM**3 / in_turn(products, lambda: None, repeats)[0]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -214,9 +251,9 @@ def run(options: argparse.Namespace) -> None:
             found.append(step_row(torch, name, net, data, dtype, options.repeats))
         print("\n".join(row.text(top) for row in found), flush=True)
         rows += found
-    name = f"small network, {len(small)} images, risk, CSR"
-    rows.append(sparse_row(name, little, small, options.repeats))
-    print(rows[-1].text(peaks["float64"]))
+    found = sparse_rows(little, small, options.repeats)
+    print("\n".join(row.text(peaks["float64"]) for row in found))
+    rows += found
     if options.json is not None:
         table = [asdict(row) | {"ratio": row.ratio} for row in rows]
         write_json(options.json, {"cores": WORKERS, "peaks": peaks, "rows": table})

@@ -71,7 +71,7 @@ def test_of_relu_it_is_the_error_times_the_slope_to_the_last_bit(slope):
     theta, x = parameters(dense(ReLU(slope)), rng, True), samples(rng).x
     _, columns = next(theta.net.chunks(theta, x))
     trace, c = list(theta.net.layerwise(theta, columns)), ROUNDING * 2.0**-52
-    found, reach = preactivation_rounding(theta, columns, trace, np.float64), c * abs(columns)
+    found, reach = preactivation_rounding(abs(theta), columns, trace, np.float64), c * abs(columns)
     for layer, (z, o) in enumerate(trace, start=1):
         errors = abs(theta.W[layer]) @ reach + c * abs(theta.b[layer])[:, None]
         assert np.array_equal(found[layer - 1], errors)

@@ -137,36 +137,37 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     if not bool(xp.isfinite(theta.vector).all()):
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     y = net.targets(theta, data, loss)
-    features, residuals, errors, choices, keys = [], [], [], [], []
-    margin, radius = np.inf, np.inf
-    at_kink = _KinkCounter(net)
-    for rows, columns in net.chunks(theta, data.x):
+    magnitudes = abs(theta)
+    limit = ROUNDING_LIMIT * float(abs(data.y).max())
+
+    def chunk(rows: slice, columns: Array) -> tuple:
         trace = list(net.layerwise(theta, columns))
-        if net.leading_poolings:
-            features.append(to_numpy(trace[net.leading_poolings - 1][1]))
-        residuals.append(to_numpy(loss.gradient(trace[-1][1], y[:, rows])))
-        rounding = preactivation_rounding(theta, columns, trace, np.float64)
         o = trace[-1][1]
-        inexact = xp.minimum(rounding[-1], ROUNDING_LIMIT * float(abs(data.y).max()))
-        errors.append(to_numpy(_gradient_errors(loss, o, y[:, rows], inexact)))
+        rounding = preactivation_rounding(magnitudes, columns, trace, np.float64)
+        inexact = xp.minimum(rounding[-1], limit)
+        parts = [loss.gradient(o, y[:, rows]), _gradient_errors(loss, o, y[:, rows], inexact)]
         if hasattr(loss, "subgradients"):
-            choice = loss.subgradients(o, y[:, rows], MET * inexact)
-            choices.append([to_numpy(bound) for bound in choice])
-        bits = [np.zeros((columns.shape[1], 1), np.uint8)]
-        for layer, margins in net.margins(theta, trace).items():
-            margin = min(margin, float(margins.min()))
-            at_kink.add(layer, margins, rounding[layer - 1])
+            parts += loss.subgradients(o, y[:, rows], MET * inexact)
+        if net.leading_poolings:
+            parts.append(trace[net.leading_poolings - 1][1])
         patterns = net.pattern(theta, columns, trace)
-        for pattern in (to_numpy(patterns[layer]) for layer in net.pattern_layers):
-            packed = np.packbits(pattern, axis=0) if pattern.dtype == bool else pattern
-            bits.append(np.ascontiguousarray(packed.T).view(np.uint8))
-        keys += [row.tobytes() for row in np.concatenate(bits, axis=1)]
-        radius = _shrink(radius, theta, columns, trace, rounding)
-    g = np.concatenate(residuals, axis=1)
+        keys = _packed([to_numpy(patterns[layer]) for layer in net.pattern_layers], len(o.T))
+        at = theta, magnitudes, columns, trace, rounding
+        kept = radius < np.inf and _keeps_patterns(radius, *at)  # so does any radius below
+        return list(map(to_numpy, parts)), keys, net.margins(theta, trace), kept, at
+
+    found, keys, margin, radius, at_kink = [], [], np.inf, np.inf, _KinkCounter(net)
+    for parts, packed, margins, kept, at in net.over(theta, data.x, chunk):
+        found.append(parts)
+        keys += packed
+        for layer, z in margins.items():
+            margin = min(margin, float(z.min()))
+            at_kink.add(layer, z, at[-1][layer - 1])
+        radius = radius if kept else _shrink(radius, *at)
+    g, errors, *rest = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     if not np.isfinite(g).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
-    errors = np.concatenate(errors, axis=1)
-    x = np.concatenate(features, axis=1).T if features else data.x.reshape(len(data), -1)
+    x = rest.pop().T if net.leading_poolings else data.x.reshape(len(data), -1)
     x = np.concatenate([x, np.ones((len(data), 1))], axis=1)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     classes = np.array([numbers[key] for key in keys])
@@ -174,8 +175,8 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
     scale, largest, excess = float((abs(g) @ abs(x)).max()), 0.0, 0.0
     terms = abs(g)
-    if choices:  # any subgradients will do: the best choice in each class
-        low, high = (np.concatenate(bounds, axis=1) for bounds in zip(*choices, strict=True))
+    if rest:  # any subgradients will do: the best choice in each class
+        low, high = rest
         for s in groups:
             g[:, s] = stationary_subgradient(x[s], low[:, s], high[:, s])
         terms = np.maximum(abs(low), abs(high))
@@ -301,9 +302,10 @@ def certify_relays(
     ever: dict[int, np.ndarray] = {}  # the largest pattern of each unit over the samples
     always: dict[int, np.ndarray] = {}  # the least
     live = False  # neurons of the layer below that are not 0 for some sample
+    magnitudes = abs(theta)
     for _, columns in net.chunks(theta, data.x):
         trace = list(net.layerwise(theta, columns))
-        rounding = preactivation_rounding(theta, columns, trace, np.float64)
+        rounding = preactivation_rounding(magnitudes, columns, trace, np.float64)
         margins, patterns = net.margins(theta, trace), net.pattern(theta, columns, trace)
         for layer in relaying:
             margin = min(margin, float(margins[layer].min()))
@@ -354,6 +356,15 @@ def certify_relays(
     )
 
 
+def _packed(patterns: list[np.ndarray], samples: int) -> list[bytes]:
+    """Return for each sample all its patterns, (n_l, N) each, as one key."""
+    bits = [np.zeros((samples, 1), np.uint8)]
+    for pattern in patterns:
+        packed = np.packbits(pattern, axis=0) if pattern.dtype == bool else pattern
+        bits.append(np.ascontiguousarray(packed.T).view(np.uint8))
+    return [row.tobytes() for row in np.concatenate(bits, axis=1)]
+
+
 def _gradient_errors(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
     """Return what errors of the outputs make of the loss's gradient, |H| errors, to first order."""
     xp, total = namespace(o), namespace(o).zeros_like(o)
@@ -389,20 +400,27 @@ class _KinkCounter:
         )
 
 
-def _shrink(radius: float, theta: Parameters, columns: Array, trace: list, rounding: list) -> float:
+def _shrink(
+    radius: float,
+    theta: Parameters,
+    magnitudes: Parameters,
+    columns: Array,
+    trace: list,
+    rounding: list,
+) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
     margins = [float(abs(trace[layer - 1][0]).min()) for layer in theta.net.active_layers]
     high = min([radius, *margins])  # a bias alone moves z by rho
-    if high in (0, np.inf) or _keeps_patterns(high, theta, columns, trace, rounding):
+    if high in (0, np.inf) or _keeps_patterns(high, theta, magnitudes, columns, trace, rounding):
         return high
     low = high / 2
-    while not _keeps_patterns(low, theta, columns, trace, rounding):
+    while not _keeps_patterns(low, theta, magnitudes, columns, trace, rounding):
         high, low = low, low / 2
         if low < 1e-300:
             return 0.0
     while high - low > RADIUS_ACCURACY * high:
         middle = (low + high) / 2
-        if _keeps_patterns(middle, theta, columns, trace, rounding):
+        if _keeps_patterns(middle, theta, magnitudes, columns, trace, rounding):
             low = middle
         else:
             high = middle
@@ -410,7 +428,12 @@ def _shrink(radius: float, theta: Parameters, columns: Array, trace: list, round
 
 
 def _keeps_patterns(
-    rho: float, theta: Parameters, columns: Array, trace: list, rounding: list
+    rho: float,
+    theta: Parameters,
+    magnitudes: Parameters,
+    columns: Array,
+    trace: list,
+    rounding: list,
 ) -> bool:
     """Return whether no z can change its sign for any parameters within max-norm distance rho.
 
@@ -428,8 +451,8 @@ def _keeps_patterns(
             change = xp.where(d > 0, d * (1 + 1e-9) + rounding[layer - 2], 0)
             if not bool((W.gaps(below, d == 0, change) > 0).all()):
                 return False
-            W = W.at(below)
-        e = xp.zeros_like(z) if d is None else abs(W) @ d
+        size = magnitudes.W[layer].at(below)
+        e = xp.zeros_like(z) if d is None else size @ d
         if layer in theta.b:
             reach = abs(below) if d is None else abs(below) + d
             by_map = e.reshape(W.maps_out, W.positions_out, -1)

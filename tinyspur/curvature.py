@@ -110,7 +110,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     for _, columns in net.chunks(theta, data.x):
         trace = list(net.layerwise(theta, columns))
         outputs.append(trace[-1][1])
-        *hidden, last = preactivation_rounding(theta, columns, trace, np.float64)
+        *hidden, last = preactivation_rounding(abs(theta), columns, trace, np.float64)
         errors.append(last)
         inexact = max([inexact, *(float(z.max()) for z in hidden)])
     e = np.concatenate(outputs, axis=1) - y

@@ -75,7 +75,7 @@ def _expand(
     """
     net, xp, unit = theta.net, namespace(columns), ROUNDING * EPSILON
     trace = list(net.layerwise(theta, columns))
-    rounding = preactivation_rounding(theta, columns, trace, np.float64)
+    rounding = preactivation_rounding(abs(theta), columns, trace, np.float64)
     zeros = xp.zeros_like(columns)
     o, errors = [columns, zeros, zeros], [unit * abs(columns), zeros, zeros]
     for layer, (z0, o0) in enumerate(trace, start=1):
@@ -168,7 +168,7 @@ def kinks_of(theta: Parameters, columns: Array) -> tuple[list, dict[int, Array]]
     With a smooth activation these are max poolings: units for which two entries are the largest.
     """
     trace = list(theta.net.layerwise(theta, columns))
-    rounding = preactivation_rounding(theta, columns, trace, np.float64)
+    rounding = preactivation_rounding(abs(theta), columns, trace, np.float64)
     return trace, {
         layer: margins <= AT_THE_KINK * rounding[layer - 1]
         for layer, margins in theta.net.margins(theta, trace).items()

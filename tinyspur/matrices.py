@@ -285,12 +285,16 @@ class ConvolutionMatrix(WeightMatrix):
             every = tuple(slice(0, n) for n in self.weights.shape)
             return every[0], every[1], every[2:]
         used = self.weights != 0
-        axes = range(used.ndim)
-        found = [np.flatnonzero(used.any(axis=tuple({*axes} - {axis}))) for axis in axes]
-        if not found[0].size:
+        maps = np.flatnonzero(used.reshape(len(used), -1).any(axis=1))
+        if not maps.size:
             return None, None, None
-        box = tuple(slice(int(taps[0]), int(taps[-1]) + 1) for taps in found[2:])
-        return _index(found[0]), _index(found[1]), box
+        used = used.any(axis=0)  # in any map: (C, *k)
+        axes = range(used.ndim)
+        channels, *taps = (
+            np.flatnonzero(used.any(axis=(*axes[:axis], *axes[axis + 1 :]))) for axis in axes
+        )
+        box = tuple(slice(int(some[0]), int(some[-1]) + 1) for some in taps)
+        return _index(maps), _index(channels), box
 
     def _images(self, o: Array) -> Array:
         return o.reshape(self.maps_in, *self.map_shape, -1)

@@ -57,6 +57,10 @@ class Parameters:
         """Return a copy in the array namespace `xp` and, if given, of another `dtype`."""
         return Parameters(self.net, xp.array(to_numpy(self.vector), dtype=dtype))
 
+    def __abs__(self) -> Parameters:
+        """Return |theta|, entry by entry."""
+        return Parameters(self.net, abs(self.vector))
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return {"W1": ..., "b1": ...} on the host, in PyTorch's shapes."""
         named = {}

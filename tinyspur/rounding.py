@@ -19,21 +19,22 @@ EPSILON = float(np.finfo(np.float64).eps)
 
 
 def preactivation_rounding(
-    theta: Parameters, columns: Array, trace: list, dtype: type
+    magnitudes: Parameters, columns: Array, trace: list, dtype: type
 ) -> list[Array]:
     """Return for each layer an estimate of the rounding errors of z^l in `dtype`, (n_l, N).
 
+    `magnitudes` is |theta|, which is the same for all samples, `trace` that of theta at `columns`.
     |W^l| (delta^{l-1} + c |o^{l-1}|) + c |b^l|, with the errors delta of the layer below and c a
     few units in the last place; c is no bound for sums of very many terms, hence an estimate. The
     activation makes |sigma'(z)| delta of an error delta, to first order.
     """
-    net, c = theta.net, ROUNDING * float(np.finfo(dtype).eps)
+    net, c = magnitudes.net, ROUNDING * float(np.finfo(dtype).eps)
     found, reach = [], c * abs(columns)
     for layer, (z, o) in enumerate(trace, start=1):
-        errors = abs(theta.W[layer]) @ reach
-        if layer in theta.b:
-            by_map = errors.reshape(len(theta.b[layer]), -1)
-            by_map += c * abs(theta.b[layer])[:, None]
+        errors = magnitudes.W[layer] @ reach
+        if layer in magnitudes.b:
+            by_map = errors.reshape(len(magnitudes.b[layer]), -1)
+            by_map += c * magnitudes.b[layer][:, None]
         found.append(errors)
         if net.is_active(layer):
             errors = abs(net.activation.derivative(z)) * errors
@@ -43,12 +44,13 @@ def preactivation_rounding(
 
 def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
     """Return an estimate of the rounding errors of the outputs in theta's type, (d_y, N)."""
-    errors = []
-    for _, columns in theta.net.chunks(theta, x):
+    magnitudes, dtype = abs(theta), theta.vector.dtype
+
+    def chunk(_: slice, columns: Array) -> np.ndarray:
         trace = list(theta.net.layerwise(theta, columns))
-        errors.append(
-            to_numpy(preactivation_rounding(theta, columns, trace, theta.vector.dtype)[-1])
-        )
+        return to_numpy(preactivation_rounding(magnitudes, columns, trace, dtype)[-1])
+
+    errors = list(theta.net.over(theta, x, chunk))
     return np.concatenate(errors, axis=1).astype(np.float64)
 
 

@@ -228,18 +228,18 @@ def _steepest(
 
     v is (P, N), w (outputs, P), u (outputs, N); an |S| up to the output's `noise` counts as zero.
     """
-    values, which = np.unique(v, return_inverse=True)
-    wide = np.diff(values) > _tie(v)
+    order = np.argsort(v, axis=None)
+    values = v.ravel()[order]
+    gaps = np.flatnonzero(np.diff(values) > _tie(v))  # value n is the last below gap n
     for w_k, u_k, zero in zip(w, u, noise, strict=True):
-        contributions = np.outer(w_k, u_k).ravel()
-        sums = np.bincount(which.ravel(), weights=contributions, minlength=len(values))
-        slopes = np.cumsum(sums[:0:-1])[::-1] / v.shape[1]  # S between values n and n + 1
-        sizes = np.where(wide, abs(slopes), 0)
+        sums = np.cumsum(np.outer(w_k, u_k).ravel()[order[::-1]])
+        slopes = sums[len(sums) - 2 - gaps] / v.shape[1]  # of all values above
+        sizes = abs(slopes)
         if not sizes.size or sizes.max() <= zero:
             yield None
             continue
         n = sizes.argmax()
-        yield (sizes[n],), values[n], values[n + 1], slopes[n]
+        yield (sizes[n],), values[gaps[n]], values[gaps[n] + 1], slopes[n]
 
 
 def _largest(
