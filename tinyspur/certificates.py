@@ -5,12 +5,15 @@ A certificate is a proof up to floating-point rounding; a search that finds noth
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from .activations import check_piecewise_linear
-from .backend import Array, namespace, to_numpy
+from .backend import Array, all_to_numpy, namespace, to_numpy
 from .evidence import Evidence, gather_evidence
 from .fitting import stationary_subgradient
 from .layers import Dense, MaxPool
@@ -138,8 +141,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     y = net.targets(theta, data, loss)
     features, residuals, errors, choices, keys = [], [], [], [], []
-    margin, radius = np.inf, np.inf
-    at_kink = _KinkCounter(net)
+    at_kink, radius = _KinkCounter(net), np.inf
     for rows, columns in net.chunks(theta, data.x):
         trace = list(net.layerwise(theta, columns))
         if net.leading_poolings:
@@ -153,11 +155,9 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
             choice = loss.subgradients(o, y[:, rows], MET * inexact)
             choices.append([to_numpy(bound) for bound in choice])
         bits = [np.zeros((columns.shape[1], 1), np.uint8)]
-        for layer, margins in net.margins(theta, trace).items():
-            margin = min(margin, float(margins.min()))
-            at_kink.add(layer, margins, rounding[layer - 1])
+        at_kink.add(net.margins(theta, trace), rounding)
         patterns = net.pattern(theta, columns, trace)
-        for pattern in (to_numpy(patterns[layer]) for layer in net.pattern_layers):
+        for pattern in all_to_numpy(patterns[layer] for layer in net.pattern_layers):
             packed = np.packbits(pattern, axis=0) if pattern.dtype == bool else pattern
             bits.append(np.ascontiguousarray(packed.T).view(np.uint8))
         keys += [row.tobytes() for row in np.concatenate(bits, axis=1)]
@@ -189,7 +189,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     return CellCertificate(
         holds=not kinks and radius > 0 and excess <= 1 and stationarity <= STATIONARITY_LIMIT,
         classes=len(groups),
-        margin=margin,
+        margin=at_kink.margin,
         radius=0.0 if kinks else radius,
         stationarity=stationarity,
         excess=excess,
@@ -297,7 +297,7 @@ def certify_relays(
     if not bool(xp.isfinite(theta.vector).all()):
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     relaying = [layer for layer in net.pattern_layers if layer >= lower]
-    at_kink, margin = _KinkCounter(net), np.inf
+    at_kink = _KinkCounter(net)
     ever: dict[int, np.ndarray] = {}  # the largest pattern of each unit over the samples
     always: dict[int, np.ndarray] = {}  # the least
     live = False  # neurons of the layer below that are not 0 for some sample
@@ -305,10 +305,9 @@ def certify_relays(
         trace = list(net.layerwise(theta, columns))
         rounding = preactivation_rounding(theta, columns, trace, np.float64)
         margins, patterns = net.margins(theta, trace), net.pattern(theta, columns, trace)
-        for layer in relaying:
-            margin = min(margin, float(margins[layer].min()))
-            at_kink.add(layer, margins[layer], rounding[layer - 1])
-            pattern = to_numpy(patterns[layer])
+        at_kink.add({layer: margins[layer] for layer in relaying}, rounding)
+        relayed = all_to_numpy(patterns[layer] for layer in relaying)
+        for layer, pattern in zip(relaying, relayed, strict=True):
             high, low = pattern.max(axis=1), pattern.min(axis=1)
             ever[layer] = np.maximum(ever.get(layer, high), high)
             always[layer] = np.minimum(always.get(layer, low), low)
@@ -345,7 +344,7 @@ def certify_relays(
         dead=sum(int((~ever[layer]).sum()) for layer in units),
         mixed=mixed,
         unread=tuple(map(int, unread)),
-        margin=margin,
+        margin=at_kink.margin,
         radius=certify_cell(theta, data, loss).radius if holds else 0.0,
         kinks=kinks,
         subnetwork=cell,
@@ -365,17 +364,22 @@ def _gradient_errors(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
 
 
 class _KinkCounter:
-    """Collects which units of which maps sit at the kink, over chunks of samples."""
+    """Collects the least margin and which units sit at the kink, over chunks of samples."""
 
     def __init__(self, net: Network):
-        self.net = net
+        self.net, self.margin = net, np.inf
         self.locations: dict[tuple[int, int], np.ndarray] = {}
         self.samples: dict[tuple[int, int], int] = {}
 
-    def add(self, layer: int, z: Array, errors: Array) -> None:
-        zero = to_numpy(abs(z) <= AT_THE_KINK * errors)
-        if not zero.any():
-            return
+    def add(self, margins: dict[int, Array], rounding: list[Array]) -> None:
+        tied = [abs(z) <= AT_THE_KINK * rounding[layer - 1] for layer, z in margins.items()]
+        for layer, zero in zip(margins, all_to_numpy(tied), strict=True):
+            if zero.any():
+                self._add(layer, zero)
+        least = all_to_numpy(z.min() for z in margins.values())
+        self.margin = min([self.margin, *map(float, least)])
+
+    def _add(self, layer: int, zero: np.ndarray) -> None:
         for t, units in enumerate(zero.reshape(self.net.shapes[layer][0], -1, zero.shape[1])):
             if units.any():
                 key = (layer, t)
@@ -391,8 +395,8 @@ class _KinkCounter:
 
 def _shrink(radius: float, theta: Parameters, columns: Array, trace: list, rounding: list) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
-    margins = [float(abs(trace[layer - 1][0]).min()) for layer in theta.net.active_layers]
-    high = min([radius, *margins])  # a bias alone moves z by rho
+    margins = all_to_numpy(abs(trace[layer - 1][0]).min() for layer in theta.net.active_layers)
+    high = min([radius, *map(float, margins)])  # a bias alone moves z by rho
     if high in (0, np.inf) or _keeps_patterns(high, theta, columns, trace, rounding):
         return high
     low = high / 2
@@ -412,7 +416,17 @@ def _shrink(radius: float, theta: Parameters, columns: Array, trace: list, round
 def _keeps_patterns(
     rho: float, theta: Parameters, columns: Array, trace: list, rounding: list
 ) -> bool:
-    """Return whether no z can change its sign for any parameters within max-norm distance rho.
+    """Return whether no z can change its sign for any parameters within max-norm distance rho."""
+    kept = _kept_patterns(rho, theta, columns, trace, rounding)
+    if namespace(columns) is np:
+        return all(kept)  # up to the first layer where one can
+    return bool(functools.reduce(operator.and_, kept, True))  # one transfer for all layers
+
+
+def _kept_patterns(
+    rho: float, theta: Parameters, columns: Array, trace: list, rounding: list
+) -> Iterator[Array]:
+    """Yield for each layer with a pattern whether it can't change.
 
     Per sample, with a = |o^{l-1}| and |change of o^{l-1}| <= d, z moves by at most
     e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding
@@ -426,8 +440,7 @@ def _keeps_patterns(
         W = theta.W[layer]
         if layer in net.max_layers:
             change = xp.where(d > 0, d * (1 + 1e-9) + rounding[layer - 2], 0)
-            if not bool((W.gaps(below, d == 0, change) > 0).all()):
-                return False
+            yield (W.gaps(below, d == 0, change) > 0).all()
             W = W.at(below)
         e = xp.zeros_like(z) if d is None else abs(W) @ d
         if layer in theta.b:
@@ -435,8 +448,6 @@ def _keeps_patterns(
             by_map = e.reshape(W.maps_out, W.positions_out, -1)
             by_map += rho * W.support_sums(reach) + rho
         if net.is_active(layer):
-            if not bool((e * (1 + 1e-9) + rounding[layer - 1] < abs(z)).all()):
-                return False
+            yield (e * (1 + 1e-9) + rounding[layer - 1] < abs(z)).all()
             e = xp.where(z > 0, e, slope * e)
         below, d = o, e
-    return True
