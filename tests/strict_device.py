@@ -12,12 +12,17 @@ array rather than a scalar, ``x[i]`` with integers is a view even when 0-d, a
 take neither ``where`` nor ``initial``.  Where CuPy is more lenient than
 useful (NumPy functions called on its arrays, NumPy index arrays, indices out
 of bounds) this module raises.
+
+:func:`transfers` counts the copies between host and device, the implicit ones
+of CuPy included.  Numbers that a kernel takes as arguments are no copies.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -25,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.special
 
-__all__ = ["array", "asarray", "asnumpy", "ndarray"]
+__all__ = ["array", "asarray", "asnumpy", "ndarray", "transfers"]
 
 _SCALARS = (bool, int, float, complex, np.generic)
 
@@ -89,6 +94,48 @@ _SHAPE_ARGUMENT = {
     **dict.fromkeys(("zeros", "ones", "empty", "full", "indices", "eye", "identity"), 0),
     **dict.fromkeys(("reshape", "broadcast_to", "tile"), 1),
 }
+
+# Functions that CuPy copies lists of numbers to the device for.
+_SENDING = {"compress", "delete", "percentile", "put", "quantile", "take"}
+
+# Functions that read on the host how many entries the result has, or its text; counted once.
+_READING = {
+    *("argwhere", "bincount", "compress", "delete", "extract", "flatnonzero", "histogram"),
+    *("intersect1d", "nonzero", "setdiff1d", "setxor1d", "trim_zeros", "union1d", "unique"),
+    *("array_repr", "array_str", "array2string"),
+}
+
+
+@dataclass(eq=False)
+class Transfers:
+    """The numbers of copies to the device and of copies to the host."""
+
+    to_device: int = 0
+    to_host: int = 0
+
+
+_counting: list[Transfers] = []
+
+
+@contextmanager
+def transfers() -> Iterator[Transfers]:
+    """Count the transfers in a ``with`` block."""
+    count = Transfers()
+    _counting.append(count)
+    try:
+        yield count
+    finally:
+        _counting.remove(count)
+
+
+def _to_device(copies: int = 1) -> None:
+    for count in _counting:
+        count.to_device += copies
+
+
+def _to_host(copies: int = 1) -> None:
+    for count in _counting:
+        count.to_host += copies
 
 
 class _Flags(NamedTuple):
@@ -216,10 +263,11 @@ class ndarray:
             Host array to fill in place of a new one.
         """
         if out is None:
-            return np.array(self._data, order="C")
+            out = np.empty(self.shape, self.dtype)
         if out.shape != self.shape or out.dtype != self.dtype:
             raise ValueError("out must have the shape and type of the device array")
         out[...] = self._data
+        _to_host()
         return out
 
     def set(self, arr: np.ndarray) -> None:
@@ -229,6 +277,7 @@ class ndarray:
         if arr.dtype != self.dtype or arr.shape != self.shape:
             raise ValueError("arr must have the shape and type of the device array")
         self._data[...] = arr
+        _to_device()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -278,11 +327,11 @@ class ndarray:
 
     def item(self) -> bool | int | float | complex:
         """Return the only entry as a Python number."""
-        return self._data.item()
+        return self.get().item()
 
     def tolist(self) -> Any:
         """Return nested lists of Python numbers."""
-        return self._data.tolist()
+        return self.get().tolist()
 
     def __bool__(self) -> bool:
         return bool(self.item())
@@ -303,13 +352,13 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"strict_device.{self._data!r}"
+        return f"strict_device.{self.get()!r}"
 
     def __str__(self) -> str:
-        return str(self._data)
+        return str(self.get())
 
     def __format__(self, spec: str) -> str:
-        return format(self._data, spec)
+        return format(self.get(), spec)
 
     def __copy__(self) -> ndarray:
         return _new(self._data.copy())
@@ -320,23 +369,44 @@ class ndarray:
     def __getitem__(self, key: Any) -> ndarray:
         key = key if isinstance(key, tuple) else (key,)
         result = self._data[_index(key)]
+        _count_index(key)
         return _new(result.copy() if any(isinstance(k, list | ndarray) for k in key) else result)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         key = key if isinstance(key, tuple) else (key,)
+        inside = value
         if isinstance(value, ndarray):
-            value = value._data
+            inside = value._data
         elif not isinstance(value, _SCALARS) and not (
             isinstance(value, np.ndarray) and value.ndim == 0
         ):
             raise TypeError(f"Unsupported type {type(value)}")
-        self._data[_index(key)] = value
+        self._data[_index(key)] = inside
+        _count_index(key, value)
 
 
 def _index(key: tuple) -> tuple:
     """Return the index `key` for a host array, such that integers give 0-d views."""
     inside = _Call().inside(key)
     return inside if any(k is Ellipsis for k in key) else (*inside, Ellipsis)
+
+
+def _count_index(key: tuple, value: Any = None) -> None:
+    """Count the copies for indices that give no view, and for a number that is set there."""
+    advanced = [k for k in key if isinstance(k, list | tuple | bool | np.bool_ | ndarray)]
+    masks = [k for k in advanced if np.asarray(_Call().inside(k)).dtype == bool]
+    number = bool(advanced) and isinstance(value, (np.ndarray, *_SCALARS))
+    _to_device(sum(not _has_device_array(k) for k in advanced) + number)
+    _to_host(len(masks))
+
+
+def _count_call(name: str, args: tuple) -> None:
+    """Count the copies for a call of CuPy's function or method `name`."""
+    if name in _READING or (name == "where" and len(args) == 1):
+        _to_host()
+    if name in _SENDING:
+        lists = (arg for arg in args if isinstance(arg, list | tuple))
+        _to_device(sum(not _has_device_array(arg) for arg in lists))
 
 
 def _unary(name: str) -> Callable:
@@ -367,7 +437,9 @@ def _method(name: str) -> Callable:
             _check_repeats(kwargs.get("repeats", args[0] if args else None))
         if name == "reshape":
             _refuse_arrays(name, args)
-        return _Call()(getattr(np.ndarray, name), self, *args, **kwargs)
+        result = _Call()(getattr(np.ndarray, name), self, *args, **kwargs)
+        _count_call(name, args)
+        return result
 
     method.__name__ = name
     return method
@@ -442,7 +514,9 @@ def array(
     """
     if _has_device_array(obj):
         return _Call()(np.array, obj, dtype=dtype, copy=copy, order=order, ndmin=ndmin)
-    return _new(np.array(obj, dtype=dtype, order=order, ndmin=ndmin))
+    result = _new(np.array(obj, dtype=dtype, order=order, ndmin=ndmin))
+    _to_device()
+    return result
 
 
 def asarray(a: Any, dtype: Any = None, order: str | None = None) -> ndarray:
@@ -492,7 +566,9 @@ def _function(name: str) -> Callable:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         _check_arguments(name, args, kwargs)
         call = _Call()
-        return (call.raw if name in _HOST_RESULT else call)(function, *args, **kwargs)
+        result = (call.raw if name in _HOST_RESULT else call)(function, *args, **kwargs)
+        _count_call(name, args)
+        return result
 
     wrapped.__name__ = name
     if isinstance(function, np.ufunc) and function.signature is None:
@@ -505,7 +581,10 @@ def _ufunc_method(ufunc: np.ufunc, name: str) -> Callable:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         _refuse_keywords(name, kwargs, _NEVER_KEYWORDS)
         _refuse_lists(name, args[:1])
-        return _Call()(getattr(ufunc, name), *args, **kwargs)
+        result = _Call()(getattr(ufunc, name), *args, **kwargs)
+        if name == "at":
+            _count_index(args[1] if isinstance(args[1], tuple) else args[1:2], *args[2:])
+        return result
 
     return wrapped
 

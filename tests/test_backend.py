@@ -8,9 +8,9 @@ import pytest
 import scipy.special
 import strict_device
 
-from tinyspur import matrices
-from tinyspur.activations import ReLU
-from tinyspur.backend import namespace, select, special, to_numpy
+from tinyspur import certificates, matrices
+from tinyspur.activations import ReLU, Tanh
+from tinyspur.backend import all_to_numpy, namespace, select, special, to_numpy
 from tinyspur.certificates import certify_cell
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
@@ -249,6 +249,109 @@ def test_parameters_on_a_device_share_their_vector(points, device):
     equal(copy.vector, before, device)
     zeros = there.net.zeros(like=there.vector)
     equal(zeros.vector, np.zeros(there.net.size), device)
+
+
+# Transfers: as many for a deep network as for a shallow one
+
+
+def test_arrays_of_a_type_come_to_the_host_together(device):
+    host = [np.arange(6.0).reshape(2, 3), np.array([[True], [False]]), np.array(2.5), np.arange(2)]
+    assert [id(x) for x in all_to_numpy(host)] == [id(x) for x in host]
+    there = [device.asarray(x) for x in host]
+    with strict_device.transfers() as count:
+        found = all_to_numpy(there)
+    assert count.to_host == (3 if device is strict_device else 0)
+    for actual, expected in zip(found, host, strict=True):
+        assert type(actual) is np.ndarray
+        assert actual.dtype == expected.dtype
+        assert np.array_equal(actual, expected)
+    assert all_to_numpy([]) == []
+
+
+POOLINGS = {"no pooling": [], "average": [AveragePool(2)], "max": [MaxPool(2)]}
+
+
+def deep_point(convolutions, pooling, activation, cleared, budget):
+    """Return a point of so many convolutions, which have zeros of every kind if `cleared`."""
+    layers = [Conv(4), *POOLINGS[pooling]] * convolutions
+    net = Network((2, 256), [*layers, Dense(3)], activation, budget)
+    theta = Parameters(net, np.random.default_rng(0).normal(size=net.size))
+    if cleared:
+        *convolved, _ = theta.b
+        for layer in convolved:
+            weights = theta.W[layer].weights
+            weights[0] = weights[:, 1] = weights[..., 0] = 0
+        theta.W[convolved[-1]].weights[...] = 0
+    return theta
+
+
+def kinds_of_patterns(net):
+    return bool(net.kinked_layers) + bool(net.max_layers)
+
+
+@pytest.mark.parametrize("activation", [ReLU(), Tanh()], ids=str)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("cleared", [False, True], ids=["", "zeros"])
+def test_deep_networks_on_a_device_are_those_of_numpy(cleared, pooling, activation, device):
+    host = deep_point(8, pooling, activation, cleared, 2**26)
+    net, there = host.net, host.to(device)
+    data, loss = training_set(net, "soft")
+    equal(net.forward(there, data.x), net.forward(host, data.x), device)
+    gradient = net.gradient(there, data, loss).vector
+    equal(gradient, net.gradient(host, data, loss).vector, device)
+    product = net.hessian_product(there, there, data, loss).vector
+    equal(product, net.hessian_product(host, host, data, loss).vector, device)
+
+
+@pytest.mark.parametrize("cleared", [False, True], ids=["", "zeros"])
+@pytest.mark.parametrize("activation", [ReLU(), Tanh()], ids=str)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("convolutions", [2, 4, 8])
+@pytest.mark.parametrize("kind", ["squared", "soft"])
+@pytest.mark.parametrize(("budget", "chunks"), [(2**26, 1), (1, 5)], ids=["one chunk", "chunks"])
+def test_transfers_grow_with_chunks_and_not_with_layers(
+    budget, chunks, kind, convolutions, pooling, activation, cleared
+):
+    theta = deep_point(convolutions, pooling, activation, cleared, budget).to(strict_device)
+    net = theta.net
+    data, loss = training_set(net, kind)
+    checks = kind == "soft"  # of the targets
+    for pass_over, sent, read in (
+        (lambda: net.forward(theta, data.x), chunks, 0),
+        (lambda: net.sample_losses(theta, data, loss), chunks + 1, checks),
+        (lambda: net.risk(theta, data, loss), chunks + 1, checks + 1),
+        (lambda: net.risk_and_gradient(theta, data, loss), chunks + 1, checks + chunks),
+        (lambda: net.hessian_product(theta, theta, data, loss), chunks + 1, checks),
+        (lambda: net.patterns(theta, data.x), chunks, chunks * kinds_of_patterns(net)),
+    ):
+        with strict_device.transfers() as count:
+            pass_over()
+        assert (count.to_device, count.to_host) == (sent, read)
+
+
+@pytest.mark.parametrize("kind", ["squared", "soft"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("convolutions", [2, 8])
+@pytest.mark.parametrize(("budget", "chunks"), [(2**26, 1), (1, 5)], ids=["one chunk", "chunks"])
+def test_transfers_of_a_certificate_do_not_grow_with_layers(
+    budget, chunks, convolutions, pooling, kind, monkeypatch
+):
+    theta = deep_point(convolutions, pooling, ReLU(), False, budget).to(strict_device)
+    data, loss = training_set(theta.net, kind)
+    tried = {"_keeps_patterns": [], "_shrink": []}  # the radii
+    for name, radii in tried.items():
+        function = getattr(certificates, name)
+        monkeypatch.setattr(
+            certificates, name, lambda rho, at, f=function, r=radii: r.append(rho) or f(rho, at)
+        )
+    with strict_device.transfers() as count:
+        certify_cell(theta, data, loss)
+    assert count.to_device == 2 + chunks  # theta in float64 and the targets
+    once = 2 + (kind == "soft")  # theta, whether it is finite, whether the targets make sense
+    of_a_chunk = 3 + kinds_of_patterns(theta.net)  # residuals with errors, kinks, margins
+    radii = sum(map(len, tried.values()))
+    assert count.to_host == once + chunks * of_a_chunk + radii
+    assert radii >= chunks
 
 
 @pytest.mark.parametrize("kind", TARGETS)

@@ -12,6 +12,7 @@ import torch
 import torch_twin
 
 from tinyspur.activations import ReLU
+from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.convolutional import (
     equal_risk_point,
@@ -48,6 +49,9 @@ SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 
 over_losses = pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"])
 over_rules = pytest.mark.parametrize("rule", ["steepest", "largest"])
+over_devices = pytest.mark.parametrize(
+    "where", ["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)]
+)
 over_seeds = pytest.mark.parametrize("seed", range(3))
 
 
@@ -874,16 +878,26 @@ def test_the_stages_are_entered_in_order():
 @over_losses
 @over_rules
 @pytest.mark.parametrize("variant", ["repaired", "literal"])
-def test_a_device_finds_the_same_points(loss, rule, variant):
+@over_devices
+def test_a_device_finds_the_same_points(loss, rule, variant, where):
+    xp = strict_device if where == "stand-in" else select("cupy").xp
     theta, pair, data = small_problem(loss, variant=variant)
+    net = theta.net
     host = find_spurious_minimum(theta, pair, data, loss, variant=variant, rule=rule)
-    on_device = theta.to(strict_device)
+    phi = linear_subnetwork(subnetwork(net, variant=variant), data, loss, variant)
+    on_device, relays = embed(net, phi.to(xp), data.x, variant)
+    assert relays == pair
+    close(on_device.vector.get(), theta.vector)
+    close(net.forward(on_device, data.x).get(), net.forward(theta, data.x))
     device = find_spurious_minimum(on_device, pair, data, loss, variant=variant, rule=rule)
+    gradients = (net.gradient(found.theta_prime, data, loss) for found in (device, host))
+    close(*(to_numpy(gradient.vector) for gradient in gradients))
+    close(device.risk, host.risk)
     for name in ("layer", "map", "location", "output", "above", "below"):
         assert getattr(device.split, name) == getattr(host.split, name)
     for name in ("threshold", "partial_sum", "slope", "lowest", "gap"):
         close(getattr(device.split, name), getattr(host.split, name))
-    assert isinstance(device.theta_prime.vector, strict_device.ndarray)
+    assert isinstance(device.theta_prime.vector, xp.ndarray)
     close(device.theta_prime.vector.get(), host.theta_prime.vector)
     close(device.lower.theta.vector.get(), host.lower.theta.vector)
     close(device.lower.risk, host.lower.risk)
@@ -906,9 +920,24 @@ def test_a_device_finds_the_same_points(loss, rule, variant):
     assert np.array_equal(rescaled, rescale(theta, 1, 2.0, target=0).vector)
 
 
-def test_a_subnetwork_on_a_device_is_embedded_there():
+@over_losses
+@pytest.mark.parametrize("convolutions", [3, 6])
+def test_a_risk_on_the_way_takes_the_same_transfers_at_any_depth(loss, convolutions):
+    net = network((1, 4, 4), (4,) * convolutions, 3)
+    data = random_data(net, loss, 50, seed=0)
+    theta, pair = linear_minimum(net, data, loss)
+    found = find_spurious_minimum(theta.to(strict_device), pair, data, loss)
+    for point in (found.theta, found.theta_prime, found.lower.theta):
+        with strict_device.transfers() as count:
+            net.risk(point, data, loss)
+        assert (count.to_device, count.to_host) == (2, 2 if loss is ENTROPY else 1)
+
+
+@over_devices
+def test_a_subnetwork_on_a_device_is_embedded_there(where):
+    xp = strict_device if where == "stand-in" else select("cupy").xp
     theta, pair, data, phi = random_embedding(0)
-    found, relays = embed(theta.net, phi.to(strict_device), data.x)
+    found, relays = embed(theta.net, phi.to(xp), data.x)
     assert relays == pair
     assert np.array_equal(found.vector.get(), theta.vector)
 

@@ -288,3 +288,115 @@ def test_strided_views_share_memory(host, device):
     assert (view == 5).all()
     with pytest.raises(TypeError, match="Unsupported type"):
         xp.lib.stride_tricks.as_strided(host, (2,), host.strides)
+
+
+# Transfers
+
+INDICES = xp.asarray([1, 0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda d, h: xp.array(h),
+        lambda d, h: xp.asarray(h),
+        lambda d, h: xp.asarray(h, dtype=xp.float32),
+        lambda d, h: xp.asarray([1.0, 2.0]),
+        lambda d, h: xp.asarray([h, h]),
+        lambda d, h: xp.asarray(2.0),
+        lambda d, h: d.set(h),
+        lambda d, h: d[[1, 0]],
+        lambda d, h: d[None, (1, 0)],
+        lambda d, h: d.take([1, 0]),
+        lambda d, h: xp.take(d, (1, 0)),
+        lambda d, h: operator.setitem(d, [1, 0], d[:2]),
+        lambda d, h: operator.setitem(d, INDICES, 2.0),
+        lambda d, h: xp.add.at(d, INDICES, 2.0),
+        lambda d, h: xp.add.at(d, [1, 0], d[:2]),
+    ],
+)
+def test_transfers_to_the_device_are_counted(call, host, device):
+    with xp.transfers() as count:
+        call(device, host)
+    assert (count.to_device, count.to_host) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda d: d.get(),
+        lambda d: d.get(out=np.empty(4)),
+        lambda d: xp.asnumpy(d),
+        lambda d: d.tolist(),
+        lambda d: d[0].item(),
+        lambda d: float(d[0]),
+        lambda d: int(d[0]),
+        lambda d: complex(d[0]),
+        lambda d: bool(d[0]),
+        lambda d: not d.all(),
+        lambda d: max(1.0, d[0]),
+        lambda d: 2.0 in d[1:2],
+        lambda d: str(d),
+        lambda d: repr(d),
+        lambda d: f"{d[0]:.1f}",
+        lambda d: xp.array_str(d),
+        lambda d: d.nonzero(),
+        lambda d: xp.nonzero(d),
+        lambda d: xp.flatnonzero(d),
+        lambda d: xp.where(d > 1),
+        lambda d: xp.unique(d),
+        lambda d: d[d > 1],
+        lambda d: operator.setitem(d, d > 1, d[0]),
+    ],
+)
+def test_transfers_to_the_host_are_counted(call, device):
+    with xp.transfers() as count:
+        call(device)
+    assert (count.to_device, count.to_host) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda d, h: 2 * d + np.float64(1) > 0,
+        lambda d, h: xp.where(d > 1, d, -np.inf).sum(),
+        lambda d, h: xp.full((2, 2), 3.0) @ xp.zeros((2, 1)),
+        lambda d, h: xp.array([d, d]),
+        lambda d, h: xp.asarray(d, dtype=xp.float32),
+        lambda d, h: xp.concatenate([d, d]).reshape([2, 4]),
+        lambda d, h: d[None, 1:, ...],
+        lambda d, h: d[np.int64(1)],
+        lambda d, h: d[INDICES],
+        lambda d, h: operator.setitem(d, slice(1, 3), 2.0),
+        lambda d, h: operator.setitem(d, INDICES, d[:2]),
+        lambda d, h: d.fill(3),
+        lambda d, h: [len(d), d.shape, d.dtype, list(d), copy.copy(d)],
+        lambda d, h: xp.asnumpy(h),
+    ],
+)
+def test_what_stays_where_it_is_does_not_count(call, host, device):
+    with xp.transfers() as count:
+        call(device, host)
+    assert (count.to_device, count.to_host) == (0, 0)
+
+
+def test_a_mask_is_read_and_what_it_sets_is_sent(device):
+    with xp.transfers() as count:
+        device[device > 1] = 0
+    assert (count.to_device, count.to_host) == (1, 1)
+    with xp.transfers() as count:
+        device[[True, False, True, False]]
+    assert (count.to_device, count.to_host) == (1, 1)
+
+
+def test_transfers_are_counted_within_each_block(host):
+    with xp.transfers() as outer:
+        device = xp.asarray(host)
+        with xp.transfers() as inner:
+            device.get()
+        with pytest.raises(ValueError), xp.transfers() as failed:
+            device.set(host[:2])
+    device.get()
+    assert (outer.to_device, outer.to_host) == (1, 1)
+    assert (inner.to_device, inner.to_host) == (0, 1)
+    assert (failed.to_device, failed.to_host) == (0, 0)

@@ -123,3 +123,18 @@ def _blas() -> ThreadpoolController:
 def to_numpy(x: Array) -> np.ndarray:
     """Return `x` on the host; an explicit transfer for a device array, `x` itself otherwise."""
     return x if isinstance(x, (np.ndarray, np.generic)) else x.get()
+
+
+def all_to_numpy(arrays: Iterable[Array]) -> list[np.ndarray]:
+    """Return `arrays` on the host; device arrays in one transfer for each of their types."""
+    found = list(arrays)
+    xp = namespace(found[0]) if found else np
+    if xp is np:
+        return found
+    for dtype in {x.dtype for x in found}:
+        places = [n for n, x in enumerate(found) if x.dtype == dtype]
+        ends = np.cumsum([found[n].size for n in places])
+        flat = xp.concatenate([found[n].ravel() for n in places])
+        for n, part in zip(places, np.split(to_numpy(flat), ends[:-1]), strict=True):
+            found[n] = part.reshape(found[n].shape)
+    return found

@@ -5,12 +5,16 @@ A certificate is a proof up to floating-point rounding; a search that finds noth
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from .activations import check_piecewise_linear
-from .backend import Array, namespace, to_numpy
+from .backend import Array, all_to_numpy, namespace, to_numpy
 from .evidence import Evidence, gather_evidence
 from .fitting import stationary_subgradient
 from .layers import Dense, MaxPool
@@ -151,19 +155,17 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         if net.leading_poolings:
             parts.append(trace[net.leading_poolings - 1][1])
         patterns = net.pattern(theta, columns, trace)
-        keys = _packed([to_numpy(patterns[layer]) for layer in net.pattern_layers], len(o.T))
-        at = theta, magnitudes, columns, trace, rounding
-        kept = radius < np.inf and _keeps_patterns(radius, *at)  # so does any radius below
-        return list(map(to_numpy, parts)), keys, net.margins(theta, trace), kept, at
+        keys = _packed(all_to_numpy(patterns[layer] for layer in net.pattern_layers), len(o.T))
+        at = _Chunk(theta, magnitudes, columns, trace, rounding)
+        kept = radius < np.inf and _keeps_patterns(radius, at)  # so does any radius below
+        return all_to_numpy(parts), keys, net.margins(theta, trace), kept, at
 
-    found, keys, margin, radius, at_kink = [], [], np.inf, np.inf, _KinkCounter(net)
+    found, keys, radius, at_kink = [], [], np.inf, _KinkCounter(net)
     for parts, packed, margins, kept, at in net.over(theta, data.x, chunk):
         found.append(parts)
         keys += packed
-        for layer, z in margins.items():
-            margin = min(margin, float(z.min()))
-            at_kink.add(layer, z, at[-1][layer - 1])
-        radius = radius if kept else _shrink(radius, *at)
+        at_kink.add(margins, at.rounding)
+        radius = radius if kept else _shrink(radius, at)
     g, errors, *rest = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     if not np.isfinite(g).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
@@ -190,7 +192,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     return CellCertificate(
         holds=not kinks and radius > 0 and excess <= 1 and stationarity <= STATIONARITY_LIMIT,
         classes=len(groups),
-        margin=margin,
+        margin=at_kink.margin,
         radius=0.0 if kinks else radius,
         stationarity=stationarity,
         excess=excess,
@@ -298,7 +300,7 @@ def certify_relays(
     if not bool(xp.isfinite(theta.vector).all()):
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     relaying = [layer for layer in net.pattern_layers if layer >= lower]
-    at_kink, margin = _KinkCounter(net), np.inf
+    at_kink = _KinkCounter(net)
     ever: dict[int, np.ndarray] = {}  # the largest pattern of each unit over the samples
     always: dict[int, np.ndarray] = {}  # the least
     live = False  # neurons of the layer below that are not 0 for some sample
@@ -307,10 +309,9 @@ def certify_relays(
         trace = list(net.layerwise(theta, columns))
         rounding = preactivation_rounding(magnitudes, columns, trace, np.float64)
         margins, patterns = net.margins(theta, trace), net.pattern(theta, columns, trace)
-        for layer in relaying:
-            margin = min(margin, float(margins[layer].min()))
-            at_kink.add(layer, margins[layer], rounding[layer - 1])
-            pattern = to_numpy(patterns[layer])
+        at_kink.add({layer: margins[layer] for layer in relaying}, rounding)
+        relayed = all_to_numpy(patterns[layer] for layer in relaying)
+        for layer, pattern in zip(relaying, relayed, strict=True):
             high, low = pattern.max(axis=1), pattern.min(axis=1)
             ever[layer] = np.maximum(ever.get(layer, high), high)
             always[layer] = np.minimum(always.get(layer, low), low)
@@ -347,7 +348,7 @@ def certify_relays(
         dead=sum(int((~ever[layer]).sum()) for layer in units),
         mixed=mixed,
         unread=tuple(map(int, unread)),
-        margin=margin,
+        margin=at_kink.margin,
         radius=certify_cell(theta, data, loss).radius if holds else 0.0,
         kinks=kinks,
         subnetwork=cell,
@@ -376,17 +377,22 @@ def _gradient_errors(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
 
 
 class _KinkCounter:
-    """Collects which units of which maps sit at the kink, over chunks of samples."""
+    """Collects the least margin and which units sit at the kink, over chunks of samples."""
 
     def __init__(self, net: Network):
-        self.net = net
+        self.net, self.margin = net, np.inf
         self.locations: dict[tuple[int, int], np.ndarray] = {}
         self.samples: dict[tuple[int, int], int] = {}
 
-    def add(self, layer: int, z: Array, errors: Array) -> None:
-        zero = to_numpy(abs(z) <= AT_THE_KINK * errors)
-        if not zero.any():
-            return
+    def add(self, margins: dict[int, Array], rounding: list[Array]) -> None:
+        tied = [abs(z) <= AT_THE_KINK * rounding[layer - 1] for layer, z in margins.items()]
+        for layer, zero in zip(margins, all_to_numpy(tied), strict=True):
+            if zero.any():
+                self._add(layer, zero)
+        least = all_to_numpy(z.min() for z in margins.values())
+        self.margin = min([self.margin, *map(float, least)])
+
+    def _add(self, layer: int, zero: np.ndarray) -> None:
         for t, units in enumerate(zero.reshape(self.net.shapes[layer][0], -1, zero.shape[1])):
             if units.any():
                 key = (layer, t)
@@ -400,66 +406,66 @@ class _KinkCounter:
         )
 
 
-def _shrink(
-    radius: float,
-    theta: Parameters,
-    magnitudes: Parameters,
-    columns: Array,
-    trace: list,
-    rounding: list,
-) -> float:
+class _Chunk(NamedTuple):
+    """A chunk of samples at theta: |theta|, columns (n_0, N), (z, o) and errors of each layer."""
+
+    theta: Parameters
+    magnitudes: Parameters
+    columns: Array
+    trace: list
+    rounding: list
+
+
+def _shrink(radius: float, at: _Chunk) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
-    margins = [float(abs(trace[layer - 1][0]).min()) for layer in theta.net.active_layers]
-    high = min([radius, *margins])  # a bias alone moves z by rho
-    if high in (0, np.inf) or _keeps_patterns(high, theta, magnitudes, columns, trace, rounding):
+    margins = all_to_numpy(abs(at.trace[n - 1][0]).min() for n in at.theta.net.active_layers)
+    high = min([radius, *map(float, margins)])  # a bias alone moves z by rho
+    if high in (0, np.inf) or _keeps_patterns(high, at):
         return high
     low = high / 2
-    while not _keeps_patterns(low, theta, magnitudes, columns, trace, rounding):
+    while not _keeps_patterns(low, at):
         high, low = low, low / 2
         if low < 1e-300:
             return 0.0
     while high - low > RADIUS_ACCURACY * high:
         middle = (low + high) / 2
-        if _keeps_patterns(middle, theta, magnitudes, columns, trace, rounding):
+        if _keeps_patterns(middle, at):
             low = middle
         else:
             high = middle
     return low
 
 
-def _keeps_patterns(
-    rho: float,
-    theta: Parameters,
-    magnitudes: Parameters,
-    columns: Array,
-    trace: list,
-    rounding: list,
-) -> bool:
-    """Return whether no z can change its sign for any parameters within max-norm distance rho.
+def _keeps_patterns(rho: float, at: _Chunk) -> bool:
+    """Return whether no z can change its sign for any parameters within max-norm distance rho."""
+    kept = _kept_patterns(rho, at)
+    if namespace(at.columns) is np:
+        return all(kept)  # up to the first layer where one can
+    return bool(functools.reduce(operator.and_, kept, True))  # one transfer for all layers
+
+
+def _kept_patterns(rho: float, at: _Chunk) -> Iterator[Array]:
+    """Yield for each layer with a pattern whether it can't change.
 
     Per sample, with a = |o^{l-1}| and |change of o^{l-1}| <= d, z moves by at most
     e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding
     errors of z are added, and a relative 1e-9 of e for those of this very computation.
     """
-    net, slope = theta.net, theta.net.activation.slope
-    xp = namespace(columns)
+    theta, magnitudes, columns, trace, rounding = at
+    net, slope, xp = theta.net, theta.net.activation.slope, namespace(columns)
     below, d = columns, None
     for layer in range(1, max(net.pattern_layers, default=0) + 1):
         z, o = trace[layer - 1]
         W = theta.W[layer]
         if layer in net.max_layers:
             change = xp.where(d > 0, d * (1 + 1e-9) + rounding[layer - 2], 0)
-            if not bool((W.gaps(below, d == 0, change) > 0).all()):
-                return False
-        size = magnitudes.W[layer].at(below)
-        e = xp.zeros_like(z) if d is None else size @ d
+            yield (W.gaps(below, d == 0, change) > 0).all()
+        e = xp.zeros_like(z) if d is None else magnitudes.W[layer].at(below) @ d
         if layer in theta.b:
             reach = abs(below) if d is None else abs(below) + d
             by_map = e.reshape(W.maps_out, W.positions_out, -1)
             by_map += rho * W.support_sums(reach) + rho
         if net.is_active(layer):
-            if not bool((e * (1 + 1e-9) + rounding[layer - 1] < abs(z)).all()):
-                return False
+            yield (e * (1 + 1e-9) + rounding[layer - 1] < abs(z)).all()
             e = xp.where(z > 0, e, slope * e)
         below, d = o, e
-    return True

@@ -15,7 +15,7 @@ from dataclasses import asdict
 import numpy as np
 
 from .activations import Activation, ReLU, activation_named, check_piecewise_linear
-from .backend import Array, in_order, namespace, to_numpy
+from .backend import Array, all_to_numpy, in_order, namespace, to_numpy
 from .layers import LAYER_TYPES, Conv, Dense, Layer, MaxPool, Pooling, is_positive
 from .losses import Loss
 from .parameters import Parameters
@@ -251,8 +251,8 @@ class Network:
 
         found: dict[int, list] = {}
         for patterns in self.over(theta, x, chunk):
-            for layer, pattern in patterns.items():
-                found.setdefault(layer, []).append(to_numpy(pattern).T)
+            for layer, pattern in zip(patterns, all_to_numpy(patterns.values()), strict=True):
+                found.setdefault(layer, []).append(pattern.T)
         return {layer: np.concatenate(parts) for layer, parts in found.items()}
 
     def pattern(self, theta: Parameters, columns: Array, trace: list) -> dict[int, Array]:
