@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from tinyspur import datasets
 from tinyspur.backend import WORKERS, in_order
@@ -33,6 +34,7 @@ PAPER = (64, 64, 128, 128, 256, 256, 256)  # maps of the paper's network
 SMALL = (4, 6, 6)  # and of the main program's
 SIDE, GEMM = 32, 2048
 BATCHES = (8, 16, 50, 100, 250, 500)  # of PyTorch: large ones leave its caches
+PAUSE = 0.05  # seconds
 LOSS = SquaredLoss()
 
 
@@ -62,10 +64,14 @@ class Row:
 
 
 def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of both, run in turn after a warm-up."""
+    """Return the median seconds of both, run in turn after a warm-up and after a short pause.
+
+    Without it the one would share its cores with threads of the other that still wait for work.
+    """
     seconds: tuple[list, list] = ([], [])
     for n in range(repeats + 1):
         for function, found in zip((first, second), seconds, strict=True):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             function()
             if n:
@@ -197,6 +203,14 @@ def sequential(torch, theta: Parameters):
     return nn.Sequential(*layers)
 
 
+def blas() -> str:
+    """Return NumPy's BLAS and which of its kernels it takes here."""
+    found = [library for library in ThreadpoolController().info() if library["user_api"] == "blas"]
+    own = [library for library in found if "numpy" in library["filepath"]] or found
+    keys = ("internal_api", "version", "architecture")
+    return " ".join(str(own[0].get(key, "")) for key in keys) if own else "BLAS unknown"
+
+
 def peak(dtype: type, repeats: int) -> float:
     """Return the operations per second of large matrix products, one on each core."""
     A = np.ones((GEMM, GEMM), dtype)
@@ -237,7 +251,7 @@ def run(options: argparse.Namespace) -> None:
     )
     paper = Network(colours.x.shape[1:], [*map(Conv, PAPER), Dense(10)])
     little = Network(small.x.shape[1:], [*map(Conv, SMALL), Dense(10)])
-    print(f"{WORKERS} cores; GFLOP/s of the engine and of PyTorch (CSR in the last rows)")
+    print(f"{WORKERS} cores, {blas()}; GFLOP/s of the engine and of PyTorch (CSR in the last rows)")
     print(f"{'':<40}{'':>8}{'median':>13}{'engine':>8}{'other':>8}{'ratio':>8}{'of peak':>8}")
     rows, peaks = [], {}
     for dtype in (np.float64, np.float32):
@@ -256,7 +270,7 @@ def run(options: argparse.Namespace) -> None:
     rows += found
     if options.json is not None:
         table = [asdict(row) | {"ratio": row.ratio} for row in rows]
-        write_json(options.json, {"cores": WORKERS, "peaks": peaks, "rows": table})
+        write_json(options.json, {"cores": WORKERS, "blas": blas(), "peaks": peaks, "rows": table})
 
 
 def main(arguments: list[str] | None = None) -> int:

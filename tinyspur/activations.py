@@ -36,6 +36,10 @@ class Activation:
     piecewise_linear = False
     bounds: tuple[float, float] | None  # of the second and the third derivative
 
+    def in_place(self, z: Array) -> Array:
+        """Return sigma(z), in the memory of z where that saves some; z is lost."""
+        return self(z)
+
     def changes(self, z: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how far sigma' and sigma'' may be from those at z, at most `r` away from it.
 
@@ -72,6 +76,10 @@ class ReLU(Activation):
         """Return sigma(z)."""
         xp = namespace(z)
         return xp.maximum(z, 0) if self.slope == 0 else xp.where(z > 0, z, self.slope * z)
+
+    def in_place(self, z: Array) -> Array:
+        """Return sigma(z), in the memory of z; z is lost."""
+        return namespace(z).maximum(z, 0, out=z) if self.slope == 0 else self(z)
 
     def derivative(self, z: Array) -> Array:
         """Return sigma'(z); at the kink z = 0 that of the left side, as PyTorch."""

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse
 
+from . import winograd
 from .backend import Array, namespace, to_numpy
 from .products import STRIP_BYTES, outer, product, scratch
+
+MANY_MAPS = 32  # maps and channels from which fewer multiplications pay
 
 
 class WeightMatrix(ABC):
@@ -97,6 +100,13 @@ class WeightMatrix(ABC):
     def gradient(self, delta: Array, o: Array) -> Array:
         """Return the derivative of <delta, W @ o> in `weights`, in the shape of `weights`."""
         raise TypeError(f"{type(self).__name__} has no weights")
+
+    def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
+        """Return the derivatives of <delta, W @ o> in `weights` and in o: `gradient`, W.T @ delta.
+
+        A convolution reads the same patches for both.
+        """
+        return self.gradient(delta, o), self.T @ delta
 
     def with_weights(self, weights: Array) -> WeightMatrix:
         """Return the matrix of the same kind with other weights, or itself if it has none."""
@@ -238,13 +248,14 @@ class ConvolutionMatrix(WeightMatrix):
         return int(inside @ used)
 
     def gradient(self, delta: Array, o: Array) -> Array:
-        T, C, *kernel = self.weights.shape
-        delta = delta.reshape(T, -1)
-        total = namespace(o).zeros((T, math.prod(kernel) * C), dtype=o.dtype)
-        box = tuple(slice(0, k) for k in kernel)
-        for patches, strip in self._patches(self._images(o), box):
-            total += outer(delta[:, strip], patches)
-        return namespace(o).moveaxis(total.reshape(T, *kernel, C), -1, 1)
+        return self._pass(o, delta, multiply=False)[1]
+
+    def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
+        T = self.T
+        if T._used() != T._all():  # there is something to skip
+            return super().pullback(delta, o)
+        back, gradient = T._pass(delta, o)  # <delta, W @ o> = <o, W.T @ delta>
+        return T.with_weights(gradient).T.weights, back
 
     def support_sums(self, a: Array) -> Array:
         xp = namespace(a)
@@ -258,48 +269,78 @@ class ConvolutionMatrix(WeightMatrix):
         return f", {maps}, filters {size}"
 
     def _product(self, o: Array) -> Array:
-        xp = namespace(o)
-        maps, channels, box = self._used()
-        shape = (self.maps_out, self.positions_out * o.shape[1])
+        xp, (maps, channels, *box) = namespace(o), self._used()
+        if (maps, channels, *box) == self._all():
+            return self._pass(o)[0]
         dtype = xp.result_type(self.weights.dtype, o.dtype)
-        if maps == slice(0, self.maps_out):
-            out = xp.empty(shape, dtype=dtype)
-        else:
-            out = xp.zeros(shape, dtype=dtype)
-        if maps is not None:
-            kept = self.weights[maps][(slice(None), channels, *box)]
-            filters = xp.moveaxis(kept, 1, -1).reshape(len(kept), -1)
+        out = xp.zeros((self.maps_out, self.positions_out * o.shape[1]), dtype=dtype)
+        if box:
+            filters = _flat(self.weights[maps][(slice(None), channels, *box)])
             for patches, strip in self._patches(self._images(o)[channels], box):
-                if isinstance(maps, slice):  # a view
-                    product(filters, patches, out[maps, strip])
-                else:
-                    out[maps, strip] = filters @ patches
+                out[maps, strip] = filters @ patches
         return out.reshape(self.shape[0], -1)
 
-    def _used(self) -> tuple:
-        """Return the maps, the channels and the smallest box of taps that hold all but zeros.
+    def _pass(
+        self, o: Array, delta: Array | None = None, multiply: bool = True
+    ) -> tuple[Array | None, Array | None]:
+        """Return W @ o, unless told not to, and for a delta the derivative of <delta, W @ o>."""
+        xp, (T, C, *kernel) = namespace(o), self.weights.shape
+        images, box = self._images(o), self._all()[2:]
+        out = total = None
+        if delta is not None:
+            delta = delta.reshape(T, -1)
+        if self._has_many_maps(o):
+            padded = self._padded(images, box)
+            out, total = winograd.convolution(self.weights, padded, delta, multiply)
+        else:
+            filters = _flat(self.weights)
+            if multiply:
+                dtype = xp.result_type(filters.dtype, o.dtype)
+                out = xp.empty((T, self.positions_out * o.shape[1]), dtype=dtype)
+            if delta is not None:
+                total = xp.zeros(filters.shape, dtype=o.dtype)
+            for patches, strip in self._patches(images, box):
+                if multiply:
+                    product(filters, patches, out[:, strip])
+                if delta is not None:
+                    total += outer(delta[:, strip], patches)
+            if delta is not None:
+                total = xp.moveaxis(total.reshape(T, *kernel, C), -1, 1)
+        return out.reshape(self.shape[0], -1) if multiply else None, total
 
-        The first is None where all is zero. On a device, which would have to be asked, it is all.
+    def _has_many_maps(self, o: Array) -> bool:
+        """Return whether Winograd's way pays; only in single precision, see `winograd`."""
+        T, C, height, *_ = self.weights.shape
+        even = height == 3 and self.map_shape[0] % 2 == 0
+        return o.dtype == self.weights.dtype == np.float32 and even and min(T, C) >= MANY_MAPS
+
+    def _used(self) -> tuple[slice | list[int], ...]:
+        """Return the maps, the channels and the box of taps outside which all weights are zero.
+
+        Empty maps and channels, and no box, where all are. On a device, which would have to be
+        asked, it is all.
         """
         if namespace(self.weights) is not np or self.weights.all():
-            every = tuple(slice(0, n) for n in self.weights.shape)
-            return every[0], every[1], every[2:]
+            return self._all()
         used = self.weights != 0
         maps = np.flatnonzero(used.reshape(len(used), -1).any(axis=1))
         if not maps.size:
-            return None, None, None
+            return [], []
         used = used.any(axis=0)  # in any map: (C, *k)
         axes = range(used.ndim)
         channels, *taps = (
             np.flatnonzero(used.any(axis=(*axes[:axis], *axes[axis + 1 :]))) for axis in axes
         )
-        box = tuple(slice(int(some[0]), int(some[-1]) + 1) for some in taps)
-        return _index(maps), _index(channels), box
+        box = (slice(int(some[0]), int(some[-1]) + 1) for some in taps)
+        return _index(maps), _index(channels), *box
+
+    def _all(self) -> tuple[slice, ...]:
+        return tuple(slice(0, n) for n in self.weights.shape)
 
     def _images(self, o: Array) -> Array:
         return o.reshape(self.maps_in, *self.map_shape, -1)
 
-    def _patches(self, images: Array, box: tuple[slice, ...]) -> Iterator[tuple[Array, slice]]:
+    def _patches(self, images: Array, box: Sequence[slice]) -> Iterator[tuple[Array, slice]]:
         """Yield the patches of strips of rows, and the columns of the output that they give.
 
         `images` is (C, *map_shape, N); the patches are (taps * C, columns) for the taps in `box`,
@@ -321,13 +362,13 @@ class ConvolutionMatrix(WeightMatrix):
             bottom = min(rows, top + height)
             patches = moved[(*taps, slice(top, bottom))]
             if math.prod(window) > 1:
-                kept = scratch(math.prod(patches.shape), images).reshape(patches.shape)
+                kept = scratch(patches.shape, images, "patches")
                 xp.copyto(kept, patches)
                 patches = kept
             strip = slice(top * width, bottom * width)
             yield patches.reshape(rows_of_patches, strip.stop - strip.start), strip
 
-    def _padded(self, images: Array, box: tuple[slice, ...]) -> Array:
+    def _padded(self, images: Array, box: Sequence[slice]) -> Array:
         """Return the images with the zeros around them that the taps in `box` read."""
         size, inside, source = [], [], []
         for n, taps, centre in zip(self.map_shape, box, self.centre, strict=True):
@@ -339,8 +380,11 @@ class ConvolutionMatrix(WeightMatrix):
             source.append(slice(low, high))
         if inside == source and size == list(self.map_shape):
             return images
-        xp = namespace(images)
-        padded = xp.zeros((len(images), *size, images.shape[-1]), dtype=images.dtype)
+        padded = scratch((len(images), *size, images.shape[-1]), images, "padded")
+        for axis, part in enumerate(inside):
+            before = (slice(None),) * (axis + 1)
+            padded[(*before, slice(0, part.start))] = 0
+            padded[(*before, slice(part.stop, None))] = 0
         padded[(slice(None), *inside)] = images[(slice(None), *source)]
         return padded
 
@@ -354,6 +398,11 @@ class ConvolutionMatrix(WeightMatrix):
         inside = ((read >= 0) & (read < size)).all(axis=0)
         flat = np.ravel_multi_index(tuple(np.where(inside, read, 0)), self.map_shape)
         return np.where(inside, flat, -1)
+
+
+def _flat(filters: Array) -> Array:
+    """Return filters (T, C, *k) as the matrix (T, taps * C) that patches are multiplied with."""
+    return namespace(filters).moveaxis(filters, 1, -1).reshape(len(filters), -1)
 
 
 def _index(indices) -> slice | list[int]:

@@ -22,7 +22,7 @@ from .parameters import Parameters
 from .samples import TrainingSet
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that each thread of a pass holds at once
-CACHED = 12 * 2**20  # of these, how many are worth holding where they are those of more than
+CACHED = 20 * 2**20  # of these, how many are worth holding where they are those of more than
 FEWEST = 8  # samples: what stays in the caches and in memory that is used again
 
 
@@ -177,7 +177,8 @@ class Network:
         y = self.targets(theta, data, loss)
 
         def chunk(rows: slice, columns: Array) -> tuple[Array, Array]:
-            trace, part = list(self.layerwise(theta, columns)), self.zeros(like=theta.vector)
+            trace = list(self.layerwise(theta, columns, self.activation.piecewise_linear))
+            part = self.zeros(like=theta.vector)
             o = trace[-1][1]
             self._backward(theta, columns, trace, loss.gradient(o, y[:, rows]), part)
             return loss.value(o, y[:, rows]), part.vector
@@ -342,20 +343,28 @@ class Network:
         chunk = xp.asarray(x[rows], dtype=theta.vector.dtype)
         return xp.ascontiguousarray(chunk.reshape(rows.stop - rows.start, -1).T)
 
-    def layerwise(self, theta: Parameters, columns: Array) -> Iterator[tuple[Array, Array]]:
-        """Yield (z^l, o^l) for l = 1..L; without an activation the two are one array."""
+    def layerwise(
+        self, theta: Parameters, columns: Array, overwrite: bool = False
+    ) -> Iterator[tuple[Array, Array]]:
+        """Yield (z^l, o^l) for l = 1..L; without an activation the two are one array.
+
+        With `overwrite` they are that in every layer: o^l, which has the signs of z^l between
+        kinks, takes the memory of z^l.
+        """
         o = columns
         for layer in range(1, self.depth + 1):
             z = theta.W[layer] @ o
             if layer in theta.b:
                 maps = z.reshape(len(theta.b[layer]), -1)
                 maps += theta.b[layer][:, None]
-            o = self.activation(z) if self.is_active(layer) else z
-            yield z, o
+            o = z
+            if self.is_active(layer):
+                o = self.activation.in_place(z) if overwrite else self.activation(z)
+            yield o if overwrite else z, o
 
     def layer_output(self, theta: Parameters, columns: Array, layer: int) -> Array:
         """Return o^layer for input columns (n_0, N); layer 0 is the input."""
-        for _, o in itertools.islice(self.layerwise(theta, columns), layer):
+        for _, o in itertools.islice(self.layerwise(theta, columns, overwrite=True), layer):
             columns = o
         return columns
 
@@ -373,13 +382,18 @@ class Network:
             if self.is_active(layer):
                 delta = delta * self.activation.derivative(trace[layer - 1][0])
             below = trace[layer - 2][1] if layer > 1 else columns
-            if layer in theta.b:
-                weights = gradient.W[layer].weights
-                weights += theta.W[layer].gradient(delta, below)
-                biases = gradient.b[layer]
-                biases += delta.reshape(len(biases), -1).sum(axis=1)
+            W = theta.W[layer].at(below)
+            if layer not in theta.b:
+                delta = W.T @ delta if layer > 1 else None
+                continue
+            biases = gradient.b[layer]
+            biases += delta.reshape(len(biases), -1).sum(axis=1)
+            weights = gradient.W[layer].weights
             if layer > 1:
-                delta = theta.W[layer].at(below).T @ delta
+                change, delta = W.pullback(delta, below)
+            else:
+                change = W.gradient(delta, below)
+            weights += change
 
     def _moves(self, theta, direction, columns, trace) -> tuple[list[Array], dict[int, Array]]:
         """Return the derivatives of o^1, ..., o^L along `direction`, and those of sigma'(z^l).

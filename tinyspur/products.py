@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
 
 from .backend import Array, namespace
 
-STRIP_BYTES = 4 * 2**20  # patches that a convolution holds at once: small enough for the caches
+STRIP_BYTES = 3 * 2**20  # patches that a convolution holds at once: small enough for the caches
+KEPT_BYTES = 4 * STRIP_BYTES  # what a thread keeps at most for each use
 SMALL = 10**6  # multiplications up to which OpenBLAS takes its kernels for small matrices
 SHORTEST = 256  # columns below which more and smaller products cost more than they save
 
@@ -47,14 +49,14 @@ def _blocks(X: Array, parts: int) -> Array:
 _KEPT = threading.local()
 
 
-def scratch(entries: int, like: Array) -> Array:
-    """Return memory for so many entries: on the host what this thread had before, if it does."""
-    xp = namespace(like)
+def scratch(shape: tuple[int, ...], like: Array, use: str) -> Array:
+    """Return memory for one `use`: on the host what this thread had before, if it suffices."""
+    xp, entries = namespace(like), math.prod(shape)
     if xp is not np:
-        return xp.empty(entries, dtype=like.dtype)
-    held = getattr(_KEPT, "memory", None)
+        return xp.empty(shape, dtype=like.dtype)
+    held = getattr(_KEPT, use, None)
     if held is None or held.nbytes < entries * like.itemsize:
         held = np.empty(entries * like.itemsize, np.uint8)
-        if held.nbytes <= STRIP_BYTES:
-            _KEPT.memory = held
-    return held[: entries * like.itemsize].view(like.dtype)
+        if held.nbytes <= KEPT_BYTES:
+            setattr(_KEPT, use, held)
+    return held[: entries * like.itemsize].view(like.dtype).reshape(shape)
