@@ -145,8 +145,8 @@ def step_row(torch, name: str, net: Network, data: TrainingSet, dtype: type, rep
     return Row(name, np.dtype(dtype).name, *seconds, training_flops(net, len(data), 1))
 
 
-def sparse_rows(net: Network, data: TrainingSet, repeats: int) -> list[Row]:
-    """Return the risk, and risk and gradient, beside the same from explicit CSR matrices."""
+def sparse_rows(net: Network, data: TrainingSet, batch: int, repeats: int) -> list[Row]:
+    """Return a convolution, risk, and risk and gradient, beside the same from CSR matrices."""
     theta = kaiming_start(net)
     matrices = {layer: theta.W[layer].tocsr() for layer in theta.b}
     columns, y = data.x.reshape(len(data), -1).T.copy(), data.y.T.copy()
@@ -168,10 +168,18 @@ def sparse_rows(net: Network, data: TrainingSet, repeats: int) -> list[Row]:
             delta = W.T @ delta
         return gradients
 
+    rng, (C, T) = np.random.default_rng(0), CONVOLUTIONS[1]
+    W = ConvolutionMatrix(rng.standard_normal((T, C, 3, 3)), (SIDE, SIDE))
+    entries, o = W.tocsr(), rng.standard_normal((W.shape[1], batch))
+    parts = np.array_split(o, min(batch, 2 * WORKERS), axis=1)
+    chunks = [np.ascontiguousarray(part) for part in parts]
+    mine = lambda: list(in_order(lambda part: W @ part, chunks, np))  # noqa: E731
+    single = in_turn(mine, lambda: entries @ o, repeats)
     flops, name = training_flops(net, len(data), 1), f"small network, {len(data)} images"
     risk = in_turn(lambda: net.risk(theta, data, LOSS), forward, repeats)
     both = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), step, 1)
     return [
+        Row(f"convolution {C}-{T}, forward, CSR", "float64", *single, 2 * entries.nnz * batch),
         Row(f"{name}, risk, CSR", "float64", *risk, flops / 3),
         Row(f"{name}, step, CSR", "float64", *both, flops),
     ]
@@ -265,7 +273,7 @@ def run(options: argparse.Namespace) -> None:
             found.append(step_row(torch, name, net, data, dtype, options.repeats))
         print("\n".join(row.text(top) for row in found), flush=True)
         rows += found
-    found = sparse_rows(little, small, options.repeats)
+    found = sparse_rows(little, small, options.batch, options.repeats)
     print("\n".join(row.text(peaks["float64"]) for row in found))
     rows += found
     if options.json is not None:

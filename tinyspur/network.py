@@ -334,7 +334,8 @@ class Network:
         neurons = 2 * sum(math.prod(shape) for shape in self.shapes)
         sample = neurons * theta.vector.dtype.itemsize
         size = max(1, min(self.memory_budget // sample, max(CACHED // sample, FEWEST)))
-        parts = min(len(x), 2 ** math.ceil(math.log2(len(x) / size)) if len(x) > size else 1)
+        needed = -(-len(x) // size)  # a power of two gives each core as much to do
+        parts = min(len(x), 1 << (needed - 1).bit_length())
         ends = [len(x) * n // parts for n in range(parts + 1)]
         return list(map(slice, ends, ends[1:]))
 
