@@ -377,7 +377,7 @@ def weight_matrices():
         "dense": DenseMatrix(rng.normal(size=(3, 8)), maps_in=2),
         "convolution 1-D": ConvolutionMatrix(rng.normal(size=(2, 3, 5)), (6,)),
         "convolution 2-D": ConvolutionMatrix(rng.normal(size=(2, 3, 3, 1)), (4, 5)),
-        "convolution of many maps": ConvolutionMatrix(
+        "single precision": ConvolutionMatrix(
             rng.normal(size=(33, 32, 3, 3)).astype(np.float32), (4, 3)
         ),
         "convolution with gaps": ConvolutionMatrix(gaps, (3, 4)),

@@ -1,7 +1,6 @@
 """The weight matrices multiply, transpose and show themselves as the matrices that they are."""
 
 import itertools
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tinyspur import matrices, products, winograd
+from tinyspur import matrices, products
 from tinyspur.matrices import ConvolutionMatrix, DenseMatrix
 from tinyspur.pooling import AveragePoolingMatrix, MaxPoolingMatrix
 
@@ -310,56 +309,6 @@ def test_the_gradient_holds_the_derivative_in_each_weight(W):
     same(W.gradient(delta, o), expected)
     for found, known in zip(W.pullback(delta, o), (expected, W.tocsr().T @ delta), strict=True):
         same(found, known)
-
-
-MANY = {  # filters and maps for which fewer multiplications pay, even heights
-    "1-D": ((32, 33, 3), (10,)),
-    "2-D": ((34, 32, 3, 3), (6, 5)),
-    "one pair of rows": ((32, 32, 3, 3), (2, 2)),
-    "wide": ((32, 32, 3, 5), (4, 3)),
-    "narrow": ((33, 32, 3, 1), (4, 4)),
-}
-
-
-@pytest.mark.parametrize(("dtype", "rtol"), [(np.float64, 1e-13), (np.float32, 1e-5)])
-@pytest.mark.parametrize("strip", [1, 100_000, products.STRIP_BYTES])
-@pytest.mark.parametrize("name", MANY)
-def test_fewer_multiplications_give_the_same_convolutions(name, strip, dtype, rtol, monkeypatch):
-    filters, map_shape = MANY[name]
-    rng = np.random.default_rng(0)
-    W = ConvolutionMatrix(rng.normal(size=filters).astype(dtype), map_shape)
-    o, delta = (rng.normal(size=(n, 3)).astype(dtype) for n in W.shape[::-1])
-    C, exact = W.tocsr().astype(float), W.with_weights(W.weights.astype(float))
-    expected = C @ o, C.T @ delta, exact.gradient(delta.astype(float), o.astype(float))
-    monkeypatch.setattr(winograd, "STRIP_BYTES", strip)
-    monkeypatch.setattr(winograd, "convolution", Mock(wraps=winograd.convolution))
-    if dtype == np.float64:
-        monkeypatch.setattr(ConvolutionMatrix, "_has_many_maps", lambda *_: True)
-    found = W @ o, W.T @ delta, W.gradient(delta, o), *W.pullback(delta, o)
-    assert winograd.convolution.call_count == 4
-    for actual, known in zip(found, (*expected, *expected[:0:-1]), strict=True):
-        assert actual.dtype == dtype
-        assert actual.shape == known.shape
-        assert abs(actual - known).max() <= rtol * abs(known).max()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "filters", "map_shape"),
-    [
-        (np.float64, (32, 32, 3, 3), (4, 4)),  # certificates are in double precision
-        (np.float32, (31, 32, 3, 3), (4, 4)),
-        (np.float32, (32, 31, 3, 3), (4, 4)),
-        (np.float32, (32, 32, 3, 3), (5, 4)),
-        (np.float32, (32, 32, 5, 3), (4, 4)),
-        (np.float32, (32, 32, 1, 1), (4, 4)),
-    ],
-)
-def test_few_maps_and_double_precision_are_multiplied_out(dtype, filters, map_shape, monkeypatch):
-    monkeypatch.delattr(winograd, "convolution")
-    W = ConvolutionMatrix(np.ones(filters, dtype), map_shape)
-    o, delta = (v.astype(dtype) for v in operands(W))
-    assert np.array_equal(W @ o, W.tocsr() @ o)
-    assert np.array_equal(W.pullback(delta, o)[1], W.tocsr().T @ delta)
 
 
 @pytest.mark.parametrize("columns", [1, 255, 256, 1024, 2999, 3000, 4096, 6 * 1024 + 1, 9991])

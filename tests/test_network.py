@@ -333,6 +333,37 @@ def test_the_memory_budget_bounds_the_activations_of_a_pass():
     assert max(held) <= 20_000
 
 
+class TwiceReLU(ReLU):
+    """A user's activation: 2 max(z, 0)."""
+
+    def __call__(self, z):
+        return 2 * super().__call__(z)
+
+    def derivative(self, z):
+        return 2 * super().derivative(z)
+
+
+@pytest.mark.parametrize("sigma", [ReLU(), ReLU(0.1), TwiceReLU(), Tanh()], ids=repr)
+def test_passes_that_overwrite_compute_what_the_layers_do(sigma):
+    net = Network((2, 4, 4), [Conv(3), MaxPool(2), Conv(2), AveragePool(2), Dense(3)], sigma)
+    rng = np.random.default_rng(0)
+    theta = Parameters(net, rng.normal(size=net.size))
+    data = TrainingSet(rng.normal(size=(20, 2, 4, 4)), rng.normal(size=(20, 3)))
+    kept = theta.vector.copy(), data.x.copy(), data.y.copy()
+    ((_, columns),) = net.chunks(theta, data.x)
+    o = list(net.layerwise(theta, columns))[-1][1].T
+    assert np.array_equal(net.forward(theta, data.x), o)
+    risk, gradient = net.risk_and_gradient(theta, data, SquaredLoss())
+    close(risk, ((o - data.y) ** 2).sum() / 40, 1e-13)
+    step = 1e-6 * direction_of(net, 3).vector
+    ends = [
+        net.risk(Parameters(net, theta.vector + s * step), data, SquaredLoss()) for s in (1, -1)
+    ]
+    assert abs((ends[0] - ends[1]) / 2 - gradient.vector @ step) <= 1e-12
+    for before, after in zip(kept, (theta.vector, data.x, data.y), strict=True):
+        assert np.array_equal(before, after)
+
+
 @over_networks
 @given(problems(WITH_KINKS), st.integers(0, 2**32 - 1))
 def test_the_affine_map_gives_the_outputs_as_long_as_the_pattern_stays(problem, seed):

@@ -78,8 +78,10 @@ class ReLU(Activation):
         return xp.maximum(z, 0) if self.slope == 0 else xp.where(z > 0, z, self.slope * z)
 
     def in_place(self, z: Array) -> Array:
-        """Return sigma(z), in the memory of z; z is lost."""
-        return namespace(z).maximum(z, 0, out=z) if self.slope == 0 else self(z)
+        """Return sigma(z), in the memory of z for ReLU itself; z is lost."""
+        if type(self) is not ReLU or self.slope:
+            return self(z)
+        return namespace(z).maximum(z, 0, out=z)
 
     def derivative(self, z: Array) -> Array:
         """Return sigma'(z); at the kink z = 0 that of the left side, as PyTorch."""

@@ -157,15 +157,16 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         patterns = net.pattern(theta, columns, trace)
         keys = _packed(all_to_numpy(patterns[layer] for layer in net.pattern_layers), len(o.T))
         at = _Chunk(theta, magnitudes, columns, trace, rounding)
-        kept = radius < np.inf and _keeps_patterns(radius, at)  # so does any radius below
-        return all_to_numpy(parts), keys, net.margins(theta, trace), kept, at
+        kept = not radius or (radius < np.inf and _keeps_patterns(radius, at))  # and any below
+        kinks = _at_kink(net.margins(theta, trace), rounding)
+        return all_to_numpy(parts), keys, kinks, None if kept else at
 
     found, keys, radius, at_kink = [], [], np.inf, _KinkCounter(net)
-    for parts, packed, margins, kept, at in net.over(theta, data.x, chunk):
+    for parts, packed, kinks, at in net.over(theta, data.x, chunk):
         found.append(parts)
         keys += packed
-        at_kink.add(margins, at.rounding)
-        radius = radius if kept else _shrink(radius, at)
+        at_kink.add(*kinks)
+        radius = radius if at is None else _shrink(radius, at)
     g, errors, *rest = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     if not np.isfinite(g).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
@@ -309,7 +310,7 @@ def certify_relays(
         trace = list(net.layerwise(theta, columns))
         rounding = preactivation_rounding(magnitudes, columns, trace, np.float64)
         margins, patterns = net.margins(theta, trace), net.pattern(theta, columns, trace)
-        at_kink.add({layer: margins[layer] for layer in relaying}, rounding)
+        at_kink.add(*_at_kink({layer: margins[layer] for layer in relaying}, rounding))
         relayed = all_to_numpy(patterns[layer] for layer in relaying)
         for layer, pattern in zip(relaying, relayed, strict=True):
             high, low = pattern.max(axis=1), pattern.min(axis=1)
@@ -376,6 +377,15 @@ def _gradient_errors(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
     return total
 
 
+def _at_kink(
+    margins: dict[int, Array], rounding: list[Array]
+) -> tuple[float, dict[int, np.ndarray]]:
+    """Return the least margin, and for layers with units at the kink which they are, (n_l, N)."""
+    ties = all_to_numpy(abs(z) <= AT_THE_KINK * rounding[n - 1] for n, z in margins.items())
+    least = min(map(float, all_to_numpy(z.min() for z in margins.values())), default=np.inf)
+    return least, {n: zero for n, zero in zip(margins, ties, strict=True) if zero.any()}
+
+
 class _KinkCounter:
     """Collects the least margin and which units sit at the kink, over chunks of samples."""
 
@@ -384,13 +394,11 @@ class _KinkCounter:
         self.locations: dict[tuple[int, int], np.ndarray] = {}
         self.samples: dict[tuple[int, int], int] = {}
 
-    def add(self, margins: dict[int, Array], rounding: list[Array]) -> None:
-        tied = [abs(z) <= AT_THE_KINK * rounding[layer - 1] for layer, z in margins.items()]
-        for layer, zero in zip(margins, all_to_numpy(tied), strict=True):
-            if zero.any():
-                self._add(layer, zero)
-        least = all_to_numpy(z.min() for z in margins.values())
-        self.margin = min([self.margin, *map(float, least)])
+    def add(self, margin: float, ties: dict[int, np.ndarray]) -> None:
+        """Take in what `_at_kink` returns for a chunk."""
+        self.margin = min(self.margin, margin)
+        for layer, zero in ties.items():
+            self._add(layer, zero)
 
     def _add(self, layer: int, zero: np.ndarray) -> None:
         for t, units in enumerate(zero.reshape(self.net.shapes[layer][0], -1, zero.shape[1])):

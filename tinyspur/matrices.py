@@ -20,11 +20,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import scipy.sparse
 
-from . import winograd
 from .backend import Array, namespace, to_numpy
 from .products import STRIP_BYTES, outer, product, scratch
-
-MANY_MAPS = 32  # maps and channels from which fewer multiplications pay
 
 
 class WeightMatrix(ABC):
@@ -183,7 +180,8 @@ class ConvolutionMatrix(WeightMatrix):
     """A convolution of stride 1, zero padded so that maps keep their size ([CNN] (1), (2)).
 
     `filters` has shape (T, C, *k) with odd k, as in PyTorch; `map_shape` is (H, W) or (W,).
-    Taps, channels and maps that are zero throughout cost nothing in a product.
+    Channels and maps that are zero throughout cost nothing in a product on the host, nor do taps
+    outside the smallest box that holds all others.
 
     >>> W = ConvolutionMatrix(np.array([[[1.0, 2.0, 3.0]]]), (5,))
     >>> W
@@ -285,34 +283,21 @@ class ConvolutionMatrix(WeightMatrix):
     ) -> tuple[Array | None, Array | None]:
         """Return W @ o, unless told not to, and for a delta the derivative of <delta, W @ o>."""
         xp, (T, C, *kernel) = namespace(o), self.weights.shape
-        images, box = self._images(o), self._all()[2:]
-        out = total = None
+        filters, out, total = _flat(self.weights), None, None
+        if multiply:
+            dtype = xp.result_type(filters.dtype, o.dtype)
+            out = xp.empty((T, self.positions_out * o.shape[1]), dtype=dtype)
         if delta is not None:
-            delta = delta.reshape(T, -1)
-        if self._has_many_maps(o):
-            padded = self._padded(images, box)
-            out, total = winograd.convolution(self.weights, padded, delta, multiply)
-        else:
-            filters = _flat(self.weights)
+            delta, total = delta.reshape(T, -1), xp.zeros(filters.shape, dtype=o.dtype)
+        for patches, strip in self._patches(self._images(o), self._all()[2:]):
             if multiply:
-                dtype = xp.result_type(filters.dtype, o.dtype)
-                out = xp.empty((T, self.positions_out * o.shape[1]), dtype=dtype)
+                product(filters, patches, out[:, strip])
             if delta is not None:
-                total = xp.zeros(filters.shape, dtype=o.dtype)
-            for patches, strip in self._patches(images, box):
-                if multiply:
-                    product(filters, patches, out[:, strip])
-                if delta is not None:
-                    total += outer(delta[:, strip], patches)
-            if delta is not None:
-                total = xp.moveaxis(total.reshape(T, *kernel, C), -1, 1)
-        return out.reshape(self.shape[0], -1) if multiply else None, total
-
-    def _has_many_maps(self, o: Array) -> bool:
-        """Return whether Winograd's way pays; only in single precision, see `winograd`."""
-        T, C, height, *_ = self.weights.shape
-        even = height == 3 and self.map_shape[0] % 2 == 0
-        return o.dtype == self.weights.dtype == np.float32 and even and min(T, C) >= MANY_MAPS
+                total += outer(delta[:, strip], patches)
+        return (
+            out.reshape(self.shape[0], -1) if multiply else None,
+            None if total is None else xp.moveaxis(total.reshape(T, *kernel, C), -1, 1),
+        )
 
     def _used(self) -> tuple[slice | list[int], ...]:
         """Return the maps, the channels and the box of taps outside which all weights are zero.

@@ -177,7 +177,7 @@ class Network:
         y = self.targets(theta, data, loss)
 
         def chunk(rows: slice, columns: Array) -> tuple[Array, Array]:
-            trace = list(self.layerwise(theta, columns, self.activation.piecewise_linear))
+            trace = list(self.layerwise(theta, columns, type(self.activation) is ReLU))
             part = self.zeros(like=theta.vector)
             o = trace[-1][1]
             self._backward(theta, columns, trace, loss.gradient(o, y[:, rows]), part)
@@ -196,9 +196,8 @@ class Network:
         """Return H v, the Hessian of the risk at theta times `direction`, laid out as both are.
 
         Exact (Pearlmutter 1994): forward and backward pass are differentiated along v, term by
-        term; a kink counts as inactive. A chunk holds half as much again as in the other passes,
-        and twice as much with a smooth activation. Raises ValueError for a direction of another
-        network.
+        term; a kink counts as inactive. A chunk holds up to twice the memory budget. Raises
+        ValueError for a direction of another network.
         """
         if direction.net != self:
             raise ValueError(
@@ -349,8 +348,8 @@ class Network:
     ) -> Iterator[tuple[Array, Array]]:
         """Yield (z^l, o^l) for l = 1..L; without an activation the two are one array.
 
-        With `overwrite` they are that in every layer: o^l, which has the signs of z^l between
-        kinks, takes the memory of z^l.
+        With `overwrite` they are that in every layer: o^l, from which the slopes of ReLU and leaky
+        ReLU follow as from z^l, may take its memory.
         """
         o = columns
         for layer in range(1, self.depth + 1):
