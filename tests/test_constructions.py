@@ -14,6 +14,7 @@ import torch_twin
 from tinyspur.activations import ReLU
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
+from tinyspur.constructions import data_split
 from tinyspur.constructions.convolutional import (
     equal_risk_point,
     find_spurious_minimum,
@@ -363,6 +364,45 @@ def first_groups(v, u):
         ]
         found.append(starts[0] if starts else -np.inf)
     return np.array(found)
+
+
+VALUES = {
+    "all different": lambda rng, shape: rng.normal(size=shape),
+    "few": lambda rng, shape: rng.integers(0, 4, shape) / 3,
+    "many zeros": lambda rng, shape: rng.normal(size=shape) * (rng.random(shape) < 0.3),
+    "of many sizes": lambda rng, shape: np.exp(10 * rng.normal(size=shape)),
+    "almost ties": lambda rng, shape: rng.integers(0, 9, shape) + 1e-12 * rng.random(shape),
+    "constant": lambda rng, shape: np.full(shape, -1.5),
+    "tiny": lambda rng, shape: 1e-310 * rng.integers(-3, 4, shape),
+}
+
+
+@pytest.mark.parametrize("bins", [2, 7, data_split.BINS])
+@pytest.mark.parametrize("values", VALUES)
+def test_the_steepest_gap_is_the_one_that_a_search_of_all_gaps_finds(values, bins, monkeypatch):
+    monkeypatch.setattr(data_split, "BINS", bins)
+    monkeypatch.setattr(data_split, "BLOCK", 100)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        shape = tuple(rng.integers(1, 40, 2))
+        v = VALUES[values](rng, shape)
+        w = rng.normal(size=(2, shape[0])) * (rng.random((2, shape[0])) < 0.8)
+        u = rng.normal(size=(2, shape[1]))
+        u -= u.mean(axis=1, keepdims=True)
+        ordered = np.unique(v)
+        wide = np.diff(ordered) > data_split._tie(v)
+        etas = ((ordered[1:] + ordered[:-1]) / 2)[wide]
+        found = list(data_split._steepest(v, w, u, np.full(2, 1e-13)))
+        for w_k, u_k, gap in zip(w, u, found, strict=True):
+            S = np.array([w_k @ (v > eta) @ u_k for eta in etas]) / shape[1]
+            if not S.size or abs(S).max() <= 1e-12:
+                assert gap is None or gap[0][0] <= 1e-12
+                continue
+            (size,), low, high, slope = gap
+            assert low in v and high in v and not ((v > low) & (v < high)).any()
+            assert high - low > data_split._tie(v)
+            assert size == abs(slope) == pytest.approx(abs(S).max(), rel=1e-9)
+            assert slope == pytest.approx(w_k @ (v > (low + high) / 2) @ u_k / shape[1], rel=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -21,6 +21,7 @@ from .relays import RelayedPair
 SPLITS = ("steepest", "largest")
 TIE = 1e-9  # values closer than this share of their range count as equal
 HALVINGS = 12  # of a perturbation of the read weights that raises R more than it lets it fall
+BINS, BLOCK = 2**16, 2**18  # of the values of a map; values that are looked at together
 VANISHES = 1e-12  # sums of u below this share of sum |u| count as zero
 
 
@@ -227,19 +228,67 @@ def _steepest(
     """Yield for each output ((|S|,), low, high, S) of the gap where |S| is largest, or None.
 
     v is (P, N), w (outputs, P), u (outputs, N); an |S| up to the output's `noise` counts as zero.
+    Sums over bins of values bound |S|; only values in bins that may hold the largest are sorted.
     """
-    order = np.argsort(v, axis=None)
-    values = v.ravel()[order]
-    gaps = np.flatnonzero(np.diff(values) > _tie(v))  # value n is the last below gap n
+    bins, value, odd = _binned(v)
+    occupied, tie = np.flatnonzero(~np.isnan(value)), _tie(v)
     for w_k, u_k, zero in zip(w, u, noise, strict=True):
-        sums = np.cumsum(np.outer(w_k, u_k).ravel()[order[::-1]])
-        slopes = sums[len(sums) - 2 - gaps] / v.shape[1]  # of all values above
-        sizes = abs(slopes)
-        if not sizes.size or sizes.max() <= zero:
-            yield None
-            continue
-        n = sizes.argmax()
-        yield (sizes[n],), values[gaps[n]], values[gaps[n] + 1], slopes[n]
+        sums, mass = np.zeros((2, BINS))  # of all contributions; of |those| that are odd
+        for rows in _blocks(v):
+            inside, parts = bins[rows].ravel().astype(np.intp), np.outer(w_k[rows], u_k)
+            sums += np.bincount(inside, parts.ravel(), BINS)
+            if odd[rows].any():
+                parts *= odd[rows]
+                mass += np.bincount(inside, abs(parts).ravel(), BINS)
+        above = np.append(np.cumsum(sums[:0:-1])[::-1], 0)
+        bounds = (np.maximum(abs(above), abs(above + sums)) + mass)[occupied]
+        order, best, done = np.argsort(-bounds), (0.0,) * 4, 0
+        while done < len(order) and bounds[order[done]] > best[0]:
+            some = order[done : max(64, 4 * done)]
+            done += len(some)
+            needed, taken = np.zeros((2, BINS), bool)
+            taken[occupied[some]] = True
+            needed[occupied[np.append(some, np.minimum(some + 1, len(occupied) - 1))]] = True
+            j, i = np.nonzero(odd & needed[bins]) if mass.any() else np.zeros((2, 0), int)
+            parts, inside = w_k[j] * u_k[i], np.append(bins[j, i], np.flatnonzero(needed))
+            usual = (sums - np.bincount(bins[j, i], parts, BINS))[needed]
+            values = np.append(v[j, i], value[needed])
+            up = np.argsort(values)
+            values, inside, parts = values[up], inside[up], np.append(parts, usual)[up]
+            rest = np.append(np.cumsum(parts[::-1])[::-1], 0)  # from here on
+            slopes = above[inside] + rest[1:] - rest[np.searchsorted(inside, inside, "right")]
+            gaps = np.append(np.diff(values) > tie, False) & taken[inside]
+            n = np.where(gaps, abs(slopes), -1).argmax()
+            if gaps[n]:
+                best = max(best, (abs(slopes[n]), values[n], values[n + 1], slopes[n]))
+        size, low, high, slope = best
+        size, slope = size / v.shape[1], slope / v.shape[1]
+        yield ((size,), low, high, slope) if size > zero else None
+
+
+def _blocks(v: np.ndarray) -> list[slice]:
+    """Return slices of rows of v that are looked at together: they stay in the caches."""
+    height = max(1, BLOCK // v.shape[1])
+    return [slice(j, j + height) for j in range(0, len(v), height)]
+
+
+def _binned(v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the bin of each entry of v, one value in each bin (or NaN), and where v is another.
+
+    The bins, of v's shape, are in the order of the values.
+    """
+    bins, odd = np.empty(v.shape, np.uint16), np.empty(v.shape, bool)
+    with np.errstate(over="ignore"):
+        moderate = 1e-290 < np.ptp(v) < 1e290
+    size = v if moderate else v / (abs(v).max() or 1.0)  # in the same order, of moderate size
+    value, lowest, spread = np.full(BINS, np.nan), size.min(), np.ptp(size) or 1.0
+    for rows in _blocks(v):
+        share = np.minimum((size[rows] - lowest) * ((BINS - 1) / spread), BINS - 1)
+        bins[rows] = inside = share.astype(np.intp)
+        value[inside] = v[rows]
+    for rows in _blocks(v):
+        np.not_equal(np.take(value, bins[rows]), v[rows], out=odd[rows])
+    return bins, value, odd
 
 
 def _largest(
