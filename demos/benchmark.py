@@ -33,8 +33,7 @@ CONVOLUTIONS = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)
 PAPER = (64, 64, 128, 128, 256, 256, 256)  # maps of the paper's network
 SMALL = (4, 6, 6)  # and of the main program's
 SIDE, GEMM = 32, 2048
-BATCHES = (8, 16, 50, 100, 250, 500)  # of PyTorch: large ones leave its caches
-PAUSE = 0.05  # seconds
+BATCHES = (8, 16, 50, 100, 250, 500)  # of PyTorch, whose fastest counts
 LOSS = SquaredLoss()
 
 
@@ -64,14 +63,10 @@ class Row:
 
 
 def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of both, run in turn after a warm-up and after a short pause.
-
-    Without it the one would share its cores with threads of the other that still wait for work.
-    """
+    """Return the median seconds of both, run in turn after a warm-up."""
     seconds: tuple[list, list] = ([], [])
     for n in range(repeats + 1):
         for function, found in zip((first, second), seconds, strict=True):
-            time.sleep(PAUSE)
             start = time.perf_counter()
             function()
             if n:
@@ -101,7 +96,7 @@ def convolution_rows(torch, dtype: type, batch: int, repeats: int) -> list[Row]:
 
         def both(chunk, W=W):
             columns, slopes = chunk
-            return W @ columns, W.gradient(slopes, columns), W.T @ slopes
+            return W @ columns, W.pullback(slopes, columns)
 
         def passes(function, chunks=chunks):
             return lambda: list(in_order(function, chunks, np))
@@ -177,7 +172,7 @@ def sparse_rows(net: Network, data: TrainingSet, batch: int, repeats: int) -> li
     single = in_turn(mine, lambda: entries @ o, repeats)
     flops, name = training_flops(net, len(data), 1), f"small network, {len(data)} images"
     risk = in_turn(lambda: net.risk(theta, data, LOSS), forward, repeats)
-    both = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), step, 1)
+    both = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), step, repeats)
     return [
         Row(f"convolution {C}-{T}, forward, CSR", "float64", *single, 2 * entries.nnz * batch),
         Row(f"{name}, risk, CSR", "float64", *risk, flops / 3),

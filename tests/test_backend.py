@@ -8,7 +8,7 @@ import pytest
 import scipy.special
 import strict_device
 
-from tinyspur import certificates, matrices
+from tinyspur import certificates, matrices, pattern_radius
 from tinyspur.activations import ReLU, Tanh
 from tinyspur.backend import all_to_numpy, namespace, select, special, to_numpy
 from tinyspur.certificates import certify_cell
@@ -339,12 +339,13 @@ def test_transfers_of_a_certificate_do_not_grow_with_layers(
 ):
     theta = deep_point(convolutions, pooling, ReLU(), False, budget).to(strict_device)
     data, loss = training_set(theta.net, kind)
-    tried = {"_keeps_patterns": [], "_shrink": []}  # the radii
+    tried = {"keeps_patterns": [], "shrink": []}  # the radii
     for name, radii in tried.items():
-        function = getattr(certificates, name)
-        monkeypatch.setattr(
-            certificates, name, lambda rho, at, f=function, r=radii: r.append(rho) or f(rho, at)
-        )
+        function = getattr(pattern_radius, name)
+        for module in (certificates, pattern_radius):
+            monkeypatch.setattr(
+                module, name, lambda rho, at, f=function, r=radii: r.append(rho) or f(rho, at)
+            )
     with strict_device.transfers() as count:
         certify_cell(theta, data, loss)
     assert count.to_device == 2 + chunks  # theta in float64 and the targets

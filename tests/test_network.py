@@ -292,6 +292,19 @@ def test_the_number_of_threads_changes_no_bit(sigma, monkeypatch):
         assert [a.tobytes() for a in other] == [a.tobytes() for a in found[0]]
 
 
+def test_the_number_of_blas_threads_changes_no_bit():
+    rng, net = np.random.default_rng(0), Network((1, 28, 28), [Conv(4), Conv(6), Dense(10)])
+    theta = Parameters(net, rng.normal(size=net.size))
+    data = TrainingSet(rng.uniform(size=(30, 1, 28, 28)), rng.normal(size=(30, 10)))
+    assert len(list(net.chunks(theta, data.x))) == 1
+    found = set()
+    for threads in (1, 2, 4):
+        with ThreadpoolController().limit(limits=threads, user_api="blas"):
+            risk, gradient = net.risk_and_gradient(theta, data, SquaredLoss())
+        found.add((risk, gradient.vector.tobytes()))
+    assert len(found) == 1
+
+
 def test_passes_that_overlap_leave_blas_as_it_was(monkeypatch):
     monkeypatch.setattr(backend, "WORKERS", 2)
 

@@ -74,22 +74,27 @@ def special(x: Array) -> ModuleType:
 def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
     """Yield function(item) for all items in their order: on the host on one thread for each core.
 
-    BLAS has one thread in each of them. No more results wait at a time than there are cores.
+    BLAS has one thread in each of them, and where there is one item alone, so that no bit depends
+    on the number of cores. No more results wait at a time than there are cores.
     """
+    if xp is not np:
+        yield from map(function, items)
+        return
     items = iter(items)
     first = list(itertools.islice(items, 2))
     items = itertools.chain(first, items)
-    if xp is not np or WORKERS == 1 or len(first) < 2:
-        yield from map(function, items)
-        return
     waiting: deque = deque()
-    with _ONE_THREAD, ThreadPoolExecutor(WORKERS) as pool:
-        for item in items:  # with np.errstate as it is here
-            waiting.append(pool.submit(contextvars.copy_context().run, function, item))
-            if len(waiting) > WORKERS:
+    with _ONE_THREAD:
+        if WORKERS == 1 or len(first) < 2:
+            yield from map(function, items)
+            return
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for item in items:  # with np.errstate as it is here
+                waiting.append(pool.submit(contextvars.copy_context().run, function, item))
+                if len(waiting) > WORKERS:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class _OneThread:

@@ -5,11 +5,7 @@ A certificate is a proof up to floating-point rounding; a search that finds noth
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,13 +17,13 @@ from .layers import Dense, MaxPool
 from .losses import Loss
 from .network import Network
 from .parameters import Parameters
+from .pattern_radius import Chunk, keeps_patterns, shrink
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
 from .samples import TrainingSet
 
 ROUNDING_LIMIT = 1e-6  # share of the largest target above which an output's error is no excuse
 MET = 8  # an output meets its target, at a kink of the loss, up to so many rounding errors
 STATIONARITY_LIMIT = 1e-3  # |G_s| that no rounding excuses, relative to the gradients' size
-RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
 
 @dataclass(frozen=True)
@@ -156,8 +152,8 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
             parts.append(trace[net.leading_poolings - 1][1])
         patterns = net.pattern(theta, columns, trace)
         keys = _packed(all_to_numpy(patterns[layer] for layer in net.pattern_layers), len(o.T))
-        at = _Chunk(theta, magnitudes, columns, trace, rounding)
-        kept = not radius or (radius < np.inf and _keeps_patterns(radius, at))  # and any below
+        at = Chunk(theta, magnitudes, columns, trace, rounding)
+        kept = not radius or (radius < np.inf and keeps_patterns(radius, at))  # and any below
         kinks = _at_kink(net.margins(theta, trace), rounding)
         return all_to_numpy(parts), keys, kinks, None if kept else at
 
@@ -166,7 +162,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         found.append(parts)
         keys += packed
         at_kink.add(*kinks)
-        radius = radius if at is None else _shrink(radius, at)
+        radius = radius if at is None else shrink(radius, at)
     g, errors, *rest = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     if not np.isfinite(g).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
@@ -412,68 +408,3 @@ class _KinkCounter:
             Kink(*key, int(self.locations[key].sum()), self.samples[key])
             for key in sorted(self.locations)
         )
-
-
-class _Chunk(NamedTuple):
-    """A chunk of samples at theta: |theta|, columns (n_0, N), (z, o) and errors of each layer."""
-
-    theta: Parameters
-    magnitudes: Parameters
-    columns: Array
-    trace: list
-    rounding: list
-
-
-def _shrink(radius: float, at: _Chunk) -> float:
-    """Return the largest rho <= radius found to keep the patterns of these samples too."""
-    margins = all_to_numpy(abs(at.trace[n - 1][0]).min() for n in at.theta.net.active_layers)
-    high = min([radius, *map(float, margins)])  # a bias alone moves z by rho
-    if high in (0, np.inf) or _keeps_patterns(high, at):
-        return high
-    low = high / 2
-    while not _keeps_patterns(low, at):
-        high, low = low, low / 2
-        if low < 1e-300:
-            return 0.0
-    while high - low > RADIUS_ACCURACY * high:
-        middle = (low + high) / 2
-        if _keeps_patterns(middle, at):
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def _keeps_patterns(rho: float, at: _Chunk) -> bool:
-    """Return whether no z can change its sign for any parameters within max-norm distance rho."""
-    kept = _kept_patterns(rho, at)
-    if namespace(at.columns) is np:
-        return all(kept)  # up to the first layer where one can
-    return bool(functools.reduce(operator.and_, kept, True))  # one transfer for all layers
-
-
-def _kept_patterns(rho: float, at: _Chunk) -> Iterator[Array]:
-    """Yield for each layer with a pattern whether it can't change.
-
-    Per sample, with a = |o^{l-1}| and |change of o^{l-1}| <= d, z moves by at most
-    e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding
-    errors of z are added, and a relative 1e-9 of e for those of this very computation.
-    """
-    theta, magnitudes, columns, trace, rounding = at
-    net, slope, xp = theta.net, theta.net.activation.slope, namespace(columns)
-    below, d = columns, None
-    for layer in range(1, max(net.pattern_layers, default=0) + 1):
-        z, o = trace[layer - 1]
-        W = theta.W[layer]
-        if layer in net.max_layers:
-            change = xp.where(d > 0, d * (1 + 1e-9) + rounding[layer - 2], 0)
-            yield (W.gaps(below, d == 0, change) > 0).all()
-        e = xp.zeros_like(z) if d is None else magnitudes.W[layer].at(below) @ d
-        if layer in theta.b:
-            reach = abs(below) if d is None else abs(below) + d
-            by_map = e.reshape(W.maps_out, W.positions_out, -1)
-            by_map += rho * W.support_sums(reach) + rho
-        if net.is_active(layer):
-            yield (e * (1 + 1e-9) + rounding[layer - 1] < abs(z)).all()
-            e = xp.where(z > 0, e, slope * e)
-        below, d = o, e

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .backend import to_numpy
-from .certificates import RADIUS_ACCURACY, STATIONARITY_LIMIT, round_down
+from .certificates import STATIONARITY_LIMIT, round_down
 from .layers import Dense
 from .losses import Loss, SquaredLoss
 from .network import Network
 from .parameters import Parameters
+from .pattern_radius import RADIUS_ACCURACY
 from .rounding import EPSILON, ROUNDING, preactivation_rounding
 from .samples import TrainingSet
 
@@ -106,11 +107,11 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     if not np.isfinite(theta.vector).all():
         raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
     y, x = net.targets(theta, data, loss), data.x.reshape(len(data), -1).astype(np.float64)
-    outputs, errors, inexact = [], [], 0.0
+    outputs, errors, inexact, magnitudes = [], [], 0.0, abs(theta)
     for _, columns in net.chunks(theta, data.x):
         trace = list(net.layerwise(theta, columns))
         outputs.append(trace[-1][1])
-        *hidden, last = preactivation_rounding(abs(theta), columns, trace, np.float64)
+        *hidden, last = preactivation_rounding(magnitudes, columns, trace, np.float64)
         errors.append(last)
         inexact = max([inexact, *(float(z.max()) for z in hidden)])
     e = np.concatenate(outputs, axis=1) - y

@@ -283,12 +283,14 @@ class ConvolutionMatrix(WeightMatrix):
     ) -> tuple[Array | None, Array | None]:
         """Return W @ o, unless told not to, and for a delta the derivative of <delta, W @ o>."""
         xp, (T, C, *kernel) = namespace(o), self.weights.shape
-        filters, out, total = _flat(self.weights), None, None
+        out = total = None
         if multiply:
+            filters = _flat(self.weights)
             dtype = xp.result_type(filters.dtype, o.dtype)
             out = xp.empty((T, self.positions_out * o.shape[1]), dtype=dtype)
         if delta is not None:
-            delta, total = delta.reshape(T, -1), xp.zeros(filters.shape, dtype=o.dtype)
+            delta = delta.reshape(T, -1)
+            total = xp.zeros((T, math.prod(kernel) * C), dtype=o.dtype)
         for patches, strip in self._patches(self._images(o), self._all()[2:]):
             if multiply:
                 product(filters, patches, out[:, strip])

@@ -22,8 +22,8 @@ from .parameters import Parameters
 from .samples import TrainingSet
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that each thread of a pass holds at once
-CACHED = 20 * 2**20  # of these, how many are worth holding where they are those of more than
-FEWEST = 8  # samples: what stays in the caches and in memory that is used again
+CACHED = 20 * 2**20  # of these, what a chunk has: more would leave the caches
+FEWEST = 8  # samples, though, that a chunk has at least where the budget allows
 
 
 class Network:

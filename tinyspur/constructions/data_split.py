@@ -250,6 +250,7 @@ def _steepest(
             taken[occupied[some]] = True
             needed[occupied[np.append(some, np.minimum(some + 1, len(occupied) - 1))]] = True
             j, i = np.nonzero(odd & needed[bins]) if mass.any() else np.zeros((2, 0), int)
+            # Entries that are not odd have their bin's value: one stands for all of them.
             parts, inside = w_k[j] * u_k[i], np.append(bins[j, i], np.flatnonzero(needed))
             usual = (sums - np.bincount(bins[j, i], parts, BINS))[needed]
             values = np.append(v[j, i], value[needed])
