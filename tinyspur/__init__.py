@@ -60,6 +60,7 @@ from .escapes import Escape, find_escape, kink_escape
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
 from .fitting import AffineFit, AssumptionError, fit_affine
+from .landscape import Landscape, Lines, Plane, random_direction, scan
 from .layers import AveragePool, Conv, Dense, MaxPool
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
 from .matrices import ConvolutionMatrix, DenseMatrix
@@ -95,7 +96,9 @@ __all__ = [
     "Groups",
     "HuberLoss",
     "Kink",
+    "Landscape",
     "Lattice",
+    "Lines",
     "Loss",
     "LowerPoint",
     "MaxPool",
@@ -104,6 +107,7 @@ __all__ = [
     "OrderedGroups",
     "Parameters",
     "PiecewiseFit",
+    "Plane",
     "ReLU",
     "RelayCertificate",
     "RelayedPair",
@@ -148,10 +152,12 @@ __all__ = [
     "ordered_groups",
     "patch_sums",
     "polish",
+    "random_direction",
     "rescale",
     "revive",
     "risk_along_bias",
     "save_point",
+    "scan",
     "smallest_cases",
     "smooth_minimum",
     "split_data",

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -75,7 +76,8 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
     """Yield function(item) for all items in their order: on the host on one thread for each core.
 
     BLAS has one thread in each of them, and where there is one item alone, so that no bit depends
-    on the number of cores. No more results wait at a time than there are cores.
+    on the number of cores. No more results wait at a time than there are cores. Within
+    `one_thread` all items are done on this one.
     """
     if xp is not np:
         yield from map(function, items)
@@ -85,7 +87,7 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
     items = itertools.chain(first, items)
     waiting: deque = deque()
     with _ONE_THREAD:
-        if WORKERS == 1 or len(first) < 2:
+        if WORKERS == 1 or _ALONE.get() or len(first) < 2:
             yield from map(function, items)
             return
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -95,6 +97,19 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+
+
+_ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("one thread", default=False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep passes to the thread that they are called in, for workers that share the cores."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 class _OneThread:

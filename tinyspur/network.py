@@ -344,27 +344,35 @@ class Network:
         return xp.ascontiguousarray(chunk.reshape(rows.stop - rows.start, -1).T)
 
     def layerwise(
-        self, theta: Parameters, columns: Array, overwrite: bool = False
+        self, theta: Parameters, columns: Array, overwrite: bool = False, above: int = 0
     ) -> Iterator[tuple[Array, Array]]:
-        """Yield (z^l, o^l) for l = 1..L; without an activation the two are one array.
+        """Yield (z^l, o^l) for l = above + 1..L from o^above; the input is o^0.
 
-        With `overwrite` they are that in every layer: o^l, from which the slopes of ReLU and leaky
-        ReLU follow as from z^l, may take its memory.
+        Without an activation the two are one array. With `overwrite` they are that in every layer:
+        o^l, from which the slopes of ReLU and leaky ReLU follow as from z^l, may take its memory.
         """
         o = columns
-        for layer in range(1, self.depth + 1):
-            z = theta.W[layer] @ o
-            if layer in theta.b:
-                maps = z.reshape(len(theta.b[layer]), -1)
-                maps += theta.b[layer][:, None]
-            o = z
-            if self.is_active(layer):
-                o = self.activation.in_place(z) if overwrite else self.activation(z)
-            yield o if overwrite else z, o
+        for layer in range(above + 1, self.depth + 1):
+            z, o = self.neurons(theta, layer, theta.W[layer] @ o, overwrite)
+            yield z, o
 
-    def layer_output(self, theta: Parameters, columns: Array, layer: int) -> Array:
-        """Return o^layer for input columns (n_0, N); layer 0 is the input."""
-        for _, o in itertools.islice(self.layerwise(theta, columns, overwrite=True), layer):
+    def neurons(
+        self, theta: Parameters, layer: int, products: Array, overwrite: bool
+    ) -> tuple[Array, Array]:
+        """Return (z^l, o^l) of one layer, as `layerwise` does, in the memory of W^l o^{l-1}."""
+        z = products
+        if layer in theta.b:
+            maps = z.reshape(len(theta.b[layer]), -1)
+            maps += theta.b[layer][:, None]
+        o = z
+        if self.is_active(layer):
+            o = self.activation.in_place(z) if overwrite else self.activation(z)
+        return o if overwrite else z, o
+
+    def layer_output(self, theta: Parameters, columns: Array, layer: int, above: int = 0) -> Array:
+        """Return o^layer for the columns (n_above, N) of o^above; o^0 is the input."""
+        trace = self.layerwise(theta, columns, overwrite=True, above=above)
+        for _, o in itertools.islice(trace, layer - above):
             columns = o
         return columns
 

@@ -49,6 +49,9 @@ class Parameters:
     def __repr__(self) -> str:
         return f"Parameters({self.net}, {self.vector.dtype})"
 
+    def __reduce__(self) -> tuple:
+        return Parameters, (self.net, self.vector)  # so that a pickled point has its views again
+
     def copy(self) -> Parameters:
         """Return an independent copy."""
         return Parameters(self.net, self.vector.copy())
