@@ -122,9 +122,11 @@ def convolution_rows(torch, dtype: type, batch: int, repeats: int) -> list[Row]:
 
 def step_row(torch, name: str, net: Network, data: TrainingSet, dtype: type, repeats: int) -> Row:
     """Return risk and gradient of a whole network; PyTorch with the fastest of some batch sizes."""
+    from tinyspur import interop
+
     theta = Parameters(net, kaiming_start(net).vector.astype(dtype))
     data = TrainingSet(data.x.astype(dtype), data.y.astype(dtype))
-    twin = sequential(torch, theta)
+    twin = interop.to_torch(theta)
     x, y = torch.tensor(data.x), torch.tensor(data.y)
 
     def other(batch: int) -> None:
@@ -188,22 +190,6 @@ def entries_gradient(W, delta: np.ndarray, o: np.ndarray) -> np.ndarray:
         some = slice(part, part + 1000)
         found[some] = np.einsum("ei,ei->e", delta[rows[some]], o[W.indices[some]])
     return found
-
-
-def sequential(torch, theta: Parameters):
-    """Return the network in PyTorch."""
-    nn, layers = torch.nn, []
-    for number, layer in enumerate(theta.net.layers, start=1):
-        if isinstance(layer, Conv):
-            channels = theta.net.shapes[number - 1][0]
-            module = nn.Conv2d(channels, layer.maps, layer.kernel, padding=layer.kernel // 2)
-        else:
-            layers.append(nn.Flatten())
-            module = nn.Linear(theta.W[number].shape[1], layer.width)
-        module.weight.data = torch.tensor(theta.W[number].weights)
-        module.bias.data = torch.tensor(theta.b[number])
-        layers += [module, nn.ReLU()] if theta.net.is_active(number) else [module]
-    return nn.Sequential(*layers)
 
 
 def blas() -> str:

@@ -2,7 +2,8 @@
 
 Writes report.json, one NPZ for each point and figure.png to the folder --out. With CIFAR-10 at
 hand (--data, --download, the variable TINYSPUR_DATA or the cache folder) it is used, otherwise
-the bundled Fashion-MNIST images are.
+the bundled Fashion-MNIST images are. With --figures also Figures 2 and 3 of the paper: the risk
+around the points.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from argparse import SUPPRESS
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 # The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
@@ -31,9 +33,13 @@ from tinyspur.constructions.convolutional import (
 from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.experiments import Figures, read_figures, scan_figures
+from tinyspur.fitting import AssumptionError
+from tinyspur.landscape_figures import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.network import Network
+from tinyspur.parameters import Parameters
 from tinyspur.plotting import draw_spurious_minimum
 from tinyspur.reports import Stages, check_writable, exit_status, save_point, write_json
 from tinyspur.samples import TrainingSet
@@ -59,7 +65,7 @@ TRAINING = {  # defaults of --theta trained
     "weight_decay": (5e-4, "of Adam"),
     "polish": (300, "steps of L-BFGS after the training, 0 for none"),
 }
-CHECKPOINT = "checkpoint.npz"
+CHECKPOINT, FIGURES = "checkpoint.npz", "figures"
 QUIET = {"leave": False, "mininterval": 0.5}  # of a progress bar
 
 
@@ -103,6 +109,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--seed", type=int, default=0, help="of all random choices")
     option("--descend", type=int, default=12, metavar="STEPS", help="of L-BFGS; 0 for none")
     option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
+    option = parser.add_argument_group("the landscapes of the paper's figures").add_argument
+    option("--figures", action="store_true", help="level sets and lines around the points, too")
+    option("--grid", type=int, default=25, metavar="N", help="of N x N points in a plane")
+    option("--directions", type=int, default=200, metavar="N", help="random lines")
+    option("--replot", action="store_true", help="draw those of FOLDER again, and no more")
     option = parser.add_argument_group("--theta trained").add_argument
     epochs = ", ".join(f"{name} {epochs}" for name, (_, epochs) in ARCHITECTURES.items())
     option("--epochs", type=int, default=SUPPRESS, metavar="N", help=f"(default: {epochs})")
@@ -126,6 +137,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def check(options: argparse.Namespace) -> None:
     """Raise ValueError for options out of range."""
     bounds = {"seed": 0, "descend": 0, "polish": 0, "epochs": 1, "batch_size": 1}
+    bounds |= {"grid": 3, "directions": 1}
     for name, least in bounds.items():
         if getattr(options, name) < least:
             flag, value = name.replace("_", "-"), getattr(options, name)
@@ -204,6 +216,32 @@ def steps_bar(text: str, steps: int):
         yield show
 
 
+def theta_1(options, net: Network, training_set, loss, xp) -> Parameters | None:
+    """Return the point of [CNN] Theorem 2 for the figures, or say why there is none."""
+    obstacle = None
+    if (options.theta, options.variant, loss.name) != ("linear", "repaired", SquaredLoss.name):
+        obstacle = "it goes with --theta linear, --variant repaired and the squared loss"
+    else:
+        settings = (training_set, loss, options.isolated, options.seed)
+        try:
+            phi = nontrivial_minimum(subnetwork(net), *settings)
+            return embed(net, phi, training_set.x)[0].to(xp, options.dtype)
+        except AssumptionError as error:
+            obstacle = str(error)
+    print(f"figures: without theta_1: {obstacle}")
+    return None
+
+
+def draw_figures(folder: Path, figures: Figures) -> None:
+    """Write Figures 2 and 3 and the surfaces, and say what they show."""
+    for panel in chain.from_iterable(figures.lines):
+        print(f"{panel.title.replace('$', '')}; {panel.landscape}")
+    for kind in ("png", "pdf"):
+        draw_level_sets(folder / f"figure2.{kind}", figures.level_sets)
+        draw_lines(folder / f"figure3.{kind}", figures.lines)
+        draw_surfaces(folder / f"surfaces.{kind}", figures.level_sets[-1:])
+
+
 def report(
     options, dataset, found: SpuriousMinimum, training_set, loss, descended, training
 ) -> dict:
@@ -270,6 +308,9 @@ def run(options: argparse.Namespace) -> None:
     """Build, certify, descend, print and write."""
     check(options)
     check_writable(options.out)
+    if options.replot:
+        draw_figures(options.out, read_figures(options.out / FIGURES))
+        return
     chosen = backend.select(options.backend)
     options.backend = chosen.name
     loss, stages = loss_named(options.loss), Stages()
@@ -341,6 +382,12 @@ def run(options: argparse.Namespace) -> None:
             if point is not None:
                 save_point(options.out / f"{name}.npz", point)
         draw_spurious_minimum(options.out / "figure.png", found, np.array(steps), risks)
+    if options.figures:
+        with stages("figures", "", own_line=True):
+            around = theta_1(options, net, training_set, loss, chosen.xp)
+            sizes = (options.grid, options.directions, options.seed)
+            where = (training_set, loss, options.out / FIGURES)
+            draw_figures(options.out, scan_figures(found, around, *where, *sizes, progress=True))
     write_json(options.out / "report.json", {**summary, "seconds": stages.seconds})
     if descended is not None:
         risk = summary["points"]["descended"]["risk"]

@@ -64,6 +64,7 @@ from .landscape import Landscape, Lines, Plane, random_direction, scan
 from .layers import AveragePool, Conv, Dense, MaxPool
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
 from .matrices import ConvolutionMatrix, DenseMatrix
+from .matrix_figures import plot_matrix
 from .network import Network
 from .parameters import Parameters
 from .pooling import AveragePoolingMatrix, MaxPoolingMatrix
@@ -151,6 +152,7 @@ __all__ = [
     "one_sided_derivative",
     "ordered_groups",
     "patch_sums",
+    "plot_matrix",
     "polish",
     "random_direction",
     "rescale",

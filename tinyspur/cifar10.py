@@ -19,12 +19,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+
+from .reports import naming
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
@@ -262,16 +263,6 @@ def _check_member(member: tarfile.TarInfo) -> None:
         if re.match(r"/|[A-Za-z]:", target) or ".." in target.split("/"):
             linked = f" linked to {member.linkname!r}" if member.linkname else ""
             raise ValueError(f"expected members inside the archive, got {member.name!r}{linked}")
-
-
-@contextmanager
-def naming(cause: str) -> Iterator[None]:
-    """Turn any exception that damaged data provokes into a one-line ValueError, `cause` first."""
-    try:
-        yield
-    except Exception as error:
-        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        raise ValueError(f"{cause} {' '.join(said.split())}") from error
 
 
 def download(folder: Path, url: str, md5: str, progress: bool) -> Path:

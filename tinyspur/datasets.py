@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import cifar10
-from .cifar10 import CIFAR10_MD5, CIFAR10_URL, naming
+from .cifar10 import CIFAR10_MD5, CIFAR10_URL
+from .reports import naming
+from .samples import TrainingSet, draw
 
 DATA_VARIABLE = "TINYSPUR_DATA"
 BUNDLED_NAME = "Fashion-MNIST (4,000 bundled images)"
@@ -101,12 +103,10 @@ class Dataset:
 
         ValueError if `samples` is not an integer from 1 to N.
         """
-        if not isinstance(samples, int | np.integer) or not 1 <= samples <= len(self):
-            raise ValueError(f"{self.name}: expected 1 to {len(self)} samples, got {samples!r}")
+        with naming(f"{self.name}:"):
+            drawn = draw(len(self), samples, seed)
         if samples == len(self):
             return self
-        drawn = np.random.default_rng(seed).choice(len(self), size=samples, replace=False)
-        drawn.sort()
         return replace(self, images=self.images[drawn], labels=self.labels[drawn])
 
     def principal_components(self, dimensions: int) -> np.ndarray:
@@ -180,6 +180,33 @@ def load_npz(path: str | os.PathLike) -> Dataset:
                 f"expected class_names to be a list of strings, got {names.dtype} {names.shape}"
             )
         return Dataset(path.stem, images, labels, tuple(names.tolist()))
+
+
+def load_samples(path: str | os.PathLike) -> TrainingSet | None:
+    """Read float arrays x and y, taken as they are, from an NPZ file; None if `path` is no such.
+
+    ValueError if it is damaged, holds x and y beside images and labels, or is no valid
+    `TrainingSet`, OSError if it cannot be opened.
+    """
+    path, pair = Path(path).expanduser(), ("x", "y")
+    if path.suffix.lower() != ".npz":
+        return None
+    with open(path, "rb") as file, naming(f"{path}:"):
+        with (
+            naming("expected an NPZ file of plain arrays, got"),
+            np.load(file, allow_pickle=False) as npz,
+        ):
+            keys = set(npz.files)
+            arrays = [npz[key] for key in pair] if keys.issuperset(pair) else []
+        if bool(arrays) == keys.issuperset(("images", "labels")):
+            raise ValueError(
+                f"expected arrays x and y, or images and labels, got {', '.join(sorted(keys))}"
+            )
+        for key, array in zip(pair, arrays, strict=False):
+            dtype = getattr(array, "dtype", type(array))
+            if not np.issubdtype(dtype, np.floating):
+                raise ValueError(f"expected an array of floats {key!r}, got {dtype}")
+        return TrainingSet(*(array.astype(np.float64) for array in arrays)) if arrays else None
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:

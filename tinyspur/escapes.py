@@ -15,7 +15,7 @@ import numpy as np
 import scipy.optimize
 
 from .activations import check_piecewise_linear
-from .backend import namespace, to_numpy
+from .backend import Array, namespace, to_numpy
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 from .fitting import AssumptionError
 from .losses import Loss
@@ -80,9 +80,6 @@ def measure_escape(
         theta=nearby,
         derivative=derivative,
     )
-
-
-# The expansion along a line
 
 
 # Escapes of first order
@@ -235,6 +232,59 @@ def random_unit(
     z = theta.net.filter_responses(theta, layer, row, x)
     beta = -float(np.median(z[z.std(axis=1).argmax()]))
     return d, beta, z + beta
+
+
+# Any direction of descent
+
+
+@dataclass(frozen=True)
+class DescentDirection:
+    """R(theta + t d) = R(theta) - `rate` t^order + O(t^(order + 1)), t -> 0+, for d = `direction`.
+
+    Its largest entry is 1 in size. The rate is exact at kinks too, and positive beyond rounding:
+    theta is not a local minimum.
+    """
+
+    name: str
+    order: int
+    rate: float
+    direction: Parameters
+
+    def __str__(self) -> str:
+        power = "t" if self.order == 1 else f"t^{self.order}"
+        return f"the risk falls along {self.name}, by {self.rate:.3g} {power} at distances t -> 0"
+
+
+def find_descent_direction(
+    theta: Parameters, data: TrainingSet, loss: Loss, escape: Escape | None = None, seed: int = 0
+) -> DescentDirection | None:
+    """Return the first direction found along which the risk falls, or None, which proves nothing.
+
+    Tried are minus the gradient, a direction of first and one of second order from the kinks, and
+    the one that leads to an `escape`.
+    """
+    theta = in_float64(theta)
+    for name, vector in _directions(theta, data, loss, escape, seed):
+        if not (size := float(abs(vector).max())):
+            continue
+        direction = Parameters(theta.net, vector / size)
+        rate = expand_risk(theta, direction, data, loss)
+        if rate.first < -rate.first_rounding:
+            return DescentDirection(name, 1, -rate.first, direction)
+        if abs(rate.first) <= rate.first_rounding and rate.second < -rate.second_rounding:
+            return DescentDirection(name, 2, -rate.second, direction)
+    return None
+
+
+def _directions(
+    theta: Parameters, data: TrainingSet, loss: Loss, escape: Escape | None, seed: int
+) -> Iterator[tuple[str, Array]]:
+    yield "minus the gradient", -theta.net.gradient(theta, data, loss).vector
+    for search in (first_order_directions, second_order_directions):
+        for direction, _ in itertools.islice(search(theta, data, loss, seed), 1):
+            yield "a direction from the kink", direction.vector
+    if escape is not None:
+        yield "the line to the lower point", escape.theta.vector - theta.vector
 
 
 # Any escape within a radius

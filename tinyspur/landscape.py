@@ -25,10 +25,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .backend import Array, all_to_numpy, namespace, one_thread, to_numpy
-from .cifar10 import naming
 from .losses import Loss
 from .parameters import Parameters
-from .reports import read_arrays, whole_file
+from .reports import naming, read_arrays, whole_file
 from .rounding import risk_rounding
 from .samples import TrainingSet
 

@@ -18,9 +18,18 @@ from typing import IO
 
 import numpy as np
 
-from .cifar10 import naming
 from .network import Network
 from .parameters import Parameters
+
+
+@contextmanager
+def naming(cause: str) -> Iterator[None]:
+    """Turn any exception that damaged data provokes into a one-line ValueError, `cause` first."""
+    try:
+        yield
+    except Exception as error:
+        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+        raise ValueError(f"{cause} {' '.join(said.split())}") from error
 
 
 @contextmanager

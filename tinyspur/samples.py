@@ -33,3 +33,24 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def subset(self, samples: int, seed: int) -> TrainingSet:
+        """Return `samples` distinct samples drawn with `seed`, in their original order.
+
+        ValueError if `samples` is not an integer from 1 to N.
+        """
+        drawn = draw(len(self), samples, seed)
+        return TrainingSet(self.x[drawn], self.y[drawn])
+
+
+def draw(total: int, samples: int, seed: int) -> np.ndarray:
+    """Return `samples` distinct indices below `total` drawn with `seed`, ascending, or ValueError.
+
+    >>> draw(9, 4, seed=0)
+    array([2, 4, 5, 7])
+    """
+    if not isinstance(samples, int | np.integer) or not 1 <= samples <= total:
+        raise ValueError(f"expected 1 to {total} samples, got {samples!r}")
+    drawn = np.random.default_rng(seed).choice(total, size=samples, replace=False)
+    drawn.sort()
+    return drawn

@@ -1,0 +1,601 @@
+"""Models and networks compute the same, come back bit for bit, and are refused by name."""
+
+import copy
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import strict_device
+import torch
+from torch import nn
+
+import tinyspur as ts
+from tinyspur import interop
+from tinyspur.interop import from_torch, to_torch
+from tinyspur.losses import CrossEntropy, SquaredLoss
+from tinyspur.network import Network
+from tinyspur.samples import TrainingSet
+
+C, D, A, M = ts.Conv, ts.Dense, ts.AveragePool, ts.MaxPool
+ARCHITECTURES = {
+    "convolutions and a dense layer": ((3, 4, 6), [C(2), C(3, 5), C(4, 1), D(3)]),
+    "average pooling": ((1, 4, 4), [C(2), A(2), C(3), D(3), D(2)]),
+    "max pooling": ((2, 4, 8), [C(3), M(2), C(2), C(2), M(2), D(4)]),
+    "leading poolings": ((2, 8, 4), [A(2), M(2), C(2), D(3)]),
+    "dense only": ((1, 2, 3), [D(5), D(4), D(2)]),
+    "vectors": ((1, 5), [D(4), D(1)]),
+    "one-dimensional": ((2, 12), [C(3), A(2), C(2, 5), M(3), D(4)]),
+    "ends in a convolution": ((1, 4, 3), [C(3), C(2)]),
+    "ends in a pooling": ((2, 6), [C(3), C(2), M(2)]),
+}
+ACTIVATIONS = [
+    ts.ReLU(0.125),
+    ts.Sigmoid(),
+    ts.Tanh(),
+    ts.Softplus(),
+    ts.SiLU(),
+    ts.Swish(1.7),
+    ts.GELU(),
+    ts.ELU(0.5),
+    ts.Sine(),
+    ts.Arctan(),
+]
+NETWORKS = {name: Network(*parts) for name, parts in ARCHITECTURES.items()} | {
+    sigma.name if sigma != ts.ReLU(0.125) else "leaky": Network(
+        (2, 4, 4), [C(3), M(2), C(2), A(2), D(4), D(2)], sigma
+    )
+    for sigma in ACTIVATIONS
+}
+over_networks = pytest.mark.parametrize("net", NETWORKS.values(), ids=NETWORKS)
+
+
+def problem(net, samples=7, dtype=np.float64):
+    """Return parameters, data for the squared loss and for the cross-entropy."""
+    rng, width = np.random.default_rng(0), int(np.prod(net.shapes[-1]))
+    theta = net.zeros(dtype=dtype)
+    theta.vector[:] = rng.standard_normal(net.size)
+    x = rng.standard_normal((samples, *net.input_shape)).astype(dtype)
+    regression = TrainingSet(x, rng.standard_normal((samples, width)).astype(dtype))
+    return theta, regression, TrainingSet(x, rng.dirichlet(np.ones(width), samples).astype(dtype))
+
+
+def numbers(tensors):
+    """Return all numbers of some tensors, in one vector."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors]).numpy()
+
+
+def close(found, expected, tolerance):
+    """Whether two arrays agree relative to the largest entry."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * abs(expected).max())
+
+
+def torch_risk(model, data, loss):
+    """Return the risk as PyTorch finds it."""
+    o, y = model(torch.tensor(data.x)), torch.tensor(data.y)
+    if isinstance(loss, CrossEntropy):
+        return nn.functional.cross_entropy(o, y)
+    return nn.functional.mse_loss(o, y, reduction="sum") / (2 * len(data))
+
+
+def cnn(**changes):
+    """Return a model for (2, 8, 8), its modules by name, some of them changed."""
+    modules = OrderedDict(
+        lower=nn.Conv2d(2, 3, 3, padding=1),
+        first=nn.ReLU(),
+        pool=nn.MaxPool2d(2),
+        upper=nn.Conv2d(3, 4, 5, padding="same"),
+        second=nn.ReLU(inplace=True),
+        mean=nn.AvgPool2d(4),
+        flat=nn.Flatten(),
+        top=nn.Linear(4, 3),
+    )
+    return nn.Sequential(OrderedDict((modules | changes).items()))
+
+
+# The same function
+
+
+@over_networks
+def test_outputs_risks_and_gradients_are_those_of_the_model(net):
+    theta, *cases = problem(net)
+    model = to_torch(theta)
+    o = model(torch.tensor(cases[0].x)).detach().numpy()
+    close(net.forward(theta, cases[0].x), o, 1e-12)
+    for loss, data in zip((SquaredLoss(), CrossEntropy()), cases, strict=True):
+        risk = torch_risk(model, data, loss)
+        assert net.risk(theta, data, loss) == pytest.approx(risk.item(), rel=1e-12)
+        gradient = numbers(torch.autograd.grad(risk, list(model.parameters())))
+        close(net.gradient(theta, data, loss).vector, gradient, 1e-12)
+
+
+@pytest.mark.parametrize("sigma", [ts.ReLU(), *ACTIVATIONS], ids=str)
+def test_activations_agree_far_from_zero_too(sigma):
+    z = np.concatenate([np.linspace(-60, 60, 4001), [-700.0, 19.9, 20.1, 39.9, 40.1, 700.0]])
+    net = Network((1, 1), [D(1), D(1)], sigma)
+    identity = net.zeros()
+    identity.vector[[0, 2]] = 1
+    found = to_torch(identity)(torch.tensor(z[:, None, None])).detach().numpy()[:, 0]
+    np.testing.assert_allclose(found, sigma(z), rtol=1e-15, atol=1e-15)
+
+
+def test_float32_stays_float32():
+    theta, data, _ = problem(NETWORKS["max pooling"], dtype=np.float32)
+    model = to_torch(theta)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    back = from_torch(model, (2, 4, 8))
+    assert back.vector.dtype == np.float32
+    assert back.vector.tobytes() == theta.vector.tobytes()
+    close(theta.net.forward(theta, data.x), model(torch.tensor(data.x)).detach().numpy(), 1e-5)
+
+
+def test_modules_are_pytorchs_own():
+    names = [type(module).__name__ for module in to_torch(problem(NETWORKS["max pooling"])[0])]
+    assert names == [
+        *("Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU", "Conv2d", "ReLU", "MaxPool2d"),
+        *("Flatten", "Linear"),
+    ]
+    own = {"sine": "Sine", "arctan": "Arctan", "swish": "Swish"}
+    for sigma in ACTIVATIONS:
+        module = to_torch(problem(Network((1, 2), [D(2), D(1)], sigma))[0])[2]
+        mine = type(module).__module__ == "tinyspur.interop"
+        assert mine == (getattr(sigma, "name", None) in own)
+    assert type(to_torch(problem(NETWORKS["one-dimensional"])[0])[2]) is nn.AvgPool1d
+    assert repr(to_torch(problem(NETWORKS["swish"])[0])[1]) == "Swish(beta=1.7)"
+
+
+# There and back
+
+
+@over_networks
+def test_a_point_comes_back_bit_for_bit(net):
+    theta = problem(net)[0]
+    back = from_torch(to_torch(theta), net.input_shape)
+    assert back.net == net
+    assert back.net.spec == net.spec
+    assert back.vector.tobytes() == theta.vector.tobytes()
+
+
+@over_networks
+def test_a_model_comes_back_bit_for_bit(net):
+    theta, data, _ = problem(net)
+    model = to_torch(theta)
+    again = to_torch(from_torch(model, net.input_shape))
+    assert repr(again) == repr(model)
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+    x = torch.tensor(data.x)
+    assert torch.equal(again(x), model(x))
+
+
+def test_no_memory_is_shared():
+    theta = problem(NETWORKS["average pooling"])[0]
+    before = theta.vector.copy()
+    model = to_torch(theta)
+    back = from_torch(model, (1, 4, 4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    assert (theta.vector == before).all()
+    assert (back.vector == before).all()
+    theta.vector += 3
+    assert (numbers(model.parameters()) == before + 1).all()
+
+
+def test_pytorchs_random_numbers_stay_as_they_were():
+    state = torch.get_rng_state()
+    to_torch(problem(NETWORKS["max pooling"])[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_point_on_a_device_becomes_a_model_on_the_host():
+    theta = problem(NETWORKS["max pooling"])[0]
+    with strict_device.transfers() as count:
+        model = to_torch(theta.to(strict_device))
+    assert count.to_host == 1
+    assert (numbers(model.parameters()) == theta.vector).all()
+
+
+def test_nested_models_dropout_and_identities_change_nothing():
+    theta, data, _ = problem(NETWORKS["max pooling"])
+    a, b, c, d, e, f, g, h, flat, top = to_torch(theta)
+    model = nn.Sequential(
+        nn.Sequential(a, nn.Sequential(nn.Identity(), nn.Dropout2d(0.3), b), c),
+        nn.Sequential(),
+        nn.Sequential(d, e, f, g),
+        h,
+        nn.Sequential(flat, nn.Flatten(), nn.Dropout(0.5), top, nn.Dropout(0.9)),
+    ).eval()
+    back = from_torch(model, (2, 4, 8))
+    assert back.net == theta.net
+    assert (back.vector == theta.vector).all()
+    close(back.net.forward(back, data.x), model(torch.tensor(data.x)).detach().numpy(), 1e-12)
+    model = nn.Sequential(a, b, nn.Dropout(0), c, d, e, f, g, h, flat, top)
+    assert from_torch(model, (2, 4, 8)).net == theta.net
+
+
+def test_one_activation_module_may_serve_all_layers():
+    relu = nn.ReLU()
+    net = from_torch(cnn(first=relu, second=relu), (2, 8, 8)).net
+    assert net == Network((2, 8, 8), [C(3), M(2), C(4, 5), A(4), D(3)])
+
+
+def test_an_activation_may_follow_its_flattened_maps():
+    model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.Flatten(), nn.Tanh(), nn.Linear(6, 2)).double()
+    theta = from_torch(model, (1, 3))
+    assert theta.net == Network((1, 3), [C(2, 1), D(2)], ts.Tanh())
+    x = np.random.default_rng(0).standard_normal((4, 1, 3))
+    close(theta.net.forward(theta, x), model(torch.tensor(x)).detach().numpy(), 1e-12)
+
+
+def test_pytorchs_softplus_is_within_the_stated_difference():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.Softplus(), nn.Linear(1, 1)).double()
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), (1, 0, 1, 0), strict=True):
+            parameter.fill_(value)
+    theta = from_torch(model, (1, 1))
+    x = np.linspace(-30, 30, 60001)[:, None, None]
+    difference = abs(theta.net.forward(theta, x) - model(torch.tensor(x)).detach().numpy())
+    assert 2e-9 < difference.max() <= 2.1e-9
+    assert difference[x[:, 0] <= 20].max() < 1e-14
+
+
+def test_without_activations_the_network_has_relu():
+    theta = from_torch(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (1, 2, 2))
+    assert theta.net == Network((1, 2, 2), [D(2)])
+    assert from_torch(nn.Sequential(nn.MaxPool1d(2), nn.Flatten()), (2, 4)).vector.shape == (0,)
+
+
+def test_channels_last_and_frozen_weights_are_fine():
+    model = cnn().double().to(memory_format=torch.channels_last).requires_grad_(False)
+    x = np.random.default_rng(0).standard_normal((3, 2, 8, 8))
+    theta = from_torch(model, (2, 8, 8))
+    close(theta.net.forward(theta, x), model(torch.tensor(x)).numpy(), 1e-12)
+
+
+# Trained in PyTorch, inspected here
+
+
+def test_a_cnn_trained_in_pytorch_is_taken_over():
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    data = TrainingSet(rng.uniform(size=(40, 2, 8, 8)), ts.one_hot(np.arange(40) % 3, 3))
+    model = cnn().double()
+    before = torch_risk(model, data, CrossEntropy()).item()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(15):
+        optimiser.zero_grad()
+        torch_risk(model, data, CrossEntropy()).backward()
+        optimiser.step()
+    risk = torch_risk(model, data, CrossEntropy()).item()
+    assert risk < before
+    theta = from_torch(model, (2, 8, 8))
+    net = theta.net
+    assert net.risk(theta, data, CrossEntropy()) == pytest.approx(risk, rel=1e-12)
+    seen = {}
+    for name, layer in (("lower", 1), ("upper", 3)):
+        hook = lambda _module, _inputs, z, layer=layer: seen.update({layer: z.clone()})  # noqa: E731
+        model.get_submodule(name).register_forward_hook(hook)
+    model(torch.tensor(data.x))
+    patterns = net.patterns(theta, data.x)
+    assert patterns.keys() == {1, 2, 3}
+    for layer, z in seen.items():
+        assert (patterns[layer] == (z.flatten(1) > 0).numpy()).all()
+    assert not ts.certify_cell(theta, data, CrossEntropy()).holds
+
+
+def test_a_certified_minimum_survives_the_journey():
+    rng = np.random.default_rng(0)
+    data = TrainingSet(rng.uniform(size=(40, 1, 3, 3)), rng.standard_normal((40, 2)))
+    net, loss = Network((1, 3, 3), [C(3), C(4), C(4), D(2)]), SquaredLoss()
+    theta, _ = ts.linear_minimum(net, data, loss)
+    model = to_torch(theta)
+    assert torch_risk(model, data, loss).item() == pytest.approx(net.risk(theta, data, loss))
+    certificate = ts.certify_cell(theta, data, loss)
+    assert certificate.holds
+    assert ts.certify_cell(from_torch(model, (1, 3, 3)), data, loss) == certificate
+
+
+# What is refused
+
+
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def filled(layer, value):
+    with torch.no_grad():
+        layer.bias[0] = value
+    return layer
+
+
+def without(*names):
+    return cnn(**dict.fromkeys(names, nn.Identity()))
+
+
+def hooked(model, place="upper"):
+    model.get_submodule(place).register_forward_hook(lambda *_: None)
+    return model
+
+
+def spectral():
+    """Return a model whose weights a hook computes before each pass."""
+    return cnn(upper=nn.utils.spectral_norm(nn.Conv2d(3, 4, 1)))
+
+
+def overridden():
+    model = cnn()
+    model.first.forward = torch.tanh
+    return model
+
+
+def narrow():
+    model = cnn()
+    model.top.bias = nn.Parameter(torch.zeros(1))  # PyTorch would add it to all
+    return model
+
+
+def tied():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[3].weight = model[1].weight
+    return model
+
+
+def normed(model):
+    nn.utils.parametrizations.weight_norm(model.lower)
+    return model
+
+
+def parts(layer, input_shape=(2, 8, 8)):
+    """Return a model that begins with one layer, and its input."""
+    return nn.Sequential(layer, nn.Flatten()), input_shape
+
+
+def whole(model, input_shape=(2, 8, 8)):
+    return model, input_shape
+
+
+conv, pool = nn.Conv2d, nn.MaxPool2d
+REFUSED = {
+    "a module of another kind": (
+        whole(nn.Sequential(nn.Sequential(conv(2, 3, 1), nn.Sequential(nn.PReLU())))),
+        r"module '0\.1\.0' \(PReLU\(num_parameters=1\)\): expected nn.Sequential of Conv2d, ",
+    ),
+    "batch norm": (
+        whole(nn.Sequential(conv(2, 3, 1), nn.BatchNorm2d(3))),
+        r"module '1' \(BatchNorm2d\(3.*fuse_conv_bn_eval folds it",
+    ),
+    "a forward of its own": (
+        whole(Doubled(conv(2, 3, 1))),
+        r"model \(Doubled\(.*: expected nn.Seq",
+    ),
+    "not a model": (whole([conv(2, 3, 1)]), r"model: expected a torch.nn.Sequential, got list"),
+    "nothing": (whole(nn.Sequential()), r"model: network: expected at least one layer"),
+    "a hook": (whole(hooked(cnn())), r"module 'upper' .*expected no hooks"),
+    "a hook of the whole": (whole(hooked(cnn(), "")), r"^model .*expected no hooks"),
+    "a hook before": (whole(spectral()), r"module 'upper' .*expected no hooks"),
+    "a forward of the module's own": (whole(overridden()), r"'first' .*no forward of its own"),
+    "a bias of one number": (whole(narrow()), r"'top' .*expected bias of shape \(3,\), got \(1,\)"),
+    "weight norm": (whole(normed(cnn())), r"module 'lower' \(Parametrized.*expected nn.Sequential"),
+    "lazy": (parts(nn.LazyConv2d(3, 1)), r"module '0' \(LazyConv2d.*run the model on one batch"),
+    "stride": (parts(conv(2, 3, 3, 2, 1)), r"'0' .*expected stride 1, got 2"),
+    "stride of one direction": (
+        parts(conv(2, 3, 3, (1, 2), 1)),
+        r"expected stride 1, got \(1, 2\)",
+    ),
+    "no padding": (parts(conv(2, 3, 3)), r"expected padding 1, got 0"),
+    "valid": (parts(conv(2, 3, 3, padding="valid")), r"expected padding 1, got valid"),
+    "padding mode": (
+        parts(conv(2, 3, 3, padding=1, padding_mode="circular")),
+        r"expected padding_mode zeros, got circular",
+    ),
+    "dilation": (parts(conv(2, 3, 3, padding=2, dilation=2)), r"expected dilation 1, got 2"),
+    "groups": (parts(conv(2, 4, 1, groups=2)), r"expected groups 1, got 2"),
+    "even": (parts(conv(2, 3, 4, padding=2)), r"kernel=4\): expected an odd filter size"),
+    "not square": (
+        parts(conv(2, 3, (3, 5), padding=(1, 2))),
+        r"expected kernel_size 3, got \(3, 5\)",
+    ),
+    "no bias": (
+        parts(conv(2, 3, 1, bias=False)),
+        r"'0' .*expected a bias, got none: set module.bias = nn.Parameter\(.*new_zeros\(3\)\)",
+    ),
+    "no bias of a dense layer": (
+        whole(cnn(top=nn.Linear(4, 3, bias=False))),
+        r"'top' .*expected a bias, got none",
+    ),
+    "channels": (parts(conv(3, 4, 1)), r"'0' .*expected in_channels 2, got 3"),
+    "channels between": (
+        whole(cnn(upper=conv(2, 4, 1))),
+        r"'upper' .*expected in_channels 3, got 2",
+    ),
+    "features": (whole(cnn(top=nn.Linear(5, 3))), r"'top' .*expected in_features 4, got 5"),
+    "another input": (whole(cnn(), (2, 16, 8)), r"'top' .*expected in_features 8, got 4"),
+    "one-dimensional for images": (parts(nn.Conv1d(2, 3, 1)), r"'0' .*expected .* of Conv2d, Avg"),
+    "images for one dimension": (
+        parts(nn.AvgPool2d(2), (2, 8)),
+        r"'0' .*expected nn.Sequential of Conv1d, AvgPool1d, MaxPool1d",
+    ),
+    "size": (parts(pool(3)), r"'0' .*expected a size that divides the maps \(8, 8\)"),
+    "pooling stride": (parts(pool(2, stride=1)), r"expected stride 2, got 1"),
+    "pooling padding": (parts(nn.AvgPool2d(2, padding=1)), r"expected padding 0, got 1"),
+    "pooling dilation": (parts(pool(2, dilation=2)), r"expected dilation 1, got 2"),
+    "pooling windows": (parts(pool((2, 4))), r"expected kernel_size 2, got \(2, 4\)"),
+    "ceil mode": (parts(pool(2, ceil_mode=True)), r"expected ceil_mode False, got True"),
+    "indices": (parts(pool(2, return_indices=True)), r"expected return_indices False, got True"),
+    "divisor": (
+        parts(nn.AvgPool2d(2, divisor_override=3)),
+        r"expected divisor_override None, got 3",
+    ),
+    "flatten in part": (whole(cnn(flat=nn.Flatten(2))), r"'flat' .*expected start_dim 1, got 2"),
+    "flatten up to": (whole(cnn(flat=nn.Flatten(1, 2))), r"expected end_dim -1, got 2"),
+    "no flatten": (whole(without("flat")), r"'top' .*expected nn.Flatten\(\) before it"),
+    "maps at the end": (
+        whole(nn.Sequential(conv(2, 3, 1))),
+        r"model: expected nn.Flatten\(\) at the end, after maps \(3, 8, 8\)",
+    ),
+    "maps from a vector": (
+        whole(nn.Sequential(nn.Flatten(), conv(2, 3, 1))),
+        r"'1' .*expected maps before it, got them flattened",
+    ),
+    "pooling of a vector": (
+        whole(nn.Sequential(nn.Flatten(), nn.AvgPool1d(2)), (2, 8)),
+        r"'1' .*expected maps before it, got them flattened",
+    ),
+    "no activation": (
+        whole(without("second", "mean", "flat", "top", "first", "pool")),
+        r"'upper' .*expected the activation between module 'lower' and this$",
+    ),
+    "after max pooling": (
+        whole(cnn(first=pool(2), pool=nn.ReLU())),
+        r"'first' \(MaxPool2d.*expected the activation between module 'lower' and this; a monotone "
+        r"one, then MaxPool, is the same function",
+    ),
+    "after average pooling": (
+        whole(cnn(second=nn.AvgPool2d(4), mean=nn.ReLU())),
+        r"'second' \(AvgPool2d.*expected the activation between module 'upper' and this$",
+    ),
+    "no activation before the last": (
+        whole(without("second", "mean")),
+        r"'top' .*expected the activation between module 'upper' and this$",
+    ),
+    "two": (
+        whole(nn.Sequential(conv(2, 3, 1), nn.ReLU(), nn.ReLU())),
+        r"'2' .*expected an activation only after a convolution or nn.Linear",
+    ),
+    "before the first": (
+        whole(nn.Sequential(nn.ReLU(), conv(2, 3, 1))),
+        r"'0' .*expected an activation only after",
+    ),
+    "after a pooling": (
+        whole(cnn(flat=nn.Sequential(nn.ReLU(), nn.Flatten()))),
+        r"'flat.0' .*expected an activation only after",
+    ),
+    "different ones": (
+        whole(cnn(second=nn.Tanh())),
+        r"'second' \(Tanh\(\)\): expected ReLU\(slope=0.0\), .*got Tanh\(\)",
+    ),
+    "different slopes": (
+        whole(cnn(first=nn.LeakyReLU(0.1), second=nn.LeakyReLU(0.2))),
+        r"'second' .*expected ReLU\(slope=0.1\), .*got ReLU\(slope=0.2\)",
+    ),
+    "after the last": (
+        whole(nn.Sequential(nn.Flatten(), nn.Linear(128, 2), nn.Sigmoid())),
+        r"model: expected no activation after the last layer, module '1'",
+    ),
+    "negative slope": (
+        whole(cnn(first=nn.LeakyReLU(-0.1))),
+        r"'first' .*expected a finite slope >= 0, got -0.1",
+    ),
+    "alpha": (whole(cnn(first=nn.ELU(0.0))), r"'first' .*expected a finite alpha > 0, got 0.0"),
+    "GELU by tanh": (
+        whole(cnn(first=nn.GELU("tanh"))),
+        r"'first' .*expected approximate none, got tanh",
+    ),
+    "softplus of another beta": (
+        whole(cnn(first=nn.Softplus(beta=2))),
+        r"'first' .*expected beta 1, got 2",
+    ),
+    "softplus of another threshold": (
+        whole(cnn(first=nn.Softplus(threshold=5))),
+        r"'first' .*expected a threshold within \(20, 80\), got 5",
+    ),
+    "dropout": (
+        whole(cnn(mean=nn.Sequential(nn.Dropout(0.5), nn.AvgPool2d(4)))),
+        r"'mean.0' \(Dropout\(p=0.5.*expected evaluation mode: call .eval\(\)",
+    ),
+    "half": (
+        whole(cnn().half()),
+        r"'lower' .*expected a weight of torch.float64 or .*got .*float16",
+    ),
+    "bfloat16": (whole(cnn().bfloat16()), r"'lower' .*got torch.bfloat16"),
+    "mixed": (
+        whole(cnn(upper=conv(3, 4, 1).double())),
+        r"'upper' .*expected a weight of torch.float32, got torch.float64",
+    ),
+    "NaN": (
+        whole(cnn(top=filled(nn.Linear(4, 3), torch.nan))),
+        r"'top' .*expected finite numbers in its bias, got NaN or infinity",
+    ),
+    "infinity": (whole(cnn(lower=filled(conv(2, 3, 1), torch.inf))), r"'lower' .*expected finite"),
+    "no numbers": (whole(cnn().to("meta")), r"'lower' .*meta tensor"),
+    "tied": (whole(tied(), (1, 4)), r"'3' .*expected a weight of its own, got that of module '1'"),
+    "vectors": (
+        whole(nn.Sequential(nn.Linear(4, 2)), (4,)),
+        r"^input_shape: expected \(C, H, W\) or \(C, W\), got \(4,\); for vectors give \(1, 4\)",
+    ),
+    "an input of another kind": (whole(cnn(), (8, 2, 8, 8)), r"^network: expected an input \(C, H"),
+    "an empty input": (whole(cnn(), (2, 0, 8)), r"^network: expected an input \(C, H, W\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_model_is_refused_and_the_error_says_where_and_why(name):
+    (model, input_shape), message = REFUSED[name]
+    with pytest.raises(ValueError, match=message) as caught:
+        from_torch(model, input_shape)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_model_that_the_refused_ones_change_is_accepted():
+    assert from_torch(cnn(), (2, 8, 8)).net.depth == 5
+
+
+def test_a_module_that_serves_two_layers_is_refused():
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer)
+    with pytest.raises(ValueError, match=r"'3' .*expected a weight of its own, got that of .* '1'"):
+        from_torch(model, (1, 4))
+    model[3] = copy.deepcopy(layer)
+    assert from_torch(model, (1, 4)).net.depth == 2
+
+
+@dataclass(frozen=True)
+class Bent(ts.ReLU):
+    """A ReLU that is another function."""
+
+    def __call__(self, z):
+        return abs(z)
+
+
+@pytest.mark.parametrize(
+    "sigma", [ts.SmoothActivation("cube", lambda z: z**3, lambda z: 3 * z * z), Bent()], ids=str
+)
+def test_an_activation_of_the_users_own_is_refused_by_name(sigma):
+    theta = Network((1, 2), [D(2), D(1)], sigma).zeros()
+    with pytest.raises(ValueError, match=f"activation: expected .* got {re.escape(str(sigma))}"):
+        to_torch(theta)
+
+
+def test_parameters_of_another_type_are_refused():
+    with pytest.raises(ValueError, match="expected float32 or float64, got float16"):
+        to_torch(Network((1, 2), [D(1)]).zeros(dtype=np.float16))
+
+
+# PyTorch is optional
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_the_package_does_not_import_pytorch():
+    ran = run("import sys, tinyspur; sys.exit('torch' in sys.modules)")
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_without_pytorch_one_line_says_how_to_install_it():
+    ran = run("import sys; sys.modules['torch'] = None\nfrom tinyspur import interop")
+    assert ran.returncode == 1
+    last = ran.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: tinyspur.interop needs PyTorch (pip install torch): ")
+
+
+def test_every_activation_that_can_be_saved_has_a_module():
+    from tinyspur.activations import KNOWN
+
+    assert set(interop.ACTIVATIONS) == set(KNOWN.values()) == {type(s) for s in ACTIVATIONS}

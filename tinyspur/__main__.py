@@ -1,0 +1,329 @@
+"""Certify and inspect points from the command line: python -m tinyspur."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import math
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from . import backend, datasets
+from .certificates import CellCertificate, certify_cell, round_down
+from .curvature import CurvatureCertificate, certify_curvature
+from .escapes import DescentDirection, Escape, find_descent_direction, find_escape
+from .evidence import gather_evidence
+from .findings import REACH
+from .layers import MaxPool
+from .losses import HuberLoss, Loss, loss_named, one_hot
+from .network import Network
+from .parameters import Parameters
+from .reports import Stages, check_writable, exit_status, load_point, naming, write_json
+from .samples import TrainingSet
+
+Certificate = CellCertificate | CurvatureCertificate
+LARGEST_CORNER = 1000  # rows and columns that are shown at most
+EXAMPLES = """examples:
+  python -m tinyspur certify out/theta.npz
+  python -m tinyspur inspect out/theta.npz"""
+CERTIFY_EXAMPLES = """exit status:
+  0 certified, 1 refuted or undecided, 2 an error in the input
+
+examples:
+  python -m tinyspur certify out/theta.npz --no-evidence --no-search
+  python -m tinyspur certify out/theta.npz --data cifar-10-batches-bin --samples 4000
+  python -m tinyspur certify out/theta.npz --loss cross-entropy --label-smoothing 0.1
+  python -m tinyspur certify point.npz --data regression.npz --loss huber --json report.json"""
+INSPECT_EXAMPLES = """examples:
+  python -m tinyspur inspect out/theta.npz
+  python -m tinyspur inspect out/theta.npz --layer 2 --size 6
+  python -m tinyspur inspect out/theta.npz --layer 2 --block 2 0"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    text = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    whole = _Parser("python -m tinyspur", description=__doc__, epilog=EXAMPLES, **text)
+    whole.add_argument("--version", action="store_true", help="print the version")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND")
+    about = "print certificate, evidence and lower points nearby, for any point"
+    command = commands.add_parser(
+        "certify", help=about, description=about, epilog=CERTIFY_EXAMPLES, **text
+    )
+    command.set_defaults(run=certify)
+    option = command.add_argument
+    option("point", type=Path, help="an .npz as save_point writes it")
+    data = (
+        "a CIFAR-10 folder or archive, an .npz with images and labels, or one with float arrays "
+        "x (N, C, H, W) or (N, C, W) and y (N, d_y), which are taken as they are (default: "
+        f"${datasets.DATA_VARIABLE}, CIFAR-10 in the cache folder, or the bundled images)"
+    )
+    option("--data", metavar="PATH", help=data)
+    option("--samples", type=int, metavar="N", help="samples, drawn with the seed (default: all)")
+    losses = ["squared", "cross-entropy", "absolute", "huber"]
+    option("--loss", choices=losses, default="squared", help="of a sample (default: squared)")
+    option("--delta", type=float, help="of the Huber loss (default: 1)")
+    option("--label-smoothing", type=float, default=0.0, metavar="S", help="0 <= S < 1")
+    radius = f"largest change in the search (default: the certificate's radius, or {REACH:g})"
+    option("--radius", type=float, metavar="R", help=radius)
+    option("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="arrays")
+    option("--seed", type=int, default=0, metavar="N", help="of all random choices (default: 0)")
+    option("--no-evidence", action="store_true", help="skip it; as long as 300 gradients")
+    option("--no-search", action="store_true", help="skip it; as long as 250 gradients")
+    option("--json", type=Path, metavar="FILE", help="write a report there")
+    about = "print the layers of a point, or a corner of one of its weight matrices"
+    command = commands.add_parser(
+        "inspect", help=about, description=about, epilog=INSPECT_EXAMPLES, **text
+    )
+    command.set_defaults(run=inspect)
+    option = command.add_argument
+    option("point", type=Path, help="an .npz as save_point writes it")
+    option("--layer", type=int, metavar="L", help="show entries of W[L]; layers count from 1")
+    option("--block", type=int, nargs=2, metavar=("T", "C"), help="from channel C to map T only")
+    option("--size", type=int, metavar="N", help="rows and columns to show (default: 10)")
+    return whole
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise an error for options of certify that are out of range."""
+    if options.seed < 0:
+        raise ValueError(f"--seed: expected 0 or more, got {options.seed}")
+    if options.radius is not None and not 0 < options.radius < math.inf:
+        raise ValueError(f"--radius: expected a finite number > 0, got {options.radius}")
+    if options.delta is not None and options.loss != HuberLoss.name:
+        raise ValueError(f"--delta: expected --loss huber, got --loss {options.loss}")
+    if options.json is not None:
+        check_writable(options.json.parent)
+        if options.json.is_dir():
+            raise IsADirectoryError(f"--json: expected a file, got the folder {options.json}")
+
+
+def load_data(options: argparse.Namespace, net: Network) -> tuple[dict, TrainingSet]:
+    """Return what the report says of the data, and the samples."""
+    if options.data is not None and (data := datasets.load_samples(options.data)):
+        if options.label_smoothing:
+            raise ValueError(f"--label-smoothing: expected labels, got targets y: {options.data}")
+        name, classes = Path(options.data).stem, None
+        if options.samples is not None:
+            with naming(f"{name}:"):
+                data = data.subset(options.samples, options.seed)
+    else:
+        images, outputs = datasets.load(options.data), math.prod(net.shapes[-1])
+        name, classes = images.name, images.classes
+        for what, wanted, got in (
+            ("images of shape", net.input_shape, images.input_shape),
+            ("classes, as many as outputs,", outputs, classes),
+        ):
+            if wanted != got:
+                raise ValueError(f"{name}: the network expects {what} {wanted}, got {got}")
+        if options.samples is not None:
+            images = images.subset(options.samples, options.seed)
+        y = one_hot(images.labels, classes, options.label_smoothing)
+        data = TrainingSet(images.pixels(), y)
+    print(f"data:    {name}: {len(data)} samples {data.x.shape[1:]}, targets {data.y.shape[1:]}")
+    shape = list(data.x.shape[1:])
+    return {"name": name, "samples": len(data), "input_shape": shape, "classes": classes}, data
+
+
+def check_certificate(
+    theta: Parameters, data: TrainingSet, loss: Loss
+) -> tuple[Certificate | None, str]:
+    """Return the certificate for the activation of the network; None, and why, if none applies."""
+    if theta.net.activation.piecewise_linear:
+        return certify_cell(theta, data, loss), ""
+    try:
+        return certify_curvature(theta, data, loss), ""
+    except ValueError as error:  # the numbers are finite: it is a hypothesis that fails
+        return None, f"no certificate: {error}"
+
+
+def judge(
+    certificate: Certificate | None,
+    obstacle: str,
+    escape: Escape | None,
+    downhill: DescentDirection | None,
+) -> tuple[str, str]:
+    """Return "certified", "refuted", "undecided" or "contradiction", and the reason."""
+    reason, lower = obstacle if certificate is None else certificate.words, ""
+    if escape is not None:
+        lower = f"; at distance {escape.distance:.3g} a point is lower by {escape.decrease:.3g}"
+    if certificate is not None and certificate.holds:
+        if escape is not None and escape.distance <= certificate.radius:
+            return "contradiction", reason + lower
+        return "certified", reason
+    if downhill is not None:
+        return "refuted", f"not a local minimum, {downhill}{lower}"
+    if escape is not None:
+        lower += ": theta is not the lowest so far out, which does not refute a local minimum"
+    return "undecided", reason + lower
+
+
+def certify(options: argparse.Namespace) -> int:
+    """Certify a point and look for lower ones; return 0 if it is certified, 1 if not."""
+    check(options)
+    chosen, stages = backend.select(options.backend), Stages()
+    loss = loss_named(options.loss) if options.delta is None else HuberLoss(options.delta)
+    stored = load_point(options.point)
+    net, theta = stored.net, stored.to(chosen.xp, np.float64)
+    if not net.size:
+        raise ValueError(f"{options.point}: expected a network with parameters, got {net}")
+    about, data = load_data(options, net)
+    with np.errstate(over="ignore", invalid="ignore"):
+        risk, gradient = net.risk_and_gradient(theta, data, loss)
+        length = float((gradient.vector**2).sum()) ** 0.5
+    if not math.isfinite(risk) or not math.isfinite(length):
+        raise ValueError(f"{options.point}: expected finite risk, gradient, got {risk}, {length}")
+    dtype = str(stored.vector.dtype)
+    note = ", taken for the numbers that it holds" * (dtype != "float64")
+    print(f"point:   {net}, {net.activation}, {dtype}{note}")
+    print(f"loss:    {loss}, label smoothing {options.label_smoothing:g}")
+    print(f"backend: {chosen.reason}")
+    print(f"risk:    {risk:.9g}, gradient {length:.2g}", flush=True)
+
+    evidence = escape = downhill = None
+    with stages("certificate", "certifying"):
+        certificate, obstacle = check_certificate(theta, data, loss)
+    print(certificate or obstacle, flush=True)
+    if hasattr(loss, "subgradients"):
+        print("no evidence: the loss has kinks, hence no Hessian")
+    elif not options.no_evidence:
+        with stages("evidence", "gathering evidence"):
+            evidence = gather_evidence(theta, data, loss, options.seed)
+        print(evidence, flush=True)
+    holds = certificate is not None and certificate.holds
+    radius = options.radius
+    if radius is None:
+        radius = certificate.radius if holds and math.isfinite(certificate.radius) else REACH
+    if not options.no_search:
+        with stages("search", "looking for lower points"):
+            escape = find_escape(theta, data, loss, radius, seed=options.seed)
+        found = escape or "nothing lower found" + ", which proves nothing" * (not holds)
+        print(f"search within max-norm distance {round_down(radius)}: {found}", flush=True)
+    if not holds:
+        with stages("descent", "looking for directions of descent"):
+            downhill = find_descent_direction(theta, data, loss, escape, options.seed)
+    verdict, reason = judge(certificate, obstacle, escape, downhill)
+    print(f"verdict: {reason}" if verdict == "certified" else f"verdict: {verdict}: {reason}")
+    if options.json is not None:
+        report = {
+            "point": str(options.point),
+            "dataset": about,
+            "network": net.spec,
+            "dtype": dtype,
+            "loss": {"name": loss.name, **vars(loss)},
+            "label_smoothing": options.label_smoothing,
+            "seed": options.seed,
+            "backend": chosen.name,
+            "risk": risk,
+            "gradient_norm": length,
+            "certificate": certificate and certificate.as_dict(),
+            "evidence": evidence and evidence.as_dict(),
+            "radius": None if options.no_search else radius,
+            "escape": escape and numbers_of(escape),
+            "descent_direction": downhill and numbers_of(downhill),
+            "verdict": verdict,
+            "reason": reason,
+        }
+        write_json(options.json, {**report, "seconds": stages.seconds})
+    return 0 if verdict == "certified" else 1
+
+
+def numbers_of(found: Escape | DescentDirection) -> dict:
+    """Return all but the point or direction itself."""
+    return {key: value for key, value in vars(found).items() if not isinstance(value, Parameters)}
+
+
+def layer_table(theta: Parameters) -> str:
+    """Return a line for each layer: shapes, nonzeros, and the range of weights and biases."""
+    rows = [("layer", "kind", "output", "matrix", "filters", "nonzeros", "weights", "biases")]
+    for layer, kind in enumerate(theta.net.spec["layers"], start=1):
+        W, filters, ranges = theta.W[layer], "-", ["-", "-"]
+        if layer in theta.b:
+            filters = "x".join(map(str, W.weights.shape)) if kind["type"] == "conv" else "-"
+            ranges = [f"{v.min():.4g} .. {v.max():.4g}" for v in (W.weights, theta.b[layer])]
+        output, shape = "x".join(map(str, theta.net.shapes[layer])), "{} x {}".format(*W.shape)
+        rows.append((str(layer), kind["type"], output, shape, filters, str(W.nnz), *ranges))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def corner(options: argparse.Namespace, theta: Parameters) -> str:
+    """Return the first rows and columns of W[L], or of one block of it, as NumPy prints them."""
+    depth, layer = theta.net.depth, options.layer
+    size = 10 if options.size is None else options.size
+    for name, value, last in (("layer", layer, depth), ("size", size, LARGEST_CORNER)):
+        if not 1 <= value <= last:
+            raise ValueError(f"--{name}: expected 1..{last}, got {value}")
+    W, where = theta.W[layer], ""
+    if isinstance(theta.net.layers[layer - 1], MaxPool):
+        raise ValueError(f"--layer: {W} has entries only for a given input, as W.at(o)")
+    rows, columns = map(range, W.shape)
+    if options.block is not None:
+        t, c = options.block
+        for name, value, maps in (("map", t, W.maps_out), ("channel", c, W.maps_in)):
+            if not 0 <= value < maps:
+                raise ValueError(f"--block: expected a {name} in 0..{maps - 1}, got {value}")
+        rows = rows[t * W.positions_out : (t + 1) * W.positions_out]
+        columns = columns[c * W.positions_in : (c + 1) * W.positions_in]
+        where = f" of the block from channel {c} to map {t}"
+    rows, columns = rows[:size], columns[:size]
+    with np.printoptions(threshold=sys.maxsize, linewidth=sys.maxsize):
+        entries = W[rows.start : rows.stop, columns.start : columns.stop]
+        head = f"rows {rows[0]}..{rows[-1]}, columns {columns[0]}..{columns[-1]}{where}"
+        return f"theta.W[{layer}]  {W}\n{head}\n{entries}"
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Print the layers of a point, or entries of one of its matrices; return 0."""
+    theta = load_point(options.point)
+    if options.layer is not None:
+        print(corner(options, theta))
+        return 0
+    for name in ("block", "size"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name}: expected --layer too")
+    print(f"{theta.net}, {theta.net.activation}, {theta.vector.dtype}")
+    print(f"\n{layer_table(theta)}\n")
+    for layer, W in theta.W.items():
+        print(f"theta.W[{layer}]  {W}")
+    print(f"\n{theta.net.size} parameters")
+    return 0
+
+
+def version() -> str:
+    """Return the version that is installed."""
+    try:
+        return importlib.metadata.version("tinyspur")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its status, 2 without one or after an error, 130 after Ctrl-C."""
+    program, status = parser(), []
+    options = program.parse_args(arguments)
+    if options.version:
+        print(f"tinyspur {version()}")
+        return 0
+    if options.command is None:
+        program.print_help()
+        return 2
+    try:
+        return exit_status(lambda: status.append(options.run(options))) or status[0]
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # quiet where a reader has closed the pipe
+    sys.exit(main())

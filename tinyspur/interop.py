@@ -1,0 +1,279 @@
+"""Networks as PyTorch models and back: the same numbers, the same outputs.
+
+Import it by name, `from tinyspur import interop`: it needs PyTorch, the package does not.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+
+from . import activations
+from .activations import Activation
+from .layers import AveragePool, Conv, Dense, Layer, MaxPool, Pooling
+from .network import Network
+from .parameters import Parameters
+from .reports import naming
+
+try:
+    import torch
+    from torch import nn
+except ImportError as error:
+    raise ImportError(f"tinyspur.interop needs PyTorch (pip install torch): {error}") from error
+
+
+class Sine(nn.Module):
+    """sin z, entry by entry."""
+
+    forward = staticmethod(torch.sin)
+
+
+class Arctan(nn.Module):
+    """arctan z, entry by entry."""
+
+    forward = staticmethod(torch.arctan)
+
+
+class Swish(nn.Module):
+    """z / (1 + exp(-beta z)), entry by entry."""
+
+    def __init__(self, beta: float = 1.0):
+        super().__init__()
+        self.beta = beta
+
+    def extra_repr(self) -> str:
+        """Return what stands between the parentheses of its repr."""
+        return f"beta={self.beta}"
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Return sigma(z)."""
+        return z * torch.sigmoid(self.beta * z)
+
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}  # by the number of directions
+AVERAGES = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
+MAXIMA = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
+ACTIVATIONS = {
+    activations.Sigmoid: nn.Sigmoid,
+    activations.Tanh: nn.Tanh,
+    activations.SiLU: nn.SiLU,
+    activations.GELU: nn.GELU,
+    activations.Sine: Sine,
+    activations.Arctan: Arctan,
+    activations.ELU: nn.ELU,
+    activations.Swish: Swish,
+    activations.ReLU: nn.LeakyReLU,  # with slope 0 nn.ReLU
+    activations.Softplus: nn.Softplus,
+}
+PARAMETER = {nn.ELU: "alpha", Swish: "beta", nn.LeakyReLU: "negative_slope"}
+LINE = 40.0  # nn.Softplus is a line beyond its threshold: here log(1 + exp z) is to the last bit
+LINES = (20, 80)  # thresholds that pass; float32 overflows above
+
+
+def to_torch(theta: Parameters) -> nn.Sequential:
+    """Return the network at theta as a model on the CPU, of its dtype, that shares no memory.
+
+    The model takes (N, *input_shape) and returns (N, n_L) as `Network.forward` does: maps are
+    flattened before the first dense layer or at the end. Modules are PyTorch's own but for sine,
+    arctangent and swish. Raises ValueError for an activation of the user's own and for parameters
+    other than float32 and float64.
+    """
+    net, theta, modules = theta.net, theta.to(np), []
+    if theta.vector.dtype not in (np.float32, np.float64):
+        raise ValueError(f"parameters: expected float32 or float64, got {theta.vector.dtype}")
+    directions = len(net.input_shape) - 1
+    for number, layer in enumerate(net.layers, start=1):
+        maps, *size = below = net.shapes[number - 1]
+        if isinstance(layer, Conv):
+            kind = partial(CONVOLUTIONS[directions], padding=layer.kernel // 2, device="meta")
+            modules.append(kind(maps, layer.maps, layer.kernel))
+        elif isinstance(layer, Dense):
+            modules += [nn.Flatten()] if size else []
+            modules.append(nn.Linear(math.prod(below), layer.width, device="meta"))
+        else:
+            kinds = AVERAGES if isinstance(layer, AveragePool) else MAXIMA
+            modules.append(kinds[directions](layer.size))
+        if number in theta.b:
+            modules[-1].weight = nn.Parameter(torch.tensor(theta.W[number].weights))
+            modules[-1].bias = nn.Parameter(torch.tensor(theta.b[number]))
+        modules += [_module(net.activation)] if net.is_active(number) else []
+    return nn.Sequential(*modules, *([nn.Flatten()] if len(net.shapes[-1]) > 1 else []))
+
+
+def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
+    """Return the parameters of a plain CNN, copied to the host; the network is their `net`.
+
+    `model` is an nn.Sequential, nested or not, of convolutions (stride 1, zero padding that keeps
+    the size), poolings whose windows do not overlap, nn.Flatten and nn.Linear, with biases, and one
+    activation after each of them but the poolings and the last layer. nn.Identity is passed over,
+    and so is dropout in evaluation mode. `input_shape` is (C, H, W) or (C, W), without the samples.
+    The outputs are the model's, so maps must be flattened at the end. nn.Softplus() is taken for
+    log(1 + exp z), from which it differs by up to 2.1e-9 where it is a line. Where no activation
+    follows a layer the network's is ReLU. Raises ValueError that names the module for any other
+    model, and for weights that are shared, not finite, or not all float32 or all float64.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Sequential, got {type(model).__name__}")
+    found = _Reading(tuple(input_shape))
+    for place, module in model.named_modules(remove_duplicate=False):
+        found.name = f"module '{place}'" if place else "model"
+        with naming(f"{found.name} ({textwrap.shorten(repr(module), 90)}):"):
+            found.read(module)
+    with naming("model:"):
+        return found.parameters()
+
+
+class _Reading:
+    """The layers and numbers of the modules so far."""
+
+    def __init__(self, input_shape: tuple[int, ...]):
+        if len(input_shape) == 1:
+            raise ValueError(
+                f"input_shape: expected (C, H, W) or (C, W), got {input_shape}; for vectors give "
+                f"(1, {input_shape[0]}) and let the model begin with nn.Flatten()"
+            )
+        self.shape = self.input_shape = Network(input_shape, [Dense(1)]).input_shape
+        self.layers: list[Layer] = []
+        self.numbers: list[np.ndarray] = []  # W, b, W, b, ...
+        self.sigma: Activation | None = None
+        self.name = self.latest = ""  # of this module, and of the latest that is a layer
+        self.waits = False  # that one for its activation, unless it is the last
+        self.flat = False
+        self.dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32)
+        self.owners: dict[int, str] = {}  # of the numbers, by address
+
+    def read(self, module: nn.Module) -> None:
+        """Take up one module; ValueError if no network has it at this place."""
+        kind, d = type(module), len(self.input_shape) - 1
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            raise ValueError("expected an initialised module: run the model on one batch first")
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            raise ValueError("expected no hooks and no forward of its own: they may change outputs")
+        if kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d):
+            if module.training and module.p:
+                raise ValueError("expected evaluation mode: call .eval() on the model first")
+        elif kind is nn.Flatten:
+            _expect(module, start_dim=1, end_dim=-1)
+            self.flat = True
+        elif kind is nn.Linear:
+            if not self.flat:
+                raise ValueError(f"expected nn.Flatten() before it, got maps {self.shape}")
+            width, features = module.weight.shape
+            _check("in_features", features, math.prod(self._add(Dense(width))))
+            self._take(module)
+        elif kind is CONVOLUTIONS[d]:
+            maps, channels, k = module.weight.shape[:3]
+            _expect(module, groups=1, kernel_size=k, stride=1, dilation=1, padding_mode="zeros")
+            _check("in_channels", channels, self._add(Conv(maps, k))[0])
+            _expect(module, padding="same" if module.padding == "same" else k // 2)
+            self._take(module)
+        elif kind in (AVERAGES[d], MAXIMA[d]):
+            size = int(np.ravel(module.kernel_size)[0])
+            _expect(module, kernel_size=size, stride=size, padding=0, dilation=1)
+            _expect(module, ceil_mode=False, return_indices=False, divisor_override=None)
+            self._add(MaxPool(size) if kind is MAXIMA[d] else AveragePool(size))
+        elif kind is not nn.Identity and kind.forward is not nn.Sequential.forward:
+            sigma = _sigma(module, d)
+            if not self.waits:
+                raise ValueError("expected an activation only after a convolution or nn.Linear")
+            if self.sigma not in (None, sigma):
+                raise ValueError(f"expected {self.sigma}, as after layers before, got {sigma}")
+            self.sigma, self.waits = sigma, False
+
+    def parameters(self) -> Parameters:
+        """Return what was read; ValueError for an end that no network has."""
+        net = Network(self.input_shape, self.layers, self.sigma)
+        if not (self.waits or isinstance(self.layers[-1], Pooling)):
+            raise ValueError(f"expected no activation after the last layer, {self.latest}")
+        if not self.flat:
+            raise ValueError(f"expected nn.Flatten() at the end, after maps {self.shape}")
+        theta = net.zeros(dtype=str(self.dtypes[0]).removeprefix("torch."))
+        theta.vector[:] = np.concatenate([*map(np.ravel, self.numbers), theta.vector[:0]])
+        return theta
+
+    def _add(self, layer: Layer) -> tuple[int, ...]:
+        """Add a layer; return the shape below it."""
+        if self.flat and not isinstance(layer, Dense):
+            raise ValueError("expected maps before it, got them flattened")
+        if self.waits:
+            order = "; a monotone one, then MaxPool, is the same function as MaxPool, then it"
+            raise ValueError(
+                f"expected the activation between {self.latest} and this"
+                f"{order if isinstance(layer, MaxPool) else ''}"
+            )
+        self.layers.append(layer)
+        self.latest, self.waits = self.name, not isinstance(layer, Pooling)
+        *_, below, self.shape = Network(self.input_shape, self.layers).shapes
+        return below
+
+    def _take(self, module: nn.Module) -> None:
+        """Take the weights and biases of a layer."""
+        width = len(module.weight)
+        for name in ("weight", "bias"):
+            tensor = getattr(module, name)
+            if tensor is None:
+                zeros = f"nn.Parameter(module.weight.new_zeros({width}))"
+                raise ValueError(f"expected a bias, got none: set module.bias = {zeros}")
+            if tensor.dtype not in self.dtypes:
+                expected = " or ".join(map(str, self.dtypes))
+                raise ValueError(f"expected a {name} of {expected}, got {tensor.dtype}")
+            self.dtypes = (tensor.dtype,)
+            owner = self.owners.setdefault(tensor.data_ptr(), self.name)
+            if owner != self.name:
+                raise ValueError(f"expected a {name} of its own, got that of {owner}")
+            self.numbers.append(tensor.detach().cpu().numpy())
+            if not np.isfinite(self.numbers[-1]).all():
+                raise ValueError(f"expected finite numbers in its {name}, got NaN or infinity")
+        _check("bias of shape", tuple(module.bias.shape), (width,))
+
+
+def _module(sigma: Activation) -> nn.Module:
+    """Return the module of an activation."""
+    kind = type(sigma)
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one that PyTorch or tinyspur has, got {sigma}")
+    if sigma == activations.ReLU():
+        return nn.ReLU()
+    if kind is activations.Softplus:
+        return nn.Softplus(threshold=LINE)
+    return ACTIVATIONS[kind](*asdict(sigma).values())
+
+
+def _sigma(module: nn.Module, directions: int) -> Activation:
+    """Return the activation that a module is."""
+    kind = type(module)
+    if kind is nn.ReLU:
+        return activations.ReLU()
+    if kind is nn.GELU:
+        _expect(module, approximate="none")
+    if kind is nn.Softplus:
+        _expect(module, beta=1)
+        if not LINES[0] <= module.threshold <= LINES[1]:
+            raise ValueError(f"expected a threshold within {LINES}, got {module.threshold}")
+    for sigma, name in ACTIVATIONS.items():
+        if kind is name:
+            return sigma(*[getattr(module, PARAMETER[kind])] if kind in PARAMETER else [])
+    layers = (kinds[directions] for kinds in (CONVOLUTIONS, AVERAGES, MAXIMA))
+    kinds = (*layers, nn.Flatten, nn.Linear, nn.ReLU, *ACTIVATIONS.values())
+    fold = "; torch.nn.utils.fuse_conv_bn_eval folds it into the convolution before it"
+    raise ValueError(
+        f"expected nn.Sequential of {', '.join(k.__name__ for k in kinds)}, Identity or Dropout"
+        f"{fold if kind in (nn.BatchNorm1d, nn.BatchNorm2d) else ''}"
+    )
+
+
+def _expect(module: nn.Module, **options: object) -> None:
+    """Raise ValueError unless the module's options are these, in each direction."""
+    for name, expected in options.items():
+        found = getattr(module, name, expected)
+        same = isinstance(found, tuple) and len(set(found)) == 1
+        _check(name, found[0] if same else found, expected)
+
+
+def _check(name: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise ValueError(f"expected {name} {expected}, got {found}")
