@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from threadpoolctl import ThreadpoolController
 
 from tinyspur import datasets
 from tinyspur.backend import WORKERS, in_order
+from tinyspur.landscape import Plane, scan
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import SquaredLoss, one_hot
 from tinyspur.matrices import ConvolutionMatrix
@@ -142,6 +143,54 @@ def step_row(torch, name: str, net: Network, data: TrainingSet, dtype: type, rep
     return Row(name, np.dtype(dtype).name, *seconds, training_flops(net, len(data), 1))
 
 
+def plane_rows(torch, net: Network, data: TrainingSet, dtype: type, steps: int) -> list[Row]:
+    """Return a plane of steps x steps risks beside loss-landscapes and beside PyTorch in batches.
+
+    Each is evaluated once: a plane is long. loss-landscapes takes all images at once, its way; in
+    batches it is the same loop with PyTorch's fastest batch size.
+    """
+    from tinyspur import interop
+
+    theta = Parameters(net, kaiming_start(net).vector.astype(dtype))
+    data = TrainingSet(data.x.astype(dtype), data.y.astype(dtype))
+    plane, twin = Plane.random(theta, extent=1.0, steps=steps), interop.to_torch(theta)
+    x, y = torch.tensor(data.x), torch.tensor(data.y)
+    points = [point.vector for point in plane.points(range(steps**2))]
+    mean = torch.nn.MSELoss()
+
+    @torch.no_grad()
+    def loop(batch: int, vectors=points) -> list[float]:
+        risks = []
+        for vector in vectors:
+            torch.nn.utils.vector_to_parameters(torch.tensor(vector), twin.parameters())
+            parts = zip(x.split(batch), y.split(batch), strict=True)
+            risks.append(sum(float(mean(twin(a), b)) * len(a) for a, b in parts) / len(x))
+        return risks
+
+    times = [in_turn(partial(loop, n, points[:2]), lambda: None, 2)[0] for n in BATCHES]
+    batch = BATCHES[int(np.argmin(times))]
+    flops = training_flops(net, len(data), 1) / 3 * steps**2
+    name, kind = f"plane of {steps} x {steps} risks", np.dtype(dtype).name
+    scan(replace(plane, alpha=plane.alpha[:1]), data, LOSS)
+    own = [seconds(lambda: scan(plane, data, LOSS)) for _ in range(2)]
+    rows = [Row(f"{name}, PyTorch in {batch}s", kind, own[0], seconds(lambda: loop(batch)), flops)]
+    try:
+        from loss_landscapes import metrics, random_plane
+    except ImportError:
+        print("loss-landscapes is not installed: no row for it")
+        return rows
+    metric = metrics.Loss(mean, x, y)
+    theirs = seconds(lambda: random_plane(twin, metric, 1, steps, "model", deepcopy_model=True))
+    return [*rows, Row(f"{name}, loss-landscapes", kind, own[1], theirs, flops)]
+
+
+def seconds(function: Callable) -> float:
+    """Return the seconds that one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
 def sparse_rows(net: Network, data: TrainingSet, batch: int, repeats: int) -> list[Row]:
     """Return a convolution, risk, and risk and gradient, beside the same from CSR matrices."""
     theta = kaiming_start(net)
@@ -217,13 +266,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--repeats", type=int, default=7, metavar="N", help="of each pair, after a warm-up")
     option("--batch", type=int, default=16, metavar="N", help="images of 32 x 32")
     option("--samples", type=int, default=4000, metavar="N", help="images of the small network")
+    option("--plane", type=int, default=11, metavar="N", help="of N x N risks, once each")
     option("--json", type=Path, metavar="FILE", help="to write the table to")
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write."""
-    for name in ("repeats", "batch"):
+    for name in ("repeats", "batch", "plane"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name}: expected 1 or more, got {getattr(options, name)}")
     try:
@@ -252,6 +302,7 @@ def run(options: argparse.Namespace) -> None:
             (f"small network, {len(small)} images, step", little, small),
         ):
             found.append(step_row(torch, name, net, data, dtype, options.repeats))
+        found += plane_rows(torch, little, small, dtype, options.plane)
         print("\n".join(row.text(top) for row in found), flush=True)
         rows += found
     found = sparse_rows(little, small, options.batch, options.repeats)

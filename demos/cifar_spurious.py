@@ -235,7 +235,8 @@ def theta_1(options, net: Network, training_set, loss, xp) -> Parameters | None:
 def draw_figures(folder: Path, figures: Figures) -> None:
     """Write Figures 2 and 3 and the surfaces, and say what they show."""
     for panel in chain.from_iterable(figures.lines):
-        print(f"{panel.title.replace('$', '')}; {panel.landscape}")
+        name = panel.title.replace("$", "").replace("\\", "")
+        print(f"around {name}: {panel.landscape}")
     for kind in ("png", "pdf"):
         draw_level_sets(folder / f"figure2.{kind}", figures.level_sets)
         draw_lines(folder / f"figure3.{kind}", figures.lines)

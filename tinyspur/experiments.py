@@ -128,11 +128,11 @@ def scan_figures(
     nearby = NEARBY * falling_distance(found.theta_prime, data, loss, seed)
     nearby = nearby or abs(found.lower.step)
     ticks = np.linspace(-1, 1, grid)
-    evaluate = partial(scan, data=data, loss=loss, executor=executor, progress=progress)
+    evaluate = partial(scan, data=data, loss=loss, executor=executor)
 
     def panel(point: Point, name: str, where: Plane | Lines, axes: tuple, escape=None) -> dict:
         file = f"{point.name}_{name}.npz"
-        evaluate(where, path=folder / file)
+        evaluate(where, path=folder / file, progress=progress and file)
         certified = where.within(point.radius).tolist() if point.radius else None
         title = {"title": point.title, "file": file, "axes": axes}
         return {**title, "certified": certified, "escape": escape}

@@ -188,7 +188,8 @@ class Plane:
         grid = np.stack(np.meshgrid(self.alpha, self.beta, indexing="ij"), axis=-1)
         return grid.reshape(-1, 2)
 
-    def _points(self, numbers: Sequence[int]) -> Iterator[Parameters]:
+    def points(self, numbers: Sequence[int]) -> Iterator[Parameters]:
+        """Yield the points with these numbers, which count them row by row of the risks."""
         d1, d2 = (d.vector for d in self.directions)
         for alpha, beta in self._moves()[numbers]:
             vector = self.theta.vector + float(alpha) * d1 + float(beta) * d2
@@ -242,7 +243,8 @@ class Lines:
     def _moves(self) -> np.ndarray:
         return np.tile(self.alpha, len(self.directions))[:, None]
 
-    def _points(self, numbers: Sequence[int]) -> Iterator[Parameters]:
+    def points(self, numbers: Sequence[int]) -> Iterator[Parameters]:
+        """Yield the points with these numbers, which count them row by row of the risks."""
         last = None
         for n in numbers:
             k, a = divmod(int(n), len(self.alpha))
@@ -308,12 +310,13 @@ class Landscape:
         return int(self.lower.any(axis=1).sum())
 
     def __str__(self) -> str:
-        lowest = float(np.nanmin(self.risks)) - self.centre
         if self.beta is None:
             found = f"{self.lower_lines} of {len(self.risks)} lines reach a lower risk"
         else:
             found = f"{self.lower.sum()} of {self.risks.size} points are lower"
-        return f"R(theta) = {self.centre:.9g}: {found}; the lowest is R(theta) {lowest:+.3g}"
+        if self.lower.any():
+            found += f", by {self.centre - np.nanmin(self.risks):.3g} at most"
+        return f"R = {self.centre:.9g} at the centre; {found}"
 
     def save(self, path: str | Path) -> None:
         """Write the arrays `alpha`, `beta` (of a plane), `risks`, `centre`, `rounding` as NPZ."""
@@ -355,7 +358,7 @@ def scan(
     loss: Loss,
     executor: Executor | None = None,
     path: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Landscape:
     """Return the risks at the points of a plane or of lines.
 
@@ -370,8 +373,8 @@ def scan(
 
     To `path` (an NPZ) goes what is finished, as it comes. A scan that was killed goes on from there
     when it is called again, with the same numbers; of a finished one they are read. `progress`
-    shows a bar. Raises ValueError for a file of another scan, RuntimeError when workers die and
-    the executor does not replace them.
+    shows a bar, with a text of yours before it. Raises ValueError for a file of another scan, and
+    RuntimeError when workers die that the executor does not replace.
     """
     job = _Job(where, data, loss, _first_moved(where))
     store = _Store(path, job)
@@ -379,7 +382,8 @@ def scan(
     starts = range(0, len(numbers), TOGETHER)
     blocks = [slice(n, min(n + TOGETHER, len(numbers))) for n in starts]
     todo = [(block, numbers[block]) for block in blocks if not store.done[1:][block].all()]
-    with store, tqdm(total=total, desc="risks", leave=False, disable=not progress) as bar:
+    text = progress if isinstance(progress, str) else "risks"
+    with store, tqdm(total=total, desc=text, leave=False, disable=not progress) as bar:
         bar.update(int(store.done.sum()))
         if not store.done[0]:
             store.put(slice(0, 1), where.theta.net.risk(where.theta, data, loss))
@@ -413,7 +417,7 @@ class _Job(NamedTuple):
 
     def risks(self, numbers: Sequence[int]) -> np.ndarray:
         """Return the risks at some points; what the first layer reads is the same for them."""
-        points = list(self.where._points(numbers))
+        points = list(self.where.points(numbers))
         theta, net, first, loss = self.where.theta, self.where.theta.net, self.first, self.loss
         y, xp = net.targets(theta, self.data, loss), namespace(theta.vector)
         W = theta.W[first].with_weights(xp.concatenate([p.W[first].weights for p in points]))
@@ -435,7 +439,7 @@ class _Job(NamedTuple):
         """Return the sum of the rounding errors estimated for theta and the lowest point."""
         points = [self.where.theta]
         if np.isfinite(risks).any():
-            points += self.where._points([int(np.nanargmin(risks))])
+            points += self.where.points([int(np.nanargmin(risks))])
         return sum(risk_rounding(point, self.data, self.loss) for point in points)
 
     def key(self) -> str:
