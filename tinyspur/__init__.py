@@ -56,7 +56,13 @@ from .constructions.piecewise_linear import (
 from .constructions.relays import RelayedPair, rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
 from .curvature import CurvatureCertificate, certify_curvature
-from .escapes import Escape, find_escape, kink_escape
+from .escapes import (
+    DescentDirection,
+    Escape,
+    find_descent_direction,
+    find_escape,
+    kink_escape,
+)
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
 from .fitting import AffineFit, AssumptionError, fit_affine
@@ -92,6 +98,7 @@ __all__ = [
     "DataSplit",
     "Dense",
     "DenseMatrix",
+    "DescentDirection",
     "Escape",
     "Evidence",
     "Groups",
@@ -132,6 +139,7 @@ __all__ = [
     "descend",
     "embed",
     "equal_risk_point",
+    "find_descent_direction",
     "find_escape",
     "find_spurious_minimum",
     "fit_affine",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from .relays import RelayedPair
 SPLITS = ("steepest", "largest")
 TIE = 1e-9  # values closer than this share of their range count as equal
 HALVINGS = 12  # of a perturbation of the read weights that raises R more than it lets it fall
-BINS, BLOCK = 2**16, 2**18  # of the values of a map; values that are looked at together
+BINS, BLOCK = 2**14, 2**17  # of the values of a map (at most 2^14); values looked at together
 VANISHES = 1e-12  # sums of u below this share of sum |u| count as zero
 
 
@@ -106,10 +107,11 @@ def split_data(
         )
     _, m, k, v, low, high, slope = best
     eta = (low + high) / 2
-    weight = abs(read_weights(theta, pair, m)[k] * ((v > eta) @ u[k]))
-    separated = (v > eta).any(axis=1) & (v < eta).any(axis=1)
+    above = v > eta
+    weight = abs(read_weights(theta, pair, m)[k] * (above @ u[k]))
+    separated = above.any(axis=1) & ~above.all(axis=1)
     location = np.where(separated, weight, -1.0).argmax() if separated.any() else weight.argmax()
-    above = v[location] > eta
+    above = above[location]
     return DataSplit(
         layer=pair.below,
         map=m,
@@ -219,7 +221,8 @@ def read_weights(theta: Parameters, pair: RelayedPair, m: int) -> np.ndarray:
 
 def _tie(v: np.ndarray) -> float:
     """Return how close values of a map count as equal."""
-    return max(TIE * float(np.ptp(v)), 8 * np.finfo(float).eps * float(abs(v).max()))
+    low, high = float(v.min()), float(v.max())
+    return max(TIE * (high - low), 8 * np.finfo(float).eps * max(-low, high))
 
 
 def _steepest(
@@ -230,41 +233,49 @@ def _steepest(
     v is (P, N), w (outputs, P), u (outputs, N); an |S| up to the output's `noise` counts as zero.
     Sums over bins of values bound |S|; only values in bins that may hold the largest are sorted.
     """
-    bins, value, odd = _binned(v)
-    occupied, tie = np.flatnonzero(~np.isnan(value)), _tie(v)
+    ends, N = np.array([v.min(), v.max()]), v.shape[1]
+    keys, value = _binned(v, *ends)
+    occupied, tie = np.flatnonzero(~np.isnan(value)), _tie(ends)
+    following = np.append(occupied[1:], occupied[-1])
+    with_odd = [rows for rows in _blocks(v) if (keys[rows] & 1).any()]
     for w_k, u_k, zero in zip(w, u, noise, strict=True):
-        sums, mass = np.zeros((2, BINS))  # of all contributions; of |those| that are odd
+        sums = np.zeros(4 * BINS)  # of contributions, by sign, bin, and odd or not
         for rows in _blocks(v):
-            inside, parts = bins[rows].ravel().astype(np.intp), np.outer(w_k[rows], u_k)
-            sums += np.bincount(inside, parts.ravel(), BINS)
-            if odd[rows].any():
-                parts *= odd[rows]
-                mass += np.bincount(inside, abs(parts).ravel(), BINS)
-        above = np.append(np.cumsum(sums[:0:-1])[::-1], 0)
-        bounds = (np.maximum(abs(above), abs(above + sums)) + mass)[occupied]
-        order, best, done = np.argsort(-bounds), (0.0,) * 4, 0
-        while done < len(order) and bounds[order[done]] > best[0]:
-            some = order[done : max(64, 4 * done)]
-            done += len(some)
+            parts = np.outer(w_k[rows], u_k)
+            inside = keys[rows] + np.multiply(parts > 0, 2 * BINS, dtype=np.uint16)
+            sums += np.bincount(inside.ravel().astype(np.intp), parts.ravel(), 4 * BINS)
+        sums = sums.reshape(2, BINS, 2)
+        usual, total = sums[..., 0].sum(axis=0), sums.sum(axis=(0, 2))
+        above = np.append(np.cumsum(total[:0:-1])[::-1], 0)
+        # Through a bin N S goes from above + total to above; `way` is what it goes up and down.
+        way = abs(usual) + abs(sums[..., 1]).sum(axis=0)
+        bounds = (abs(2 * above + total) + way)[occupied] / 2
+        best, reached = None, N * zero
+        # Bins that may exceed all |S| between bins; then, as those may be ties, what was found.
+        for least in ((1 - TIE) * abs(above[occupied]).max(), 0):
+            some = bounds > max(least, reached)
+            if not some.any():
+                continue
+            bounds[some] = 0
             needed, taken = np.zeros((2, BINS), bool)
-            taken[occupied[some]] = True
-            needed[occupied[np.append(some, np.minimum(some + 1, len(occupied) - 1))]] = True
-            j, i = np.nonzero(odd & needed[bins]) if mass.any() else np.zeros((2, 0), int)
+            taken[occupied[some]] = needed[occupied[some]] = needed[following[some]] = True
+            wanted = np.outer(needed, [False, True]).ravel()
+            at = [np.flatnonzero(np.take(wanted, keys[b])) + N * b.start for b in with_odd]
+            at = np.concatenate([np.empty(0, int), *at])
             # Entries that are not odd have their bin's value: one stands for all of them.
-            parts, inside = w_k[j] * u_k[i], np.append(bins[j, i], np.flatnonzero(needed))
-            usual = (sums - np.bincount(bins[j, i], parts, BINS))[needed]
-            values = np.append(v[j, i], value[needed])
+            parts = np.append(w_k[at // N] * u_k[at % N], usual[needed])
+            inside = np.append(np.take(keys, at) // 2, np.flatnonzero(needed))
+            values = np.append(np.take(v, at), value[needed])
             up = np.argsort(values)
-            values, inside, parts = values[up], inside[up], np.append(parts, usual)[up]
+            values, inside, parts = values[up], inside[up], parts[up]
             rest = np.append(np.cumsum(parts[::-1])[::-1], 0)  # from here on
             slopes = above[inside] + rest[1:] - rest[np.searchsorted(inside, inside, "right")]
             gaps = np.append(np.diff(values) > tie, False) & taken[inside]
             n = np.where(gaps, abs(slopes), -1).argmax()
-            if gaps[n]:
-                best = max(best, (abs(slopes[n]), values[n], values[n + 1], slopes[n]))
-        size, low, high, slope = best
-        size, slope = size / v.shape[1], slope / v.shape[1]
-        yield ((size,), low, high, slope) if size > zero else None
+            if gaps[n] and abs(slopes[n]) > reached:
+                reached = abs(slopes[n])
+                best = (reached / N,), values[n], values[n + 1], slopes[n] / N
+        yield best
 
 
 def _blocks(v: np.ndarray) -> list[slice]:
@@ -273,23 +284,25 @@ def _blocks(v: np.ndarray) -> list[slice]:
     return [slice(j, j + height) for j in range(0, len(v), height)]
 
 
-def _binned(v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the bin of each entry of v, one value in each bin (or NaN), and where v is another.
+def _binned(v: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return twice the bin of each entry of v, odd if it is not the value of its bin; the values.
 
-    The bins, of v's shape, are in the order of the values.
+    The bins divide low to high; each has the value of one of its entries, or NaN.
     """
-    bins, odd = np.empty(v.shape, np.uint16), np.empty(v.shape, bool)
+    keys, value = np.empty(v.shape, np.uint16), np.full(BINS, np.nan)
     with np.errstate(over="ignore"):
-        moderate = 1e-290 < np.ptp(v) < 1e290
-    size = v if moderate else v / (abs(v).max() or 1.0)  # in the same order, of moderate size
-    value, lowest, spread = np.full(BINS, np.nan), size.min(), np.ptp(size) or 1.0
+        scale = 1.0 if 1e-290 < high - low < 1e290 else max(-low, high) or 1.0
+    low, high = low / scale, high / scale
     for rows in _blocks(v):
-        share = np.minimum((size[rows] - lowest) * ((BINS - 1) / spread), BINS - 1)
-        bins[rows] = inside = share.astype(np.intp)
-        value[inside] = v[rows]
-    for rows in _blocks(v):
-        np.not_equal(np.take(value, bins[rows]), v[rows], out=odd[rows])
-    return bins, value, odd
+        entries = v[rows].ravel()
+        size = entries if scale == 1 else entries / scale  # of moderate size, in the same order
+        inside = ((size - low) * ((BINS - 1) / (high - low or 1.0))).astype(np.uint16)
+        own = np.take(value, inside)
+        new = np.flatnonzero(np.isnan(own))
+        value[inside[new]] = entries[new]
+        own[new] = value[inside[new]]
+        keys[rows] = (2 * inside + (own != entries)).reshape(-1, v.shape[1])
+    return keys, value
 
 
 def _largest(
@@ -299,23 +312,33 @@ def _largest(
 
     v is (P, N), w (outputs, P), u (outputs, N); an |S| up to the output's `noise` counts as zero.
     """
-    values = np.unique(v)
-    tie = _tie(v)
-    order = np.argsort(-v, axis=1)
-    ranked = np.take_along_axis(v, order, axis=1)
-    ends = np.hstack([ranked[:, :-1] - ranked[:, 1:] > tie, np.ones((len(v), 1), bool)])
+    tie, tops = _tie(v), v.max(axis=1)
+    ranks, sort = np.argsort(-tops), cache(lambda j: np.argsort(-v[j]))
+
+    @lru_cache(1)  # most outputs share v*
+    def gap(high: float) -> tuple:
+        """Return the next smaller value, the threshold between, the entries above it."""
+        low = np.max(v, where=v < high - tie, initial=-np.inf)
+        return low, (low + high) / 2, *np.nonzero(v > (low + high) / 2)
+
+    def firsts(w_k: np.ndarray, u_k: np.ndarray) -> Iterator[float]:
+        """Yield, largest first, the first value of each location whose sum of u is not zero."""
+        found, last, least = set(), np.inf, VANISHES * abs(u_k).sum()
+        for j in ranks[w_k[ranks] != 0]:  # no value of a location is above its top
+            while found and max(found) >= tops[j]:
+                yield (last := max(found))
+                found.remove(last)
+            values, sums = v[j, sort(j)], np.cumsum(u_k[sort(j)])
+            ends = np.append(values[:-1] - values[1:] > tie, True)
+            first = values[ends & (abs(sums) > least)][:1]
+            found.update(first[first < last])
+        yield from sorted(found, reverse=True)
+
     for w_k, u_k, zero in zip(w, u, noise, strict=True):
-        sums = np.cumsum(u_k[order], axis=1)
-        split = ends & (abs(sums) > VANISHES * abs(u_k).sum()) & (abs(w_k) > 0)[:, None]
-        first = ranked[np.arange(len(v)), split.argmax(axis=1)]
-        for high in np.unique(first[split.any(axis=1)])[::-1]:  # v*, and the next if S vanishes
-            smaller = np.searchsorted(values, high - tie)
-            if not smaller:
-                continue
-            low = values[smaller - 1]
-            eta = (low + high) / 2
-            slope = float(w_k @ ((v > eta) @ u_k)) / v.shape[1]
-            if abs(slope) > zero:
+        for high in firsts(w_k, u_k):  # v*, and the next if S vanishes
+            low, eta, j, i = gap(high)
+            slope = float(w_k[j] @ u_k[i]) / v.shape[1]
+            if low > -np.inf and abs(slope) > zero:
                 yield (eta, abs(slope)), low, high, slope
                 break
         else:

@@ -58,7 +58,7 @@ def smooth_minimum(
     """Return a local minimum with R = `risk` for the inputs x (N, ...), and the targets for it.
 
     W^1 = 0, b^1 = a; the weights above are random, of one sign in each layer, so that H is positive
-    definite, and their biases keep every z at a ([SMOOTH], `theory.md` 5). The residuals are the
+    definite, and their biases keep every z at a ([SMOOTH]). The residuals are the
     shortest with sum e = 0, sum e x = 0 and sum e x x^T a multiple of the covariance of x, for each
     output a positive multiple of it, and something orthogonal to all these. `expansion_point` is
     chosen where sigma' and sigma'' are far from 0 if it is not given.
