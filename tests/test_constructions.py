@@ -433,6 +433,36 @@ def test_the_largest_threshold_is_that_of_the_lemma(seed, quantised):
                 assert (abs(total) > 1e-9) == (j in tied)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_the_largest_threshold_is_the_one_that_a_search_of_all_values_finds(seed):
+    """Among locations without weight, values that tie up to rounding, and u that cancel."""
+    rng = np.random.default_rng(seed)
+    v = rng.integers(0, 5, size=(4, 12)) + 1e-12 * rng.standard_normal((4, 12))
+    w = rng.integers(-1, 2, size=(3, 4)).astype(float)
+    u = rng.integers(-1, 2, size=(3, 12)).astype(float)
+    found = list(data_split._largest(v, w, u, np.full(3, 1e-13)))
+    level = np.round(v)
+    for w_k, u_k, gap in zip(w, u, found, strict=True):
+        firsts = set()
+        for j in np.flatnonzero(w_k):  # the first value of each location with a sum of u
+            for high in sorted(set(level[j]), reverse=True):
+                if u_k[level[j] >= high].sum():
+                    firsts.add(high)
+                    break
+        expected = None
+        for high in sorted(firsts, reverse=True):
+            slope = w_k @ (level >= high) @ u_k / 12
+            if slope and (level < high).any():
+                expected = level[level < high].max(), high, slope
+                break
+        if expected is None:
+            assert gap is None
+        else:
+            _, low, high, slope = gap
+            assert (round(low), round(high)) == expected[:2]
+            assert slope == pytest.approx(expected[2], abs=1e-12)
+
+
 def test_groups_without_a_sum_are_passed_over():
     """The top values belong to samples whose u vanishes or cancels."""
     theta, pair, data, _ = random_embedding(1, outputs=1, maps=(1, 3, 3))
