@@ -11,12 +11,14 @@ import json
 import os
 import pickle
 import socket
+import threading
 import time
+import uuid
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -152,11 +154,11 @@ class Plane:
         """
         _same_network(origin, a, b)
         d1, move = a.vector - origin.vector, b.vector - origin.vector
-        along = float(d1 @ move) / max(float(d1 @ d1), np.finfo(float).tiny)
-        d2 = move - along * d1
-        lengths = [float(v @ v) ** 0.5 for v in (d1, d2, move)]
-        if lengths[1] <= 1e-12 * max(lengths) or not lengths[0]:
+        noise = 8 * float(np.finfo(d1.dtype).eps) * float(b.vector @ b.vector) ** 0.5
+        if not d1.any() or not _independent(to_numpy(d1), to_numpy(move), noise):
             raise ValueError("plane: expected three points that are not on one line")
+        along = float(d1 @ move) / float(d1 @ d1)
+        d2 = move - along * d1
         ticks = [
             np.linspace(low - margin * (high - low), high + margin * (high - low), steps)
             for low, high in ((min(0.0, along), max(1.0, along)), (0.0, 1.0))
@@ -191,9 +193,19 @@ class Plane:
     def points(self, numbers: Sequence[int]) -> Iterator[Parameters]:
         """Yield the points with these numbers, which count them row by row of the risks."""
         d1, d2 = (d.vector for d in self.directions)
-        for alpha, beta in self._moves()[numbers]:
-            vector = self.theta.vector + float(alpha) * d1 + float(beta) * d2
+        for n in numbers:
+            a, b = divmod(int(n), len(self.beta))
+            vector = self.theta.vector + float(self.alpha[a]) * d1 + float(self.beta[b]) * d2
             yield Parameters(self.theta.net, vector)
+
+    @property
+    def farthest(self) -> int:
+        """Return the number of the point at the largest max-norm distance from theta."""
+        d1, d2 = all_to_numpy([d.vector for d in self.directions])
+        corners = np.ix_((0, len(self.alpha) - 1), (0, len(self.beta) - 1))
+        numbers = np.arange(len(self.alpha) * len(self.beta)).reshape(self.shape)[corners].ravel()
+        moves = self._moves()[numbers]
+        return int(numbers[np.argmax([abs(a * d1 + b * d2).max() for a, b in moves])])
 
 
 @dataclass(frozen=True)
@@ -253,31 +265,56 @@ class Lines:
             vector = self.theta.vector + float(self.alpha[a]) * direction
             yield Parameters(self.theta.net, vector)
 
+    @property
+    def farthest(self) -> int:
+        """Return the number of the point at the largest max-norm distance from theta."""
+        k = int(np.argmax([float(abs(d.vector).max()) for d in self.directions]))
+        return k * len(self.alpha) + int(abs(self.alpha).argmax())
+
 
 def _check(where: Plane | Lines, count: int | None) -> None:
     """Make the ticks arrays, and raise ValueError for what no scan can use."""
-    name = type(where).__name__.lower()
+    name, theta, directions = type(where).__name__.lower(), where.theta, where.directions
     for axis in ("alpha", "beta") if count else ("alpha",):
         ticks = np.array(getattr(where, axis), dtype=np.float64)
         if ticks.ndim != 1 or not ticks.size or not np.isfinite(ticks).all():
             raise ValueError(f"{name}: expected finite numbers {axis} (n,), got {ticks}")
         object.__setattr__(where, axis, ticks)
-    directions = where.directions
     if not len(directions) or (count and len(directions) != count):
         raise ValueError(
             f"{name}: expected {count or 'one or more'} directions, got {len(directions)}"
         )
-    if not isinstance(directions, RandomDirections):
-        _same_network(where.theta, *directions)
-        for k, vector in enumerate(all_to_numpy([d.vector for d in directions])):
-            if not vector.any() or not np.isfinite(vector).all():
-                raise ValueError(f"{name}: direction {k}: expected finite numbers, not all 0")
+    if isinstance(directions, RandomDirections):
+        _same_network(theta, directions.theta)
+        vectors = [theta.vector]
+    else:
+        _same_network(theta, *directions)
+        vectors = [theta.vector, *(d.vector for d in directions)]
+    vectors = all_to_numpy(vectors)
+    if not np.isfinite(vectors[0]).all():
+        raise ValueError(f"{name}: expected a finite theta")
+    for k, vector in enumerate(vectors[1:]):
+        if not vector.any() or not np.isfinite(vector).all():
+            raise ValueError(f"{name}: direction {k}: expected finite numbers, not all 0")
+    if count and len(vectors) == 3 and not _independent(*vectors[1:]):
+        raise ValueError(f"{name}: expected directions that are not parallel")
+
+
+def _independent(d1: np.ndarray, d2: np.ndarray, noise: float = 0.0) -> bool:
+    """Return whether d2 has a part orthogonal to d1 that is longer than rounding, or `noise`."""
+    d1, d2 = d1.astype(np.float64), d2.astype(np.float64)
+    rest = d2 - (d1 @ d2) / (d1 @ d1) * d1
+    return np.linalg.norm(rest) > max(1e-12 * np.linalg.norm(d2), noise)
 
 
 def _same_network(first: Parameters, *others: Parameters) -> None:
+    """Raise ValueError for parameters of another network, type or device."""
     for other in others:
         if other.net != first.net:
             raise ValueError(f"expected points and directions of {first.net}, got {other.net}")
+        kinds = [f"{namespace(p.vector).__name__} {p.vector.dtype}" for p in (first, other)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"expected points and directions of {kinds[0]}, got {kinds[1]}")
 
 
 # The risks
@@ -288,7 +325,8 @@ class Landscape:
     """Risks on a plane (A, B), for `alpha` (A,) and `beta` (B,), or on K lines (K, A).
 
     `centre` is R(theta). A risk is called lower where it is so by more than `rounding`: the sum of
-    the rounding errors estimated for theta and for the lowest point.
+    the rounding errors estimated for theta and, whichever is larger, for the lowest point or the
+    one farthest from theta.
     """
 
     alpha: np.ndarray
@@ -328,14 +366,17 @@ class Landscape:
 
         Raises ValueError for another file and for that of a scan that isn't finished.
         """
+        arrays = read_arrays(path)
         with naming(f"{path}:"):
-            arrays = read_arrays(path)
             missing = {"alpha", "risks", "centre", "rounding"} - set(arrays)
             if missing:
                 raise ValueError(f"expected arrays {sorted(missing)}, got {sorted(arrays)}")
             done = arrays.get("done", np.ones(1, bool))
-            if not done.all():
-                raise ValueError(f"expected a finished scan, got {done.sum()} of {done.size} risks")
+            if not done.all() or np.isnan(arrays["rounding"]):
+                raise ValueError(
+                    f"expected a finished scan, got {done.sum()} of {done.size} risks"
+                    + " without their rounding" * bool(done.all())
+                )
             alpha, beta, risks = arrays["alpha"], arrays.get("beta"), arrays["risks"]
             lines = risks.shape[:1] + alpha.shape
             expected = lines if beta is None else alpha.shape + beta.shape
@@ -367,9 +408,10 @@ def scan(
     Passes stream over the samples in chunks, as everywhere.
 
     `executor` is any `concurrent.futures.Executor`: a process pool, Dask's
-    ``client.get_executor()``, mpi4py's pool. Each worker receives the data once, however many
-    points it evaluates, and runs on one thread; the risks are the same bits with any executor and
-    without one, where all cores work.
+    ``client.get_executor()``, mpi4py's pool. The data travel to each worker once (now and then
+    twice), however many points it evaluates, and it keeps those of the last two scans; it runs on
+    one thread. The risks are the same bits with any executor and without one, where all cores work
+    and a chunk holds up to twice the memory budget.
 
     To `path` (an NPZ) goes what is finished, as it comes. A scan that was killed goes on from there
     when it is called again, with the same numbers; of a finished one they are read. `progress`
@@ -393,14 +435,11 @@ def scan(
                 for block, risks in found:
                     store.put(slice(block.start + 1, block.stop + 1), risks)
                     bar.update(len(risks))
-            except Exception as error:
-                if executor is None:
-                    raise
+            except _ExecutorError as error:
                 kept = f"; {store.done.sum()} of {total} risks are in {path}, from which the same "
                 raise RuntimeError(
-                    f"scan: the executor failed ({type(error).__name__}: {error})"
-                    + (f"{kept}call goes on" if path is not None else "")
-                ) from error
+                    f"scan: {error}" + (f"{kept}call goes on" if path is not None else "")
+                ) from error.__cause__
         if np.isnan(store.rounding):
             store.rounding = job.rounding(store.risks)
             store.changed = True
@@ -436,11 +475,16 @@ class _Job(NamedTuple):
         return to_numpy(losses).mean(axis=1).astype(np.float64)
 
     def rounding(self, risks: np.ndarray) -> float:
-        """Return the sum of the rounding errors estimated for theta and the lowest point."""
-        points = [self.where.theta]
+        """Return what of a difference to theta rounding may account for, see `Landscape`."""
+        numbers = [self.where.farthest]
         if np.isfinite(risks).any():
-            points += self.where.points([int(np.nanargmin(risks))])
-        return sum(risk_rounding(point, self.data, self.loss) for point in points)
+            numbers.append(int(np.nanargmin(risks)))
+        errors = [
+            risk_rounding(point, self.data, self.loss)
+            for point in (self.where.theta, *self.where.points(numbers))
+        ]
+        total = errors[0] + max(errors[1:])
+        return total if np.isfinite(total) else np.inf  # after overflow nothing counts as lower
 
     def key(self) -> str:
         """Return a digest of everything that the risks depend on."""
@@ -451,7 +495,9 @@ class _Job(NamedTuple):
             words = [d.seed, d.count, d.normalization, d.biases]
         else:
             directions, words = [d.vector for d in where.directions], []
-        words = [type(where).__name__, TOGETHER, where.theta.net.spec, repr(self.loss), *words]
+        net = where.theta.net
+        words += [type(where).__name__, TOGETHER, net.spec]
+        words += [_described(self.loss), _described(net.activation)]
         digest.update(json.dumps(words, default=repr).encode())
         vectors = all_to_numpy([where.theta.vector, *directions])
         ticks = [where.alpha] if where.beta is None else [where.alpha, where.beta]
@@ -459,6 +505,18 @@ class _Job(NamedTuple):
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
+
+
+def _described(value: object) -> object:
+    """Return what tells a loss or an activation from others, the same in every process."""
+    if hasattr(value, "__code__"):
+        code = value.__code__
+        cells = [_described(cell.cell_contents) for cell in value.__closure__ or ()]
+        return [value.__qualname__, code.co_code.hex(), repr(code.co_consts), cells]
+    if hasattr(value, "__dict__") and not callable(getattr(value, "__array_ufunc__", None)):
+        numbers = {key: _described(part) for key, part in sorted(vars(value).items())}
+        return [type(value).__module__, type(value).__qualname__, numbers]
+    return repr(value)
 
 
 def _first_moved(where: Plane | Lines) -> int:
@@ -487,10 +545,12 @@ class _Store:
             self._read()
 
     def _read(self) -> None:
+        arrays = read_arrays(self.path)
         with naming(f"{self.path}:"):
-            arrays = read_arrays(self.path)
             if str(arrays.get("key")) != self.key:
                 raise ValueError("expected no file, or that of the same scan, got another one")
+            if arrays["done"].shape != self.done.shape:
+                raise ValueError(f"expected {self.done.size} risks, got {arrays['done'].size}")
             self.done, self.rounding = arrays["done"], float(arrays["rounding"])
             self.values[self.places] = arrays["risks"].ravel()
             self.values[0] = arrays["centre"]
@@ -525,9 +585,15 @@ class _Store:
 _KEPT: dict[str, _Job] = {}  # in a worker: the scans whose data it has
 
 
-def _work(key: str, numbers: np.ndarray, job: bytes | None) -> tuple[str, np.ndarray | None]:
-    """Return which worker this is and the risks, or None if it has not got the data."""
-    name = f"{socket.gethostname()} {os.getpid()}"
+class _ExecutorError(Exception):
+    """What an executor raised."""
+
+
+def _work(
+    key: str, numbers: np.ndarray, job: bytes | None
+) -> tuple[tuple[str, int], np.ndarray | None]:
+    """Return which process and thread this is and the risks, or None if it has not got the data."""
+    name = f"{socket.gethostname()} {os.getpid()}", threading.get_ident()
     if job is not None and key not in _KEPT:
         _KEPT[key] = pickle.loads(job)
         for old in list(_KEPT)[:-KEPT_JOBS]:
@@ -544,53 +610,68 @@ def _evaluated(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield each block of points and its risks, with an executor as they come.
 
-    A worker that has not got the data says so, and the block is sent again with them. Until they
-    have arrived somewhere, what else this worker was given waits. Two blocks for each worker seen
+    A process that has not got the data says so, and the block is sent again with them. Until they
+    have arrived somewhere, what else this process was given waits. Two blocks for each thread seen
     so far, and two more, are under way.
     """
-    if executor is None:
+    if executor is None or not blocks:
         for block, numbers in blocks:
             yield block, job.risks(numbers)
         return
-    key = job.key()
+    key = uuid.uuid4().hex
     try:
         sent = pickle.dumps(job)
     except Exception as error:
         raise ValueError(
-            f"expected a network, data and a loss that can be pickled: {error}"
+            f"scan: expected a network, data and a loss that can be pickled: {error}"
         ) from error
     waiting, held = deque(blocks), []
     running: dict[Future, tuple[tuple[slice, np.ndarray], str | None]] = {}
-    workers: set[str] = set()
-    lacking: set[str] = set()  # the data are on their way to these, or to another in their place
+    threads: set[tuple[str, int]] = set()
+    having: set[str] = set()  # processes that have shown that they have the data
+    lacking: set[str] = set()  # to these, or to another in their place, the data are on their way
 
-    def submit(item: tuple[slice, np.ndarray], worker: str | None = None) -> None:
-        with warnings.catch_warnings():  # Dask's, of arguments that are sent only once
+    def submit(item: tuple[slice, np.ndarray], process: str | None = None) -> None:
+        with warnings.catch_warnings(), _failing():  # Dask's, of arguments sent only once
             warnings.filterwarnings("ignore", "Sending large graph")
-            future = executor.submit(_work, key, item[1], None if worker is None else sent)
-        running[future] = item, worker
+            future = executor.submit(_work, key, item[1], None if process is None else sent)
+        running[future] = item, process
 
-    if waiting:
-        submit(waiting.popleft(), "the first")
+    submit(waiting.popleft(), "the first")
     try:
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 item, receiver = running.pop(future)
-                worker, risks = future.result()
-                workers.add(worker)
+                with _failing():
+                    (process, thread), risks = future.result()
+                threads.add((process, thread))
                 if receiver is not None:
-                    lacking -= {receiver, worker}
+                    lacking -= {receiver, process}
                     waiting.extendleft(held)
                     held.clear()
                 if risks is not None:
+                    having.add(process)
                     yield item[0], risks
-                elif worker in lacking:
+                elif process in having:  # it said so before they came, or has forgotten them
+                    having.remove(process)
+                    waiting.appendleft(item)
+                elif process in lacking:
                     held.append(item)
                 else:
-                    lacking.add(worker)
-                    submit(item, worker)
-            while waiting and len(running) < 2 * len(workers) + 2:
+                    lacking.add(process)
+                    submit(item, process)
+            while waiting and len(running) < 2 * len(threads) + 2:
                 submit(waiting.popleft())
     finally:
         for future in running:
             future.cancel()
+        _KEPT.pop(key, None)  # of an executor in this process
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        words = f"the executor failed ({type(error).__name__}: {error})"
+        raise _ExecutorError(words) from error
