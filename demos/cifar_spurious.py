@@ -111,7 +111,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
     option = parser.add_argument_group("the landscapes of the paper's figures").add_argument
     option("--figures", action="store_true", help="level sets and lines around the points, too")
-    option("--grid", type=int, default=25, metavar="N", help="of N x N points in a plane")
+    option("--grid", type=int, default=21, metavar="N", help="of N x N points in a plane")
     option("--directions", type=int, default=200, metavar="N", help="random lines")
     option("--replot", action="store_true", help="draw those of FOLDER again, and no more")
     option = parser.add_argument_group("--theta trained").add_argument

@@ -19,7 +19,7 @@ import torch
 from torch_twin import Twin, from_npz, gradients, risk
 
 import tinyspur
-from tinyspur import datasets
+from tinyspur import datasets, landscape
 from tinyspur.constructions.embedding import subnetwork
 from tinyspur.layers import Conv, Dense
 from tinyspur.network import Network
@@ -59,7 +59,8 @@ class Run:
 
     @property
     def files(self):
-        return {str(p.relative_to(self.out)): p.read_bytes() for p in self.out.rglob("*")}
+        found = (p for p in self.out.rglob("*") if p.is_file())
+        return {str(p.relative_to(self.out)): p.read_bytes() for p in found}
 
     @property
     def theta(self):
@@ -1277,3 +1278,261 @@ def test_a_nontrivial_subnetwork_has_a_class_for_each_isolated_image(
 )
 def test_a_nontrivial_subnetwork_that_cannot_be_built_is_refused(options, cause, program, small):
     check_refused(program("--data", small, "--theta", "nontrivial", *options), cause)
+
+
+# The paper's figures
+
+FIGURES = ["--figures", "--grid", "4", "--directions", "3", "--samples", "120", *QUICK]
+DRAWN = {f"{name}.{kind}" for name in ("figure2", "figure3", "surfaces") for kind in ("png", "pdf")}
+KINDS = ("afar", "nearby", "lines")
+DRAWING = ("draw_level_sets", "draw_lines", "draw_surfaces")
+
+
+def figure_files(run):
+    """Return the names and bytes of the figures and of their numbers."""
+    named = {point["file"] for point in run.report["points"].values()} | {"report.json"}
+    return {k: v for k, v in run.files.items() if k not in named | {"figure.png"}}
+
+
+@pytest.fixture
+def undrawn(demo, monkeypatch):
+    """What would have been drawn, by the name of the file."""
+    found = {}
+    for name in DRAWING:
+        monkeypatch.setattr(demo, name, lambda path, rows: found.update({path.name: rows}))
+    return found
+
+
+@pytest.fixture(scope="module")
+def with_figures(demo, tmp_path_factory):
+    """A run with figures: what it printed, and its files."""
+    folder = tmp_path_factory.mktemp("figures")
+    images, labels = images_and_labels()
+    np.savez(folder / "small.npz", images=images, labels=labels)
+    options = ["--data", folder / "small.npz", "--out", folder / "out", *FIGURES]
+    with pytest.MonkeyPatch.context() as patch:
+        printed, errors = io.StringIO(), io.StringIO()
+        patch.setattr(demo, "draw_spurious_minimum", lambda path, *_: path.write_bytes(b""))
+        patch.setattr(sys, "stdout", printed)
+        patch.setattr(sys, "stderr", errors)
+        status = demo.main([*map(str, options)])
+    return Run(status, printed.getvalue(), errors.getvalue(), folder / "out")
+
+
+def test_the_figures_and_their_numbers_are_written(with_figures):
+    check_spurious(with_figures)
+    check_keys(with_figures.report, ["theta", "theta_prime", "lower", "descended"])
+    assert with_figures.report["seconds"]["figures"] > 0
+    points = ("theta", "theta_prime", "theta_1")
+    names = {f"figures/{point}_{kind}.npz" for point in points for kind in KINDS}
+    written = figure_files(with_figures)
+    assert set(written) == DRAWN | names | {"figures/figures.json"}
+    for name in DRAWN:
+        start = b"%PDF" if name.endswith("pdf") else b"\x89PNG\r\n\x1a\n"
+        assert written[name].startswith(start)
+    for name in names:
+        with np.load(with_figures.out / name) as arrays:
+            assert arrays["risks"].shape == ((3, 11) if "lines" in name else (4, 4))
+            assert arrays["done"].all()
+    for name in ("figure2.png", "figure3.png", "surfaces.png"):
+        check_figure(with_figures.out / name)
+
+
+def test_it_prints_what_the_lines_show(with_figures):
+    found = re.findall(r"^around (.*?): R = (\S+) .*; (\d) of 3 lines", with_figures.printed, re.M)
+    assert [words for words, _, _ in found] == [
+        "theta: certified local minimum",
+        "theta': same outputs as theta",
+        "theta_1: certified local minimum",
+    ]
+    risk = with_figures.report["points"]["theta"]["risk"]
+    for _, printed, _ in found[:2]:
+        assert float(printed) == pytest.approx(risk, rel=1e-8)
+    assert [int(lower) > 0 for _, _, lower in found] == [False, True, False]
+    assert "without theta_1" not in with_figures.printed
+
+
+def test_the_figures_show_theta_and_theta_prime_in_pytorch(with_figures):
+    data = datasets.load_npz(with_figures.out.parent / "small.npz").subset(120, 0)
+    x, y = training_arrays(data.images, data.labels, 3, 0.0)
+    for point in ("theta", "theta_prime"):
+        expected = twin_risk(with_figures.out / f"{point}.npz", x, y, "squared")
+        for kind in KINDS:
+            with np.load(with_figures.out / "figures" / f"{point}_{kind}.npz") as arrays:
+                assert arrays["centre"] == pytest.approx(expected, rel=1e-12)
+                lower = arrays["risks"] < arrays["centre"] - arrays["rounding"]
+                assert lower.any() == (point == "theta_prime" and kind != "afar")
+
+
+def test_replot_draws_the_same_bytes_without_evaluating_anything(
+    demo, program, with_figures, tmp_path, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError("evaluated")
+
+    for name in ("risk", "forward", "gradient", "neurons"):
+        monkeypatch.setattr(Network, name, never)
+    for name in ("load", "find_spurious_minimum", "scan_figures"):
+        monkeypatch.setattr(demo, name, never)
+    for name, content in with_figures.files.items():
+        if name not in DRAWN:
+            (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "out" / name).write_bytes(content)
+    run = program("--replot")
+    assert run.status == 0, run.errors
+    assert run.files == with_figures.files
+    around = [line for line in with_figures.printed.splitlines() if line.startswith("around")]
+    assert run.printed.splitlines() == around
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "damaged numbers", "no scan"])
+def test_replot_without_numbers_is_refused(there, program, with_figures, tmp_path):
+    out = tmp_path / "other"
+    words = ["expected the numbers of an earlier run, there is no", str(out / "figures")]
+    if there != "nothing":
+        (out / "figures").mkdir(parents=True)
+    numbers = (with_figures.out / "figures" / "figures.json").read_text()
+    if there == "damaged numbers":
+        (out / "figures" / "figures.json").write_text(numbers[:-30])
+        words = ["figures.json: ", "JSONDecodeError"]
+    elif there == "no scan":
+        (out / "figures" / "figures.json").write_text(numbers)
+        words = ["theta_afar.npz"]
+    before = sorted(tmp_path.rglob("*"))
+    run = program("--replot", out=out)
+    assert run.status == 2
+    assert run.printed == ""
+    [line] = run.errors.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        (["--grid", 2], "--grid: expected 3 or more, got 2"),
+        (["--grid", -25], "--grid: expected 3 or more, got -25"),
+        (["--directions", 0], "--directions: expected 1 or more, got 0"),
+    ],
+)
+def test_bad_sizes_of_figures_are_refused_before_any_work(options, cause, program, tmp_path):
+    run = program("--data", tmp_path / "never read.npz", "--figures", *options)
+    check_refused(run, cause)
+    assert run.errors == f"error: {cause}\n"
+    assert run.printed == ""
+
+
+@pytest.mark.parametrize("option", ["--grid", "--directions"])
+def test_sizes_of_figures_are_whole_numbers(option, demo, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        demo.main(["--figures", option, "2.5", "--out", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert option in capsys.readouterr().err
+
+
+WITHOUT_THETA_1 = {
+    "cross-entropy": (["--loss", "cross-entropy", "--label-smoothing", "0.1"], "squared loss"),
+    "nontrivial": (["--theta", "nontrivial"], "--theta linear"),
+    "literal": (["--variant", "literal"], "--variant repaired"),
+    "too few maps": (["--maps", "1", "3", "3"], "too few maps"),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), WITHOUT_THETA_1.values(), ids=WITHOUT_THETA_1)
+def test_it_says_why_there_is_no_theta_1(options, words, program, small, undrawn):
+    run = program("--data", small, *FIGURES, *options)
+    assert run.status == 0, run.errors
+    [line] = [text for text in run.printed.splitlines() if "without theta_1" in text]
+    assert line.startswith("figures: without theta_1: ")
+    assert words in line
+    assert set(undrawn) == DRAWN
+    names = {path.split("/")[1] for path in run.files if path.startswith("figures/")}
+    assert not any(file.startswith("theta_1") for file in names)
+    figure2, figure3 = undrawn["figure2.png"], undrawn["figure3.pdf"]
+    assert [panel.title for panel in undrawn["surfaces.png"][0]] == [
+        panel.title for panel in figure2[-1]
+    ]
+    if "literal" in options:
+        assert [len(row) for row in (*figure2, *figure3)] == [3, 2]
+        escape = run.report["points"]["escape"]
+        theta, reached = run.theta, run.arrays("escape")
+        moves = [reached[key] - theta[key] for key in theta if key != "spec"]
+        length = sum((move**2).sum() for move in moves) ** 0.5
+        assert figure2[0][1].escape == (pytest.approx(length, rel=1e-9), 0)
+        lines = figure3[0][0].landscape
+        assert lines.alpha[7] == pytest.approx(length, rel=1e-9)
+        assert lines.risks[-1, 7] == pytest.approx(escape["risk"], rel=1e-12)
+        assert "around theta: not a local minimum: R = " in run.printed
+    else:
+        assert [len(row) for row in (*figure2, *figure3)] == [2, 2, 2]
+        assert run.report["verdict"] == SPURIOUS
+        assert "around theta: certified local minimum: R = " in run.printed
+
+
+def test_the_seed_and_the_isolated_samples_are_those_of_the_figures(demo, program, small, undrawn):
+    seen = {}
+
+    def stop(found, theta_1, data, loss, folder, grid, directions, seed, progress):
+        seen.update(theta_1=theta_1, rest=(folder, grid, directions, seed))
+        raise ValueError("far enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "scan_figures", stop)
+        run = program("--data", small, *FIGURES, "--seed", 7, "--isolated", 2)
+    assert run.status == 2
+    assert run.errors.splitlines()[-1] == "error: far enough"
+    assert seen["rest"] == (run.out / "figures", 4, 3, 7)
+    data = datasets.load_npz(small).subset(120, 7)
+    x, y = training_arrays(data.images, data.labels, 3, 0.0)
+    twin = Twin(json.dumps(seen["theta_1"].net.spec)).load(seen["theta_1"].arrays())
+    with torch.no_grad():
+        exact = (abs(twin(x).numpy() - y).max(axis=1) < 1e-9).sum()
+    assert exact == 2
+
+
+def test_figures_after_an_interruption_are_the_same(
+    demo, program, with_figures, undrawn, monkeypatch, tmp_path
+):
+    scanned, write = [], landscape.whole_file
+
+    def interrupt(path):
+        scanned.append(path)
+        if len(scanned) == 5:
+            raise KeyboardInterrupt
+        return write(path)
+
+    options = ["--data", with_figures.out.parent / "small.npz", *FIGURES]
+    with monkeypatch.context() as patch:
+        patch.setattr(landscape, "whole_file", interrupt)
+        broken = program(*options)
+    assert broken.status == 130
+    assert broken.errors.splitlines()[-1].startswith("interrupted: ")
+    assert "Traceback" not in broken.errors
+    assert len(list((broken.out / "figures").iterdir())) == 4
+    run = program(*options)
+    assert run.status == 0, run.errors
+    numbers = {k: v for k, v in with_figures.files.items() if k.startswith("figures/")}
+    assert {k: v for k, v in run.files.items() if k.startswith("figures/")} == numbers
+
+
+def test_numbers_of_another_run_are_refused_and_kept(program, with_figures, undrawn, tmp_path):
+    (tmp_path / "out" / "figures").mkdir(parents=True)
+    numbers = {k: v for k, v in with_figures.files.items() if k.startswith("figures/")}
+    for name, content in numbers.items():
+        (tmp_path / "out" / name).write_bytes(content)
+    run = program("--data", with_figures.out.parent / "small.npz", *FIGURES, "--seed", 1)
+    assert run.status == 2
+    lines = run.errors.splitlines()
+    assert lines[-1].startswith("error: ")
+    assert str(run.out / "figures" / "theta_afar.npz") in lines[-1]
+    assert {k: v for k, v in run.files.items() if k.startswith("figures/")} == numbers
+    assert not undrawn
+
+
+def test_without_the_option_there_are_no_figures(program, small):
+    run = program("--data", small, *QUICK)
+    assert not figure_files(run)
+    assert "around" not in run.printed
+    assert "figures" not in run.report["seconds"]

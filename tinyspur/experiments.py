@@ -28,7 +28,7 @@ AFAR = 1.5  # how far planes reach that are seen from afar, in units of the cert
 NEARBY = 2.5  # and from nearby, in units of how far the risk falls from theta'
 ESCAPE = 2.5  # how far an escape is followed, in units of its length
 SAMPLED = 8  # directions that tell how far the risk falls
-STEPS = 11  # points on a line
+STEPS = 9  # points on a line
 NUMBERS = "figures.json"
 ALONG = "distance along {}"
 
@@ -109,7 +109,7 @@ def scan_figures(
     data: TrainingSet,
     loss: Loss,
     folder: str | Path,
-    grid: int = 25,
+    grid: int = 21,
     directions: int = 200,
     seed: int = 0,
     executor: Executor | None = None,
