@@ -1,0 +1,268 @@
+"""What the README names exists: functions, tests, figures, programs and their options."""
+
+import ast
+import contextlib
+import functools
+import importlib
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tinyspur
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+STATEMENTS = ["Statement of the paper", "function", "test"]
+PROGRAM = re.compile(r"(demos/\w+\.py|-m\s+tinyspur[\w.]*)([^\n`&;|]*)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+
+
+# What the text says
+
+
+def tables(text):
+    """Yield where each table starts, its header and its rows, as lists of cells."""
+    for block in re.finditer(r"(?:^\|.*\n)+", text + "\n", re.MULTILINE):
+        lines = [line.strip().removeprefix("|").removesuffix("|") for line in block[0].split("\n")]
+        cells = [[c.strip() for c in re.split(r"(?<!\\)\|", line)] for line in lines if line]
+        yield block.start(), cells[0], cells[2:]
+
+
+def spans(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def commands(text):
+    """Yield the program and the rest of each command line, continued ones joined.
+
+    The words between a module and its options may name a command of it: they go with the program.
+    """
+    for program, rest in PROGRAM.findall(text.replace("\\\n", " ")):
+        words = re.match(r"(?:\s+[a-z][\w-]*(?=\s|$))*", rest)[0] if program[0] == "-" else ""
+        yield " ".join((program + words).split()), rest
+
+
+# What there is
+
+
+def is_function(name):
+    """Return whether ts.name is public, or module.name in a module of the package, and callable."""
+    first, *path = name.split(".")
+    if first == "ts":
+        found = tinyspur if path and path[0] in tinyspur.__all__ else None
+    else:
+        known = [f"tinyspur.{first}", f"tinyspur.constructions.{first}"]
+        known = [module for module in known if importlib.util.find_spec(module)]
+        found = importlib.import_module(known[0]) if known and path else None
+    for attribute in path:
+        found = getattr(found, attribute, None)
+    return callable(found)
+
+
+def is_test(name):
+    """Return whether file::test_name is a function of that file."""
+    file, _, test = name.partition("::")
+    if not re.fullmatch(r"tests/test_\w+\.py", file) or not (ROOT / file).is_file():
+        return False
+    names = {n.name for n in ast.parse((ROOT / file).read_text()).body if hasattr(n, "name")}
+    return test.startswith("test_") and test in names
+
+
+@functools.cache
+def options_of(program):
+    """Return the long options that the usage of a program lists, None if there is no program."""
+    if program.startswith("-m "):
+        return options_of_module(*program.split()[1:])
+    path = ROOT / program
+    if not path.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location(f"demo_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for it
+    spec.loader.exec_module(module)
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
+        module.parse(["--help"])
+    return long_options(printed.getvalue())
+
+
+@functools.cache
+def options_of_module(module, *words):
+    """Return the same of python -m module, with the words of a command of it before options."""
+    ran = subprocess.run(
+        [sys.executable, "-m", module, *words, "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    return long_options(ran.stdout) if ran.returncode == 0 else None
+
+
+def long_options(help_text):
+    usage = help_text.split("\n\n")[0]
+    assert usage.startswith("usage:")
+    return set(OPTION.findall(usage))
+
+
+# Checks: each returns what is wrong, in words
+
+
+def check_statements(text):
+    rows = [row for _, header, rows in tables(text) if header == STATEMENTS for row in rows]
+    wrong = [] if rows else [f"no table of {STATEMENTS}"]
+    for row in rows:
+        if len(row) != 3 or not (row[0] and spans(row[1]) and spans(row[2])):
+            wrong.append(f"row without a statement, a function or a test: {row}")
+            continue
+        wrong += [f"no function {name}" for name in spans(row[1]) if not is_function(name)]
+        wrong += [f"no test {name}" for name in spans(row[2]) if not is_test(name)]
+    return wrong
+
+
+def check_tests(text):
+    named = re.findall(r"tests/\w+\.py(?:::\w+)?", text)
+    wrong = [] if named else ["no test is named"]
+    for name in named:
+        if not (is_test(name) if "::" in name else (ROOT / name).is_file()):
+            wrong.append(f"no test {name}")
+    return wrong
+
+
+def check_figures(text):
+    named = re.findall(r"\]\(\s*<?([^)>\s]+\.png)|src=\"([^\"]+\.png)\"", text)
+    wrong = [] if named else ["no figure is shown"]
+    for path in map("".join, named):
+        if not (ROOT / path).is_file() or (ROOT / path).read_bytes()[:4] != b"\x89PNG":
+            wrong.append(f"no figure {path}")
+    return wrong
+
+
+def check_commands(text):
+    found = list(commands(text))
+    wrong = [] if found else ["no program is named"]
+    for program, rest in found:
+        known = options_of(program)
+        if known is None:
+            wrong.append(f"no program {program}")
+        else:
+            unknown = sorted(set(OPTION.findall(rest)) - known)
+            wrong += [f"no option {option} of {program}" for option in unknown]
+    return wrong
+
+
+def check_option_tables(text):
+    """A table of options is of the program that is named last before it."""
+    wrong, seen = [], 0
+    for start, header, rows in tables(text):
+        if header[0] != "option":
+            continue
+        before = [program for program, _ in commands(text[:start])]
+        if not before or (known := options_of(before[-1])) is None:
+            wrong.append(f"no program of the table {header}")
+            continue
+        for row in rows:
+            named = [option for span in spans(row[0]) for option in OPTION.findall(span)]
+            seen += len(named)
+            if not named:
+                wrong.append(f"row without an option: {row}")
+            wrong += [f"no option {o} of {before[-1]}" for o in named if o not in known]
+    return wrong if seen else [*wrong, "no table of options"]
+
+
+def check_other_options(text):
+    """An option that is named alone is one of some program that the text names."""
+    programs = {program for program, _ in commands(text)}
+    known = set().union(*(options_of(program) or set() for program in programs))
+    prose = re.sub(r"^```.*?^```|^\|[^\n]*", "", text, flags=re.MULTILINE | re.DOTALL)
+    alone = [span for span in spans(prose) if span.startswith("--")]
+    named = sorted({option for span in alone for option in OPTION.findall(span)})
+    return [f"no option {option}" for option in named if option not in known]
+
+
+CHECKS = (
+    check_statements,
+    check_tests,
+    check_figures,
+    check_commands,
+    check_option_tables,
+    check_other_options,
+)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_what_the_readme_names_exists(check):
+    assert check(README.read_text(encoding="utf-8")) == []
+
+
+# The checks themselves
+
+SAMPLE = """
+| Statement of the paper | function | test |
+|---|---|---|
+| Lemma 2 | `ts.split_data`, `data_split.split_data` | `tests/test_readme.py::test_a_mistake` |
+| (4), z > 0 \\| z < 0 | `ts.Network.affine_map` | `tests/test_readme.py::test_a_mistake` |
+
+![Twelve panels](demos/audit.png)
+
+```sh
+python demos/audit.py --samples 3 \\
+    --seed 1 && true --unknown
+```
+
+`demos/cifar_spurious.py` takes `--theta trained`:
+
+| option | meaning |
+|---|---|
+| `--epochs N`, `--polish N` | how long |
+"""
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_nothing_is_wrong_with_a_text_whose_names_exist(check):
+    assert check(SAMPLE) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "check", "expected"),
+    [
+        ("Statement of", "Table of", check_statements, f"no table of {STATEMENTS}"),
+        ("ts.split_data", "ts.split", check_statements, "no function ts.split"),
+        ("ts.split_data", "ts.data_split", check_statements, "no function ts.data_split"),
+        ("ts.split_data", "ts.__all__", check_statements, "no function ts.__all__"),
+        ("data_split.", "split.", check_statements, "no function split.split_data"),
+        ("affine_map", "affine", check_statements, "no function ts.Network.affine"),
+        ("::test_a_mistake` |\n| (", "` |\n| (", check_statements, "no test tests/test_readme.py"),
+        ("`ts.Network.affine_map`", "", check_statements, "row without a statement, a function"),
+        ("a_mistake", "a_mist", check_tests, "no test tests/test_readme.py::test_a_mist"),
+        ("a_mistake", "SAMPLE", check_tests, "no test tests/test_readme.py::test_SAMPLE"),
+        ("test_readme", "test_me", check_tests, "no test tests/test_me.py::test_a_mistake"),
+        ("audit.png", "audits.png", check_figures, "no figure demos/audits.png"),
+        ("audit.png", "audit.py.png", check_figures, "no figure demos/audit.py.png"),
+        ("![Twelve panels](demos/audit.png)", "", check_figures, "no figure is shown"),
+        ("demos/", "tests/", check_commands, "no program is named"),
+        ("audit.py", "audits.py", check_commands, "no program demos/audits.py"),
+        ("--samples", "--sample", check_commands, "no option --sample of demos/audit.py"),
+        ("--seed", "--epochs", check_commands, "no option --epochs of demos/audit.py"),
+        ("demos/audit.py", "-m tinyspur.x y z/1", check_commands, "no program -m tinyspur.x y"),
+        ("--polish", "--shine", check_option_tables, "no option --shine of demos/cifar_spurious"),
+        ("cifar_spurious", "audit", check_option_tables, "no option --epochs of demos/audit.py"),
+        ("| option", "| word", check_option_tables, "no table of options"),
+        ("--theta", "--thetas", check_other_options, "no option --thetas"),
+    ],
+)
+def test_a_mistake(old, new, check, expected):
+    assert old in SAMPLE
+    wrong = check(SAMPLE.replace(old, new))
+    assert wrong
+    assert any(text.startswith(expected) for text in wrong)
+
+
+def test_the_options_of_a_module_are_those_of_its_usage():
+    assert {"--sort-keys", "--indent"} <= options_of_module("json.tool")
+    assert options_of_module("tinyspur.nothing") is None
