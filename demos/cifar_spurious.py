@@ -65,6 +65,10 @@ TRAINING = {  # defaults of --theta trained
     "weight_decay": (5e-4, "of Adam"),
     "polish": (300, "steps of L-BFGS after the training, 0 for none"),
 }
+LANDSCAPES = {  # defaults of --figures
+    "grid": (21, "of N x N points in a plane"),
+    "directions": (200, "random lines through each point"),
+}
 CHECKPOINT, FIGURES = "checkpoint.npz", "figures"
 QUIET = {"leave": False, "mininterval": 0.5}  # of a progress bar
 
@@ -111,8 +115,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
     option = parser.add_argument_group("the landscapes of the paper's figures").add_argument
     option("--figures", action="store_true", help="level sets and lines around the points, too")
-    option("--grid", type=int, default=21, metavar="N", help="of N x N points in a plane")
-    option("--directions", type=int, default=200, metavar="N", help="random lines")
+    for name, (default, text) in LANDSCAPES.items():
+        text = f"{text} (default: {default})"
+        option(f"--{name}", type=int, default=SUPPRESS, metavar="N", help=text)
     option("--replot", action="store_true", help="draw those of FOLDER again, and no more")
     option = parser.add_argument_group("--theta trained").add_argument
     epochs = ", ".join(f"{name} {epochs}" for name, (_, epochs) in ARCHITECTURES.items())
@@ -127,17 +132,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if given and options.theta != "trained":
         flag = given[0].replace("_", "-")
         parser.error(f"--{flag}: expected --theta trained, got --theta {options.theta}")
+    given = [name for name in LANDSCAPES if name in options]
+    if given and not options.figures:
+        parser.error(f"--{given[0]}: expected --figures too")
+    if options.figures and options.replot:
+        parser.error("--replot: expected no --figures, got both")
     maps, epochs = ARCHITECTURES[options.architecture]
     defaults = {"maps": maps, "epochs": epochs, **{name: TRAINING[name][0] for name in TRAINING}}
+    defaults |= {name: default for name, (default, _) in LANDSCAPES.items()}
     options = argparse.Namespace(**{**defaults, **vars(options)})
-    options.resumable = options.resume
+    options.resumable, options.scanning = options.resume, False
     return options
 
 
 def check(options: argparse.Namespace) -> None:
     """Raise ValueError for options out of range."""
     bounds = {"seed": 0, "descend": 0, "polish": 0, "epochs": 1, "batch_size": 1}
-    bounds |= {"grid": 3, "directions": 1}
+    bounds |= {"grid": 3, "directions": 1, "isolated": 1}
     for name, least in bounds.items():
         if getattr(options, name) < least:
             flag, value = name.replace("_", "-"), getattr(options, name)
@@ -235,7 +246,7 @@ def theta_1(options, net: Network, training_set, loss, xp) -> Parameters | None:
 def draw_figures(folder: Path, figures: Figures) -> None:
     """Write Figures 2 and 3 and the surfaces, and say what they show."""
     for panel in chain.from_iterable(figures.lines):
-        name = panel.title.replace("$", "").replace("\\", "")
+        name = panel.symbol.replace("$", "").replace("\\", "")
         print(f"around {name}: {panel.landscape}")
     for kind in ("png", "pdf"):
         draw_level_sets(folder / f"figure2.{kind}", figures.level_sets)
@@ -383,12 +394,6 @@ def run(options: argparse.Namespace) -> None:
             if point is not None:
                 save_point(options.out / f"{name}.npz", point)
         draw_spurious_minimum(options.out / "figure.png", found, np.array(steps), risks)
-    if options.figures:
-        with stages("figures", "", own_line=True):
-            around = theta_1(options, net, training_set, loss, chosen.xp)
-            sizes = (options.grid, options.directions, options.seed)
-            where = (training_set, loss, options.out / FIGURES)
-            draw_figures(options.out, scan_figures(found, around, *where, *sizes, progress=True))
     write_json(options.out / "report.json", {**summary, "seconds": stages.seconds})
     if descended is not None:
         risk = summary["points"]["descended"]["risk"]
@@ -396,6 +401,13 @@ def run(options: argparse.Namespace) -> None:
             f"descent: R = {risk:.9g} after at most {options.descend} L-BFGS steps from the lower "
             f"point, lower than theta by {found.risk - risk:.3g}"
         )
+    if options.figures:
+        around, options.scanning = theta_1(options, net, training_set, loss, chosen.xp), True
+        where = (training_set, loss, options.out / FIGURES)
+        sizes = (options.grid, options.directions, options.seed)
+        draw_figures(options.out, scan_figures(found, around, *where, *sizes, progress=True))
+    elif (options.out / FIGURES).exists():
+        print(f"figures: those in {options.out} are of an earlier run", file=sys.stderr)
     print(f"verdict: {found.verdict}")
 
 
@@ -408,6 +420,8 @@ def main(arguments: list[str] | None = None) -> int:
         how = "nothing to resume"
         if options.resumable:
             how = f"the same command with --resume goes on from {options.out / CHECKPOINT}"
+        if options.scanning:
+            how = f"the same command goes on from {options.out / FIGURES}"
         print(f"interrupted: {how}", file=sys.stderr)
         return 130
 

@@ -26,36 +26,37 @@ from .samples import TrainingSet
 
 AFAR = 1.5  # how far planes reach that are seen from afar, in units of the certified reach
 NEARBY = 2.5  # and from nearby, in units of how far the risk falls from theta'
-ESCAPE = 2.5  # how far an escape is followed, in units of its length
+ESCAPE = 2.0  # how far an escape is followed, in units of its length
 SAMPLED = 8  # directions that tell how far the risk falls
-STEPS = 9  # points on a line
+STEPS, FINE = 9, 21  # points on a line; beside an escape
 NUMBERS = "figures.json"
-ALONG = "distance along {}"
 
 
 class Point(NamedTuple):
     """A point to look around, what it is, and its certificate's radius, 0 without one."""
 
     name: str
-    title: str
+    symbol: str
+    words: str
     theta: Parameters
     radius: float = 0.0
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A part of a figure: the landscape around a point and what is known of it.
+    """A part of a figure: the landscape around the point `symbol`, and what is known of it.
 
-    `certified` is where the radius of a certificate ends: corners (n, 2) of a plane, or one alpha
-    for each line; None without one. `escape` is where in a plane an escape ends, or on lines that
-    the last of them is one.
+    `axes` are the directions. `certified` is where the radius of a certificate ends: corners (n, 2)
+    of a plane, or one alpha for each line; None without one. `escape` is where in a plane an escape
+    ends, or the one line along it.
     """
 
-    title: str
+    symbol: str
+    words: str
     landscape: Landscape
-    axes: tuple[str, str]
+    axes: tuple[str, ...]
     certified: np.ndarray | None = None
-    escape: tuple[float, float] | bool | None = None
+    escape: tuple[float, float] | Landscape | None = None
 
 
 class Figures(NamedTuple):
@@ -84,22 +85,20 @@ def points_of(
     found: SpuriousMinimum, theta_1: Parameters | None, data: TrainingSet, loss: Loss
 ) -> list[Point]:
     """Return theta, theta' and, if given, theta_1 ([CNN] Theorem 2), with what is proved."""
-    points = []
-    certificates = [(r"\theta", "theta", found.theta, found.certificate)]
+    certificates = [("theta", r"$\theta$", found.theta, found.certificate)]
     if theta_1 is not None:
-        certificate = certify_cell(theta_1, data, loss)
-        certificates.append((r"\theta_1", "theta_1", theta_1, certificate))
-    for symbol, name, theta, certificate in certificates:
+        certificates.append(("theta_1", r"$\theta_1$", theta_1, certify_cell(theta_1, data, loss)))
+    points = []
+    for name, symbol, theta, certificate in certificates:
         if certificate.holds and not certificate.evidence_only:
-            title = f"${symbol}$: certified local minimum"
-            points.append(Point(name, title, theta, certificate.radius))
+            words = "certified local minimum"
+            points.append(Point(name, symbol, words, theta, certificate.radius))
         else:
-            escaped = name == "theta" and found.escape is not None
-            title = "not a local minimum" if escaped else "not certified"
-            points.append(Point(name, f"${symbol}$: {title}", theta))
-    points.insert(
-        1, Point("theta_prime", r"$\theta'$: same outputs as $\theta$", found.theta_prime)
-    )
+            escaped = theta is found.theta and found.escapes
+            words = "not a local minimum" if escaped else "not certified"
+            points.append(Point(name, symbol, words, theta))
+    outputs = r"same outputs as $\theta$"
+    points.insert(1, Point("theta_prime", r"$\theta'$", outputs, found.theta_prime))
     return points
 
 
@@ -119,62 +118,68 @@ def scan_figures(
 
     Planes of `grid` x `grid` points in two random directions of length 1, from afar (beyond the
     certified radius) and from nearby (as far as the risk falls from theta'), and `directions`
-    random lines through each point, from nearby. If `found` has an escape from theta, that is a
-    direction of another plane, and one more line. Every scan has an NPZ in `folder`, with which one
-    that was killed goes on; ``figures.json`` comes last. Raises ValueError for a file of another
-    scan.
+    random lines through each point, from nearby. Where the risk falls along an escape from theta,
+    that is a direction of another plane, and one more line. Every scan has an NPZ in `folder`, with
+    which one that was killed goes on; ``figures.json`` comes last. Raises ValueError for a grid of
+    less than 2 x 2 and for a file of another scan.
     """
+    if grid < 2:
+        raise ValueError(f"figures: expected a grid of 2 x 2 or more, got {grid}")
     folder, points = Path(folder), points_of(found, theta_1, data, loss)
     nearby = NEARBY * falling_distance(found.theta_prime, data, loss, seed)
     nearby = nearby or abs(found.lower.step)
     ticks = np.linspace(-1, 1, grid)
-    evaluate = partial(scan, data=data, loss=loss, executor=executor)
 
-    def panel(point: Point, name: str, where: Plane | Lines, axes: tuple, escape=None) -> dict:
+    def evaluated(point: Point, name: str, where: Plane | Lines) -> str:
         file = f"{point.name}_{name}.npz"
-        evaluate(where, path=folder / file, progress=progress and file)
-        certified = where.within(point.radius).tolist() if point.radius else None
-        title = {"title": point.title, "file": file, "axes": axes}
-        return {**title, "certified": certified, "escape": escape}
+        scan(where, data, loss, executor, folder / file, progress and file)
+        return file
+
+    def panel(point: Point, name: str, where: Plane | Lines, axes: list, escape=None) -> dict:
+        return {
+            "symbol": point.symbol,
+            "words": point.words,
+            "file": evaluated(point, name, where),
+            "axes": axes,
+            "certified": where.within(point.radius).tolist() if point.radius else None,
+            "escape": escape,
+        }
 
     def plane(point: Point, name: str, extent: float) -> dict:
         where = Plane.random(point.theta, seed, extent=extent, steps=grid)
-        return panel(point, name, where, (ALONG.format("$d_1$"), ALONG.format("$d_2$")))
+        return panel(point, name, where, ["$d_1$", "$d_2$"])
 
-    def lines(point: Point, extent: float, escape: Parameters | None = None) -> dict:
-        around = RandomDirections(point.theta, directions, seed)
-        around = around if escape is None else [*around, escape]
-        where = Lines(point.theta, around, extent * np.linspace(-1, 1, STEPS))
-        return panel(
-            point, "lines", where, (ALONG.format("$d_k$"), r"$R - R(\theta)$"), escape is not None
-        )
+    def lines(point: Point, extent: float, steps: int = STEPS, escape: str | None = None) -> dict:
+        where = Lines.random(point.theta, directions, seed, extent=extent, steps=steps)
+        return panel(point, "lines", where, ["$d_k$"], escape)
 
     def afar(point: Point) -> float:
         radius = point.radius or points[0].radius
         corners = Plane.random(point.theta, seed).within(radius) if radius else [[100 * nearby]]
         return AFAR * float(np.abs(corners).max())
 
-    if found.escape is None:
+    if not found.escapes:
         level_sets = [[plane(p, "afar", afar(p)) for p in points]]
         level_sets += [[plane(p, "nearby", nearby) for p in points]]
         rays = [[lines(p, nearby) for p in points]]
     else:
         theta, prime, *_ = points
-        length, random = found.escape.length, random_direction(found.theta, (seed, 0))
-        move = (found.escape.theta.vector - found.theta.vector) / length
-        escape = Parameters(found.theta.net, move)
-        bend = found.theta.net.hessian_product(found.theta, random, data, loss).vector
-        rise = math.sqrt(4 * found.escape.decrease / float(random.vector @ bend))
-        where = Plane(found.theta, (escape, random), ESCAPE * length * ticks, ESCAPE * rise * ticks)
-        axes, end = (ALONG.format("the escape"), ALONG.format("$d_1$")), (length, 0.0)
+        net, length, decrease = theta.theta.net, found.escape.length, found.escape.decrease
+        escape = Parameters(net, (found.escape.theta.vector - theta.theta.vector) / length)
+        random, far = random_direction(theta.theta, (seed, 0)), ESCAPE * length
+        bend = float(random.vector @ net.hessian_product(theta.theta, random, data, loss).vector)
+        wide = ESCAPE * math.sqrt(4 * decrease / bend) if bend > 0 else far  # rises as it falls
+        across = Plane(theta.theta, (escape, random), far * ticks, wide * ticks)
+        along = Lines(theta.theta, (escape,), far * np.linspace(-1, 1, FINE))
         level_sets = [
             [
-                plane(theta, "random", ESCAPE * length),
-                panel(theta, "escape", where, axes, end),
+                plane(theta, "random", far),
+                panel(theta, "escape", across, ["the escape", "$d_1$"], [length, 0.0]),
                 plane(prime, "nearby", nearby),
             ]
         ]
-        rays = [[lines(theta, ESCAPE * length, escape), lines(prime, nearby)]]
+        beside = lines(theta, far, FINE, evaluated(theta, "escape_line", along))
+        rays = [[beside, lines(prime, nearby)]]
     write_json(folder / NUMBERS, {"level_sets": level_sets, "lines": rays})
     return read_figures(folder)
 
@@ -185,19 +190,27 @@ def read_figures(folder: str | Path) -> Figures:
     if not path.exists():
         raise ValueError(f"figures: expected the numbers of an earlier run, there is no {path}")
     with naming(f"{path}:"):
-        try:
-            rows = Figures(**json.loads(path.read_text()))
-            return Figures(*([list(map(partial(_panel, path), row)) for row in f] for f in rows))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{type(error).__name__} {error}") from error
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        rows = [figures[name] for name in Figures._fields]
+        if not all(rows) or not all(map(all, rows)):
+            raise ValueError("expected rows of panels, got none")
+        read = (partial(_panel, path.parent, dimensions) for dimensions in (2, 1))
+        return Figures(
+            *([[r(p) for p in row] for row in f] for f, r in zip(rows, read, strict=True))
+        )
 
 
-def _panel(path: Path, entry: dict) -> Panel:
-    landscape = Landscape.load(path.parent / entry.pop("file"))
-    certified, escape = entry.pop("certified"), entry.pop("escape")
-    return Panel(
-        landscape=landscape,
-        certified=None if certified is None else np.array(certified),
-        escape=tuple(escape) if isinstance(escape, list) else escape,
-        **entry,
-    )
+def _panel(folder: Path, dimensions: int, entry: dict) -> Panel:
+    """Return the panel of a plane (2 dimensions) or of lines (1)."""
+    landscape, axes, escape = Landscape.load(folder / entry["file"]), entry["axes"], entry["escape"]
+    if (1 if landscape.beta is None else 2) != dimensions or len(axes) != dimensions:
+        raise ValueError(f"{entry['file']}: expected {dimensions} dimensions")
+    certified = entry["certified"]
+    if certified is not None:
+        certified = np.array(certified, dtype=np.float64)
+        expected = (len(certified), 2) if dimensions == 2 else landscape.risks.shape[:1]
+        if certified.shape != expected:
+            raise ValueError(f"expected certified {expected}, got {certified.shape}")
+    if escape is not None:
+        escape = tuple(escape) if dimensions == 2 else Landscape.load(folder / escape)
+    return Panel(entry["symbol"], entry["words"], landscape, tuple(axes), certified, escape)

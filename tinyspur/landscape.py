@@ -548,7 +548,9 @@ class _Store:
         arrays = read_arrays(self.path)
         with naming(f"{self.path}:"):
             if str(arrays.get("key")) != self.key:
-                raise ValueError("expected no file, or that of the same scan, got another one")
+                raise ValueError(
+                    "expected no file, or that of the same scan, got another one: remove it first"
+                )
             if arrays["done"].shape != self.done.shape:
                 raise ValueError(f"expected {self.done.size} risks, got {arrays['done'].size}")
             self.done, self.rounding = arrays["done"], float(arrays["rounding"])

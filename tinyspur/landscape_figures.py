@@ -1,20 +1,24 @@
 """Figures of landscapes: level sets, lines through a point, surfaces.
 
-Risks are drawn as differences to that of theta: what is lower is orange, and only that.
+Risks are drawn as differences to that of the point in the middle: what is lower is orange, and only
+that. An escape is black.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 
 from .experiments import Panel
@@ -22,7 +26,7 @@ from .landscape import Landscape
 from .reports import whole_file
 
 HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange, which the colour-blind tell apart
-UP, DOWN = 9, 4  # levels above and below theta; the roots of their risks are equally far apart
+UP, DOWN = 9, 4  # levels above and below; the roots of their distances are equally far apart
 WIDTH, DPI = 7.2, 200  # inches of a page's text
 SMALL, LARGE = 6.5, 7.5  # points of fonts
 DATELESS = {"png": {}, "pdf": {"CreationDate": None}}  # the same numbers give the same bytes
@@ -34,8 +38,8 @@ def draw_level_sets(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
     figure = Figure(figsize=(WIDTH, 2.72 * len(rows)), layout="constrained")
     for ax, panel, letter in _panels(figure, rows):
         _level_sets(ax, panel)
-        points = panel.landscape.risks.size
-        _title(ax, panel, letter, f"{panel.landscape.lower.sum()} of {points} points are lower")
+        lower = panel.landscape.lower
+        _title(ax, panel, letter, f"{lower.sum()} of {lower.size} points are lower")
     _write(path, figure)
 
 
@@ -44,23 +48,23 @@ def draw_lines(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
     figure = Figure(figsize=(WIDTH, 2.6 * len(rows)), layout="constrained")
     for ax, panel, letter in _panels(figure, rows):
         _lines(ax, panel)
-        random = panel.landscape.lower[: -1 if panel.escape else None]
-        found = f"{random.any(axis=1).sum()} of {len(random)} directions are lower"
-        _title(ax, panel, letter, f"{found} in places" if random.any() else found)
+        lower = panel.landscape.lower_lines
+        _title(ax, panel, letter, f"{lower} of {len(panel.landscape.risks)} lines lead lower")
     _write(path, figure)
 
 
 def draw_surfaces(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
     """Draw planes as surfaces in three dimensions. Writes a PNG or a PDF."""
-    figure = Figure(figsize=(WIDTH, 2.8 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.75 * len(rows)))
     for ax, panel, letter in _panels(figure, rows, projection="3d"):
-        _surface(ax, panel)
-        height, _ = ax.get_zlabel(), ax.set_zlabel("")
-        _title(ax, panel, letter, f"height {height}")
+        unit = _surface(ax, panel)
+        words = f"({letter}) {panel.symbol}: {panel.words}\nheight {_difference(panel)}{unit}"
+        ax.text2D(0.04, 1.0, words, transform=ax.transAxes, fontsize=LARGE, va="top")
+    figure.subplots_adjust(0.0, 0.03, 0.97, 0.97, 0.04, 0.08)
     _write(path, figure)
 
 
-def _panels(figure: Figure, rows: Sequence[Sequence[Panel]], **options):
+def _panels(figure: Figure, rows: Sequence, **options) -> Iterator[tuple[Axes, Panel, str]]:
     """Yield axes, panel and letter."""
     axes = figure.subplots(len(rows), max(map(len, rows)), squeeze=False, subplot_kw=options)
     letters = iter("abcdefghijklmnopqrstuvwxyz")
@@ -68,28 +72,38 @@ def _panels(figure: Figure, rows: Sequence[Sequence[Panel]], **options):
         for ax in places[len(row) :]:
             ax.set_axis_off()
         for ax, panel in zip(places, row, strict=False):
+            if not np.isfinite(panel.landscape.risks).all():
+                raise ValueError(f"figure of {panel.symbol}: expected finite risks")
             ax.tick_params(labelsize=SMALL, length=2, pad=1.5)
             yield ax, panel, next(letters)
 
 
-def _title(ax, panel: Panel, letter: str, found: str) -> None:
-    ax.set_title(f"({letter}) {panel.title}\n{found}", fontsize=LARGE, loc="left", linespacing=1.3)
+def _title(ax: Axes, panel: Panel, letter: str, found: str) -> None:
+    words = f"({letter}) {panel.symbol}: {panel.words}\n{found}"
+    ax.set_title(words, fontsize=LARGE, loc="left", linespacing=1.3)
+
+
+def _difference(panel: Panel) -> str:
+    return f"$R - R({panel.symbol.strip('$')})$"
 
 
 def _heights(landscape: Landscape) -> np.ndarray:
-    """Return R - R(theta), and 0 for what rounding alone makes lower."""
+    """Return the risks less that in the middle, and 0 for what rounding alone makes lower."""
     heights = landscape.risks - landscape.centre
     return np.where(landscape.lower, heights, np.maximum(heights, 0))
 
 
 def _levels(heights: np.ndarray) -> tuple[np.ndarray, ListedColormap, BoundaryNorm]:
-    """Return the levels, 0 among them, and the colours between them."""
-    low, high = min(float(heights.min()), 0.0), max(float(heights.max()), 0.0)
-    up = high * (np.arange(high > 0, UP + 1) / UP) ** 2 if high else np.zeros(0)
-    down = low * (np.arange(DOWN, 0, -1) / DOWN) ** 2 if low else np.zeros(0)
-    levels = np.concatenate([down, [0.0], up])
-    colors = [_shade(LOWER, n / DOWN) for n in range(len(down), 0, -1)]
-    colors += [_shade(HIGHER, n / UP) for n in range(len(up))]
+    """Return the levels and the colours between them; one level parts what is lower from 0."""
+    low, high = float(heights.min()), max(float(heights.max()), 0.0)
+    up = (high or 1.0) * (np.arange(1, UP + 1) / UP) ** 2
+    down = low * (np.arange(DOWN, 0, -1) / DOWN) ** 2 if low < 0 else np.zeros(0)
+    middle = float(heights[heights < 0].max()) / 2 if low < 0 else 0.0
+    levels = np.concatenate([np.minimum(down, 2 * middle), [middle], up])
+    levels = np.unique(levels)
+    below = int((levels < middle).sum())
+    colors = [_shade(LOWER, n / DOWN) for n in range(below, 0, -1)]
+    colors += [_shade(HIGHER, n / UP) for n in range(len(levels) - 1 - below)]
     return levels, ListedColormap(colors), BoundaryNorm(levels, len(levels) - 1)
 
 
@@ -97,35 +111,41 @@ def _shade(color: str, strength: float) -> np.ndarray:
     return 1 + (np.array(to_rgb(color)) - 1) * (0.06 + 0.9 * strength)
 
 
-def _level_sets(ax, panel: Panel) -> None:
+def _level_sets(ax: Axes, panel: Panel) -> None:
     landscape, heights = panel.landscape, _heights(panel.landscape)
+    if min(heights.shape) < 2:
+        raise ValueError(f"level sets: expected 2 x 2 points or more, got {heights.shape}")
     levels, colors, norm = _levels(heights)
     grid = landscape.alpha, landscape.beta, heights.T
     ax.contourf(*grid, levels, cmap=colors, norm=norm)
-    lines = ax.contour(*grid, levels[levels != 0], colors="0.35", linewidths=0.4)
-    shown = [level for level in lines.levels[::-1][::3] if level > 0]
-    ax.clabel(lines, shown, fmt="%.1g", fontsize=SMALL - 1, colors="k")
-    if levels[0] < 0:
-        ax.contour(*grid, [0.0], colors="k", linewidths=1.1)
+    if np.ptp(heights):
+        middle = levels[levels <= 0][-1]
+        lines = ax.contour(*grid, levels[levels != middle], colors="0.35", linewidths=0.4)
+        higher, lower = (lines.levels[sign * lines.levels > 0] for sign in (1, -1))
+        ax.clabel(lines, [*lower[::2], *higher[::-3]], fmt="%.2g", fontsize=SMALL - 1, colors="k")
+        if middle < 0:
+            ax.contour(*grid, [middle], colors="k", linewidths=1.1, linestyles="solid")
     ax.plot(0, 0, "k.", ms=4)
-    if isinstance(panel.escape, tuple):
-        ax.annotate("", panel.escape, (0, 0), arrowprops={"arrowstyle": "->", "lw": 1.2})
+    if panel.escape is not None:
+        arrow = {"arrowstyle": "->", "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", panel.escape, (0, 0), arrowprops=arrow)
     if panel.certified is not None:
-        corners = np.vstack([panel.certified, panel.certified[:1]])
-        limits = np.array([abs(landscape.alpha).max(), abs(landscape.beta).max()])
-        if (abs(corners) > limits).any(axis=1).all():
+        ends = np.stack(np.meshgrid(landscape.alpha[[0, -1]], landscape.beta[[0, -1]]), axis=-1)
+        if Outline(panel.certified).contains_points(ends.reshape(-1, 2)).all():
             ax.text(0.5, 0.03, INSIDE, transform=ax.transAxes, ha="center", fontsize=SMALL)
         else:
-            ax.plot(*corners.T, "--", color="k", lw=1, label="certified radius")
+            outline = np.vstack([panel.certified, panel.certified[:1]])
+            ax.plot(*outline.T, "--", color="k", lw=1, label="certified radius")
             ax.legend(loc="lower center", fontsize=SMALL, framealpha=0.8, borderpad=0.3)
-    _scale(ax.xaxis, panel.axes[0], landscape.alpha)
-    _scale(ax.yaxis, panel.axes[1], landscape.beta)
+    _scale(ax.xaxis, f"distance along {panel.axes[0]}", landscape.alpha)
+    _scale(ax.yaxis, f"distance along {panel.axes[1]}", landscape.beta)
 
 
-def _scale(axis, label: str, values: np.ndarray, bins: int = 4) -> None:
-    """Set limits and ticks of an axis, with the power of ten in its label."""
+def _scale(axis: Axis, label: str, values: np.ndarray, bins: int = 4) -> str:
+    """Set limits, ticks and label of an axis; return the power of ten, which ends the label."""
     low, high = float(np.min(values)), float(np.max(values))
-    power = math.floor(math.log10(max(abs(low), abs(high)) or 1.0))
+    high = high if high > low else low + 1
+    power = math.floor(math.log10(max(abs(low), abs(high))))
     power = 0 if -2 < power < 3 else power
     getattr(axis.axes, f"set_{axis.axis_name}lim")(low, high)
     axis.set_major_locator(MaxNLocator(bins, symmetric=low == -high))
@@ -135,61 +155,59 @@ def _scale(axis, label: str, values: np.ndarray, bins: int = 4) -> None:
     unit = rf" [$10^{{{power}}}$]" if power else ""
     axis.set_label_text(label + unit, fontsize=LARGE)
     axis.labelpad = 2
+    return unit
 
 
-def _lines(ax, panel: Panel) -> None:
-    landscape, alpha = panel.landscape, panel.landscape.alpha
-    heights = landscape.risks - landscape.centre
-    random = heights[:-1] if panel.escape else heights
-    low, high = float(heights.min()), float(random.max())
-    for bottom, color in ((0.0, HIGHER), (-1.0, LOWER)):  # each cut to its side of 0
-        segments = [np.c_[alpha, y] for y in random]
+def _lines(ax: Axes, panel: Panel) -> None:
+    alpha, heights = panel.landscape.alpha, _heights(panel.landscape)
+    low, high = float(heights.min()), float(heights.max())
+    for bottom, color in ((0.0, HIGHER), (-1e9, LOWER)):  # each cut to its side of 0
+        segments = [np.c_[alpha, y] for y in heights]
         lines = LineCollection(segments, colors=color, linewidths=0.5, alpha=0.3)
-        half = Rectangle((alpha[0], bottom * 1e9), alpha[-1] - alpha[0], 1e9)
-        ax.add_collection(lines).set_clip_path(
-            half.get_path(), half.get_patch_transform() + ax.transData
-        )
-    if panel.escape:
-        ax.plot(alpha, heights[-1], color="k", lw=1.4, label="escape")
-        ax.set_yscale("symlog", linthresh=-low / 30, linscale=1)
-        ax.set_ylabel(panel.axes[1], fontsize=LARGE)
+        half = Rectangle((alpha[0], bottom), np.ptp(alpha), 1e9)
+        clip = half.get_patch_transform() + ax.transData
+        ax.add_collection(lines).set_clip_path(half.get_path(), clip)
+    if panel.escape is not None:
+        escape = _heights(panel.escape)[0]
+        ax.plot(panel.escape.alpha, escape, color="k", lw=1.4, label="escape")
+        least = abs(min(escape.min(), low)) or high or 1.0
+        ax.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(least) - 1))
+        ax.set_ylabel(_difference(panel), fontsize=LARGE)
         ax.legend(loc="lower left", fontsize=SMALL, frameon=False)
     else:  # what falls below 0 fills a fifth at least
-        lower = landscape.lower.any()
-        ends = (1.1 * low, min(1.05 * high, -4 * low)) if lower else (-0.05 * high, 1.05 * high)
-        _scale(ax.yaxis, panel.axes[1], np.array(ends), 6)
+        ends = (1.1 * low, min(1.05 * high, -4 * low)) if low < 0 else (-0.05 * high, 1.05 * high)
+        _scale(ax.yaxis, _difference(panel), np.array(ends), 6)
     ax.axhline(0, color="k", lw=0.9, zorder=3)
     if panel.certified is not None and panel.certified.min() >= abs(alpha).max():
         ax.text(0.5, 0.93, INSIDE, transform=ax.transAxes, ha="center", fontsize=SMALL)
-    _scale(ax.xaxis, panel.axes[0], alpha)
+    _scale(ax.xaxis, f"distance along {panel.axes[0]}", alpha)
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _surface(ax, panel: Panel) -> None:
+def _surface(ax: Axes, panel: Panel) -> str:
+    """Draw a surface, each cell in the colour of its lowest corner; return the unit of height."""
     landscape, heights = panel.landscape, _heights(panel.landscape)
+    if min(heights.shape) < 2:
+        raise ValueError(f"surface: expected 2 x 2 points or more, got {heights.shape}")
     _, colors, norm = _levels(heights)
+    lowest = np.lib.stride_tricks.sliding_window_view(heights, (2, 2)).min(axis=(2, 3))
+    shades = colors(norm(np.pad(lowest, ((0, 1), (0, 1)), mode="edge")))
     x, y = np.meshgrid(landscape.alpha, landscape.beta, indexing="ij")
-    ax.plot_surface(
-        x,
-        y,
-        heights,
-        facecolors=colors(norm(heights)),
-        shade=False,
-        rcount=200,
-        ccount=200,
-        edgecolor="0.4",
-        linewidth=0.15,
-    )
-    _scale(ax.xaxis, r"$\alpha$", landscape.alpha)
-    _scale(ax.yaxis, r"$\beta$", landscape.beta)
-    _scale(ax.zaxis, r"$R - R(\theta)$", heights)
+    counts = {"rcount": len(x), "ccount": len(y.T)}
+    edges = {"edgecolor": "0.4", "linewidth": 0.15, "shade": False}
+    ax.plot_surface(x, y, heights, facecolors=shades, **counts, **edges)
+    _scale(ax.xaxis, f"along {panel.axes[0]}", landscape.alpha, 3)
+    _scale(ax.yaxis, f"along {panel.axes[1]}", landscape.beta, 3)
+    unit = _scale(ax.zaxis, "", heights)
+    ax.set_zlabel("")
     ax.tick_params(labelsize=SMALL, pad=-2)
-    ax.set_box_aspect(None, zoom=0.84)
+    ax.set_box_aspect((1, 1, 0.75), zoom=0.86)
+    return unit
 
 
 def _write(path: str | Path, figure: Figure) -> None:
     kind = Path(path).suffix.removeprefix(".").lower()
-    if kind not in ("png", "pdf"):
+    if kind not in DATELESS:
         raise ValueError(f"figure: expected a name that ends in .png or .pdf, got {path}")
     FigureCanvasAgg(figure)
     with whole_file(path) as file:

@@ -278,10 +278,15 @@ class SpuriousMinimum:
     escape: Escape | None = None
 
     @property
+    def escapes(self) -> bool:
+        """Return whether the risk falls along an escape from theta beyond rounding."""
+        return self.escape is not None and self.escape.decrease > self.escape.rounding
+
+    @property
     def verdict(self) -> str:
         """Return what was proved: a certificate and a lower point make a spurious minimum."""
         lower = self.lower.decrease > self.lower.rounding
-        if self.escape is not None and self.escape.decrease > self.escape.rounding:
+        if self.escapes:
             return (
                 "not a local minimum: the risk falls along an escape that starts at theta "
                 f"(lower by {self.escape.decrease:.3g} at distance {self.escape.distance:.3g})"
