@@ -107,6 +107,10 @@ def _levels(heights: np.ndarray) -> tuple[np.ndarray, ListedColormap, BoundaryNo
     return levels, ListedColormap(colors), BoundaryNorm(levels, len(levels) - 1)
 
 
+def _number(level: float) -> str:
+    return f"{level:.0f}" if abs(level) >= 100 else f"{level:.2g}"
+
+
 def _shade(color: str, strength: float) -> np.ndarray:
     return 1 + (np.array(to_rgb(color)) - 1) * (0.06 + 0.9 * strength)
 
@@ -122,7 +126,7 @@ def _level_sets(ax: Axes, panel: Panel) -> None:
         middle = levels[levels <= 0][-1]
         lines = ax.contour(*grid, levels[levels != middle], colors="0.35", linewidths=0.4)
         higher, lower = (lines.levels[sign * lines.levels > 0] for sign in (1, -1))
-        ax.clabel(lines, [*lower[::2], *higher[::-3]], fmt="%.2g", fontsize=SMALL - 1, colors="k")
+        ax.clabel(lines, [*lower[::2], *higher[::-3]], fmt=_number, fontsize=SMALL - 1, colors="k")
         if middle < 0:
             ax.contour(*grid, [middle], colors="k", linewidths=1.1, linestyles="solid")
     ax.plot(0, 0, "k.", ms=4)
@@ -161,10 +165,10 @@ def _scale(axis: Axis, label: str, values: np.ndarray, bins: int = 4) -> str:
 def _lines(ax: Axes, panel: Panel) -> None:
     alpha, heights = panel.landscape.alpha, _heights(panel.landscape)
     low, high = float(heights.min()), float(heights.max())
-    for bottom, color in ((0.0, HIGHER), (-1e9, LOWER)):  # each cut to its side of 0
+    for end, color in ((2 * high, HIGHER), (2 * low, LOWER)):  # each cut to its side of 0
         segments = [np.c_[alpha, y] for y in heights]
         lines = LineCollection(segments, colors=color, linewidths=0.5, alpha=0.3)
-        half = Rectangle((alpha[0], bottom), np.ptp(alpha), 1e9)
+        half = Rectangle((alpha[0], 0.0), np.ptp(alpha), end)
         clip = half.get_patch_transform() + ax.transData
         ax.add_collection(lines).set_clip_path(half.get_path(), clip)
     if panel.escape is not None:
