@@ -34,7 +34,6 @@ from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.experiments import Figures, read_figures, scan_figures
-from tinyspur.fitting import AssumptionError
 from tinyspur.landscape_figures import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
@@ -237,7 +236,7 @@ def theta_1(options, net: Network, training_set, loss, xp) -> Parameters | None:
         try:
             phi = nontrivial_minimum(subnetwork(net), *settings)
             return embed(net, phi, training_set.x)[0].to(xp, options.dtype)
-        except AssumptionError as error:
+        except ValueError as error:  # AssumptionError is one
             obstacle = str(error)
     print(f"figures: without theta_1: {obstacle}")
     return None
@@ -421,7 +420,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.resumable:
             how = f"the same command with --resume goes on from {options.out / CHECKPOINT}"
         if options.scanning:
-            how = f"the same command goes on from {options.out / FIGURES}"
+            resume = " with --resume" if options.theta == "trained" else ""
+            how = f"the same command{resume} goes on from {options.out / FIGURES}"
         print(f"interrupted: {how}", file=sys.stderr)
         return 130
 

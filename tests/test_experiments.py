@@ -34,6 +34,7 @@ from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import embed, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.experiments import (
+    FINE,
     STEPS,
     Panel,
     falling_distance,
@@ -55,10 +56,10 @@ from tinyspur.parameters import Parameters
 
 LOSS = SquaredLoss()
 GRID, DIRECTIONS = 5, 4
-AXES = ("distance along $d_1$", "distance along $d_2$")
-CERTIFIED = (r"$\theta$: certified local minimum", r"$\theta_1$: certified local minimum")
-PRIME = r"$\theta'$: same outputs as $\theta$"
-ESCAPED = r"$\theta$: not a local minimum"
+THETA, THETA_PRIME, THETA_1 = r"$\theta$", r"$\theta'$", r"$\theta_1$"
+CERTIFIED = ((THETA, "certified local minimum"), (THETA_1, "certified local minimum"))
+PRIME = (THETA_PRIME, r"same outputs as $\theta$")
+ESCAPED, OPEN = (THETA, "not a local minimum"), (THETA, "not certified")
 
 
 def twin_risk(theta, data, loss=LOSS):
@@ -100,9 +101,9 @@ def repaired(example, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def literal(example, tmp_path_factory):
-    """The figures around theta, which has an escape, and theta'; 0.4 of their extent is a tick."""
+    """The figures around theta, which has an escape, and theta'; half of their extent is a tick."""
     folder = tmp_path_factory.mktemp("literal")
-    return scan_figures(example.literal, None, example.data, LOSS, folder, 11, DIRECTIONS), folder
+    return scan_figures(example.literal, None, example.data, LOSS, folder, 9, DIRECTIONS), folder
 
 
 @pytest.fixture(scope="module")
@@ -124,18 +125,31 @@ def panels(figures):
     return [panel for rows in figures for row in rows for panel in row]
 
 
+def named(row):
+    """Return the symbols and words of points or panels."""
+    return [(p.symbol, p.words) for p in row]
+
+
+def same_landscape(first, second):
+    for name in ("alpha", "beta", "risks", "centre", "rounding"):
+        one, other = getattr(first, name), getattr(second, name)
+        np.testing.assert_array_equal(one, other)
+        assert type(one) is type(other)
+
+
 def same(first, second):
     """Check that two results hold the same panels, bit by bit."""
     for rows, others in zip(first, second, strict=True):
         assert [len(row) for row in rows] == [len(row) for row in others]
     for a, b in zip(panels(first), panels(second), strict=True):
-        assert (a.title, tuple(a.axes), a.escape) == (b.title, tuple(b.axes), b.escape)
+        assert (a.symbol, a.words, a.axes) == (b.symbol, b.words, b.axes)
+        if isinstance(a.escape, Landscape):
+            same_landscape(a.escape, b.escape)
+        else:
+            assert a.escape == b.escape
         assert (a.certified is None) == (b.certified is None)
         np.testing.assert_array_equal(a.certified, b.certified)
-        for name in ("alpha", "beta", "risks", "centre", "rounding"):
-            one, other = getattr(a.landscape, name), getattr(b.landscape, name)
-            np.testing.assert_array_equal(one, other)
-            assert type(one) is type(other)
+        same_landscape(a.landscape, b.landscape)
 
 
 def files(folder):
@@ -149,7 +163,7 @@ def test_a_point_is_certified_where_its_certificate_holds(example):
     found, data = example.repaired, example.data
     points = points_of(found, example.theta_1, data, LOSS)
     assert [p.name for p in points] == ["theta", "theta_prime", "theta_1"]
-    assert [p.title for p in points] == [CERTIFIED[0], PRIME, CERTIFIED[1]]
+    assert named(points) == [CERTIFIED[0], PRIME, CERTIFIED[1]]
     assert [p.theta for p in points] == [found.theta, found.theta_prime, example.theta_1]
     radii = [certify_cell(p.theta, data, LOSS).radius for p in (points[0], points[2])]
     assert [p.radius for p in points] == [radii[0], 0, radii[1]]
@@ -164,21 +178,33 @@ def test_neither_evidence_nor_a_certificate_that_fails_counts(holds, evidence_on
     found = replace(tiny.found, certificate=certificate)
     point, _ = points_of(found, None, tiny.data, LOSS)
     if holds and not evidence_only:
-        assert (point.title, point.radius) == (CERTIFIED[0], 0.25)
+        assert (named([point]), point.radius) == ([CERTIFIED[0]], 0.25)
     else:
-        assert (point.title, point.radius) == (r"$\theta$: not certified", 0)
+        assert (named([point]), point.radius) == ([OPEN], 0)
 
 
 def test_a_theta_1_that_is_no_minimum_is_not_certified(tiny, example):
     for found, data in ((tiny.found, tiny.data), (example.literal, example.data)):
         *_, point = points_of(found, found.lower.theta, data, LOSS)
         assert (point.name, point.radius) == ("theta_1", 0)
-        assert point.title == r"$\theta_1$: not certified"  # whatever theta is
+        assert named([point]) == [(THETA_1, "not certified")]  # whatever theta is
 
 
 def test_the_literal_theta_is_no_local_minimum(example):
     points = points_of(example.literal, None, example.data, LOSS)
-    assert [(p.title, p.radius) for p in points] == [(ESCAPED, 0), (PRIME, 0)]
+    assert (named(points), [p.radius for p in points]) == ([ESCAPED, PRIME], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("decrease", "falls"), [(None, False), (-1.0, False), (0.5, False), (1.0, False), (1.5, True)]
+)
+def test_a_fall_within_rounding_is_no_escape(decrease, falls, example):
+    escape = decrease and replace(example.literal.escape, decrease=decrease, rounding=1.0)
+    found = replace(example.literal, escape=escape)
+    assert found.escapes == falls
+    assert found.verdict.startswith("not a local minimum" if falls else "not certified")
+    theta, _ = points_of(found, None, example.data, LOSS)
+    assert named([theta]) == [ESCAPED if falls else OPEN]
 
 
 # How far the risk falls
@@ -228,26 +254,26 @@ def test_without_curvature_the_distance_is_zero(tiny):
 
 def test_three_points_are_seen_from_afar_and_from_nearby(repaired, example):
     figures, _ = repaired
-    titles = [CERTIFIED[0], PRIME, CERTIFIED[1]]
-    assert [[p.title for p in row] for row in figures.level_sets] == [titles, titles]
-    assert [[p.title for p in row] for row in figures.lines] == [titles]
+    expected = [CERTIFIED[0], PRIME, CERTIFIED[1]]
+    assert list(map(named, figures.level_sets)) == [expected, expected]
+    assert list(map(named, figures.lines)) == [expected]
     thetas = [example.repaired.theta, example.repaired.theta_prime, example.theta_1]
     nearby = 2.5 * falling_distance(thetas[1], example.data, LOSS, 0)
     for row in (*figures.level_sets, *figures.lines):
         for panel, theta in zip(row, thetas, strict=True):
             assert panel.landscape.centre == theta.net.risk(theta, example.data, LOSS)
-            assert not panel.escape
+            assert panel.escape is None
     for row in figures.level_sets:
         for panel in row:
             assert panel.landscape.risks.shape == (GRID, GRID)
-            assert tuple(panel.axes) == AXES
+            assert panel.axes == ("$d_1$", "$d_2$")
             assert np.array_equal(panel.landscape.alpha, panel.landscape.beta)
     for panel in figures.level_sets[1]:
         np.testing.assert_allclose(panel.landscape.alpha, nearby * np.linspace(-1, 1, GRID))
     for panel in figures.lines[0]:
         assert panel.landscape.risks.shape == (DIRECTIONS, STEPS)
         np.testing.assert_allclose(panel.landscape.alpha, nearby * np.linspace(-1, 1, STEPS))
-        assert panel.axes[0] == "distance along $d_k$"
+        assert panel.axes == ("$d_k$",)
     # From afar, half as far again as the certified radius; theta' as far as theta.
     ends = [panel.landscape.alpha.max() for panel in figures.level_sets[0]]
     for end, panel in zip(ends[::2], figures.level_sets[0][::2], strict=True):
@@ -313,60 +339,96 @@ def test_around_theta_prime_there_are_lower_points_nearby(repaired, example):
 
 def test_the_literal_figures_show_the_escape(literal, example):
     figures, found, data = literal[0], example.literal, example.data
-    assert [[p.title for p in row] for row in figures.level_sets] == [[ESCAPED, ESCAPED, PRIME]]
-    assert [[p.title for p in row] for row in figures.lines] == [[ESCAPED, PRIME]]
+    assert list(map(named, figures.level_sets)) == [[ESCAPED, ESCAPED, PRIME]]
+    assert list(map(named, figures.lines)) == [[ESCAPED, PRIME]]
     assert all(panel.certified is None for panel in panels(figures))
     theta, prime, length = found.theta, found.theta_prime, found.escape.length
     random, plane, around = figures.level_sets[0]
     assert (random.escape, plane.escape, around.escape) == (None, (length, 0.0), None)
-    assert tuple(plane.axes) == ("distance along the escape", AXES[0])
+    assert plane.axes == ("the escape", "$d_1$")
+    assert random.axes == around.axes == ("$d_1$", "$d_2$")
     nearby = 2.5 * falling_distance(prime, data, LOSS, 0)
-    for panel, end in ((random, 2.5 * length), (plane, 2.5 * length), (around, nearby)):
-        np.testing.assert_allclose(panel.landscape.alpha, end * np.linspace(-1, 1, 11))
+    for panel, end in ((random, 2 * length), (plane, 2 * length), (around, nearby)):
+        np.testing.assert_allclose(panel.landscape.alpha, end * np.linspace(-1, 1, 9))
     move = Parameters(theta.net, (found.escape.theta.vector - theta.vector) / length)
     assert np.linalg.norm(move.vector) == pytest.approx(1, rel=1e-12)
     d1, d2 = (random_direction(theta, (0, k)) for k in range(2))
     for panel, directions in ((random, (d1, d2)), (plane, (move, d1))):
         ticks = panel.landscape.alpha, panel.landscape.beta
-        for i, j in ((0, 0), (7, 5), (10, 3)):
+        for i, j in ((0, 0), (6, 4), (8, 3)):
             there = moved(theta, (ticks[0][i], directions[0]), (ticks[1][j], directions[1]))
             expected = twin_risk(there, data)
             assert panel.landscape.risks[i, j] == pytest.approx(expected, rel=1e-12)
-    # where 0.4 of the way to the border is the end of the escape
-    assert plane.landscape.risks[7, 5] == pytest.approx(found.escape.risk, rel=1e-13)
-    assert plane.landscape.lower[7, 5]
+    # Half way to the border is the end of the escape.
+    assert plane.landscape.risks[6, 4] == pytest.approx(found.escape.risk, rel=1e-13)
+    assert plane.landscape.lower[6, 4]
     assert not random.landscape.lower.any()
-    # At the end of the other axis the risk is higher about 12.5 times as much as it falls.
+    # At the end of the other axis the risk is higher about 8 times as much as it falls.
     rise = twin_risk(moved(theta, (plane.landscape.beta[-1], d1)), data) - found.risk
-    assert rise == pytest.approx(2 * 2.5**2 * found.escape.decrease, rel=0.2)
+    assert rise == pytest.approx(8 * found.escape.decrease, rel=0.2)
 
 
-def test_the_last_of_the_literal_lines_is_the_escape(literal, example):
+def test_where_nothing_curves_the_plane_of_the_escape_is_a_square(example, tmp_path):
+    # Of the absolute loss the second derivative is 0.
+    found = example.literal
+    figures = scan_figures(found, None, example.data, AbsoluteLoss(), tmp_path, 2, 1)
+    _, plane, _ = figures.level_sets[0]
+    ends = [-2 * found.escape.length, 2 * found.escape.length]
+    np.testing.assert_allclose(plane.landscape.alpha, ends, rtol=1e-12)
+    np.testing.assert_allclose(plane.landscape.beta, ends, rtol=1e-12)
+
+
+def test_beside_the_literal_lines_there_is_one_along_the_escape(literal, example):
     figures, found = literal[0], example.literal
     lines, around = figures.lines[0]
-    assert (lines.escape, around.escape) == (True, False)
-    assert lines.landscape.risks.shape == (DIRECTIONS + 1, STEPS)
+    assert around.escape is None
+    assert lines.axes == around.axes == ("$d_k$",)
+    assert lines.landscape.risks.shape == (DIRECTIONS, FINE)
     assert around.landscape.risks.shape == (DIRECTIONS, STEPS)
+    escape = lines.escape
+    assert escape.beta is None
+    assert escape.risks.shape == (1, FINE)
+    assert escape.centre == lines.landscape.centre == pytest.approx(found.risk, rel=1e-13)
     move = Parameters(found.theta.net, found.escape.theta.vector - found.theta.vector)
-    lengths = lines.landscape.alpha / found.escape.length
-    np.testing.assert_allclose(lengths, 2.5 * np.linspace(-1, 1, STEPS), atol=1e-12)
-    for length, risk in zip(lengths, lines.landscape.risks[-1], strict=True):
+    for scanned in (escape, lines.landscape):
+        lengths = scanned.alpha / found.escape.length
+        np.testing.assert_allclose(lengths, np.linspace(-2, 2, FINE), atol=1e-12)
+    for length, risk in zip(lengths, escape.risks[0], strict=True):
         there = moved(found.theta, (length, move))
         assert risk == pytest.approx(twin_risk(there, example.data), rel=1e-12)
-    np.testing.assert_array_equal(lines.landscape.lower[-1], lengths > 1e-9)
-    assert not lines.landscape.lower[:-1].any()
-    d = random_direction(found.theta, (0, 3))
-    there = moved(found.theta, (lines.landscape.alpha[2], d))
-    expected = twin_risk(there, example.data)
-    assert lines.landscape.risks[3, 2] == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_array_equal(escape.lower[0], lengths > 1e-9)
+    assert not lines.landscape.lower.any()
+    for k, a in ((0, 3), (3, 20)):
+        d = random_direction(found.theta, (0, k))
+        there = moved(found.theta, (lines.landscape.alpha[a], d))
+        expected = twin_risk(there, example.data)
+        assert lines.landscape.risks[k, a] == pytest.approx(expected, rel=1e-12)
     assert around.landscape.lower_lines > 0
+
+
+def test_an_escape_within_the_rounding_of_float32_is_not_followed(tiny, tmp_path):
+    found = build(tiny.net, tiny.data, "literal", np.float32)
+    assert 0 < found.escape.decrease < found.escape.rounding
+    figures = scan_figures(found, None, tiny.data, LOSS, tmp_path, 3, 1)
+    assert list(map(named, figures.level_sets)) == [[OPEN, PRIME]] * 2
+    assert list(map(named, figures.lines)) == [[OPEN, PRIME]]
+    assert all(panel.escape is None for panel in panels(figures))
+    assert not any("escape" in name for name in files(tmp_path))
+
+
+@pytest.mark.parametrize("grid", [1, 0, -3])
+def test_a_grid_of_one_point_is_refused_before_any_scan(grid, tiny, tmp_path):
+    cause = f"figures: expected a grid of 2 x 2 or more, got {grid}"
+    with pytest.raises(ValueError, match=f"^{cause}$"):
+        scan_tiny(tiny, tmp_path / "figures", grid)
+    assert not files(tmp_path)
 
 
 def test_without_theta_1_there_are_two_columns(tiny, tmp_path):
     figures = scan_tiny(tiny, tmp_path / "figures")
-    titles = [CERTIFIED[0], PRIME]
-    assert [[p.title for p in row] for row in figures.level_sets] == [titles, titles]
-    assert [[p.title for p in row] for row in figures.lines] == [titles]
+    expected = [CERTIFIED[0], PRIME]
+    assert list(map(named, figures.level_sets)) == [expected, expected]
+    assert list(map(named, figures.lines)) == [expected]
     names = {f"{n}_{kind}.npz" for n in ("theta", "theta_prime") for kind in KINDS}
     assert set(files(tmp_path / "figures")) == {"figures.json", *names}
     theta, plane = tiny.found.theta, figures.level_sets[1][0].landscape
@@ -379,7 +441,7 @@ def test_without_theta_1_there_are_two_columns(tiny, tmp_path):
 def test_without_a_certificate_afar_is_a_hundred_times_nearby(tiny, tmp_path):
     found = build(tiny.net, tiny.data, "repaired", np.float32)
     figures = scan_figures(found, None, tiny.data, LOSS, tmp_path, 3, 1)
-    assert [p.title for p in figures.lines[0]] == [r"$\theta$: not certified", PRIME]
+    assert named(figures.lines[0]) == [OPEN, PRIME]
     assert all(panel.certified is None for panel in panels(figures))
     for far, near in zip(*figures.level_sets, strict=True):
         ratio = far.landscape.alpha.max() / near.landscape.alpha.max()
@@ -420,7 +482,7 @@ def test_the_numbers_are_in_the_files(repaired, literal):
     points = ("theta", "theta_prime", "theta_1")
     names = {f"{point}_{kind}.npz" for point in points for kind in KINDS}
     assert set(files(repaired[1])) == {"figures.json", *names}
-    names = {f"theta_{kind}.npz" for kind in ("random", "escape", "lines")}
+    names = {f"theta_{kind}.npz" for kind in ("random", "escape", "lines", "escape_line")}
     names |= {f"theta_prime_{kind}.npz" for kind in ("nearby", "lines")}
     assert set(files(literal[1])) == {"figures.json", *names}
     for figures, folder in (repaired, literal):
@@ -428,8 +490,9 @@ def test_the_numbers_are_in_the_files(repaired, literal):
         assert set(written) == {"level_sets", "lines"}
         entries = [e for name in ("level_sets", "lines") for row in written[name] for e in row]
         for entry, panel in zip(entries, panels(figures), strict=True):
-            assert set(entry) == {"title", "file", "axes", "certified", "escape"}
-            assert entry["title"] == panel.title
+            assert set(entry) == {"symbol", "words", "file", "axes", "certified", "escape"}
+            assert (entry["symbol"], entry["words"]) == (panel.symbol, panel.words)
+            assert entry["axes"] == list(panel.axes)
             with np.load(folder / entry["file"], allow_pickle=False) as arrays:
                 assert np.array_equal(arrays["risks"], panel.landscape.risks)
                 assert np.array_equal(arrays["alpha"], panel.landscape.alpha)
@@ -487,7 +550,8 @@ def test_files_of_another_run_are_refused_and_kept(other, tiny, tmp_path):
     scan_tiny(tiny, tmp_path)
     before = files(tmp_path)
     file = "theta_lines" if other == {"directions": 3} else "theta_afar"
-    with pytest.raises(ValueError, match=rf"{file}\.npz: expected .* same scan, got another one"):
+    cause = rf"{file}\.npz: expected .* same scan, got another one: remove it first$"
+    with pytest.raises(ValueError, match=cause):
         if other == "data":
             data = TrainingSet(tiny.data.x[::-1], tiny.data.y[::-1])
             scan_figures(tiny.found, None, data, LOSS, tmp_path, 4, 2, 3)
@@ -529,40 +593,106 @@ def test_numbers_that_are_not_there_are_named(missing, written):
         read_figures(folder)
 
 
-def changed(**changes):
+def changed(figure="level_sets", **changes):
+    """Return what changes the numbers of theta'."""
+
     def change(text):
         numbers = json.loads(text)
-        numbers["level_sets"][0][1].update(changes)
+        numbers[figure][0][1].update(changes)
         return json.dumps(numbers)
 
     return change
 
 
+def without(key, figure="level_sets"):
+    def change(text):
+        numbers = json.loads(text)
+        del numbers[figure][0][1][key]
+        return json.dumps(numbers)
+
+    return change
+
+
+def replaced(**figures):
+    return lambda text: json.dumps({**json.loads(text), **figures})
+
+
 DAMAGES = {
-    "nothing": lambda text: "",
-    "cut": lambda text: text[: len(text) // 2],
-    "no JSON": lambda text: "level sets",
-    "no text": lambda text: b"\xff\xfe\x00",
-    "a list": lambda text: "[]",
-    "no lines": lambda text: json.dumps({"level_sets": json.loads(text)["level_sets"]}),
-    "more than lines": lambda text: json.dumps({**json.loads(text), "more": []}),
-    "no rows": lambda text: json.dumps({"level_sets": 3, "lines": []}),
-    "no panels": lambda text: json.dumps({"level_sets": [[3]], "lines": []}),
-    "no file": lambda text: text.replace('"file"', '"fill"', 1),
-    "no title": lambda text: text.replace('"title"', '"titre"', 1),
-    "no name of a file": changed(file=3),
-    "no such file": changed(file="theta_beyond.npz"),
-    "a folder": changed(file="."),
+    "nothing": (lambda text: "", "line 1"),
+    "cut": (lambda text: text[: len(text) // 2], "line"),
+    "no JSON": (lambda text: "level sets", "line 1"),
+    "no text": (lambda text: b"\xff\xfe\x00", "decode"),
+    "a list": (lambda text: "[]", "TypeError"),
+    "no lines": (lambda text: text.replace('"lines":', '"line":'), "'lines'"),
+    "a number of rows": (replaced(level_sets=3), "'int'"),
+    "a number in place of a row": (replaced(level_sets=[3]), "'int'"),
+    "no rows": (replaced(level_sets=[]), "expected rows of panels, got none"),
+    "an empty row": (replaced(lines=[[]]), "expected rows of panels, got none"),
+    "an empty panel": (replaced(lines=[[{}]]), "'file'"),
+    "no panel": (replaced(level_sets=[[3]]), "'int'"),
+    "no name of a file": (changed(file=3), "'int'"),
+    "no such file": (changed(file="theta_beyond.npz"), "theta_beyond.npz"),
+    "a folder": (changed(file="."), "IsADirectoryError"),
+    "lines in place of a plane": (
+        changed(file="theta_prime_lines.npz"),
+        "theta_prime_lines.npz: expected a plane, got lines",
+    ),
+    "a plane in place of lines": (
+        changed("lines", file="theta_prime_afar.npz"),
+        "theta_prime_afar.npz: expected lines, got a plane",
+    ),
+    "one direction in a plane": (
+        changed(axes=["$d_1$"]),
+        "theta_prime_afar.npz: expected symbol, words and 2 axes",
+    ),
+    "letters in place of directions": (changed(axes=[1, 2]), "expected symbol, words and 2 axes"),
+    "a number in place of a symbol": (changed(symbol=3), "expected symbol, words and 2 axes"),
+    "two directions of lines": (
+        changed("lines", axes=["$d_1$", "$d_2$"]),
+        "theta_prime_lines.npz: expected symbol, words and 1 axes",
+    ),
+    "corners of three numbers": (
+        changed(certified=[[1, 2, 3]] * 4),
+        "expected finite certified (4, 2), got (4, 3)",
+    ),
+    "corners of a line": (changed(certified=[1, 2]), "expected finite certified (3, 2), got (2,)"),
+    "no corners": (changed(certified=[]), "expected finite certified (3, 2), got (0,)"),
+    "corners that are nowhere": (changed(certified=[[1, None]] * 4), "expected finite certified"),
+    "an escape of three numbers": (
+        changed(escape=[1, 2, 3]),
+        "theta_prime_afar.npz: too many values",
+    ),
+    "a plane in place of an escape": (
+        changed("lines", escape="theta_prime_afar.npz"),
+        "theta_prime_afar.npz: expected lines, got a plane",
+    ),
+    "many lines in place of an escape": (
+        changed("lines", escape="theta_prime_lines.npz"),
+        f"expected one line along the escape, got {DIRECTIONS}",
+    ),
+    "one alpha too many": (
+        changed("lines", certified=[1] * (DIRECTIONS + 1)),
+        f"expected finite certified ({DIRECTIONS},), got ({DIRECTIONS + 1},)",
+    ),
+    "an alpha for all lines": (
+        changed("lines", certified=1.5),
+        f"expected finite certified ({DIRECTIONS},), got ()",
+    ),
+    "certified words": (changed("lines", certified=["yes"] * DIRECTIONS), "'yes'"),
+    "no such line of an escape": (changed("lines", escape="none.npz"), "none.npz"),
 }
+for missing in ("symbol", "words", "file", "axes", "certified", "escape"):
+    DAMAGES |= {f"no {missing}": (without(missing), f"'{missing}'")}
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_numbers_are_refused(damage, written):
+@pytest.mark.parametrize(("damage", "words"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_numbers_are_refused(damage, words, written):
     path = written / "figures.json"
     text = damage(path.read_text())
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=re.escape(f"{path}: ")) as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: ')}") as caught:
         read_figures(written)
+    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -592,6 +722,15 @@ def test_damaged_scans_are_refused_by_name(file, name, written):
         read_figures(written)
 
 
+@pytest.mark.parametrize("name", NPZ_DAMAGES)
+def test_a_damaged_escape_is_refused_by_name(name, literal, tmp_path):
+    for file, content in files(literal[1]).items():
+        (tmp_path / file).write_bytes(content)
+    NPZ_DAMAGES[name](tmp_path / "theta_escape_line.npz")
+    with pytest.raises(ValueError, match=r"figures\.json: .*theta_escape_line\.npz"):
+        read_figures(tmp_path)
+
+
 # Figures
 
 
@@ -602,13 +741,17 @@ BOWL = TICKS[:, None] ** 2 + TICKS**2
 SADDLE = TICKS[:, None] ** 2 - 0.5 * TICKS**2 - 0.3 * TICKS
 
 
-def panel(heights, extent=1.0, rounding=1e-12, lines=False, **more):
-    """Return a panel of risks 2 + heights, on a plane or on lines."""
+def landscape(heights, extent=1.0, rounding=1e-12, lines=False):
+    """Return risks 2 + heights, on a plane or on lines."""
     heights = np.asarray(heights, dtype=float)
     alpha = extent * np.linspace(-1, 1, heights.shape[1 if lines else 0])
     beta = None if lines else extent * np.linspace(-1, 1, heights.shape[1])
-    where = Landscape(alpha, beta, 2 + heights, 2.0, rounding)
-    return Panel("a title", where, ("across", "up"), **more)
+    return Landscape(alpha, beta, 2 + heights, 2.0, rounding)
+
+
+def panel(heights, extent=1.0, rounding=1e-12, lines=False, symbol=THETA, **more):
+    where, axes = landscape(heights, extent, rounding, lines), ("across", "up")
+    return Panel(symbol, "some words", where, axes[:1] if lines else axes, **more)
 
 
 def rows_for(draw):
@@ -670,9 +813,10 @@ def filled(ax):
     return next(c for c in ax.collections if isinstance(c, ContourSet) and c.filled)
 
 
-def zero_line(ax):
-    """Return whether there is a contour at 0 alone."""
-    return any(isinstance(c, ContourSet) and list(c.levels) == [0] for c in ax.collections)
+def parting(ax):
+    """Return the levels of the contours that part what is lower from the rest."""
+    lines = [c for c in ax.collections if isinstance(c, ContourSet) and not c.filled]
+    return [c.levels[0] for c in lines if len(c.levels) == 1]
 
 
 def words(ax):
@@ -757,25 +901,58 @@ def test_level_sets_are_orange_where_the_risk_is_lower(drawn, repaired, literal)
         assert is_orange(whole).any() == shown.landscape.lower.any()
 
 
-def test_zero_is_a_level_and_parts_the_colours(drawn):
-    row = [panel(BOWL), panel(SADDLE), panel(-BOWL)]
+def test_one_level_parts_the_colours(drawn):
+    plateau = np.where(abs(TICKS) < 0.6, 0, -BOWL)
+    row = [panel(BOWL), panel(SADDLE), panel(-BOWL), panel(plateau), panel(0 * BOWL)]
     axes, _ = drawn(draw_level_sets, *row)
     for ax, shown in zip(axes, row, strict=True):
         heights, bands = shown.landscape.risks - 2, filled(ax)
-        assert 0 in bands.levels
-        assert (bands.levels[0], bands.levels[-1]) == (
-            pytest.approx(min(heights.min(), 0)),
-            pytest.approx(max(heights.max(), 0)),
-        )
-        colours = bands.cmap(bands.norm((bands.levels[1:] + bands.levels[:-1]) / 2))[:, :3]
-        for upper, colour in zip(bands.levels[1:], colours, strict=True):
-            assert is_orange(colour) == (upper <= 0)
-            assert is_purple(colour) == (upper > 0)
-        assert (sum(bands.levels > 0) >= 4) == (heights > 0).any()
-        assert (sum(bands.levels < 0) >= 4) == (heights < 0).any()
-        assert zero_line(ax) == shown.landscape.lower.any()
-        for side in (colours[bands.levels[1:] > 0], colours[bands.levels[:-1] < 0][::-1]):
+        lower, levels = heights[shown.landscape.lower], bands.levels
+        middle = 0.0
+        if len(lower):
+            [middle] = parting(ax)
+            assert lower.max() < middle < 0  # and nothing is between them and 0
+        else:
+            assert parting(ax) == []
+        assert middle in levels
+        assert levels[0] == pytest.approx(min(heights.min(), 0))
+        if (heights > 0).any():
+            assert levels[-1] == pytest.approx(heights.max())
+        colours = bands.cmap(bands.norm((levels[1:] + levels[:-1]) / 2))[:, :3]
+        np.testing.assert_array_equal(is_orange(colours), levels[1:] <= middle)
+        np.testing.assert_array_equal(is_purple(colours), levels[1:] > 0)
+        assert sum(levels > 0) >= 4
+        assert (sum(levels < middle) >= 3) == bool(len(lower))
+        for side in (colours[levels[1:] > middle], colours[levels[1:] <= middle][::-1]):
             assert (np.diff(side.sum(axis=1)) < 0).all()  # the further from 0 the darker
+
+
+def test_levels_on_both_sides_are_labelled(drawn):
+    for scale in (1, 4e3):
+        [ax], _ = drawn(draw_level_sets, panel(scale * SADDLE))
+        labels = [text.replace("\N{MINUS SIGN}", "-") for text in words(ax)]
+        assert not any("e" in label for label in labels)
+        found = np.array(labels, dtype=float)
+        assert (found < 0).any()
+        assert (found > 0).any()
+        for number in found:
+            assert abs(number - filled(ax).levels).min() <= 0.05 * abs(number)
+
+
+def test_a_plateau_of_zero_is_not_orange(drawn):
+    # Two steps down at one side of the plane, and all the rest at the height of the middle.
+    heights = np.zeros((41, 41))
+    heights[:6], heights[6:12] = -1, -1e-6
+    [ax], picture = drawn(draw_level_sets, panel(heights))
+    orange = np.array(
+        [[is_orange(colours_at(picture, ax, x, y)).any() for y in TICKS[1:-1]] for x in TICKS[1:-1]]
+    )
+    lower = TICKS[1:-1] < 0.05 * 12 - 1
+    assert orange[lower].mean() > 0.8  # the others are under words
+    assert not orange[~lower].any()
+    [ax], _ = drawn(draw_surfaces, panel(heights))
+    [surface] = ax.collections
+    assert is_orange(surface.get_facecolor()[:, :3]).sum() == 12 * 40
 
 
 def test_what_rounding_alone_makes_lower_is_not_orange(drawn):
@@ -786,11 +963,36 @@ def test_what_rounding_alone_makes_lower_is_not_orange(drawn):
         )
         half = picture.shape[1] // 2
         assert not is_orange(picture[:, :half]).any()
+        assert is_orange(picture[:, half:]).any()
         if draw is draw_level_sets:
-            assert is_orange(picture[:, half:]).any()
-            assert (zero_line(below), zero_line(beyond)) == (False, True)
+            assert (len(parting(below)), len(parting(beyond))) == (0, 1)
             assert found_in_title(below) == "0 of 81 points are lower"
             assert found_in_title(beyond) == "4 of 81 points are lower"
+
+
+def test_dips_of_lines_within_rounding_are_not_orange(drawn):
+    dips = TICKS**2 - 0.2 * (TICKS > 0)
+    (below, beyond), picture = drawn(
+        draw_lines,
+        panel([dips], lines=True, rounding=0.15),
+        panel([dips], lines=True, rounding=0.01),
+    )
+    half = picture.shape[1] // 2
+    assert not is_orange(picture[:, :half]).any()
+    assert is_orange(picture[:, half:]).any()
+    assert found_in_title(below) == "0 of 1 lines lead lower"
+    assert found_in_title(beyond) == "1 of 1 lines lead lower"
+    for ax, lowest in ((below, 0.0), (beyond, dips.min())):
+        for collection in (c for c in ax.collections if isinstance(c, LineCollection)):
+            [segment] = collection.get_segments()
+            np.testing.assert_allclose(segment[:, 1], np.maximum(dips, lowest), atol=1e-15)
+
+
+def test_an_escape_within_rounding_does_not_go_down(drawn):
+    escape = landscape([-0.05 * TICKS], rounding=0.06, lines=True)
+    [ax], _ = drawn(draw_lines, panel([TICKS**2], lines=True, escape=escape))
+    [line] = [line for line in ax.lines if line.get_label() == "escape"]
+    np.testing.assert_allclose(line.get_ydata(), np.maximum(-0.05 * TICKS, 0), atol=1e-15)
 
 
 def test_surfaces_are_orange_where_the_risk_is_lower(drawn):
@@ -804,13 +1006,38 @@ def test_surfaces_are_orange_where_the_risk_is_lower(drawn):
     assert low < high - 100
 
 
+@pytest.mark.parametrize("edge", [(0, 0), (-1, 0), (0, -1), (-1, -1)])
+def test_an_edge_that_is_lower_is_orange_on_the_surface(edge, drawn):
+    place, flipped = edge
+    heights = np.full((9, 7), 0.5)
+    (heights.T if flipped else heights)[place] = -0.5
+    [ax], picture = drawn(draw_surfaces, panel(heights))
+    [surface] = ax.collections
+    shades = surface.get_facecolor()[:, :3]
+    assert len(shades) == 8 * 6
+    assert is_orange(shades).sum() == (8 if flipped else 6)
+    assert is_orange(region(picture, ax)[0]).sum() > 100
+
+
+def test_each_cell_of_a_surface_has_the_colour_of_its_lowest_corner(drawn):
+    heights = BOWL.copy()
+    heights[2, 5] = -0.2
+    [ax], _ = drawn(draw_surfaces, panel(heights))
+    [surface] = ax.collections
+    assert len(surface.get_facecolor()) == 64
+    assert is_orange(surface.get_facecolor()[:, :3]).sum() == 4  # those that meet in the point
+
+
 def test_surfaces_have_the_heights_of_the_risks(drawn):
-    (ax, small), _ = drawn(draw_surfaces, panel(SADDLE), panel(1e-5 * SADDLE, 1e-3))
-    assert ax.get_title(loc="left") == "(a) a title\nheight $R - R(\\theta)$"
-    assert small.get_title(loc="left") == "(b) a title\nheight $R - R(\\theta)$ [$10^{-5}$]"
+    row = [panel(SADDLE), panel(1e-5 * SADDLE, 1e-3, symbol=THETA_PRIME)]
+    (ax, small), _ = drawn(draw_surfaces, *row)
+    assert words(ax) == ["(a) $\\theta$: some words\nheight $R - R(\\theta)$"]
+    assert words(small) == ["(b) $\\theta'$: some words\nheight $R - R(\\theta')$ [$10^{-5}$]"]
+    assert [ax.get_xlabel(), ax.get_ylabel()] == ["along across", "along up"]
     assert [small.get_xlabel(), small.get_ylabel()] == [
-        rf"$\{name}$ [$10^{{-3}}$]" for name in ("alpha", "beta")
+        f"along {name} [$10^{{-3}}$]" for name in ("across", "up")
     ]
+    assert ax.get_zlabel() == small.get_zlabel() == ""
     assert ax.get_zlim() == pytest.approx((SADDLE.min(), SADDLE.max()))
     assert (ax.get_xlim(), ax.get_ylim()) == ((-1, 1), (-1, 1))
 
@@ -841,6 +1068,18 @@ def test_lines_are_orange_below_zero_only(drawn, repaired):
         assert ax.get_xlim() == (shown.landscape.alpha[0], shown.landscape.alpha[-1])
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e6, 1e12])
+def test_lines_are_cut_at_zero_at_any_scale(scale, drawn):
+    heights = scale * np.stack([TICKS, TICKS**2])
+    shown = Landscape(TICKS, None, heights, 0.0, 0.0)
+    [ax], picture = drawn(draw_lines, Panel(THETA, "some words", shown, ("across",)))
+    pixels, rows = region(picture, ax)
+    zero = ax.transData.transform((0, 0))[1]
+    above, below = pixels[rows > zero + 3], pixels[rows < zero - 3]
+    assert is_orange(below).any() and not is_purple(below).any()
+    assert is_purple(above).any() and not is_orange(above).any()
+
+
 def test_what_falls_below_zero_fills_a_fifth_at_least(drawn):
     steep = panel([100 * TICKS**2, -(TICKS**2)], lines=True)
     even = panel([2 * TICKS**2, -(TICKS**2)], lines=True)
@@ -854,22 +1093,38 @@ def test_what_falls_below_zero_fills_a_fifth_at_least(drawn):
 def test_titles_count_what_is_lower(drawn):
     some = panel(SADDLE, rounding=1e-3)
     (bowl, saddle), _ = drawn(draw_level_sets, panel(BOWL), some)
-    assert bowl.get_title(loc="left") == "(a) a title\n0 of 81 points are lower"
+    assert bowl.get_title(loc="left") == "(a) $\\theta$: some words\n0 of 81 points are lower"
     count = (SADDLE < -1e-3).sum()
     assert 0 < count < 81
-    assert saddle.get_title(loc="left") == f"(b) a title\n{count} of 81 points are lower"
+    title = f"(b) $\\theta$: some words\n{count} of 81 points are lower"
+    assert saddle.get_title(loc="left") == title
     lines = np.stack([TICKS**2, TICKS, -TICKS, 1e-4 * TICKS])
     row = [panel(lines[:1], lines=True), panel(lines, lines=True, rounding=1e-3)]
-    row.append(panel(lines[[0, 1, 0, 2]], lines=True, escape=True))
-    row.append(panel(lines[[0, 1]], lines=True, escape=True))
+    row.append(panel(lines[[0, 1, 0]], lines=True, escape=landscape(lines[2:3], lines=True)))
+    row.append(panel(lines[[0]], lines=True, escape=landscape(lines[1:2], lines=True)))
     axes, _ = drawn(draw_lines, *row)
     assert [found_in_title(ax) for ax in axes] == [
-        "0 of 1 directions are lower",
-        "2 of 4 directions are lower in places",
-        "1 of 3 directions are lower in places",
-        "0 of 1 directions are lower",
+        "0 of 1 lines lead lower",
+        "2 of 4 lines lead lower",
+        "1 of 3 lines lead lower",
+        "0 of 1 lines lead lower",
     ]
-    assert [ax.get_title(loc="left")[:4] for ax in axes] == ["(a) ", "(b) ", "(c) ", "(d) "]
+    titles = [f"({letter}) $\\theta$: some words" for letter in "abcd"]
+    assert [ax.get_title(loc="left").splitlines()[0] for ax in axes] == titles
+
+
+@pytest.mark.parametrize("symbol", [THETA, THETA_PRIME, THETA_1])
+def test_the_heights_are_above_the_point_of_the_panel(symbol, drawn):
+    lines = {"lines": True, "symbol": symbol}
+    escape = landscape([-TICKS], lines=True)
+    row = [panel([TICKS], **lines), panel([TICKS], escape=escape, **lines)]
+    axes, _ = drawn(draw_lines, *row)
+    difference = rf"$R - R({symbol.strip('$')})$"
+    assert [ax.get_ylabel() for ax in axes] == [difference] * 2
+    [ax], _ = drawn(draw_surfaces, panel(SADDLE, symbol=symbol))
+    assert words(ax) == [f"(a) {symbol}: some words\nheight {difference}"]
+    [ax], _ = drawn(draw_level_sets, panel(SADDLE, symbol=symbol))
+    assert ax.get_title(loc="left").startswith(f"(a) {symbol}: some words\n")
 
 
 def test_the_certified_radius_is_an_outline_or_words(drawn):
@@ -895,6 +1150,15 @@ def test_the_certified_radius_is_an_outline_or_words(drawn):
     row += [panel(lines, lines=True, certified=np.array(end)) for end in ends]
     axes, _ = drawn(draw_lines, *row)
     assert [INSIDE in words(ax) for ax in axes] == [False, True, False, False]
+
+
+def test_all_is_within_the_radius_where_the_corners_are(drawn):
+    diamond = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # its corners are outside the plane
+    slanted = diamond @ [[3, 2], [2, 3]]  # two corners of the plane are within
+    row = [panel(BOWL, certified=outline) for outline in (1.9 * diamond, slanted, 2.1 * diamond)]
+    axes, _ = drawn(draw_level_sets, *row)
+    assert [INSIDE in words(ax) for ax in axes] == [False, False, True]
+    assert [len(dashed(ax)) for ax in axes] == [1, 1, 0]
 
 
 def test_the_words_about_the_radius_are_those_of_the_paper_s_figures(drawn, repaired):
@@ -928,7 +1192,8 @@ def test_labels_have_the_power_of_ten(extent, power, drawn):
     ):
         [ax], _ = drawn(draw, shown)
         unit = rf" [$10^{{{power}}}$]" if power else ""
-        assert (ax.get_xlabel(), ax.get_ylabel()) == ("across" + unit, "up" + unit)
+        up = "$R - R(\\theta)$" if draw is draw_lines else "distance along up"
+        assert (ax.get_xlabel(), ax.get_ylabel()) == ("distance along across" + unit, up + unit)
         for axis in (ax.xaxis, ax.yaxis):
             places, numbers = tick_numbers(axis)
             assert len(numbers) >= 3
@@ -942,6 +1207,7 @@ def test_an_arrow_shows_the_escape_in_its_plane(drawn, literal):
     arrows = [[t for t in ax.texts if isinstance(t, Annotation)] for ax in axes]
     assert [len(found) for found in arrows] == [1, 0]
     [[arrow], _] = arrows
+    assert to_rgb(arrow.arrow_patch.get_edgecolor()) == (0, 0, 0)
     assert (arrow.xy, arrow.xyann) == (plane.escape, (0, 0))
     assert arrow.arrow_patch is not None
     assert axes[0].get_xlabel().startswith("distance along the escape")
@@ -952,13 +1218,16 @@ def test_the_escape_is_a_line_of_its_own(drawn, literal):
     (ax, other), picture = drawn(draw_lines, lines, literal[0].lines[0][1])
     heights = lines.landscape.risks - lines.landscape.centre
     [escape] = [line for line in ax.lines if line.get_label() == "escape"]
-    expected = np.c_[lines.landscape.alpha, heights[-1]]
-    np.testing.assert_array_equal(escape.get_xydata(), expected)
+    assert to_rgb(escape.get_color()) == (0, 0, 0)
+    expected = lines.escape.risks[0] - lines.escape.centre
+    np.testing.assert_array_equal(escape.get_xydata(), np.c_[lines.escape.alpha, expected])
     [label] = ax.get_legend().get_texts()
     assert label.get_text() == "escape"
     assert ax.get_yscale() == "symlog"
     low, high = ax.get_ylim()
-    assert low <= heights.min() and heights.max() <= high
+    assert low <= expected.min() < 0 < heights.max() <= high
+    down = ax.transAxes.inverted().transform(ax.transData.transform([(0, expected.min()), (0, 0)]))
+    assert np.ptp(down[:, 1]) > 0.1  # the fall is seen beside the steep lines
     for collection in (c for c in ax.collections if isinstance(c, LineCollection)):
         assert len(collection.get_segments()) == DIRECTIONS
     assert other.get_legend() is None
@@ -975,3 +1244,65 @@ def test_places_without_a_panel_stay_empty(tmp_path, monkeypatch):
     assert [ax.axison for ax in seen[0].axes] == [True, True, True, False]
     letters = [ax.get_title(loc="left")[:3] for ax in seen[0].axes]
     assert letters == ["(a)", "(b)", "(c)", ""]
+
+
+FLAT_PLANES = {
+    "a flat plane": np.zeros((9, 9)),
+    "the least that is lower": np.where(BOWL == 0, -1e-11, 0),
+    "two heights": np.where(TICKS < 0, 0, -1) * np.ones((9, 1)),
+    "2 x 2": np.array([[1, 1.01], [1.02, 1]]),
+    "a flat 2 x 2": np.ones((2, 2)),
+    "all of 2 x 2 lower": np.array([[-1, -1.01], [-1.02, -1]]),
+}
+
+
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+@pytest.mark.parametrize("draw", [draw_level_sets, draw_surfaces], ids=["level sets", "surfaces"])
+@pytest.mark.parametrize("heights", FLAT_PLANES.values(), ids=FLAT_PLANES)
+def test_planes_with_little_to_see_are_drawn(heights, draw, drawn):
+    [ax], picture = drawn(draw, panel(heights))
+    assert ax.get_xlim() == (-1, 1)
+    assert is_orange(region(picture, ax)[0]).any() == (heights < 0).any()
+    if draw is draw_surfaces:
+        low, high = ax.get_zlim()
+        assert low == pytest.approx(heights.min(), rel=1e-6)
+        assert high == pytest.approx(heights.max() if np.ptp(heights) else low + 1)
+
+
+@pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
+@pytest.mark.parametrize("escape", [None, 0 * TICKS, TICKS**2, -TICKS], ids=lambda y: y is not None)
+@pytest.mark.parametrize("height", [0.0, 1.0])
+def test_lines_with_little_to_see_are_drawn(height, escape, drawn):
+    more = {} if escape is None else {"escape": landscape([escape], lines=True)}
+    [ax], picture = drawn(draw_lines, panel([0 * TICKS, height * TICKS**2], lines=True, **more))
+    low, high = ax.get_ylim()
+    assert low <= 0 < high
+    assert height <= high
+    assert not is_orange(region(picture, ax)[0]).any()
+    black = [line for line in ax.lines if line.get_label() == "escape"]
+    assert len(black) == (escape is not None)
+    if black:
+        np.testing.assert_array_equal(black[0].get_ydata(), escape)
+
+
+@over_figures
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_risks_that_are_not_finite_are_refused(draw, value, tmp_path):
+    lines = draw is draw_lines
+    heights = np.stack([TICKS**2, TICKS]) if lines else BOWL.copy()
+    heights[1, 2] = value
+    row = [panel(heights[:1] if lines else BOWL, lines=lines)]
+    row.append(panel(heights, lines=lines, symbol=THETA_PRIME))
+    cause = f"figure of {THETA_PRIME}: expected finite risks"
+    with pytest.raises(ValueError, match=f"^{re.escape(cause)}$"):
+        draw(tmp_path / "figure.png", [row])
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 1)])
+def test_planes_of_less_than_two_by_two_points_are_refused(shape, tmp_path):
+    for draw, name in ((draw_level_sets, "level sets"), (draw_surfaces, "surface")):
+        cause = f"{name}: expected 2 x 2 points or more, got {shape}"
+        with pytest.raises(ValueError, match=f"^{re.escape(cause)}$"):
+            draw(tmp_path / "figure.png", [[panel(np.zeros(shape))]])
+    assert not files(tmp_path)

@@ -29,7 +29,7 @@ import strict_device
 import torch
 import torch_twin
 
-from tinyspur import backend, find_spurious_minimum, landscape, linear_minimum
+from tinyspur import backend, find_spurious_minimum, linear_minimum, scanning
 from tinyspur.activations import ReLU, SmoothActivation, Softplus, Tanh
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
@@ -39,7 +39,6 @@ from tinyspur.landscape import (
     Plane,
     RandomDirections,
     random_direction,
-    scan,
 )
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
@@ -49,6 +48,7 @@ from tinyspur.parameters import Parameters
 from tinyspur.reports import save_point
 from tinyspur.rounding import risk_rounding
 from tinyspur.samples import TrainingSet
+from tinyspur.scanning import scan
 
 LOSS = SquaredLoss()
 LOSSES = [LOSS, CrossEntropy(), AbsoluteLoss(), HuberLoss(0.7)]
@@ -285,7 +285,7 @@ def work(monkeypatch):
 
     monkeypatch.setattr(Network, "neurons", passing)
     monkeypatch.setattr(WeightMatrix, "__matmul__", multiplying)
-    monkeypatch.setattr(landscape, "risk_rounding", lambda *_: 0.0)
+    monkeypatch.setattr(scanning, "risk_rounding", lambda *_: 0.0)
     return passes, products
 
 
@@ -583,7 +583,7 @@ def problem(steps=15, seed=0):
 def processes():
     """Return two processes; the server that they come from has imported what they need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tinyspur.landscape"])
+    context.set_forkserver_preload(["tinyspur.scanning"])
     return ProcessPoolExecutor(2, context)
 
 
@@ -613,8 +613,9 @@ PREPARE = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 import numpy as np
-from tinyspur import landscape, load_point, SquaredLoss, TrainingSet
-from tinyspur.landscape import Landscape, Plane, scan
+from tinyspur import scanning, load_point, SquaredLoss, TrainingSet
+from tinyspur.landscape import Landscape, Plane
+from tinyspur.scanning import scan
 folder = sys.argv[1]
 with np.load(folder + "/data.npz") as arrays:
     data = TrainingSet(arrays["x"], arrays["y"])
@@ -653,7 +654,7 @@ class Simulated(Executor):
         self.workers = [(n, {}) for n in range(workers)]
         self.started, self.waiting, self.most = workers, [], 0
         self.dead, self.calls = dead, 0
-        monkeypatch.setattr(landscape, "wait", self.wait)
+        monkeypatch.setattr(scanning, "wait", self.wait)
 
     def submit(self, function, *args):
         future = Future()
@@ -673,7 +674,7 @@ class Simulated(Executor):
             number, memory = self.workers[k]
             with self.patch.context() as patch:
                 patch.setattr(os, "getpid", lambda number=number: number)
-                patch.setattr(landscape, "_KEPT", memory)
+                patch.setattr(scanning, "_KEPT", memory)
                 future.set_result(function(*args))
         return SimpleNamespace(done=[future for future in futures if future.done()])
 
@@ -726,7 +727,7 @@ def test_workers_run_on_one_thread_each(monkeypatch):
 
     monkeypatch.setattr(SquaredLoss, "value", watched)
     monkeypatch.setattr(backend, "WORKERS", 4)
-    monkeypatch.setattr(landscape, "risk_rounding", lambda *_: 0.0)
+    monkeypatch.setattr(scanning, "risk_rounding", lambda *_: 0.0)
     where.theta.net.memory_budget = 1
     scan(where, data, LOSS)
     assert len(set(threads)) > 1
@@ -858,13 +859,13 @@ def test_dask_replaces_workers_that_die_and_the_bits_are_the_same(client):
 @pytest.fixture
 def evaluated(monkeypatch):
     """Record the numbers of the points that are evaluated."""
-    numbers, risks = [], landscape._Job.risks
+    numbers, risks = [], scanning._Job.risks
 
     def recording(job, points):
         numbers.extend(map(int, points))
         return risks(job, points)
 
-    monkeypatch.setattr(landscape._Job, "risks", recording)
+    monkeypatch.setattr(scanning._Job, "risks", recording)
     return numbers
 
 
@@ -878,7 +879,7 @@ def stuck(loss, o, y):
         print("stuck", flush=True)
         time.sleep(600)
     return value(loss, o, y)
-SquaredLoss.value, landscape.SAVE_SECONDS = stuck, -1
+SquaredLoss.value, scanning.SAVE_SECONDS = stuck, -1
 scan(where, data, SquaredLoss(), path=folder + "/scan.npz")
 """
     path = tmp_path / "scan.npz"
@@ -900,7 +901,7 @@ scan(where, data, SquaredLoss(), path=folder + "/scan.npz")
 
 def test_an_interrupted_scan_is_saved_and_goes_on(tmp_path, evaluated, monkeypatch):
     where, data, expected = problem()
-    path, risks = tmp_path / "new" / "scan.npz", landscape._Job.risks
+    path, risks = tmp_path / "new" / "scan.npz", scanning._Job.risks
     evaluated.clear()
 
     def interrupted(job, points):
@@ -909,7 +910,7 @@ def test_an_interrupted_scan_is_saved_and_goes_on(tmp_path, evaluated, monkeypat
         return risks(job, points)
 
     with monkeypatch.context() as patch:
-        patch.setattr(landscape._Job, "risks", interrupted)
+        patch.setattr(scanning._Job, "risks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             scan(where, data, LOSS, path=path)
     assert evaluated == list(range(20))
@@ -1345,7 +1346,7 @@ def test_a_file_without_a_rounding_error_is_not_finished(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(landscape, "risk_rounding", stop)
+        patch.setattr(scanning, "risk_rounding", stop)
         scan(where, data, LOSS, path=tmp_path / "scan.npz")
     with pytest.raises(ValueError, match="expected a finished scan"):
         Landscape.load(tmp_path / "scan.npz")
@@ -1361,7 +1362,7 @@ def test_what_cannot_be_pickled_is_bad_input():
 
 def test_a_file_that_cannot_be_written_is_no_failure_of_the_executor(tmp_path, monkeypatch):
     where, data, _ = problem(5)
-    write, calls = landscape._write, []
+    write, calls = Landscape.save, []
 
     def full(*args, **more):
         calls.append(1)
@@ -1369,8 +1370,8 @@ def test_a_file_that_cannot_be_written_is_no_failure_of_the_executor(tmp_path, m
             raise OSError(28, "No space left on device")
         return write(*args, **more)
 
-    monkeypatch.setattr(landscape, "_write", full)
-    monkeypatch.setattr(landscape, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(Landscape, "save", full)
+    monkeypatch.setattr(scanning, "SAVE_SECONDS", -1)
     with ThreadPoolExecutor(1) as executor, pytest.raises(OSError, match="No space left"):
         scan(where, data, LOSS, executor, tmp_path / "scan.npz")
 
@@ -1433,7 +1434,7 @@ def test_errors_name_the_path_once(tmp_path):
 
 def test_all_threads_of_a_worker_have_something_to_do(monkeypatch):
     where, data, _ = problem()
-    lock, now, most, risks = threading.Lock(), [0], [0], landscape._Job.risks
+    lock, now, most, risks = threading.Lock(), [0], [0], scanning._Job.risks
 
     def counted(job, points):
         with lock:
@@ -1446,7 +1447,7 @@ def test_all_threads_of_a_worker_have_something_to_do(monkeypatch):
             with lock:
                 now[0] -= 1
 
-    monkeypatch.setattr(landscape._Job, "risks", counted)
+    monkeypatch.setattr(scanning._Job, "risks", counted)
     with ThreadPoolExecutor(12) as executor:
         scan(where, data, LOSS, executor)
     assert most[0] > 6
@@ -1459,7 +1460,7 @@ def test_a_finished_scan_is_not_pickled(tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("pickled")
 
-    monkeypatch.setattr(landscape.pickle, "dumps", refuse)
+    monkeypatch.setattr(scanning.pickle, "dumps", refuse)
     with ThreadPoolExecutor(1) as executor:
         same_bits(scan(where, data, LOSS, executor, tmp_path / "scan.npz"), expected)
 

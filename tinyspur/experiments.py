@@ -18,11 +18,12 @@ import numpy as np
 
 from .certificates import certify_cell
 from .constructions.convolutional import SpuriousMinimum
-from .landscape import Landscape, Lines, Plane, RandomDirections, random_direction, scan
+from .landscape import Landscape, Lines, Plane, RandomDirections, random_direction
 from .losses import Loss
 from .parameters import Parameters
 from .reports import naming, write_json
 from .samples import TrainingSet
+from .scanning import scan
 
 AFAR = 1.5  # how far planes reach that are seen from afar, in units of the certified reach
 NEARBY = 2.5  # and from nearby, in units of how far the risk falls from theta'
@@ -163,7 +164,7 @@ def scan_figures(
         level_sets += [[plane(p, "nearby", nearby) for p in points]]
         rays = [[lines(p, nearby) for p in points]]
     else:
-        theta, prime, *_ = points
+        theta, *others = points
         net, length, decrease = theta.theta.net, found.escape.length, found.escape.decrease
         escape = Parameters(net, (found.escape.theta.vector - theta.theta.vector) / length)
         random, far = random_direction(theta.theta, (seed, 0)), ESCAPE * length
@@ -175,11 +176,11 @@ def scan_figures(
             [
                 plane(theta, "random", far),
                 panel(theta, "escape", across, ["the escape", "$d_1$"], [length, 0.0]),
-                plane(prime, "nearby", nearby),
+                *(plane(p, "nearby", nearby) for p in others),
             ]
         ]
         beside = lines(theta, far, FINE, evaluated(theta, "escape_line", along))
-        rays = [[beside, lines(prime, nearby)]]
+        rays = [[beside, *(lines(p, nearby) for p in others)]]
     write_json(folder / NUMBERS, {"level_sets": level_sets, "lines": rays})
     return read_figures(folder)
 
@@ -201,16 +202,32 @@ def read_figures(folder: str | Path) -> Figures:
 
 
 def _panel(folder: Path, dimensions: int, entry: dict) -> Panel:
-    """Return the panel of a plane (2 dimensions) or of lines (1)."""
-    landscape, axes, escape = Landscape.load(folder / entry["file"]), entry["axes"], entry["escape"]
-    if (1 if landscape.beta is None else 2) != dimensions or len(axes) != dimensions:
-        raise ValueError(f"{entry['file']}: expected {dimensions} dimensions")
-    certified = entry["certified"]
-    if certified is not None:
-        certified = np.array(certified, dtype=np.float64)
-        expected = (len(certified), 2) if dimensions == 2 else landscape.risks.shape[:1]
-        if certified.shape != expected:
-            raise ValueError(f"expected certified {expected}, got {certified.shape}")
-    if escape is not None:
-        escape = tuple(escape) if dimensions == 2 else Landscape.load(folder / escape)
+    """Return the panel of a plane (2 dimensions) or of lines (1); ValueError if it is none."""
+    file, axes, certified, escape = (entry[k] for k in ("file", "axes", "certified", "escape"))
+    words = [entry["symbol"], entry["words"], *axes]
+    landscape = _landscape(folder / file, dimensions)
+    with naming(f"{file}:"):
+        if len(axes) != dimensions or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"expected symbol, words and {dimensions} axes, got {words}")
+        if certified is not None:
+            certified = np.array(certified, dtype=np.float64)
+            n = max((3, *certified.shape[:1]))
+            expected = (n, 2) if dimensions == 2 else landscape.risks.shape[:1]
+            if certified.shape != expected or not np.isfinite(certified).all():
+                raise ValueError(f"expected finite certified {expected}, got {certified.shape}")
+        if escape is not None and dimensions == 2:
+            alpha, beta = map(float, escape)
+            escape = alpha, beta
+        elif escape is not None:
+            escape = _landscape(folder / escape, 1)
+            if len(escape.risks) != 1:
+                raise ValueError(f"expected one line along the escape, got {len(escape.risks)}")
     return Panel(entry["symbol"], entry["words"], landscape, tuple(axes), certified, escape)
+
+
+def _landscape(path: Path, dimensions: int) -> Landscape:
+    landscape, names = Landscape.load(path), ("lines", "a plane")
+    found = 1 if landscape.beta is None else 2
+    if found != dimensions:
+        raise ValueError(f"{path}: expected {names[dimensions - 1]}, got {names[found - 1]}")
+    return landscape

@@ -1,42 +1,22 @@
-"""The risk on lines and planes through parameter space (Li et al. 2018), on any executor.
+"""Directions, lines and planes through parameter space (Li et al. 2018), and the risks on them.
 
-`scan` evaluates the risk at the points of a `Plane` or of `Lines` and returns a `Landscape`. What
-it shows is evidence: a scan samples, it proves nothing.
+`scanning.scan` evaluates the risk at the points of a `Plane` or of `Lines` and returns a
+`Landscape`. What it shows is evidence: a scan samples, it proves nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import pickle
-import socket
-import threading
-import time
-import uuid
-import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from .backend import Array, all_to_numpy, namespace, one_thread, to_numpy
-from .losses import Loss
+from .backend import all_to_numpy, namespace, to_numpy
 from .parameters import Parameters
 from .reports import naming, read_arrays, whole_file
-from .rounding import risk_rounding
-from .samples import TrainingSet
 
 NORMALIZATIONS = (None, "filter", "layer")
-TOGETHER = 4  # points whose first layers are one product; also what a worker gets at a time
-SAVE_SECONDS = 1.0  # between two writings of what is finished
-KEPT_JOBS = 2  # scans whose data a worker keeps
 
 
 # Directions
@@ -356,9 +336,12 @@ class Landscape:
             found += f", by {self.centre - np.nanmin(self.risks):.3g} at most"
         return f"R = {self.centre:.9g} at the centre; {found}"
 
-    def save(self, path: str | Path) -> None:
-        """Write the arrays `alpha`, `beta` (of a plane), `risks`, `centre`, `rounding` as NPZ."""
-        _write(path, self)
+    def save(self, path: str | Path, **more: np.ndarray) -> None:
+        """Write `alpha`, `beta` (of a plane), `risks`, `centre`, `rounding` and `more` as NPZ."""
+        axes = {"alpha": self.alpha} | ({} if self.beta is None else {"beta": self.beta})
+        numbers = {"centre": np.array(self.centre), "rounding": np.array(self.rounding)}
+        with whole_file(path) as file:
+            np.savez(file, **axes, risks=self.risks, **numbers, **more)
 
     @classmethod
     def load(cls, path: str | Path) -> Landscape:
@@ -383,297 +366,3 @@ class Landscape:
             if risks.shape != expected:
                 raise ValueError(f"expected risks {expected}, got {risks.shape}")
             return cls(alpha, beta, risks, float(arrays["centre"]), float(arrays["rounding"]))
-
-
-def _write(path: str | Path, landscape: Landscape, **more: np.ndarray) -> None:
-    axes = {"alpha": landscape.alpha}
-    axes |= {} if landscape.beta is None else {"beta": landscape.beta}
-    numbers = {name: np.array(getattr(landscape, name)) for name in ("centre", "rounding")}
-    with whole_file(path) as file:
-        np.savez(file, **axes, risks=landscape.risks, **numbers, **more)
-
-
-def scan(
-    where: Plane | Lines,
-    data: TrainingSet,
-    loss: Loss,
-    executor: Executor | None = None,
-    path: str | Path | None = None,
-    progress: bool | str = False,
-) -> Landscape:
-    """Return the risks at the points of a plane or of lines.
-
-    No point is evaluated twice (theta lies on every line), and points share what they have in
-    common: the layers below the first one that the directions move, and the patches of that one.
-    Passes stream over the samples in chunks, as everywhere.
-
-    `executor` is any `concurrent.futures.Executor`: a process pool, Dask's
-    ``client.get_executor()``, mpi4py's pool. The data travel to each worker once (now and then
-    twice), however many points it evaluates, and it keeps those of the last two scans; it runs on
-    one thread. The risks are the same bits with any executor and without one, where all cores work
-    and a chunk holds up to twice the memory budget.
-
-    To `path` (an NPZ) goes what is finished, as it comes. A scan that was killed goes on from there
-    when it is called again, with the same numbers; of a finished one they are read. `progress`
-    shows a bar, with a text of yours before it. Raises ValueError for a file of another scan, and
-    RuntimeError when workers die that the executor does not replace.
-    """
-    job = _Job(where, data, loss, _first_moved(where))
-    store = _Store(path, job)
-    total, numbers = store.done.size, store.numbers
-    starts = range(0, len(numbers), TOGETHER)
-    blocks = [slice(n, min(n + TOGETHER, len(numbers))) for n in starts]
-    todo = [(block, numbers[block]) for block in blocks if not store.done[1:][block].all()]
-    text = progress if isinstance(progress, str) else "risks"
-    with store, tqdm(total=total, desc=text, leave=False, disable=not progress) as bar:
-        bar.update(int(store.done.sum()))
-        if not store.done[0]:
-            store.put(slice(0, 1), where.theta.net.risk(where.theta, data, loss))
-            bar.update()
-        with closing(_evaluated(job, todo, executor)) as found:
-            try:
-                for block, risks in found:
-                    store.put(slice(block.start + 1, block.stop + 1), risks)
-                    bar.update(len(risks))
-            except _ExecutorError as error:
-                kept = f"; {store.done.sum()} of {total} risks are in {path}, from which the same "
-                raise RuntimeError(
-                    f"scan: {error}" + (f"{kept}call goes on" if path is not None else "")
-                ) from error.__cause__
-        if np.isnan(store.rounding):
-            store.rounding = job.rounding(store.risks)
-            store.changed = True
-    return store.landscape()
-
-
-class _Job(NamedTuple):
-    """What a worker needs: where, of what, and the first layer that differs between points."""
-
-    where: Plane | Lines
-    data: TrainingSet
-    loss: Loss
-    first: int
-
-    def risks(self, numbers: Sequence[int]) -> np.ndarray:
-        """Return the risks at some points; what the first layer reads is the same for them."""
-        points = list(self.where.points(numbers))
-        theta, net, first, loss = self.where.theta, self.where.theta.net, self.first, self.loss
-        y, xp = net.targets(theta, self.data, loss), namespace(theta.vector)
-        W = theta.W[first].with_weights(xp.concatenate([p.W[first].weights for p in points]))
-
-        def chunk(rows: slice, columns: Array) -> list[Array]:
-            z = W @ net.layer_output(theta, columns, first - 1)
-            z, losses = z.reshape(len(points), -1, z.shape[1]), []
-            for k, point in enumerate(points):
-                _, o = net.neurons(point, first, z[k], overwrite=True)
-                losses.append(
-                    loss.value(net.layer_output(point, o, net.depth, above=first), y[:, rows])
-                )
-            return xp.stack(losses)
-
-        losses = xp.concatenate(list(net.over(theta, self.data.x, chunk)), axis=1)
-        return to_numpy(losses).mean(axis=1).astype(np.float64)
-
-    def rounding(self, risks: np.ndarray) -> float:
-        """Return what of a difference to theta rounding may account for, see `Landscape`."""
-        numbers = [self.where.farthest]
-        if np.isfinite(risks).any():
-            numbers.append(int(np.nanargmin(risks)))
-        errors = [
-            risk_rounding(point, self.data, self.loss)
-            for point in (self.where.theta, *self.where.points(numbers))
-        ]
-        total = errors[0] + max(errors[1:])
-        return total if np.isfinite(total) else np.inf  # after overflow nothing counts as lower
-
-    def key(self) -> str:
-        """Return a digest of everything that the risks depend on."""
-        where, digest = self.where, hashlib.sha256()
-        if isinstance(where.directions, RandomDirections):
-            d = where.directions
-            directions = [d.theta.vector]
-            words = [d.seed, d.count, d.normalization, d.biases]
-        else:
-            directions, words = [d.vector for d in where.directions], []
-        net = where.theta.net
-        words += [type(where).__name__, TOGETHER, net.spec]
-        words += [_described(self.loss), _described(net.activation)]
-        digest.update(json.dumps(words, default=repr).encode())
-        vectors = all_to_numpy([where.theta.vector, *directions])
-        ticks = [where.alpha] if where.beta is None else [where.alpha, where.beta]
-        for array in (*vectors, *ticks, self.data.x, self.data.y):
-            digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()
-
-
-def _described(value: object) -> object:
-    """Return what tells a loss or an activation from others, the same in every process."""
-    if hasattr(value, "__code__"):
-        code = value.__code__
-        cells = [_described(cell.cell_contents) for cell in value.__closure__ or ()]
-        return [value.__qualname__, code.co_code.hex(), repr(code.co_consts), cells]
-    if hasattr(value, "__dict__") and not callable(getattr(value, "__array_ufunc__", None)):
-        numbers = {key: _described(part) for key, part in sorted(vars(value).items())}
-        return [type(value).__module__, type(value).__qualname__, numbers]
-    return repr(value)
-
-
-def _first_moved(where: Plane | Lines) -> int:
-    """Return the lowest layer that some direction moves; of random ones it may be all."""
-    directions, net = where.directions, where.theta.net
-    if isinstance(directions, RandomDirections):
-        return min(where.theta.b)
-    moved = np.any([v != 0 for v in all_to_numpy([d.vector for d in directions])], axis=0)
-    by_layer = Parameters(net, moved)
-    return min(n for n, b in by_layer.b.items() if b.any() or by_layer.W[n].weights.any())
-
-
-class _Store:
-    """The risks found so far, theta's first, and the file that holds them."""
-
-    def __init__(self, path: str | Path | None, job: _Job):
-        self.where, self.path = job.where, path
-        moves = job.where._moves().any(axis=1)
-        self.numbers = np.flatnonzero(moves)  # of the points that are not theta
-        self.places = np.where(moves, np.cumsum(moves), 0)  # of each point in `values`
-        self.values = np.full(len(self.numbers) + 1, np.nan)
-        self.done = np.zeros(len(self.values), bool)
-        self.rounding, self.changed, self.written = np.nan, False, time.monotonic()
-        self.key = "" if path is None else job.key()
-        if path is not None and Path(path).exists():
-            self._read()
-
-    def _read(self) -> None:
-        arrays = read_arrays(self.path)
-        with naming(f"{self.path}:"):
-            if str(arrays.get("key")) != self.key:
-                raise ValueError(
-                    "expected no file, or that of the same scan, got another one: remove it first"
-                )
-            if arrays["done"].shape != self.done.shape:
-                raise ValueError(f"expected {self.done.size} risks, got {arrays['done'].size}")
-            self.done, self.rounding = arrays["done"], float(arrays["rounding"])
-            self.values[self.places] = arrays["risks"].ravel()
-            self.values[0] = arrays["centre"]
-
-    @property
-    def risks(self) -> np.ndarray:
-        return self.values[self.places].reshape(self.where.shape)
-
-    def landscape(self) -> Landscape:
-        where, centre = self.where, float(self.values[0])
-        return Landscape(where.alpha, where.beta, self.risks, centre, float(self.rounding))
-
-    def put(self, block: slice, risks: np.ndarray | float) -> None:
-        self.values[block], self.done[block], self.changed = risks, True, True
-        if time.monotonic() - self.written > SAVE_SECONDS:
-            self.write()
-
-    def write(self) -> None:
-        if self.path is not None and self.changed:
-            _write(self.path, self.landscape(), key=np.array(self.key), done=self.done)
-        self.changed, self.written = False, time.monotonic()
-
-    def __enter__(self) -> _Store:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.write()
-
-
-# Executors
-
-_KEPT: dict[str, _Job] = {}  # in a worker: the scans whose data it has
-
-
-class _ExecutorError(Exception):
-    """What an executor raised."""
-
-
-def _work(
-    key: str, numbers: np.ndarray, job: bytes | None
-) -> tuple[tuple[str, int], np.ndarray | None]:
-    """Return which process and thread this is and the risks, or None if it has not got the data."""
-    name = f"{socket.gethostname()} {os.getpid()}", threading.get_ident()
-    if job is not None and key not in _KEPT:
-        _KEPT[key] = pickle.loads(job)
-        for old in list(_KEPT)[:-KEPT_JOBS]:
-            _KEPT.pop(old, None)
-    kept = _KEPT.get(key)
-    if kept is None:
-        return name, None
-    with one_thread():
-        return name, kept.risks(numbers)
-
-
-def _evaluated(
-    job: _Job, blocks: list[tuple[slice, np.ndarray]], executor: Executor | None
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield each block of points and its risks, with an executor as they come.
-
-    A process that has not got the data says so, and the block is sent again with them. Until they
-    have arrived somewhere, what else this process was given waits. Two blocks for each thread seen
-    so far, and two more, are under way.
-    """
-    if executor is None or not blocks:
-        for block, numbers in blocks:
-            yield block, job.risks(numbers)
-        return
-    key = uuid.uuid4().hex
-    try:
-        sent = pickle.dumps(job)
-    except Exception as error:
-        raise ValueError(
-            f"scan: expected a network, data and a loss that can be pickled: {error}"
-        ) from error
-    waiting, held = deque(blocks), []
-    running: dict[Future, tuple[tuple[slice, np.ndarray], str | None]] = {}
-    threads: set[tuple[str, int]] = set()
-    having: set[str] = set()  # processes that have shown that they have the data
-    lacking: set[str] = set()  # to these, or to another in their place, the data are on their way
-
-    def submit(item: tuple[slice, np.ndarray], process: str | None = None) -> None:
-        with warnings.catch_warnings(), _failing():  # Dask's, of arguments sent only once
-            warnings.filterwarnings("ignore", "Sending large graph")
-            future = executor.submit(_work, key, item[1], None if process is None else sent)
-        running[future] = item, process
-
-    submit(waiting.popleft(), "the first")
-    try:
-        while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                item, receiver = running.pop(future)
-                with _failing():
-                    (process, thread), risks = future.result()
-                threads.add((process, thread))
-                if receiver is not None:
-                    lacking -= {receiver, process}
-                    waiting.extendleft(held)
-                    held.clear()
-                if risks is not None:
-                    having.add(process)
-                    yield item[0], risks
-                elif process in having:  # it said so before they came, or has forgotten them
-                    having.remove(process)
-                    waiting.appendleft(item)
-                elif process in lacking:
-                    held.append(item)
-                else:
-                    lacking.add(process)
-                    submit(item, process)
-            while waiting and len(running) < 2 * len(threads) + 2:
-                submit(waiting.popleft())
-    finally:
-        for future in running:
-            future.cancel()
-        _KEPT.pop(key, None)  # of an executor in this process
-
-
-@contextmanager
-def _failing() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        words = f"the executor failed ({type(error).__name__}: {error})"
-        raise _ExecutorError(words) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from string import ascii_lowercase
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -67,12 +68,15 @@ def draw_surfaces(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
 def _panels(figure: Figure, rows: Sequence, **options) -> Iterator[tuple[Axes, Panel, str]]:
     """Yield axes, panel and letter."""
     axes = figure.subplots(len(rows), max(map(len, rows)), squeeze=False, subplot_kw=options)
-    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    if sum(map(len, rows)) > len(ascii_lowercase):
+        raise ValueError(f"figure: expected at most {len(ascii_lowercase)} panels")
+    letters = iter(ascii_lowercase)
     for places, row in zip(axes, rows, strict=True):
         for ax in places[len(row) :]:
             ax.set_axis_off()
         for ax, panel in zip(places, row, strict=False):
-            if not np.isfinite(panel.landscape.risks).all():
+            drawn = panel.landscape, *[panel.escape] * isinstance(panel.escape, Landscape)
+            if not all(np.isfinite([*d.risks.flat, d.centre]).all() for d in drawn):
                 raise ValueError(f"figure of {panel.symbol}: expected finite risks")
             ax.tick_params(labelsize=SMALL, length=2, pad=1.5)
             yield ax, panel, next(letters)
