@@ -103,7 +103,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default="linear",
         help="the subnetwork",
     )
-    option("--isolated", type=int, default=1, metavar="M", help="samples, of the nontrivial theta")
+    text = "samples, of the nontrivial theta and of theta_1 in the figures (default: 1)"
+    option("--isolated", type=int, default=SUPPRESS, metavar="M", help=text)
     option("--variant", choices=VARIANTS, default="repaired", help="of the construction")
     option("--split", choices=SPLITS, default="steepest", help="rule of the data split")
     option("--output-unit", type=int, metavar="K", help="output of the split; any, if not given")
@@ -134,10 +135,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     given = [name for name in LANDSCAPES if name in options]
     if given and not options.figures:
         parser.error(f"--{given[0]}: expected --figures too")
+    if "isolated" in options and options.theta != "nontrivial" and not options.figures:
+        parser.error(f"--isolated: expected --theta nontrivial, got --theta {options.theta}")
     if options.figures and options.replot:
         parser.error("--replot: expected no --figures, got both")
     maps, epochs = ARCHITECTURES[options.architecture]
     defaults = {"maps": maps, "epochs": epochs, **{name: TRAINING[name][0] for name in TRAINING}}
+    defaults |= {"isolated": 1}
     defaults |= {name: default for name, (default, _) in LANDSCAPES.items()}
     options = argparse.Namespace(**{**defaults, **vars(options)})
     options.resumable, options.scanning = options.resume, False
@@ -392,6 +396,8 @@ def run(options: argparse.Namespace) -> None:
         for name, point in points.items():
             if point is not None:
                 save_point(options.out / f"{name}.npz", point)
+            else:  # that of an earlier run has no place beside these
+                (options.out / f"{name}.npz").unlink(missing_ok=True)
         draw_spurious_minimum(options.out / "figure.png", found, np.array(steps), risks)
     write_json(options.out / "report.json", {**summary, "seconds": stages.seconds})
     if descended is not None:

@@ -222,7 +222,7 @@ def test_the_literal_point_is_refuted_at_second_order(run):
         "verdict: refuted: not a local minimum, the risk falls along a direction from the kink, by "
     )
     rate = done.report["descent_direction"]["rate"]
-    assert f"by {rate:.3g} t^2 at distances t -> 0; at distance" in done.lines[-1]
+    assert f"by {rate:.3g} t^2 at max-norm distances t -> 0; at distance" in done.lines[-1]
     assert f"a point is lower by {escape.decrease:.3g}" in done.lines[-1]
 
 
@@ -238,7 +238,7 @@ def test_a_random_point_is_refuted_by_its_gradient(run):
     assert found["rate"] == pytest.approx((g**2).sum() / abs(g).max(), rel=1e-9)
     assert done.lines[-1] == (
         "verdict: refuted: not a local minimum, the risk falls along minus the gradient, by "
-        f"{found['rate']:.3g} t at distances t -> 0"
+        f"{found['rate']:.3g} t at max-norm distances t -> 0"
     )
 
 
@@ -355,7 +355,7 @@ def test_a_float32_point_is_taken_for_its_numbers(run):
     certificate = ts.certify_cell(theta, data_of("certified_data"), SQUARED)
     assert same(done.report["certificate"], certificate.as_dict())
     assert done.report["dtype"] == "float32"
-    assert "float32, taken for the numbers that it holds" in done.text
+    assert "float32, taken as it is: a minimum may lie next to it" in done.text
     assert (done.status, done.report["verdict"]) == (1, "refuted")
     assert done.report["descent_direction"]["rate"] < 1e-3
     exact = theta.net.risk(theta, data_of("certified_data"), SQUARED)

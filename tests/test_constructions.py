@@ -179,6 +179,7 @@ def test_the_linear_minimum_computes_the_affine_fit(case, loss, variant):
 @over_losses
 def test_the_repaired_linear_minimum_is_certified(case, loss):
     theta, pair, data, _ = linear_case(case, loss)
+    assert theta.net.risk(theta, data, loss) > 1e-6
     certificate = certify_cell(theta, data, loss)
     assert certificate.holds
     assert certificate.classes == 1

@@ -182,7 +182,7 @@ def certify(options: argparse.Namespace) -> int:
     if not math.isfinite(risk) or not math.isfinite(length):
         raise ValueError(f"{options.point}: expected finite risk, gradient, got {risk}, {length}")
     dtype = str(stored.vector.dtype)
-    note = ", taken for the numbers that it holds" * (dtype != "float64")
+    note = ", taken as it is: a minimum may lie next to it" * (dtype != "float64")
     print(f"point:   {net}, {net.activation}, {dtype}{note}")
     print(f"loss:    {loss}, label smoothing {options.label_smoothing:g}")
     print(f"backend: {chosen.reason}")

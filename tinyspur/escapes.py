@@ -252,7 +252,8 @@ class DescentDirection:
 
     def __str__(self) -> str:
         power = "t" if self.order == 1 else f"t^{self.order}"
-        return f"the risk falls along {self.name}, by {self.rate:.3g} {power} at distances t -> 0"
+        fall = f"by {self.rate:.3g} {power} at max-norm distances t -> 0"
+        return f"the risk falls along {self.name}, {fall}"
 
 
 def find_descent_direction(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .backend import all_to_numpy, namespace, to_numpy
+from .layers import is_positive
 from .parameters import Parameters
 from .reports import naming, read_arrays, whole_file
 
@@ -38,6 +39,7 @@ def random_direction(
     filters of the constructions don't move without their biases. Raises ValueError for another
     normalization, and where nothing would move.
     """
+    _same_network(theta)
     if normalization not in NORMALIZATIONS:
         raise ValueError(
             f"normalization: expected None, 'filter' or 'layer', got {normalization!r}"
@@ -81,7 +83,7 @@ class RandomDirections(Sequence):
         self.seed, self.normalization, self.biases = seed, normalization, biases
         if count < 1:
             raise ValueError(f"random directions: expected one or more, got {count}")
-        self[0]  # refuses what it can't normalise
+        self[0]  # refuses what is no point, and what it can't normalise
 
     def __len__(self) -> int:
         return self.count
@@ -119,7 +121,7 @@ class Plane:
         steps: int = 51,
     ) -> Plane:
         """Return a grid of steps x steps points, -extent <= alpha, beta <= extent, around theta."""
-        ticks = np.linspace(-extent, extent, steps)
+        ticks = _ticks(extent, steps)
         directions = RandomDirections(theta, 2, seed, normalization, biases)
         return cls(theta, tuple(directions), ticks, ticks)
 
@@ -214,7 +216,7 @@ class Lines:
     ) -> Lines:
         """Return `count` lines through theta, `steps` points with |alpha| <= extent on each."""
         directions = RandomDirections(theta, count, seed, normalization, biases)
-        return cls(theta, directions, np.linspace(-extent, extent, steps))
+        return cls(theta, directions, _ticks(extent, steps))
 
     @classmethod
     def between(cls, a: Parameters, b: Parameters, steps: int = 51, margin: float = 0.25) -> Lines:
@@ -250,6 +252,14 @@ class Lines:
         """Return the number of the point at the largest max-norm distance from theta."""
         k = int(np.argmax([float(abs(d.vector).max()) for d in self.directions]))
         return k * len(self.alpha) + int(abs(self.alpha).argmax())
+
+
+def _ticks(extent: float, steps: int) -> np.ndarray:
+    if not is_positive(steps) or not 0 < extent < np.inf:
+        raise ValueError(
+            f"expected an extent > 0 and one step or more, got {extent!r} and {steps!r}"
+        )
+    return np.linspace(-extent, extent, steps)
 
 
 def _check(where: Plane | Lines, count: int | None) -> None:
@@ -289,7 +299,11 @@ def _independent(d1: np.ndarray, d2: np.ndarray, noise: float = 0.0) -> bool:
 
 def _same_network(first: Parameters, *others: Parameters) -> None:
     """Raise ValueError for parameters of another network, type or device."""
-    for other in others:
+    for other in (first, *others):
+        if not isinstance(other, Parameters):
+            raise ValueError(
+                f"expected points and directions as Parameters, got a {type(other).__name__}"
+            )
         if other.net != first.net:
             raise ValueError(f"expected points and directions of {first.net}, got {other.net}")
         kinds = [f"{namespace(p.vector).__name__} {p.vector.dtype}" for p in (first, other)]

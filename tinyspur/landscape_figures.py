@@ -130,7 +130,8 @@ def _level_sets(ax: Axes, panel: Panel) -> None:
         middle = levels[levels <= 0][-1]
         lines = ax.contour(*grid, levels[levels != middle], colors="0.35", linewidths=0.4)
         higher, lower = (lines.levels[sign * lines.levels > 0] for sign in (1, -1))
-        ax.clabel(lines, [*lower[::2], *higher[::-3]], fmt=_number, fontsize=SMALL - 1, colors="k")
+        lower = lower[::2] if panel.escape is None else lower[:0]  # they'd hide the arrow
+        ax.clabel(lines, [*lower, *higher[::-3]], fmt=_number, fontsize=SMALL - 1, colors="k")
         if middle < 0:
             ax.contour(*grid, [middle], colors="k", linewidths=1.1, linestyles="solid")
     ax.plot(0, 0, "k.", ms=4)

@@ -426,6 +426,10 @@ class Network:
     def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
         """Return the targets as columns (d_y, N), on the device of `theta`, checked."""
         width = math.prod(self.shapes[-1])
+        if not isinstance(data, TrainingSet):
+            raise ValueError(f"data: expected a TrainingSet, got a {type(data).__name__}")
+        if isinstance(loss, type) or not hasattr(loss, "check_targets"):
+            raise ValueError(f"loss: expected one as SquaredLoss(), got {loss!r}")
         if data.y.shape[1] != width:
             raise ValueError(f"targets: expected (N, {width}), got {data.y.shape}")
         y = namespace(theta.vector).asarray(data.y, dtype=theta.vector.dtype).T

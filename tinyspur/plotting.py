@@ -165,7 +165,7 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
             ax.plot(x, y, color=color, marker="o" if len(x) < 15 else None, ms=4, lw=2)
             lowest = min(lowest, float(y.min()))
             logarithmic = bool(x.min() > 0 and x.max() > 100 * x.min())
-        title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 46))
+        title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 44))
         ax.set_title(f"{title}\n\n\n\n", fontsize=10.5, loc="left")
         for side, color, height in ((finding.literal, "C3", 1.19), (finding.repaired, "C0", 1.1)):
             name = "as printed" if color == "C3" else "repaired"
@@ -382,7 +382,7 @@ def draw_atlas(path: str | Path, atlas: Atlas) -> None:
     for n, number in enumerate(numbers):
         right.text(n, number, f"{number:,}", ha="center", va="bottom", fontsize=9)
     right.set_xlabel("neurons of the hidden layer (groups that they allow)")
-    right.set_title("distinct minima found, at least", loc="left", fontsize=11)
+    right.set_title("certified minima, one for each partition", loc="left", fontsize=11)
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
     with whole_file(path) as file:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,12 +105,12 @@ def load_point(path: str | Path) -> Parameters:
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Return the arrays of an NPZ file; ValueError if it is damaged or holds pickles."""
-    with (
-        open(path, "rb") as file,
-        naming(f"{path}: expected an NPZ without pickles, got"),
-        np.load(file, allow_pickle=False) as arrays,
-    ):
-        return {key: arrays[key] for key in arrays.files}
+    with open(path, "rb") as file, naming(f"{path}: expected an NPZ without pickles, got"):
+        if not zipfile.is_zipfile(file):
+            raise ValueError("a file of another kind, or a damaged one")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
 
 
 def write_json(path: str | Path, report: dict) -> None:

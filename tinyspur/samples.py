@@ -18,6 +18,10 @@ class TrainingSet:
     y: np.ndarray
 
     def __post_init__(self):
+        for name, values in (("x", self.x), ("y", self.y)):
+            if not isinstance(values, np.ndarray):
+                kind = type(values).__name__
+                raise ValueError(f"training set: expected {name} as a NumPy array, got a {kind}")
         if self.x.ndim < 3 or self.y.ndim != 2 or len(self.x) != len(self.y) or not len(self.x):
             raise ValueError(
                 "training set: expected x (N, C, H, W) and y (N, d_y) with the same N >= 1, "

@@ -59,6 +59,10 @@ def scan(
     shows a bar, with a text of yours before it. Raises ValueError for a file of another scan, and
     RuntimeError when workers die that the executor does not replace.
     """
+    if not isinstance(where, Plane | Lines):
+        raise ValueError(f"scan: expected a Plane or Lines, got a {type(where).__name__}")
+    if executor is not None and not hasattr(executor, "submit"):
+        raise ValueError(f"scan: expected an executor, got a {type(executor).__name__}")
     job = _Job(where, data, loss, _first_moved(where))
     store = _Store(path, job)
     total, numbers = store.done.size, store.numbers

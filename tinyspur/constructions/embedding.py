@@ -120,11 +120,11 @@ def linear_subnetwork(
     o = fit.weights @ features.T + fit.bias[:, None]
     residuals = o - data.y.T if hasattr(loss, "subgradients") else loss.gradient(o, data.y.T)
     if abs(residuals).max() <= EXACT_FIT * abs(data.y).max():
+        few = features.shape[1] + 1 >= len(data)
+        expected = f"more than {features.shape[1] + 1} samples" if few else "other targets"
         raise AssumptionError(
             "R(theta) > 0 fails, or R is the entropy of soft targets: an affine map fits all "
-            f"{len(data)} samples exactly, so the linear minimum is global; expected more samples "
-            f"than the {fit.rank} dimensions of "
-            "the inputs (with a 1), or other targets"
+            f"{len(data)} samples exactly, so the linear minimum is global; expected {expected}"
         )
     phi = net.zeros()
     # Copies that are shifted read zeros beyond the border: they need a bias of their own.
