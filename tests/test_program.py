@@ -1614,13 +1614,22 @@ def test_the_sizes_of_figures_have_defaults(demo, program, small, monkeypatch):
     assert seen == [21, 200]
 
 
-@pytest.mark.parametrize("theta", ["linear", "nontrivial", "trained"])
+@pytest.mark.parametrize("others", [["--theta", "nontrivial"], ["--figures"]])
 @pytest.mark.parametrize("isolated", [0, -1])
-def test_no_isolated_sample_is_refused_before_any_work(isolated, theta, program, tmp_path):
-    options = ["--theta", theta, "--isolated", isolated]
+def test_no_isolated_sample_is_refused_before_any_work(isolated, others, program, tmp_path):
+    options = [*others, "--isolated", isolated]
     run = program("--data", tmp_path / "never read.npz", *options)
     check_refused(run, f"--isolated: expected 1 or more, got {isolated}")
     assert (run.printed, len(run.errors.splitlines())) == ("", 1)
+
+
+@pytest.mark.parametrize("theta", ["linear", "trained"])
+def test_isolated_samples_that_nothing_would_use_are_refused(theta, demo, capsys):
+    with pytest.raises(SystemExit) as caught:
+        demo.main(["--theta", theta, "--isolated", "2"])
+    assert caught.value.code == 2
+    message = f"error: --isolated: expected --theta nontrivial, got --theta {theta}\n"
+    assert capsys.readouterr() == ("", message)
 
 
 def test_without_the_option_there_are_no_figures(program, small):
