@@ -72,14 +72,20 @@ CHECKPOINT, FIGURES = "checkpoint.npz", "figures"
 QUIET = {"leave": False, "mininterval": 0.5}  # of a progress bar
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the defaults that there are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        named = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if named else action.help
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     option = parser.add_argument
-    option("--data", metavar="PATH", help="CIFAR-10 folder or archive, or an .npz")
+    option("--data", metavar="PATH", help="CIFAR-10 folder or archive, or an .npz (see above)")
     option("--download", action="store_true", help="fetch CIFAR-10 into the cache folder first")
     option(
         "--samples",
