@@ -156,19 +156,19 @@ def plane_rows(torch, net: Network, data: TrainingSet, dtype: type, steps: int) 
     data = TrainingSet(data.x.astype(dtype), data.y.astype(dtype))
     plane, twin = Plane.random(theta, extent=1.0, steps=steps), interop.to_torch(theta)
     x, y = torch.tensor(data.x), torch.tensor(data.y)
-    points = [point.vector for point in plane.points(range(steps**2))]
     mean = torch.nn.MSELoss()
 
     @torch.no_grad()
-    def loop(batch: int, vectors=points) -> list[float]:
+    def loop(batch: int, points: int = steps**2) -> list[float]:
         risks = []
-        for vector in vectors:
-            torch.nn.utils.vector_to_parameters(torch.tensor(vector), twin.parameters())
+        for point in plane.points(range(points)):
+            vector = torch.from_numpy(point.vector)
+            torch.nn.utils.vector_to_parameters(vector, twin.parameters())
             parts = zip(x.split(batch), y.split(batch), strict=True)
             risks.append(sum(float(mean(twin(a), b)) * len(a) for a, b in parts) / len(x))
         return risks
 
-    times = [in_turn(partial(loop, n, points[:2]), lambda: None, 2)[0] for n in BATCHES]
+    times = [in_turn(partial(loop, n, 2), lambda: None, 2)[0] for n in BATCHES]
     batch = BATCHES[int(np.argmin(times))]
     flops = training_flops(net, len(data), 1) / 3 * steps**2
     name, kind = f"plane of {steps} x {steps} risks", np.dtype(dtype).name

@@ -419,7 +419,10 @@ BAD = [
     (["certify", "certified.npz", "--data", "fewer.npz"], "with the same N"),
     (["certify", "certified.npz", "--data", "only_x.npz"], "x and y, or images and labels, got x$"),
     (["certify", "certified.npz", "--data", "both.npz"], "x and y, or images and labels, got im"),
-    (["certify", "certified.npz", "--data", "pickle.npz"], "pickle.npz: expected an NPZ file"),
+    (
+        ["certify", "certified.npz", "--data", "pickle.npz"],
+        "pickle.npz: expected an NPZ of plain arrays",
+    ),
     (["certify", "certified.npz", "--data", "huge.npz"], "expected finite risk, gradient, got inf"),
     (["certify", "classes.npz", "--data", "negative_label.npz"], "labels from 0 to 1, got -1"),
     (["certify", "classes.npz", "--data", "two_classes.npz"], "expects classes, .* 3, got 2"),

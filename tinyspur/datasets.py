@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 
 from . import cifar10
 from .cifar10 import CIFAR10_MD5, CIFAR10_URL
-from .reports import naming
+from .reports import naming, read_arrays
 from .samples import TrainingSet, draw
 
 DATA_VARIABLE = "TINYSPUR_DATA"
@@ -160,13 +160,8 @@ def load_npz(path: str | os.PathLike) -> Dataset:
     if it cannot be opened.
     """
     path = Path(path).expanduser()
-    with open(path, "rb") as file, naming(f"{path}:"):
-        with (
-            naming("expected an NPZ file of plain arrays, got"),
-            np.load(file, allow_pickle=False) as npz,
-        ):
-            wanted = {"images", "labels", "class_names"} & set(npz.files)
-            arrays = {key: npz[key] for key in wanted}
+    arrays = read_arrays(path, ("images", "labels", "class_names"))
+    with naming(f"{path}:"):
         for key in ("images", "labels"):
             if key not in arrays:
                 raise ValueError(f"expected arrays 'images' and 'labels', got no {key!r}")
@@ -188,25 +183,23 @@ def load_samples(path: str | os.PathLike) -> TrainingSet | None:
     ValueError if it is damaged, holds x and y beside images and labels, or is no valid
     `TrainingSet`, OSError if it cannot be opened.
     """
-    path, pair = Path(path).expanduser(), ("x", "y")
+    path = Path(path).expanduser()
     if path.suffix.lower() != ".npz":
         return None
-    with open(path, "rb") as file, naming(f"{path}:"):
-        with (
-            naming("expected an NPZ file of plain arrays, got"),
-            np.load(file, allow_pickle=False) as npz,
-        ):
-            keys = set(npz.files)
-            arrays = [npz[key] for key in pair] if keys.issuperset(pair) else []
-        if bool(arrays) == keys.issuperset(("images", "labels")):
+    arrays = read_arrays(path)
+    with naming(f"{path}:"):
+        samples = arrays.keys() >= {"x", "y"}
+        if samples == (arrays.keys() >= {"images", "labels"}):
             raise ValueError(
-                f"expected arrays x and y, or images and labels, got {', '.join(sorted(keys))}"
+                f"expected arrays x and y, or images and labels, got {', '.join(sorted(arrays))}"
             )
-        for key, array in zip(pair, arrays, strict=False):
-            dtype = getattr(array, "dtype", type(array))
+        if not samples:
+            return None
+        for key in ("x", "y"):
+            dtype = getattr(arrays[key], "dtype", type(arrays[key]))
             if not np.issubdtype(dtype, np.floating):
                 raise ValueError(f"expected an array of floats {key!r}, got {dtype}")
-        return TrainingSet(*(array.astype(np.float64) for array in arrays)) if arrays else None
+        return TrainingSet(arrays["x"].astype(np.float64), arrays["y"].astype(np.float64))
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:

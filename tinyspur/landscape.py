@@ -81,8 +81,8 @@ class RandomDirections(Sequence):
     ):
         self.theta, self.count = theta, count
         self.seed, self.normalization, self.biases = seed, normalization, biases
-        if count < 1:
-            raise ValueError(f"random directions: expected one or more, got {count}")
+        if not is_positive(count):
+            raise ValueError(f"random directions: expected one or more, got {count!r}")
         self[0]  # refuses what is no point, and what it can't normalise
 
     def __len__(self) -> int:

@@ -14,7 +14,6 @@ from string import ascii_lowercase
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgb
 from matplotlib.figure import Figure
@@ -24,13 +23,12 @@ from matplotlib.ticker import MaxNLocator
 
 from .experiments import Panel
 from .landscape import Landscape
-from .reports import whole_file
+from .reports import save_figure
 
 HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange, which the colour-blind tell apart
 UP, DOWN = 9, 4  # levels above and below; the roots of their distances are equally far apart
 WIDTH, DPI = 7.2, 200  # inches of a page's text
 SMALL, LARGE = 6.5, 7.5  # points of fonts
-DATELESS = {"png": {}, "pdf": {"CreationDate": None}}  # the same numbers give the same bytes
 INSIDE = "all within the certified radius"
 
 
@@ -41,7 +39,7 @@ def draw_level_sets(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
         _level_sets(ax, panel)
         lower = panel.landscape.lower
         _title(ax, panel, letter, f"{lower.sum()} of {lower.size} points are lower")
-    _write(path, figure)
+    save_figure(path, figure, DPI)
 
 
 def draw_lines(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
@@ -51,7 +49,7 @@ def draw_lines(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
         _lines(ax, panel)
         lower = panel.landscape.lower_lines
         _title(ax, panel, letter, f"{lower} of {len(panel.landscape.risks)} lines lead lower")
-    _write(path, figure)
+    save_figure(path, figure, DPI)
 
 
 def draw_surfaces(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
@@ -62,7 +60,7 @@ def draw_surfaces(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
         words = f"({letter}) {panel.symbol}: {panel.words}\nheight {_difference(panel)}{unit}"
         ax.text2D(0.04, 1.0, words, transform=ax.transAxes, fontsize=LARGE, va="top")
     figure.subplots_adjust(0.0, 0.03, 0.97, 0.97, 0.04, 0.08)
-    _write(path, figure)
+    save_figure(path, figure, DPI)
 
 
 def _panels(figure: Figure, rows: Sequence, **options) -> Iterator[tuple[Axes, Panel, str]]:
@@ -212,12 +210,3 @@ def _surface(ax: Axes, panel: Panel) -> str:
     ax.tick_params(labelsize=SMALL, pad=-2)
     ax.set_box_aspect((1, 1, 0.75), zoom=0.86)
     return unit
-
-
-def _write(path: str | Path, figure: Figure) -> None:
-    kind = Path(path).suffix.removeprefix(".").lower()
-    if kind not in DATELESS:
-        raise ValueError(f"figure: expected a name that ends in .png or .pdf, got {path}")
-    FigureCanvasAgg(figure)
-    with whole_file(path) as file:
-        figure.savefig(file, format=kind, dpi=DPI, metadata=DATELESS[kind])

@@ -1,8 +1,9 @@
-"""The kinds of layers that a network is made of. They hold no parameters."""
+"""The kinds of layers that a network is made of, and how they fit. They hold no parameters."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,52 @@ LAYER_TYPES = {"conv": Conv, "average_pool": AveragePool, "max_pool": MaxPool, "
 def is_positive(n: object) -> bool:
     """Return whether `n` is a whole number above 0."""
     return isinstance(n, int) and not isinstance(n, bool) and n > 0
+
+
+def shapes_of(
+    input_shape: tuple[int, ...], layers: tuple[Layer, ...]
+) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of the input and of each layer's output, or ValueError for what can't be.
+
+    >>> shapes_of((1, 4, 4), (Conv(2), AveragePool(2), Dense(3)))
+    ((1, 4, 4), (2, 4, 4), (2, 2, 2), (3,))
+    """
+    shapes = [input_shape]
+    for number, layer in enumerate(layers, start=1):
+        maps, *size = shapes[-1]
+        where = f"layer {number}, {layer}"
+        if not isinstance(layer, Layer):
+            raise ValueError(f"{where}: expected Conv, AveragePool, MaxPool or Dense")
+        if not all(map(is_positive, asdict(layer).values())):
+            raise ValueError(f"{where}: expected positive whole numbers")
+        if not isinstance(layer, Dense) and not size:
+            raise ValueError(f"{where}: expected maps below it, got a dense layer's output")
+        if isinstance(layer, Conv):
+            if layer.kernel % 2 == 0:
+                raise ValueError(f"{where}: expected an odd filter size")
+            shapes.append((layer.maps, *size))
+        elif isinstance(layer, Pooling):
+            if any(n % layer.size for n in size):
+                raise ValueError(f"{where}: expected a size that divides the maps {tuple(size)}")
+            shapes.append((maps, *(n // layer.size for n in size)))
+        else:
+            shapes.append((layer.width,))
+    return tuple(shapes)
+
+
+def slots_of(
+    layers: tuple[Layer, ...], shapes: tuple[tuple[int, ...], ...]
+) -> tuple[dict[int, tuple[int, tuple[int, ...], int]], int]:
+    """Return (start, shape of W, biases) in the vector of parameters, by layer, and its length."""
+    slots, start = {}, 0
+    for number, layer in enumerate(layers, start=1):
+        below = shapes[number - 1]
+        if isinstance(layer, Conv):
+            shape = (layer.maps, below[0], *(layer.kernel,) * (len(below) - 1))
+        elif isinstance(layer, Dense):
+            shape = (layer.width, math.prod(below))
+        else:
+            continue
+        slots[number] = (start, shape, shape[0])
+        start += math.prod(shape) + shape[0]
+    return slots, start

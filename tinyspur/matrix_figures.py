@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from .backend import to_numpy
 from .layers import is_positive
 from .matrices import ConvolutionMatrix, DenseMatrix, WeightMatrix
-from .reports import whole_file
+from .reports import figure_kind, save_figure
 
 EXTENT = 400  # rows and columns that a picture has at most where nothing else is asked for
 LARGEST = 800  # and where it is
@@ -117,9 +117,8 @@ def plot_matrix(
         raise ValueError(
             f"plot_matrix: expected a weight matrix as theta.W[2], got {type(W).__name__}"
         )
-    kind = None if path is None else Path(path).suffix.lower()
-    if kind not in (None, ".png", ".pdf"):
-        raise ValueError(f"plot_matrix path: expected a name with .png or .pdf, got '{path}'")
+    if path is not None:
+        figure_kind(path)
     if limit is not None and not (limit > 0 and math.isfinite(limit)):
         raise ValueError(f"plot_matrix limit: expected a positive number, got {limit!r}")
     if W.weights is not None:
@@ -144,9 +143,7 @@ def plot_matrix(
     _separate(ax, rows, columns)
     figure = ax.figure.figure  # not the part of it that `ax` may be in
     if path is not None:
-        dates = {"metadata": {"CreationDate": None}} if kind == ".pdf" else {}
-        with whole_file(path) as file:
-            figure.savefig(file, format=kind[1:], dpi=DPI, **dates)
+        save_figure(path, figure, DPI)
     return figure
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .activations import Activation, ReLU, activation_named, check_piecewise_linear
 from .backend import Array, all_to_numpy, in_order, namespace, to_numpy
-from .layers import LAYER_TYPES, Conv, Dense, Layer, MaxPool, Pooling, is_positive
+from .layers import LAYER_TYPES, Layer, MaxPool, Pooling, is_positive, shapes_of, slots_of
 from .losses import Loss
 from .parameters import Parameters
 from .samples import TrainingSet
@@ -56,8 +56,8 @@ class Network:
             raise ValueError("network: expected at least one layer")
         if not isinstance(self.activation, Activation):
             raise ValueError(f"network: expected an activation as ReLU(), got {activation!r}")
-        self.shapes = self._shapes()
-        self._slots, self.size = self._place()
+        self.shapes = shapes_of(self.input_shape, self.layers)
+        self._slots, self.size = slots_of(self.layers, self.shapes)
 
     def __repr__(self) -> str:
         arrows = " -> ".join("x".join(map(str, shape)) for shape in self.shapes)
@@ -435,45 +435,3 @@ class Network:
         y = namespace(theta.vector).asarray(data.y, dtype=theta.vector.dtype).T
         loss.check_targets(y)
         return y
-
-    # The layout
-
-    def _shapes(self) -> tuple[tuple[int, ...], ...]:
-        shapes = [self.input_shape]
-        for number, layer in enumerate(self.layers, start=1):
-            maps, *size = shapes[-1]
-            where = f"layer {number}, {layer}"
-            if not isinstance(layer, Layer):
-                raise ValueError(f"{where}: expected Conv, AveragePool, MaxPool or Dense")
-            if not all(map(is_positive, asdict(layer).values())):
-                raise ValueError(f"{where}: expected positive whole numbers")
-            if not isinstance(layer, Dense) and not size:
-                raise ValueError(f"{where}: expected maps below it, got a dense layer's output")
-            if isinstance(layer, Conv):
-                if layer.kernel % 2 == 0:
-                    raise ValueError(f"{where}: expected an odd filter size")
-                shapes.append((layer.maps, *size))
-            elif isinstance(layer, Pooling):
-                if any(n % layer.size for n in size):
-                    raise ValueError(
-                        f"{where}: expected a size that divides the maps {tuple(size)}"
-                    )
-                shapes.append((maps, *(n // layer.size for n in size)))
-            else:
-                shapes.append((layer.width,))
-        return tuple(shapes)
-
-    def _place(self) -> tuple[dict[int, tuple[int, tuple[int, ...], int]], int]:
-        """Return for each layer with parameters (start, shape of W, biases), and the total."""
-        slots, start = {}, 0
-        for number, layer in enumerate(self.layers, start=1):
-            below = self.shapes[number - 1]
-            if isinstance(layer, Conv):
-                shape = (layer.maps, below[0], *(layer.kernel,) * (len(below) - 1))
-            elif isinstance(layer, Dense):
-                shape = (layer.width, math.prod(below))
-            else:
-                continue
-            slots[number] = (start, shape, shape[0])
-            start += math.prod(shape) + shape[0]
-        return slots, start

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .atlas import Atlas
@@ -19,7 +18,7 @@ from .constructions.lattices import Lattice, lattice_network
 from .constructions.piecewise_linear import PiecewiseFit
 from .findings import Finding
 from .parameters import Parameters
-from .reports import whole_file
+from .reports import save_figure
 from .samples import TrainingSet
 
 CORNER = 10  # positions of each block of a matrix that are drawn
@@ -48,14 +47,12 @@ def draw_spurious_minimum(
     `risks` are R at theta' with the perturbed bias moved by each of `steps`. Writes a PNG.
     """
     figure = Figure(figsize=(12, 9.6), layout="constrained")
-    FigureCanvasAgg(figure)
     matrices, curve = figure.subfigures(2, 1, height_ratios=[1.7, 1])
     rows = matrices.subfigures(2, 1)
     _draw_matrices(rows[0], found.theta, found, r"$\theta$", True)
     _draw_matrices(rows[1], found.theta_prime, found, r"$\theta'$", False)
     _draw_curve(curve, found, np.asarray(steps), np.asarray(risks))
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+    save_figure(path, figure, 110)
 
 
 def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str, first: bool):
@@ -156,7 +153,6 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     rows = -(-len(findings) // columns) + 1  # the legend is in the last one
     heights = [1.0] * (rows - 1) + [0.6]
     figure = Figure(figsize=(17, 4.1 * sum(heights) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
     for ax, finding in zip(axes, findings, strict=False):
         lowest, logarithmic = 0.0, False
@@ -194,8 +190,7 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     for ax, text in zip(places, AUDIT_LEGEND, strict=True):
         words = ax.text(0, 0.95, text, va="top", fontsize=11, transform=ax.transAxes)
         words.set_in_layout(False)  # it runs into the empty place beside it
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    save_figure(path, figure, 100)
 
 
 @dataclass(frozen=True)
@@ -215,15 +210,13 @@ class Panel:
 def draw_motivating_example(path: str | Path, panels: list[Panel]) -> None:
     """Draw [PWL] Figures 1 (a) to (c), 2 and 3, from networks that compute them. Writes a PNG."""
     figure = Figure(figsize=(15, 10), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3)
     for ax, letter, panel in zip(axes[0], "abc", panels, strict=True):
         _draw_fit(ax, letter, panel)
     axes[0, 0].legend(fontsize=8, loc="upper center")
     _draw_lattice(axes[1, 0])
     _draw_gadgets(axes[1, 1], axes[1, 2])
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    save_figure(path, figure, 100)
 
 
 def _draw_fit(ax, letter: str, panel: Panel) -> None:
@@ -338,7 +331,6 @@ def _draw_network(
 def draw_atlas(path: str | Path, atlas: Atlas) -> None:
     """Draw the risks of certified minima, where training ends, and their number. Writes a PNG."""
     figure = Figure(figsize=(14, 5.6), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2, 1]})
     kept = atlas.certified
     if not kept.any():
@@ -385,5 +377,4 @@ def draw_atlas(path: str | Path, atlas: Atlas) -> None:
     right.set_title("certified minima, one for each partition", loc="left", fontsize=11)
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    save_figure(path, figure, 100)

@@ -12,15 +12,18 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from .network import Network
 from .parameters import Parameters
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -49,6 +52,22 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)  # it may have its new name already
         raise
+
+
+def save_figure(path: str | Path, figure: Figure, dpi: int) -> None:
+    """Write a figure as PNG or PDF, by the suffix of `path`; the same one gives the same bytes."""
+    kind = figure_kind(path)
+    with whole_file(path) as file:
+        dates = {"metadata": {"CreationDate": None}} if kind == "pdf" else {}
+        figure.savefig(file, format=kind, dpi=dpi, **dates)
+
+
+def figure_kind(path: str | Path) -> str:
+    """Return "png" or "pdf", or raise ValueError for a name that ends in neither."""
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in ("png", "pdf"):
+        raise ValueError(f"figure: expected a name with .png or .pdf, got '{path}'")
+    return kind
 
 
 def check_writable(folder: str | Path) -> None:
@@ -103,14 +122,17 @@ def load_point(path: str | Path) -> Parameters:
     return theta
 
 
-def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an NPZ file; ValueError if it is damaged or holds pickles."""
-    with open(path, "rb") as file, naming(f"{path}: expected an NPZ without pickles, got"):
+def read_arrays(path: str | Path, wanted: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """Return the arrays of an NPZ file, those that are `wanted` or all of them.
+
+    ValueError if the file is damaged, or if one of these arrays is pickled.
+    """
+    with open(path, "rb") as file, naming(f"{path}: expected an NPZ of plain arrays, got"):
         if not zipfile.is_zipfile(file):
             raise ValueError("a file of another kind, or a damaged one")
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+            return {key: arrays[key] for key in arrays.files if wanted is None or key in wanted}
 
 
 def write_json(path: str | Path, report: dict) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -49,10 +50,11 @@ def scan(
     Passes stream over the samples in chunks, as everywhere.
 
     `executor` is any `concurrent.futures.Executor`: a process pool, Dask's
-    ``client.get_executor()``, mpi4py's pool. The data travel to each worker once (now and then
-    twice), however many points it evaluates, and it keeps those of the last two scans; it runs on
-    one thread. The risks are the same bits with any executor and without one, where all cores work
-    and a chunk holds up to twice the memory budget.
+    ``client.get_executor()``, mpi4py's pool. Each worker process reads the data once, from a
+    temporary file, however many points it evaluates (to one on another machine, which can't, they
+    are sent, about once), and keeps those of the last two scans. It runs on one thread. The risks
+    are the same bits with any executor and without one, where all cores work and a chunk holds up
+    to twice the memory budget.
 
     To `path` (an NPZ) goes what is finished, as it comes. A scan that was killed goes on from there
     when it is called again, with the same numbers; of a finished one they are read. `progress`
@@ -73,7 +75,7 @@ def scan(
     with store, tqdm(total=total, desc=text, leave=False, disable=not progress) as bar:
         bar.update(int(store.done.sum()))
         if not store.done[0]:
-            store.put(slice(0, 1), where.theta.net.risk(where.theta, data, loss))
+            store.put(slice(0, 1), job.centre())
             bar.update()
         with closing(_evaluated(job, todo, executor)) as found:
             try:
@@ -119,6 +121,10 @@ class _Job(NamedTuple):
         losses = xp.concatenate(list(net.over(theta, self.data.x, chunk)), axis=1)
         return to_numpy(losses).mean(axis=1).astype(np.float64)
 
+    def centre(self) -> float:
+        """Return R(theta)."""
+        return self.where.theta.net.risk(self.where.theta, self.data, self.loss)
+
     def rounding(self, risks: np.ndarray) -> float:
         """Return what of a difference to theta rounding may account for, see `Landscape`."""
         numbers = [self.where.farthest]
@@ -132,7 +138,7 @@ class _Job(NamedTuple):
         return total if np.isfinite(total) else np.inf  # after overflow nothing counts as lower
 
     def key(self) -> str:
-        """Return a digest of everything that the risks depend on."""
+        """Return a digest of what the risks depend on, but for functions of the user's own."""
         where, digest = self.where, hashlib.sha256()
         if isinstance(where.directions, RandomDirections):
             d = where.directions
@@ -141,8 +147,9 @@ class _Job(NamedTuple):
         else:
             directions, words = [d.vector for d in where.directions], []
         net = where.theta.net
-        words += [type(where).__name__, TOGETHER, net.spec]
-        words += [_described(self.loss), _described(net.activation)]
+        settings = getattr(self.loss, "__dict__", {}).items()
+        settings = {name: value for name, value in settings if not callable(value)}
+        words += [type(where).__name__, TOGETHER, net.spec, type(self.loss).__qualname__, settings]
         digest.update(json.dumps(words, default=repr).encode())
         vectors = all_to_numpy([where.theta.vector, *directions])
         ticks = [where.alpha] if where.beta is None else [where.alpha, where.beta]
@@ -150,18 +157,6 @@ class _Job(NamedTuple):
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()
-
-
-def _described(value: object) -> object:
-    """Return what tells a loss or an activation from others, the same in every process."""
-    if hasattr(value, "__code__"):
-        code = value.__code__
-        cells = [_described(cell.cell_contents) for cell in value.__closure__ or ()]
-        return [value.__qualname__, code.co_code.hex(), repr(code.co_consts), cells]
-    if hasattr(value, "__dict__") and not callable(getattr(value, "__array_ufunc__", None)):
-        numbers = {key: _described(part) for key, part in sorted(vars(value).items())}
-        return [type(value).__module__, type(value).__qualname__, numbers]
-    return repr(value)
 
 
 def _first_moved(where: Plane | Lines) -> int:
@@ -187,12 +182,16 @@ class _Store:
         self.rounding, self.changed, self.written = np.nan, False, time.monotonic()
         self.key = "" if path is None else job.key()
         if path is not None and Path(path).exists():
-            self._read()
+            self._read(job)
 
-    def _read(self) -> None:
+    def _read(self, job: _Job) -> None:
         arrays = read_arrays(self.path)
         with naming(f"{self.path}:"):
-            if str(arrays.get("key")) != self.key:
+            same = str(arrays.get("key")) == self.key
+            if same and arrays["done"].any():  # functions of the user's own show in R(theta)
+                eps = float(np.finfo(job.where.theta.vector.dtype).eps)
+                same = np.isclose(arrays["centre"], job.centre(), eps**0.5, 0, equal_nan=True)
+            if not same:
                 raise ValueError(
                     "expected no file, or that of the same scan, got another one: remove it first"
                 )
@@ -230,6 +229,7 @@ class _Store:
 # Executors
 
 _KEPT: dict[str, _Job] = {}  # in a worker: the scans whose data it has
+_LOADING = threading.Lock()
 
 
 class _ExecutorError(Exception):
@@ -237,17 +237,22 @@ class _ExecutorError(Exception):
 
 
 def _work(
-    key: str, numbers: np.ndarray, job: bytes | None
+    file: Path, numbers: np.ndarray, job: bytes | None
 ) -> tuple[tuple[str, int], np.ndarray | None]:
-    """Return which process and thread this is and the risks, or None if it has not got the data."""
-    name = f"{socket.gethostname()} {os.getpid()}", threading.get_ident()
-    if job is not None and key not in _KEPT:
-        _KEPT[key] = pickle.loads(job)
-        for old in list(_KEPT)[:-KEPT_JOBS]:
-            _KEPT.pop(old, None)
-    kept = _KEPT.get(key)
-    if kept is None:
-        return name, None
+    """Return which process and thread this is and the risks, or None if it can't get the data.
+
+    They are in `file`, unless this is another machine: then they come as `job`.
+    """
+    key, name = file.name, (f"{socket.gethostname()} {os.getpid()}", threading.get_ident())
+    with _LOADING:
+        if key not in _KEPT:
+            try:
+                _KEPT[key] = pickle.loads(file.read_bytes() if job is None else job)
+            except OSError:
+                return name, None
+            for old in list(_KEPT)[:-KEPT_JOBS]:
+                del _KEPT[old]
+        kept = _KEPT[key]
     with one_thread():
         return name, kept.risks(numbers)
 
@@ -257,50 +262,61 @@ def _evaluated(
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield each block of points and its risks, with an executor as they come.
 
-    A process that has not got the data says so, and the block is sent again with them. Until they
-    have arrived somewhere, what else this process was given waits. Two blocks for each thread seen
-    so far, and two more, are under way.
+    Each process reads the data once from a temporary file. One that can't, on another machine, says
+    so, and the block is sent again with them; until they have arrived somewhere, what else this
+    process was given waits. Two blocks for each thread seen so far, and two more, are under way.
     """
     if executor is None or not blocks:
         for block, numbers in blocks:
             yield block, job.risks(numbers)
         return
-    key = uuid.uuid4().hex
     try:
         sent = pickle.dumps(job)
     except Exception as error:
         raise ValueError(
             f"scan: expected a network, data and a loss that can be pickled: {error}"
         ) from error
+    with tempfile.TemporaryDirectory(prefix="tinyspur-") as folder:
+        file = Path(folder) / uuid.uuid4().hex
+        file.write_bytes(sent)
+        try:
+            yield from _shared_out(blocks, executor, file, sent)
+        finally:
+            _KEPT.pop(file.name, None)  # of an executor in this process
+
+
+def _shared_out(
+    blocks: list[tuple[slice, np.ndarray]], executor: Executor, file: Path, sent: bytes
+) -> Iterator[tuple[slice, np.ndarray]]:
     waiting, held = deque(blocks), []
-    running: dict[Future, tuple[tuple[slice, np.ndarray], str | None]] = {}
+    running: dict[Future, tuple[tuple[slice, np.ndarray], str | None, int]] = {}
     threads: set[tuple[str, int]] = set()
-    having: set[str] = set()  # processes that have shown that they have the data
+    answers, having = 0, {}  # for processes with the data: the number of the latest answer
     lacking: set[str] = set()  # to these, or to another in their place, the data are on their way
 
     def submit(item: tuple[slice, np.ndarray], process: str | None = None) -> None:
         with warnings.catch_warnings(), _failing():  # Dask's, of arguments sent only once
             warnings.filterwarnings("ignore", "Sending large graph")
-            future = executor.submit(_work, key, item[1], None if process is None else sent)
-        running[future] = item, process
+            future = executor.submit(_work, file, item[1], None if process is None else sent)
+        running[future] = item, process, answers
 
-    submit(waiting.popleft(), "the first")
+    submit(waiting.popleft())
     try:
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                item, receiver = running.pop(future)
+                item, receiver, asked = running.pop(future)
                 with _failing():
                     (process, thread), risks = future.result()
                 threads.add((process, thread))
+                answers += 1
                 if receiver is not None:
                     lacking -= {receiver, process}
                     waiting.extendleft(held)
                     held.clear()
                 if risks is not None:
-                    having.add(process)
+                    having[process] = answers
                     yield item[0], risks
-                elif process in having:  # it said so before they came, or has forgotten them
-                    having.remove(process)
+                elif asked < having.get(process, 0):  # it was asked before they came
                     waiting.appendleft(item)
                 elif process in lacking:
                     held.append(item)
@@ -312,7 +328,6 @@ def _evaluated(
     finally:
         for future in running:
             future.cancel()
-        _KEPT.pop(key, None)  # of an executor in this process
 
 
 @contextmanager

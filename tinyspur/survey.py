@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .activations import Activation
@@ -15,7 +14,7 @@ from .constructions.smooth import LOSS, SmoothMinimum, lower_point, smooth_minim
 from .layers import Dense
 from .network import Network
 from .parameters import Parameters
-from .reports import whole_file
+from .reports import save_figure
 from .rounding import risk_rounding
 
 STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
@@ -117,7 +116,6 @@ def draw_activations(path: str | Path, rows: list[SmoothRow]) -> None:
     columns = min(3, len(rows))
     height = -(-len(rows) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * height + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
     for ax in axes.ravel()[len(rows) :]:
         ax.set_visible(False)
@@ -151,14 +149,12 @@ def draw_activations(path: str | Path, rows: list[SmoothRow]) -> None:
         frameon=False,
         fontsize=10,
     )
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    save_figure(path, figure, 100)
 
 
 def draw_widths(path: str | Path, rows: list[SmoothRow]) -> None:
     """Draw the risks of minima and of lower points against the width, and H and radius. A PNG."""
     figure = Figure(figsize=(12, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     widths = [row.found.theta.net.shapes[1][0] for row in rows]
     samples, proved = len(rows[0].found.data), _all_certified(rows)
@@ -194,8 +190,7 @@ def draw_widths(path: str | Path, rows: list[SmoothRow]) -> None:
     for ax in (left, right):
         ax.set_xlabel("units of the hidden layer")
         ax.spines[["top", "right"]].set_visible(False)
-    with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=100)
+    save_figure(path, figure, 100)
 
 
 def _all_certified(rows: list[SmoothRow]) -> bool:
