@@ -746,7 +746,7 @@ def test_in_whatever_order_workers_answer_or_die_the_bits_are_the_same(workers, 
         if simulated.started == 1:
             assert executor.payloads(data) == 1
             again = len(executor.points) - (where.alpha.size**2 - 1)
-            assert 4 <= again <= 4 * 4  # the blocks under way before the data had arrived
+            assert 4 <= again <= 2 * 4  # one or two blocks before the data had arrived
         assert executor.payloads(data) <= 4 * simulated.started
 
 

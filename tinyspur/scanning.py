@@ -323,7 +323,8 @@ def _shared_out(
                 else:
                     lacking.add(process)
                     submit(item, process)
-            while waiting and len(running) < 2 * len(threads) + 2:
+            most = 2 * len(threads) + 2 if having or not lacking else 0
+            while waiting and len(running) < most:
                 submit(waiting.popleft())
     finally:
         for future in running:
