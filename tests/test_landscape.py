@@ -1,6 +1,7 @@
 """Landscapes are the risks of PyTorch, with any executor and after any interruption."""
 
 import copy
+import itertools
 import json
 import logging
 import math
@@ -685,10 +686,36 @@ def test_no_data_are_left_behind(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with threads() as executor:
         scan(where, data, LOSS, executor)
-        with pytest.raises(RuntimeError):
-            scan(where, data, LOSS, Recorder(executor, {1: (operator.truediv, (1, 0))}))
-    assert not list(tmp_path.iterdir())
-    assert not scanning._KEPT
+    assert not list(tmp_path.iterdir()) and not scanning._KEPT
+    # workers that begin only while a scan that failed ends
+    work, number, late = scanning._work, itertools.count(), []
+    begun, ending = threading.Event(), threading.Event()
+
+    class Kept(dict):
+        def pop(self, *args):
+            found = super().pop(*args)
+            ending.set()
+            time.sleep(0.1)
+            return found
+
+    def begin_late(*args):
+        n = next(number)
+        if n == 1:
+            assert begun.wait(60)
+            raise ValueError("a failure of the test's")
+        if n:
+            begun.set()
+            assert ending.wait(60)
+        answer = work(*args)
+        late.append(answer[1])
+        return answer
+
+    monkeypatch.setattr(scanning, "_KEPT", Kept())
+    monkeypatch.setattr(scanning, "_work", begin_late)
+    with threads() as executor, pytest.raises(RuntimeError, match="of the test's"):
+        scan(where, data, LOSS, executor)
+    assert late[0] is not None and late[1:] and all(risks is None for risks in late[1:])
+    assert not list(tmp_path.iterdir()) and not scanning._KEPT
 
 
 class Simulated(Executor):

@@ -276,13 +276,15 @@ def _evaluated(
         raise ValueError(
             f"scan: expected a network, data and a loss that can be pickled: {error}"
         ) from error
-    with tempfile.TemporaryDirectory(prefix="tinyspur-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tinyspur-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / uuid.uuid4().hex
         file.write_bytes(sent)
         try:
             yield from _shared_out(blocks, executor, file, sent)
         finally:
-            _KEPT.pop(file.name, None)  # of an executor in this process
+            with _LOADING:  # a thread of this process may still come late, and finds no file
+                file.unlink()
+                _KEPT.pop(file.name, None)
 
 
 def _shared_out(
