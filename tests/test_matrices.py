@@ -197,6 +197,18 @@ def test_products_leave_their_operand_alone(W):
 
 
 @over_all_kinds
+def test_brief_products_are_products_until_the_next_of_the_same_use(W):
+    o, _ = operands(W)
+    first, other = W.brief_product(o, "one"), W.brief_product(2 * o, "another")
+    assert first.tobytes() == (W @ o).tobytes() and first.flags.c_contiguous
+    assert other.tobytes() == (W @ (2 * o)).tobytes()
+    again = W.brief_product(-o, "one")
+    assert again.tobytes() == (W @ -o).tobytes()
+    assert np.shares_memory(again, first) == isinstance(W, ConvolutionMatrix)
+    assert other.tobytes() == (W @ (2 * o)).tobytes()
+
+
+@over_all_kinds
 def test_the_transpose_is_the_transposed_matrix(W):
     assert W.T.shape == W.shape[::-1]
     assert np.array_equal(W.T.toarray(), W.toarray().T)

@@ -53,6 +53,10 @@ class WeightMatrix(ABC):
             )
         return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
 
+    def brief_product(self, o: Array, use: str) -> Array:
+        """Return W @ o for columns (n_{l-1}, N) until this thread's next one for the same `use`."""
+        return self._product(o)
+
     def at(self, o: Array) -> WeightMatrix:
         """Return the matrix that W is at o, of shape (n_{l-1},) or (n_{l-1}, N)."""
         return self
@@ -266,12 +270,15 @@ class ConvolutionMatrix(WeightMatrix):
         maps = f"{self.maps_out} map{'s' * (self.maps_out > 1)} from {self.maps_in}"
         return f", {maps}, filters {size}"
 
-    def _product(self, o: Array) -> Array:
-        xp, (maps, channels, *box) = namespace(o), self._used()
+    def brief_product(self, o: Array, use: str) -> Array:
+        return self._product(o, use)
+
+    def _product(self, o: Array, use: str | None = None) -> Array:
+        maps, channels, *box = self._used()
         if (maps, channels, *box) == self._all():
-            return self._pass(o)[0]
-        dtype = xp.result_type(self.weights.dtype, o.dtype)
-        out = xp.zeros((self.maps_out, self.positions_out * o.shape[1]), dtype=dtype)
+            return self._pass(o, use=use)[0]
+        out = self._output(o, use)
+        out[...] = 0
         if box:
             filters = _flat(self.weights[maps][(slice(None), channels, *box)])
             for patches, strip in self._patches(self._images(o)[channels], box):
@@ -279,15 +286,17 @@ class ConvolutionMatrix(WeightMatrix):
         return out.reshape(self.shape[0], -1)
 
     def _pass(
-        self, o: Array, delta: Array | None = None, multiply: bool = True
+        self,
+        o: Array,
+        delta: Array | None = None,
+        multiply: bool = True,
+        use: str | None = None,
     ) -> tuple[Array | None, Array | None]:
         """Return W @ o, unless told not to, and for a delta the derivative of <delta, W @ o>."""
         xp, (T, C, *kernel) = namespace(o), self.weights.shape
         out = total = None
         if multiply:
-            filters = _flat(self.weights)
-            dtype = xp.result_type(filters.dtype, o.dtype)
-            out = xp.empty((T, self.positions_out * o.shape[1]), dtype=dtype)
+            filters, out = _flat(self.weights), self._output(o, use)
         if delta is not None:
             delta = delta.reshape(T, -1)
             total = xp.zeros((T, math.prod(kernel) * C), dtype=o.dtype)
@@ -300,6 +309,12 @@ class ConvolutionMatrix(WeightMatrix):
             out.reshape(self.shape[0], -1) if multiply else None,
             None if total is None else xp.moveaxis(total.reshape(T, *kernel, C), -1, 1),
         )
+
+    def _output(self, o: Array, use: str | None) -> Array:
+        """Return memory (T, P * N) for W @ o: new, or that of `use`."""
+        xp, shape = namespace(o), (self.maps_out, self.positions_out * o.shape[1])
+        dtype = xp.result_type(self.weights.dtype, o.dtype)
+        return xp.empty(shape, dtype=dtype) if use is None else scratch(shape, o, use, dtype)
 
     def _used(self) -> tuple[slice | list[int], ...]:
         """Return the maps, the channels and the box of taps outside which all weights are zero.

@@ -6,7 +6,6 @@ describes; the numbers live in `Parameters`. Layers count from 1 to L as in the 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -344,15 +343,15 @@ class Network:
         return xp.ascontiguousarray(chunk.reshape(rows.stop - rows.start, -1).T)
 
     def layerwise(
-        self, theta: Parameters, columns: Array, overwrite: bool = False, above: int = 0
+        self, theta: Parameters, columns: Array, overwrite: bool = False
     ) -> Iterator[tuple[Array, Array]]:
-        """Yield (z^l, o^l) for l = above + 1..L from o^above; the input is o^0.
+        """Yield (z^l, o^l) for l = 1..L; `columns` (n_0, N) are the inputs.
 
         Without an activation the two are one array. With `overwrite` they are that in every layer:
         o^l, from which the slopes of ReLU and leaky ReLU follow as from z^l, may take its memory.
         """
         o = columns
-        for layer in range(above + 1, self.depth + 1):
+        for layer in range(1, self.depth + 1):
             z, o = self.neurons(theta, layer, theta.W[layer] @ o, overwrite)
             yield z, o
 
@@ -371,10 +370,12 @@ class Network:
 
     def layer_output(self, theta: Parameters, columns: Array, layer: int, above: int = 0) -> Array:
         """Return o^layer for the columns (n_above, N) of o^above; o^0 is the input."""
-        trace = self.layerwise(theta, columns, overwrite=True, above=above)
-        for _, o in itertools.islice(trace, layer - above):
-            columns = o
-        return columns
+        o = columns
+        for n in range(above + 1, layer + 1):
+            W = theta.W[n]
+            products = W @ o if n == layer else W.brief_product(o, f"neurons {n % 2}")
+            _, o = self.neurons(theta, n, products, overwrite=True)
+        return o
 
     def filter_responses(
         self, theta: Parameters, layer: int, filters: Array, x: np.ndarray

@@ -49,14 +49,14 @@ def _blocks(X: Array, parts: int) -> Array:
 _KEPT = threading.local()
 
 
-def scratch(shape: tuple[int, ...], like: Array, use: str) -> Array:
+def scratch(shape: tuple[int, ...], like: Array, use: str, dtype: np.dtype | None = None) -> Array:
     """Return memory for one `use`: on the host what this thread had before, if it suffices."""
-    xp, entries = namespace(like), math.prod(shape)
+    xp, dtype = namespace(like), like.dtype if dtype is None else dtype
     if xp is not np:
-        return xp.empty(shape, dtype=like.dtype)
-    held = getattr(_KEPT, use, None)
-    if held is None or held.nbytes < entries * like.itemsize:
-        held = np.empty(entries * like.itemsize, np.uint8)
-        if held.nbytes <= KEPT_BYTES:
+        return xp.empty(shape, dtype=dtype)
+    held, needed = getattr(_KEPT, use, None), math.prod(shape) * dtype.itemsize
+    if held is None or held.nbytes < needed:
+        held = np.empty(needed, np.uint8)
+        if needed <= KEPT_BYTES:
             setattr(_KEPT, use, held)
-    return held[: entries * like.itemsize].view(like.dtype).reshape(shape)
+    return held[:needed].view(dtype).reshape(shape)

@@ -109,7 +109,7 @@ class _Job(NamedTuple):
         W = theta.W[first].with_weights(xp.concatenate([p.W[first].weights for p in points]))
 
         def chunk(rows: slice, columns: Array) -> list[Array]:
-            z = W @ net.layer_output(theta, columns, first - 1)
+            z = W.brief_product(net.layer_output(theta, columns, first - 1), "points")
             z, losses = z.reshape(len(points), -1, z.shape[1]), []
             for k, point in enumerate(points):
                 _, o = net.neurons(point, first, z[k], overwrite=True)
