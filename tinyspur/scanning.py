@@ -283,7 +283,7 @@ def _evaluated(
             yield from _shared_out(blocks, executor, file, sent)
         finally:
             with _LOADING:  # a thread of this process may still come late, and finds no file
-                file.unlink()
+                file.unlink(missing_ok=True)
                 _KEPT.pop(file.name, None)
 
 
