@@ -1,6 +1,7 @@
 """Landscapes are the risks of PyTorch, with any executor and after any interruption."""
 
 import copy
+import errno
 import itertools
 import json
 import logging
@@ -11,6 +12,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +20,9 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import dask
@@ -634,7 +635,7 @@ def test_pools_find_the_same_bits_and_no_call_carries_the_data(pool):
 
 PREPARE = """
 import multiprocessing, os, sys, time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 from tinyspur import scanning, load_point, SquaredLoss, TrainingSet
 from tinyspur.landscape import Landscape, Plane
@@ -726,6 +727,101 @@ def test_no_data_are_left_behind(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir()) and not scanning._KEPT
 
 
+def test_a_pool_that_is_shut_down_is_an_error(monkeypatch, tmp_path):
+    """Its futures that are cancelled count as done only when a worker has seen that."""
+    where, data, expected = problem(4)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    submitted, risks, number = threading.Semaphore(0), scanning._Job.risks, itertools.count()
+
+    class Counted(ThreadPoolExecutor):
+        def submit(self, *args):
+            future = super().submit(*args)
+            submitted.release()
+            return future
+
+    def shutting_down(job, points):
+        if next(number) == 1:
+            for _ in range(4):  # there are four blocks
+                assert submitted.acquire(timeout=60)
+            pool.shutdown(wait=False, cancel_futures=True)
+        return risks(job, points)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scanning._Job, "risks", shutting_down)
+        with (
+            Counted(1) as pool,
+            pytest.raises(RuntimeError, match=r"the executor failed \(CancelledError"),
+        ):
+            scan(where, data, LOSS, pool, tmp_path / "scan.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.npz"] and not scanning._KEPT
+    same_bits(scan(where, data, LOSS, path=tmp_path / "scan.npz"), expected)
+
+
+@pytest.mark.parametrize("pool", [threads, processes])
+def test_data_that_a_cleaner_removes_are_sent(pool, monkeypatch, tmp_path):
+    where, data, expected = problem()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def clean():
+        for folder in tmp_path.glob("tinyspur-*"):
+            shutil.rmtree(folder)
+
+    with pool() as inner:
+        executor = Recorder(inner, before={1: clean})
+        same_bits(scan(where, data, LOSS, executor), expected)
+        assert executor.payloads(data) <= 2 * (pool is processes)
+    assert not scanning._KEPT
+
+
+class Broken(SquaredLoss):
+    """A loss that can't be unpickled for want of a file."""
+
+    def __reduce__(self):
+        return open, ("/no/such/file",)
+
+
+@pytest.mark.parametrize("pool", [threads, processes])
+def test_a_loss_that_a_worker_cannot_read_is_an_error(pool):
+    where, data, _ = problem(5)
+    with (
+        pool() as executor,
+        pytest.raises(RuntimeError, match=r"FileNotFoundError: .*/no/such/file"),
+    ):
+        scan(where, data, Broken(), executor)
+
+
+def test_a_full_disk_is_an_error(monkeypatch, tmp_path):
+    where, data, _ = problem(5)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with (
+        threads() as executor,
+        pytest.raises(OSError, match=f"scan: .* written to {tmp_path}/.*: .*No space"),
+    ):
+        scan(where, data, LOSS, executor)
+    assert not list(tmp_path.iterdir())
+
+
+def test_workers_forked_beside_a_running_pass_can_work(tmp_path):
+    where, data, _ = problem(5)
+    text = """
+from tinyspur import backend
+with scanning._LOADING, backend._ONE_THREAD.lock:  # as threads of this process may
+    worker = multiprocessing.get_context("fork").Process(
+        target=scan, args=(where, data, SquaredLoss(), ThreadPoolExecutor(1))
+    )
+    worker.start()
+    worker.join(30)
+sys.exit(worker.exitcode != 0 and (worker.kill() or 1))
+"""
+    with script(tmp_path, where, data, text) as program:
+        assert program.wait(120) == 0
+
+
 class Simulated(Executor):
     """Workers on other machines, with memories of their own, that take calls in a random order.
 
@@ -737,8 +833,11 @@ class Simulated(Executor):
         self.random, self.patch, self.dying = random.Random(seed), monkeypatch, dying
         self.workers = [(n, {}) for n in range(workers)]
         self.started, self.waiting, self.most = workers, [], 0
-        self.dead, self.calls = dead, 0
-        monkeypatch.setattr(scanning, "wait", self.wait)
+        self.dead, self.calls, self.answered = dead, 0, deque()
+        monkeypatch.setattr(scanning, "SimpleQueue", lambda: self)
+
+    def put(self, future):
+        self.answered.append(future)
 
     def submit(self, function, *args):
         future = Future()
@@ -746,8 +845,8 @@ class Simulated(Executor):
         self.most = max(self.most, len(self.waiting))
         return future
 
-    def wait(self, futures, return_when):
-        for _ in range(self.random.randint(1, len(self.waiting))):
+    def get(self):
+        for _ in range(0 if self.answered else self.random.randint(1, len(self.waiting))):
             last = len(self.waiting) if self.dead is None else 1
             future, function, args = self.waiting.pop(self.random.randrange(last))
             k = self.random.randrange(len(self.workers))
@@ -761,7 +860,7 @@ class Simulated(Executor):
                 patch.setattr(scanning, "_KEPT", memory)
                 patch.setattr(Path, "read_bytes", nowhere)
                 future.set_result(function(*args))
-        return SimpleNamespace(done=[future for future in futures if future.done()])
+        return self.answered.popleft()
 
 
 def nowhere(path):
@@ -1522,24 +1621,20 @@ def test_errors_name_the_path_once(tmp_path):
 
 
 def test_all_threads_of_a_worker_have_something_to_do(monkeypatch):
-    where, data, _ = problem()
-    lock, now, most, risks = threading.Lock(), [0], [0], scanning._Job.risks
+    where, data, expected = problem()
+    risks, number = scanning._Job.risks, itertools.count()
+    together = dict.fromkeys(range(1, 5), threading.Barrier(4))
+    together |= dict.fromkeys(range(5, 15), threading.Barrier(10))  # two for each of four, and two
 
-    def counted(job, points):
-        with lock:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
-        time.sleep(0.01)
-        try:
-            return risks(job, points)
-        finally:
-            with lock:
-                now[0] -= 1
+    def meeting(job, points):
+        n = next(number)
+        if n in together:
+            together[n].wait(60)
+        return risks(job, points)
 
-    monkeypatch.setattr(scanning._Job, "risks", counted)
+    monkeypatch.setattr(scanning._Job, "risks", meeting)
     with ThreadPoolExecutor(12) as executor:
-        scan(where, data, LOSS, executor)
-    assert most[0] > 6
+        same_bits(scan(where, data, LOSS, executor), expected)
 
 
 def test_a_finished_scan_is_not_pickled(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.samples import TrainingSet
+from tinyspur.training import kaiming_start
 
 over_networks = settings(
     max_examples=120,
@@ -899,3 +900,25 @@ def test_values_that_are_not_finite_are_refused_and_the_first_sample_is_named(va
         data = {"x": x, "y": y, name: wrong}
         with pytest.raises(ValueError, match=f": {name} .* in 2 of 9 .*the first is sample 4"):
             TrainingSet(**data)
+
+
+def test_an_activation_of_the_users_may_keep_what_it_is_given_and_run_passes():
+    small = Network((1, 6), [Conv(2), Conv(3), Dense(1)], Tanh())
+    other, kept = kaiming_start(small, 1), []
+
+    def gate(z):
+        kept.append((z, z.copy()))
+        shift = float(small.forward(other, np.ones((2, 1, 6))).mean())
+        return np.sin(z) + shift
+
+    def slope(z):
+        return np.cos(z)
+
+    net = Network((1, 6), [Conv(2), Conv(2), Conv(3), Dense(2)], SmoothActivation("g", gate, slope))
+    theta, x = kaiming_start(net, 0), np.random.default_rng(0).normal(size=(5, 1, 6))
+    kept.clear()
+    outputs = list(net.layerwise(theta, x.reshape(5, -1).T.copy()))[-1][1]
+    assert np.array_equal(net.forward(theta, x), outputs.T)
+    assert len(kept) == 6
+    for z, before in kept:
+        assert np.array_equal(z, before)

@@ -133,6 +133,8 @@ class _OneThread:
 
 
 _ONE_THREAD = _OneThread()
+if hasattr(os, "register_at_fork"):  # the threads of a parent that are inside don't come along
+    os.register_at_fork(after_in_child=_ONE_THREAD.__init__)
 
 
 @functools.cache

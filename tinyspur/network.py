@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from .activations import Activation, ReLU, activation_named, check_piecewise_linear
+from .activations import KNOWN, Activation, ReLU, activation_named, check_piecewise_linear
 from .backend import Array, all_to_numpy, in_order, namespace, to_numpy
 from .layers import LAYER_TYPES, Layer, MaxPool, Pooling, is_positive, shapes_of, slots_of
 from .losses import Loss
@@ -370,10 +370,10 @@ class Network:
 
     def layer_output(self, theta: Parameters, columns: Array, layer: int, above: int = 0) -> Array:
         """Return o^layer for the columns (n_above, N) of o^above; o^0 is the input."""
-        o = columns
+        o, own = columns, type(self.activation) in KNOWN.values()  # a user's may keep what it gets
         for n in range(above + 1, layer + 1):
-            W = theta.W[n]
-            products = W @ o if n == layer else W.brief_product(o, f"neurons {n % 2}")
+            W, brief = theta.W[n], own and n < layer
+            products = W.brief_product(o, f"neurons {n % 2}") if brief else W @ o
             _, o = self.neurons(theta, n, products, overwrite=True)
         return o
 

@@ -14,9 +14,10 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor, Future
 from contextlib import closing, contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ class _Job(NamedTuple):
         W = theta.W[first].with_weights(xp.concatenate([p.W[first].weights for p in points]))
 
         def chunk(rows: slice, columns: Array) -> list[Array]:
-            z = W.brief_product(net.layer_output(theta, columns, first - 1), "points")
+            z = W @ net.layer_output(theta, columns, first - 1)
             z, losses = z.reshape(len(points), -1, z.shape[1]), []
             for k, point in enumerate(points):
                 _, o = net.neurons(point, first, z[k], overwrite=True)
@@ -230,6 +231,8 @@ class _Store:
 
 _KEPT: dict[str, _Job] = {}  # in a worker: the scans whose data it has
 _LOADING = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a thread of the parent that has it does not come along
+    os.register_at_fork(after_in_child=lambda: globals().update(_LOADING=threading.Lock()))
 
 
 class _ExecutorError(Exception):
@@ -247,9 +250,10 @@ def _work(
     with _LOADING:
         if key not in _KEPT:
             try:
-                _KEPT[key] = pickle.loads(file.read_bytes() if job is None else job)
+                sent = file.read_bytes() if job is None else job
             except OSError:
                 return name, None
+            _KEPT[key] = pickle.loads(sent)
             for old in list(_KEPT)[:-KEPT_JOBS]:
                 del _KEPT[old]
         kept = _KEPT[key]
@@ -270,61 +274,66 @@ def _evaluated(
         for block, numbers in blocks:
             yield block, job.risks(numbers)
         return
-    try:
-        sent = pickle.dumps(job)
-    except Exception as error:
-        raise ValueError(
-            f"scan: expected a network, data and a loss that can be pickled: {error}"
-        ) from error
     with tempfile.TemporaryDirectory(prefix="tinyspur-", ignore_cleanup_errors=True) as folder:
         file = Path(folder) / uuid.uuid4().hex
-        file.write_bytes(sent)
         try:
-            yield from _shared_out(blocks, executor, file, sent)
+            file.write_bytes(pickle.dumps(job))
+        except OSError as error:
+            raise OSError(f"scan: the data can't be written to {folder}: {error}") from error
+        except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"scan: expected a network, data and a loss that can be pickled: {error}"
+            ) from error
+        try:
+            yield from _shared_out(job, blocks, executor, file)
         finally:
             with _LOADING:  # a thread of this process may still come late, and finds no file
-                file.unlink(missing_ok=True)
                 _KEPT.pop(file.name, None)
+                file.unlink(missing_ok=True)
 
 
 def _shared_out(
-    blocks: list[tuple[slice, np.ndarray]], executor: Executor, file: Path, sent: bytes
+    job: _Job, blocks: list[tuple[slice, np.ndarray]], executor: Executor, file: Path
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    waiting, held = deque(blocks), []
+    waiting, held, answered = deque(blocks), [], SimpleQueue()
     running: dict[Future, tuple[tuple[slice, np.ndarray], str | None, int]] = {}
     threads: set[tuple[str, int]] = set()
     answers, having = 0, {}  # for processes with the data: the number of the latest answer
     lacking: set[str] = set()  # to these, or to another in their place, the data are on their way
 
     def submit(item: tuple[slice, np.ndarray], process: str | None = None) -> None:
-        with warnings.catch_warnings(), _failing():  # Dask's, of arguments sent only once
-            warnings.filterwarnings("ignore", "Sending large graph")
-            future = executor.submit(_work, file, item[1], None if process is None else sent)
+        if process is None:
+            with _failing():
+                future = executor.submit(_work, file, item[1], None)
+        else:
+            with _failing(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sending large graph")  # Dask's, of the data
+                future = executor.submit(_work, file, item[1], pickle.dumps(job))
         running[future] = item, process, answers
+        future.add_done_callback(answered.put)  # also where a shutdown cancels, unlike `wait`
 
     submit(waiting.popleft())
     try:
         while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                item, receiver, asked = running.pop(future)
-                with _failing():
-                    (process, thread), risks = future.result()
-                threads.add((process, thread))
-                answers += 1
-                if receiver is not None:
-                    lacking -= {receiver, process}
-                    waiting.extendleft(held)
-                    held.clear()
-                if risks is not None:
-                    having[process] = answers
-                    yield item[0], risks
-                elif asked < having.get(process, 0):  # it was asked before they came
-                    waiting.appendleft(item)
-                elif process in lacking:
-                    held.append(item)
-                else:
-                    lacking.add(process)
-                    submit(item, process)
+            item, receiver, asked = running.pop(future := answered.get())
+            with _failing():
+                (process, thread), risks = future.result()
+            threads.add((process, thread))
+            answers += 1
+            if receiver is not None:
+                lacking -= {receiver, process}
+                waiting.extendleft(held)
+                held.clear()
+            if risks is not None:
+                having[process] = answers
+                yield item[0], risks
+            elif asked < having.get(process, 0):  # it was asked before they came
+                waiting.appendleft(item)
+            elif process in lacking:
+                held.append(item)
+            else:
+                lacking.add(process)
+                submit(item, process)
             most = 2 * len(threads) + 2 if having or not lacking else 0
             while waiting and len(running) < most:
                 submit(waiting.popleft())
