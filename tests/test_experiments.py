@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
+from mpl_toolkits.mplot3d import proj3d
 
 from tinyspur import (
     Conv,
@@ -1028,6 +1029,19 @@ def test_each_cell_of_a_surface_has_the_colour_of_its_lowest_corner(drawn):
     [surface] = ax.collections
     assert len(surface.get_facecolor()) == 64
     assert is_orange(surface.get_facecolor()[:, :3]).sum() == 4  # those that meet in the point
+
+
+@pytest.mark.parametrize("end", [(0, 0), (0, -1), (-1, 0), (-1, -1)])
+def test_the_lowest_end_of_a_surface_is_in_front(end, drawn):
+    heights = BOWL.copy()
+    heights[end] = -0.1
+    [ax], _ = drawn(draw_surfaces, panel(heights))
+    floor = {
+        (i, j): proj3d.proj_transform(TICKS[i], TICKS[j], -0.1, ax.get_proj())[1]
+        for i in (0, -1)
+        for j in (0, -1)
+    }
+    assert min(floor, key=floor.get) == end
 
 
 def test_surfaces_have_the_heights_of_the_risks(drawn):

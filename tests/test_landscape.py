@@ -1216,15 +1216,19 @@ def test_a_file_that_is_damaged_or_no_scan_is_refused_and_kept(tmp_path):
         assert path.read_bytes() == content
 
 
-def test_the_progress_is_shown_if_asked_for(capsys):
+def test_the_progress_is_shown_if_asked_for(capsys, tmp_path):
     where, data, _ = problem(3)
     scan(where, data, LOSS)
     assert capsys.readouterr().err == ""
     scan(where, data, LOSS, progress=True)
     assert "risks: " in (shown := capsys.readouterr().err)
     assert "/9 " in shown
-    scan(where, data, LOSS, progress="the plane")
-    assert "the plane: " in capsys.readouterr().err
+    scan(where, data, LOSS, path=tmp_path / "scan.npz", progress="the plane")
+    assert " 0/9 " in (shown := capsys.readouterr().err)
+    assert "the plane: " in shown
+    scan(where, data, LOSS, path=tmp_path / "scan.npz", progress=True)
+    assert " 9/9 " in (shown := capsys.readouterr().err)  # what is in the file is not done again
+    assert " 0/9 " not in shown
 
 
 # What was found

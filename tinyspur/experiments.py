@@ -29,7 +29,7 @@ AFAR = 1.5  # how far planes reach that are seen from afar, in units of the cert
 NEARBY = 2.5  # and from nearby, in units of how far the risk falls from theta'
 ESCAPE = 2.0  # how far an escape is followed, in units of its length
 SAMPLED = 8  # directions that tell how far the risk falls
-STEPS, FINE = 9, 21  # points on a line; beside an escape
+STEPS, FINE = 13, 21  # points on a line; beside an escape
 NUMBERS = "figures.json"
 
 

@@ -29,16 +29,18 @@ HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange, which the colour-blin
 UP, DOWN = 9, 4  # levels above and below; the roots of their distances are equally far apart
 WIDTH, DPI = 7.2, 200  # inches of a page's text
 SMALL, LARGE = 6.5, 7.5  # points of fonts
+CONTOURS = "Contours: the risk less that of the point in the middle; shades are those of each panel"
 INSIDE = "all within the certified radius"
 
 
 def draw_level_sets(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
     """Draw the level sets of planes ([CNN] Figure 2). Writes a PNG or, by its suffix, a PDF."""
-    figure = Figure(figsize=(WIDTH, 2.72 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.72 * len(rows) + 0.2), layout="constrained")
     for ax, panel, letter in _panels(figure, rows):
         _level_sets(ax, panel)
         lower = panel.landscape.lower
         _title(ax, panel, letter, f"{lower.sum()} of {lower.size} points are lower")
+    figure.supxlabel(CONTOURS, fontsize=SMALL, x=0.01, ha="left")
     save_figure(path, figure, DPI)
 
 
@@ -139,7 +141,8 @@ def _level_sets(ax: Axes, panel: Panel) -> None:
     if panel.certified is not None:
         ends = np.stack(np.meshgrid(landscape.alpha[[0, -1]], landscape.beta[[0, -1]]), axis=-1)
         if Outline(panel.certified).contains_points(ends.reshape(-1, 2)).all():
-            ax.text(0.5, 0.03, INSIDE, transform=ax.transAxes, ha="center", fontsize=SMALL)
+            words = ax.text(0.5, 0.04, INSIDE, transform=ax.transAxes, ha="center", fontsize=SMALL)
+            words.set_bbox({"facecolor": "w", "alpha": 0.8, "edgecolor": "0.8", "pad": 2})
         else:
             outline = np.vstack([panel.certified, panel.certified[:1]])
             ax.plot(*outline.T, "--", color="k", lw=1, label="certified radius")
@@ -192,7 +195,10 @@ def _lines(ax: Axes, panel: Panel) -> None:
 
 
 def _surface(ax: Axes, panel: Panel) -> str:
-    """Draw a surface, each cell in the colour of its lowest corner; return the unit of height."""
+    """Draw a surface, each cell in the colour of its lowest corner; return the unit of height.
+
+    The lowest of the four ends of the plane is in front, where it hides nothing.
+    """
     landscape, heights = panel.landscape, _heights(panel.landscape)
     if min(heights.shape) < 2:
         raise ValueError(f"surface: expected 2 x 2 points or more, got {heights.shape}")
@@ -209,4 +215,5 @@ def _surface(ax: Axes, panel: Panel) -> str:
     ax.set_zlabel("")
     ax.tick_params(labelsize=SMALL, pad=-2)
     ax.set_box_aspect((1, 1, 0.75), zoom=0.86)
+    ax.view_init(azim=-60 + 90 * int(heights[[-1, -1, 0, 0], [0, -1, -1, 0]].argmin()))
     return unit

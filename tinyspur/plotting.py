@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .atlas import Atlas
@@ -22,13 +23,15 @@ from .reports import save_figure
 from .samples import TrainingSet
 
 CORNER = 10  # positions of each block of a matrix that are drawn
+SIGNED = {"vmin": -2.5, "vmax": 2.5}  # of the colours of weights and biases
 AUDIT_LEGEND = (
     "Each panel takes a statement of [CNN] or [PWL] at its word (red) and as repaired (blue),\n"
     "on images of clothes averaged to 4 x 4 pixels (E10: on a curve).\n\n"
     "Where R - R(theta) is drawn, the red curve follows a move from the literal theta: where it\n"
     "falls below 0, theta is no local minimum. The blue curve makes the same move from the\n"
     "repaired theta (E10, another network: a random one), which is certified: near theta it\n"
-    "can't fall below 0.",
+    "can't fall below 0.\n"
+    "E9: red, cross-entropy, which is refused; blue, the squared loss, which has a minimiser.",
     "R  empirical risk;  u  derivative of a sample's loss in one output\n"
     "theta  what is said to be a local minimum; its upper layers relay the features of a smaller\n"
     "    network, and two unused maps wait in them\n"
@@ -51,6 +54,14 @@ def draw_spurious_minimum(
     rows = matrices.subfigures(2, 1)
     _draw_matrices(rows[0], found.theta, found, r"$\theta$", True)
     _draw_matrices(rows[1], found.theta_prime, found, r"$\theta'$", False)
+    a, b = found.pair.reserved
+    words = (
+        f"A and B are the maps {a} and {b}, the relay is map {found.pair.relay_of(found.split.map)}"
+        f"; of a block $W^l(t, c)$ of $W^{{{found.pair.lower}}}$ and $W^{{{found.pair.upper}}}$ "
+        f"the first {CORNER} rows and columns are drawn; $W^{{{found.pair.dense}}}$: row "
+        f"{found.split.output}, as images"
+    )
+    rows[0].text(0.995, 0.985, words, ha="right", va="top", fontsize=9)
     _draw_curve(curve, found, np.asarray(steps), np.asarray(risks))
     save_figure(path, figure, 110)
 
@@ -68,14 +79,19 @@ def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str,
         fontsize=13,
     )
     lower, upper, dense = pair.lower, pair.upper, pair.dense
-    for i, (layer, columns) in enumerate(((lower, {"map m": split.map}), (upper, maps))):
+    for i, (layer, columns) in enumerate(((lower, {f"map {split.map}": split.map}), (upper, maps))):
         W = theta.W[layer]
         corner = min(CORNER, W.positions_out)
         blocks = [
             [W.block(t, c)[:corner, :corner] for c in columns.values()] for t in maps.values()
         ]
         ax = axes[2 * i]
-        ax.imshow(np.block(blocks), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        ax.imshow(np.block(blocks), cmap="RdBu_r", **SIGNED, interpolation="nearest")
+        for t, row in enumerate(blocks):
+            for c, block in enumerate(row):
+                for value in np.unique(block[block != 0])[:1]:  # what a relay multiplies with
+                    place = (c + 0.93) * corner - 0.5, (t + 0.07) * corner - 0.5
+                    ax.text(*place, f"{value:+.3g}", ha="right", va="top", fontsize=9)
         for n in range(1, len(maps)):
             ax.axhline(n * corner - 0.5, color="0.4", lw=0.8)
         for n in range(1, len(columns)):
@@ -84,7 +100,7 @@ def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str,
         ax.set_yticks([n * corner + middle for n in range(len(maps))], maps)
         ax.set_xticks([n * corner + middle for n in range(len(columns))], columns)
         ax.tick_params(length=0)
-        ax.set_title(rf"$W^{{{layer}}}$, blocks of {corner}$\times${corner}", fontsize=10)
+        ax.set_title(rf"$W^{{{layer}}}$", fontsize=10)
         _draw_biases(axes[2 * i + 1], theta, layer, maps)
     W, P = theta.W[dense], theta.net.positions(upper)
     size = theta.net.shapes[upper][1:]
@@ -104,7 +120,7 @@ def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str,
 
 def _draw_biases(ax, theta: Parameters, layer: int, maps: dict[str, int]) -> None:
     biases = np.array([[float(theta.b[layer][t])] for t in maps.values()])
-    ax.imshow(biases, cmap="RdBu_r", vmin=-2.5, vmax=2.5, aspect="auto")
+    ax.imshow(biases, cmap="RdBu_r", **SIGNED, aspect="auto")
     for n, bias in enumerate(biases[:, 0]):
         dark = abs(bias) > 1.6
         ax.text(0, n, f"{bias:.3g}", ha="center", va="center", color="w" if dark else "k")
@@ -139,7 +155,8 @@ def _draw_curve(figure, found: SpuriousMinimum, steps: np.ndarray, risks: np.nda
         color="C3",
         label=f"lower point: R lower by {lower.decrease:.3g}",
     )
-    ax.set_xlabel(rf"change of the bias $b^{{{lower.layer}}}$ of map {lower.map}")
+    name = " (B)" if lower.map == found.pair.reserved[1] else ""
+    ax.set_xlabel(rf"change of the bias $b^{{{lower.layer}}}$ of map {lower.map}{name}")
     ax.set_ylabel(r"R $-$ R($\theta$)")
     ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")
     ax.legend(loc="best", fontsize=9)
@@ -161,8 +178,8 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
             ax.plot(x, y, color=color, marker="o" if len(x) < 15 else None, ms=4, lw=2)
             lowest = min(lowest, float(y.min()))
             logarithmic = bool(x.min() > 0 and x.max() > 100 * x.min())
-        title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 44))
-        ax.set_title(f"{title}\n\n\n\n", fontsize=10.5, loc="left")
+        title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 48))
+        ax.set_title(f"{title}\n\n\n\n", fontsize=10, loc="left")
         for side, color, height in ((finding.literal, "C3", 1.19), (finding.repaired, "C0", 1.1)):
             name = "as printed" if color == "C3" else "repaired"
             ax.text(
@@ -213,7 +230,8 @@ def draw_motivating_example(path: str | Path, panels: list[Panel]) -> None:
     axes = figure.subplots(2, 3)
     for ax, letter, panel in zip(axes[0], "abc", panels, strict=True):
         _draw_fit(ax, letter, panel)
-    axes[0, 0].legend(fontsize=8, loc="upper center")
+    for ax in axes[0]:
+        ax.legend(fontsize=8, loc="upper center")
     _draw_lattice(axes[1, 0])
     _draw_gadgets(axes[1, 1], axes[1, 2])
     save_figure(path, figure, 100)
@@ -223,12 +241,14 @@ def _draw_fit(ax, letter: str, panel: Panel) -> None:
     x, y = panel.data.x.ravel(), panel.data.y.ravel()
     dense = np.linspace(x.min(), x.max(), 2001)
     groups = panel.fit.groups
+    colors = colormaps["viridis"](np.linspace(0.0, 0.85, len(groups)))
     for k in range(len(groups)):
         inside = groups.labels == k
-        ax.plot(x[inside], y[inside], "o", ms=5, color=f"C{k}", mfc="w")
+        style = {"marker": "os^D"[k % 4], "color": colors[k], "mfc": "w"}
+        ax.plot(x[inside], y[inside], ls="", ms=5, **style, label=f"samples of group {k + 1}")
     for points, theta, style, name in (
-        (dense, panel.repaired, {"color": "0.55", "lw": 1, "ls": "--"}, "gates"),
-        (dense, panel.printed, {"color": "k", "lw": 1.6}, "max-min"),
+        (dense, panel.printed, {"color": "k", "lw": 2}, "output o, max-min"),
+        (dense, panel.repaired, {"color": "0.7", "lw": 1, "ls": "--"}, "output o, gates"),
     ):
         ax.plot(points, theta.net.forward(theta, points[:, None, None])[:, 0], **style, label=name)
     for piece, region in panel.regions:
@@ -247,8 +267,8 @@ def _draw_fit(ax, letter: str, panel: Panel) -> None:
                 fontsize=8,
                 color="C3",
             )
-    ax.set_xlabel("x")
-    ax.set_ylabel("o")
+    ax.set_xlabel("input x")
+    ax.set_ylabel("target y, output o")
     words = []
     for name, certificate in (
         ("max-min", panel.printed_certificate),
@@ -340,7 +360,7 @@ def draw_atlas(path: str | Path, atlas: Atlas) -> None:
         lowest = min(lowest, max(atlas.trained.min(), 1e-6 * atlas.linear))
     edges = np.geomspace(0.8 * lowest, 1.25 * atlas.linear, 60)
     counts = np.unique(atlas.groups)
-    colors = [f"C{n}" for n in range(len(counts))]
+    colors = colormaps["viridis"](np.linspace(0.05, 0.95, len(counts)))
     risks = [np.maximum(atlas.risks[kept & (atlas.groups == K)], lowest) for K in counts]
     labels = [f"{K} groups" for K in counts]
     left.hist(risks, edges, stacked=True, color=colors, label=labels)
@@ -368,7 +388,7 @@ def draw_atlas(path: str | Path, atlas: Atlas) -> None:
     )
     numbers = [(kept & (atlas.groups <= K)).sum() for K in counts]
     widths = [atlas.widths[atlas.groups == K][0] for K in counts]
-    right.bar(np.arange(len(counts)), numbers, color=colors)
+    right.bar(np.arange(len(counts)), numbers, color="0.6")
     ticks = [f"{width}\n({K})" for width, K in zip(widths, counts, strict=True)]
     right.set_xticks(np.arange(len(counts)), ticks)
     for n, number in enumerate(numbers):

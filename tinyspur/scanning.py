@@ -73,8 +73,8 @@ def scan(
     blocks = [slice(n, min(n + TOGETHER, len(numbers))) for n in starts]
     todo = [(block, numbers[block]) for block in blocks if not store.done[1:][block].all()]
     text = progress if isinstance(progress, str) else "risks"
-    with store, tqdm(total=total, desc=text, leave=False, disable=not progress) as bar:
-        bar.update(int(store.done.sum()))
+    shown = {"total": total, "initial": int(store.done.sum()), "disable": not progress}
+    with store, tqdm(desc=text, leave=False, **shown) as bar:
         if not store.done[0]:
             store.put(slice(0, 1), job.centre())
             bar.update()
