@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
@@ -96,6 +97,7 @@ def files(tmp_path_factory):
         "only_x": {"x": x},
         "both": {"x": x, "y": y, "images": images, "labels": labels},
         "huge": {"x": x, "y": 1e200 * y},
+        "huge_x": {"x": 1e300 * x, "y": y},
         "pickle": {"x": np.array([None]), "y": y},
         "negative_label": {"images": images, "labels": labels - 1},
         "two_classes": {"images": images, "labels": labels % 2},
@@ -106,6 +108,7 @@ def files(tmp_path_factory):
     np.savez(folder / "nan_point.npz", **{**arrays, "b1": np.array([np.nan])})
     np.savez(folder / "int_point.npz", **{**arrays, "b1": np.array([1])})
     (folder / "text.npz").write_text("no archive")
+    (folder / "folder.npz").mkdir()
     return folder
 
 
@@ -401,19 +404,32 @@ def test_without_data_the_bundled_images_are_taken(run):
 
 POINT = ["certify", "certified.npz", "--data", "certified_data.npz"]
 BAD = [
-    (["certify", "missing.npz"], "No such file"),
-    (["certify", "."], "Is a directory"),
+    (
+        ["certify", "missing.npz"],
+        "point: missing.npz: expected an NPZ file, got a path that does not exist$",
+    ),
+    (["certify", "text.npz/point.npz"], "point: text.npz/point.npz: .* a path that does not exist"),
+    (["certify", "."], "point: .: expected an NPZ file, got a folder$"),
+    (["certify", ""], "argument point: expected a path, got an empty one$"),
     (["certify", "text.npz"], "text.npz: expected an NPZ"),
     (["certify", "certified_data.npz"], "expected an array 'spec'"),
     (["certify", "nan_point.npz"], "b1 has NaN or infinite values"),
     (["certify", "int_point.npz"], "expected arrays all float64 or all float32"),
     (["certify", "pools.npz"], "expected a network with parameters"),
-    (["certify", "certified.npz", "--data", "missing.npz"], "No such file"),
-    (["certify", "certified.npz", "--data", "missing"], "a path that does not exist"),
+    (
+        ["certify", "certified.npz", "--data", "missing.npz"],
+        "--data: missing.npz: expected an NPZ file, got a path that does not exist$",
+    ),
+    (["certify", "certified.npz", "--data", "missing"], "--data: missing: .* does not exist$"),
+    (["certify", "certified.npz", "--data", "folder.npz"], "--data: folder.npz: .* got a folder$"),
+    (["certify", "certified.npz", "--data", ""], "argument --data: expected a path, got an empty"),
     (["certify", "certified.npz", "--data", "text.npz"], "text.npz: expected an NPZ"),
     (["certify", "certified.npz", "--data", "nan.npz"], "x has NaN or infinite values"),
-    (["certify", "certified.npz", "--data", "wide.npz"], r"expected \(N, 2\), got \(40, 4\)"),
-    (["certify", "certified.npz", "--data", "larger.npz"], r"got \(5, 1, 4, 4\)"),
+    (["certify", "certified.npz", "--data", "wide.npz"], "wide: the .* width 2, got 4$"),
+    (
+        ["certify", "certified.npz", "--data", "larger.npz"],
+        r"larger: the network expects samples x of shape \(1, 3, 3\), got \(1, 4, 4\)$",
+    ),
     (["certify", "certified.npz", "--data", "flat_x.npz"], r"flat_x.npz: .*got \(40, 9\)"),
     (["certify", "certified.npz", "--data", "integers.npz"], "floats 'x', got uint8"),
     (["certify", "certified.npz", "--data", "fewer.npz"], "with the same N"),
@@ -423,7 +439,14 @@ BAD = [
         ["certify", "certified.npz", "--data", "pickle.npz"],
         "pickle.npz: expected an NPZ of plain arrays",
     ),
-    (["certify", "certified.npz", "--data", "huge.npz"], "expected finite risk, gradient, got inf"),
+    (
+        ["certify", "certified.npz", "--data", "huge.npz"],
+        "certified.npz with the data huge.npz: expected finite risk, gradient, got inf",
+    ),
+    (
+        ["certify", "certified.npz", "--data", "huge_x.npz"],
+        "certified.npz with the data huge_x.npz: expected finite risk, gradient, got inf",
+    ),
     (["certify", "classes.npz", "--data", "negative_label.npz"], "labels from 0 to 1, got -1"),
     (["certify", "classes.npz", "--data", "two_classes.npz"], "expects classes, .* 3, got 2"),
     (["certify", "certified.npz", "--data", "images.npz"], "expects classes, .* 2, got 3"),
@@ -444,12 +467,15 @@ BAD = [
     ([*POINT, "--radius", "0"], "--radius: expected a finite number > 0, got 0"),
     ([*POINT, "--radius", "nan"], "--radius: expected a finite number > 0, got nan"),
     ([*POINT, "--json", "."], "--json: expected a file, got the folder"),
+    ([*POINT, "--json", os.devnull], "--json: expected a file, got a device or a pipe, /dev/null"),
+    ([*POINT, "--json", ""], "argument --json: expected a path, got an empty one"),
     ([*POINT, "--json", "text.npz/report.json"], "text.npz is not a folder"),
     ([*POINT, "--colour"], "unrecognized arguments: --colour"),
     (["certify"], "the following arguments are required: point"),
     (["prove", "certified.npz"], "invalid choice: 'prove'"),
     (["inspect"], "the following arguments are required: point"),
-    (["inspect", "missing.npz"], "No such file"),
+    (["inspect", "missing.npz"], "point: missing.npz: expected .*, got a path that does not exist"),
+    (["inspect", ""], "argument point: expected a path, got an empty one"),
     (["inspect", "text.npz"], "text.npz: expected an NPZ"),
     (["inspect", "mixed.npz", "--layer", "0"], r"--layer: expected 1\.\.5, got 0"),
     (["inspect", "mixed.npz", "--layer", "6"], r"--layer: expected 1\.\.5, got 6"),
@@ -473,6 +499,120 @@ def test_bad_input_is_one_line(run, options, message):
     assert line.startswith("error: ")
     assert re.search(message, line)
     assert "verdict" not in done.text
+
+
+@pytest.mark.parametrize("name", ["wide", "larger"])
+def test_data_that_do_not_fit_are_refused_before_they_are_shown(run, name):
+    assert run("certify", "certified.npz", "--data", f"{name}.npz").text == ""
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_run(run, monkeypatch):
+    def refuse(**_):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    done = run(*POINT, *QUICK, "--json", "report.json")
+    assert (done.status, done.text) == (2, "")
+    assert "error: output folder .: expected one that files can be written to, got " in done.errors
+
+
+# A report of the main program beside the point
+
+SAID = {
+    "dataset": {"name": "images", "samples": 60, "input_shape": [1, 3, 3], "classes": 3},
+    "loss": "cross-entropy",
+    "label_smoothing": 0.2,
+    "seed": 5,
+    "points": {"theta": {"risk": 1.0, "file": "theta.npz"}},
+}
+SAME = {"data": "images.npz", "samples": 60, "seed": 5, "loss": "cross-entropy"}
+SAME |= {"label-smoothing": 0.2}
+NOTE = "note:    the report.json beside this point is for {} (a certificate belongs to its data "
+
+
+@pytest.fixture
+def note(run, tmp_path, files):
+    """Certify with a report.json of this text beside the point; return the note, if there is one.
+
+    Options that are None are left out.
+    """
+
+    def call(text, name="theta.npz", **changes):
+        (tmp_path / name).write_bytes((files / "classes.npz").read_bytes())
+        (tmp_path / "report.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        options = {**SAME, **{key.replace("_", "-"): value for key, value in changes.items()}}
+        given = [(f"--{key}", value) for key, value in options.items() if value is not None]
+        done = run("certify", tmp_path / name, *sum(given, ()), *QUICK)
+        assert done.status == (1 if changes else 0), done.errors
+        found = [line for line in done.lines if "note" in line]
+        assert len(found) <= 1
+        return found[0] if found else None
+
+    return call
+
+
+def test_no_note_where_the_report_has_the_same_data(note):
+    assert note(json.dumps(SAID)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"samples": None}, "60 samples"),
+        ({"samples": 59}, "60 samples"),
+        ({"seed": 6}, "seed 5"),
+        ({"loss": "squared"}, "the cross-entropy loss"),
+        ({"label_smoothing": None}, "label smoothing 0.2"),
+        ({"data": "others.npz"}, "the data set images"),
+        (
+            {"data": "others.npz", "samples": 30, "seed": 0, "loss": None, "label_smoothing": 0.1},
+            "60 samples of images, the cross-entropy loss, label smoothing 0.2, seed 5",
+        ),
+        (
+            {"data": "own.npz", "samples": 40, "label_smoothing": None, "loss": "squared"},
+            "60 samples of images, the cross-entropy loss",
+        ),
+    ],
+    ids=str,
+)
+def test_a_note_names_what_differs_from_the_report(note, files, changes, words):
+    images = dict(np.load("images.npz"))
+    np.savez(files / "others.npz", images=images["images"][::-1], labels=images["labels"])
+    np.savez(files / "own.npz", x=images["images"] / 255, y=np.eye(3)[images["labels"]])
+    assert note(json.dumps(SAID), **changes) == f"{NOTE.format(words)}and loss)"
+
+
+def test_the_seed_does_not_matter_where_the_report_has_all_samples(note):
+    said = {**SAID, "dataset": {**SAID["dataset"], "samples": 90}, "seed": 1}
+    assert note(json.dumps(said), samples=None) is None
+    assert note(json.dumps(said), samples=50) == f"{NOTE.format('90 samples')}and loss)"
+
+
+def test_a_report_of_other_points_or_of_another_kind_is_passed_over(note):
+    other = {**SAID, "seed": 6}
+    assert note(json.dumps(other)) is not None
+    assert note(json.dumps(other), name="lower.npz") is None
+    for key in SAID:
+        assert note(json.dumps({k: v for k, v in other.items() if k != key})) is None
+    for change in (
+        {"dataset": {"name": "images"}},
+        {"dataset": "images"},
+        {"points": ["theta.npz"]},
+        {"points": {"theta": 3}},
+        {"loss": {"name": "squared"}},
+        {"label_smoothing": "0.1"},
+        {"seed": None},
+    ):
+        assert note(json.dumps({**other, **change})) is None
+    for text in ("", "{", "[]", "3", "null", "[" * 10**5, b"\xff\xfe"):
+        assert note(text) is None
+
+
+def test_a_folder_named_report_is_passed_over(run, tmp_path, files):
+    (tmp_path / "certified.npz").write_bytes((files / "certified.npz").read_bytes())
+    (tmp_path / "report.json").mkdir()
+    done = run("certify", tmp_path / "certified.npz", *POINT[2:], *QUICK)
+    assert (done.status, "note" in done.text) == (0, False)
 
 
 def test_cupy_where_there_is_none(run, monkeypatch):
@@ -600,6 +740,24 @@ def test_help_has_examples_that_parse(run, name):
     assert len(examples) > 2
     for example in examples:
         assert command.parser().parse_args(example.split()).command == name
+
+
+def test_examples_certify_with_the_loss_and_the_data_that_made_the_point(run):
+    lines = [line.split() for line in run("certify", "--help").text.splitlines()]
+    made = {}
+    for line in lines:
+        if line[:2] == ["python", "demos/cifar_spurious.py"]:
+            made[line[-1]] = line[2:-2]
+        elif line[:3] == ["python", "-m", "tinyspur"] and line[4].startswith("out"):
+            given = made[os.path.dirname(line[4])]
+            assert line[5 : 5 + len(given)] == given
+    assert len(made) > 2
+
+
+def test_help_says_what_the_seed_draws_and_which_folder_is_made(run):
+    text = " ".join(run("certify", "--help").text.split())
+    assert "of all random choices, also of the samples that are drawn (default: 0)" in text
+    assert "a folder that does not exist is made" in text
 
 
 def test_version(run, monkeypatch):

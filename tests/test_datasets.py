@@ -778,7 +778,11 @@ def test_nothing_where_the_user_points(tmp_path, monkeypatch):
         monkeypatch.setenv("TINYSPUR_DATA", str(path))
         with refused(path, error=error):
             load()
-        if name != "none.npz":
+        if name == "none.npz":
+            got = f"TINYSPUR_DATA={path}: expected an NPZ file, got a path that does not exist"
+            with refused(got, error=FileNotFoundError):
+                load()
+        else:
             with refused(f"TINYSPUR_DATA={path}", "cifar-10-batches-bin", error=error):
                 datasets.find_cifar10()
 

@@ -367,7 +367,7 @@ REFUSED = {
     ),
     "batch norm": (
         whole(nn.Sequential(conv(2, 3, 1), nn.BatchNorm2d(3))),
-        r"module '1' \(BatchNorm2d\(3.*fuse_conv_bn_eval folds it",
+        r"module '1' \(BatchNorm2d\(3.*fuse_conv_bn_eval folds it .*; expected nn.Sequential of",
     ),
     "a forward of its own": (
         whole(Doubled(conv(2, 3, 1))),
@@ -415,10 +415,20 @@ REFUSED = {
     ),
     "features": (whole(cnn(top=nn.Linear(5, 3))), r"'top' .*expected in_features 4, got 5"),
     "another input": (whole(cnn(), (2, 16, 8)), r"'top' .*expected in_features 8, got 4"),
-    "one-dimensional for images": (parts(nn.Conv1d(2, 3, 1)), r"'0' .*expected .* of Conv2d, Avg"),
+    "one-dimensional for images": (
+        parts(nn.Conv1d(2, 3, 1)),
+        r"'0' .*expected input_shape of two numbers \(C, W\), got three numbers \(C, H, W\): "
+        r"\(2, 8, 8\)$",
+    ),
     "images for one dimension": (
         parts(nn.AvgPool2d(2), (2, 8)),
-        r"'0' .*expected nn.Sequential of Conv1d, AvgPool1d, MaxPool1d",
+        r"'0' .*expected input_shape of three numbers \(C, H, W\), got two numbers \(C, W\): "
+        r"\(2, 8\)$",
+    ),
+    "an unknown module in one dimension": (
+        parts(nn.PReLU(), (2, 8)),
+        r"'0' .*expected nn.Sequential of Conv1d, AvgPool1d, MaxPool1d, .* GELU, interop.Sine, "
+        r"interop.Arctan, ELU, interop.Swish, ",
     ),
     "size": (parts(pool(3)), r"'0' .*expected a size that divides the maps \(8, 8\)"),
     "pooling stride": (parts(pool(2, stride=1)), r"expected stride 2, got 1"),
@@ -529,6 +539,7 @@ REFUSED = {
         r"^input_shape: expected \(C, H, W\) or \(C, W\), got \(4,\); for vectors give \(1, 4\)",
     ),
     "an input of another kind": (whole(cnn(), (8, 2, 8, 8)), r"^network: expected an input \(C, H"),
+    "a number for the input": (whole(cnn(), 8), r"^input_shape: expected \(C, H, W\) .*, got 8$"),
     "an empty input": (whole(cnn(), (2, 0, 8)), r"^network: expected an input \(C, H, W\)"),
 }
 

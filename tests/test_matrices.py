@@ -603,6 +603,9 @@ def test_indices_outside_the_matrix_are_refused(W):
     ]:
         with pytest.raises(IndexError):
             W[key]
+    for key in (0, slice(2), [0, 1]):
+        with pytest.raises(IndexError, match=r"two indices W\[i, j\], got .*; row i is W\[i, :\]"):
+            W[key]
 
 
 @over_all_kinds

@@ -1,6 +1,7 @@
 """Networks compute what their PyTorch twins compute, and say what they are."""
 
 import json
+import pickle
 import re
 
 import numpy as np
@@ -745,8 +746,18 @@ GOOD = {
 
 @pytest.mark.parametrize("missing", ["input", "activation", "layers"])
 def test_a_description_without_a_part_is_refused(missing):
-    with pytest.raises(ValueError, match=f"KeyError '{missing}'"):
-        Network.from_spec({key: value for key, value in GOOD.items() if key != missing})
+    parts = {key: value for key, value in GOOD.items() if key != missing}
+    expected = "expected a JSON object with input, activation, layers, got one with "
+    with pytest.raises(ValueError, match=f"^network spec: {expected}{', '.join(parts)}$"):
+        Network.from_spec(parts)
+
+
+def test_a_description_with_a_part_too_many_is_refused():
+    with pytest.raises(ValueError, match=r"got one with input, activation, layers, bias$"):
+        Network.from_spec({**GOOD, "bias": False})
+    layer = {"type": "dense", "width": 2, "bias": False}
+    with pytest.raises(ValueError, match=r"expected a layer with type, width, got \{.*'bias'"):
+        Network.from_spec({**GOOD, "layers": [layer]})
 
 
 @pytest.mark.parametrize(
@@ -768,8 +779,9 @@ def test_a_description_without_a_part_is_refused(missing):
     ids=str,
 )
 def test_a_description_with_a_wrong_layer_is_refused(layer):
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match="expected") as caught:
         Network.from_spec({**GOOD, "layers": [layer]})
+    assert not re.search("Error|NoneType|object is not|argument", str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -793,14 +805,17 @@ def test_a_description_with_a_wrong_layer_is_refused(layer):
 )
 def test_a_description_with_a_wrong_part_is_refused(change):
     assert Network.from_spec(GOOD).size == 34
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match="expected") as caught:
         Network.from_spec({**GOOD, **change})
+    assert not re.search("Error|NoneType|object is not|argument", str(caught.value))
 
 
 @pytest.mark.parametrize("spec", ["", "{", "[]", "null", "3", '"relu"', None, [], 3])
 def test_what_is_no_description_is_refused(spec):
-    with pytest.raises(ValueError, match="network spec"):
+    expected = "^network spec: expected a JSON object with input, activation, layers, got "
+    with pytest.raises(ValueError, match=expected) as caught:
         Network.from_spec(spec)
+    assert "Error" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -900,6 +915,13 @@ def test_values_that_are_not_finite_are_refused_and_the_first_sample_is_named(va
         data = {"x": x, "y": y, name: wrong}
         with pytest.raises(ValueError, match=f": {name} .* in 2 of 9 .*the first is sample 4"):
             TrainingSet(**data)
+
+
+def test_a_training_set_shows_its_sizes_and_is_pickled():
+    data = TrainingSet(np.zeros((200, 1, 7, 7)), np.ones((200, 10)))
+    assert repr(data) == "TrainingSet(200 samples (1, 7, 7), targets (10,))"
+    again = pickle.loads(pickle.dumps(data))
+    assert np.array_equal(again.x, data.x) and np.array_equal(again.y, data.y)
 
 
 def test_an_activation_of_the_users_may_keep_what_it_is_given_and_run_passes():

@@ -284,9 +284,26 @@ def test_a_damaged_point_is_read_as_it_was_or_refused(write, tmp_path):
     assert refused > 200
 
 
-def test_a_missing_point_is_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "none.npz"))):
-        load_point(tmp_path / "none.npz")
+@pytest.mark.parametrize(
+    ("name", "error", "got"),
+    [
+        ("none.npz", FileNotFoundError, "a path that does not exist"),
+        ("file/none.npz", NotADirectoryError, "a path that does not exist"),
+        ("folder", IsADirectoryError, "a folder"),
+        ("n" * 300, OSError, "'File name too long'"),
+    ],
+)
+def test_a_point_that_cannot_be_opened_says_what_is_there(name, error, got, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    said = re.escape(f"{tmp_path / name}: expected an NPZ file, got {got}")
+    with pytest.raises(error, match=f"^{said}$"):
+        load_point(tmp_path / name)
+
+
+def test_a_spec_of_another_kind_is_refused_by_what_it_is(tmp_path):
+    np.savez(tmp_path / "point.npz", **changed("spec", np.array(3.0)))
+    loading_fails(tmp_path / "point.npz", "object with input, activation, layers, got 3.0")
 
 
 # Whole files
@@ -378,6 +395,13 @@ def test_a_folder_without_permission_is_not_writable(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
     with pytest.raises(PermissionError, match=re.escape(str(tmp_path))):
         check_writable(tmp_path / "new")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a /proc")
+def test_a_folder_that_takes_no_files_is_not_writable():
+    for folder in ("/proc", "/proc/new"):
+        with pytest.raises(OSError, match=f"output folder {folder}: .* /proc"):
+            check_writable(folder)
 
 
 def test_a_relative_folder_is_taken_from_the_working_folder(tmp_path, monkeypatch):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import math
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +36,15 @@ CERTIFY_EXAMPLES = """exit status:
   0 certified, 1 refuted or undecided, 2 an error in the input
 
 examples:
+  python demos/cifar_spurious.py --out out
   python -m tinyspur certify out/theta.npz --no-evidence --no-search
-  python -m tinyspur certify out/theta.npz --data cifar-10-batches-bin --samples 4000
-  python -m tinyspur certify out/theta.npz --loss cross-entropy --label-smoothing 0.1
+
+  python demos/cifar_spurious.py --loss cross-entropy --label-smoothing 0.1 --out out/ce
+  python -m tinyspur certify out/ce/theta.npz --loss cross-entropy --label-smoothing 0.1
+
+  python demos/cifar_spurious.py --data cifar-10-batches-bin --out out/cifar
+  python -m tinyspur certify out/cifar/theta.npz --data cifar-10-batches-bin --samples 4000
+
   python -m tinyspur certify point.npz --data regression.npz --loss huber --json report.json"""
 INSPECT_EXAMPLES = """examples:
   python -m tinyspur inspect out/theta.npz
@@ -46,6 +55,13 @@ INSPECT_EXAMPLES = """examples:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         self.exit(2, f"error: {message}\n")
+
+
+def path(text: str) -> Path:
+    """Return the path of an argument, which may not be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty one")
+    return Path(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,13 +76,13 @@ def parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=certify)
     option = command.add_argument
-    option("point", type=Path, help="an .npz as save_point writes it")
+    option("point", type=path, help="an .npz as save_point writes it")
     data = (
         "a CIFAR-10 folder or archive, an .npz with images and labels, or one with float arrays "
         "x (N, C, H, W) or (N, C, W) and y (N, d_y), which are taken as they are (default: "
         f"${datasets.DATA_VARIABLE}, CIFAR-10 in the cache folder, or the bundled images)"
     )
-    option("--data", metavar="PATH", help=data)
+    option("--data", type=path, metavar="PATH", help=data)
     option("--samples", type=int, metavar="N", help="samples, drawn with the seed (default: all)")
     losses = ["squared", "cross-entropy", "absolute", "huber"]
     option("--loss", choices=losses, default="squared", help="of a sample (default: squared)")
@@ -75,17 +91,19 @@ def parser() -> argparse.ArgumentParser:
     radius = f"largest change in the search (default: the certificate's radius, or {REACH:g})"
     option("--radius", type=float, metavar="R", help=radius)
     option("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="arrays")
-    option("--seed", type=int, default=0, metavar="N", help="of all random choices (default: 0)")
+    seed = "of all random choices, also of the samples that are drawn (default: 0)"
+    option("--seed", type=int, default=0, metavar="N", help=seed)
     option("--no-evidence", action="store_true", help="skip it; as long as 300 gradients")
     option("--no-search", action="store_true", help="skip it; as long as 250 gradients")
-    option("--json", type=Path, metavar="FILE", help="write a report there")
+    about = "write a report there; a folder that does not exist is made"
+    option("--json", type=path, metavar="FILE", help=about)
     about = "print the layers of a point, or a corner of one of its weight matrices"
     command = commands.add_parser(
         "inspect", help=about, description=about, epilog=INSPECT_EXAMPLES, **text
     )
     command.set_defaults(run=inspect)
     option = command.add_argument
-    option("point", type=Path, help="an .npz as save_point writes it")
+    option("point", type=path, help="an .npz as save_point writes it")
     option("--layer", type=int, metavar="L", help="show entries of W[L]; layers count from 1")
     option("--block", type=int, nargs=2, metavar=("T", "C"), help="from channel C to map T only")
     option("--size", type=int, metavar="N", help="rows and columns to show (default: 10)")
@@ -102,35 +120,113 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--delta: expected --loss huber, got --loss {options.loss}")
     if options.json is not None:
         check_writable(options.json.parent)
-        if options.json.is_dir():
-            raise IsADirectoryError(f"--json: expected a file, got the folder {options.json}")
+        if options.json.exists() and not options.json.is_file():
+            kind = "the folder" if options.json.is_dir() else "a device or a pipe,"
+            raise OSError(f"--json: expected a file, got {kind} {options.json}")
 
 
-def load_data(options: argparse.Namespace, net: Network) -> tuple[dict, TrainingSet]:
-    """Return what the report says of the data, and the samples."""
-    if options.data is not None and (data := datasets.load_samples(options.data)):
+@contextmanager
+def argument(name: str) -> Iterator[None]:
+    """Name the argument in the error for a file that can't be opened."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def read_point(options: argparse.Namespace) -> Parameters:
+    """Return the point that the arguments name."""
+    with argument("point"):
+        return load_point(options.point)
+
+
+def read_data(options: argparse.Namespace) -> TrainingSet | datasets.Dataset:
+    """Return all samples x and y, or labelled images, that the arguments name."""
+    if options.data is None:
+        return datasets.load()
+    with argument("--data"):
+        return datasets.load_samples(options.data) or datasets.load(options.data)
+
+
+def check_fit(name: str, *parts: tuple[str, object, object]) -> None:
+    """Raise ValueError unless the data have what the network expects: (what, expected, found)."""
+    for what, wanted, got in parts:
+        if wanted != got:
+            raise ValueError(f"{name}: the network expects {what} {wanted}, got {got}")
+
+
+def load_data(options: argparse.Namespace, net: Network) -> tuple[dict, TrainingSet, int]:
+    """Return what the report says of the data, the samples, and of how many they are drawn."""
+    data, outputs = read_data(options), math.prod(net.shapes[-1])
+    total = len(data)
+    if isinstance(data, TrainingSet):
         if options.label_smoothing:
             raise ValueError(f"--label-smoothing: expected labels, got targets y: {options.data}")
-        name, classes = Path(options.data).stem, None
+        name, classes = options.data.stem, None
+        check_fit(
+            name,
+            ("samples x of shape", net.input_shape, data.x.shape[1:]),
+            ("targets y of width", outputs, data.y.shape[1]),
+        )
         if options.samples is not None:
             with naming(f"{name}:"):
                 data = data.subset(options.samples, options.seed)
     else:
-        images, outputs = datasets.load(options.data), math.prod(net.shapes[-1])
-        name, classes = images.name, images.classes
-        for what, wanted, got in (
+        images, name, classes = data, data.name, data.classes
+        check_fit(
+            name,
             ("images of shape", net.input_shape, images.input_shape),
             ("classes, as many as outputs,", outputs, classes),
-        ):
-            if wanted != got:
-                raise ValueError(f"{name}: the network expects {what} {wanted}, got {got}")
+        )
         if options.samples is not None:
             images = images.subset(options.samples, options.seed)
         y = one_hot(images.labels, classes, options.label_smoothing)
         data = TrainingSet(images.pixels(), y)
     print(f"data:    {name}: {len(data)} samples {data.x.shape[1:]}, targets {data.y.shape[1:]}")
-    shape = list(data.x.shape[1:])
-    return {"name": name, "samples": len(data), "input_shape": shape, "classes": classes}, data
+    about = {"name": name, "samples": len(data), "input_shape": list(data.x.shape[1:])}
+    return {**about, "classes": classes}, data, total
+
+
+def report_beside(point: Path) -> dict | None:
+    """Return what a report.json of the main program says of the data of `point`; None if nothing.
+
+    The keys are name, samples, loss, label_smoothing and seed.
+    """
+    file = point.with_name("report.json")
+    try:
+        report = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        files = [about["file"] for about in report["points"].values()]
+        said = {key: report["dataset"][key] for key in ("name", "samples")}
+        said |= {key: report[key] for key in ("loss", "label_smoothing", "seed")}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    kinds = (str, int, str, int | float, int)
+    sound = all(isinstance(value, kind) for value, kind in zip(said.values(), kinds, strict=True))
+    return said if sound and point.name in files else None
+
+
+def other_data(options: argparse.Namespace, about: dict, total: int) -> str:
+    """Return in what the data or the loss of the point's report differ from these, if it has one.
+
+    The seed counts where its samples are drawn from more, label smoothing where there are labels.
+    """
+    said, words = report_beside(options.point), []
+    if said is None:
+        return ""
+    name, samples = " ".join(said["name"].split()), said["samples"]
+    other_name, other_number = said["name"] != about["name"], samples != about["samples"]
+    if other_number:
+        words.append(f"{samples} samples" + f" of {name}" * other_name)
+    elif other_name:
+        words.append(f"the data set {name}")
+    if said["loss"] != options.loss:
+        words.append(f"the {' '.join(said['loss'].split())} loss")
+    smoothing = said["label_smoothing"]
+    if about["classes"] is not None and smoothing != options.label_smoothing:
+        words.append(f"label smoothing {smoothing:g}")
+    if samples < total and said["seed"] != options.seed:
+        words.append(f"seed {said['seed']}")
+    return ", ".join(words)
 
 
 def check_certificate(
@@ -171,20 +267,26 @@ def certify(options: argparse.Namespace) -> int:
     check(options)
     chosen, stages = backend.select(options.backend), Stages()
     loss = loss_named(options.loss) if options.delta is None else HuberLoss(options.delta)
-    stored = load_point(options.point)
+    stored = read_point(options)
     net, theta = stored.net, stored.to(chosen.xp, np.float64)
     if not net.size:
         raise ValueError(f"{options.point}: expected a network with parameters, got {net}")
-    about, data = load_data(options, net)
+    about, data, total = load_data(options, net)
     with np.errstate(over="ignore", invalid="ignore"):
         risk, gradient = net.risk_and_gradient(theta, data, loss)
         length = float((gradient.vector**2).sum()) ** 0.5
     if not math.isfinite(risk) or not math.isfinite(length):
-        raise ValueError(f"{options.point}: expected finite risk, gradient, got {risk}, {length}")
+        raise ValueError(
+            f"{options.point} with the data {options.data or about['name']}: expected finite risk, "
+            f"gradient, got {risk}, {length}: numbers of the point or of the data are too large"
+        )
     dtype = str(stored.vector.dtype)
     note = ", taken as it is: a minimum may lie next to it" * (dtype != "float64")
     print(f"point:   {net}, {net.activation}, {dtype}{note}")
     print(f"loss:    {loss}, label smoothing {options.label_smoothing:g}")
+    if other := other_data(options, about, total):
+        print(f"note:    the report.json beside this point is for {other}", end=" ")
+        print("(a certificate belongs to its data and loss)")
     print(f"backend: {chosen.reason}")
     print(f"risk:    {risk:.9g}, gradient {length:.2g}", flush=True)
 
@@ -283,7 +385,7 @@ def corner(options: argparse.Namespace, theta: Parameters) -> str:
 
 def inspect(options: argparse.Namespace) -> int:
     """Print the layers of a point, or entries of one of its matrices; return 0."""
-    theta = load_point(options.point)
+    theta = read_point(options)
     if options.layer is not None:
         print(corner(options, theta))
         return 0

@@ -132,7 +132,12 @@ def load(path: str | os.PathLike | None = None) -> Dataset:
     """
     given = _given(path)
     if given is not None and str(given).lower().endswith(".npz"):
-        return load_npz(given)
+        try:
+            return load_npz(given)
+        except OSError as error:
+            if path is None:
+                raise type(error)(f"{DATA_VARIABLE}={error}") from error
+            raise
     found = find_cifar10(path)
     return bundled() if found is None else load_cifar10(found)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
@@ -118,6 +119,8 @@ def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Sequential, got {type(model).__name__}")
+    if not isinstance(input_shape, Sequence):
+        raise ValueError(f"input_shape: expected (C, H, W) or (C, W), got {input_shape!r}")
     found = _Reading(tuple(input_shape))
     for place, module in model.named_modules(remove_duplicate=False):
         found.name = f"module '{place}'" if place else "model"
@@ -176,6 +179,10 @@ class _Reading:
             _expect(module, kernel_size=size, stride=size, padding=0, dilation=1)
             _expect(module, ceil_mode=False, return_indices=False, divisor_override=None)
             self._add(MaxPool(size) if kind is MAXIMA[d] else AveragePool(size))
+        elif kind in (CONVOLUTIONS[3 - d], AVERAGES[3 - d], MAXIMA[3 - d]):
+            two, three = "two numbers (C, W)", "three numbers (C, H, W)"
+            expected, got = (three, two) if d == 1 else (two, three)
+            raise ValueError(f"expected input_shape of {expected}, got {got}: {self.input_shape}")
         elif kind is not nn.Identity and kind.forward is not nn.Sequential.forward:
             sigma = _sigma(module, d)
             if not self.waits:
@@ -259,10 +266,11 @@ def _sigma(module: nn.Module, directions: int) -> Activation:
             return sigma(*[getattr(module, PARAMETER[kind])] if kind in PARAMETER else [])
     layers = (kinds[directions] for kinds in (CONVOLUTIONS, AVERAGES, MAXIMA))
     kinds = (*layers, nn.Flatten, nn.Linear, nn.ReLU, *ACTIVATIONS.values())
-    fold = "; torch.nn.utils.fuse_conv_bn_eval folds it into the convolution before it"
+    names = ("interop." * (k.__module__ == __name__) + k.__name__ for k in kinds)
+    fold = "torch.nn.utils.fuse_conv_bn_eval folds it into the convolution before it; "
     raise ValueError(
-        f"expected nn.Sequential of {', '.join(k.__name__ for k in kinds)}, Identity or Dropout"
         f"{fold if kind in (nn.BatchNorm1d, nn.BatchNorm2d) else ''}"
+        f"expected nn.Sequential of {', '.join(names)}, Identity or Dropout"
     )
 
 

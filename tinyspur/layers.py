@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+import reprlib
+from dataclasses import asdict, dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class Dense:
 Pooling = AveragePool | MaxPool
 Layer = Conv | Pooling | Dense
 LAYER_TYPES = {"conv": Conv, "average_pool": AveragePool, "max_pool": MaxPool, "dense": Dense}
+
+
+def layer_of(spec: object) -> Layer:
+    """Return the layer that an entry of `layers` describes, or raise ValueError."""
+    options, got = dict(spec) if isinstance(spec, dict) else {}, reprlib.repr(spec)
+    kind = options.pop("type", None)
+    if not isinstance(kind, str) or kind not in LAYER_TYPES:
+        known = ", ".join(LAYER_TYPES)
+        raise ValueError(f"network spec: expected a layer with a type of {known}, got {got}")
+    try:
+        return LAYER_TYPES[kind](**options)
+    except TypeError as error:
+        names = ", ".join(["type", *(field.name for field in fields(LAYER_TYPES[kind]))])
+        raise ValueError(f"network spec: expected a layer with {names}, got {got}") from error
 
 
 def is_positive(n: object) -> bool:

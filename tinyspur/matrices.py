@@ -64,7 +64,7 @@ class WeightMatrix(ABC):
     def __getitem__(self, key: tuple) -> np.ndarray | float:
         """Return the entries at (rows, columns), each an integer, a slice or a list."""
         if not (isinstance(key, tuple) and len(key) == 2):
-            raise IndexError(f"expected two indices W[i, j], got {key!r}")
+            raise IndexError(f"expected two indices W[i, j], got {key!r}; row i is W[i, :]")
         rows, columns = (np.arange(n)[k] for n, k in zip(self.shape, key, strict=True))
         if columns.size < rows.size:
             entries = self.T.tocsr(columns.ravel())[:, rows.ravel()].toarray().T

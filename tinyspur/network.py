@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
@@ -15,7 +16,16 @@ import numpy as np
 
 from .activations import KNOWN, Activation, ReLU, activation_named, check_piecewise_linear
 from .backend import Array, all_to_numpy, in_order, namespace, to_numpy
-from .layers import LAYER_TYPES, Layer, MaxPool, Pooling, is_positive, shapes_of, slots_of
+from .layers import (
+    LAYER_TYPES,
+    Layer,
+    MaxPool,
+    Pooling,
+    is_positive,
+    layer_of,
+    shapes_of,
+    slots_of,
+)
 from .losses import Loss
 from .parameters import Parameters
 from .samples import TrainingSet
@@ -90,15 +100,26 @@ class Network:
     @classmethod
     def from_spec(cls, spec: dict | str) -> Network:
         """Return the network that `spec` (a dictionary or its JSON) describes, or ValueError."""
+        expected = "network spec: expected a JSON object with input, activation, layers"
         try:
-            spec = json.loads(spec) if isinstance(spec, str) else spec
-            layers = []
-            for layer in spec["layers"]:
-                fields = dict(layer)
-                layers.append(LAYER_TYPES[fields.pop("type")](**fields))
-            return cls(tuple(spec["input"]), layers, activation_named(spec["activation"]))
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise ValueError(f"network spec: {type(error).__name__} {error} in {spec}") from error
+            parts = json.loads(spec) if isinstance(spec, str) else spec
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{expected}, got {reprlib.repr(spec)}") from error
+        if not isinstance(parts, dict):
+            raise ValueError(f"{expected}, got {reprlib.repr(parts)}")
+        if parts.keys() != {"input", "activation", "layers"}:
+            raise ValueError(f"{expected}, got one with {', '.join(map(str, parts)) or 'nothing'}")
+        for name in ("input", "layers"):
+            if not isinstance(parts[name], list | tuple):
+                got = reprlib.repr(parts[name])
+                raise ValueError(f"network spec: expected {name} as a list, got {got}")
+        layers = list(map(layer_of, parts["layers"]))
+        try:
+            activation = activation_named(parts["activation"])
+        except TypeError as error:
+            got = reprlib.repr(parts["activation"])
+            raise ValueError(f"activation: expected numbers as parameters, got {got}") from error
+        return cls(tuple(parts["input"]), layers, activation)
 
     def zeros(self, like: Array | None = None, dtype: type = np.float64) -> Parameters:
         """Return parameters that are all zero, in the namespace and type of `like` if given."""

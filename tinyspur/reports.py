@@ -78,6 +78,13 @@ def check_writable(folder: str | Path) -> None:
         raise NotADirectoryError(f"output folder {folder}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"output folder {folder}: no permission to write in {existing}")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise type(error)(
+            f"output folder {folder}: expected one that files can be written to, got "
+            f"'{error.strerror}' in {existing}"
+        ) from error
 
 
 def save_point(path: str | Path, theta: Parameters) -> None:
@@ -96,8 +103,8 @@ def save_point(path: str | Path, theta: Parameters) -> None:
 def load_point(path: str | Path) -> Parameters:
     """Return the point that `save_point` wrote; its network is ``theta.net``.
 
-    Raises ValueError for a file that is not such an NPZ: unreadable, with pickles, with arrays
-    missing, surplus, of other shapes or types or not finite.
+    Raises ValueError for a file that is not such an NPZ: damaged, with pickles, with arrays
+    missing, surplus, of other shapes or types or not finite; OSError if it can't be opened.
     """
     arrays = read_arrays(path)
     if "spec" not in arrays:
@@ -125,14 +132,28 @@ def load_point(path: str | Path) -> Parameters:
 def read_arrays(path: str | Path, wanted: Container[str] | None = None) -> dict[str, np.ndarray]:
     """Return the arrays of an NPZ file, those that are `wanted` or all of them.
 
-    ValueError if the file is damaged, or if one of these arrays is pickled.
+    ValueError if the file is damaged, or if one of these arrays is pickled, OSError if it can't be
+    opened.
     """
-    with open(path, "rb") as file, naming(f"{path}: expected an NPZ of plain arrays, got"):
+    with _open_npz(path) as file, naming(f"{path}: expected an NPZ of plain arrays, got"):
         if not zipfile.is_zipfile(file):
             raise ValueError("a file of another kind, or a damaged one")
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files if wanted is None or key in wanted}
+
+
+def _open_npz(path: str | Path) -> IO[bytes]:
+    """Return the open file, or raise an OSError that says what is there instead."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        got = f"'{error.strerror}'"
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            got = "a path that does not exist"
+        elif isinstance(error, IsADirectoryError):
+            got = "a folder"
+        raise type(error)(f"{path}: expected an NPZ file, got {got}") from error
 
 
 def write_json(path: str | Path, report: dict) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingSet:
     """Inputs x (N, C, H, W) or (N, C, W) and targets y (N, d_y); finite, N >= 1.
 
@@ -37,6 +37,9 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __repr__(self) -> str:
+        return f"TrainingSet({len(self)} samples {self.x.shape[1:]}, targets {self.y.shape[1:]})"
 
     def subset(self, samples: int, seed: int) -> TrainingSet:
         """Return `samples` distinct samples drawn with `seed`, in their original order.
