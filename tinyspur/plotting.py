@@ -54,12 +54,13 @@ def draw_spurious_minimum(
     rows = matrices.subfigures(2, 1)
     _draw_matrices(rows[0], found.theta, found, r"$\theta$", True)
     _draw_matrices(rows[1], found.theta_prime, found, r"$\theta'$", False)
-    a, b = found.pair.reserved
+    pair, split = found.pair, found.split
+    (a, b), relay = pair.reserved, pair.relay_of(split.map)
+    corner = min(CORNER, found.theta.net.positions(pair.lower))
     words = (
-        f"A and B are the maps {a} and {b}, the relay is map {found.pair.relay_of(found.split.map)}"
-        f"; of a block $W^l(t, c)$ of $W^{{{found.pair.lower}}}$ and $W^{{{found.pair.upper}}}$ "
-        f"the first {CORNER} rows and columns are drawn; $W^{{{found.pair.dense}}}$: row "
-        f"{found.split.output}, as images"
+        f"A and B are the maps {a} and {b}, the relay is map {relay}; of a block $W^l(t, c)$ of "
+        f"$W^{{{pair.lower}}}$ and $W^{{{pair.upper}}}$ the first {corner} rows and columns are "
+        f"drawn; $W^{{{pair.dense}}}$: row {split.output}, as images"
     )
     rows[0].text(0.995, 0.985, words, ha="right", va="top", fontsize=9)
     _draw_curve(curve, found, np.asarray(steps), np.asarray(risks))
@@ -89,9 +90,10 @@ def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str,
         ax.imshow(np.block(blocks), cmap="RdBu_r", **SIGNED, interpolation="nearest")
         for t, row in enumerate(blocks):
             for c, block in enumerate(row):
-                for value in np.unique(block[block != 0])[:1]:  # what a relay multiplies with
+                values = np.unique(block[block != 0])
+                if len(values) == 1:  # what a relay multiplies with
                     place = (c + 0.93) * corner - 0.5, (t + 0.07) * corner - 0.5
-                    ax.text(*place, f"{value:+.3g}", ha="right", va="top", fontsize=9)
+                    ax.text(*place, f"{values[0]:+.3g}", ha="right", va="top", fontsize=9)
         for n in range(1, len(maps)):
             ax.axhline(n * corner - 0.5, color="0.4", lw=0.8)
         for n in range(1, len(columns)):
