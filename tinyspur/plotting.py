@@ -157,8 +157,8 @@ def _draw_curve(figure, found: SpuriousMinimum, steps: np.ndarray, risks: np.nda
         color="C3",
         label=f"lower point: R lower by {lower.decrease:.3g}",
     )
-    name = " (B)" if lower.map == found.pair.reserved[1] else ""
-    ax.set_xlabel(rf"change of the bias $b^{{{lower.layer}}}$ of map {lower.map}{name}")
+    name = dict(zip(found.pair.reserved, "AB", strict=True)).get(lower.map, "relay")
+    ax.set_xlabel(rf"change of the bias $b^{{{lower.layer}}}$ of map {lower.map} ({name})")
     ax.set_ylabel(r"R $-$ R($\theta$)")
     ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")
     ax.legend(loc="best", fontsize=9)
