@@ -41,8 +41,14 @@ Layer = Conv | Pooling | Dense
 LAYER_TYPES = {"conv": Conv, "average_pool": AveragePool, "max_pool": MaxPool, "dense": Dense}
 
 
+def spec_of(layer: Layer) -> dict:
+    """Return the JSON description of a layer, such as {"type": "dense", "width": 2}."""
+    kinds = {cls: name for name, cls in LAYER_TYPES.items()}
+    return {"type": kinds[type(layer)], **asdict(layer)}
+
+
 def layer_of(spec: object) -> Layer:
-    """Return the layer that an entry of `layers` describes, or raise ValueError."""
+    """Return the layer whose `spec_of` is this, or raise ValueError."""
     options, got = dict(spec) if isinstance(spec, dict) else {}, reprlib.repr(spec)
     kind = options.pop("type", None)
     if not isinstance(kind, str) or kind not in LAYER_TYPES:

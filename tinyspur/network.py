@@ -10,22 +10,12 @@ import json
 import math
 import reprlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 
 import numpy as np
 
 from .activations import KNOWN, Activation, ReLU, activation_named, check_piecewise_linear
 from .backend import Array, all_to_numpy, in_order, namespace, to_numpy
-from .layers import (
-    LAYER_TYPES,
-    Layer,
-    MaxPool,
-    Pooling,
-    is_positive,
-    layer_of,
-    shapes_of,
-    slots_of,
-)
+from .layers import Layer, MaxPool, Pooling, is_positive, layer_of, shapes_of, slots_of, spec_of
 from .losses import Loss
 from .parameters import Parameters
 from .samples import TrainingSet
@@ -90,11 +80,10 @@ class Network:
     @property
     def spec(self) -> dict:
         """Return the JSON description that is written beside parameters."""
-        kinds = {cls: name for name, cls in LAYER_TYPES.items()}
         return {
             "input": list(self.input_shape),
             "activation": self.activation.spec,
-            "layers": [{"type": kinds[type(layer)], **asdict(layer)} for layer in self.layers],
+            "layers": list(map(spec_of, self.layers)),
         }
 
     @classmethod
@@ -103,8 +92,8 @@ class Network:
         expected = "network spec: expected a JSON object with input, activation, layers"
         try:
             parts = json.loads(spec) if isinstance(spec, str) else spec
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{expected}, got {reprlib.repr(spec)}") from error
+        except json.JSONDecodeError:
+            parts = spec
         if not isinstance(parts, dict):
             raise ValueError(f"{expected}, got {reprlib.repr(parts)}")
         if parts.keys() != {"input", "activation", "layers"}:
@@ -114,12 +103,7 @@ class Network:
                 got = reprlib.repr(parts[name])
                 raise ValueError(f"network spec: expected {name} as a list, got {got}")
         layers = list(map(layer_of, parts["layers"]))
-        try:
-            activation = activation_named(parts["activation"])
-        except TypeError as error:
-            got = reprlib.repr(parts["activation"])
-            raise ValueError(f"activation: expected numbers as parameters, got {got}") from error
-        return cls(tuple(parts["input"]), layers, activation)
+        return cls(tuple(parts["input"]), layers, activation_named(parts["activation"]))
 
     def zeros(self, like: Array | None = None, dtype: type = np.float64) -> Parameters:
         """Return parameters that are all zero, in the namespace and type of `like` if given."""

@@ -59,8 +59,9 @@ def scan(
 
     To `path` (an NPZ) goes what is finished, as it comes. A scan that was killed goes on from there
     when it is called again, with the same numbers; of a finished one they are read. `progress`
-    shows a bar, with a text of yours before it. Raises ValueError for a file of another scan, and
-    RuntimeError when workers die that the executor does not replace.
+    shows a bar, with a text of yours before it. Raises ValueError for a file of another scan,
+    RuntimeError when workers die that the executor does not replace, and OSError where a file can't
+    be written.
     """
     if not isinstance(where, Plane | Lines):
         raise ValueError(f"scan: expected a Plane or Lines, got a {type(where).__name__}")
