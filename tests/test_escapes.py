@@ -785,7 +785,7 @@ def test_other_arguments_are_refused():
         with pytest.raises(ValueError, match="expected starts, iterations >= 1, got"):
             find_escape(theta, data, SQUARED, 1.0, **options)
     other, _ = random_point("conv", 0.0, SQUARED, 0)
-    with pytest.raises(ValueError, match="direction: expected one of Network"):
+    with pytest.raises(ValueError, match="expected points and directions of Network"):
         one_sided_derivative(theta, other, data, SQUARED)
     theta.vector[3] = np.nan
     with pytest.raises(ValueError, match="expected finite parameters, got NaN"):

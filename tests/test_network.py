@@ -471,7 +471,7 @@ def test_the_hessian_product_is_the_slope_of_the_gradient(sigma):
 def test_a_direction_of_another_network_is_refused(other):
     net, other = Network((1, 4), [Conv(2), Dense(3)]), Network((1, 4), other)
     data = TrainingSet(np.zeros((2, 1, 4)), np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=re.escape(f"of {net}, got one of {other}")):
+    with pytest.raises(ValueError, match=re.escape(f"of {net}, got {other}")):
         net.hessian_product(net.zeros(), other.zeros(), data, SquaredLoss())
 
 

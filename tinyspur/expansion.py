@@ -13,7 +13,7 @@ import numpy as np
 from .activations import Activation
 from .backend import Array, namespace
 from .losses import Loss
-from .parameters import Parameters
+from .parameters import Parameters, check_points
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
 from .samples import TrainingSet
 
@@ -43,8 +43,7 @@ def expand_risk(
     theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss
 ) -> Expansion:
     """Return the first two terms of the risk for t -> 0+; see `one_sided_derivative`."""
-    if direction.net != theta.net:
-        raise ValueError(f"direction: expected one of {theta.net}, got {direction.net}")
+    check_points(theta.net, direction)
     theta, direction = in_float64(theta), in_float64(direction)
     y, sums = theta.net.targets(theta, data, loss), np.zeros(4)
     for rows, columns in theta.net.chunks(theta, data.x):

@@ -20,24 +20,36 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import scipy.sparse
 
-from .backend import Array, namespace, to_numpy
+from .backend import Array, namespace, overwrite, to_numpy
 from .products import STRIP_BYTES, outer, product, scratch
 
 
 class WeightMatrix(ABC):
     """What the weight matrices share; see the module's docstring for the contract.
 
-    `weights` holds the trainable numbers in PyTorch's shape, None where there are none.
+    `weights` holds the trainable numbers in PyTorch's shape, None where there are none; what is
+    assigned to it is copied into this memory, which may be that of a point.
     `maps_out` maps of `positions_out` positions each are the rows, likewise for the columns.
     """
 
     __array_ufunc__ = None  # makes `array @ W` a TypeError instead of an array of objects
 
-    weights: Array | None = None
+    _weights: Array | None = None
     maps_out: int
     maps_in: int
     positions_out: int
     positions_in: int
+
+    @property
+    def weights(self) -> Array | None:
+        """Return the trainable numbers, or None."""
+        return self._weights
+
+    @weights.setter
+    def weights(self, values: Array) -> None:
+        if self._weights is None:
+            raise ValueError(f"{self!r}: expected no weights")
+        overwrite(f"{type(self).__name__}.weights", self._weights, values)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -150,7 +162,7 @@ class DenseMatrix(WeightMatrix):
                 f"dense: expected weights (out, in) with out a multiple of {maps_out} and in of "
                 f"{maps_in} maps, got {weights.shape}"
             )
-        self.weights = weights
+        self._weights = weights
         self.maps_out, self.positions_out = maps_out, weights.shape[0] // maps_out
         self.maps_in, self.positions_in = maps_in, weights.shape[1] // maps_in
 
@@ -203,7 +215,7 @@ class ConvolutionMatrix(WeightMatrix):
             )
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"convolution: expected filters of odd size, got {kernel}")
-        self.weights = filters
+        self._weights = filters
         self.map_shape = tuple(map_shape)
         self.maps_out, self.maps_in = filters.shape[:2]
         self.positions_out = self.positions_in = math.prod(map_shape)

@@ -6,31 +6,32 @@ describes; the numbers live in `Parameters`. Layers count from 1 to L as in the 
 
 from __future__ import annotations
 
-import json
 import math
-import reprlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from .activations import KNOWN, Activation, ReLU, activation_named, check_piecewise_linear
+from .activations import KNOWN, ReLU, check_piecewise_linear
+from .architecture import Architecture
 from .backend import Array, all_to_numpy, in_order, namespace, to_numpy
-from .layers import Layer, MaxPool, Pooling, is_positive, layer_of, shapes_of, slots_of, spec_of
+from .layers import MaxPool, Pooling
 from .losses import Loss
-from .parameters import Parameters
+from .parameters import Parameters, check_points
 from .samples import TrainingSet
 
-MEMORY_BUDGET = 64 * 2**20  # bytes of activations that each thread of a pass holds at once
-CACHED = 20 * 2**20  # of these, what a chunk has: more would leave the caches
+CACHED = 20 * 2**20  # bytes of activations of a chunk: more would leave the caches
 FEWEST = 8  # samples, though, that a chunk has at least where the budget allows
 
 
-class Network:
-    """A network's description: the input shape, the layers, the activation.
+@dataclass(frozen=True, repr=False)
+class Network(Architecture):
+    """A network's description: the input shape, the layers, the activation. It can't be changed.
 
-    `input_shape` is (C, H, W) or, for 1-D inputs, (C, W). The activation follows every
-    convolution and dense layer but the last layer, as in o^L = z^L. `memory_budget` bounds, in
-    bytes, the activations that each thread of a pass holds at once: passes stream over the samples.
+    `input_shape` is (C, H, W) or, for 1-D inputs, (C, W). The activation, ReLU by default, follows
+    every convolution and dense layer but the last layer, as in o^L = z^L. `memory_budget` bounds,
+    in bytes, the activations that each thread of a pass holds at once: passes stream over the
+    samples. Every function that takes a point raises ValueError for one of another network.
 
     >>> from tinyspur.layers import AveragePool, Conv, Dense
     >>> net = Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3)])
@@ -38,116 +39,11 @@ class Network:
     ((1, 4, 4), (2, 4, 4), (2, 2, 2), (3,))
     """
 
-    def __init__(
-        self,
-        input_shape: tuple[int, ...],
-        layers: list[Layer] | tuple[Layer, ...],
-        activation: Activation | None = None,
-        memory_budget: int = MEMORY_BUDGET,
-    ):
-        self.input_shape = tuple(input_shape)
-        self.layers = tuple(layers)
-        self.activation = ReLU() if activation is None else activation
-        self.memory_budget = memory_budget
-        if len(self.input_shape) not in (2, 3) or not all(map(is_positive, self.input_shape)):
-            raise ValueError(f"network: expected an input (C, H, W) or (C, W), got {input_shape}")
-        if not self.layers:
-            raise ValueError("network: expected at least one layer")
-        if not isinstance(self.activation, Activation):
-            raise ValueError(f"network: expected an activation as ReLU(), got {activation!r}")
-        self.shapes = shapes_of(self.input_shape, self.layers)
-        self._slots, self.size = slots_of(self.layers, self.shapes)
-
-    def __repr__(self) -> str:
-        arrows = " -> ".join("x".join(map(str, shape)) for shape in self.shapes)
-        return f"Network({arrows}, {self.size} parameters)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Network) and self._parts == other._parts
-
-    def __hash__(self) -> int:
-        return hash(self._parts)
-
-    @property
-    def _parts(self) -> tuple:
-        return self.input_shape, self.layers, self.activation
-
-    @property
-    def depth(self) -> int:
-        """Return L, the number of layers."""
-        return len(self.layers)
-
-    @property
-    def spec(self) -> dict:
-        """Return the JSON description that is written beside parameters."""
-        return {
-            "input": list(self.input_shape),
-            "activation": self.activation.spec,
-            "layers": list(map(spec_of, self.layers)),
-        }
-
-    @classmethod
-    def from_spec(cls, spec: dict | str) -> Network:
-        """Return the network that `spec` (a dictionary or its JSON) describes, or ValueError."""
-        expected = "network spec: expected a JSON object with input, activation, layers"
-        try:
-            parts = json.loads(spec) if isinstance(spec, str) else spec
-        except json.JSONDecodeError:
-            parts = spec
-        if not isinstance(parts, dict):
-            raise ValueError(f"{expected}, got {reprlib.repr(parts)}")
-        if parts.keys() != {"input", "activation", "layers"}:
-            raise ValueError(f"{expected}, got one with {', '.join(map(str, parts)) or 'nothing'}")
-        for name in ("input", "layers"):
-            if not isinstance(parts[name], list | tuple):
-                got = reprlib.repr(parts[name])
-                raise ValueError(f"network spec: expected {name} as a list, got {got}")
-        layers = list(map(layer_of, parts["layers"]))
-        return cls(tuple(parts["input"]), layers, activation_named(parts["activation"]))
-
     def zeros(self, like: Array | None = None, dtype: type = np.float64) -> Parameters:
         """Return parameters that are all zero, in the namespace and type of `like` if given."""
         if like is None:
             return Parameters(self, np.zeros(self.size, dtype=dtype))
         return Parameters(self, namespace(like).zeros(self.size, dtype=like.dtype))
-
-    def is_active(self, layer: int) -> bool:
-        """Return whether the activation follows `layer`."""
-        return layer < self.depth and not isinstance(self.layers[layer - 1], Pooling)
-
-    @property
-    def active_layers(self) -> tuple[int, ...]:
-        """Return the layers that the activation follows."""
-        return tuple(layer for layer in range(1, self.depth + 1) if self.is_active(layer))
-
-    @property
-    def max_layers(self) -> tuple[int, ...]:
-        """Return the max poolings whose choice depends on the parameters: all but leading ones."""
-        return tuple(
-            layer
-            for layer in range(self.leading_poolings + 1, self.depth + 1)
-            if isinstance(self.layers[layer - 1], MaxPool)
-        )
-
-    @property
-    def kinked_layers(self) -> tuple[int, ...]:
-        """Return the layers that an activation with a kink follows."""
-        return self.active_layers if self.activation.piecewise_linear else ()
-
-    @property
-    def pattern_layers(self) -> tuple[int, ...]:
-        """Return the layers whose pattern depends on the parameters."""
-        return tuple(sorted(self.kinked_layers + self.max_layers))
-
-    @property
-    def leading_poolings(self) -> int:
-        """Return how many poolings come before the first layer with parameters."""
-        kinds = [isinstance(layer, Pooling) for layer in self.layers]
-        return kinds.index(False) if False in kinds else len(kinds)
-
-    def positions(self, layer: int) -> int:
-        """Return the number of positions of a map of `layer`; 0 is the input."""
-        return math.prod(self.shapes[layer][1:])
 
     # Passes over the samples
 
@@ -203,10 +99,7 @@ class Network:
         term; a kink counts as inactive. A chunk holds up to twice the memory budget. Raises
         ValueError for a direction of another network.
         """
-        if direction.net != self:
-            raise ValueError(
-                f"Hessian product: expected a direction of {self}, got one of {direction.net}"
-            )
+        check_points(self, direction)
         y = self.targets(theta, data, loss)
 
         def chunk(rows: slice, columns: Array) -> Array:
@@ -297,6 +190,7 @@ class Network:
         layers `above` another one than the input only it is the map of the features o^above.
         Raises ValueError for a smooth activation.
         """
+        check_points(self, theta)
         check_piecewise_linear(self.activation, "affine map")
         xp = namespace(theta.vector)
         _, columns = next(self.chunks(theta, x[None]))
@@ -330,6 +224,7 @@ class Network:
         return ((rows, self._columns(theta, x, rows)) for rows in self._slices(theta, x))
 
     def _slices(self, theta: Parameters, x: np.ndarray) -> list[slice]:
+        check_points(self, theta)
         if x.shape[1:] != self.input_shape or not len(x):
             raise ValueError(
                 f"inputs: expected (N, {', '.join(map(str, self.input_shape))}), got {x.shape}"
@@ -431,6 +326,7 @@ class Network:
 
     def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
         """Return the targets as columns (d_y, N), on the device of `theta`, checked."""
+        check_points(self, theta)
         width = math.prod(self.shapes[-1])
         if not isinstance(data, TrainingSet):
             raise ValueError(f"data: expected a TrainingSet, got a {type(data).__name__}")
