@@ -44,6 +44,7 @@ from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
+from tinyspur.passes import margins, steps
 from tinyspur.samples import TrainingSet
 
 ALL = [
@@ -457,9 +458,9 @@ def test_a_smooth_activation_has_no_pattern_and_max_pooling_keeps_its_own(sigma)
     assert (net.active_layers, net.kinked_layers, net.pattern_layers) == ((1, 3), (), (2,))
     assert list(net.patterns(theta, x)) == [2]
     _, columns = next(net.chunks(theta, x))
-    margins = net.margins(theta, list(net.layerwise(theta, columns)))
-    assert list(margins) == [2]
-    assert np.isfinite(margins[2]).all()  # whatever is below moves
+    found = margins(list(steps(theta, columns)))
+    assert list(found) == [2]
+    assert np.isfinite(found[2]).all()  # whatever is below moves
     plain = Network((1, 4, 4), [Conv(3), AveragePool(2), Dense(2)], sigma).zeros()
     assert plain.net.patterns(plain, x) == {}
-    assert plain.net.margins(plain, list(plain.net.layerwise(plain, columns))) == {}
+    assert margins(list(steps(plain, columns))) == {}

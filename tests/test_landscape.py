@@ -34,7 +34,7 @@ import strict_device
 import torch
 import torch_twin
 
-from tinyspur import backend, find_spurious_minimum, linear_minimum, scanning
+from tinyspur import backend, find_spurious_minimum, linear_minimum, passes, scanning
 from tinyspur.activations import ReLU, SmoothActivation, Softplus, Tanh
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
@@ -1436,8 +1436,7 @@ def test_passes_that_begin_above_the_input_are_the_upper_part_of_those_that_do_n
     net = network(name)
     theta, data = point(net), samples(net)
     columns = data.x.reshape(len(data), -1).T.copy()
-    trace = list(net.layerwise(theta, columns))
-    outputs = [columns, *(o for _, o in trace)]
+    outputs = [columns, *(step.o for step in passes.steps(theta, columns))]
     for above in range(net.depth + 1):
         start = outputs[above].copy()
         layers = range(above, net.depth + 1)

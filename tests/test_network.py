@@ -32,6 +32,8 @@ from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
+from tinyspur.passes import margins as margins_of
+from tinyspur.passes import steps
 from tinyspur.samples import TrainingSet
 from tinyspur.training import kaiming_start
 
@@ -342,7 +344,8 @@ def test_the_memory_budget_bounds_the_activations_of_a_pass():
     theta = Parameters(net, rng.normal(size=net.size))
     held = []
     for _, columns in net.chunks(theta, rng.normal(size=(30, 1, 8, 8))):
-        arrays = [columns, *(array for pair in net.layerwise(theta, columns) for array in pair)]
+        pairs = [(step.z, step.o) for step in steps(theta, columns)]
+        arrays = [columns, *(array for pair in pairs for array in pair)]
         held.append(sum(array.nbytes for array in {id(a): a for a in arrays}.values()))
     assert 1 < len(held) < 30
     assert max(held) <= 20_000
@@ -366,7 +369,7 @@ def test_passes_that_overwrite_compute_what_the_layers_do(sigma):
     data = TrainingSet(rng.normal(size=(20, 2, 4, 4)), rng.normal(size=(20, 3)))
     kept = theta.vector.copy(), data.x.copy(), data.y.copy()
     ((_, columns),) = net.chunks(theta, data.x)
-    o = list(net.layerwise(theta, columns))[-1][1].T
+    o = list(steps(theta, columns))[-1].o.T
     assert np.array_equal(net.forward(theta, data.x), o)
     risk, gradient = net.risk_and_gradient(theta, data, SquaredLoss())
     close(risk, ((o - data.y) ** 2).sum() / 40, 1e-13)
@@ -502,7 +505,7 @@ def test_layers_are_weight_matrix_bias_and_activation():
     theta = Parameters(net, rng.normal(size=net.size))
     x = rng.normal(size=(5, 2, 4))
     o = x.reshape(5, -1).T
-    for layer, (z, after) in enumerate(net.layerwise(theta, o.copy()), start=1):
+    for layer, *_, z, after, _ in steps(theta, o.copy()):
         o = theta.W[layer].toarray() @ o
         if layer != 2:
             o = o + np.repeat(theta.b[layer], net.positions(layer))[:, None]
@@ -712,13 +715,13 @@ def test_margins_tell_how_far_a_pattern_is_from_changing():
     theta = net.zeros()
     theta.W[1].weights[:, 0, 0], theta.b[1][:] = [1, -1], [0, 2]
     o = np.array([[3.0], [1.0], [-1.0], [-2.0]])
-    margins = net.margins(theta, list(net.layerwise(theta, o)))
+    margins = margins_of(list(steps(theta, o)))
     assert list(margins) == [1, 3, 4]
     assert margins[1].ravel().tolist() == [3, 1, 1, 2, 1, 1, 3, 4]
     assert margins[3].ravel().tolist() == [1, np.inf, 0.5, 0.5]  # two inactive ones: no gap
     assert margins[4].ravel().tolist() == [1.5, 1.5]
     leaky = Parameters(Network(net.input_shape, net.layers, ReLU(0.5)), theta.vector)
-    margins = leaky.net.margins(leaky, list(leaky.net.layerwise(leaky, o)))
+    margins = margins_of(list(steps(leaky, o)))
     assert margins[3].ravel().tolist() == [1, 0.25, 0.75, 0.5]
     assert margins[4].ravel().tolist() == [1.75, 1.5]
 
@@ -939,7 +942,7 @@ def test_an_activation_of_the_users_may_keep_what_it_is_given_and_run_passes():
     net = Network((1, 6), [Conv(2), Conv(2), Conv(3), Dense(2)], SmoothActivation("g", gate, slope))
     theta, x = kaiming_start(net, 0), np.random.default_rng(0).normal(size=(5, 1, 6))
     kept.clear()
-    outputs = list(net.layerwise(theta, x.reshape(5, -1).T.copy()))[-1][1]
+    outputs = list(steps(theta, x.reshape(5, -1).T.copy()))[-1].o
     assert np.array_equal(net.forward(theta, x), outputs.T)
     assert len(kept) == 6
     for z, before in kept:

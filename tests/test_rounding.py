@@ -15,11 +15,12 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
-from tinyspur.expansion import _through_smooth, expand_risk
+from tinyspur.expansion import expand_risk, through_smooth
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
+from tinyspur.passes import steps
 from tinyspur.rounding import ROUNDING, output_rounding, preactivation_rounding
 from tinyspur.samples import TrainingSet
 
@@ -70,12 +71,12 @@ def test_of_relu_it_is_the_error_times_the_slope_to_the_last_bit(slope):
     rng = np.random.default_rng(0)
     theta, x = parameters(dense(ReLU(slope)), rng, True), samples(rng).x
     _, columns = next(theta.net.chunks(theta, x))
-    trace, c = list(theta.net.layerwise(theta, columns)), ROUNDING * 2.0**-52
-    found, reach = preactivation_rounding(abs(theta), columns, trace, np.float64), c * abs(columns)
-    for layer, (z, o) in enumerate(trace, start=1):
-        errors = abs(theta.W[layer]) @ reach + c * abs(theta.b[layer])[:, None]
-        assert np.array_equal(found[layer - 1], errors)
-        reach = np.where(z > 0, errors, slope * errors) + c * abs(o)
+    trace, c = list(steps(theta, columns)), ROUNDING * 2.0**-52
+    found, reach = preactivation_rounding(abs(theta), trace, np.float64), c * abs(columns)
+    for step in trace:
+        errors = abs(step.W) @ reach + c * abs(step.b)[:, None]
+        assert np.array_equal(found[step.layer - 1], errors)
+        reach = np.where(step.z > 0, errors, slope * errors) + c * abs(step.o)
 
 
 @over_smooth
@@ -102,8 +103,8 @@ def test_what_a_smooth_activation_makes_of_an_error_is_its_first_order(sigma, te
     z = z[:, abs(z[0]) > 0.01]  # away from the kink of ELU
     errors = [size * (k == term) * np.ones(z.shape[1]) for k in range(3)]
     near = z + np.array(errors)
-    found, estimates = _through_smooth(sigma, z[0], [sigma(z[0]), *z[1:]], errors)
-    there, _ = _through_smooth(sigma, near[0], [sigma(near[0]), *near[1:]], errors)
+    found, estimates = through_smooth(sigma, z[0], [sigma(z[0]), *z[1:]], errors)
+    there, _ = through_smooth(sigma, near[0], [sigma(near[0]), *near[1:]], errors)
     for k in range(term, 3):
         off = abs(there[k] - found[k])
         assert (off <= 1.001 * estimates[k] + 1e-11).all()

@@ -99,6 +99,10 @@ class Architecture:
         """Return whether the activation follows `layer`."""
         return layer < self.depth and not isinstance(self.layers[layer - 1], Pooling)
 
+    def activation_of(self, layer: int) -> Activation | None:
+        """Return the activation that follows `layer`, or None."""
+        return self.activation if self.is_active(layer) else None
+
     @property
     def active_layers(self) -> tuple[int, ...]:
         """Return the layers that the activation follows."""

@@ -17,6 +17,9 @@ from .layers import Dense, MaxPool
 from .losses import Loss
 from .network import Network
 from .parameters import Parameters
+from .passes import margins as margins_of
+from .passes import patterns as patterns_of
+from .passes import steps
 from .pattern_radius import Chunk, keeps_patterns, shrink
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
 from .samples import TrainingSet
@@ -141,20 +144,20 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     limit = ROUNDING_LIMIT * float(abs(data.y).max())
 
     def chunk(rows: slice, columns: Array) -> tuple:
-        trace = list(net.layerwise(theta, columns))
-        o = trace[-1][1]
-        rounding = preactivation_rounding(magnitudes, columns, trace, np.float64)
+        trace = list(steps(theta, columns))
+        o = trace[-1].o
+        rounding = preactivation_rounding(magnitudes, trace, np.float64)
         inexact = xp.minimum(rounding[-1], limit)
         parts = [loss.gradient(o, y[:, rows]), _gradient_errors(loss, o, y[:, rows], inexact)]
         if hasattr(loss, "subgradients"):
             parts += loss.subgradients(o, y[:, rows], MET * inexact)
         if net.leading_poolings:
-            parts.append(trace[net.leading_poolings - 1][1])
-        patterns = net.pattern(theta, columns, trace)
+            parts.append(trace[net.leading_poolings - 1].o)
+        patterns = patterns_of(trace)
         keys = _packed(all_to_numpy(patterns[layer] for layer in net.pattern_layers), len(o.T))
-        at = Chunk(theta, magnitudes, columns, trace, rounding)
+        at = Chunk(magnitudes, trace, rounding)
         kept = not radius or (radius < np.inf and keeps_patterns(radius, at))  # and any below
-        kinks = _at_kink(net.margins(theta, trace), rounding)
+        kinks = _at_kink(margins_of(trace), rounding)
         return all_to_numpy(parts), keys, kinks, None if kept else at
 
     found, keys, radius, at_kink = [], [], np.inf, _KinkCounter(net)
@@ -303,17 +306,16 @@ def certify_relays(
     live = False  # neurons of the layer below that are not 0 for some sample
     magnitudes = abs(theta)
     for _, columns in net.chunks(theta, data.x):
-        trace = list(net.layerwise(theta, columns))
-        rounding = preactivation_rounding(magnitudes, columns, trace, np.float64)
-        margins, patterns = net.margins(theta, trace), net.pattern(theta, columns, trace)
+        trace = list(steps(theta, columns))
+        rounding = preactivation_rounding(magnitudes, trace, np.float64)
+        margins, patterns = margins_of(trace), patterns_of(trace)
         at_kink.add(*_at_kink({layer: margins[layer] for layer in relaying}, rounding))
         relayed = all_to_numpy(patterns[layer] for layer in relaying)
         for layer, pattern in zip(relaying, relayed, strict=True):
             high, low = pattern.max(axis=1), pattern.min(axis=1)
             ever[layer] = np.maximum(ever.get(layer, high), high)
             always[layer] = np.minimum(always.get(layer, low), low)
-        features = trace[lower - 2][1] if lower > 1 else columns
-        live = live | to_numpy((features != 0).any(axis=1))
+        live = live | to_numpy((trace[lower - 1].below != 0).any(axis=1))
     rows = to_numpy(net.affine_map(theta, data.x[0], lower - 1))
     sub = Network(
         net.input_shape,

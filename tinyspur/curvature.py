@@ -18,6 +18,7 @@ from .layers import Dense
 from .losses import Loss, SquaredLoss
 from .network import Network
 from .parameters import Parameters
+from .passes import steps
 from .pattern_radius import RADIUS_ACCURACY
 from .rounding import EPSILON, ROUNDING, preactivation_rounding
 from .samples import TrainingSet
@@ -109,9 +110,9 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     y, x = net.targets(theta, data, loss), data.x.reshape(len(data), -1).astype(np.float64)
     outputs, errors, inexact, magnitudes = [], [], 0.0, abs(theta)
     for _, columns in net.chunks(theta, data.x):
-        trace = list(net.layerwise(theta, columns))
-        outputs.append(trace[-1][1])
-        *hidden, last = preactivation_rounding(magnitudes, columns, trace, np.float64)
+        trace = list(steps(theta, columns))
+        outputs.append(trace[-1].o)
+        *hidden, last = preactivation_rounding(magnitudes, trace, np.float64)
         errors.append(last)
         inexact = max([inexact, *(float(z.max()) for z in hidden)])
     e = np.concatenate(outputs, axis=1) - y

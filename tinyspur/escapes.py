@@ -131,16 +131,17 @@ def _random_filters(
         return to_numpy(direction.vector)
     rows, columns = next(net.chunks(theta, data.x))
     trace, tied = kinks_of(theta, columns)
-    delta = abs(loss.gradient(trace[-1][1], net.targets(theta, data, loss)[:, rows]))
-    for above in range(net.depth, layer, -1):
-        if net.is_active(above):
-            passes = net.activation.derivative(trace[above - 1][0])
-            delta = delta * (xp.where(tied[above], 1.0, passes) if above in tied else passes)
-        delta = abs(theta.W[above].at(trace[above - 2][1])).T @ delta
+    delta = abs(loss.gradient(trace[-1].o, net.targets(theta, data, loss)[:, rows]))
+    for step in reversed(trace[layer:]):
+        if step.activation is not None:
+            at_kink = tied.get(step.layer, False)
+            delta = delta * xp.where(at_kink, 1.0, step.slopes)
+        delta = abs(step.matrix).T @ delta
     maps = len(theta.b[layer])
     place = to_numpy(delta.sum(axis=1)).reshape(maps, -1).argmax(axis=1)
-    below = trace[layer - 2][1] if layer > 1 else columns
-    responses = to_numpy(direction.W[layer] @ below).reshape(maps, -1, columns.shape[1])
+    responses = to_numpy(direction.W[layer] @ trace[layer - 1].below).reshape(
+        maps, -1, columns.shape[1]
+    )
     medians = np.median(responses[np.arange(maps), place], axis=1)
     direction.b[layer][...] = xp.asarray(-medians)
     return to_numpy(direction.vector)

@@ -21,6 +21,7 @@ from .losses import Loss
 from .matrices import ConvolutionMatrix
 from .network import Network
 from .parameters import Parameters
+from .passes import margins, steps
 from .samples import TrainingSet
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
@@ -312,8 +313,8 @@ def _margin(theta: Parameters, data: TrainingSet) -> float:
     """Return the least |z| or half gap (max pooling), infinite where there is no pattern."""
     net, least = theta.net, math.inf
     for _, columns in net.chunks(theta, data.x):
-        margins = net.margins(theta, list(net.layerwise(theta, columns))).values()
-        least = min([least, *(float(m.min()) for m in margins)])
+        found = margins(list(steps(theta, columns))).values()
+        least = min([least, *(float(m.min()) for m in found)])
     return least
 
 

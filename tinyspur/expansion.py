@@ -14,6 +14,7 @@ from .activations import Activation
 from .backend import Array, namespace
 from .losses import Loss
 from .parameters import Parameters, check_points
+from .passes import Step, by_map, margins, steps
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
 from .samples import TrainingSet
 
@@ -72,39 +73,39 @@ def _expand(
 
     The errors are those of rounding. At the kink the first term of z that is not zero decides.
     """
-    net, xp, unit = theta.net, namespace(columns), ROUNDING * EPSILON
-    trace = list(net.layerwise(theta, columns))
-    rounding = preactivation_rounding(abs(theta), columns, trace, np.float64)
+    xp, unit = namespace(columns), ROUNDING * EPSILON
+    trace = list(steps(theta, columns))
+    rounding = preactivation_rounding(abs(theta), trace, np.float64)
     zeros = xp.zeros_like(columns)
     o, errors = [columns, zeros, zeros], [unit * abs(columns), zeros, zeros]
-    for layer, (z0, o0) in enumerate(trace, start=1):
-        W, below, inexact = theta.W[layer], o, errors
-        if layer in net.max_layers:
+    for step, inexact_z in zip(trace, rounding, strict=True):
+        W, sigma, below, inexact = step.W, step.activation, o, errors
+        if W.selects:
             W = W.at_limit(below, [AT_THE_KINK * e for e in inexact])
-        o = [o0, *(W @ below[k] for k in (1, 2))]
-        errors = [rounding[layer - 1], *(abs(W) @ inexact[k] for k in (1, 2))]
-        if layer in theta.b:
-            D = direction.W[layer]
-            bias = xp.repeat(direction.b[layer], W.positions_out)[:, None]
+        o = [step.o, *(W @ below[k] for k in (1, 2))]
+        errors = [inexact_z, *(abs(W) @ inexact[k] for k in (1, 2))]
+        if step.b is not None:
+            D = direction.W[step.layer]
+            bias = xp.repeat(direction.b[step.layer], W.positions_out)[:, None]
             o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
             errors[1] = errors[1] + abs(D) @ inexact[0] + unit * abs(bias)
             errors[2] = errors[2] + abs(D) @ inexact[1]
-        if net.is_active(layer) and not net.activation.piecewise_linear:
-            o, errors = _through_smooth(net.activation, z0, o, errors)
-        elif net.is_active(layer):
-            lead, tied = z0, abs(z0) <= AT_THE_KINK * errors[0]
-            passed = tied | (z0 > 0)  # what an inactive unit hands on has the errors of slope * z
-            errors[0] = xp.where(passed, errors[0], net.activation.slope * errors[0])
+        if step.kinked:
+            lead, tied = step.z, abs(step.z) <= AT_THE_KINK * errors[0]
+            passed = tied | (lead > 0)  # what an inactive unit hands on has the errors of slope * z
+            errors[0] = xp.where(passed, errors[0], sigma.slope * errors[0])
             for k in (1, 2):
                 lead = xp.where(tied, o[k], lead)
                 tied = tied & (abs(o[k]) <= AT_THE_KINK * errors[k])
-                slopes = net.activation.derivative(lead)
+                slopes = sigma.derivative(lead)
                 o[k], errors[k] = slopes * o[k], slopes * errors[k]
+        elif sigma is not None:
+            o, errors = through_smooth(sigma, step.z, o, errors)
         errors = [e + unit * abs(term) for e, term in zip(errors, o, strict=True)]
     return o, errors
 
 
-def _through_smooth(
+def through_smooth(
     sigma: Activation, z0: Array, o: list[Array], errors: list[Array]
 ) -> tuple[list[Array], list[Array]]:
     """Return o[0] = sigma(z0), sigma' z1 and sigma' z2 + sigma'' z1^2 / 2, and their errors.
@@ -136,41 +137,40 @@ def coordinate_rates(
     and +-W.gradient(delta sigma'(z), o) for a smooth activation.
     """
     theta = in_float64(theta)
-    net, xp, sigma = theta.net, namespace(theta.vector), theta.net.activation
+    net, xp = theta.net, namespace(theta.vector)
     y, up, down = net.targets(theta, data, loss), *(net.zeros(like=theta.vector) for _ in "+-")
     for rows, columns in net.chunks(theta, data.x):
         trace, tied = kinks_of(theta, columns)
-        delta = loss.gradient(trace[-1][1], y[:, rows]) / len(data)
-        for layer in range(net.depth, 0, -1):
-            o = trace[layer - 2][1] if layer > 1 else columns
-            z, W, kinked = trace[layer - 1][0], theta.W[layer].at(o), xp.zeros_like(delta)
-            if net.is_active(layer) and sigma.piecewise_linear:
-                kinked = (1 - sigma.slope) * delta * tied[layer]
-                delta = delta * sigma.derivative(xp.where(tied[layer], 0, z))
-            elif net.is_active(layer):
-                delta = delta * sigma.derivative(z)
-            if layer in theta.b:
+        delta = loss.gradient(trace[-1].o, y[:, rows]) / len(data)
+        for step in reversed(trace):
+            o, W, kinked = step.below, step.matrix, xp.zeros_like(delta)
+            if step.kinked:
+                at_kink, sigma = tied[step.layer], step.activation
+                kinked = (1 - sigma.slope) * delta * at_kink
+                delta = delta * sigma.derivative(xp.where(at_kink, 0, step.z))
+            elif step.activation is not None:
+                delta = delta * step.slopes
+            if step.b is not None:
                 smooth = W.gradient(delta, o)
                 for rates, sign in ((up, 1), (down, -1)):
-                    weights, biases = rates.W[layer].weights, rates.b[layer]
+                    weights, biases = rates.W[step.layer].weights, rates.b[step.layer]
                     weights += sign * smooth + W.gradient(kinked, xp.maximum(sign * o, 0))
                     raised = sign * delta + max(sign, 0) * kinked
-                    biases += raised.reshape(len(biases), -1).sum(axis=1)
-            if layer > 1:
+                    biases += by_map(raised, biases).sum(axis=1)
+            if step.layer > 1:
                 delta = W.T @ (delta + kinked if active else delta)
     return up, down
 
 
-def kinks_of(theta: Parameters, columns: Array) -> tuple[list, dict[int, Array]]:
-    """Return (z, o) of each layer, and which units are at the kink for layers with a pattern.
+def kinks_of(theta: Parameters, columns: Array) -> tuple[list[Step], dict[int, Array]]:
+    """Return the pass, and which units are at the kink for layers with a pattern.
 
     With a smooth activation these are max poolings: units for which two entries are the largest.
     """
-    trace = list(theta.net.layerwise(theta, columns))
-    rounding = preactivation_rounding(abs(theta), columns, trace, np.float64)
+    trace = list(steps(theta, columns))
+    rounding = preactivation_rounding(abs(theta), trace, np.float64)
     return trace, {
-        layer: margins <= AT_THE_KINK * rounding[layer - 1]
-        for layer, margins in theta.net.margins(theta, trace).items()
+        layer: least <= AT_THE_KINK * rounding[layer - 1] for layer, least in margins(trace).items()
     }
 
 

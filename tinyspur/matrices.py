@@ -34,6 +34,7 @@ class WeightMatrix(ABC):
 
     __array_ufunc__ = None  # makes `array @ W` a TypeError instead of an array of objects
 
+    selects = False  # whether the matrix depends on what it is multiplied with
     _weights: Array | None = None
     maps_out: int
     maps_in: int
@@ -71,6 +72,18 @@ class WeightMatrix(ABC):
 
     def at(self, o: Array) -> WeightMatrix:
         """Return the matrix that W is at o, of shape (n_{l-1},) or (n_{l-1}, N)."""
+        return self
+
+    def choice(self, o: Array) -> Array | None:
+        """Return which entries of columns (n_{l-1}, N) the matrix selects; None if it is linear."""
+        return None
+
+    def gaps(self, o: Array, still: Array, change: Array | float = 0) -> Array | None:
+        """Return by how much the selected entries exceed all others; None if it is linear."""
+        return None
+
+    def at_limit(self, terms: list[Array], tolerances: list[Array]) -> WeightMatrix:
+        """Return the matrix that W is at terms[0] + t terms[1] + ... for t -> 0+."""
         return self
 
     def __getitem__(self, key: tuple) -> np.ndarray | float:

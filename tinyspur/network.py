@@ -1,7 +1,8 @@
-"""Networks o^l = sigma(W^l o^{l-1} + b^l): layers, risk, backprop, patterns.
+"""Networks: outputs, risk, gradient, Hessian products and patterns at a point.
 
 Samples are rows outside, (N, C, H, W) and (N, d_y), and columns inside, (n_l, N). A `Network`
-describes; the numbers live in `Parameters`. Layers count from 1 to L as in the papers.
+describes; the numbers live in `Parameters`. Layers count from 1 to L as in the papers. What a pass
+over the layers computes is in `passes`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .activations import KNOWN, ReLU, check_piecewise_linear
+from . import passes
+from .activations import ReLU, check_piecewise_linear
 from .architecture import Architecture
-from .backend import Array, all_to_numpy, in_order, namespace, to_numpy
-from .layers import MaxPool, Pooling
+from .backend import Array, all_to_numpy, namespace, to_numpy
 from .losses import Loss
 from .parameters import Parameters, check_points
 from .samples import TrainingSet
-
-CACHED = 20 * 2**20  # bytes of activations of a chunk: more would leave the caches
-FEWEST = 8  # samples, though, that a chunk has at least where the budget allows
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,8 +42,6 @@ class Network(Architecture):
         if like is None:
             return Parameters(self, np.zeros(self.size, dtype=dtype))
         return Parameters(self, namespace(like).zeros(self.size, dtype=like.dtype))
-
-    # Passes over the samples
 
     def forward(self, theta: Parameters, x: np.ndarray) -> Array:
         """Return the outputs (N, d_y) for the inputs x (N, *input_shape)."""
@@ -77,10 +73,9 @@ class Network(Architecture):
         y = self.targets(theta, data, loss)
 
         def chunk(rows: slice, columns: Array) -> tuple[Array, Array]:
-            trace = list(self.layerwise(theta, columns, type(self.activation) is ReLU))
-            part = self.zeros(like=theta.vector)
-            o = trace[-1][1]
-            self._backward(theta, columns, trace, loss.gradient(o, y[:, rows]), part)
+            trace = list(passes.steps(theta, columns, type(self.activation) is ReLU))
+            o, part = trace[-1].o, self.zeros(like=theta.vector)
+            passes.add_gradient(trace, loss.gradient(o, y[:, rows]), part)
             return loss.value(o, y[:, rows]), part.vector
 
         gradient, losses = self.zeros(like=theta.vector), []
@@ -96,38 +91,17 @@ class Network(Architecture):
         """Return H v, the Hessian of the risk at theta times `direction`, laid out as both are.
 
         Exact (Pearlmutter 1994): forward and backward pass are differentiated along v, term by
-        term; a kink counts as inactive. A chunk holds up to twice the memory budget. Raises
-        ValueError for a direction of another network.
+        term; a kink counts as inactive. A chunk holds up to twice the memory budget.
         """
         check_points(self, direction)
         y = self.targets(theta, data, loss)
 
         def chunk(rows: slice, columns: Array) -> Array:
-            product = self.zeros(like=theta.vector)
-            trace = list(self.layerwise(theta, columns))
-            moves, bends = self._moves(theta, direction, columns, trace)
-            delta = loss.gradient(trace[-1][1], y[:, rows])
-            change = loss.curvature(trace[-1][1], y[:, rows], moves[-1])  # of delta, along v
-            for layer in range(self.depth, 0, -1):
-                below = trace[layer - 2][1] if layer > 1 else columns
-                W = theta.W[layer].at(below)
-                if self.is_active(layer):
-                    slopes = self.activation.derivative(trace[layer - 1][0])
-                    change = change * slopes
-                    if layer in bends:
-                        change += delta * bends[layer]
-                    delta = delta * slopes
-                if layer in theta.b:
-                    weights, biases = product.W[layer].weights, product.b[layer]
-                    weights += W.gradient(change, below)
-                    if layer > 1:
-                        weights += W.gradient(delta, moves[layer - 2])
-                    biases += change.reshape(len(biases), -1).sum(axis=1)
-                if layer > 1:
-                    change = W.T @ change
-                    if layer in theta.b:
-                        change += direction.W[layer].T @ delta
-                    delta = W.T @ delta
+            trace, product = list(passes.steps(theta, columns)), self.zeros(like=theta.vector)
+            o, moved = trace[-1].o, passes.moves(trace, direction)
+            delta = loss.gradient(o, y[:, rows])
+            change = loss.curvature(o, y[:, rows], moved[-1].o)
+            passes.add_hessian_product(trace, moved, direction, delta, change, product)
             return product.vector
 
         total = self.zeros(like=theta.vector)
@@ -144,7 +118,7 @@ class Network(Architecture):
         """
 
         def chunk(_: slice, columns: Array) -> dict[int, Array]:
-            return self.pattern(theta, columns, list(self.layerwise(theta, columns)))
+            return passes.patterns(list(passes.steps(theta, columns)))
 
         found: dict[int, list] = {}
         for patterns in self.over(theta, x, chunk):
@@ -152,130 +126,34 @@ class Network(Architecture):
                 found.setdefault(layer, []).append(pattern.T)
         return {layer: np.concatenate(parts) for layer, parts in found.items()}
 
-    def pattern(self, theta: Parameters, columns: Array, trace: list) -> dict[int, Array]:
-        """Return the same of one chunk, (n_l, N), from its (z, o) of each layer."""
-        found, kinked = {}, self.kinked_layers
-        for layer, (z, _) in enumerate(trace, start=1):
-            if layer in kinked:
-                found[layer] = z > 0
-            elif isinstance(self.layers[layer - 1], MaxPool):
-                found[layer] = theta.W[layer].choice(trace[layer - 2][1] if layer > 1 else columns)
-        return found
-
-    def margins(self, theta: Parameters, trace: list) -> dict[int, Array]:
-        """Return how far each unit of a chunk is from where its pattern changes, (n_l, N).
-
-        That is |z| at a kink, and in max pooling half the gap between the selected entry and the
-        next. Infinite where these can't move, as both are inactive under ReLU.
-        """
-        found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
-        kinked = self.kinked_layers
-        for layer, (z, _) in enumerate(trace, start=1):
-            if layer in kinked:
-                found[layer] = abs(z)
-                moves = namespace(z).where(z < 0, self.activation.slope, 1.0)
-            elif self.is_active(layer):
-                moves = namespace(z).ones_like(z)
-            elif layer in self.max_layers:
-                below = trace[layer - 2][1]
-                found[layer] = theta.W[layer].gaps(below, still=moves == 0) / 2
-            if isinstance(self.layers[layer - 1], Pooling) and moves is not None:
-                moves = theta.W[layer] @ moves
-        return found
-
     def affine_map(self, theta: Parameters, x: np.ndarray, above: int = 0) -> Array:
         """Return F_s, shape (d_y, d_x + 1), with o = F_s (x, 1) near the one input `x` ([CNN] (4)).
 
-        `x` has the input's shape. The map is that of the sample's activation pattern s. Of the
-        layers `above` another one than the input only it is the map of the features o^above.
-        Raises ValueError for a smooth activation.
+        `x` has the input's shape, and the map is that of its activation pattern s. With `above` it
+        is the map from the features o^above of that input instead: o = F (o^above, 1). Raises
+        ValueError for a smooth activation.
         """
         check_points(self, theta)
         check_piecewise_linear(self.activation, "affine map")
-        xp = namespace(theta.vector)
         _, columns = next(self.chunks(theta, x[None]))
-        trace = list(self.layerwise(theta, columns))
-        rows = xp.eye(math.prod(self.shapes[-1]), dtype=theta.vector.dtype)
-        offset = xp.zeros(len(rows), dtype=theta.vector.dtype)
-        for layer in range(self.depth, above, -1):
-            if self.is_active(layer):
-                rows = rows * self.activation.derivative(trace[layer - 1][0])[:, 0]
-            if layer in theta.b:
-                offset = (
-                    offset
-                    + rows.reshape(len(rows), len(theta.b[layer]), -1).sum(axis=2) @ theta.b[layer]
-                )
-            below = trace[layer - 2][1] if layer > 1 else columns
-            rows = (theta.W[layer].at(below).T @ rows.T).T
-        return xp.concatenate([rows, offset[:, None]], axis=1)
+        rows = namespace(columns).eye(math.prod(self.shapes[-1]), dtype=theta.vector.dtype)
+        return passes.affine_map(list(passes.steps(theta, columns)), rows, above)
 
     # The pieces of a pass
 
     def over(self, theta: Parameters, x: np.ndarray, function: Callable) -> Iterator:
-        """Yield function(rows, columns) for all `chunks` in their order, see `in_order`."""
-        return in_order(
-            lambda rows: function(rows, self._columns(theta, x, rows)),
-            self._slices(theta, x),
-            namespace(theta.vector),
-        )
+        """Yield function(rows, columns) for all `chunks` in their order, on all cores."""
+        check_points(self, theta)
+        return passes.over(theta, x, function)
 
     def chunks(self, theta: Parameters, x: np.ndarray) -> Iterator[tuple[slice, Array]]:
         """Yield slices of samples and their columns (n_0, chunk), on the device of `theta`."""
-        return ((rows, self._columns(theta, x, rows)) for rows in self._slices(theta, x))
-
-    def _slices(self, theta: Parameters, x: np.ndarray) -> list[slice]:
         check_points(self, theta)
-        if x.shape[1:] != self.input_shape or not len(x):
-            raise ValueError(
-                f"inputs: expected (N, {', '.join(map(str, self.input_shape))}), got {x.shape}"
-            )
-        neurons = 2 * sum(math.prod(shape) for shape in self.shapes)
-        sample = neurons * theta.vector.dtype.itemsize
-        size = max(1, min(self.memory_budget // sample, max(CACHED // sample, FEWEST)))
-        needed = -(-len(x) // size)  # a power of two gives each core as much to do
-        parts = min(len(x), 1 << (needed - 1).bit_length())
-        ends = [len(x) * n // parts for n in range(parts + 1)]
-        return list(map(slice, ends, ends[1:]))
-
-    def _columns(self, theta: Parameters, x: np.ndarray, rows: slice) -> Array:
-        xp = namespace(theta.vector)
-        chunk = xp.asarray(x[rows], dtype=theta.vector.dtype)
-        return xp.ascontiguousarray(chunk.reshape(rows.stop - rows.start, -1).T)
-
-    def layerwise(
-        self, theta: Parameters, columns: Array, overwrite: bool = False
-    ) -> Iterator[tuple[Array, Array]]:
-        """Yield (z^l, o^l) for l = 1..L; `columns` (n_0, N) are the inputs.
-
-        Without an activation the two are one array. With `overwrite` they are that in every layer:
-        o^l, from which the slopes of ReLU and leaky ReLU follow as from z^l, may take its memory.
-        """
-        o = columns
-        for layer in range(1, self.depth + 1):
-            z, o = self.neurons(theta, layer, theta.W[layer] @ o, overwrite)
-            yield z, o
-
-    def neurons(
-        self, theta: Parameters, layer: int, products: Array, overwrite: bool
-    ) -> tuple[Array, Array]:
-        """Return (z^l, o^l) of one layer, as `layerwise` does, in the memory of W^l o^{l-1}."""
-        z = products
-        if layer in theta.b:
-            maps = z.reshape(len(theta.b[layer]), -1)
-            maps += theta.b[layer][:, None]
-        o = z
-        if self.is_active(layer):
-            o = self.activation.in_place(z) if overwrite else self.activation(z)
-        return o if overwrite else z, o
+        return passes.chunks(theta, x)
 
     def layer_output(self, theta: Parameters, columns: Array, layer: int, above: int = 0) -> Array:
         """Return o^layer for the columns (n_above, N) of o^above; o^0 is the input."""
-        o, own = columns, type(self.activation) in KNOWN.values()  # a user's may keep what it gets
-        for n in range(above + 1, layer + 1):
-            W, brief = theta.W[n], own and n < layer
-            products = W.brief_product(o, f"neurons {n % 2}") if brief else W @ o
-            _, o = self.neurons(theta, n, products, overwrite=True)
-        return o
+        return passes.layer_output(theta, columns, layer, above)
 
     def filter_responses(
         self, theta: Parameters, layer: int, filters: Array, x: np.ndarray
@@ -284,45 +162,6 @@ class Network(Architecture):
         W = theta.W[layer].with_weights(filters)
         parts = self.over(theta, x, lambda _, o: W @ self.layer_output(theta, o, layer - 1))
         return np.concatenate([to_numpy(part) for part in parts], axis=1)
-
-    def _backward(self, theta, columns, trace, delta, gradient) -> None:
-        """Add to `gradient` what the derivative `delta` of the losses in o^L gives."""
-        for layer in range(self.depth, 0, -1):
-            if self.is_active(layer):
-                delta = delta * self.activation.derivative(trace[layer - 1][0])
-            below = trace[layer - 2][1] if layer > 1 else columns
-            W = theta.W[layer].at(below)
-            if layer not in theta.b:
-                delta = W.T @ delta if layer > 1 else None
-                continue
-            biases = gradient.b[layer]
-            biases += delta.reshape(len(biases), -1).sum(axis=1)
-            weights = gradient.W[layer].weights
-            if layer > 1:
-                change, delta = W.pullback(delta, below)
-            else:
-                change = W.gradient(delta, below)
-            weights += change
-
-    def _moves(self, theta, direction, columns, trace) -> tuple[list[Array], dict[int, Array]]:
-        """Return the derivatives of o^1, ..., o^L along `direction`, and those of sigma'(z^l).
-
-        The latter for smooth activations alone: they are 0 between kinks.
-        """
-        moves: list[Array] = []
-        bends: dict[int, Array] = {}
-        sigma = self.activation
-        for layer, (z, _) in enumerate(trace, start=1):
-            below = trace[layer - 2][1] if layer > 1 else columns
-            move = theta.W[layer].at(below) @ moves[-1] if moves else namespace(z).zeros_like(z)
-            if layer in theta.b:
-                move += direction.W[layer] @ below
-                maps = move.reshape(len(theta.b[layer]), -1)
-                maps += direction.b[layer][:, None]
-            if self.is_active(layer) and not sigma.piecewise_linear:
-                bends[layer] = sigma.second_derivative(z) * move
-            moves.append(move * sigma.derivative(z) if self.is_active(layer) else move)
-        return moves, bends
 
     def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
         """Return the targets as columns (d_y, N), on the device of `theta`, checked."""

@@ -11,23 +11,22 @@ import numpy as np
 
 from .backend import Array, all_to_numpy, namespace
 from .parameters import Parameters
+from .passes import Step
 
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
 
 class Chunk(NamedTuple):
-    """A chunk of samples at theta: |theta|, columns (n_0, N), (z, o) and errors of each layer."""
+    """A pass of some samples at theta, with |theta| and the rounding errors of each z."""
 
-    theta: Parameters
     magnitudes: Parameters
-    columns: Array
-    trace: list
-    rounding: list
+    trace: list[Step]
+    rounding: list[Array]
 
 
 def shrink(radius: float, at: Chunk) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
-    margins = all_to_numpy(abs(at.trace[n - 1][0]).min() for n in at.theta.net.active_layers)
+    margins = all_to_numpy(abs(step.z).min() for step in at.trace if step.activation is not None)
     high = min([radius, *map(float, margins)])  # a bias alone moves z by rho
     if high in (0, np.inf) or keeps_patterns(high, at):
         return high
@@ -48,7 +47,7 @@ def shrink(radius: float, at: Chunk) -> float:
 def keeps_patterns(rho: float, at: Chunk) -> bool:
     """Return whether no z can change its sign for any parameters within max-norm distance rho."""
     kept = _kept_patterns(rho, at)
-    if namespace(at.columns) is np:
+    if namespace(at.trace[0].below) is np:
         return all(kept)  # up to the first layer where one can
     return bool(functools.reduce(operator.and_, kept, True))  # one transfer for all layers
 
@@ -60,21 +59,19 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
     e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding
     errors of z are added, and a relative 1e-9 of e for those of this very computation.
     """
-    theta, magnitudes, columns, trace, rounding = at
-    net, slope, xp = theta.net, theta.net.activation.slope, namespace(columns)
-    below, d = columns, None
-    for layer in range(1, max(net.pattern_layers, default=0) + 1):
-        z, o = trace[layer - 1]
-        W = theta.W[layer]
-        if layer in net.max_layers:
-            change = xp.where(d > 0, d * (1 + 1e-9) + rounding[layer - 2], 0)
+    xp, d, inexact = namespace(at.trace[0].below), None, None
+    last = max(at.magnitudes.net.pattern_layers, default=0)
+    for step, rounding in zip(at.trace[:last], at.rounding, strict=False):
+        W, below = step.W, step.below
+        if W.selects and d is not None:
+            change = xp.where(d > 0, d * (1 + 1e-9) + inexact, 0)
             yield (W.gaps(below, d == 0, change) > 0).all()
-        e = xp.zeros_like(z) if d is None else magnitudes.W[layer].at(below) @ d
-        if layer in theta.b:
+        e = xp.zeros_like(step.z) if d is None else at.magnitudes.W[step.layer].at(below) @ d
+        if step.b is not None:
             reach = abs(below) if d is None else abs(below) + d
-            by_map = e.reshape(W.maps_out, W.positions_out, -1)
-            by_map += rho * W.support_sums(reach) + rho
-        if net.is_active(layer):
-            yield (e * (1 + 1e-9) + rounding[layer - 1] < abs(z)).all()
-            e = xp.where(z > 0, e, slope * e)
-        below, d = o, e
+            maps = e.reshape(W.maps_out, W.positions_out, -1)
+            maps += rho * W.support_sums(reach) + rho
+        if step.kinked:
+            yield (e * (1 + 1e-9) + rounding < abs(step.z)).all()
+            e = xp.where(step.z > 0, e, step.activation.slope * e)
+        d, inexact = e, rounding

@@ -90,6 +90,8 @@ class MaxPoolingMatrix(_PoolingMatrix):
            [0., 0., 0., 1.]])
     """
 
+    selects = True
+
     def at(self, o: Array) -> SelectionMatrix:
         """Return the selection of the largest entries of o; of equal ones the first is taken."""
         return SelectionMatrix(self, self.choice(o if o.ndim == 2 else o[:, None]))

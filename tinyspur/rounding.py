@@ -11,6 +11,7 @@ import numpy as np
 from .backend import Array, to_numpy
 from .losses import Loss
 from .parameters import Parameters
+from .passes import Step, by_map, steps
 from .samples import TrainingSet
 
 ROUNDING = 4  # units in the last place of its terms that each sum is taken to be off by
@@ -18,27 +19,25 @@ AT_THE_KINK = 1000  # z = 0 where |z| is at most so many times its rounding erro
 EPSILON = float(np.finfo(np.float64).eps)
 
 
-def preactivation_rounding(
-    magnitudes: Parameters, columns: Array, trace: list, dtype: type
-) -> list[Array]:
+def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: type) -> list[Array]:
     """Return for each layer an estimate of the rounding errors of z^l in `dtype`, (n_l, N).
 
-    `magnitudes` is |theta|, which is the same for all samples, `trace` that of theta at `columns`.
+    `magnitudes` is |theta|, which is the same for all samples, `trace` a pass at theta.
     |W^l| (delta^{l-1} + c |o^{l-1}|) + c |b^l|, with the errors delta of the layer below and c a
     few units in the last place; c is no bound for sums of very many terms, hence an estimate. The
     activation makes |sigma'(z)| delta of an error delta, to first order.
     """
-    net, c = magnitudes.net, ROUNDING * float(np.finfo(dtype).eps)
-    found, reach = [], c * abs(columns)
-    for layer, (z, o) in enumerate(trace, start=1):
-        errors = magnitudes.W[layer] @ reach
-        if layer in magnitudes.b:
-            by_map = errors.reshape(len(magnitudes.b[layer]), -1)
-            by_map += c * magnitudes.b[layer][:, None]
+    c = ROUNDING * float(np.finfo(dtype).eps)
+    found, reach = [], c * abs(trace[0].below)
+    for step in trace:
+        errors = magnitudes.W[step.layer] @ reach
+        if step.b is not None:
+            maps = by_map(errors, step.b)
+            maps += c * magnitudes.b[step.layer][:, None]
         found.append(errors)
-        if net.is_active(layer):
-            errors = abs(net.activation.derivative(z)) * errors
-        reach = errors + c * abs(o)
+        if step.activation is not None:
+            errors = abs(step.slopes) * errors
+        reach = errors + c * abs(step.o)
     return found
 
 
@@ -47,8 +46,8 @@ def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
     magnitudes, dtype = abs(theta), theta.vector.dtype
 
     def chunk(_: slice, columns: Array) -> np.ndarray:
-        trace = list(theta.net.layerwise(theta, columns))
-        return to_numpy(preactivation_rounding(magnitudes, columns, trace, dtype)[-1])
+        trace = list(steps(theta, columns))
+        return to_numpy(preactivation_rounding(magnitudes, trace, dtype)[-1])
 
     errors = list(theta.net.over(theta, x, chunk))
     return np.concatenate(errors, axis=1).astype(np.float64)

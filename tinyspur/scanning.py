@@ -27,6 +27,7 @@ from .backend import Array, all_to_numpy, namespace, one_thread, to_numpy
 from .landscape import Landscape, Lines, Plane, RandomDirections
 from .losses import Loss
 from .parameters import Parameters
+from .passes import neurons
 from .reports import naming, read_arrays
 from .rounding import risk_rounding
 from .samples import TrainingSet
@@ -114,7 +115,7 @@ class _Job(NamedTuple):
             z = W @ net.layer_output(theta, columns, first - 1)
             z, losses = z.reshape(len(points), -1, z.shape[1]), []
             for k, point in enumerate(points):
-                _, o = net.neurons(point, first, z[k], overwrite=True)
+                _, o = neurons(point, first, z[k], overwrite=True)
                 losses.append(
                     loss.value(net.layer_output(point, o, net.depth, above=first), y[:, rows])
                 )

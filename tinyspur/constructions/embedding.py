@@ -19,6 +19,7 @@ from ..layers import AveragePool, Conv, Dense, Layer
 from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters
+from ..passes import steps
 from ..samples import TrainingSet
 from .relays import RelayedPair, Tower, set_constant, set_relay
 
@@ -298,8 +299,8 @@ def _live_maps(phi: Parameters, x: np.ndarray) -> tuple[int, ...]:
         return tuple(range(net.input_shape[0]))
     highest = -np.inf
     for _, columns in net.chunks(phi, x):
-        z, _ = next(itertools.islice(net.layerwise(phi, columns), n, None))
-        of_map = to_numpy(z.reshape(net.shapes[n + 1][0], -1).max(axis=1))
+        step = next(itertools.islice(steps(phi, columns), n, None))
+        of_map = to_numpy(step.z.reshape(net.shapes[n + 1][0], -1).max(axis=1))
         highest = np.maximum(highest, of_map)
     return tuple(int(t) for t in np.flatnonzero(highest >= 0))
 
