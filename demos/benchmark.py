@@ -21,9 +21,8 @@ from threadpoolctl import ThreadpoolController
 from tinyspur import datasets
 from tinyspur.backend import WORKERS, in_order
 from tinyspur.landscape import Plane
-from tinyspur.layers import Conv, Dense
+from tinyspur.layers import Conv, ConvolutionMatrix, Dense
 from tinyspur.losses import SquaredLoss, one_hot
-from tinyspur.matrices import ConvolutionMatrix
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.reports import exit_status, write_json

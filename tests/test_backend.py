@@ -8,16 +8,24 @@ import pytest
 import scipy.special
 import strict_device
 
-from tinyspur import certificates, matrices, pattern_radius
+from tinyspur import certificates, pattern_radius
 from tinyspur.activations import ReLU, Tanh
 from tinyspur.backend import all_to_numpy, namespace, select, special, to_numpy
 from tinyspur.certificates import certify_cell
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.layers import (
+    AveragePool,
+    AveragePoolingMatrix,
+    Conv,
+    ConvolutionMatrix,
+    Dense,
+    DenseMatrix,
+    MaxPool,
+    MaxPoolingMatrix,
+    convolution,
+)
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
-from tinyspur.matrices import ConvolutionMatrix, DenseMatrix
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.pooling import AveragePoolingMatrix, MaxPoolingMatrix
 from tinyspur.samples import TrainingSet
 
 # The choice
@@ -391,11 +399,11 @@ def weight_matrices():
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
 @pytest.mark.parametrize("name", weight_matrices())
-@pytest.mark.parametrize("strip", [1, matrices.STRIP_BYTES])
+@pytest.mark.parametrize("strip", [1, convolution.STRIP_BYTES])
 def test_weight_matrices_on_a_device_are_those_of_numpy(
     name, transposed, strip, device, monkeypatch
 ):
-    monkeypatch.setattr(matrices, "STRIP_BYTES", strip)
+    monkeypatch.setattr(convolution, "STRIP_BYTES", strip)
     host = weight_matrices()[name]
     there = host if host.weights is None else host.with_weights(device.asarray(host.weights))
     if transposed:

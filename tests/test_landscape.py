@@ -45,9 +45,8 @@ from tinyspur.landscape import (
     RandomDirections,
     random_direction,
 )
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, ConvolutionMatrix, Dense, MaxPool, WeightMatrix
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
-from tinyspur.matrices import ConvolutionMatrix, WeightMatrix
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.reports import save_point

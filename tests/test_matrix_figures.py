@@ -11,11 +11,17 @@ import strict_device
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tinyspur.layers import AveragePool, Conv, Dense
-from tinyspur.matrices import ConvolutionMatrix, DenseMatrix
+from tinyspur.layers import (
+    AveragePool,
+    AveragePoolingMatrix,
+    Conv,
+    ConvolutionMatrix,
+    Dense,
+    DenseMatrix,
+    MaxPoolingMatrix,
+)
 from tinyspur.matrix_figures import plot_matrix
 from tinyspur.network import Network
-from tinyspur.pooling import AveragePoolingMatrix, MaxPoolingMatrix
 from tinyspur.training import kaiming_start
 
 

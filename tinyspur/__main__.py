@@ -20,7 +20,6 @@ from .curvature import CurvatureCertificate, certify_curvature
 from .escapes import DescentDirection, Escape, find_descent_direction, find_escape
 from .evidence import gather_evidence
 from .findings import REACH
-from .layers import MaxPool
 from .losses import HuberLoss, Loss, loss_named, one_hot
 from .network import Network
 from .parameters import Parameters
@@ -365,7 +364,7 @@ def corner(options: argparse.Namespace, theta: Parameters) -> str:
         if not 1 <= value <= last:
             raise ValueError(f"--{name}: expected 1..{last}, got {value}")
     W, where = theta.W[layer], ""
-    if isinstance(theta.net.layers[layer - 1], MaxPool):
+    if W.selects:
         raise ValueError(f"--layer: {W} has entries only for a given input, as W.at(o)")
     rows, columns = map(range, W.shape)
     if options.block is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from .activations import Activation, ReLU, activation_named
-from .layers import Layer, MaxPool, Pooling, is_positive, layer_of, shapes_of, slots_of, spec_of
+from .layers import Layer, Shape, is_positive, layer_of, shapes_of, slots_of
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that each thread of a pass holds at once
 
@@ -48,19 +48,19 @@ class Architecture:
         return f"{type(self).__name__}({arrows}, {self.size} parameters)"
 
     @cached_property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
+    def shapes(self) -> tuple[Shape, ...]:
         """Return the shapes of the input and of each layer's output."""
         return shapes_of(self.input_shape, self.layers)
 
     @cached_property
-    def slots(self) -> dict[int, tuple[int, tuple[int, ...], int]]:
-        """Return, by layer, where its numbers begin, the shape of W and how many biases."""
-        return slots_of(self.layers, self.shapes)[0]
+    def slots(self) -> dict[int, tuple[int, Shape]]:
+        """Return, by layer, where its numbers start in the vector, and the shape of its weights."""
+        return slots_of(self.layers, self.shapes)
 
     @cached_property
     def size(self) -> int:
         """Return the number of parameters."""
-        return slots_of(self.layers, self.shapes)[1]
+        return sum(math.prod(shape) + shape[0] for _, shape in self.slots.values())
 
     @property
     def depth(self) -> int:
@@ -73,7 +73,7 @@ class Architecture:
         return {
             "input": list(self.input_shape),
             "activation": self.activation.spec,
-            "layers": list(map(spec_of, self.layers)),
+            "layers": [layer.spec for layer in self.layers],
         }
 
     @classmethod
@@ -97,7 +97,7 @@ class Architecture:
 
     def is_active(self, layer: int) -> bool:
         """Return whether the activation follows `layer`."""
-        return layer < self.depth and not isinstance(self.layers[layer - 1], Pooling)
+        return layer < self.depth and self.layers[layer - 1].trainable
 
     def activation_of(self, layer: int) -> Activation | None:
         """Return the activation that follows `layer`, or None."""
@@ -114,7 +114,7 @@ class Architecture:
         return tuple(
             layer
             for layer in range(self.leading_poolings + 1, self.depth + 1)
-            if isinstance(self.layers[layer - 1], MaxPool)
+            if self.layers[layer - 1].selects
         )
 
     @property
@@ -130,8 +130,7 @@ class Architecture:
     @property
     def leading_poolings(self) -> int:
         """Return how many poolings come before the first layer with parameters."""
-        kinds = [isinstance(layer, Pooling) for layer in self.layers]
-        return kinds.index(False) if False in kinds else len(kinds)
+        return min(self.slots, default=self.depth + 1) - 1
 
     def positions(self, layer: int) -> int:
         """Return the number of positions of a map of `layer`; 0 is the input."""

@@ -13,7 +13,7 @@ from .activations import check_piecewise_linear
 from .backend import Array, all_to_numpy, namespace, to_numpy
 from .evidence import Evidence, gather_evidence
 from .fitting import stationary_subgradient
-from .layers import Dense, MaxPool
+from .layers import Dense
 from .losses import Loss
 from .network import Network
 from .parameters import Parameters
@@ -294,7 +294,7 @@ def certify_relays(
     check_piecewise_linear(net.activation, "relay certificate")
     if not 1 <= lower <= net.depth:
         raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower}")
-    if any(isinstance(layer, MaxPool) for layer in net.layers[lower - 1 : net.leading_poolings]):
+    if any(layer.selects for layer in net.layers[lower - 1 : net.leading_poolings]):
         raise ValueError(f"relays: expected a layer above the poolings of the input, got {lower}")
     theta = theta.to(xp, np.float64)
     if not bool(xp.isfinite(theta.vector).all()):

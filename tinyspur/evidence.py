@@ -16,9 +16,7 @@ import scipy.sparse
 
 from .activations import ReLU
 from .backend import namespace, to_numpy
-from .layers import Pooling
 from .losses import Loss
-from .matrices import ConvolutionMatrix
 from .network import Network
 from .parameters import Parameters
 from .passes import margins, steps
@@ -231,19 +229,14 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
 
 
 def _next_weights(net: Network, layer: int) -> int | None:
-    """Return the next layer above `layer` that is no pooling, None if there is none."""
-    above = range(layer + 1, net.depth + 1)
-    return next((n for n in above if not isinstance(net.layers[n - 1], Pooling)), None)
+    """Return the next layer above `layer` that has weights, None if there is none."""
+    return next((n for n in net.slots if n > layer), None)
 
 
 def _scaled(point: Parameters, layer: int, above: int, t: int) -> list[tuple[np.ndarray, int]]:
     """Return what is scaled up with map t of `layer`, with 1, and down, with -1."""
-    W = point.W[above]
-    if isinstance(W, ConvolutionMatrix):
-        outgoing = W.weights[:, t]
-    else:
-        outgoing = W.weights[:, t * W.positions_in : (t + 1) * W.positions_in]
-    return [(np.append(point.W[layer].weights[t], point.b[layer][t]), 1), (outgoing.ravel(), -1)]
+    incoming = np.append(point.W[layer].weights[t], point.b[layer][t])
+    return [(incoming, 1), (point.W[above].outgoing(t).ravel(), -1)]
 
 
 def _projection(tangents: scipy.sparse.csr_array) -> tuple[Callable, int]:

@@ -5,17 +5,16 @@ Import it by name, `from tinyspur import interop`: it needs PyTorch, the package
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 
 import numpy as np
 
 from . import activations
 from .activations import Activation
-from .layers import AveragePool, Conv, Dense, Layer, MaxPool, Pooling
+from .layers import KINDS, Dense, Layer
+from .layers.layer import expect, expect_options
 from .network import Network
 from .parameters import Parameters
 from .reports import naming
@@ -55,9 +54,6 @@ class Swish(nn.Module):
         return z * torch.sigmoid(self.beta * z)
 
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}  # by the number of directions
-AVERAGES = {1: nn.AvgPool1d, 2: nn.AvgPool2d}
-MAXIMA = {1: nn.MaxPool1d, 2: nn.MaxPool2d}
 ACTIVATIONS = {
     activations.Sigmoid: nn.Sigmoid,
     activations.Tanh: nn.Tanh,
@@ -86,18 +82,10 @@ def to_torch(theta: Parameters) -> nn.Sequential:
     net, theta, modules = theta.net, theta.to(np), []
     if theta.vector.dtype not in (np.float32, np.float64):
         raise ValueError(f"parameters: expected float32 or float64, got {theta.vector.dtype}")
-    directions = len(net.input_shape) - 1
     for number, layer in enumerate(net.layers, start=1):
-        maps, *size = below = net.shapes[number - 1]
-        if isinstance(layer, Conv):
-            kind = partial(CONVOLUTIONS[directions], padding=layer.kernel // 2, device="meta")
-            modules.append(kind(maps, layer.maps, layer.kernel))
-        elif isinstance(layer, Dense):
-            modules += [nn.Flatten()] if size else []
-            modules.append(nn.Linear(math.prod(below), layer.width, device="meta"))
-        else:
-            kinds = AVERAGES if isinstance(layer, AveragePool) else MAXIMA
-            modules.append(kinds[directions](layer.size))
+        below = net.shapes[number - 1]
+        modules += [nn.Flatten()] if len(below) > 1 and not layer.spatial else []
+        modules.append(layer.to_torch(below))
         if number in theta.b:
             modules[-1].weight = nn.Parameter(torch.tensor(theta.W[number].weights))
             modules[-1].bias = nn.Parameter(torch.tensor(theta.b[number]))
@@ -160,26 +148,16 @@ class _Reading:
             if module.training and module.p:
                 raise ValueError("expected evaluation mode: call .eval() on the model first")
         elif kind is nn.Flatten:
-            _expect(module, start_dim=1, end_dim=-1)
+            expect_options(module, start_dim=1, end_dim=-1)
             self.flat = True
-        elif kind is nn.Linear:
-            if not self.flat:
-                raise ValueError(f"expected nn.Flatten() before it, got maps {self.shape}")
-            width, features = module.weight.shape
-            _check("in_features", features, math.prod(self._add(Dense(width))))
-            self._take(module)
-        elif kind is CONVOLUTIONS[d]:
-            maps, channels, k = module.weight.shape[:3]
-            _expect(module, groups=1, kernel_size=k, stride=1, dilation=1, padding_mode="zeros")
-            _check("in_channels", channels, self._add(Conv(maps, k))[0])
-            _expect(module, padding="same" if module.padding == "same" else k // 2)
-            self._take(module)
-        elif kind in (AVERAGES[d], MAXIMA[d]):
-            size = int(np.ravel(module.kernel_size)[0])
-            _expect(module, kernel_size=size, stride=size, padding=0, dilation=1)
-            _expect(module, ceil_mode=False, return_indices=False, divisor_override=None)
-            self._add(MaxPool(size) if kind is MAXIMA[d] else AveragePool(size))
-        elif kind in (CONVOLUTIONS[3 - d], AVERAGES[3 - d], MAXIMA[3 - d]):
+        elif (known := _kind(kind, d)) is not None:
+            layer = known.from_torch(module)
+            below = self._add(layer)
+            if layer.trainable:
+                inputs = "in_channels" if layer.spatial else "in_features"
+                expect(inputs, module.weight.shape[1], layer.weight_shape(below)[1])
+                self._take(module)
+        elif _kind(kind, 3 - d) is not None:
             two, three = "two numbers (C, W)", "three numbers (C, H, W)"
             expected, got = (three, two) if d == 1 else (two, three)
             raise ValueError(f"expected input_shape of {expected}, got {got}: {self.input_shape}")
@@ -194,7 +172,7 @@ class _Reading:
     def parameters(self) -> Parameters:
         """Return what was read; ValueError for an end that no network has."""
         net = Network(self.input_shape, self.layers, self.sigma)
-        if not (self.waits or isinstance(self.layers[-1], Pooling)):
+        if not self.waits and self.layers[-1].trainable:
             raise ValueError(f"expected no activation after the last layer, {self.latest}")
         if not self.flat:
             raise ValueError(f"expected nn.Flatten() at the end, after maps {self.shape}")
@@ -204,16 +182,18 @@ class _Reading:
 
     def _add(self, layer: Layer) -> tuple[int, ...]:
         """Add a layer; return the shape below it."""
-        if self.flat and not isinstance(layer, Dense):
+        if self.flat and layer.spatial:
             raise ValueError("expected maps before it, got them flattened")
+        if not (self.flat or layer.spatial):
+            raise ValueError(f"expected nn.Flatten() before it, got maps {self.shape}")
         if self.waits:
             order = "; a monotone one, then MaxPool, is the same function as MaxPool, then it"
             raise ValueError(
                 f"expected the activation between {self.latest} and this"
-                f"{order if isinstance(layer, MaxPool) else ''}"
+                f"{order if layer.selects else ''}"
             )
         self.layers.append(layer)
-        self.latest, self.waits = self.name, not isinstance(layer, Pooling)
+        self.latest, self.waits = self.name, layer.trainable
         *_, below, self.shape = Network(self.input_shape, self.layers).shapes
         return below
 
@@ -235,7 +215,12 @@ class _Reading:
             self.numbers.append(tensor.detach().cpu().numpy())
             if not np.isfinite(self.numbers[-1]).all():
                 raise ValueError(f"expected finite numbers in its {name}, got NaN or infinity")
-        _check("bias of shape", tuple(module.bias.shape), (width,))
+        expect("bias of shape", tuple(module.bias.shape), (width,))
+
+
+def _kind(module: type[nn.Module], directions: int) -> type[Layer] | None:
+    """Return the kind of layer whose modules are of this class, or None."""
+    return next((kind for kind in KINDS if kind.torch_class(directions) is module), None)
 
 
 def _module(sigma: Activation) -> nn.Module:
@@ -256,32 +241,19 @@ def _sigma(module: nn.Module, directions: int) -> Activation:
     if kind is nn.ReLU:
         return activations.ReLU()
     if kind is nn.GELU:
-        _expect(module, approximate="none")
+        expect_options(module, approximate="none")
     if kind is nn.Softplus:
-        _expect(module, beta=1)
+        expect_options(module, beta=1)
         if not LINES[0] <= module.threshold <= LINES[1]:
             raise ValueError(f"expected a threshold within {LINES}, got {module.threshold}")
     for sigma, name in ACTIVATIONS.items():
         if kind is name:
             return sigma(*[getattr(module, PARAMETER[kind])] if kind in PARAMETER else [])
-    layers = (kinds[directions] for kinds in (CONVOLUTIONS, AVERAGES, MAXIMA))
-    kinds = (*layers, nn.Flatten, nn.Linear, nn.ReLU, *ACTIVATIONS.values())
+    layers = (kind.torch_class(directions) for kind in KINDS)
+    kinds = (*layers, nn.Flatten, nn.ReLU, *ACTIVATIONS.values())
     names = ("interop." * (k.__module__ == __name__) + k.__name__ for k in kinds)
     fold = "torch.nn.utils.fuse_conv_bn_eval folds it into the convolution before it; "
     raise ValueError(
         f"{fold if kind in (nn.BatchNorm1d, nn.BatchNorm2d) else ''}"
         f"expected nn.Sequential of {', '.join(names)}, Identity or Dropout"
     )
-
-
-def _expect(module: nn.Module, **options: object) -> None:
-    """Raise ValueError unless the module's options are these, in each direction."""
-    for name, expected in options.items():
-        found = getattr(module, name, expected)
-        same = isinstance(found, tuple) and len(set(found)) == 1
-        _check(name, found[0] if same else found, expected)
-
-
-def _check(name: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise ValueError(f"expected {name} {expected}, got {found}")

@@ -10,9 +10,7 @@ import numpy as np
 
 from .architecture import Architecture
 from .backend import Array, overwrite, to_numpy
-from .layers import AveragePool, Conv, Pooling
-from .matrices import ConvolutionMatrix, DenseMatrix, WeightMatrix
-from .pooling import AveragePoolingMatrix, MaxPoolingMatrix
+from .layers import WeightMatrix
 
 
 class Parameters:
@@ -39,19 +37,13 @@ class Parameters:
         matrices: dict[int, WeightMatrix] = {}
         biases: dict[int, Array] = {}
         for number, layer in enumerate(net.layers, start=1):
-            maps, *size = net.shapes[number - 1]
-            if isinstance(layer, Pooling):
-                kind = AveragePoolingMatrix if isinstance(layer, AveragePool) else MaxPoolingMatrix
-                matrices[number] = kind(maps, tuple(size), layer.size)
-                continue
-            start, shape, count = net.slots[number]
-            stop = start + math.prod(shape)
-            weights = vector[start:stop].reshape(shape)
-            biases[number] = vector[stop : stop + count]
-            if isinstance(layer, Conv):
-                matrices[number] = ConvolutionMatrix(weights, tuple(size))
-            else:
-                matrices[number] = DenseMatrix(weights, maps_in=maps)
+            weights = None
+            if number in net.slots:
+                start, shape = net.slots[number]
+                stop = start + math.prod(shape)
+                weights = vector[start:stop].reshape(shape)
+                biases[number] = vector[stop : stop + shape[0]]
+            matrices[number] = layer.matrix(net.shapes[number - 1], weights)
         parts = {"net": net, "vector": vector}
         parts |= {"W": Matrices("W", net, matrices), "b": Biases("b", net, biases)}
         vars(self).update(parts)

@@ -15,7 +15,7 @@ import numpy as np
 
 from .activations import KNOWN, Activation
 from .backend import Array, in_order, namespace
-from .matrices import WeightMatrix
+from .layers import WeightMatrix
 from .parameters import Parameters
 
 CACHED = 20 * 2**20  # bytes of activations of a chunk: more would leave the caches

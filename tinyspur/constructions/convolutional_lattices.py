@@ -18,7 +18,7 @@ import scipy.optimize
 
 from ..activations import ReLU
 from ..fitting import AssumptionError, fit_affine
-from ..layers import Conv, Dense, MaxPool, Pooling
+from ..layers import Conv, Dense, Layer, Pooling
 from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters
@@ -153,7 +153,7 @@ class _Stem:
         for layer in self.theta.b:
             self.theta.W[layer].weights[...] = layer > 1
         self.filter = self.theta.W[1].weights.shape[1:]
-        self.selects = any(isinstance(layer, MaxPool) for layer in layers)
+        self.selects = any(isinstance(layer, Layer) and layer.selects for layer in layers)
         taps = np.eye(math.prod(self.filter)).reshape(-1, *self.filter)
         patches = self.alone.filter_responses(self.theta, 1, taps, x)
         self.patches = patches.reshape(len(taps), -1, len(x))

@@ -17,8 +17,7 @@ import numpy as np
 
 from ..activations import ReLU, check_piecewise_linear
 from ..fitting import AssumptionError
-from ..layers import AveragePool, Conv, MaxPool, Pooling
-from ..matrices import ConvolutionMatrix
+from ..layers import AveragePool, Conv
 from ..network import Network
 from ..parameters import Parameters
 
@@ -56,17 +55,18 @@ class Tower:
     A track is what carries one map of layer ``first - 1`` up: ``copies[l]`` maps of layer l, which
     are numbered track by track from `offset` on. With `spread` a convolution that poolings of
     total size k follow holds shifted copies, else one copy, of which the poolings keep the means.
-    Raises AssumptionError where a filter is too small to hold the copies, ValueError for a max
-    pooling, since no copies determine the map below it, and for a smooth activation.
+    Raises AssumptionError where a filter is too small to hold the copies, ValueError for a layer
+    that can't relay, such as a max pooling, since no copies determine the map below it, and for a
+    smooth activation.
     """
 
     def __init__(self, net: Network, first: int, last: int, spread: bool = True, offset: int = 0):
         check_piecewise_linear(net.activation, "construction")
         for layer in range(first, last + 1):
-            if isinstance(net.layers[layer - 1], MaxPool):
+            if not net.layers[layer - 1].relays:
                 raise ValueError(
-                    f"construction: expected layers that can relay a map, got a max pooling as "
-                    f"layer {layer}"
+                    "construction: expected layers that can relay a map, got "
+                    f"{net.layers[layer - 1]} as layer {layer}"
                 )
         self.net, self.first, self.last, self.offset = net, first, last, offset
         self.shifts = {
@@ -236,15 +236,10 @@ def outgoing(theta: Parameters, layer: int, target: int):
     They have shape (T, *k) below a convolution and (out, P) below a dense layer; poolings between
     are passed over. Raises ValueError where no layer with weights follows.
     """
-    above = layer + 1
-    while above <= theta.net.depth and isinstance(theta.net.layers[above - 1], Pooling):
-        above += 1
-    if above > theta.net.depth:
+    above = next((n for n in theta.b if n > layer), None)
+    if above is None:
         raise ValueError(f"layer {layer}: expected a layer with weights above it")
-    W = theta.W[above]
-    if isinstance(W, ConvolutionMatrix):
-        return W.weights[:, target], above
-    return W.weights[:, target * W.positions_in : (target + 1) * W.positions_in], above
+    return theta.W[above].outgoing(target), above
 
 
 def rescale(theta: Parameters, layer: int, factor: float, target: int | None = None) -> Parameters:

@@ -1,208 +1,66 @@
-"""Weight matrices W^l of dense and convolution layers; those of poolings are in `pooling`.
-
-Each is a matrix in R^{n_l x n_{l-1}}: it has a `shape`, multiplies with ``@``, transposes with
-``.T``, and shows its entries with ``W[i, j]``, ``W.block(t, c)``, ``W.toarray()`` and
-``W.tocsr()``. It stores filters, not entries: ``tocsr`` lists the entries one by one and defines
-what the products must equal. Neurons are numbered map by map, positions row by row, so neuron
-``t * P + p`` is position p of map t ([CNN] section 2.2, counted from 0). What is listed for
-looking at is on the host; products stay where the weights are.
-
-Max pooling is a matrix only for given inputs o^{l-1}: ``W.at(o)``, which is W itself for all other
-layers, is the matrix of zeros and ones that selects the largest entries.
-"""
+"""Convolutions with odd filters and zero padding, as matrices ([CNN] (1), (2))."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
 
-from .backend import Array, namespace, overwrite, to_numpy
+from ..backend import Array, namespace, to_numpy
+from .layer import Layer, Shape, expect_options, maps_of
+from .matrix import WeightMatrix
 from .products import STRIP_BYTES, outer, product, scratch
 
+if TYPE_CHECKING:
+    from torch import nn
 
-class WeightMatrix(ABC):
-    """What the weight matrices share; see the module's docstring for the contract.
 
-    `weights` holds the trainable numbers in PyTorch's shape, None where there are none; what is
-    assigned to it is copied into this memory, which may be that of a point.
-    `maps_out` maps of `positions_out` positions each are the rows, likewise for the columns.
-    """
+@dataclass(frozen=True)
+class Conv(Layer):
+    """A convolution with `maps` filters of odd size `kernel`, stride 1, zero padding, biases."""
 
-    __array_ufunc__ = None  # makes `array @ W` a TypeError instead of an array of objects
+    maps: int
+    kernel: int = 3
 
-    selects = False  # whether the matrix depends on what it is multiplied with
-    _weights: Array | None = None
-    maps_out: int
-    maps_in: int
-    positions_out: int
-    positions_in: int
+    type = "conv"
 
     @property
-    def weights(self) -> Array | None:
-        """Return the trainable numbers, or None."""
-        return self._weights
+    def relays(self) -> bool:
+        return True
 
-    @weights.setter
-    def weights(self, values: Array) -> None:
-        if self._weights is None:
-            raise ValueError(f"{self!r}: expected no weights")
-        overwrite(f"{type(self).__name__}.weights", self._weights, values)
+    def output_shape(self, below: Shape) -> Shape:
+        _, size = maps_of(below)
+        if self.kernel % 2 == 0:
+            raise ValueError("expected an odd filter size")
+        return (self.maps, *size)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Return (n_l, n_{l-1})."""
-        return self.maps_out * self.positions_out, self.maps_in * self.positions_in
+    def weight_shape(self, below: Shape) -> Shape:
+        channels, size = maps_of(below)
+        return (self.maps, channels, *(self.kernel,) * len(size))
 
-    def __matmul__(self, o: Array) -> Array:
-        """Return W @ o for a vector (n_{l-1},) or columns (n_{l-1}, N)."""
-        if o.ndim not in (1, 2) or o.shape[0] != self.shape[1]:
-            raise ValueError(
-                f"{self!r} @ o: expected o of shape ({self.shape[1]},) or ({self.shape[1]}, N), "
-                f"got {o.shape}"
-            )
-        return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
+    def matrix(self, below: Shape, weights: Array) -> ConvolutionMatrix:
+        return ConvolutionMatrix(weights, below[1:])
 
-    def brief_product(self, o: Array, use: str) -> Array:
-        """Return W @ o for columns (n_{l-1}, N) until this thread's next one for the same `use`."""
-        return self._product(o)
+    @staticmethod
+    def torch_class(directions: int) -> type[nn.Module]:
+        from torch import nn
 
-    def at(self, o: Array) -> WeightMatrix:
-        """Return the matrix that W is at o, of shape (n_{l-1},) or (n_{l-1}, N)."""
-        return self
+        return {1: nn.Conv1d, 2: nn.Conv2d}[directions]
 
-    def choice(self, o: Array) -> Array | None:
-        """Return which entries of columns (n_{l-1}, N) the matrix selects; None if it is linear."""
-        return None
+    def to_torch(self, below: Shape) -> nn.Module:
+        kind = self.torch_class(len(below) - 1)
+        return kind(below[0], self.maps, self.kernel, padding=self.kernel // 2, device="meta")
 
-    def gaps(self, o: Array, still: Array, change: Array | float = 0) -> Array | None:
-        """Return by how much the selected entries exceed all others; None if it is linear."""
-        return None
-
-    def at_limit(self, terms: list[Array], tolerances: list[Array]) -> WeightMatrix:
-        """Return the matrix that W is at terms[0] + t terms[1] + ... for t -> 0+."""
-        return self
-
-    def __getitem__(self, key: tuple) -> np.ndarray | float:
-        """Return the entries at (rows, columns), each an integer, a slice or a list."""
-        if not (isinstance(key, tuple) and len(key) == 2):
-            raise IndexError(f"expected two indices W[i, j], got {key!r}; row i is W[i, :]")
-        rows, columns = (np.arange(n)[k] for n, k in zip(self.shape, key, strict=True))
-        if columns.size < rows.size:
-            entries = self.T.tocsr(columns.ravel())[:, rows.ravel()].toarray().T
-        else:
-            entries = self.tocsr(rows.ravel())[:, columns.ravel()].toarray()
-        return entries.reshape(rows.shape + columns.shape)[()]
-
-    def block(self, t: int, c: int) -> np.ndarray:
-        """Return the (positions_out, positions_in) block that leads from map c to map t."""
-        for name, index, maps in (("map", t, self.maps_out), ("channel", c, self.maps_in)):
-            if not 0 <= index < maps:
-                raise IndexError(f"expected a {name} in 0..{maps - 1}, got {index}")
-        p, q = self.positions_out, self.positions_in
-        return self[t * p : (t + 1) * p, c * q : (c + 1) * q]
-
-    def toarray(self) -> np.ndarray:
-        """Return all entries as a NumPy array of shape `shape`."""
-        return self.tocsr().toarray()
-
-    @abstractmethod
-    def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
-        """Return the nonzero entries as a SciPy CSR array; of the given rows only, if given."""
-
-    @property
-    @abstractmethod
-    def T(self) -> WeightMatrix:
-        """Return the transpose, a weight matrix too."""
-
-    @property
-    @abstractmethod
-    def nnz(self) -> int:
-        """Return the number of nonzero entries."""
-
-    def gradient(self, delta: Array, o: Array) -> Array:
-        """Return the derivative of <delta, W @ o> in `weights`, in the shape of `weights`."""
-        raise TypeError(f"{type(self).__name__} has no weights")
-
-    def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
-        """Return the derivatives of <delta, W @ o> in `weights` and in o: `gradient`, W.T @ delta.
-
-        A convolution reads the same patches for both.
-        """
-        return self.gradient(delta, o), self.T @ delta
-
-    def with_weights(self, weights: Array) -> WeightMatrix:
-        """Return the matrix of the same kind with other weights, or itself if it has none."""
-        return self
-
-    def __abs__(self) -> WeightMatrix:
-        """Return |W|, entry by entry."""
-        return self if self.weights is None else self.with_weights(abs(self.weights))
-
-    def support_sums(self, a: Array) -> Array | None:
-        """Return S @ a for one map, shape (positions_out, N); None without weights.
-
-        S has a 1 wherever W has a trainable entry, zero or not. Its rows are the same for every
-        map, so one map tells all.
-        """
-        return None
-
-    def __repr__(self) -> str:
-        rows, columns = self.shape
-        return f"{type(self).__name__}({rows} x {columns}{self._details()}, {self.nnz} nonzeros)"
-
-    def _details(self) -> str:
-        return ""
-
-    @abstractmethod
-    def _product(self, o: Array) -> Array:
-        """Return W @ o for columns (n_{l-1}, N)."""
-
-
-class DenseMatrix(WeightMatrix):
-    """A matrix without structure, shape (out, in), between `maps_in` and `maps_out` maps.
-
-    Without `maps_out` every row is a map of its own, as the neurons of a dense layer are.
-    """
-
-    def __init__(self, weights: Array, maps_in: int = 1, maps_out: int | None = None):
-        maps_out = weights.shape[0] if maps_out is None else maps_out
-        if weights.ndim != 2 or weights.shape[0] % maps_out or weights.shape[1] % maps_in:
-            raise ValueError(
-                f"dense: expected weights (out, in) with out a multiple of {maps_out} and in of "
-                f"{maps_in} maps, got {weights.shape}"
-            )
-        self._weights = weights
-        self.maps_out, self.positions_out = maps_out, weights.shape[0] // maps_out
-        self.maps_in, self.positions_in = maps_in, weights.shape[1] // maps_in
-
-    def with_weights(self, weights: Array) -> DenseMatrix:
-        rows = self.maps_out if weights.shape[0] == self.shape[0] else None
-        return DenseMatrix(weights, self.maps_in, rows)
-
-    def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
-        entries = to_numpy(self.weights)
-        return scipy.sparse.csr_array(entries if rows is None else entries[rows])
-
-    @property
-    def T(self) -> DenseMatrix:
-        return DenseMatrix(self.weights.T, self.maps_out, self.maps_in)
-
-    @property
-    def nnz(self) -> int:
-        return int((self.weights != 0).sum())
-
-    def gradient(self, delta: Array, o: Array) -> Array:
-        return outer(delta, o)
-
-    def support_sums(self, a: Array) -> Array:
-        return namespace(a).broadcast_to(a.sum(axis=0), (self.positions_out, a.shape[1]))
-
-    def _product(self, o: Array) -> Array:
-        return self.weights @ o
+    @classmethod
+    def from_torch(cls, module: nn.Module) -> Conv:
+        maps, _, k, *_ = module.weight.shape
+        expect_options(module, groups=1, kernel_size=k, stride=1, dilation=1, padding_mode="zeros")
+        expect_options(module, padding="same" if module.padding == "same" else k // 2)
+        return cls(maps, k)
 
 
 class ConvolutionMatrix(WeightMatrix):
@@ -283,6 +141,9 @@ class ConvolutionMatrix(WeightMatrix):
             return super().pullback(delta, o)
         back, gradient = T._pass(delta, o)  # <delta, W @ o> = <o, W.T @ delta>
         return T.with_weights(gradient).T.weights, back
+
+    def outgoing(self, c: int) -> Array:
+        return self.weights[:, c]
 
     def support_sums(self, a: Array) -> Array:
         xp = namespace(a)

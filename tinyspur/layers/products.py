@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from .backend import Array, namespace
+from ..backend import Array, namespace
 
 STRIP_BYTES = 3 * 2**20  # patches that a convolution holds at once: small enough for the caches
 KEPT_BYTES = 4 * STRIP_BYTES  # what a thread keeps at most for each use

@@ -8,9 +8,14 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tinyspur import matrices, products
-from tinyspur.matrices import ConvolutionMatrix, DenseMatrix
-from tinyspur.pooling import AveragePoolingMatrix, MaxPoolingMatrix
+from tinyspur.layers import (
+    AveragePoolingMatrix,
+    ConvolutionMatrix,
+    DenseMatrix,
+    MaxPoolingMatrix,
+    products,
+)
+from tinyspur.layers import convolution as convolutions
 
 # Entries are small whole numbers: sums come out the same in every order, and many are zero.
 
@@ -340,7 +345,7 @@ def test_the_size_of_the_strips_changes_nothing(W):
     o, delta = operands(W, columns=2)
     with pytest.MonkeyPatch.context() as patch:
         for size in (1, 300, 2000):
-            patch.setattr(matrices, "STRIP_BYTES", size)
+            patch.setattr(convolutions, "STRIP_BYTES", size)
             same(W @ o, W.toarray() @ o)
             if W.weights is not None:
                 gradient = W.gradient(delta, o)
@@ -358,7 +363,7 @@ def test_strips_bound_the_patches():
 
     (whole_size,) = sizes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matrices, "STRIP_BYTES", whole_size // 3)
+        patch.setattr(convolutions, "STRIP_BYTES", whole_size // 3)
         assert len(sizes()) == 4
         assert max(sizes()) <= whole_size // 3
         assert sum(sizes()) == whole_size

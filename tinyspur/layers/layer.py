@@ -1,0 +1,102 @@
+"""What the kinds of layers have in common: the contract that a kind fulfils in one file.
+
+A kind is a frozen dataclass of its options, and next to it the weight matrix that it stands for.
+It knows its name in a spec, which shapes it makes of which, the shape of its weights, its matrix,
+and its module in PyTorch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import TYPE_CHECKING, ClassVar
+
+from ..backend import Array
+from .matrix import WeightMatrix
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Shape = tuple[int, ...]
+
+
+class Layer(ABC):
+    """One kind of layer; its options are whole numbers above 0.
+
+    Shapes are those of one sample: (maps, *map_shape), or (neurons,) above a dense layer.
+    """
+
+    type: ClassVar[str]
+    """Its name in a spec."""
+    trainable: ClassVar[bool] = True
+    """Whether it has weights and biases; then an activation follows it, unless it is the last."""
+    selects: ClassVar[bool] = False
+    """Whether its matrix depends on what it is multiplied with."""
+    spatial: ClassVar[bool] = True
+    """Whether it reads maps, and not any neurons."""
+
+    @property
+    def relays(self) -> bool:
+        """Return whether what is on a map below can be handed on through the layer, unchanged.
+
+        By an identity filter, or, where entries are averaged, by shifted copies of the map.
+        """
+        return False
+
+    @property
+    def spec(self) -> dict:
+        """Return the JSON description of the layer, such as {"type": "dense", "width": 2}."""
+        return {"type": self.type, **asdict(self)}
+
+    @abstractmethod
+    def output_shape(self, below: Shape) -> Shape:
+        """Return the shape that the layer makes of the shape below it, or raise ValueError."""
+
+    def weight_shape(self, below: Shape) -> Shape | None:
+        """Return the shape of the weights, as in PyTorch: (maps or neurons, ...); or None."""
+        return None
+
+    @abstractmethod
+    def matrix(self, below: Shape, weights: Array | None) -> WeightMatrix:
+        """Return the weight matrix with these weights, for inputs of this shape."""
+
+    @staticmethod
+    @abstractmethod
+    def torch_class(directions: int) -> type[nn.Module]:
+        """Return PyTorch's class of such layers for maps with so many directions, 1 or 2."""
+
+    @abstractmethod
+    def to_torch(self, below: Shape) -> nn.Module:
+        """Return PyTorch's module, its weights and biases still without numbers."""
+
+    @classmethod
+    @abstractmethod
+    def from_torch(cls, module: nn.Module) -> Layer:
+        """Return the layer that a module of `torch_class` is, or raise ValueError."""
+
+
+def is_positive(n: object) -> bool:
+    """Return whether `n` is a whole number above 0."""
+    return isinstance(n, int) and not isinstance(n, bool) and n > 0
+
+
+def maps_of(shape: Shape) -> tuple[int, Shape]:
+    """Return how many maps a shape has and the shape of each; ValueError for neurons alone."""
+    maps, *size = shape
+    if not size:
+        raise ValueError("expected maps below it, got a dense layer's output")
+    return maps, tuple(size)
+
+
+def expect_options(module: nn.Module, **options: object) -> None:
+    """Raise ValueError unless the module's options are these, in each direction."""
+    for name, expected in options.items():
+        found = getattr(module, name, expected)
+        same = isinstance(found, tuple) and len(set(found)) == 1
+        expect(name, found[0] if same else found, expected)
+
+
+def expect(name: str, found: object, expected: object) -> None:
+    """Raise ValueError unless what was found is what was expected."""
+    if found != expected:
+        raise ValueError(f"expected {name} {expected}, got {found}")
