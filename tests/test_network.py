@@ -66,7 +66,9 @@ def networks(draw, activations=WITH_KINKS | SMOOTH):
             layers.append(Dense(draw(st.integers(1, 5))))
             size = ()
         elif kind == "conv":
-            layers.append(Conv(draw(st.integers(1, 3)), draw(st.sampled_from([1, 3, 5]))))
+            stride = draw(st.sampled_from([1, 1, 2, 3]))
+            layers.append(Conv(draw(st.integers(1, 3)), draw(st.sampled_from([1, 3, 5])), stride))
+            size = tuple(-(-n // stride) for n in size)
         else:
             window = draw(
                 st.sampled_from([w for w in (1, 2, 3, 4) if not any(n % w for n in size)])

@@ -61,11 +61,13 @@ def activation(name: str, **parameters: float) -> Callable[[torch.Tensor], torch
 
 def _layer(shape: torch.Size, type: str, **options: int) -> nn.Module:
     """Return the module of one layer for inputs of `shape`, without the sample axis."""
-    if type == "conv" and options.keys() == {"maps", "kernel"} and len(shape) in _CONVOLUTIONS:
-        kernel = options["kernel"]
+    conv = type == "conv" and len(shape) in _CONVOLUTIONS
+    if conv and options.keys() - {"stride"} == {"maps", "kernel"}:
+        kernel, stride = options["kernel"], options.get("stride", 1)
         if kernel % 2 == 0:
             raise ValueError(f"the kernel of a convolution must be odd, not {kernel}")
-        return _CONVOLUTIONS[len(shape)](shape[0], options["maps"], kernel, padding=kernel // 2)
+        kind = _CONVOLUTIONS[len(shape)]
+        return kind(shape[0], options["maps"], kernel, stride, padding=kernel // 2)
     if options.keys() == {"size"} and (type, len(shape)) in _POOLINGS:
         size = options["size"]
         if any(length % size for length in shape[1:]):

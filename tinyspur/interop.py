@@ -96,10 +96,11 @@ def to_torch(theta: Parameters) -> nn.Sequential:
 def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
     """Return the parameters of a plain CNN, copied to the host; the network is their `net`.
 
-    `model` is an nn.Sequential, nested or not, of convolutions (stride 1, zero padding that keeps
-    the size), poolings whose windows do not overlap, nn.Flatten and nn.Linear, with biases, and one
-    activation after each of them but the poolings and the last layer. nn.Identity is passed over,
-    and so is dropout in evaluation mode. `input_shape` is (C, H, W) or (C, W), without the samples.
+    `model` is an nn.Sequential, nested or not, of convolutions (zero padding kernel // 2, which
+    keeps the size at stride 1), poolings whose windows do not overlap, nn.Flatten and nn.Linear,
+    with biases, and one activation after each of them but the poolings and the last layer.
+    nn.Identity is passed over, and so is dropout in evaluation mode. `input_shape` is (C, H, W) or
+    (C, W), without the samples.
     The outputs are the model's, so maps must be flattened at the end. nn.Softplus() is taken for
     log(1 + exp z), from which it differs by up to 2.1e-9 where it is a line. Where no activation
     follows a layer the network's is ReLU. Raises ValueError that names the module for any other

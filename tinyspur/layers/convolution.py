@@ -12,38 +12,52 @@ import scipy.sparse
 
 from ..backend import Array, namespace, to_numpy
 from .layer import Layer, Shape, expect_options, maps_of
-from .matrix import WeightMatrix
+from .matrix import TransposedMatrix, WeightMatrix
 from .products import STRIP_BYTES, outer, product, scratch
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conv(Layer):
-    """A convolution with `maps` filters of odd size `kernel`, stride 1, zero padding, biases."""
+    """A convolution with `maps` filters of odd size `kernel`, zero padding kernel // 2, biases.
+
+    With a `stride` s it is computed at every s-th position in each direction, from the first one
+    on: maps of n positions become maps of ceil(n / s).
+    """
 
     maps: int
     kernel: int = 3
+    stride: int = 1
 
     type = "conv"
 
+    def __repr__(self) -> str:
+        stride = f", stride={self.stride}" if self.stride != 1 else ""
+        return f"Conv(maps={self.maps}, kernel={self.kernel}{stride})"
+
+    @property
+    def spec(self) -> dict:
+        """Return the JSON description, without a stride of 1: as before there were others."""
+        return {key: n for key, n in super().spec.items() if (key, n) != ("stride", 1)}
+
     @property
     def relays(self) -> bool:
-        return True
+        return self.stride == 1
 
     def output_shape(self, below: Shape) -> Shape:
         _, size = maps_of(below)
         if self.kernel % 2 == 0:
             raise ValueError("expected an odd filter size")
-        return (self.maps, *size)
+        return (self.maps, *_coarse(size, self.stride))
 
     def weight_shape(self, below: Shape) -> Shape:
         channels, size = maps_of(below)
         return (self.maps, channels, *(self.kernel,) * len(size))
 
     def matrix(self, below: Shape, weights: Array) -> ConvolutionMatrix:
-        return ConvolutionMatrix(weights, below[1:])
+        return ConvolutionMatrix(weights, below[1:], self.stride)
 
     @staticmethod
     def torch_class(directions: int) -> type[nn.Module]:
@@ -52,21 +66,25 @@ class Conv(Layer):
         return {1: nn.Conv1d, 2: nn.Conv2d}[directions]
 
     def to_torch(self, below: Shape) -> nn.Module:
-        kind = self.torch_class(len(below) - 1)
-        return kind(below[0], self.maps, self.kernel, padding=self.kernel // 2, device="meta")
+        kind, options = self.torch_class(len(below) - 1), {"stride": self.stride, "device": "meta"}
+        return kind(below[0], self.maps, self.kernel, padding=self.kernel // 2, **options)
 
     @classmethod
     def from_torch(cls, module: nn.Module) -> Conv:
-        maps, _, k, *_ = module.weight.shape
-        expect_options(module, groups=1, kernel_size=k, stride=1, dilation=1, padding_mode="zeros")
+        (maps, _, k, *_), (stride, *_) = module.weight.shape, module.stride
+        expect_options(
+            module, groups=1, kernel_size=k, stride=stride, dilation=1, padding_mode="zeros"
+        )
         expect_options(module, padding="same" if module.padding == "same" else k // 2)
-        return cls(maps, k)
+        return cls(maps, k, stride)
 
 
 class ConvolutionMatrix(WeightMatrix):
-    """A convolution of stride 1, zero padded so that maps keep their size ([CNN] (1), (2)).
+    """A convolution, zero padded so that maps keep their size ([CNN] (1), (2)).
 
-    `filters` has shape (T, C, *k) with odd k, as in PyTorch; `map_shape` is (H, W) or (W,).
+    `filters` has shape (T, C, *k) with odd k, as in PyTorch; `map_shape` is (H, W) or (W,), the
+    shape of a map below. With a `stride` s the rows are those of every s-th position in each
+    direction alone.
     Channels and maps that are zero throughout cost nothing in a product on the host, nor do taps
     outside the smallest box that holds all others.
 
@@ -75,9 +93,11 @@ class ConvolutionMatrix(WeightMatrix):
     ConvolutionMatrix(5 x 5, 1 map from 1, filters 3, 13 nonzeros)
     >>> W[1, :]
     array([1., 2., 3., 0., 0.])
+    >>> ConvolutionMatrix(W.weights, (5,), stride=2)[1, :]
+    array([0., 1., 2., 3., 0.])
     """
 
-    def __init__(self, filters: Array, map_shape: tuple[int, ...]):
+    def __init__(self, filters: Array, map_shape: tuple[int, ...], stride: int = 1):
         kernel = filters.shape[2:]
         if len(kernel) != len(map_shape) or not kernel:
             raise ValueError(
@@ -87,9 +107,11 @@ class ConvolutionMatrix(WeightMatrix):
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"convolution: expected filters of odd size, got {kernel}")
         self._weights = filters
-        self.map_shape = tuple(map_shape)
+        self.map_shape, self.stride = tuple(map_shape), stride
+        self.output_map_shape = _coarse(self.map_shape, stride)
         self.maps_out, self.maps_in = filters.shape[:2]
-        self.positions_out = self.positions_in = math.prod(map_shape)
+        self.positions_in = math.prod(map_shape)
+        self.positions_out = math.prod(self.output_map_shape)
 
     @property
     def filters(self) -> Array:
@@ -102,7 +124,7 @@ class ConvolutionMatrix(WeightMatrix):
         return tuple(k // 2 for k in self.weights.shape[2:])
 
     def with_weights(self, weights: Array) -> ConvolutionMatrix:
-        return ConvolutionMatrix(weights, self.map_shape)
+        return ConvolutionMatrix(weights, self.map_shape, self.stride)
 
     def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
         filters = to_numpy(self.weights).reshape(self.maps_out, self.maps_in, -1)
@@ -121,7 +143,9 @@ class ConvolutionMatrix(WeightMatrix):
         return scipy.sparse.csr_array((values, (i, j)), shape=(rows.size, self.shape[1]))
 
     @property
-    def T(self) -> ConvolutionMatrix:
+    def T(self) -> WeightMatrix:
+        if self.stride > 1:
+            return TransposedMatrix(self)
         axes = tuple(range(2, self.weights.ndim))
         flipped = namespace(self.weights).flip(self.weights.swapaxes(0, 1), axes)
         return ConvolutionMatrix(flipped, self.map_shape)
@@ -137,7 +161,7 @@ class ConvolutionMatrix(WeightMatrix):
 
     def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
         T = self.T
-        if T._used() != T._all():  # there is something to skip
+        if self.stride > 1 or T._used() != T._all():  # no convolution, or something to skip
             return super().pullback(delta, o)
         back, gradient = T._pass(delta, o)  # <delta, W @ o> = <o, W.T @ delta>
         return T.with_weights(gradient).T.weights, back
@@ -148,13 +172,22 @@ class ConvolutionMatrix(WeightMatrix):
     def support_sums(self, a: Array) -> Array:
         xp = namespace(a)
         ones = xp.ones((1, 1, *self.weights.shape[2:]), dtype=a.dtype)
-        box = ConvolutionMatrix(ones, self.map_shape)
+        box = ConvolutionMatrix(ones, self.map_shape, self.stride)
         return box._product(a.reshape(self.maps_in, self.positions_in, -1).sum(axis=0))
 
     def _details(self) -> str:
         size = "x".join(map(str, self.weights.shape[2:]))
         maps = f"{self.maps_out} map{'s' * (self.maps_out > 1)} from {self.maps_in}"
-        return f", {maps}, filters {size}"
+        return f", {maps}, filters {size}{f', stride {self.stride}' if self.stride > 1 else ''}"
+
+    def adjoint(self, delta: Array) -> Array:
+        """Return W.T @ delta with a stride: zeros between, then the transpose of stride 1."""
+        whole = ConvolutionMatrix(self.weights, self.map_shape)
+        shape = (self.maps_out, *self.map_shape, delta.shape[1])
+        fine = namespace(delta).zeros(shape, dtype=delta.dtype)
+        places = (slice(None, None, self.stride),) * len(self.map_shape)
+        fine[(slice(None), *places)] = delta.reshape(self.maps_out, *self.output_map_shape, -1)
+        return whole.T @ fine.reshape(whole.shape[0], -1)
 
     def brief_product(self, o: Array, use: str) -> Array:
         return self._product(o, use)
@@ -236,14 +269,18 @@ class ConvolutionMatrix(WeightMatrix):
         The next strip, in the same thread, overwrites them.
         """
         xp = namespace(images)
-        channels, rows, samples = images.shape[0], self.map_shape[0], images.shape[-1]
+        channels, samples = images.shape[0], images.shape[-1]
+        rows, *others = self.output_map_shape
         window = tuple(taps.stop - taps.start for taps in box)
-        width = math.prod(self.map_shape[1:]) * samples
+        width = math.prod(others) * samples
         rows_of_patches = math.prod(window) * channels
         height = max(1, STRIP_BYTES // max(1, rows_of_patches * width * images.itemsize))
         padded = self._padded(images, box)
+        channel, *steps, sample = padded.strides
         moved = xp.lib.stride_tricks.as_strided(
-            padded, window + images.shape, padded.strides[1:-1] + padded.strides
+            padded,
+            (*window, channels, *self.output_map_shape, samples),
+            (*steps, channel, *(self.stride * step for step in steps), sample),
         )
         taps = (slice(None),) * (len(window) + 1)
         for top in range(0, rows, height):
@@ -278,7 +315,8 @@ class ConvolutionMatrix(WeightMatrix):
 
     def _neighbours(self) -> np.ndarray:
         """Return (P, K): the position that tap k reads at position p, -1 in the padding."""
-        positions = np.stack(np.unravel_index(np.arange(self.positions_in), self.map_shape))
+        outputs = np.arange(self.positions_out)
+        positions = self.stride * np.stack(np.unravel_index(outputs, self.output_map_shape))
         kernel = self.weights.shape[2:]
         taps = np.stack(np.unravel_index(np.arange(math.prod(kernel)), kernel))
         centre, size = (np.array(v)[:, None, None] for v in (self.centre, self.map_shape))
@@ -286,6 +324,11 @@ class ConvolutionMatrix(WeightMatrix):
         inside = ((read >= 0) & (read < size)).all(axis=0)
         flat = np.ravel_multi_index(tuple(np.where(inside, read, 0)), self.map_shape)
         return np.where(inside, flat, -1)
+
+
+def _coarse(size: Shape, stride: int) -> Shape:
+    """Return the shape of the grid of every `stride`-th position in each direction."""
+    return tuple(-(-n // stride) for n in size)
 
 
 def _flat(filters: Array) -> Array:
