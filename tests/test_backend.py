@@ -8,10 +8,9 @@ import pytest
 import scipy.special
 import strict_device
 
-from tinyspur import certificates, pattern_radius
 from tinyspur.activations import ReLU, Tanh
 from tinyspur.backend import all_to_numpy, namespace, select, special, to_numpy
-from tinyspur.certificates import certify_cell
+from tinyspur.certificates import cell, certify_cell, radius
 from tinyspur.layers import (
     AveragePool,
     AveragePoolingMatrix,
@@ -349,8 +348,8 @@ def test_transfers_of_a_certificate_do_not_grow_with_layers(
     data, loss = training_set(theta.net, kind)
     tried = {"keeps_patterns": [], "shrink": []}  # the radii
     for name, radii in tried.items():
-        function = getattr(pattern_radius, name)
-        for module in (certificates, pattern_radius):
+        function = getattr(radius, name)
+        for module in (cell, radius):
             monkeypatch.setattr(
                 module, name, lambda rho, at, f=function, r=radii: r.append(rho) or f(rho, at)
             )

@@ -23,7 +23,7 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
-from tinyspur.curvature import (
+from tinyspur.certificates.curvature import (
     CurvatureCertificate,
     _Constant,
     certify_curvature,

@@ -38,6 +38,7 @@ from tinyspur import backend, find_spurious_minimum, linear_minimum, passes, sca
 from tinyspur.activations import ReLU, SmoothActivation, Softplus, Tanh
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
+from tinyspur.certificates.rounding import risk_rounding
 from tinyspur.landscape import (
     Landscape,
     Lines,
@@ -50,7 +51,6 @@ from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.reports import save_point
-from tinyspur.rounding import risk_rounding
 from tinyspur.samples import TrainingSet
 from tinyspur.scanning import scan
 

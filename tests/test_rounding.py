@@ -15,13 +15,13 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
+from tinyspur.certificates.rounding import ROUNDING, output_rounding, preactivation_rounding
 from tinyspur.expansion import expand_risk, through_smooth
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.passes import steps
-from tinyspur.rounding import ROUNDING, output_rounding, preactivation_rounding
 from tinyspur.samples import TrainingSet
 
 SMOOTH = [Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), Sine(), Arctan(), Swish(1.7)]

@@ -21,8 +21,8 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
+from tinyspur.certificates.curvature import certify_curvature
 from tinyspur.constructions.smooth import interpolate, lower_point, smooth_minimum
-from tinyspur.curvature import certify_curvature
 from tinyspur.escapes import find_escape
 from tinyspur.fitting import AssumptionError
 from tinyspur.layers import Conv, Dense

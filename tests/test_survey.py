@@ -17,8 +17,8 @@ from matplotlib.text import Text
 
 from tinyspur import datasets
 from tinyspur.activations import ELU, GELU, Softplus, Tanh
+from tinyspur.certificates.curvature import certify_curvature
 from tinyspur.constructions.smooth import lower_point, smooth_minimum
-from tinyspur.curvature import certify_curvature
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.survey import (

@@ -16,11 +16,14 @@ from .activations import (
 )
 from .certificates import (
     CellCertificate,
+    Certificate,
     Kink,
     RelayCertificate,
+    certify,
     certify_cell,
     certify_relays,
 )
+from .certificates.curvature import CurvatureCertificate, certify_curvature
 from .constructions.convolutional import (
     LowerPoint,
     SpuriousMinimum,
@@ -55,7 +58,6 @@ from .constructions.piecewise_linear import (
 )
 from .constructions.relays import RelayedPair, rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
-from .curvature import CurvatureCertificate, certify_curvature
 from .escapes import (
     DescentDirection,
     Escape,
@@ -98,6 +100,7 @@ __all__ = [
     "AveragePool",
     "AveragePoolingMatrix",
     "CellCertificate",
+    "Certificate",
     "Conv",
     "ConvolutionMatrix",
     "ConvolutionalLattice",
@@ -139,6 +142,7 @@ __all__ = [
     "Swish",
     "Tanh",
     "TrainingSet",
+    "certify",
     "certify_cell",
     "certify_curvature",
     "certify_relays",

@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from . import backend, datasets
-from .certificates import CellCertificate, certify_cell, round_down
-from .curvature import CurvatureCertificate, certify_curvature
+from .certificates import Certificate, round_down
+from .certificates import certify as find_certificate
 from .escapes import DescentDirection, Escape, find_descent_direction, find_escape
 from .evidence import gather_evidence
 from .findings import REACH
-from .losses import HuberLoss, Loss, loss_named, one_hot
+from .fitting import AssumptionError
+from .losses import HuberLoss, loss_named, one_hot
 from .network import Network
 from .parameters import Parameters
 from .reports import Stages, check_writable, exit_status, load_point, naming, write_json
 from .samples import TrainingSet
 
-Certificate = CellCertificate | CurvatureCertificate
 LARGEST_CORNER = 1000  # rows and columns that are shown at most
 EXAMPLES = """examples:
   python -m tinyspur certify out/theta.npz
@@ -228,18 +228,6 @@ def other_data(options: argparse.Namespace, about: dict, total: int) -> str:
     return ", ".join(words)
 
 
-def check_certificate(
-    theta: Parameters, data: TrainingSet, loss: Loss
-) -> tuple[Certificate | None, str]:
-    """Return the certificate for the activation of the network; None, and why, if none applies."""
-    if theta.net.activation.piecewise_linear:
-        return certify_cell(theta, data, loss), ""
-    try:
-        return certify_curvature(theta, data, loss), ""
-    except ValueError as error:  # the numbers are finite: it is a hypothesis that fails
-        return None, f"no certificate: {error}"
-
-
 def judge(
     certificate: Certificate | None,
     obstacle: str,
@@ -290,8 +278,12 @@ def certify(options: argparse.Namespace) -> int:
     print(f"risk:    {risk:.9g}, gradient {length:.2g}", flush=True)
 
     evidence = escape = downhill = None
+    certificate, obstacle = None, ""
     with stages("certificate", "certifying"):
-        certificate, obstacle = check_certificate(theta, data, loss)
+        try:
+            certificate = find_certificate(theta, data, loss)
+        except AssumptionError as error:  # no kind of certificate is for such a point
+            obstacle = str(error)
     print(certificate or obstacle, flush=True)
     if hasattr(loss, "subgradients"):
         print("no evidence: the loss has kinks, hence no Hessian")

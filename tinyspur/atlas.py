@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .certificates import certify_cell
+from .certificates import certify
 from .constructions.piecewise_linear import Groups, gated_minimum
 from .losses import Loss
 from .network import Network
@@ -152,7 +152,7 @@ def _certify(net, data, loss, part) -> list[tuple]:
     for direction, thresholds in part:
         groups = Groups.at(data.x, direction, thresholds)
         theta = gated_minimum(net, data, loss, groups)
-        certificate = certify_cell(theta, data, loss)
+        certificate = certify(theta, data, loss)
         risk = net.risk(theta, data, loss)
         rows.append((groups.labels, risk, len(groups), certificate.holds, certificate.margin))
     return rows

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import datasets
-from .certificates import certify_cell
+from .certificates import certify
 from .constructions.convolutional import equal_risk_point, lower_point
 from .constructions.convolutional_lattices import convolutional_lattice, patch_sums
 from .constructions.data_split import (
@@ -223,7 +223,7 @@ def _second_order_rise(data: TrainingSet, seed: int) -> Finding:
         rises.append(start.net.risk(start, data, LOSS) - risk)
         ends.append(-lower_point(start, prime, pair, split, data, LOSS, risk).decrease)
     t = float(np.linalg.norm(move))
-    holds = certify_cell(theta, data, LOSS).holds
+    holds = certify(theta, data, LOSS).holds
     return Finding(
         "E5",
         "[CNN] Lemma 11, (64)",
@@ -313,9 +313,7 @@ def _cross_entropy(data: TrainingSet, seed: int) -> Finding:
                 "falling": bool((np.diff(losses["literal"]) <= 0).all()),
             },
         ),
-        Side(
-            "refused" if refusal else "accepted", refusal, {}, certify_cell(theta, data, LOSS).holds
-        ),
+        Side("refused" if refusal else "accepted", refusal, {}, certify(theta, data, LOSS).holds),
         ("size of lambda (blue: 1 at the minimiser)", "loss of the isolated sample"),
         curves,
     )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .certificates import certify_cell
+from .certificates import certify
 from .constructions.convolutional import SpuriousMinimum
 from .landscape import Landscape, Lines, Plane, RandomDirections, random_direction
 from .losses import Loss
@@ -88,7 +88,7 @@ def points_of(
     """Return theta, theta' and, if given, theta_1 ([CNN] Theorem 2), with what is proved."""
     certificates = [("theta", r"$\theta$", found.theta, found.certificate)]
     if theta_1 is not None:
-        certificates.append(("theta_1", r"$\theta_1$", theta_1, certify_cell(theta_1, data, loss)))
+        certificates.append(("theta_1", r"$\theta_1$", theta_1, certify(theta_1, data, loss)))
     points = []
     for name, symbol, theta, certificate in certificates:
         if certificate.holds and not certificate.evidence_only:

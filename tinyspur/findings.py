@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from .certificates import certify_cell
+from .certificates import certify
 from .escapes import Escape, find_escape, first_order_directions, second_order_directions
 from .expansion import expand_risk
 from .losses import SquaredLoss
@@ -130,7 +130,7 @@ def _attack(
     The search goes as far as the certificate if it holds, where there is nothing to be found, and
     as `REACH` otherwise; the direction is that of an escape from the kink in closed form.
     """
-    certificate = certify_cell(theta, data, LOSS)
+    certificate = certify(theta, data, LOSS)
     radius = certificate.radius if certificate.holds else REACH
     gradient = float(np.linalg.norm(theta.net.gradient(theta, data, LOSS).vector))
     escape = find_escape(theta, data, LOSS, radius, seed=seed)

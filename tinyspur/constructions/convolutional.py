@@ -23,11 +23,11 @@ from ..certificates import (
     certify_cell,
     certify_relays,
 )
+from ..certificates.rounding import risk_rounding
 from ..escapes import Escape, kink_escape, measure_escape, random_unit
 from ..fitting import AssumptionError
 from ..losses import Loss
 from ..parameters import Parameters
-from ..rounding import risk_rounding
 from ..samples import TrainingSet
 from .data_split import (
     DataSplit,

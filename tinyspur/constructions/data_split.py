@@ -12,10 +12,10 @@ from functools import cache, lru_cache
 import numpy as np
 
 from ..backend import namespace, to_numpy
+from ..certificates.rounding import output_rounding
 from ..fitting import AssumptionError
 from ..losses import Loss
 from ..parameters import Parameters
-from ..rounding import output_rounding
 from ..samples import TrainingSet
 from .relays import RelayedPair
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..activations import Activation
-from ..curvature import CurvatureCertificate, certify_curvature, check_smooth
+from ..certificates.curvature import CurvatureCertificate, certify_curvature, check_smooth
+from ..certificates.rounding import EPSILON, risk_rounding
 from ..fitting import AssumptionError
 from ..losses import SquaredLoss
 from ..network import Network
 from ..parameters import Parameters
-from ..rounding import EPSILON, risk_rounding
 from ..samples import TrainingSet
 from ..training import descend, kaiming_start
 

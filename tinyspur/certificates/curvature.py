@@ -12,16 +12,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .backend import to_numpy
-from .certificates import STATIONARITY_LIMIT, round_down
-from .layers import Dense
-from .losses import Loss, SquaredLoss
-from .network import Network
-from .parameters import Parameters
-from .passes import steps
-from .pattern_radius import RADIUS_ACCURACY
+from ..backend import to_numpy
+from ..layers import Dense
+from ..losses import Loss, SquaredLoss
+from ..network import Network
+from ..parameters import Parameters
+from ..passes import steps
+from ..samples import TrainingSet
+from .cell import STATIONARITY_LIMIT
+from .certificate import Certificate, in_float64, round_down
+from .radius import RADIUS_ACCURACY
 from .rounding import EPSILON, ROUNDING, preactivation_rounding
-from .samples import TrainingSet
 
 DEFINITE = 1000  # an eigenvalue is not 0 above so many rounding errors of the matrix
 LARGEST = 1e6  # radius that is looked for
@@ -29,7 +30,7 @@ VISIBLE = 10  # a radius counts that moves z^1 by more than so many rounding err
 
 
 @dataclass(frozen=True)
-class CurvatureCertificate:
+class CurvatureCertificate(Certificate):
     """The curvature certificate: W^1 = 0, residuals orthogonal to (1, x), H and M definite.
 
     With the residuals e_i = o_i - y_i of one output, M = sum_i e_i x_i x_i^T and H the Hessian of
@@ -57,19 +58,26 @@ class CurvatureCertificate:
     radius: float
     bounded: bool
     obstacle: str
-    kind: str = "curvature"
-    evidence_only: bool = False
+
+    kind = "curvature"
+    classes = 1  # nothing has a kink
+    margin = math.inf
+
+    @classmethod
+    def require(cls, theta: Parameters, loss: Loss) -> None:
+        """Raise ValueError unless the network is dense and smooth and the loss the squared one."""
+        check_smooth(theta.net)
+        if not isinstance(loss, SquaredLoss):
+            raise ValueError(f"curvature certificate: expected the squared loss, got {loss!r}")
+
+    @property
+    def stationarity(self) -> float:
+        """Return how far the residuals are from being orthogonal to (1, x)."""
+        return self.orthogonality
 
     def as_dict(self) -> dict:
-        """Return what the report of a run holds; there are no patterns, hence no margin."""
-        return {
-            "kind": self.kind,
-            "holds": self.holds,
-            "classes": 1,
-            "margin": None,
-            "radius": self.radius,
-            "stationarity": self.orthogonality,
-            "evidence_only": self.evidence_only,
+        """Return what a report holds; there are no patterns, hence no margin."""
+        return super().as_dict() | {
             "lambda_min_H": self.hessian,
             "lambda_min_M": self.moment,
             "radius_proved": self.bounded,
@@ -82,15 +90,15 @@ class CurvatureCertificate:
             return f"certified local minimum, lambda_min(H) {self.hessian:.2g}"
         return f"not certified, {self.obstacle}"
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
+        """Return eigenvalues, orthogonality and radius, and what is missing."""
         kind = "" if self.bounded else ", an estimate"
         lines = [
-            f"curvature certificate: {'holds, a local minimum' if self.holds else 'does not hold'}",
-            f"  lambda_min(H) {self.hessian:.3g}, lambda_min(M) {self.moment:.3g}, residuals "
+            f"lambda_min(H) {self.hessian:.3g}, lambda_min(M) {self.moment:.3g}, residuals "
             f"orthogonal to (x, 1) to {self.orthogonality:.1e} ({self.excess:.2g} of its rounding)",
-            f"  radius {round_down(self.radius)}{kind}",
+            f"radius {round_down(self.radius)}{kind}",
         ]
-        return "\n".join(lines + ([] if self.holds else [f"  {self.obstacle}"]))
+        return lines + ([] if self.holds else [self.obstacle])
 
 
 def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> CurvatureCertificate:
@@ -101,12 +109,8 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     it holds, in float64 arithmetic. Raises ValueError for other networks and losses, and where
     parameters or outputs are not finite.
     """
-    check_smooth(theta.net)
-    if not isinstance(loss, SquaredLoss):
-        raise ValueError(f"curvature certificate: expected the squared loss, got {loss!r}")
-    net, theta = theta.net, theta.to(np, np.float64)
-    if not np.isfinite(theta.vector).all():
-        raise ValueError("certificate: expected finite parameters, got NaN or infinite ones")
+    CurvatureCertificate.require(theta, loss)
+    net, theta = theta.net, in_float64(theta, np)
     y, x = net.targets(theta, data, loss), data.x.reshape(len(data), -1).astype(np.float64)
     outputs, errors, inexact, magnitudes = [], [], 0.0, abs(theta)
     for _, columns in net.chunks(theta, data.x):

@@ -1,0 +1,54 @@
+"""Proofs that a point is a local minimum, up to rounding, which is estimated.
+
+A new kind of certificate is a module and an entry in `CERTIFICATES`.
+"""
+
+from __future__ import annotations
+
+from ..fitting import AssumptionError
+from ..losses import Loss
+from ..parameters import Parameters
+from ..samples import TrainingSet
+from .cell import CellCertificate, certify_cell
+from .certificate import Certificate, round_down
+from .curvature import CurvatureCertificate, certify_curvature
+from .kinks import Kink
+from .relays import RelayCertificate, certify_relays
+
+__all__ = [
+    "CERTIFICATES",
+    "CellCertificate",
+    "Certificate",
+    "CurvatureCertificate",
+    "Kink",
+    "RelayCertificate",
+    "certify",
+    "certify_cell",
+    "certify_curvature",
+    "certify_relays",
+    "round_down",
+]
+
+CERTIFICATES = ((CellCertificate, certify_cell), (CurvatureCertificate, certify_curvature))
+
+
+def certify(theta: Parameters, data: TrainingSet, loss: Loss) -> Certificate:
+    """Return the certificate for the network and the loss: the first kind of several that holds.
+
+    Raises AssumptionError that says why where no kind of certificate applies, and ValueError where
+    parameters or outputs are not finite.
+    """
+    found, obstacles = None, []
+    for kind, check in CERTIFICATES:
+        try:
+            kind.require(theta, loss)
+        except ValueError as error:
+            obstacles.append(str(error))
+            continue
+        certificate = check(theta, data, loss)
+        if certificate.holds:
+            return certificate
+        found = found or certificate
+    if found is None:
+        raise AssumptionError(f"no certificate: {'; '.join(obstacles)}")
+    return found

@@ -1,0 +1,189 @@
+"""The relay certificate: layers that only relay hand the minimum of a subnetwork on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..activations import check_piecewise_linear
+from ..backend import all_to_numpy, namespace, to_numpy
+from ..evidence import Evidence, gather_evidence
+from ..layers import Dense
+from ..losses import Loss
+from ..network import Network
+from ..parameters import Parameters
+from ..passes import margins as margins_of
+from ..passes import patterns as patterns_of
+from ..passes import steps
+from ..samples import TrainingSet
+from .cell import CellCertificate, certify_cell
+from .certificate import Certificate, in_float64
+from .kinks import Kink, KinkCounter, at_kink, kink_lines
+from .rounding import preactivation_rounding
+
+
+@dataclass(frozen=True)
+class RelayCertificate(Certificate):
+    """What theta inherits from its `subnetwork` where the layers from `lower` on only relay.
+
+    The structure: on every sample each unit of these layers is strictly active or strictly
+    inactive, the same for all samples. Then nearby o = V' f' + c' with f = o^{lower-1} and (V', c')
+    continuous in the parameters, so R(theta') is the risk of the layers below with a free dense
+    layer (V', c'), and where those are at a local minimum so is theta. This covers reserved and
+    spare maps (dead), shifted copies below poolings, and maps that nothing reads: their V is 0, and
+    free.
+
+    `holds` where the structure does and the subnetwork has a cell certificate: a proof. Otherwise
+    `evidence` about the subnetwork is all there is (`evidence_only`), or the structure is broken:
+    `mixed` units of the relaying layers are active for some samples only, or some are in `kinks`.
+    `active` and `dead` (strictly inactive) count the others, `margin` is their least |z|. `unread`
+    are maps of layer lower - 1 that are not dead and that no output reads. `radius` is that of the
+    cell certificate of theta, 0 where there is none. Of a loss with kinks there is no evidence.
+    """
+
+    holds: bool
+    lower: int
+    active: int
+    dead: int
+    mixed: int
+    unread: tuple[int, ...]
+    margin: float
+    radius: float
+    kinks: tuple[Kink, ...]
+    subnetwork: CellCertificate
+    point: Parameters
+    evidence: Evidence | None
+
+    kind = "relay"
+
+    @classmethod
+    def require(cls, theta: Parameters, loss: Loss) -> None:
+        """Raise ValueError unless the activation is piecewise linear."""
+        check_piecewise_linear(theta.net.activation, "relay certificate")
+
+    @property
+    def structure(self) -> bool:
+        """Return whether all layers from `lower` on are affine on the samples, and stay so."""
+        return not self.kinks and not self.mixed
+
+    @property
+    def evidence_only(self) -> bool:
+        """Return whether the relays are proved and the subnetwork is not."""
+        return self.structure and not self.holds
+
+    @property
+    def classes(self) -> int:
+        """Return the number of activation patterns of the subnetwork."""
+        return self.subnetwork.classes
+
+    @property
+    def stationarity(self) -> float:
+        """Return that of the subnetwork: its G_s where proved, else its relative gradient."""
+        if self.evidence is None:
+            return self.subnetwork.stationarity
+        return self.evidence.relative_gradient
+
+    @property
+    def words(self) -> str:
+        """Return what was found in half a line."""
+        if self.holds:
+            return f"certified local minimum, relays from layer {self.lower} on"
+        if self.structure:
+            return f"not certified, relays from layer {self.lower} on, evidence only"
+        return f"not certified, no relays from layer {self.lower} on"
+
+    def as_dict(self) -> dict:
+        """Return what a report holds; None stands for an infinite number: nothing has a kink."""
+        evidence = {} if self.evidence is None else {"evidence": self.evidence.as_dict()}
+        return super().as_dict() | evidence
+
+    def lines(self) -> list[str]:
+        """Return the structure, and what is known of the subnetwork."""
+        lines = [
+            f"from layer {self.lower} on {self.active} units strictly active, {self.dead} strictly "
+            f"inactive, {self.mixed} active for some samples only, margin {self.margin:.3g}",
+            *kink_lines(self.kinks),
+        ]
+        if self.unread:
+            maps = ", ".join(map(str, self.unread))
+            lines.append(f"not read, and not dead: maps {maps} of layer {self.lower - 1}")
+        if self.structure and not self.holds:
+            lines.append("proved: theta is a local minimum if its subnetwork is at one")
+        lines += ["subnetwork:", *(f"  {line}" for line in str(self.subnetwork).split("\n"))]
+        if self.evidence is not None:
+            lines += [f"  {line}" for line in str(self.evidence).split("\n")]
+        return lines
+
+
+def certify_relays(
+    theta: Parameters, data: TrainingSet, loss: Loss, lower: int, seed: int = 0
+) -> RelayCertificate:
+    """Check what theta inherits from the layers below `lower`; see `RelayCertificate`.
+
+    The subnetwork is layers 1 to lower - 1 and a dense layer with the V and c that theta has. Where
+    it is not certified, `seed` goes to `gather_evidence`. Raises ValueError for a layer that does
+    not exist, where parameters or outputs are not finite, and for a smooth activation.
+    """
+    net, xp = theta.net, namespace(theta.vector)
+    RelayCertificate.require(theta, loss)
+    if not 1 <= lower <= net.depth:
+        raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower}")
+    if any(layer.selects for layer in net.layers[lower - 1 : net.leading_poolings]):
+        raise ValueError(f"relays: expected a layer above the poolings of the input, got {lower}")
+    theta = in_float64(theta)
+    relaying = [layer for layer in net.pattern_layers if layer >= lower]
+    counter = KinkCounter(net)
+    ever: dict[int, np.ndarray] = {}  # the largest pattern of each unit over the samples
+    always: dict[int, np.ndarray] = {}  # the least
+    live = False  # neurons of the layer below that are not 0 for some sample
+    magnitudes = abs(theta)
+    for _, columns in net.chunks(theta, data.x):
+        trace = list(steps(theta, columns))
+        rounding = preactivation_rounding(magnitudes, trace, np.float64)
+        margins, patterns = margins_of(trace), patterns_of(trace)
+        counter.add(*at_kink({layer: margins[layer] for layer in relaying}, rounding))
+        relayed = all_to_numpy(patterns[layer] for layer in relaying)
+        for layer, pattern in zip(relaying, relayed, strict=True):
+            high, low = pattern.max(axis=1), pattern.min(axis=1)
+            ever[layer] = np.maximum(ever.get(layer, high), high)
+            always[layer] = np.minimum(always.get(layer, low), low)
+        live = live | to_numpy((trace[lower - 1].below != 0).any(axis=1))
+    rows = to_numpy(net.affine_map(theta, data.x[0], lower - 1))
+    sub = Network(
+        net.input_shape,
+        (*net.layers[: lower - 1], Dense(len(rows))),
+        net.activation,
+        net.memory_budget,
+    )
+    phi = sub.zeros(like=theta.vector)
+    for layer in theta.b:
+        if layer < lower:
+            phi.W[layer].weights[...] = theta.W[layer].weights
+            phi.b[layer][...] = theta.b[layer]
+    phi.W[lower].weights[...] = xp.asarray(rows[:, :-1])
+    phi.b[lower][...] = xp.asarray(rows[:, -1])
+    maps = net.shapes[lower - 1][0]
+    read = (rows[:, :-1] != 0).any(axis=0).reshape(maps, -1).any(axis=1)
+    unread = np.flatnonzero(live.reshape(maps, -1).any(axis=1) & ~read)
+    mixed = sum(int((ever[layer] != always[layer]).sum()) for layer in relaying)
+    units = [layer for layer in relaying if net.is_active(layer)]
+    kinks = counter.found()
+    cell = certify_cell(phi, data, loss)
+    structure = not kinks and not mixed
+    holds = structure and cell.holds
+    unproved = not holds and not hasattr(loss, "subgradients")  # a loss with kinks has no Hessian
+    return RelayCertificate(
+        holds=holds,
+        lower=lower,
+        active=sum(int(always[layer].sum()) for layer in units),
+        dead=sum(int((~ever[layer]).sum()) for layer in units),
+        mixed=mixed,
+        unread=tuple(map(int, unread)),
+        margin=counter.margin,
+        radius=certify_cell(theta, data, loss).radius if holds else 0.0,
+        kinks=kinks,
+        subnetwork=cell,
+        point=phi,
+        evidence=gather_evidence(phi, data, loss, seed) if structure and unproved else None,
+    )
