@@ -2,19 +2,9 @@
 
 import numpy as np
 import pytest
+from shared import SMOOTH
 
-from tinyspur.activations import (
-    ELU,
-    GELU,
-    Arctan,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Sine,
-    Softplus,
-    Swish,
-    Tanh,
-)
+from tinyspur.activations import ReLU
 from tinyspur.expansion import _through_smooth, expand_risk
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
@@ -23,7 +13,6 @@ from tinyspur.parameters import Parameters
 from tinyspur.rounding import ROUNDING, output_rounding, preactivation_rounding
 from tinyspur.samples import TrainingSet
 
-SMOOTH = [Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), Sine(), Arctan(), Swish(1.7)]
 over_smooth = pytest.mark.parametrize("sigma", SMOOTH, ids=repr)
 LARGE = 1e4
 
