@@ -1,15 +1,44 @@
-"""Tests that need a device run where CuPy finds one; elsewhere the header says that they don't."""
+"""Fixtures that several files use; tests that need a device run where CuPy finds one.
+
+Elsewhere the header says that they do not.
+"""
 
 import os
+import sys
 
 # The arrays are small: a second thread costs more than it gives, and much more on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import numpy as np
+import pytest
+import strict_device
 import torch
 
 from tinyspur.backend import select
 
+pytest.register_assert_rewrite("shared")
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """The namespace of a device: CuPy, or a stand-in that refuses hidden transfers."""
+    if request.param == "cupy":
+        return select("cupy").xp
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", strict_device.special)
+    return strict_device
+
+
+@pytest.fixture
+def surroundings(tmp_path, monkeypatch):
+    """An empty cache folder and no variable that names other data."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TINYSPUR_DATA", raising=False)
 
 
 def obstacle():

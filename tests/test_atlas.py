@@ -1,42 +1,27 @@
 """The atlas: different partitions of the samples, each with a certified minimum of one network."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from math import comb
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch_twin
 from matplotlib.image import imread
+from shared import ROOT, SQUARED, load_program, random_set, run_python, twin_risk
 
 from tinyspur.atlas import Atlas, map_minima, partitions
 from tinyspur.layers import Dense
-from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
-from tinyspur.samples import TrainingSet
 from tinyspur.training import descend, kaiming_start
 
-ROOT = Path(__file__).resolve().parent.parent
-PROGRAM = ROOT / "demos" / "atlas.py"
-SQUARED = SquaredLoss()
 MOST = 4  # groups
+PROGRAM = ROOT / "demos" / "atlas.py"
 NET = Network((1, 2), [Dense(2 * MOST - 1), Dense(1)])
 
 
 def turned(directions):
     angles = np.linspace(0.1, 3.1, directions)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-def random_data(seed=0, samples=20, outputs=1):
-    rng = np.random.default_rng(seed)
-    return TrainingSet(rng.normal(size=(samples, 1, 2)), rng.normal(size=(samples, outputs)))
 
 
 def labels_of(found, x):
@@ -60,7 +45,7 @@ def group_risk(data, labels):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_partitions_are_different_also_in_reverse(seed):
-    x = random_data(seed).x
+    x = random_set((1, 2), 20, 1, seed=seed).x
     found = partitions(x, np.vstack([turned(5), -turned(5)]), MOST, 300, seed)
     assert len(found) == 300
     seen = set()
@@ -74,7 +59,7 @@ def test_partitions_are_different_also_in_reverse(seed):
 
 
 def test_thresholds_lie_midway_between_neighbours():
-    x = random_data().x
+    x = random_set((1, 2), 20, 1).x
     for p, thresholds in partitions(x, turned(6), 6, 200):
         along = np.sort(x[:, 0] @ p)
         for threshold in thresholds:
@@ -85,7 +70,7 @@ def test_thresholds_lie_midway_between_neighbours():
 
 
 def test_seeds_reproduce_partitions():
-    x = random_data().x
+    x = random_set((1, 2), 20, 1).x
     first, again, other = (partitions(x, turned(6), MOST, 50, seed) for seed in (3, 3, 4))
     for (p, thresholds), (q, others) in zip(first, again, strict=True):
         assert np.array_equal(p, q)
@@ -95,7 +80,7 @@ def test_seeds_reproduce_partitions():
 
 
 def test_one_direction_has_as_many_partitions_as_choices_of_thresholds():
-    x = random_data(samples=7).x
+    x = random_set((1, 2), 7, 1).x
     found = partitions(x, turned(1), 4, 200)
     counts = np.bincount([labels.max() + 1 for labels in labels_of(found, x)])
     assert counts.tolist() == [0, 0, comb(6, 1), comb(6, 2), comb(6, 3)]
@@ -106,7 +91,7 @@ def test_one_direction_has_as_many_partitions_as_choices_of_thresholds():
 
 @pytest.fixture(scope="module")
 def mapped():
-    data = random_data()
+    data = random_set((1, 2), 20, 1)
     found = partitions(data.x, turned(6), MOST, 120, seed=1)
     return data, found, map_minima(NET, data, SQUARED, found, 3, 40, seed=5)
 
@@ -139,7 +124,7 @@ def test_finer_partitions_are_lower(mapped):
 
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_widths_are_the_neurons_that_a_minimum_needs(outputs):
-    data = random_data(outputs=outputs)
+    data = random_set((1, 2), 20, outputs)
     found = partitions(data.x, turned(4), 3, 12)
     needed = {1: {2: 3, 3: 5}, 2: {2: 5, 3: 8}}[outputs]
     wide = Network((1, 2), [Dense(needed[3]), Dense(outputs)])
@@ -156,8 +141,7 @@ def test_trainings_end_where_they_end_alone(mapped):
     assert len(atlas.trained) == 3
     for n, risk in enumerate(atlas.trained):
         theta = descend(kaiming_start(NET, 5 + n), data, SQUARED, 40)
-        twin = torch_twin.Twin(json.dumps(NET.spec)).load(theta.arrays())
-        assert risk == pytest.approx(torch_twin.risk(twin(data.x), data.y, "squared").item())
+        assert risk == pytest.approx(twin_risk(theta, data))
     assert len(set(atlas.trained)) == 3
 
 
@@ -202,31 +186,20 @@ def test_it_is_told_in_a_line_for_each_number_of_groups(mapped):
 
 def test_no_partitions_are_refused():
     with pytest.raises(ValueError, match="expected partitions"):
-        map_minima(NET, random_data(), SQUARED, [])
+        map_minima(NET, random_set((1, 2), 20, 1), SQUARED, [])
 
 
 # The program
 
 
-def run(*options):
-    return subprocess.run(
-        [sys.executable, PROGRAM, *map(str, options)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
-    )
-
-
 def test_the_program_writes_arrays_and_figure(tmp_path):
     options = ["--minima", 200, "--starts", 2, "--workers", 2, "--out", tmp_path]
-    ran = run(*options)
+    ran = run_python(PROGRAM, *options)
     assert ran.returncode == 0, ran.stderr
     assert "200 certified local minima of 200 partitions" in ran.stdout
     assert "2 trainings" in ran.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["atlas.npz", "atlas.png"]
-    spec = importlib.util.spec_from_file_location("atlas_program", PROGRAM)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
+    program = load_program(PROGRAM)
     data = program.surface(30, 0)
     with np.load(tmp_path / "atlas.npz", allow_pickle=False) as file:
         atlas = dict(file)
@@ -257,7 +230,7 @@ def test_the_program_writes_arrays_and_figure(tmp_path):
     ],
 )
 def test_bad_options_end_in_one_line(options, tmp_path):
-    ran = run(*options, "--out", tmp_path)
+    ran = run_python(PROGRAM, *options, "--out", tmp_path)
     assert ran.returncode == 2
     assert ran.stderr.startswith("error: ")
     assert ran.stderr.count("\n") == 1

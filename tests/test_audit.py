@@ -1,18 +1,16 @@
 """The audit: every statement fails as printed and is mended, and the numbers say so."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from shared import ROOT, run_python
 
 from tinyspur import audit
 from tinyspur.findings import REACH, table
 
-ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = ROOT / "demos" / "audit.py"
 COMPARED = ["E1", "E2", "E3", "E6b", "E7", "E8", "E10", "E11"]
 
 
@@ -110,12 +108,7 @@ def test_the_table_has_both_sides_of_every_row(findings):
 
 
 def test_the_program_writes_table_json_and_figure(tmp_path):
-    ran = subprocess.run(
-        [sys.executable, ROOT / "demos" / "audit.py", "--samples", "120", "--out", tmp_path],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    ran = run_python(PROGRAM, "--samples", "120", "--out", tmp_path)
     assert ran.returncode == 0, ran.stderr
     report = json.loads((tmp_path / "audit.json").read_text())
     assert report["samples"] == 120
@@ -129,12 +122,7 @@ def test_the_program_writes_table_json_and_figure(tmp_path):
 
 @pytest.mark.parametrize("options", [["--samples", "0"], ["--samples", "5000"], ["--rows", "3"]])
 def test_bad_options_end_in_one_line(options, tmp_path):
-    ran = subprocess.run(
-        [sys.executable, ROOT / "demos" / "audit.py", "--out", tmp_path, *options],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
+    ran = run_python(PROGRAM, "--out", tmp_path, *options)
     assert ran.returncode == 2
     assert ran.stderr.strip().splitlines()[-1].startswith("error: ")
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 import strict_device
+from shared import close, random_set
 
 from tinyspur.activations import ReLU, Tanh
 from tinyspur.backend import all_to_numpy, namespace, select, special, to_numpy
@@ -125,29 +126,12 @@ def test_arrays_come_to_the_host_explicitly():
 
 # The engine on a device: each check takes the namespace of the device
 
-DEVICES = [
-    pytest.param("strict_device", id="stand-in"),
-    pytest.param("cupy", id="cupy", marks=pytest.mark.gpu),
-]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    return strict_device if request.param == "strict_device" else select("cupy").xp
-
 
 def equal(actual, expected, device):
     """Whether an array on the device has the numbers of one on the host, up to rounding."""
     assert isinstance(actual, device.ndarray)
     assert actual.dtype == expected.dtype
-    equal_on_the_host(to_numpy(actual), expected)
-
-
-def equal_on_the_host(actual, expected):
-    assert np.shape(actual) == np.shape(expected)
-    difference, size = np.abs(np.subtract(actual, expected)), np.abs(expected)
-    rtol = 1e-5 if np.result_type(actual) == np.float32 else 1e-12
-    assert difference.max(initial=0) <= rtol * size.max(initial=0)
+    close(to_numpy(actual), expected, 1e-5 if actual.dtype == np.float32 else 1e-12)
 
 
 NETWORKS = {
@@ -182,14 +166,12 @@ def points(request, device):
     return theta, Parameters(net, device.asarray(theta.vector))
 
 
-def training_set(net, kind, samples=5):
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(samples, *net.input_shape))
-    if kind == "squared":
-        return TrainingSet(x, rng.normal(size=(samples, 3))), SquaredLoss()
+def training_set(net, kind):
+    loss = SquaredLoss() if kind == "squared" else CrossEntropy()
+    data = random_set(net.input_shape, 5, 3, loss, seed=1)
     if kind == "hard":
-        return TrainingSet(x, one_hot(rng.integers(0, 3, samples), 3)), CrossEntropy()
-    return TrainingSet(x, rng.dirichlet(np.ones(3), samples)), CrossEntropy()
+        data = TrainingSet(data.x, one_hot(data.y.argmax(axis=1), 3))
+    return data, loss
 
 
 TARGETS = ["squared", "hard", "soft"]
@@ -210,8 +192,8 @@ def test_risks_and_gradients_on_a_device_are_those_of_numpy(points, kind, device
     expected_risk, expected = net.risk_and_gradient(host, data, loss)
     assert isinstance(risk, float)
     assert isinstance(net.risk(there, data, loss), float)
-    equal_on_the_host(risk, expected_risk)
-    equal_on_the_host(net.risk(there, data, loss), expected_risk)
+    close(risk, expected_risk)
+    close(net.risk(there, data, loss), expected_risk)
     equal(gradient.vector, expected.vector, device)
     equal(net.sample_losses(there, data, loss), net.sample_losses(host, data, loss), device)
     for name, values in gradient.arrays().items():

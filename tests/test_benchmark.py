@@ -1,29 +1,17 @@
 """The benchmark runs, and its table says what its file says."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from shared import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(*options):
-    return subprocess.run(
-        [sys.executable, ROOT / "demos" / "benchmark.py", *map(str, options)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+PROGRAM = ROOT / "demos" / "benchmark.py"
 
 
 def test_every_row_is_measured_and_written(tmp_path):
     path = tmp_path / "table.json"
     options = ("--repeats", 1, "--batch", 1, "--samples", 20, "--plane", 2)
-    ran = run(*options, "--json", path)
+    ran = run_python(PROGRAM, *options, "--json", path)
     assert ran.returncode == 0, ran.stderr
     report = json.loads(path.read_text())
     assert report["cores"] >= 1
@@ -40,7 +28,7 @@ def test_every_row_is_measured_and_written(tmp_path):
 
 @pytest.mark.parametrize("option", ["--repeats", "--batch", "--samples", "--plane"])
 def test_a_number_that_is_too_small_is_refused_in_one_line(option):
-    ran = run(option, 0)
+    ran = run_python(PROGRAM, option, 0)
     assert ran.returncode == 2
     assert ran.stderr.startswith("error: ")
     assert ran.stderr.count("\n") == 1

@@ -1,7 +1,6 @@
 """Certificates hold where they are proofs, and nowhere else; their radius is sound and not tiny."""
 
 import contextlib
-import json
 import signal
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import pytest
 import scipy.optimize
 import torch
 import torch_twin
+from shared import random_point, targets_for, twin_of
 
 from tinyspur import datasets
 from tinyspur.activations import ReLU
@@ -50,18 +50,8 @@ over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 over_activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 
 
-def random_point(layout, activation, seed, samples=6):
-    """Return random parameters of a network with random data of unit scale."""
-    rng = np.random.default_rng(seed)
-    shape, layers = LAYOUTS[layout]
-    net = Network(shape, layers, ACTIVATIONS[activation])
-    theta = Parameters(net, rng.normal(size=net.size))
-    x = rng.normal(size=(samples, *shape))
-    return theta, TrainingSet(x, rng.normal(size=(samples, int(np.prod(net.shapes[-1])))))
-
-
-def twin_of(theta):
-    return torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
+def net_of(layout, activation):
+    return Network(*LAYOUTS[layout], ACTIVATIONS[activation])
 
 
 def with_budget(theta, memory_budget):
@@ -137,9 +127,7 @@ def two_groups(rng, loss, outputs=2, d=3, each=9):
     """Return data in two groups, on the two sides of the plane x_0 = 0."""
     x = rng.normal(size=(2 * each, 1, 1, d))
     x[:, 0, 0, 0] = np.repeat([-1, 1], each) * (1 + abs(x[:, 0, 0, 0]))
-    y = rng.normal(size=(2 * each, outputs))
-    if loss is ENTROPY:
-        y = one_hot(rng.integers(0, outputs, 2 * each), outputs, smoothing=0.2)
+    y = targets_for(loss, rng, 2 * each, outputs)
     order = rng.permutation(2 * each)
     return TrainingSet(x[order], y[order])
 
@@ -214,7 +202,7 @@ def certified_max_poolings():
     data = stationary_in_each_class(theta, x, rng)
     yield pytest.param(theta, data, SQUARED, id="max pooling, the largest in turn")
     for layout in (name for name in LAYOUTS if "max pool" in name):
-        theta, data = random_point(layout, "leaky", 7, samples=3)
+        theta, data = random_point(net_of(layout, "leaky"), samples=3, seed=7)
         x = data.x.repeat(25, axis=0)  # three groups of samples that are close to each other
         data = stationary_in_each_class(theta, x + 0.01 * rng.normal(size=x.shape), rng)
         yield pytest.param(theta, data, SQUARED, id=layout)
@@ -233,7 +221,7 @@ def certified_points():
         net = Network((1, 4, 4), [Conv(2), Conv(3), Conv(3), Dense(3)])
         theta, _ = linear_minimum(net, data, loss)
         yield pytest.param(theta, data, loss, id=f"linear, {loss.name}")
-    theta, data = random_point("pooling", "relu", 11)
+    theta, data = random_point(net_of("pooling", "relu"), seed=11)
     theta = Parameters(theta.net, np.round(1024 * theta.vector) / 1024)  # no rounding anywhere
     x = np.round(1024 * data.x) / 1024
     data = TrainingSet(x, theta.net.forward(theta, x))
@@ -388,7 +376,7 @@ def nearest_flip(theta, x, aligned):
 @over_activations
 @pytest.mark.parametrize("seed", range(3))
 def test_no_pattern_changes_within_the_radius(layout, activation, seed):
-    theta, data = random_point(layout, activation, seed)
+    theta, data = random_point(net_of(layout, activation), seed=seed)
     certificate = certify_cell(theta, data, SQUARED)
     least = min(
         float(z.detach().abs().min()) for z in twin_of(theta).preactivations(data.x).values()
@@ -410,7 +398,7 @@ def test_no_pattern_changes_within_the_radius(layout, activation, seed):
 @over_activations
 @pytest.mark.parametrize("seed", range(3))
 def test_the_radius_is_within_a_factor_of_the_nearest_other_pattern(layout, activation, seed):
-    theta, data = random_point(layout, activation, seed)
+    theta, data = random_point(net_of(layout, activation), seed=seed)
     radius = certify_cell(theta, data, SQUARED).radius
     distance = nearest_flip(theta, data.x, list(aligned_moves(theta, data.x, each=8)))
     # The entries of a gap count as if they moved apart as fast as each can alone.
@@ -465,7 +453,7 @@ def reference(theta, data, loss):
 @over_activations
 @pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"])
 def test_classes_and_stationarity_are_those_of_pytorch(layout, activation, loss):
-    theta, data = random_point(layout, activation, seed=3, samples=25)
+    theta, data = random_point(net_of(layout, activation), samples=25, seed=3)
     if loss is ENTROPY:
         y = np.random.default_rng(4).dirichlet(np.ones(data.y.shape[1]), len(data))
         data = TrainingSet(data.x, y)
@@ -525,7 +513,7 @@ def test_two_groups_fitted_apart_are_certified_with_two_classes(loss, depth):
 
 
 def test_every_residual_zero_in_many_classes_is_certified():
-    theta, data = random_point("conv", "relu", 8, samples=30)
+    theta, data = random_point(net_of("conv", "relu"), samples=30, seed=8)
     data = TrainingSet(data.x, theta.net.forward(theta, data.x))
     certificate = certify_cell(theta, data, SQUARED)
     assert certificate.holds
@@ -638,7 +626,7 @@ def summary(certificate):
 @over_layouts
 @over_activations
 def test_the_memory_budget_does_not_matter(layout, activation):
-    theta, data = random_point(layout, activation, 6, samples=9)
+    theta, data = random_point(net_of(layout, activation), samples=9, seed=6)
     expected = certify_cell(theta, data, SQUARED)
     for budget in (1, 10_000):
         found = certify_cell(with_budget(theta, budget), data, SQUARED)
@@ -681,7 +669,7 @@ def test_the_order_of_the_samples_does_not_matter_where_it_holds(theta, data, lo
 
 @over_layouts
 def test_the_order_of_the_samples_does_not_matter(layout):
-    theta, data = random_point(layout, "relu", 7, samples=20)
+    theta, data = random_point(net_of(layout, "relu"), samples=20, seed=7)
     expected, found = (certify_cell(theta, d, SQUARED) for d in (data, permuted(data)))
     assert summary(found) == summary(expected)
     assert found.stationarity == pytest.approx(expected.stationarity, rel=1e-10)
@@ -709,7 +697,7 @@ def test_rescaling_keeps_the_certificate(theta, data, loss):
 
 @over_layouts
 def test_rescaling_keeps_classes_and_stationarity(layout):
-    theta, data = random_point(layout, "leaky", 9, samples=20)
+    theta, data = random_point(net_of(layout, "leaky"), samples=20, seed=9)
     expected = certify_cell(theta, data, SQUARED)
     for point in rescaled_points(theta):
         found = certify_cell(point, data, SQUARED)
@@ -718,7 +706,7 @@ def test_rescaling_keeps_classes_and_stationarity(layout):
 
 
 def test_scaling_of_the_first_layer_scales_the_margin():
-    theta, data = random_point("shallow", "relu", 10)
+    theta, data = random_point(net_of("shallow", "relu"), seed=10)
     before = certify_cell(theta, data, SQUARED)
     after = certify_cell(rescale(theta, 1, 4.0), data, SQUARED)
     assert after.margin == 4 * before.margin
@@ -743,7 +731,7 @@ def test_float32_is_not_enough(loss):
 
 
 def test_a_dense_unit_at_the_kink_is_named():
-    theta, data = random_point("dense", "relu", 12)
+    theta, data = random_point(net_of("dense", "relu"), seed=12)
     row = theta.W[2].weights[1]
     row[...] = 0
     theta.b[2][1] = 0
@@ -772,7 +760,7 @@ def test_kinks_count_locations_and_samples_of_their_map(budget):
 
 
 def test_a_leaky_unit_at_zero_is_a_kink_too():
-    theta, data = random_point("dense", "leaky", 13)
+    theta, data = random_point(net_of("dense", "leaky"), seed=13)
     theta.b[1][2] -= (theta.W[1] @ data.x[4].ravel() + theta.b[1])[2]
     theta.b[1][2] -= (theta.W[1] @ data.x[4].ravel() + theta.b[1])[2]
     kinks = certify_cell(theta, data, SQUARED).kinks
@@ -908,7 +896,7 @@ def test_a_network_without_hidden_units_is_certified_at_its_affine_fit():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_point_that_is_not_finite_is_refused(value):
-    theta, data = random_point("dense", "relu", 16)
+    theta, data = random_point(net_of("dense", "relu"), seed=16)
     theta.W[1].weights[0, 0] = value
     with deadline(5), pytest.raises(ValueError, match="expected finite parameters"):
         certify_cell(theta, data, SQUARED)
@@ -977,7 +965,7 @@ def test_where_no_minimiser_exists_a_point_far_out_is_not_certified():
 
 
 def test_the_radius_is_printed_no_larger_than_it_is():
-    theta, data = random_point("dense", "relu", 0)
+    theta, data = random_point(net_of("dense", "relu"), seed=0)
     certificate = certify_cell(theta, data, SQUARED)
     printed = float(str(certificate).split("radius ")[1].split(",")[0])
     assert 0.99 * certificate.radius <= printed <= certificate.radius

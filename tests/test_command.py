@@ -3,18 +3,17 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import tracemalloc
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from shared import run_python
 from torch_twin import from_npz, gradients, risk
 
 import tinyspur as ts
@@ -23,7 +22,6 @@ from tinyspur import datasets
 from tinyspur.escapes import find_descent_direction
 from tinyspur.findings import REACH
 
-ROOT = Path(ts.__file__).resolve().parent.parent
 SQUARED = ts.SquaredLoss()
 NET = ts.Network((1, 3, 3), [ts.Conv(1), ts.Conv(3), ts.Conv(3), ts.Dense(2)])
 QUICK = ["--no-evidence", "--no-search"]
@@ -113,11 +111,8 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def surroundings(tmp_path, files, monkeypatch):
-    """The folder of the files, an empty cache folder, no variable that names other data."""
+def in_the_folder(surroundings, files, monkeypatch):
     monkeypatch.chdir(files)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TINYSPUR_DATA", raising=False)
 
 
 @pytest.fixture
@@ -776,17 +771,9 @@ def test_version_where_nothing_is_installed(run, monkeypatch):
 
 
 def test_the_module_runs(run):
-    def module(*options):
-        return subprocess.run(
-            [sys.executable, "-m", "tinyspur", *options],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-
-    done = module(*POINT, *QUICK)
+    done = run_python("-m", "tinyspur", *POINT, *QUICK)
     assert done.returncode == 0, done.stderr
     assert done.stdout == run(*POINT, *QUICK).text
-    wrong = module("inspect", "missing.npz")
+    wrong = run_python("-m", "tinyspur", "inspect", "missing.npz")
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [run("inspect", "missing.npz").errors.strip()]

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +9,10 @@ import pytest
 import strict_device
 import torch
 import torch_twin
+from shared import close, outputs_of, random_pixels, refuses, targets_for, twin_of, twin_risk
 
 from tinyspur.activations import ReLU
-from tinyspur.backend import select, to_numpy
+from tinyspur.backend import to_numpy
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions import data_split
 from tinyspur.constructions.convolutional import (
@@ -50,31 +50,11 @@ SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 
 over_losses = pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"])
 over_rules = pytest.mark.parametrize("rule", ["steepest", "largest"])
-over_devices = pytest.mark.parametrize(
-    "where", ["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)]
-)
 over_seeds = pytest.mark.parametrize("seed", range(3))
-
-
-def twin_of(theta):
-    return torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
 
 
 def network(shape, maps, outputs, kernel=3):
     return Network(shape, [*(Conv(t, kernel) for t in maps), Dense(outputs)])
-
-
-def targets_for(loss, rng, samples, outputs):
-    if loss is SQUARED:
-        return rng.normal(size=(samples, outputs))
-    return one_hot(rng.integers(0, outputs, samples), outputs, smoothing=0.2)
-
-
-def random_data(net, loss, samples, seed, low=0.0):
-    """Return pixels from `low` to 1 and targets that no affine map fits."""
-    rng = np.random.default_rng(seed)
-    x = rng.uniform(low, 1, (samples, *net.input_shape))
-    return TrainingSet(x, targets_for(loss, rng, samples, net.shapes[-1][0]))
 
 
 def random_embedding(
@@ -120,18 +100,6 @@ def layer_input(theta, x, layer):
     return torch.relu(z).detach().numpy().T
 
 
-def close(found, expected, tolerance=1e-12):
-    """Whether arrays agree relative to the largest entry."""
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert found.shape == expected.shape
-    assert abs(found - expected).max() <= tolerance * abs(expected).max()
-
-
-def refuses(error, message):
-    """Expect an error whose message is one line that contains `message`."""
-    return pytest.raises(error, match=rf"^[^\n]*{re.escape(message)}[^\n]*$")
-
-
 # theta, linear
 
 LINEAR = {
@@ -152,10 +120,10 @@ def linear_case(case, loss, variant="repaired"):
     options = dict(LINEAR[case])
     low, samples = options.pop("low", 0.0), options.pop("samples", 70)
     net = network(**{"outputs": 3, **options})
-    data = random_data(net, loss, samples, seed=1, low=low)
+    data = random_pixels(net, loss, samples, seed=1, low=low)
     if net.shapes[-1] == (1,) and loss is ENTROPY:  # one class would be fitted exactly
         net = network(**{**options, "outputs": 2})
-        data = random_data(net, loss, samples, seed=1, low=low)
+        data = random_pixels(net, loss, samples, seed=1, low=low)
     fit = fit_affine(data.x.reshape(samples, -1), data.y, loss)
     theta, pair = linear_minimum(net, data, loss, variant)
     return theta, pair, data, fit
@@ -208,7 +176,7 @@ def test_the_gradient_at_the_literal_point_is_zero_too():
 @pytest.mark.parametrize("variant", ["repaired", "literal"])
 def test_the_linear_minimum_does_not_depend_on_the_scale_of_the_targets(variant):
     net = network((1, 4, 4), (2, 4, 4), 2)
-    data = random_data(net, SQUARED, 60, seed=3)
+    data = random_pixels(net, SQUARED, 60, seed=3)
     small = TrainingSet(data.x, data.y * 2.0**-44)
     risks = [
         net.risk(linear_minimum(net, d, SQUARED, variant)[0], d, SQUARED) for d in (data, small)
@@ -227,7 +195,7 @@ def test_an_embedded_point_has_the_outputs_of_its_subnetwork(seed, variant, maps
     theta, pair, data, phi = random_embedding(seed, maps=maps, shape=shape, variant=variant)
     expected = twin_of(phi)(data.x).detach().numpy()
     close(theta.net.forward(theta, data.x), expected)
-    close(twin_of(theta)(data.x).detach().numpy(), expected)
+    close(outputs_of(theta, data.x), expected)
     assert pair.relayed == tuple(range(maps[-3]))
     below = theta.net.patterns(theta, data.x)[pair.below]
     assert 0.1 < below.mean() < 0.9  # the subnetwork is not linear
@@ -656,7 +624,7 @@ def test_the_literal_theta_prime_keeps_every_output_where_no_bias_is_raised():
 def test_the_lower_point_is_strictly_lower(loss, rule, seed, kind):
     if kind == "linear":
         net = network((1, 4, 4), (2, 4, 4), 3)
-        data = random_data(net, loss, 50, seed)
+        data = random_pixels(net, loss, 50, seed)
         theta, pair = linear_minimum(net, data, loss)
     else:
         theta, pair, data, _ = random_embedding(seed, loss)
@@ -668,7 +636,7 @@ def test_the_lower_point_is_strictly_lower(loss, rule, seed, kind):
         risk = net.risk(theta, data, loss)
         assert lower.risk < risk
         assert lower.risk == net.risk(lower.theta, data, loss)
-        close(lower.risk, torch_twin.risk(twin_of(lower.theta)(data.x), data.y, loss.name).item())
+        close(lower.risk, twin_risk(lower.theta, data, loss))
         assert lower.decrease == risk - lower.risk
         assert lower.decrease > 0
         assert lower.step * split.slope < 0
@@ -687,7 +655,7 @@ def test_the_lower_point_is_strictly_lower(loss, rule, seed, kind):
 @over_losses
 def test_the_risk_along_the_bias_passes_through_theta_prime(loss):
     net = network((1, 4, 4), (2, 4, 4), 3)
-    data = random_data(net, loss, 50, seed=0)
+    data = random_pixels(net, loss, 50, seed=0)
     theta, pair = linear_minimum(net, data, loss)
     found = find_spurious_minimum(theta, pair, data, loss)
     seen = []
@@ -701,7 +669,7 @@ def test_the_risk_along_the_bias_passes_through_theta_prime(loss):
     assert steps[-1] == -steps[0] == pytest.approx(reach, rel=1e-12)
     for step, risk in zip(steps, risks, strict=True):
         point = moved(found.theta_prime, found.lower.layer, found.lower.map, step)
-        close(risk, torch_twin.risk(twin_of(point)(data.x), data.y, loss.name).item())
+        close(risk, twin_risk(point, data, loss))
     assert np.sign(risks[5] - risks[3]) == np.sign(found.split.slope)
 
 
@@ -712,14 +680,14 @@ def test_the_risk_along_the_bias_passes_through_theta_prime(loss):
 @pytest.mark.parametrize("layer", ["below", "lower", "upper"])
 def test_reviving_a_dead_map_lowers_the_risk(loss, layer):
     net = network((1, 4, 4), (2, 4, 4), 3)
-    data = random_data(net, loss, 60, seed=1)
+    data = random_pixels(net, loss, 60, seed=1)
     theta, pair = linear_minimum(net, data, loss)
     number, target = getattr(pair, layer), 1
     found = revive(theta, data, loss, number, target)
     risk = net.risk(theta, data, loss)
     assert found.risk < risk
     assert found.risk == net.risk(found.theta, data, loss)
-    close(found.risk, torch_twin.risk(twin_of(found.theta)(data.x), data.y, loss.name).item())
+    close(found.risk, twin_risk(found.theta, data, loss))
     assert found.decrease == risk - found.risk
     assert found.distance == abs(found.theta.vector - theta.vector).max()
     close(found.length, np.linalg.norm(found.theta.vector - theta.vector))
@@ -766,7 +734,7 @@ def test_only_dead_maps_are_revived():
 @over_seeds
 def test_the_literal_point_is_a_saddle(loss, seed):
     net = network((1, 4, 4), (2, 4, 4), 3)
-    data = random_data(net, loss, 60, seed)
+    data = random_pixels(net, loss, 60, seed)
     literal, _ = linear_minimum(net, data, loss, "literal")
     gradient = torch_twin.gradients(twin_of(literal), data.x, data.y, loss.name)
     assert max(abs(values).max() for values in gradient.values()) < 1e-9
@@ -785,7 +753,7 @@ def test_the_literal_point_is_a_saddle(loss, seed):
 @over_seeds
 def test_the_same_move_does_not_lower_the_risk_at_the_repaired_point(loss, seed):
     net = network((1, 4, 4), (2, 4, 4), 3)
-    data = random_data(net, loss, 60, seed)
+    data = random_pixels(net, loss, 60, seed)
     literal, _ = linear_minimum(net, data, loss, "literal")
     theta, _ = linear_minimum(net, data, loss)
     radius = certify_cell(theta, data, loss).radius
@@ -864,7 +832,7 @@ def test_rescaling_needs_a_layer_with_an_activation(layer):
 
 def small_problem(loss, seed=0, outputs=3, variant="repaired"):
     net = network((1, 4, 4), (2, 4, 4), outputs)
-    data = random_data(net, loss, 50, seed)
+    data = random_pixels(net, loss, 50, seed)
     theta, pair = linear_minimum(net, data, loss, variant)
     return theta, pair, data
 
@@ -949,35 +917,33 @@ def test_the_stages_are_entered_in_order():
 @over_losses
 @over_rules
 @pytest.mark.parametrize("variant", ["repaired", "literal"])
-@over_devices
-def test_a_device_finds_the_same_points(loss, rule, variant, where):
-    xp = strict_device if where == "stand-in" else select("cupy").xp
+def test_a_device_finds_the_same_points(loss, rule, variant, device):
     theta, pair, data = small_problem(loss, variant=variant)
     net = theta.net
     host = find_spurious_minimum(theta, pair, data, loss, variant=variant, rule=rule)
     phi = linear_subnetwork(subnetwork(net, variant=variant), data, loss, variant)
-    on_device, relays = embed(net, phi.to(xp), data.x, variant)
+    on_device, relays = embed(net, phi.to(device), data.x, variant)
     assert relays == pair
     close(on_device.vector.get(), theta.vector)
     close(net.forward(on_device, data.x).get(), net.forward(theta, data.x))
-    device = find_spurious_minimum(on_device, pair, data, loss, variant=variant, rule=rule)
-    gradients = (net.gradient(found.theta_prime, data, loss) for found in (device, host))
+    found = find_spurious_minimum(on_device, pair, data, loss, variant=variant, rule=rule)
+    gradients = (net.gradient(each.theta_prime, data, loss) for each in (found, host))
     close(*(to_numpy(gradient.vector) for gradient in gradients))
-    close(device.risk, host.risk)
+    close(found.risk, host.risk)
     for name in ("layer", "map", "location", "output", "above", "below"):
-        assert getattr(device.split, name) == getattr(host.split, name)
+        assert getattr(found.split, name) == getattr(host.split, name)
     for name in ("threshold", "partial_sum", "slope", "lowest", "gap"):
-        close(getattr(device.split, name), getattr(host.split, name))
-    assert isinstance(device.theta_prime.vector, xp.ndarray)
-    close(device.theta_prime.vector.get(), host.theta_prime.vector)
-    close(device.lower.theta.vector.get(), host.lower.theta.vector)
-    close(device.lower.risk, host.lower.risk)
-    assert device.certificate.holds == host.certificate.holds
-    assert device.certificate.kinks == host.certificate.kinks
-    close(device.certificate.radius, host.certificate.radius, 1e-9)
-    assert device.verdict[:20] == host.verdict[:20]
+        close(getattr(found.split, name), getattr(host.split, name))
+    assert isinstance(found.theta_prime.vector, device.ndarray)
+    close(found.theta_prime.vector.get(), host.theta_prime.vector)
+    close(found.lower.theta.vector.get(), host.lower.theta.vector)
+    close(found.lower.risk, host.lower.risk)
+    assert found.certificate.holds == host.certificate.holds
+    assert found.certificate.kinks == host.certificate.kinks
+    close(found.certificate.radius, host.certificate.radius, 1e-9)
+    assert found.verdict[:20] == host.verdict[:20]
     if variant == "literal":
-        close(device.escape.theta.vector.get(), host.escape.theta.vector)
+        close(found.escape.theta.vector.get(), host.escape.theta.vector)
     else:
         for layer in (pair.lower, pair.upper):
             close(
@@ -985,7 +951,7 @@ def test_a_device_finds_the_same_points(loss, rule, variant, where):
                 revive(theta, data, loss, layer, 0).theta.vector,
                 1e-6,
             )
-    _, risks = risk_along_bias(device, data, loss, points=3)
+    _, risks = risk_along_bias(found, data, loss, points=3)
     close(risks, risk_along_bias(host, data, loss, points=3)[1])
     rescaled = rescale(on_device, 1, 2.0, target=0).vector.get()
     assert np.array_equal(rescaled, rescale(theta, 1, 2.0, target=0).vector)
@@ -995,7 +961,7 @@ def test_a_device_finds_the_same_points(loss, rule, variant, where):
 @pytest.mark.parametrize("convolutions", [3, 6])
 def test_a_risk_on_the_way_takes_the_same_transfers_at_any_depth(loss, convolutions):
     net = network((1, 4, 4), (4,) * convolutions, 3)
-    data = random_data(net, loss, 50, seed=0)
+    data = random_pixels(net, loss, 50, seed=0)
     theta, pair = linear_minimum(net, data, loss)
     found = find_spurious_minimum(theta.to(strict_device), pair, data, loss)
     for point in (found.theta, found.theta_prime, found.lower.theta):
@@ -1004,11 +970,9 @@ def test_a_risk_on_the_way_takes_the_same_transfers_at_any_depth(loss, convoluti
         assert (count.to_device, count.to_host) == (2, 2 if loss is ENTROPY else 1)
 
 
-@over_devices
-def test_a_subnetwork_on_a_device_is_embedded_there(where):
-    xp = strict_device if where == "stand-in" else select("cupy").xp
+def test_a_subnetwork_on_a_device_is_embedded_there(device):
     theta, pair, data, phi = random_embedding(0)
-    found, relays = embed(theta.net, phi.to(xp), data.x)
+    found, relays = embed(theta.net, phi.to(device), data.x)
     assert relays == pair
     assert np.array_equal(found.vector.get(), theta.vector)
 
@@ -1030,7 +994,7 @@ def test_a_subnetwork_on_a_device_is_embedded_there(where):
 )
 def test_too_few_maps_are_named(maps, named, variant):
     net = network((2, 3, 3), maps, 2)
-    data = random_data(net, SQUARED, 40, seed=0)
+    data = random_pixels(net, SQUARED, 40, seed=0)
     with refuses(AssumptionError, "too few maps: " + named):
         linear_minimum(net, data, SQUARED, variant)
 
@@ -1038,7 +1002,7 @@ def test_too_few_maps_are_named(maps, named, variant):
 @over_losses
 def test_one_sample_is_not_enough(loss):
     net = network((1, 3, 3), (1, 3, 3), 2)
-    data = random_data(net, loss, 1, seed=0)
+    data = random_pixels(net, loss, 1, seed=0)
     with refuses(AssumptionError, "Assumption 1 needs at least two samples, got 1"):
         linear_minimum(net, data, loss)
 
@@ -1046,7 +1010,7 @@ def test_one_sample_is_not_enough(loss):
 @pytest.mark.parametrize("budget", [1, 2**26])
 def test_identical_samples_are_named(budget):
     net = Network((1, 3, 3), [Conv(1), Conv(3), Conv(3), Dense(2)], memory_budget=budget)
-    data = random_data(net, SQUARED, 30, seed=0)
+    data = random_pixels(net, SQUARED, 30, seed=0)
     theta, _ = linear_minimum(net, data, SQUARED)
     check_assumption_1(theta, data.x)
     data.x[17] = data.x[4]
@@ -1072,10 +1036,10 @@ def test_samples_that_differ_where_the_network_is_blind_are_named():
 
 def test_data_that_an_affine_map_fits_exactly_are_refused():
     net = network((1, 3, 3), (1, 3, 3), 2)
-    few = random_data(net, SQUARED, 10, seed=0)
+    few = random_pixels(net, SQUARED, 10, seed=0)
     with refuses(AssumptionError, "an affine map fits all 10 samples exactly"):
         linear_minimum(net, few, SQUARED)
-    data = random_data(net, SQUARED, 11, seed=0)
+    data = random_pixels(net, SQUARED, 11, seed=0)
     assert linear_minimum(net, data, SQUARED)[0].net == net
     rng = np.random.default_rng(0)
     affine = data.x.reshape(11, 9) @ rng.normal(size=(9, 2)) + 3
@@ -1085,7 +1049,7 @@ def test_data_that_an_affine_map_fits_exactly_are_refused():
 
 def test_separable_classes_are_refused():
     net = network((1, 3, 3), (1, 3, 3), 2)
-    data = random_data(net, SQUARED, 30, seed=0)
+    data = random_pixels(net, SQUARED, 30, seed=0)
     labels = (data.x.reshape(30, 9)[:, 2] > 0.5).astype(int)
     with refuses(AssumptionError, "softmax regression has no minimiser"):
         linear_minimum(net, TrainingSet(data.x, one_hot(labels, 2)), ENTROPY)
@@ -1143,7 +1107,7 @@ def test_networks_of_another_kind_are_refused(layers, named):
     net = Network((1, 3, 3), layers)
     with refuses(ValueError, "construction: expected " + named):
         subnetwork(net)
-    data = random_data(Network((1, 3, 3), [Dense(2)]), SQUARED, 30, seed=0)
+    data = random_pixels(Network((1, 3, 3), [Dense(2)]), SQUARED, 30, seed=0)
     with refuses(ValueError, "construction: expected " + named):
         linear_minimum(net, data, SQUARED)
     with refuses(ValueError, "construction: expected " + named):
@@ -1152,7 +1116,7 @@ def test_networks_of_another_kind_are_refused(layers, named):
 
 def test_other_activations_are_refused():
     layers = [Conv(3), Conv(3), Conv(3), Dense(2)]
-    data = random_data(Network((1, 4, 4), [Dense(2)]), SQUARED, 40, seed=0)
+    data = random_pixels(Network((1, 4, 4), [Dense(2)]), SQUARED, 40, seed=0)
     for below in ([], [AveragePool(2)]):
         net = Network((1, 4, 4), [*below, *layers], ReLU(0.01))
         with refuses(ValueError, "construction: expected ReLU, got ReLU(slope=0.01)"):
@@ -1163,7 +1127,7 @@ def test_other_activations_are_refused():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_pixels_that_are_not_finite_are_refused(value):
-    data = random_data(network((1, 3, 3), (1, 3, 3), 2), SQUARED, 20, seed=0)
+    data = random_pixels(network((1, 3, 3), (1, 3, 3), 2), SQUARED, 20, seed=0)
     x = data.x.copy()
     x[6, 0, 1, 1] = value
     with refuses(ValueError, "x has NaN or infinite values in 1 of 20 samples, the first is"):
@@ -1172,8 +1136,8 @@ def test_pixels_that_are_not_finite_are_refused(value):
 
 def test_targets_of_another_width_are_refused():
     net = network((1, 3, 3), (1, 3, 3), 2)
-    theta, pair = linear_minimum(net, random_data(net, SQUARED, 30, seed=0), SQUARED)
-    data = random_data(network((1, 3, 3), (1, 3, 3), 3), SQUARED, 30, seed=0)
+    theta, pair = linear_minimum(net, random_pixels(net, SQUARED, 30, seed=0), SQUARED)
+    data = random_pixels(network((1, 3, 3), (1, 3, 3), 3), SQUARED, 30, seed=0)
     with refuses(ValueError, "targets: expected (N, 2), got (30, 3)"):
         find_spurious_minimum(theta, pair, data, SQUARED)
 

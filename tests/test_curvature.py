@@ -9,6 +9,15 @@ import scipy.optimize
 import strict_device
 import torch
 import torch_twin
+from shared import (
+    LOG_COSH,
+    SQUARED,
+    UNBOUNDED_LOG_COSH,
+    torch_log_cosh,
+    twin_gradient,
+    twin_hessian,
+    twin_risk,
+)
 
 from tinyspur.activations import (
     ELU,
@@ -32,29 +41,18 @@ from tinyspur.certificates.curvature import (
 )
 from tinyspur.escapes import find_escape
 from tinyspur.layers import AveragePool, Conv, Dense
-from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
+from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.samples import TrainingSet
 
-SQUARED = SquaredLoss()
 KNOWN = [
     *(Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), ELU(0.5), Sine(), Arctan()),
     *(Swish(), Swish(2.5)),
 ]
 
 
-def log_cosh(z):
-    return np.logaddexp(z, -z) - math.log(2)
-
-
-def log_cosh_bend(z):
-    return 1 - np.tanh(z) ** 2
-
-
-OWN = SmoothActivation("log cosh", log_cosh, np.tanh, log_cosh_bend, (1.0, 0.7699))
-UNBOUNDED = SmoothActivation("log cosh", log_cosh, np.tanh)
-ALL = [*KNOWN, OWN, UNBOUNDED]
+ALL = [*KNOWN, LOG_COSH, UNBOUNDED_LOG_COSH]
 over_all = pytest.mark.parametrize("sigma", ALL, ids=lambda s: f"{s!r}{'' if s.bounds else ' ?'}")
 
 
@@ -65,7 +63,7 @@ def network(sigma, widths, dimension=2):
 def torch_activation(sigma):
     """Return sigma as PyTorch has it."""
     if sigma.name == "log cosh":
-        return lambda z: torch.logaddexp(z, -z) - math.log(2)
+        return torch_log_cosh
     return torch_twin.activation(**sigma.spec)
 
 
@@ -89,29 +87,6 @@ def torch_output_hessians(theta, z):
             for k in outputs
         ]
     )
-
-
-def torch_risk(net, vector, data):
-    """Return the risk as a function of the vector of all parameters, by PyTorch."""
-    act, o, start = torch_activation(net.activation), torch.tensor(data.x).flatten(1), 0
-    for n, layer in enumerate(net.layers, start=1):
-        stop = start + layer.width * o.shape[1]
-        W, start = vector[start:stop].reshape(layer.width, -1), stop + layer.width
-        z = o @ W.T + vector[stop:start]
-        o = act(z) if n < net.depth else z
-    return ((o - torch.tensor(data.y)) ** 2).sum() / (2 * len(data))
-
-
-def torch_gradient(theta, data):
-    vector = torch.tensor(theta.vector, requires_grad=True)
-    return torch.autograd.grad(torch_risk(theta.net, vector, data), vector)[0].numpy()
-
-
-def torch_hessian(theta, data):
-    """Return the Hessian of the risk in all parameters, by PyTorch."""
-    return torch.autograd.functional.hessian(
-        lambda v: torch_risk(theta.net, v, data), torch.tensor(theta.vector), vectorize=True
-    ).numpy()
 
 
 def residuals(x, *moments):
@@ -173,7 +148,7 @@ SMALL = [
     (GELU(), (4, 1)),
     (ELU(), (2, 2, 1)),
     (Sine(), (3, 2, 2, 1)),
-    (OWN, (2, 2, 2)),
+    (LOG_COSH, (2, 2, 2)),
 ]
 over_small = pytest.mark.parametrize(("sigma", "widths"), SMALL, ids=str)
 
@@ -205,8 +180,7 @@ def test_a_certificate_reports_what_pytorch_and_plain_sums_give(sigma, widths):
     c = certify_curvature(theta, data, SQUARED)
     assert c.holds, c
     assert (c.obstacle, c.kind, c.evidence_only, c.bounded) == ("", "curvature", False, True)
-    risk = torch_risk(theta.net, torch.tensor(theta.vector), data)
-    assert c.risk == pytest.approx(float(risk), rel=1e-13)
+    assert c.risk == pytest.approx(twin_risk(theta, data), rel=1e-13)
     outputs = torch_above(theta, torch.tensor(theta.b[1])).numpy()
     least_H, least_M, largest = [], [], 0.0
     for k, H in enumerate(torch_output_hessians(theta, theta.b[1])):
@@ -231,8 +205,8 @@ def test_a_certificate_reports_what_pytorch_and_plain_sums_give(sigma, widths):
 def test_a_certified_point_is_critical_and_its_hessian_has_no_negative_eigenvalue(sigma, widths):
     theta, data = certified(sigma, widths)
     assert certify_curvature(theta, data, SQUARED).holds
-    assert abs(torch_gradient(theta, data)).max() < 1e-13
-    values = np.linalg.eigvalsh(torch_hessian(theta, data))
+    assert abs(twin_gradient(theta, data)).max() < 1e-13
+    values = np.linalg.eigvalsh(twin_hessian(theta, data))
     assert values[0] > -1e-12 * values[-1]
 
 
@@ -268,7 +242,7 @@ def test_a_certificate_prints_as_a_short_block():
     assert lines[0] == "curvature certificate: does not hold"
     assert lines[-1].strip() == c.obstacle
     assert c.words == f"not certified, {c.obstacle}"
-    theta, data = certified(UNBOUNDED, (3, 1))
+    theta, data = certified(UNBOUNDED_LOG_COSH, (3, 1))
     c = certify_curvature(theta, data, SQUARED)
     assert c.holds
     assert c.words.startswith("certified local minimum")
@@ -278,7 +252,8 @@ def test_a_certificate_prints_as_a_short_block():
 def test_without_bounds_of_the_activation_the_radius_is_an_estimate():
     for widths in ((3, 1), (2, 3, 2)):
         proved, estimate = (
-            certify_curvature(*certified(sigma, widths), SQUARED) for sigma in (OWN, UNBOUNDED)
+            certify_curvature(*certified(sigma, widths), SQUARED)
+            for sigma in (LOG_COSH, UNBOUNDED_LOG_COSH)
         )
         assert (proved.bounded, estimate.bounded) == (True, False)
         assert estimate.as_dict()["radius_proved"] is False
@@ -393,11 +368,10 @@ def test_nothing_within_the_radius_is_lower_to_another_optimiser():
     c = certify_curvature(theta, data, SQUARED)
 
     def risk(vector):
-        moved = torch.tensor(theta.vector + c.radius * vector, requires_grad=True)
-        value = torch_risk(theta.net, moved, data)
-        (slope,) = torch.autograd.grad(value, moved)
+        near = Parameters(theta.net, theta.vector + c.radius * vector)
         scale = c.risk * c.radius**2
-        return (value.item() - c.risk) / scale, c.radius * slope.numpy() / scale
+        rise, slope = twin_risk(near, data) - c.risk, twin_gradient(near, data)
+        return rise / scale, c.radius * slope / scale
 
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -604,7 +578,7 @@ def test_outputs_may_have_signs_of_their_own():
     c = certify_curvature(theta, TrainingSet(data.x, y), SQUARED)
     assert c.holds
     assert find_escape(theta, TrainingSet(data.x, y), SQUARED, c.radius) is None
-    assert np.linalg.eigvalsh(torch_hessian(theta, TrainingSet(data.x, y)))[0] > -1e-12
+    assert np.linalg.eigvalsh(twin_hessian(theta, TrainingSet(data.x, y)))[0] > -1e-12
 
 
 @pytest.mark.parametrize("widths", [(3, 1), (2, 3, 2)], ids=str)
@@ -624,12 +598,12 @@ def test_opposite_signs_are_no_minimum(widths):
 
 def assert_saddle(theta, data):
     """Check that PyTorch finds descent in second order, and that there are lower points nearby."""
-    assert abs(torch_gradient(theta, data)).max() < 1e-12
-    values = np.linalg.eigvalsh(torch_hessian(theta, data))
+    assert abs(twin_gradient(theta, data)).max() < 1e-12
+    values = np.linalg.eigvalsh(twin_hessian(theta, data))
     assert values[0] < -1e-4 * values[-1]
     found = find_escape(theta, data, SQUARED, 0.02, starts=5)
     assert found is not None
-    risks = [torch_risk(theta.net, torch.tensor(t.vector), data) for t in (theta, found.theta)]
+    risks = [twin_risk(t, data) for t in (theta, found.theta)]
     assert risks[1] < risks[0]
 
 
@@ -674,7 +648,7 @@ def test_residuals_that_are_not_orthogonal_are_refused(sigma, widths, what, size
     assert (c.holds, c.radius) == (False, 0.0)
     assert c.obstacle == "the residuals are not orthogonal to (x, 1)"
     assert c.excess > 1
-    assert abs(torch_gradient(theta, data)).max() > 1e-3 * size
+    assert abs(twin_gradient(theta, data)).max() > 1e-3 * size
     if size > 1e-6:
         assert find_escape(theta, data, SQUARED, 0.02) is not None
 

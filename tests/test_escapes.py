@@ -1,15 +1,14 @@
 """Escapes: derivatives are exact at kinks, saddles are left, and nothing is found at a minimum."""
 
-import json
-
 import numpy as np
 import pytest
 import scipy.linalg
 import strict_device
 import torch
 import torch_twin
+from shared import SMOOTH, moved, random_point, targets_for, twin_of, twin_risk
 
-from tinyspur.activations import ELU, GELU, Arctan, ReLU, Sigmoid, SiLU, Sine, Softplus, Swish, Tanh
+from tinyspur.activations import ReLU, Tanh
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
@@ -22,7 +21,7 @@ from tinyspur.escapes import (
 from tinyspur.expansion import coordinate_rates, expand_risk, one_sided_derivative
 from tinyspur.fitting import AssumptionError
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
-from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss, one_hot
+from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.samples import TrainingSet
@@ -40,55 +39,35 @@ over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
 over_activations = pytest.mark.parametrize("slope", [0.0, 0.2], ids=["relu", "leaky"])
 
 
-def targets(loss, rng, samples, outputs):
-    if loss is not ENTROPY:
-        return rng.normal(size=(samples, outputs))
-    return one_hot(rng.integers(0, outputs, samples), outputs, smoothing=0.2)
-
-
-def twin_risk(theta, data, loss):
-    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
-    with torch.no_grad():
-        return float(torch_twin.risk(twin(data.x), data.y, loss.name))
-
-
 def preactivations(theta, x, layer):
-    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
-    return twin.preactivations(x)[layer].detach().numpy()
+    return twin_of(theta).preactivations(x)[layer].detach().numpy()
 
 
-def random_point(layout, slope, loss, seed, samples=6, kinks=()):
+def point_of(layout, slope, loss, seed, samples=6, kinks=()):
     """Return a random point and data; in each layer of `kinks` every map has a unit with z = 0.
 
     Map 0 of those layers has no weights and no bias: it is at the kink for all samples.
     """
-    rng = np.random.default_rng(seed)
-    shape, layers = LAYOUTS[layout]
-    net = Network(shape, layers, ReLU(slope))
-    theta = Parameters(net, rng.normal(size=net.size))
-    x = rng.normal(size=(samples, *shape))
+    theta, data = random_point(Network(*LAYOUTS[layout], ReLU(slope)), loss, samples, seed)
+    rng = np.random.default_rng([seed, 1])
     for layer in kinks:
         theta.W[layer].weights[0], theta.b[layer][0] = 0, 0
         for t in range(1, len(theta.b[layer])):
-            z = preactivations(theta, x, layer).reshape(samples, len(theta.b[layer]), -1)
+            z = preactivations(theta, data.x, layer).reshape(samples, len(theta.b[layer]), -1)
             unit = rng.integers(samples), t, rng.integers(z.shape[2])
             theta.b[layer][t] -= z[unit]
-    return theta, TrainingSet(x, targets(loss, rng, samples, 2))
+    return theta, data
 
 
 def direction_at(theta, rng):
     return Parameters(theta.net, rng.normal(size=theta.net.size))
 
 
-def moved(theta, direction, step):
-    return Parameters(theta.net, theta.vector + step * direction.vector)
-
-
 def small_literal(loss, seed=0):
     """Return the literal theta of a CNN with a linear subnetwork, and data."""
     net = Network((1, 4, 4), [Conv(2), Conv(4), Conv(4), Dense(3)])
     rng = np.random.default_rng(seed)
-    data = TrainingSet(rng.uniform(0, 1, (40, 1, 4, 4)), targets(loss, rng, 40, 3))
+    data = TrainingSet(rng.uniform(0, 1, (40, 1, 4, 4)), targets_for(loss, rng, 40, 3))
     return linear_minimum(net, data, loss, "literal")[0], data
 
 
@@ -130,20 +109,20 @@ def test_the_derivative_at_kinks_is_the_limit_of_difference_quotients(layout, sl
     kinks = list(Network(*LAYOUTS[layout]).active_layers)
     rng, bends = np.random.default_rng(1), []
     for seed in range(3):
-        theta, data = random_point(layout, slope, loss, seed, kinks=kinks)
+        theta, data = point_of(layout, slope, loss, seed, kinks=kinks)
         assert len(certify_cell(theta, data, loss).kinks) >= 2 * len(kinks)
         before, derivatives = twin_risk(theta, data, loss), []
         direction = direction_at(theta, rng)
         for sign in (1, -1):
-            d = moved(theta.net.zeros(), direction, sign)
+            d = moved(theta.net.zeros(), (sign, direction))
             found = expand_risk(theta, d, data, loss)
             assert one_sided_derivative(theta, d, data, loss) == found.first
             quotients = [
-                (twin_risk(moved(theta, d, t), data, loss) - before) / t for t in (1e-6, 2e-6)
+                (twin_risk(moved(theta, (t, d)), data, loss) - before) / t for t in (1e-6, 2e-6)
             ]
             assert found.first == pytest.approx(2 * quotients[0] - quotients[1], abs=1e-7)
             for t in (1e-4,):
-                rest = twin_risk(moved(theta, d, t), data, loss) - before - found.first * t
+                rest = twin_risk(moved(theta, (t, d)), data, loss) - before - found.first * t
                 assert found.second == pytest.approx(rest / t**2, rel=0.05, abs=0.05)
             derivatives.append(found.first)
         bends.append(abs(sum(derivatives)))
@@ -154,8 +133,8 @@ def test_the_derivative_at_kinks_is_the_limit_of_difference_quotients(layout, sl
 @over_activations
 @over_losses
 def test_the_derivative_at_smooth_points_is_the_gradients(layout, slope, loss):
-    theta, data = random_point(layout, slope, loss, 5)
-    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
+    theta, data = point_of(layout, slope, loss, 5)
+    twin = twin_of(theta)
     gradient = torch_twin.gradients(twin, data.x, data.y, loss.name)
     for seed in range(3):
         d = direction_at(theta, np.random.default_rng(seed))
@@ -179,12 +158,12 @@ def test_the_derivative_is_exact_where_outputs_meet_their_targets(layout):
     loss, rng = AbsoluteLoss(), np.random.default_rng(2)
     for seed in range(3):
         kinks = Network(*LAYOUTS[layout]).active_layers[:1]
-        theta, data = random_point(layout, 0.0, SQUARED, seed, kinks=kinks)
+        theta, data = point_of(layout, 0.0, SQUARED, seed, kinks=kinks)
         y = data.y.copy()
         y[:4] = theta.net.forward(theta, data.x)[:4]
         data = TrainingSet(data.x, y)
         d = direction_at(theta, rng)
-        o, near = (theta.net.forward(p, data.x) for p in (theta, moved(theta, d, 1e-7)))
+        o, near = (theta.net.forward(p, data.x) for p in (theta, moved(theta, (1e-7, d))))
         quotient = (abs(near - y).sum() - abs(o - y).sum()) / 1e-7 / len(data)
         assert one_sided_derivative(theta, d, data, loss) == pytest.approx(quotient, abs=1e-4)
 
@@ -202,7 +181,7 @@ def test_nothing_falls_at_a_certified_point_of_the_absolute_loss():
 
 
 def test_the_derivative_does_not_depend_on_the_chunks():
-    theta, data = random_point("conv", 0.0, SQUARED, 0, samples=9, kinks=(1, 2))
+    theta, data = point_of("conv", 0.0, SQUARED, 0, samples=9, kinks=(1, 2))
     small = Network(theta.net.input_shape, theta.net.layers, memory_budget=2000)
     assert len(list(small.chunks(Parameters(small, theta.vector), data.x))) > 2
     direction = direction_at(theta, np.random.default_rng(0))
@@ -216,7 +195,7 @@ def test_the_derivative_does_not_depend_on_the_chunks():
 
 
 def test_the_derivative_in_float32_is_that_of_the_same_numbers():
-    theta, data = random_point("conv", 0.0, SQUARED, 0)
+    theta, data = point_of("conv", 0.0, SQUARED, 0)
     single, d = theta.to(np, np.float32), direction_at(theta, np.random.default_rng(0))
     double = single.to(np, np.float64)
     assert one_sided_derivative(single, d, data, SQUARED) == one_sided_derivative(
@@ -254,7 +233,7 @@ def whole_numbers(layout, slope, loss, seed):
     theta = Parameters(net, rng.integers(-1, 2, net.size).astype(float))
     x = rng.integers(-1, 2, (4, *shape)).astype(float)
     direction = Parameters(net, rng.integers(-1, 2, net.size).astype(float))
-    return theta, TrainingSet(x, targets(loss, rng, 4, 2)), direction
+    return theta, TrainingSet(x, targets_for(loss, rng, 4, 2)), direction
 
 
 @pytest.mark.parametrize("layout", TIED)
@@ -265,7 +244,7 @@ def test_the_expansion_at_ties_is_that_of_small_steps(layout, slope, loss):
         theta, data, direction = whole_numbers(layout, slope, loss, seed)
         found = expand_risk(theta, direction, data, loss)
         before, steps = twin_risk(theta, data, loss), np.array([1.0, 2.0, 3.0, 4.0, 5.0]) * 1e-4
-        risks = [twin_risk(moved(theta, direction, t), data, loss) - before for t in steps]
+        risks = [twin_risk(moved(theta, (t, direction)), data, loss) - before for t in steps]
         # A smooth function of t up to the next tie: the risks are those of a polynomial.
         first, second, *_ = np.linalg.solve(steps[:, None] ** np.arange(1, 6), risks)
         assert found.first == pytest.approx(first, rel=1e-6, abs=1e-7)
@@ -349,7 +328,7 @@ def test_a_tie_that_may_be_broken_is_left():
     assert any(direction.W[1].weights.any() for direction, _ in found)
     for direction, rate in found:
         t = 1e-7
-        quotient = twin_risk(moved(theta, direction, t), data, SQUARED)
+        quotient = twin_risk(moved(theta, (t, direction)), data, SQUARED)
         quotient = (quotient - twin_risk(theta, data, SQUARED)) / t
         assert rate == pytest.approx(quotient, abs=1e-4)
         assert rate < 0
@@ -357,12 +336,11 @@ def test_a_tie_that_may_be_broken_is_left():
 
 # Smooth activations
 
-SMOOTH = [Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), Sine(), Arctan(), Swish(1.7)]
 over_smooth = pytest.mark.parametrize("sigma", SMOOTH, ids=repr)
 
 
 def smooth_point(layout, sigma, loss, seed=0, samples=6):
-    theta, data = random_point(layout, 0.0, loss, seed, samples)
+    theta, data = point_of(layout, 0.0, loss, seed, samples)
     net = Network(theta.net.input_shape, theta.net.layers, sigma)
     return Parameters(net, theta.vector), data
 
@@ -372,7 +350,7 @@ def smooth_point(layout, sigma, loss, seed=0, samples=6):
 @over_smooth
 def test_both_terms_are_the_gradients_and_the_hessians_of_pytorch(layout, loss, sigma):
     theta, data = smooth_point(layout, sigma, loss)
-    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
+    twin = twin_of(theta)
     parameters, d = list(twin.arrays().values()), direction_at(theta, np.random.default_rng(1))
     along = [torch.as_tensor(part) for part in d.arrays().values()]
     risk = torch_twin.risk(twin(data.x), data.y, loss.name)
@@ -401,13 +379,13 @@ def test_a_tie_of_a_max_pooling_is_a_kink_with_smooth_activations_too():
         d = net.zeros()
         d.W[1].weights[...] = sign
         rates.append(one_sided_derivative(theta, d, data, SQUARED))
-        rise = twin_risk(moved(theta, d, 1e-7), data, SQUARED) - twin_risk(theta, data, SQUARED)
+        rise = twin_risk(moved(theta, (1e-7, d)), data, SQUARED) - twin_risk(theta, data, SQUARED)
         assert rates[-1] == pytest.approx(rise / 1e-7, abs=1e-5)
     assert abs(sum(rates)) > 0.1
     found = list(first_order_directions(theta, data, SQUARED))
     assert found
     for d, rate in found:
-        fall = twin_risk(moved(theta, d, 1e-7), data, SQUARED) - twin_risk(theta, data, SQUARED)
+        fall = twin_risk(moved(theta, (1e-7, d)), data, SQUARED) - twin_risk(theta, data, SQUARED)
         assert fall / 1e-7 == pytest.approx(rate, rel=1e-3)
 
 
@@ -452,7 +430,7 @@ def test_a_point_of_a_smooth_network_is_left_and_a_saddle_too(sigma, dtype):
 @over_losses
 def test_coordinate_rates_are_one_sided_derivatives(layout, slope, loss):
     for kinked in Network(*LAYOUTS[layout]).active_layers:
-        theta, data = random_point(layout, slope, loss, 3, kinks=[kinked])
+        theta, data = point_of(layout, slope, loss, 3, kinks=[kinked])
         up, down = coordinate_rates(theta, data, loss)
         highest = max(kink.layer for kink in certify_cell(theta, data, loss).kinks)
         above = theta.net.zeros()  # of max poolings with a tie, which a map of zeros gives
@@ -548,7 +526,7 @@ def test_a_neuron_at_the_kink_is_relayed_by_kinks_above(slope):
             assert found.first == 0
             assert found.second == rate < 0
             for step in (1e-3, 1e-4):
-                near = moved(theta, direction, step)
+                near = moved(theta, (step, direction))
                 fall = twin_risk(near, data, SQUARED) - twin_risk(theta, data, SQUARED)
                 assert fall / step**2 == pytest.approx(rate, rel=0.02)
             lower += 1
@@ -566,7 +544,7 @@ def test_a_literal_point_in_float32_is_left_too(loss):
 
 
 def test_without_an_unused_map_there_is_no_escape_of_second_order():
-    theta, data = random_point("conv", 0.0, SQUARED, 0)
+    theta, data = point_of("conv", 0.0, SQUARED, 0)
     with pytest.raises(AssumptionError, match=r"no escape from the kink.*got 0 with zero"):
         kink_escape(theta, data, SQUARED)
 
@@ -590,7 +568,7 @@ def test_over_a_nonlinear_subnetwork_the_literal_point_is_left_at_first_order(se
     before, steps = twin_risk(theta, data, SQUARED), (1e-7, 2e-7)
     for direction, derivative in found:
         one, two = (
-            (twin_risk(moved(theta, direction, t), data, SQUARED) - before) / t for t in steps
+            (twin_risk(moved(theta, (t, direction)), data, SQUARED) - before) / t for t in steps
         )
         assert derivative == pytest.approx(2 * one - two, rel=1e-4, abs=1e-6)
         assert derivative < 0
@@ -622,7 +600,7 @@ def test_a_fall_that_no_coordinate_shows_is_found():
 
 
 def test_smooth_points_have_no_kink_to_leave():
-    theta, data = random_point("conv", 0.0, SQUARED, 0)
+    theta, data = point_of("conv", 0.0, SQUARED, 0)
     assert list(first_order_directions(theta, data, SQUARED)) == []
     assert list(second_order_directions(theta, data, SQUARED)) == []
 
@@ -634,14 +612,14 @@ def certified_linear(kind, loss, seed):
     rng = np.random.default_rng(seed)
     shape, maps = {"conv": ((1, 3, 3), (1, 3, 3)), "channels": ((2, 5), (3, 4, 5))}[kind]
     net = Network(shape, [*(Conv(t) for t in maps), Dense(2)])
-    data = TrainingSet(rng.uniform(-1, 1, (25, *shape)), targets(loss, rng, 25, 2))
+    data = TrainingSet(rng.uniform(-1, 1, (25, *shape)), targets_for(loss, rng, 25, 2))
     return linear_minimum(net, data, loss)[0], data
 
 
 def certified_nontrivial(seed):
     rng = np.random.default_rng(seed)
     net = Network((1, 3, 3), [Conv(2), Conv(2), Dense(2)])
-    data = TrainingSet(rng.uniform(0, 1, (25, 1, 3, 3)), targets(SQUARED, rng, 25, 2))
+    data = TrainingSet(rng.uniform(0, 1, (25, 1, 3, 3)), targets_for(SQUARED, rng, 25, 2))
     return nontrivial_minimum(net, data, SQUARED, seed=seed), data
 
 
@@ -680,7 +658,7 @@ def test_far_from_a_certified_point_there_are_lower_ones():
 def test_a_live_map_that_is_not_relayed_is_found_by_descent():
     net = Network((1, 4, 4), [Conv(2), Conv(3), Conv(3), Dense(2)])
     rng = np.random.default_rng(0)
-    data = TrainingSet(rng.uniform(0, 1, (60, 1, 4, 4)), targets(SQUARED, rng, 60, 2))
+    data = TrainingSet(rng.uniform(0, 1, (60, 1, 4, 4)), targets_for(SQUARED, rng, 60, 2))
     theta, _ = linear_minimum(net, data, SQUARED)
     assert find_escape(theta, data, SQUARED, 1e-3) is None
     theta.W[1].weights[1] = rng.normal(size=(1, 3, 3))  # dead until now
@@ -720,7 +698,7 @@ def test_a_strict_saddle_is_left_from_random_points_alone():
 @over_losses
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_a_point_that_is_not_stationary_is_left_within_any_radius(layout, loss, dtype):
-    theta, data = random_point(layout, 0.0, loss, 2)
+    theta, data = point_of(layout, 0.0, loss, 2)
     theta = theta.to(np, dtype)
     for radius in (1e-3, 0.1, 10.0):
         escape = find_escape(theta, data, loss, radius, starts=2, iterations=10)
@@ -772,7 +750,7 @@ def test_a_device_finds_the_same_escapes():
 
 @pytest.mark.parametrize("radius", [0, -1.0, np.inf, np.nan])
 def test_a_radius_that_is_not_positive_and_finite_is_refused(radius):
-    theta, data = random_point("dense", 0.0, SQUARED, 0)
+    theta, data = point_of("dense", 0.0, SQUARED, 0)
     with pytest.raises(ValueError, match="radius: expected a finite number > 0, got"):
         find_escape(theta, data, SQUARED, radius)
     with pytest.raises(ValueError, match="step: expected a finite number > 0, got"):
@@ -780,11 +758,11 @@ def test_a_radius_that_is_not_positive_and_finite_is_refused(radius):
 
 
 def test_other_arguments_are_refused():
-    theta, data = random_point("dense", 0.0, SQUARED, 0)
+    theta, data = point_of("dense", 0.0, SQUARED, 0)
     for options in ({"starts": 0}, {"iterations": 0}):
         with pytest.raises(ValueError, match="expected starts, iterations >= 1, got"):
             find_escape(theta, data, SQUARED, 1.0, **options)
-    other, _ = random_point("conv", 0.0, SQUARED, 0)
+    other, _ = point_of("conv", 0.0, SQUARED, 0)
     with pytest.raises(ValueError, match="expected points and directions of Network"):
         one_sided_derivative(theta, other, data, SQUARED)
     theta.vector[3] = np.nan

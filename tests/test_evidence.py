@@ -5,13 +5,10 @@ import json
 
 import numpy as np
 import pytest
-import strict_device
-import torch
-import torch_twin
+from shared import random_point, twin_gradient, twin_hessian, twin_of
 
 from tinyspur import evidence
 from tinyspur.activations import GELU, ReLU, Sine, Tanh
-from tinyspur.backend import select
 from tinyspur.constructions.relays import rescale
 from tinyspur.evidence import (
     RitzValue,
@@ -45,38 +42,6 @@ SMOOTH = {
 }
 
 
-def problem(net, loss, samples=7, seed=0):
-    """Return random parameters and data."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(samples, *net.input_shape))
-    width = int(np.prod(net.shapes[-1]))
-    squared = loss.name == "squared"
-    y = rng.normal(size=(samples, width)) if squared else rng.dirichlet(np.ones(width), samples)
-    return Parameters(net, rng.normal(size=net.size)), TrainingSet(x, y)
-
-
-def twin_of(theta):
-    return torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
-
-
-def torch_hessian(theta, data, loss):
-    """Return the Hessian of the risk by double backward, in the order of the vector."""
-    twin = twin_of(theta)
-    parameters = list(twin.arrays().values())
-    risk = torch_twin.risk(twin(data.x), data.y, loss.name)
-    first = torch.autograd.grad(risk, parameters, create_graph=True)
-    rows = []
-    for entry in torch.cat([g.flatten() for g in first]):
-        row = torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)
-        rows.append(torch.cat([part.flatten() for part in row]).numpy())
-    return np.array(rows)
-
-
-def torch_gradient(theta, data, loss):
-    named = torch_twin.gradients(twin_of(theta), data.x, data.y, loss.name)
-    return np.concatenate([values.ravel() for values in named.values()])
-
-
 def near_a_teacher(net, loss, seed, kill=None, samples=60):
     """Return a stationary point near the teacher of slightly disturbed targets, and the data.
 
@@ -94,9 +59,9 @@ def near_a_teacher(net, loss, seed, kill=None, samples=60):
         y = 0.999 * softmax(o.T).T + 0.001 * rng.dirichlet(np.ones(o.shape[1]), samples)
     data = TrainingSet(x, y)
     for _ in range(12):
-        H, g = torch_hessian(theta, data, loss), torch_gradient(theta, data, loss)
+        H, g = twin_hessian(theta, data, loss), twin_gradient(theta, data, loss)
         theta = Parameters(net, theta.vector - np.linalg.pinv(H, rcond=1e-7) @ g)
-    assert np.linalg.norm(torch_gradient(theta, data, loss)) < 1e-13
+    assert np.linalg.norm(twin_gradient(theta, data, loss)) < 1e-13
     return theta, data
 
 
@@ -111,8 +76,8 @@ def both_ways(theta, data, loss, **options):
 @pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
 @pytest.mark.parametrize("name", NETWORKS | SMOOTH)
 def test_the_hessian_is_that_of_pytorch(name, loss):
-    theta, data = problem((NETWORKS | SMOOTH)[name], loss)
-    expected = torch_hessian(theta, data, loss)
+    theta, data = random_point((NETWORKS | SMOOTH)[name], loss, 7)
+    expected = twin_hessian(theta, data, loss)
     H = hessian(theta, data, loss)
     assert np.array_equal(H, H.T)
     np.testing.assert_allclose(H, expected, atol=1e-12 * abs(expected).max())
@@ -121,8 +86,8 @@ def test_the_hessian_is_that_of_pytorch(name, loss):
 @pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
 @pytest.mark.parametrize("name", NETWORKS | SMOOTH)
 def test_the_ends_are_those_of_pytorchs_hessian_without_the_rescalings(name, loss):
-    theta, data = problem((NETWORKS | SMOOTH)[name], loss)
-    H = torch_hessian(theta, data, loss)
+    theta, data = random_point((NETWORKS | SMOOTH)[name], loss, 7)
+    H = twin_hessian(theta, data, loss)
     tangents = finite_tangents(theta)
     q, _ = np.linalg.qr(np.concatenate([tangents, np.eye(theta.net.size)]).T)
     rest = q[:, len(tangents) :]
@@ -168,7 +133,7 @@ STATIONARY = {
 def test_at_a_stationary_point_rescaling_explains_as_many_flat_directions_as_there_are_maps(name):
     net, loss, seed, kill, maps, nullity = STATIONARY[name]
     theta, data = near_a_teacher(net, loss, seed, kill)
-    H, tangents = torch_hessian(theta, data, loss), rescaling_tangents(theta).toarray()
+    H, tangents = twin_hessian(theta, data, loss), rescaling_tangents(theta).toarray()
     values = np.linalg.eigvalsh(H)
     assert (abs(values) <= 1e-12 * values[-1]).sum() == nullity
     assert len(tangents) == maps
@@ -215,7 +180,7 @@ def test_a_saddle_has_negative_curvature():
 
 
 def test_few_products_give_a_bound_with_a_residual():
-    theta, data = problem(NETWORKS["2-D"], SquaredLoss(), samples=30)
+    theta, data = random_point(NETWORKS["2-D"], SquaredLoss(), 30)
     dense = gather_evidence(theta, data, SquaredLoss())
     size, last = dense.largest.value, np.inf
     for products in (1, 2, 5, 10):
@@ -260,7 +225,7 @@ def test_lanczos_finds_the_ends_and_stops_where_there_is_no_more(diagonal):
 def test_big_networks_get_about_a_hundred_products_and_few_backward_passes(monkeypatch):
     net = Network((1, 6, 6), [Conv(4), Dense(12), Dense(2)])
     assert net.size > evidence.DENSE_UP_TO
-    theta, data = problem(net, SquaredLoss())
+    theta, data = random_point(net, SquaredLoss(), 7)
     calls = {"hessian_product": 0, "gradient": 0, "risk_and_gradient": 0}
 
     def counting(name):
@@ -298,7 +263,7 @@ def finite_tangents(theta):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_tangents_are_the_derivatives_of_rescaling(name):
-    theta, data = problem(NETWORKS[name], SquaredLoss())
+    theta, data = random_point(NETWORKS[name], SquaredLoss(), 7)
     tangents = rescaling_tangents(theta)
     expected = finite_tangents(theta)
     assert tangents.shape == expected.shape
@@ -313,7 +278,7 @@ def test_tangents_are_the_derivatives_of_rescaling(name):
 
 def test_maps_without_weights_have_no_tangent_and_dependent_ones_count_once():
     net = Network((1, 3), [Dense(3), Dense(3), Dense(2)])
-    theta, data = problem(net, SquaredLoss())
+    theta, data = random_point(net, SquaredLoss(), 7)
     # Unit 0 of layer 1 takes in nothing and feeds unit 0 of layer 2 alone, which leads nowhere.
     theta.W[1].weights[0] = theta.W[2].weights[0] = theta.W[2].weights[:, 0] = 0
     theta.W[3].weights[:, 0] = theta.b[1][0] = theta.b[2][0] = 0
@@ -326,8 +291,8 @@ def test_maps_without_weights_have_no_tangent_and_dependent_ones_count_once():
 
 
 def test_the_defect_is_that_of_the_tangents():
-    theta, data = problem(NETWORKS["2-D"], SquaredLoss())
-    H, tangents = torch_hessian(theta, data, SquaredLoss()), rescaling_tangents(theta).toarray()
+    theta, data = random_point(NETWORKS["2-D"], SquaredLoss(), 7)
+    H, tangents = twin_hessian(theta, data, SquaredLoss()), rescaling_tangents(theta).toarray()
     for found in both_ways(theta, data, SquaredLoss()):
         size = max(abs(found.largest.value), abs(found.smallest.value))
         expected = max(np.linalg.norm(H @ t) for t in tangents) / size
@@ -340,22 +305,20 @@ def test_the_defect_is_that_of_the_tangents():
 
 @pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
 def test_the_gradient_is_measured_by_those_of_the_samples(loss):
-    theta, data = problem(NETWORKS["2-D"], loss, samples=20)
-    samples = [
-        torch_gradient(theta, TrainingSet(data.x[[i]], data.y[[i]]), loss) for i in range(20)
-    ]
+    theta, data = random_point(NETWORKS["2-D"], loss, 20)
+    samples = [twin_gradient(theta, TrainingSet(data.x[[i]], data.y[[i]]), loss) for i in range(20)]
     rms = np.sqrt(np.mean([(g**2).sum() for g in samples]))
     found = [gather_evidence(theta, data, loss, seed=seed) for seed in range(60)]
     scales = np.array([one.gradient_scale for one in found])
     assert np.sqrt((scales**2).mean()) == pytest.approx(rms, rel=0.08)
     assert abs(scales / rms - 1).mean() < 0.25
-    norm = np.linalg.norm(torch_gradient(theta, data, loss))
+    norm = np.linalg.norm(twin_gradient(theta, data, loss))
     assert found[0].gradient_norm == pytest.approx(norm)
     assert found[0].relative_gradient == pytest.approx(norm / scales[0])
 
 
 def test_one_sample_measures_itself_and_a_perfect_fit_has_no_gradient():
-    theta, data = problem(NETWORKS["2-D"], SquaredLoss(), samples=1)
+    theta, data = random_point(NETWORKS["2-D"], SquaredLoss(), 1)
     assert gather_evidence(theta, data, SquaredLoss()).relative_gradient == pytest.approx(1)
     data = TrainingSet(data.x, theta.net.forward(theta, data.x))
     assert gather_evidence(theta, data, SquaredLoss()).relative_gradient == 0
@@ -363,7 +326,7 @@ def test_one_sample_measures_itself_and_a_perfect_fit_has_no_gradient():
 
 def test_chunks_and_repetition_change_nothing():
     net = NETWORKS["2-D"]
-    theta, data = problem(net, CrossEntropy())
+    theta, data = random_point(net, CrossEntropy(), 7)
     before = theta.vector.copy()
     small = Parameters(Network(net.input_shape, net.layers, memory_budget=1), theta.vector)
     for dense_up_to in (0, 1000):
@@ -395,7 +358,7 @@ def agree(found, expected):
 
 def test_the_margin_is_the_least_preactivation():
     for name in ("2-D", "1-D, leaky"):
-        theta, data = problem(NETWORKS[name], SquaredLoss())
+        theta, data = random_point(NETWORKS[name], SquaredLoss(), 7)
         before = twin_of(theta).preactivations(data.x)
         least = min(float(abs(z.detach()).min()) for z in before.values())
         found = gather_evidence(theta, data, SquaredLoss())
@@ -405,7 +368,7 @@ def test_the_margin_is_the_least_preactivation():
     found = gather_evidence(theta, data, SquaredLoss())
     assert found.margin == 0
     assert "  margin 0: the risk is not smooth" in str(found)
-    theta, data = problem(NETWORKS["one layer"], SquaredLoss())
+    theta, data = random_point(NETWORKS["one layer"], SquaredLoss(), 7)
     found = gather_evidence(theta, data, SquaredLoss())
     assert (found.margin, found.as_dict()["margin"]) == (np.inf, None)
     assert str(found).endswith("\n  no kinks")
@@ -413,7 +376,7 @@ def test_the_margin_is_the_least_preactivation():
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_evidence_without_kinks_speaks_of_none(name):
-    theta, data = problem(SMOOTH[name], SquaredLoss())
+    theta, data = random_point(SMOOTH[name], SquaredLoss(), 7)
     assert rescaling_tangents(theta).shape == (0, theta.net.size)
     for found in both_ways(theta, data, SquaredLoss()):
         assert (found.rescalings, found.independent, found.checked) == (0, 0, 0)
@@ -421,7 +384,9 @@ def test_evidence_without_kinks_speaks_of_none(name):
         assert "no kinks" in str(found)
         for word in ("|z|", "rescaling", "inf", "not smooth"):
             assert word not in str(found)
-    theta, data = problem(Network((1, 4), [Conv(3), MaxPool(2), Dense(1)], Tanh()), SquaredLoss())
+    theta, data = random_point(
+        Network((1, 4), [Conv(3), MaxPool(2), Dense(1)], Tanh()), SquaredLoss(), 7
+    )
     o = np.tanh(twin_of(theta).preactivations(data.x)[1].detach().numpy()).reshape(-1, 2)
     least = float(abs(o[:, 0] - o[:, 1]).min()) / 2
     assert gather_evidence(theta, data, SquaredLoss()).margin == pytest.approx(least, rel=1e-9)
@@ -447,7 +412,7 @@ def test_evidence_never_passes_for_a_proof():
     shown = [
         *both_ways(theta, data, SquaredLoss()),
         *both_ways(minimum, targets, SquaredLoss()),
-        gather_evidence(*problem(NETWORKS["one layer"], CrossEntropy()), CrossEntropy()),
+        gather_evidence(*random_point(NETWORKS["one layer"], CrossEntropy(), 7), CrossEntropy()),
     ]
     for found in shown:
         assert found.evidence_only
@@ -470,19 +435,17 @@ def test_evidence_never_passes_for_a_proof():
 # Types and devices
 
 
-@pytest.mark.parametrize("device", ["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "one layer"])
 def test_evidence_on_a_device_is_that_of_numpy(name, device):
-    xp = strict_device if device == "stand-in" else select("cupy").xp
     for loss in (SquaredLoss(), CrossEntropy()):
-        theta, data = problem(NETWORKS[name], loss)
+        theta, data = random_point(NETWORKS[name], loss, 7)
         for dense_up_to in (0, 1000):
             expected = gather_evidence(theta, data, loss, dense_up_to=dense_up_to)
-            agree(gather_evidence(theta.to(xp), data, loss, dense_up_to=dense_up_to), expected)
+            agree(gather_evidence(theta.to(device), data, loss, dense_up_to=dense_up_to), expected)
 
 
 def test_single_precision_is_taken_for_the_numbers_that_it_holds():
-    theta, data = problem(NETWORKS["2-D"], SquaredLoss())
+    theta, data = random_point(NETWORKS["2-D"], SquaredLoss(), 7)
     single = theta.to(np, np.float32)
     expected = gather_evidence(single.to(np, np.float64), data, SquaredLoss())
     assert gather_evidence(single, data, SquaredLoss()) == expected
@@ -494,14 +457,14 @@ def test_single_precision_is_taken_for_the_numbers_that_it_holds():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_parameters_that_are_not_finite_are_refused(value):
-    theta, data = problem(NETWORKS["2-D"], SquaredLoss())
+    theta, data = random_point(NETWORKS["2-D"], SquaredLoss(), 7)
     theta.b[1][0] = value
     with pytest.raises(ValueError, match="evidence: expected finite"), np.errstate(all="ignore"):
         gather_evidence(theta, data, SquaredLoss())
 
 
 def test_less_than_one_product_is_refused():
-    theta, data = problem(NETWORKS["2-D"], SquaredLoss())
+    theta, data = random_point(NETWORKS["2-D"], SquaredLoss(), 7)
     with pytest.raises(ValueError, match="one product and one parameter, got 0 and 55"):
         gather_evidence(theta, data, SquaredLoss(), lanczos_products=0)
 

@@ -2,8 +2,6 @@
 
 import copy
 import re
-import subprocess
-import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import strict_device
 import torch
+from shared import close, run_python
 from torch import nn
 
 import tinyspur as ts
@@ -66,11 +65,6 @@ def problem(net, samples=7, dtype=np.float64):
 def numbers(tensors):
     """Return all numbers of some tensors, in one vector."""
     return torch.cat([tensor.detach().flatten() for tensor in tensors]).numpy()
-
-
-def close(found, expected, tolerance):
-    """Whether two arrays agree relative to the largest entry."""
-    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * abs(expected).max())
 
 
 def torch_risk(model, data, loss):
@@ -589,17 +583,13 @@ def test_parameters_of_another_type_are_refused():
 # PyTorch is optional
 
 
-def run(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-
 def test_the_package_does_not_import_pytorch():
-    ran = run("import sys, tinyspur; sys.exit('torch' in sys.modules)")
+    ran = run_python("-c", "import sys, tinyspur; sys.exit('torch' in sys.modules)")
     assert ran.returncode == 0, ran.stderr
 
 
 def test_without_pytorch_one_line_says_how_to_install_it():
-    ran = run("import sys; sys.modules['torch'] = None\nfrom tinyspur import interop")
+    ran = run_python("-c", "import sys; sys.modules['torch'] = None\nfrom tinyspur import interop")
     assert ran.returncode == 1
     last = ran.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: tinyspur.interop needs PyTorch (pip install torch): ")

@@ -1,11 +1,10 @@
 """Max-min lattices are the functions they stand for; their weights are seldom stationary."""
 
 import itertools
-import json
 
 import numpy as np
 import pytest
-import torch_twin
+from shared import SQUARED, outputs_of, random_direction, random_set, twin_gradient, twin_of
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.lattices import (
@@ -18,22 +17,15 @@ from tinyspur.constructions.lattices import (
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from tinyspur.fitting import AssumptionError, fit_affine
 from tinyspur.layers import Dense
-from tinyspur.losses import AbsoluteLoss, SquaredLoss
+from tinyspur.losses import AbsoluteLoss
 from tinyspur.network import Network
 from tinyspur.samples import TrainingSet
-
-SQUARED = SquaredLoss()
-
-
-def random_data(seed, dimensions=1, outputs=1, samples=40):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(samples, 1, dimensions))
-    return TrainingSet(x, rng.normal(size=(samples, outputs))), rng.normal(size=dimensions)
 
 
 def random_fit(seed, dimensions=1, outputs=1, groups=3, samples=40):
     """Return random data and least squares fits of groups of equal size."""
-    data, direction = random_data(seed, dimensions, outputs, samples)
+    data = random_set((1, dimensions), samples, outputs, seed=seed)
+    direction = random_direction((1, dimensions), seed)
     return data, fit_groups(data, Groups.equal(data.x, direction, groups), SQUARED)
 
 
@@ -64,20 +56,6 @@ def inside_hull(x, count, seed=0):
     """Return random weighted means of the samples, of few of them and of many."""
     weights = np.random.default_rng(seed).dirichlet(np.full(len(x), 0.1), count)
     return np.tensordot(weights, x, 1)
-
-
-def twin_of(theta):
-    return torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
-
-
-def outputs_of(theta, x):
-    return twin_of(theta)(x).detach().numpy()
-
-
-def steepest(theta, data):
-    """Return the largest entry of PyTorch's gradient."""
-    found = torch_twin.gradients(twin_of(theta), data.x, data.y, "squared")
-    return max(abs(value).max() for value in found.values())
 
 
 def hidden_widths(theta):
@@ -112,7 +90,7 @@ def test_the_example_of_figure_2_has_the_sets_of_the_paper():
 @pytest.mark.parametrize("direction", [1.0, -0.5])
 def test_max_min_is_the_connected_function_everywhere(samples, groups, direction):
     for seed in range(5):
-        data, _ = random_data(seed, samples=samples)
+        data = random_set((1, 1), samples, 1, seed=seed)
         parts = Groups.equal(data.x, [direction], groups)
         pieces, regions = connected_pieces(fit_groups(data, parts, SQUARED), data.x)
         lattice, x = Lattice.of(pieces, regions), data.x.ravel()
@@ -127,7 +105,7 @@ def test_max_min_is_the_connected_function_everywhere(samples, groups, direction
 def test_connected_pieces_meet_and_are_added_only_where_neighbours_do_not(groups):
     met = apart = 0
     for seed in range(12):
-        data, _ = random_data(seed, samples=30)
+        data = random_set((1, 1), 30, 1, seed=seed)
         x, sign = data.x.ravel(), [1.0, -1.0][seed % 2]
         parts = Groups.equal(data.x, [sign], groups)
         pieces, regions = connected_pieces(fit_groups(data, parts, SQUARED), data.x)
@@ -353,7 +331,7 @@ def test_the_predictor_is_right_and_the_weights_are_not_stationary(dimensions, o
         expected = fitted(data, fit.groups.labels)
         assert np.allclose(outputs_of(printed, data.x), expected, rtol=0, atol=1e-8)
         certificate = certify_cell(printed, data, SQUARED)
-        refuted += not certificate.holds and steepest(printed, data) > 1e-3
+        refuted += not certificate.holds and abs(twin_gradient(printed, data)).max() > 1e-3
         width = outputs + (groups - 1) * (outputs + 1)
         net = Network((1, dimensions), [Dense(width), Dense(outputs)])
         repaired = gated_minimum(net, data, SQUARED, fit.groups)
@@ -361,19 +339,19 @@ def test_the_predictor_is_right_and_the_weights_are_not_stationary(dimensions, o
         certificate = certify_cell(repaired, data, SQUARED)
         assert certificate.holds
         assert certificate.classes == groups
-        assert steepest(repaired, data) < 1e-7
+        assert abs(twin_gradient(repaired, data)).max() < 1e-7
     assert refuted >= len(seeds) - 1
 
 
 def test_auxiliary_pieces_of_a_curve_are_not_stationary_either():
     refuted = 0
     for seed in range(6):
-        data, _ = random_data(seed, samples=30)
+        data = random_set((1, 1), 30, 1, seed=seed)
         fit = fit_groups(data, Groups.equal(data.x, [1.0], 4), SQUARED)
         lattice = Lattice.of(*connected_pieces(fit, data.x))
         theta = lattice_network((1, 1), [lattice], data.x)
         holds = certify_cell(theta, data, SQUARED).holds
-        refuted += not holds and steepest(theta, data) > 1e-4
+        refuted += not holds and abs(twin_gradient(theta, data)).max() > 1e-4
     assert refuted >= 4
 
 
@@ -394,7 +372,7 @@ def test_two_groups_that_meet_are_certified():
         certificate = certify_cell(theta, data, SQUARED)
         assert certificate.holds
         assert certificate.classes == 2
-        assert steepest(theta, data) < 1e-8
+        assert abs(twin_gradient(theta, data)).max() < 1e-8
         found[seed, sign] = lattice.sets
     assert set(found.values()) == {((0,), (1,)), ((0, 1),)}
 
@@ -403,7 +381,7 @@ def test_two_groups_that_meet_are_certified():
 
 
 def cases_of(seed, dimensions=1, samples=20):
-    data, _ = random_data(seed, dimensions, 1, samples)
+    data = random_set((1, dimensions), samples, 1, seed=seed)
     return data, smallest_cases(data, SQUARED)
 
 
@@ -435,7 +413,7 @@ def test_smallest_cases_are_self_consistent_and_certified(dimensions):
             assert certificate.holds
             assert certificate.classes == 2
             assert certificate.margin > 0
-            assert steepest(case.theta, data) < 1e-8
+            assert abs(twin_gradient(case.theta, data)).max() < 1e-8
             kinds.add(case.maximum)
             partitions.add((case.maximum, frozenset(np.flatnonzero(case.labels == 0))))
         assert len(partitions) == len(cases)
@@ -456,7 +434,7 @@ def test_the_least_absolute_deviations_have_smallest_cases():
 
 
 def test_seeds_reproduce_smallest_cases():
-    data, _ = random_data(3, samples=20)
+    data = random_set((1, 1), 20, 1, seed=3)
     first, again = (smallest_cases(data, SQUARED, seed=7) for _ in range(2))
     assert len(first) == len(again)
     for one, other in zip(first, again, strict=True):
@@ -464,7 +442,7 @@ def test_seeds_reproduce_smallest_cases():
 
 
 def test_smallest_cases_are_for_one_output():
-    data, _ = random_data(0, outputs=2)
+    data = random_set((1, 1), 40, 2, seed=0)
     with pytest.raises(ValueError, match="expected one output, got 2"):
         smallest_cases(data, SQUARED)
 

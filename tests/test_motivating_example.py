@@ -1,26 +1,13 @@
 """The figures of the paper, drawn from networks that compute them."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from shared import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "demos" / "motivating_example.py"
-
-
-def run(*options):
-    return subprocess.run(
-        [sys.executable, PROGRAM, *map(str, options)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
-    )
 
 
 def least_risk(samples, groups):
@@ -33,7 +20,7 @@ def least_risk(samples, groups):
 
 
 def test_the_program_draws_three_fits_and_says_what_holds(tmp_path):
-    ran = run("--samples", 24, "--out", tmp_path)
+    ran = run_python(PROGRAM, "--samples", 24, "--out", tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert not ran.stderr
     heads = re.findall(r"Figure 1\((.)\): (\d) groups, (\w+) auxiliary .*R = (\S+)", ran.stdout)
@@ -63,7 +50,7 @@ def test_the_program_draws_three_fits_and_says_what_holds(tmp_path):
     "options", [["--samples", "7"], ["--samples", "many"], ["--groups", "3"], ["--samples", "-1"]]
 )
 def test_bad_options_end_in_one_line(options, tmp_path):
-    ran = run(*options, "--out", tmp_path)
+    ran = run_python(PROGRAM, *options, "--out", tmp_path)
     assert ran.returncode == 2
     assert ran.stderr.startswith("error: ")
     assert ran.stderr.count("\n") == 1
@@ -72,7 +59,7 @@ def test_bad_options_end_in_one_line(options, tmp_path):
 
 def test_a_folder_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "file").write_text("kept")
-    ran = run("--out", tmp_path / "file")
+    ran = run_python(PROGRAM, "--out", tmp_path / "file")
     assert ran.returncode == 2
     assert ran.stderr.startswith("error: ")
     assert ran.stderr.count("\n") == 1

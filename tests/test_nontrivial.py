@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from torch_twin import Twin, gradients
+from shared import outputs_of, random_set, twin_of
+from torch_twin import gradients
 
 from tinyspur import (
     AssumptionError,
@@ -26,13 +27,6 @@ from tinyspur.constructions.nontrivial import nontrivial_minimum
 LOSS = SquaredLoss()
 
 
-def random_set(samples=120, shape=(1, 5, 5), classes=3, seed=0):
-    rng = np.random.default_rng(seed)
-    return TrainingSet(
-        rng.standard_normal((samples, *shape)), rng.standard_normal((samples, classes))
-    )
-
-
 def small_net(shape=(1, 5, 5), maps=(2,), classes=3):
     return Network(shape, [*map(Conv, maps), Dense(classes)])
 
@@ -43,7 +37,7 @@ def small_net(shape=(1, 5, 5), maps=(2,), classes=3):
 def test_it_is_certified_with_one_class_for_each_isolated_sample_and_one_for_the_rest(
     shape, maps, isolated
 ):
-    data = random_set(shape=shape)
+    data = random_set(shape, 120, 3)
     net = small_net(shape, [m + shape[0] - 1 for m in maps])
     theta = nontrivial_minimum(net, data, LOSS, isolated)
     certificate = certify_cell(theta, data, LOSS)
@@ -55,7 +49,7 @@ def test_it_is_certified_with_one_class_for_each_isolated_sample_and_one_for_the
 
 
 def test_isolated_samples_are_exact_and_the_others_have_their_own_best_fit():
-    data, isolated = random_set(), 3
+    data, isolated = random_set((1, 5, 5), 120, 3), 3
     net = small_net()
     theta = nontrivial_minimum(net, data, LOSS, isolated)
     alone = net.patterns(theta, data.x)[1][:, : net.positions(1)].any(axis=1)
@@ -79,7 +73,7 @@ def test_it_is_lower_than_the_linear_minimum_on_images():
 
 
 def test_ties_of_the_pixels_are_broken_by_a_seeded_random_filter():
-    data = random_set()
+    data = random_set((1, 5, 5), 120, 3)
     saturated = TrainingSet(np.minimum(data.x, 0.5), data.y)
     net = small_net()
     theta = nontrivial_minimum(net, saturated, LOSS, seed=3)
@@ -104,12 +98,12 @@ WITH_POOLING = {
 @pytest.mark.parametrize("name", WITH_POOLING)
 def test_with_average_pooling_it_is_certified_and_fits_the_others_in_every_pixel(name, isolated):
     shape, layers = WITH_POOLING[name]
-    net, data = Network(shape, layers), random_set(180, shape)
+    net, data = Network(shape, layers), random_set(shape, 180, 3)
     theta = nontrivial_minimum(net, data, LOSS, isolated)
     certificate = certify_cell(theta, data, LOSS)
     assert certificate.holds
     assert certificate.classes == isolated + 1
-    outputs = Twin(net.spec).load(theta.arrays())(data.x).detach().numpy()
+    outputs = outputs_of(theta, data.x)
     exact = abs(outputs - data.y).max(axis=1) < 1e-9
     assert exact.sum() == isolated
     x = data.x
@@ -133,7 +127,7 @@ def test_with_average_pooling_it_is_certified_and_fits_the_others_in_every_pixel
 )
 def test_missing_copies_are_named(layers, named):
     with pytest.raises(AssumptionError, match=f"too few maps: {named}"):
-        nontrivial_minimum(Network((1, 4, 4), layers), random_set(180, (1, 4, 4)), LOSS)
+        nontrivial_minimum(Network((1, 4, 4), layers), random_set((1, 4, 4), 180, 3), LOSS)
 
 
 # As printed
@@ -141,7 +135,7 @@ def test_missing_copies_are_named(layers, named):
 
 def test_the_printed_point_fires_elsewhere_too_and_is_not_stationary():
     """E7: other positions of map 1 fire, for other samples, and their weights want to move."""
-    data = random_set(shape=(1, 4, 4), samples=60)
+    data = random_set((1, 4, 4), 60, 3)
     net = small_net((1, 4, 4), (3, 3))
     theta = nontrivial_minimum(net, data, LOSS, variant="literal")
     arrays = theta.arrays()
@@ -150,7 +144,7 @@ def test_the_printed_point_fires_elsewhere_too_and_is_not_stationary():
     assert (data.x[(slice(None), 0, *pixel)] + arrays["b1"][0] > 0).sum() == 1
     fired = net.patterns(theta, data.x)[1][:, :16]
     assert fired.any(axis=1).sum() > 1
-    gradient = gradients(Twin(net.spec).load(arrays), data.x, data.y, "squared")
+    gradient = gradients(twin_of(theta), data.x, data.y, "squared")
     others = np.delete(gradient["W3"][:, :16], np.ravel_multi_index(pixel, (4, 4)), axis=1)
     assert abs(others).max() > 1e-3
     assert not certify_cell(theta, data, LOSS).holds
@@ -158,7 +152,7 @@ def test_the_printed_point_fires_elsewhere_too_and_is_not_stationary():
 
 def test_with_two_samples_the_printed_weights_leave_the_other_fit_at_first_order():
     """E8: lambda is optimal, and nothing else fires, and yet the dense layer is not stationary."""
-    data = random_set(shape=(1, 4, 4), samples=60)
+    data = random_set((1, 4, 4), 60, 3)
     x = np.minimum(data.x, 1.5)
     x[:2, 0, 1, 2] = 2.0, 2.3
     data = TrainingSet(x, data.y)
@@ -166,7 +160,7 @@ def test_with_two_samples_the_printed_weights_leave_the_other_fit_at_first_order
     theta = nontrivial_minimum(net, data, LOSS, 2, variant="literal")
     fired = net.patterns(theta, data.x)[2][:, :16]
     assert np.argwhere(fired).tolist() == [[0, 6], [1, 6]]
-    gradient = gradients(Twin(net.spec).load(theta.arrays()), data.x, data.y, "squared")
+    gradient = gradients(twin_of(theta), data.x, data.y, "squared")
     assert abs(gradient["W3"][:, :16]).max() < 1e-12  # lambda minimises the loss of the two, (16)
     assert abs(gradient["W3"][:, 16:]).max() > 1e-3
     assert not certify_cell(theta, data, LOSS).holds
@@ -175,9 +169,9 @@ def test_with_two_samples_the_printed_weights_leave_the_other_fit_at_first_order
 def test_what_the_paper_does_not_print_is_refused():
     net = Network((1, 4, 4), [Conv(5), AveragePool(2), Dense(3)])
     with pytest.raises(ValueError, match="prints no formulas with pooling"):
-        nontrivial_minimum(net, random_set(shape=(1, 4, 4)), LOSS, variant="literal")
+        nontrivial_minimum(net, random_set((1, 4, 4), 120, 3), LOSS, variant="literal")
     with pytest.raises(ValueError, match="variant: expected one of"):
-        nontrivial_minimum(net, random_set(shape=(1, 4, 4)), LOSS, variant="printed")
+        nontrivial_minimum(net, random_set((1, 4, 4), 120, 3), LOSS, variant="printed")
     flat = TrainingSet(np.ones((20, 1, 4, 4)), np.zeros((20, 3)))
     with pytest.raises(AssumptionError, match="no pixel sets 1 samples apart"):
         nontrivial_minimum(small_net((1, 4, 4)), flat, LOSS, variant="literal")
@@ -185,7 +179,7 @@ def test_what_the_paper_does_not_print_is_refused():
 
 @pytest.mark.parametrize("isolated", [1, 3])
 def test_it_serves_as_the_subnetwork_of_a_spurious_minimum(isolated):
-    data = random_set(shape=(1, 4, 4))
+    data = random_set((1, 4, 4), 120, 3)
     net = Network((1, 4, 4), [Conv(3), Conv(5), Conv(5), Dense(3)])
     phi = nontrivial_minimum(subnetwork(net), data, LOSS, isolated)
     theta, pair = embed(net, phi, data.x)
@@ -220,5 +214,5 @@ def test_it_serves_as_the_subnetwork_of_a_spurious_minimum(isolated):
 )
 def test_what_cannot_be_built_is_refused_with_the_reason(net, loss, isolated, error, cause):
     with pytest.raises(error, match=cause) as caught:
-        nontrivial_minimum(net, random_set(), loss, isolated)
+        nontrivial_minimum(net, random_set((1, 5, 5), 120, 3), loss, isolated)
     assert "\n" not in str(caught.value)

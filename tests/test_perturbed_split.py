@@ -1,10 +1,8 @@
 """Lemma 11 as a fallback: data where S(eta) vanishes for every map, output and threshold."""
 
-import json
-
 import numpy as np
 import pytest
-import torch_twin
+from shared import twin_risk
 
 from tinyspur import (
     AssumptionError,
@@ -39,11 +37,6 @@ def mirrored(loss=LOSS, seed=0):
     return TrainingSet(np.concatenate([half, -half]), np.concatenate([y, y]))
 
 
-def torch_risk(theta, data, loss=LOSS):
-    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
-    return torch_twin.risk(twin(data.x), data.y, loss.name).item()
-
-
 @pytest.mark.parametrize("loss", [LOSS, CrossEntropy()], ids=lambda loss: loss.name)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_where_every_sum_vanishes_the_perturbed_point_still_leads_lower(name, loss):
@@ -53,7 +46,7 @@ def test_where_every_sum_vanishes_the_perturbed_point_still_leads_lower(name, lo
     found = find_spurious_minimum(theta, pair, data, loss)
     assert found.verdict == "spurious local minimum"
     before, prime, lower = (
-        torch_risk(point, data, loss) for point in (theta, found.theta_prime, found.lower.theta)
+        twin_risk(point, data, loss) for point in (theta, found.theta_prime, found.lower.theta)
     )
     assert prime > before  # (64) is true to first order only
     assert prime - before == pytest.approx(found.theta_prime_risk - found.risk, rel=1e-6)
@@ -65,13 +58,13 @@ def test_where_every_sum_vanishes_the_perturbed_point_still_leads_lower(name, lo
 def test_the_rise_is_of_second_order_and_the_slope_of_first(name):
     net, data = Network((1, 4, 4), NETWORKS[name]), mirrored()
     theta, pair = linear_minimum(net, data, LOSS)
-    risk = torch_risk(theta, data)
+    risk = twin_risk(theta, data)
     steps, rises, slopes = [], [], []
     for _, (start, split) in zip(
         range(4), perturb_read_weights(theta, pair, data, LOSS), strict=False
     ):
         steps.append(np.linalg.norm(start.vector - theta.vector))
-        rises.append(torch_risk(start, data) - risk)
+        rises.append(twin_risk(start, data) - risk)
         slopes.append(abs(split.slope))
     steps, rises, slopes = map(np.array, (steps, rises, slopes))
     assert np.allclose(steps[:-1] / steps[1:], 2)

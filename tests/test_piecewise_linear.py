@@ -6,10 +6,19 @@ import re
 import numpy as np
 import pytest
 import strict_device
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_twin import Twin, risk
+from shared import (
+    SQUARED,
+    LogCosh,
+    outputs_of,
+    random_direction,
+    random_set,
+    torch_risk,
+    twin_gradient,
+    twin_of,
+    twin_risk,
+)
 
 from tinyspur import (
     AbsoluteLoss,
@@ -23,7 +32,6 @@ from tinyspur import (
     Network,
     Parameters,
     ReLU,
-    SquaredLoss,
     TrainingSet,
     certify_cell,
     datasets,
@@ -34,58 +42,10 @@ from tinyspur import (
     spurious_pair,
 )
 
-
-class LogCosh:
-    """A loss as a user writes it, without a base class."""
-
-    name = "log-cosh"
-
-    def value(self, o, y):
-        return (np.logaddexp(o - y, y - o) - np.log(2)).sum(axis=0)
-
-    def gradient(self, o, y):
-        return np.tanh(o - y)
-
-    def curvature(self, o, y, d):
-        return d * (1 - np.tanh(o - y) ** 2)
-
-    def check_targets(self, y):
-        pass
-
-
-SQUARED, ABSOLUTE, HUBER = SquaredLoss(), AbsoluteLoss(), HuberLoss(0.3)
+ABSOLUTE, HUBER = AbsoluteLoss(), HuberLoss(0.3)
 LOSSES = [SQUARED, CrossEntropy(), ABSOLUTE, HUBER, LogCosh()]
 SMOOTH = [loss for loss in LOSSES if loss is not ABSOLUTE]
 of_losses = pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
-
-
-def torch_risk(outputs, y, loss):
-    """Return the risk as PyTorch has it."""
-    if loss.name == "log-cosh":
-        r = torch.as_tensor(outputs) - torch.as_tensor(y)
-        return (torch.logaddexp(r, -r) - np.log(2)).sum(1).mean()
-    return risk(outputs, y, loss.name, getattr(loss, "delta", 1.0))
-
-
-def random_set(shape=(1, 3), samples=40, outputs=2, loss=SQUARED, seed=0):
-    """Return normal inputs and targets, for the cross-entropy distributions."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((samples, *shape))
-    if loss.name == "cross-entropy":
-        return TrainingSet(x, rng.dirichlet(np.ones(outputs), samples))
-    return TrainingSet(x, rng.standard_normal((samples, outputs)))
-
-
-def random_direction(shape, seed=0):
-    return np.random.default_rng([seed, 1]).standard_normal(int(np.prod(shape)))
-
-
-def twin_of(theta):
-    return Twin(theta.net.spec).load(theta.arrays())
-
-
-def outputs_of(theta, x):
-    return twin_of(theta)(x).detach().numpy()
 
 
 # Groups
@@ -334,7 +294,7 @@ def test_a_sample_that_does_not_exist_is_refused(sample):
 
 @of_losses
 def test_each_group_has_its_own_fit_and_the_risk_is_that_of_all(loss):
-    data = random_set(loss=loss)
+    data = random_set((1, 3), loss=loss)
     groups = Groups.equal(data.x, random_direction((1, 3)), 3)
     fit = fit_groups(data, groups, loss)
     assert fit.groups is groups
@@ -377,13 +337,8 @@ def independent_outputs(data, groups, loss, x=None):
 
 def torch_gradients(theta, data, loss):
     """Return PyTorch's gradient, and that of every second sample, as vectors."""
-    twin = twin_of(theta)
-    found = []
-    for rows in (slice(None), slice(None, None, 2)):
-        total = torch_risk(twin(data.x[rows]), data.y[rows], loss)
-        parts = torch.autograd.grad(total, list(twin.arrays().values()))
-        found.append(np.concatenate([part.numpy().ravel() for part in parts]))
-    return found
+    half = TrainingSet(data.x[::2], data.y[::2])
+    return [twin_gradient(theta, part, loss) for part in (data, half)]
 
 
 def check_gated(theta, data, loss, groups, x=None):
@@ -509,7 +464,7 @@ def test_inputs_of_other_sizes_are_certified_too(scale, shift, loss):
     assert certificate.holds
     assert certificate.classes == 3
     expected = fit_groups(data, groups, loss).risk
-    assert torch_risk(outputs_of(theta, data.x), data.y, loss) == pytest.approx(expected, rel=1e-9)
+    assert twin_risk(theta, data, loss) == pytest.approx(expected, rel=1e-9)
 
 
 @of_losses
@@ -530,7 +485,7 @@ def test_within_the_certified_radius_nothing_lowers_the_risk(shape, layers, loss
     radius = certify_cell(theta, data, loss).radius
     assert radius > 0
     start, rng = (
-        torch_risk(outputs_of(theta, data.x), data.y, loss).item(),
+        twin_risk(theta, data, loss),
         np.random.default_rng(0),
     )
     patterns = {layer: z > 0 for layer, z in twin_of(theta).preactivations(data.x).items()}
@@ -715,7 +670,7 @@ def test_one_network_holds_the_groups_and_a_refinement_of_lower_risk(
         certificate = certify_cell(point, data, loss)
         assert certificate.holds
         assert certificate.classes == len(groups)
-    risks = [torch_risk(outputs_of(point, data.x), data.y, loss) for point in (theta, lower)]
+    risks = [twin_risk(point, data, loss) for point in (theta, lower)]
     assert losses[sample] > 0.01
     assert risks[1] <= risks[0] - losses[sample] / len(data) + 1e-9  # its loss is gone, at least
     assert abs(lower.vector - theta.vector).max() > 1
@@ -853,14 +808,14 @@ def test_gates_with_one_map_off_its_fit_are_not_certified():
     net = Network((1, 3), [Dense(8), Dense(2)])
     theta = gated_minimum(net, data, ABSOLUTE, Groups.equal(data.x, np.ones(3), 3))
     assert certify_cell(theta, data, ABSOLUTE).holds
-    start = torch_risk(outputs_of(theta, data.x), data.y, ABSOLUTE)
+    start = twin_risk(theta, data, ABSOLUTE)
     for n in (0, 1, 3, 4, 6):  # F_1 and the units of V_1 and V_2
         moved = theta.copy()
         moved.b[1][n] += 1e-5
         certificate = certify_cell(moved, data, ABSOLUTE)
         assert not certificate.holds
         assert certificate.classes == 3
-        assert torch_risk(outputs_of(moved, data.x), data.y, ABSOLUTE) > start
+        assert twin_risk(moved, data, ABSOLUTE) > start
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

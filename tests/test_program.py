@@ -1,6 +1,5 @@
 """The main program: what it writes is what PyTorch finds, and what it says is what was proved."""
 
-import importlib.util
 import io
 import json
 import os
@@ -10,15 +9,14 @@ import subprocess
 import sys
 import tarfile
 import time
-from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from shared import CIFAR10_SAMPLE, ROOT, load_program, twin_of
 from torch_twin import Twin, from_npz, gradients, risk
 
-import tinyspur
 from tinyspur import datasets, landscape
 from tinyspur.constructions.embedding import subnetwork
 from tinyspur.experiments import STEPS
@@ -26,26 +24,16 @@ from tinyspur.layers import Conv, Dense
 from tinyspur.network import Network
 from tinyspur.training import training_flops
 
-ROOT = Path(tinyspur.__file__).resolve().parent.parent
 PROGRAM = ROOT / "demos" / "cifar_spurious.py"
-SAMPLE = Path(__file__).parent / "cifar10_sample_20.npz"
 SPURIOUS = "spurious local minimum"
 NO_CIFAR10 = "No CIFAR-10 found"
+
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 
 @pytest.fixture(scope="session")
 def demo():
-    spec = importlib.util.spec_from_file_location("cifar_spurious", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
-    """An empty cache folder and no variable that names other data."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("TINYSPUR_DATA", raising=False)
+    return load_program(PROGRAM)
 
 
 class Run:
@@ -557,7 +545,7 @@ def cifar10_images(samples=200, seed=0):
 
     They have 4 x 4 flat squares, so that an affine map of them has 49 dimensions and not 3,073.
     """
-    with np.load(SAMPLE) as npz:
+    with np.load(CIFAR10_SAMPLE) as npz:
         images, labels = npz["images"], npz["labels"]
     rng = np.random.default_rng(seed)
     found = []
@@ -1486,7 +1474,7 @@ def test_the_seed_and_the_isolated_samples_are_those_of_the_figures(demo, progra
     assert seen["rest"] == (run.out / "figures", 4, 3, 7)
     data = datasets.load_npz(small).subset(120, 7)
     x, y = training_arrays(data.images, data.labels, 3, 0.0)
-    twin = Twin(json.dumps(seen["theta_1"].net.spec)).load(seen["theta_1"].arrays())
+    twin = twin_of(seen["theta_1"])
     with torch.no_grad():
         exact = (abs(twin(x).numpy() - y).max(axis=1) < 1e-9).sum()
     assert exact == 2

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import strict_device
+from shared import random_set
 
 from tinyspur import (
     AveragePool,
@@ -31,14 +32,9 @@ TOP = [Conv(3), Conv(5), Conv(6), Dense(3)]
 POOLED = [Conv(2), Conv(4), Conv(16), AveragePool(2), Conv(16), Dense(5), Dense(3)]
 
 
-def random_set(shape=(1, 4, 4), samples=90, outputs=3, seed=0):
-    rng = np.random.default_rng(seed)
-    return TrainingSet(rng.normal(size=(samples, *shape)), rng.normal(size=(samples, outputs)))
-
-
 def nonlinear(layers=TOP, seed=0, variant="repaired"):
     """Return theta on a random subnetwork, its pair, the data and the subnetwork's point."""
-    net, data = Network((1, 4, 4), layers), random_set(seed=seed)
+    net, data = Network((1, 4, 4), layers), random_set((1, 4, 4), 90, 3, seed=seed)
     phi = subnetwork(net, variant=variant).zeros()
     phi.vector[:] = np.random.default_rng(seed + 1).normal(size=phi.vector.size)
     theta, pair = embed(net, phi, data.x, variant)
@@ -48,7 +44,7 @@ def nonlinear(layers=TOP, seed=0, variant="repaired"):
 @pytest.mark.parametrize("layers", [TOP, POOLED])
 @pytest.mark.parametrize("loss", [LOSS, CrossEntropy()], ids=lambda loss: loss.name)
 def test_a_certified_subnetwork_is_a_proof_for_the_whole(layers, loss):
-    data = random_set()
+    data = random_set((1, 4, 4), 90, 3)
     if loss.name == "cross-entropy":
         labels = np.random.default_rng(1).integers(0, 3, len(data))
         data = TrainingSet(data.x, one_hot(labels, 3, 0.2))
@@ -66,7 +62,7 @@ def test_a_certified_subnetwork_is_a_proof_for_the_whole(layers, loss):
 
 
 def test_active_and_dead_units_are_counted():
-    data = random_set()
+    data = random_set((1, 4, 4), 90, 3)
     theta, pair = linear_minimum(Network((1, 4, 4), TOP), data, LOSS)
     found = certify_relays(theta, data, LOSS, pair.lower)
     assert (found.active, found.dead, found.mixed) == (2 * 16, (4 + 5) * 16, 0)
@@ -76,7 +72,7 @@ def test_active_and_dead_units_are_counted():
 
 @pytest.mark.parametrize("isolated", [1, 2])
 def test_a_nontrivial_subnetwork_is_a_proof_too(isolated):
-    net, data = Network((1, 4, 4), TOP), random_set()
+    net, data = Network((1, 4, 4), TOP), random_set((1, 4, 4), 90, 3)
     phi = nontrivial_minimum(subnetwork(net), data, LOSS, isolated)
     theta, pair = embed(net, phi, data.x)
     found = certify_relays(theta, data, LOSS, pair.lower)
@@ -144,7 +140,7 @@ def test_a_relay_that_a_sample_switches_off_breaks_the_structure():
 
 def test_a_live_map_that_is_not_relayed_is_named_and_not_stationary():
     """E3: the free dense layer of the subnetwork reads it, with weights zero that want to move."""
-    data = random_set()
+    data = random_set((1, 4, 4), 90, 3)
     theta, pair = linear_minimum(Network((1, 4, 4), TOP), data, LOSS)
     theta.W[1].weights[2] = np.random.default_rng(0).normal(size=(1, 3, 3))
     theta.b[1][2] = 0.1
@@ -179,7 +175,7 @@ def under_max_pooling(last=()):
     theta.W[1].weights[0], theta.W[2].weights[...] = 0, 0
     theta.W[1].weights[0, 0, 1, 1] = theta.W[2].weights[0, 0, 1, 1] = 1
     theta.b[1][:], theta.b[2][:], theta.b[4][:] = 0, [50, -50], 500
-    data = random_set()
+    data = random_set((1, 4, 4), 90, 3)
     data.x[:, :, ::2, ::2] += 20
     data.x[list(last)] = data.x[list(last), :, ::-1, ::-1]
     return theta, data
@@ -228,7 +224,7 @@ def test_a_tie_above_the_relays_breaks_the_structure():
 
 def test_poolings_of_the_input_are_no_relays():
     net = Network((1, 8, 8), [MaxPool(2), *TOP])
-    data = random_set((1, 8, 8), samples=60)
+    data = random_set((1, 8, 8), 60, 3)
     theta, pair = linear_minimum(net, data, LOSS)
     assert certify_relays(theta, data, LOSS, pair.lower).holds
     assert certify_relays(theta, data, LOSS, 2).structure  # the features are the pooled input

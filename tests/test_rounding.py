@@ -2,19 +2,9 @@
 
 import numpy as np
 import pytest
+from shared import SMOOTH
 
-from tinyspur.activations import (
-    ELU,
-    GELU,
-    Arctan,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Sine,
-    Softplus,
-    Swish,
-    Tanh,
-)
+from tinyspur.activations import ReLU
 from tinyspur.certificates.rounding import ROUNDING, output_rounding, preactivation_rounding
 from tinyspur.expansion import expand_risk, through_smooth
 from tinyspur.layers import Dense
@@ -24,7 +14,6 @@ from tinyspur.parameters import Parameters
 from tinyspur.passes import steps
 from tinyspur.samples import TrainingSet
 
-SMOOTH = [Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), Sine(), Arctan(), Swish(1.7)]
 over_smooth = pytest.mark.parametrize("sigma", SMOOTH, ids=repr)
 LARGE = 1e4
 

@@ -1,25 +1,20 @@
 """The survey of activations and widths: its rows, its lines, its program."""
 
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
+from shared import ROOT, SQUARED, load_program, run_python
 
 from tinyspur import datasets
 from tinyspur.activations import ELU, GELU, Softplus, Tanh
 from tinyspur.certificates.curvature import certify_curvature
 from tinyspur.constructions.smooth import lower_point, smooth_minimum
-from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.survey import (
     FLOOR,
@@ -30,9 +25,7 @@ from tinyspur.survey import (
     survey,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "demos" / "smooth_activations.py"
-SQUARED = SquaredLoss()
 FILES = ["smooth_activations.json", "smooth_activations.png", "smooth_widths.png"]
 NAMES = ["sigmoid", "tanh", "softplus", "SiLU", "GELU", "ELU", "sine", "arctan", "swish, 2"]
 SPECS = ["sigmoid", "tanh", "softplus", "silu", "gelu", "elu", "sine", "arctan", "swish"]
@@ -44,22 +37,10 @@ def options_of(settings):
     return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
 
 
-def run(*options):
-    return subprocess.run(
-        [sys.executable, PROGRAM, *map(str, options)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
-    )
-
-
 def main(*options):
     """Run the program in this process; return its exit status."""
-    spec = importlib.util.spec_from_file_location("smooth_activations", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     try:
-        return module.main([*map(str, options)])
+        return load_program(PROGRAM).main([*map(str, options)])
     except SystemExit as end:
         return end.code
 
@@ -68,7 +49,7 @@ def main(*options):
 def images(tmp_path_factory):
     """The program on images: what it printed, its folder, its JSON."""
     out = tmp_path_factory.mktemp("images")
-    ran = run(*options_of(SMALL), "--hidden", 4, 3, "--widths", 1, 50, "--out", out)
+    ran = run_python(PROGRAM, *options_of(SMALL), "--hidden", 4, 3, "--widths", 1, 50, "--out", out)
     assert ran.returncode == 0, ran.stderr
     return ran, out, json.loads((out / FILES[0]).read_text())
 
@@ -215,7 +196,7 @@ def test_bad_options_end_in_one_line(options, tmp_path, capsys):
 
 def test_a_folder_that_is_a_file_is_an_error_and_stays(tmp_path):
     (tmp_path / "file").write_text("kept")
-    ran = run("--out", tmp_path / "file")
+    ran = run_python(PROGRAM, "--out", tmp_path / "file")
     assert ran.returncode == 2
     assert re.fullmatch(r"error: .*\n", ran.stderr)
     assert (tmp_path / "file").read_text() == "kept"

@@ -20,11 +20,6 @@ N = 5
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
-@pytest.fixture
 def arrays(rng):
     return {key: rng.normal(size=shape) for key, shape in SHAPES.items()}
 

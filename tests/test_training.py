@@ -10,8 +10,9 @@ import strict_device
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import random_theta, twin_gradient, twin_of
 from torch.utils.flop_counter import FlopCounterMode
-from torch_twin import Twin, gradients, risk
+from torch_twin import Twin, risk
 
 from tinyspur import datasets
 from tinyspur.activations import GELU, ReLU, SmoothActivation, Tanh
@@ -51,12 +52,6 @@ def training_set(shape, samples=50, classes=3, seed=0):
     return TrainingSet(rng.random((samples, *shape)), one_hot(labels, classes, SMOOTHING))
 
 
-def start(net, seed=0, scale=0.5, dtype=np.float64):
-    theta = net.zeros(dtype=dtype)
-    theta.vector[:] = scale * np.random.default_rng(seed).standard_normal(net.size)
-    return theta
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(list(NETWORKS)),
@@ -69,7 +64,7 @@ def start(net, seed=0, scale=0.5, dtype=np.float64):
 def test_the_risk_never_ends_above_its_start(name, loss, seed, scale, dtype, iterations):
     net = NETWORKS[name]
     data = training_set(net.input_shape, seed=seed)
-    theta = start(net, seed, scale, dtype)
+    theta = random_theta(net, seed, scale).to(np, dtype)
     reached = descend(theta, data, loss, iterations)
     assert reached.vector.dtype == dtype
     assert np.isfinite(reached.vector).all()
@@ -79,7 +74,7 @@ def test_the_risk_never_ends_above_its_start(name, loss, seed, scale, dtype, ite
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 @pytest.mark.parametrize("net", NETWORKS.values(), ids=NETWORKS)
 def test_the_risk_falls_where_the_gradient_is_not_zero(net, loss):
-    data, theta = training_set(net.input_shape), start(net)
+    data, theta = training_set(net.input_shape), random_theta(net, scale=0.5)
     before, gradient = net.risk_and_gradient(theta, data, loss)
     assert abs(gradient.vector).max() > 1e-3
     one = net.risk(descend(theta, data, loss, 1), data, loss)
@@ -99,7 +94,7 @@ def test_the_risk_stays_at_a_minimum():
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_progress_gets_falling_risks_that_end_at_the_result(loss):
     net = NETWORKS["convolutions"]
-    data, theta, risks = training_set(net.input_shape), start(net), []
+    data, theta, risks = training_set(net.input_shape), random_theta(net, scale=0.5), []
     reached = descend(theta, data, loss, 15, risks.append)
     assert 5 <= len(risks) <= 15
     assert all(isinstance(risk, float) for risk in risks)
@@ -110,13 +105,15 @@ def test_progress_gets_falling_risks_that_end_at_the_result(loss):
 
 def test_one_iteration_reports_once():
     net, risks = NETWORKS["leaky"], []
-    descend(start(net), training_set(net.input_shape), SquaredLoss(), 1, risks.append)
+    descend(
+        random_theta(net, scale=0.5), training_set(net.input_shape), SquaredLoss(), 1, risks.append
+    )
     assert len(risks) == 1
 
 
 def test_progress_does_not_change_the_result():
     net = NETWORKS["convolutions"]
-    data, theta = training_set(net.input_shape), start(net)
+    data, theta = training_set(net.input_shape), random_theta(net, scale=0.5)
     quiet, loud = (descend(theta, data, SquaredLoss(), 8, show) for show in (None, lambda _: None))
     assert quiet.vector.tobytes() == loud.vector.tobytes()
 
@@ -127,9 +124,9 @@ def test_a_dense_layer_reaches_the_optimal_affine_fit(loss, shape):
     data = training_set(shape, samples=80)
     net = Network(shape, [Dense(3)])
     best = fit_affine(data.x.reshape(len(data), -1), data.y, loss)
-    reached = descend(start(net, scale=1.0), data, loss, 400)
+    reached = descend(random_theta(net, scale=1.0), data, loss, 400)
     risk = net.risk(reached, data, loss)
-    assert net.risk(start(net, scale=1.0), data, loss) > 1.1 * best.risk
+    assert net.risk(random_theta(net, scale=1.0), data, loss) > 1.1 * best.risk
     assert risk == pytest.approx(best.risk, rel=1e-8)
     assert risk >= best.risk * (1 - 1e-12)
 
@@ -147,27 +144,29 @@ def test_the_least_squares_weights_are_those_of_numpy():
 def test_fewer_than_one_iteration_is_refused(iterations):
     net = NETWORKS["leaky"]
     with pytest.raises(ValueError, match=f"at least one iteration, got {iterations}"):
-        descend(start(net), training_set(net.input_shape), SquaredLoss(), iterations)
+        descend(
+            random_theta(net, scale=0.5), training_set(net.input_shape), SquaredLoss(), iterations
+        )
 
 
 def test_data_of_another_shape_are_refused():
     net = NETWORKS["leaky"]
     with pytest.raises(ValueError, match="inputs"):
-        descend(start(net), training_set((1, 4, 4)), SquaredLoss(), 1)
+        descend(random_theta(net, scale=0.5), training_set((1, 4, 4)), SquaredLoss(), 1)
     with pytest.raises(ValueError, match="targets"):
-        descend(start(net), training_set((1, 3, 3), classes=4), SquaredLoss(), 1)
+        descend(random_theta(net, scale=0.5), training_set((1, 3, 3), classes=4), SquaredLoss(), 1)
 
 
 def test_targets_that_are_no_distributions_are_refused():
     net, data = NETWORKS["leaky"], training_set((1, 3, 3))
     with pytest.raises(ValueError, match="sum to 1"):
-        descend(start(net), TrainingSet(data.x, 2 * data.y), CrossEntropy(), 1)
+        descend(random_theta(net, scale=0.5), TrainingSet(data.x, 2 * data.y), CrossEntropy(), 1)
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.0])
 def test_arguments_are_left_as_they_were(scale):
     net = NETWORKS["convolutions"]
-    data, theta = training_set(net.input_shape), start(net, scale=scale)
+    data, theta = training_set(net.input_shape), random_theta(net, scale=scale)
     before = [a.tobytes() for a in (theta.vector, data.x, data.y)]
     reached = descend(theta, data, SquaredLoss(), 5)
     reached.vector[:] = 7
@@ -177,7 +176,9 @@ def test_arguments_are_left_as_they_were(scale):
 def test_the_same_start_gives_the_same_bytes():
     net = NETWORKS["convolutions"]
     data = training_set(net.input_shape)
-    first, second = (descend(start(net), data, SquaredLoss(), 6) for _ in range(2))
+    first, second = (
+        descend(random_theta(net, scale=0.5), data, SquaredLoss(), 6) for _ in range(2)
+    )
     assert first.vector.tobytes() == second.vector.tobytes()
 
 
@@ -185,7 +186,11 @@ def test_the_same_start_gives_the_same_bytes():
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_the_descent_stops_where_the_gradient_reaches_its_goal(loss, dtype):
     net = NETWORKS["convolutions"]
-    data, theta, steps = training_set(net.input_shape), start(net, dtype=dtype), []
+    data, theta, steps = (
+        training_set(net.input_shape),
+        random_theta(net, scale=0.5).to(np, dtype),
+        [],
+    )
     largest = abs(net.gradient(theta, data, loss).vector).max()
     goal = 0.05 * float(largest)
     reached = descend(theta, data, loss, 200, steps.append, goal)
@@ -199,7 +204,7 @@ def test_the_descent_stops_where_the_gradient_reaches_its_goal(loss, dtype):
 
 def test_a_lower_point_on_the_way_does_not_replace_the_one_that_reaches_the_goal(monkeypatch):
     net, loss = NETWORKS["convolutions"], SquaredLoss()
-    data, theta = training_set(net.input_shape), start(net)
+    data, theta = training_set(net.input_shape), random_theta(net, scale=0.5)
     lower = descend(theta, data, loss, 50)
     last = descend(theta, data, loss, 3)
 
@@ -216,7 +221,7 @@ def test_a_lower_point_on_the_way_does_not_replace_the_one_that_reaches_the_goal
 
 def test_a_goal_that_holds_at_the_start_leaves_the_point():
     net, loss = NETWORKS["convolutions"], SquaredLoss()
-    data, theta, steps = training_set(net.input_shape), start(net), []
+    data, theta, steps = training_set(net.input_shape), random_theta(net, scale=0.5), []
     goal = 1.01 * float(abs(net.gradient(theta, data, loss).vector).max())
     reached = descend(theta, data, loss, 9, steps.append, goal)
     assert reached.vector.tobytes() == theta.vector.tobytes()
@@ -227,13 +232,20 @@ def test_a_goal_that_holds_at_the_start_leaves_the_point():
 def test_a_goal_below_zero_is_refused(goal):
     net = NETWORKS["leaky"]
     with pytest.raises(ValueError, match="expected a gradient goal >= 0"):
-        descend(start(net), training_set(net.input_shape), SquaredLoss(), 1, None, goal)
+        descend(
+            random_theta(net, scale=0.5),
+            training_set(net.input_shape),
+            SquaredLoss(),
+            1,
+            None,
+            goal,
+        )
 
 
 def test_the_polish_says_what_it_reached_and_why_it_stopped():
     data, loss = training_set((1, 3, 3), samples=80), SquaredLoss()
     net = Network((1, 3, 3), [Dense(3)])
-    theta, steps = start(net, scale=1.0), []
+    theta, steps = random_theta(net, scale=1.0), []
     largest = abs(net.gradient(theta, data, loss).vector).max()
     for iterations, stopped in ((400, "reached"), (3, "not reached in so many steps")):
         steps.clear()
@@ -261,15 +273,9 @@ def test_a_network_that_can_fit_the_images_is_polished_to_a_gradient_of_almost_n
     trained = train(kaiming_start(net, 0), data, loss, 20, 5)
     result = polish(trained, data, loss, 1000)
     assert result.stopped == "reached"
-    ends = [_torch_gradient(point, data) for point in (trained, result.theta)]
+    ends = [abs(twin_gradient(point, data)).max() for point in (trained, result.theta)]
     assert ends[1] <= 1e-6 * ends[0]
     assert result.risk < 1e-9 * result.risk_before
-
-
-def _torch_gradient(theta, data):
-    twin = Twin(theta.net.spec).load(theta.arrays())
-    found = gradients(twin, data.x, data.y, "squared")
-    return max(abs(values).max() for values in found.values())
 
 
 @pytest.mark.parametrize("seed", [2, 5])
@@ -318,7 +324,7 @@ def test_the_kaiming_start_has_the_variance_of_pytorch():
 def test_every_step_of_adam_is_that_of_pytorch(loss, weight_decay, pooling):
     net, data = training_problem(pooling=pooling)
     theta = kaiming_start(net)
-    twin = Twin(net.spec).load(theta.arrays())
+    twin = twin_of(theta)
     parameters = list(twin.parameters())
     adam = Adam(learning_rate=3e-3, weight_decay=weight_decay)
     theirs = torch.optim.Adam(parameters, lr=3e-3, weight_decay=weight_decay)
@@ -362,7 +368,7 @@ def test_a_whole_training_is_that_of_pytorch(loss):
     net, data = training_problem()
     start = kaiming_start(net)
     trained = train(start, data, loss, 6, 16, Adam(2e-3, 1e-2), seed=4)
-    twin = Twin(net.spec).load(start.arrays())
+    twin = twin_of(start)
     theirs = torch.optim.Adam(twin.parameters(), lr=2e-3, weight_decay=1e-2)
     x, y = torch.as_tensor(data.x), torch.as_tensor(data.y)
     for epoch in range(6):

@@ -1,0 +1,217 @@
+"""What several test files use: oracles in PyTorch, random points and data, checks, programs."""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_twin
+
+from tinyspur.activations import (
+    ELU,
+    GELU,
+    Arctan,
+    Sigmoid,
+    SiLU,
+    Sine,
+    SmoothActivation,
+    Softplus,
+    Swish,
+    Tanh,
+)
+from tinyspur.losses import SquaredLoss, one_hot
+from tinyspur.parameters import Parameters
+from tinyspur.samples import TrainingSet
+
+ROOT = Path(__file__).resolve().parent.parent
+CIFAR10_SAMPLE = Path(__file__).parent / "cifar10_sample_20.npz"
+SQUARED = SquaredLoss()
+SMOOTH = [Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), Sine(), Arctan(), Swish(1.7)]
+
+
+# Functions as a user writes them
+
+
+def log_cosh(z):
+    return np.logaddexp(z, -z) - math.log(2)
+
+
+def log_cosh_bend(z):
+    return 1 - np.tanh(z) ** 2
+
+
+LOG_COSH = SmoothActivation("log cosh", log_cosh, np.tanh, log_cosh_bend, (1.0, 0.7699))
+UNBOUNDED_LOG_COSH = SmoothActivation("log cosh", log_cosh, np.tanh)
+
+
+class LogCosh:
+    """A loss without a base class."""
+
+    name = "log-cosh"
+
+    def value(self, o, y):
+        return (np.logaddexp(o - y, y - o) - np.log(2)).sum(axis=0)
+
+    def gradient(self, o, y):
+        return np.tanh(o - y)
+
+    def curvature(self, o, y, d):
+        return d * (1 - np.tanh(o - y) ** 2)
+
+    def check_targets(self, y):
+        if (y < -100).any():
+            raise ValueError("log-cosh: expected targets above -100")
+
+
+# The same in PyTorch
+
+
+def torch_log_cosh(z):
+    return torch.logaddexp(z, -z) - math.log(2)
+
+
+def twin_of(theta):
+    """Return the network in PyTorch, described by JSON; it knows the activation log cosh."""
+    spec = theta.net.spec
+    own = spec["activation"]["name"] == LOG_COSH.name
+    if own:
+        spec["activation"] = {"name": "tanh"}
+    twin = torch_twin.Twin(json.dumps(spec)).load(theta.arrays())
+    if own:
+        twin.activation = torch_log_cosh
+    return twin
+
+
+def outputs_of(theta, x):
+    return twin_of(theta)(x).detach().numpy()
+
+
+def torch_risk(outputs, y, loss):
+    """Return the risk as a tensor; it knows the loss log-cosh."""
+    if loss.name == LogCosh.name:
+        return torch_log_cosh(torch.as_tensor(outputs) - torch.as_tensor(y)).sum(1).mean()
+    return torch_twin.risk(outputs, y, loss.name, getattr(loss, "delta", 1.0))
+
+
+def twin_risk(theta, data, loss=SQUARED):
+    return torch_risk(outputs_of(theta, data.x), data.y, loss).item()
+
+
+def twin_gradient(theta, data, loss=SQUARED):
+    """Return the gradient of the risk, in the order of the vector of all parameters."""
+    twin = twin_of(theta)
+    risk = torch_risk(twin(data.x), data.y, loss)
+    parts = torch.autograd.grad(risk, list(twin.arrays().values()))
+    return torch.cat([part.flatten() for part in parts]).numpy()
+
+
+def twin_hessian(theta, data, loss=SQUARED):
+    """Return the Hessian of the risk by double backward, in the order of the vector."""
+    twin = twin_of(theta)
+    parameters = list(twin.arrays().values())
+    risk = torch_risk(twin(data.x), data.y, loss)
+    first = torch.autograd.grad(risk, parameters, create_graph=True)
+    rows = []
+    for entry in torch.cat([g.flatten() for g in first]):
+        row = torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)
+        rows.append(torch.cat([part.flatten() for part in row]).numpy())
+    return np.array(rows)
+
+
+# Random points and data
+
+
+def random_theta(net, seed=0, scale=1.0):
+    """Return normal parameters."""
+    return Parameters(net, scale * np.random.default_rng(seed).normal(size=net.size))
+
+
+def moved(theta, *moves):
+    """Return theta plus each number times its direction; `moves` are pairs of the two."""
+    vector = theta.vector
+    for step, direction in moves:
+        vector = vector + float(step) * direction.vector
+    return Parameters(theta.net, vector)
+
+
+def random_direction(shape, seed=0):
+    return np.random.default_rng([seed, 1]).normal(size=math.prod(shape))
+
+
+def random_set(shape, samples=40, outputs=2, loss=SQUARED, seed=0):
+    """Return normal inputs and normal targets, for the cross-entropy distributions."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(samples, *shape))
+    if loss.name == "cross-entropy":
+        return TrainingSet(x, rng.dirichlet(np.ones(outputs), samples))
+    return TrainingSet(x, rng.normal(size=(samples, outputs)))
+
+
+def targets_for(loss, rng, samples, outputs):
+    """Return normal targets, for the cross-entropy smoothed labels."""
+    if loss.name == "cross-entropy":
+        return one_hot(rng.integers(0, outputs, samples), outputs, smoothing=0.2)
+    return rng.normal(size=(samples, outputs))
+
+
+def random_point(net, loss=SQUARED, samples=6, seed=0):
+    """Return normal parameters and a normal training set."""
+    rng = np.random.default_rng(seed)
+    theta = Parameters(net, rng.normal(size=net.size))
+    x = rng.normal(size=(samples, *net.input_shape))
+    return theta, TrainingSet(x, targets_for(loss, rng, samples, math.prod(net.shapes[-1])))
+
+
+def random_pixels(net, loss, samples, seed=0, low=0.0):
+    """Return pixels from `low` to 1 and targets that no affine map fits."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(low, 1, (samples, *net.input_shape))
+    return TrainingSet(x, targets_for(loss, rng, samples, net.shapes[-1][0]))
+
+
+# Comparisons
+
+
+def close(found, expected, tolerance=1e-12, rounding=0.0):
+    """Check that two arrays agree relative to the largest entry, up to `rounding` besides.
+
+    A zero array agrees with a zero array alone, but for `rounding`.
+    """
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert found.shape == expected.shape
+    largest = abs(expected).max(initial=0)
+    assert abs(found - expected).max(initial=0) <= tolerance * largest + rounding
+
+
+def refuses(error, message):
+    """Expect an error whose message is one line that contains `message`."""
+    return pytest.raises(error, match=rf"^[^\n]*{re.escape(message)}[^\n]*$")
+
+
+# Programs
+
+
+def run_python(*arguments):
+    """Run Python on this package; return what it printed and its exit status."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+    )
+
+
+def load_program(path):
+    """Return a program as a module."""
+    spec = importlib.util.spec_from_file_location(f"program_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
