@@ -13,6 +13,7 @@ from tinyspur.activations import ELU, GELU, Arctan, ReLU, Sigmoid, SiLU, Sine, S
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.errors import AssumptionError
 from tinyspur.escapes import (
     find_escape,
     first_order_directions,
@@ -20,7 +21,6 @@ from tinyspur.escapes import (
     second_order_directions,
 )
 from tinyspur.expansion import coordinate_rates, expand_risk, one_sided_derivative
-from tinyspur.fitting import AssumptionError
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network

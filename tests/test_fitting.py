@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tinyspur
-from tinyspur.fitting import AssumptionError, fit_affine
+from tinyspur.errors import AssumptionError
+from tinyspur.fitting import fit_affine
 from tinyspur.losses import (
     AbsoluteLoss,
     CrossEntropy,

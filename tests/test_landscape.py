@@ -50,7 +50,7 @@ from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.matrices import ConvolutionMatrix, WeightMatrix
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.reports import save_point
+from tinyspur.points import save_point
 from tinyspur.rounding import risk_rounding
 from tinyspur.samples import TrainingSet
 from tinyspur.scanning import scan

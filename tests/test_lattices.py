@@ -16,7 +16,8 @@ from tinyspur.constructions.lattices import (
     smallest_cases,
 )
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
-from tinyspur.fitting import AssumptionError, fit_affine
+from tinyspur.errors import AssumptionError
+from tinyspur.fitting import fit_affine
 from tinyspur.layers import Dense
 from tinyspur.losses import AbsoluteLoss, SquaredLoss
 from tinyspur.network import Network

@@ -56,6 +56,7 @@ from .constructions.piecewise_linear import (
 from .constructions.relays import RelayedPair, rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
 from .curvature import CurvatureCertificate, certify_curvature
+from .errors import AssumptionError
 from .escapes import (
     DescentDirection,
     Escape,
@@ -65,7 +66,7 @@ from .escapes import (
 )
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
-from .fitting import AffineFit, AssumptionError, fit_affine
+from .fitting import AffineFit, fit_affine
 from .landscape import Landscape, Lines, Plane, random_direction
 from .layers import AveragePool, Conv, Dense, MaxPool
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
@@ -73,8 +74,8 @@ from .matrices import ConvolutionMatrix, DenseMatrix
 from .matrix_figures import plot_matrix
 from .network import Network
 from .parameters import Parameters
+from .points import load_point, save_point
 from .pooling import AveragePoolingMatrix, MaxPoolingMatrix
-from .reports import load_point, save_point
 from .samples import TrainingSet
 from .scanning import scan
 from .training import Adam, descend, kaiming_start, polish, train

@@ -16,15 +16,17 @@ import numpy as np
 
 from . import backend, datasets
 from .certificates import CellCertificate, certify_cell, round_down
+from .console import Stages, exit_status
 from .curvature import CurvatureCertificate, certify_curvature
 from .escapes import DescentDirection, Escape, find_descent_direction, find_escape
 from .evidence import gather_evidence
+from .files import check_writable, naming, write_json
 from .findings import REACH
 from .layers import MaxPool
 from .losses import HuberLoss, Loss, loss_named, one_hot
 from .network import Network
 from .parameters import Parameters
-from .reports import Stages, check_writable, exit_status, load_point, naming, write_json
+from .points import load_point
 from .samples import TrainingSet
 
 Certificate = CellCertificate | CurvatureCertificate

@@ -17,10 +17,10 @@ import numpy as np
 
 from .certificates import certify_cell
 from .constructions.piecewise_linear import Groups, gated_minimum
+from .files import whole_file
 from .losses import Loss
 from .network import Network
 from .parameters import Parameters
-from .reports import whole_file
 from .samples import TrainingSet
 from .training import descend, kaiming_start
 

@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 
 from . import cifar10
 from .cifar10 import CIFAR10_MD5, CIFAR10_URL
-from .reports import naming, read_arrays
+from .files import naming, read_arrays
 from .samples import TrainingSet, draw
 
 DATA_VARIABLE = "TINYSPUR_DATA"

@@ -16,8 +16,8 @@ import scipy.optimize
 
 from .activations import check_piecewise_linear
 from .backend import Array, namespace, to_numpy
+from .errors import AssumptionError
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
-from .fitting import AssumptionError
 from .losses import Loss
 from .parameters import Parameters
 from .rounding import risk_rounding

@@ -18,10 +18,10 @@ import numpy as np
 
 from .certificates import certify_cell
 from .constructions.convolutional import SpuriousMinimum
+from .files import naming, write_json
 from .landscape import Landscape, Lines, Plane, RandomDirections, random_direction
 from .losses import Loss
 from .parameters import Parameters
-from .reports import naming, write_json
 from .samples import TrainingSet
 from .scanning import scan
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from . import activations
 from .activations import Activation
+from .files import naming
 from .layers import AveragePool, Conv, Dense, Layer, MaxPool, Pooling
 from .network import Network
 from .parameters import Parameters
-from .reports import naming
 
 try:
     import torch

@@ -24,10 +24,10 @@ import numpy as np
 from tqdm import tqdm
 
 from .backend import Array, all_to_numpy, namespace, one_thread, to_numpy
+from .files import naming, read_arrays
 from .landscape import Landscape, Lines, Plane, RandomDirections
 from .losses import Loss
 from .parameters import Parameters
-from .reports import naming, read_arrays
 from .rounding import risk_rounding
 from .samples import TrainingSet
 

@@ -23,8 +23,8 @@ from ..certificates import (
     certify_cell,
     certify_relays,
 )
+from ..errors import AssumptionError
 from ..escapes import Escape, kink_escape, measure_escape, random_unit
-from ..fitting import AssumptionError
 from ..losses import Loss
 from ..parameters import Parameters
 from ..rounding import risk_rounding

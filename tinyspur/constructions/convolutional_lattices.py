@@ -17,7 +17,8 @@ import numpy as np
 import scipy.optimize
 
 from ..activations import ReLU
-from ..fitting import AssumptionError, fit_affine
+from ..errors import AssumptionError
+from ..fitting import fit_affine
 from ..layers import Conv, Dense, MaxPool, Pooling
 from ..losses import Loss
 from ..network import Network

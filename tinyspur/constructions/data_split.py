@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from ..backend import namespace, to_numpy
-from ..fitting import AssumptionError
+from ..errors import AssumptionError
 from ..losses import Loss
 from ..parameters import Parameters
 from ..rounding import output_rounding

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..activations import ReLU
 from ..backend import Array, namespace, to_numpy
-from ..fitting import AssumptionError, fit_affine
+from ..errors import AssumptionError
+from ..fitting import fit_affine
 from ..layers import AveragePool, Conv, Dense, Layer
 from ..losses import Loss
 from ..network import Network

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..fitting import AssumptionError, fit_affine
+from ..errors import AssumptionError
+from ..fitting import fit_affine
 from ..layers import Dense
 from ..losses import Loss
 from ..network import Network

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..activations import ReLU
-from ..fitting import AssumptionError, fit_affine
+from ..errors import AssumptionError
+from ..fitting import fit_affine
 from ..losses import Loss, SquaredLoss
 from ..network import Network
 from ..parameters import Parameters

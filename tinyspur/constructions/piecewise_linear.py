@@ -15,7 +15,8 @@ import scipy.optimize
 from ..activations import check_piecewise_linear
 from ..backend import to_numpy
 from ..certificates import CellCertificate, certify_cell
-from ..fitting import AffineFit, AssumptionError, fit_affine
+from ..errors import AssumptionError
+from ..fitting import AffineFit, fit_affine
 from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..activations import Activation
 from ..curvature import CurvatureCertificate, certify_curvature, check_smooth
-from ..fitting import AssumptionError
+from ..errors import AssumptionError
 from ..losses import SquaredLoss
 from ..network import Network
 from ..parameters import Parameters
