@@ -21,6 +21,7 @@ from threadpoolctl import ThreadpoolController
 from tinyspur import datasets
 from tinyspur.backend import WORKERS, in_order
 from tinyspur.console import exit_status
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.files import write_json
 from tinyspur.landscape import Plane
 from tinyspur.layers import Conv, Dense
@@ -28,7 +29,6 @@ from tinyspur.losses import SquaredLoss, one_hot
 from tinyspur.matrices import ConvolutionMatrix
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 from tinyspur.scanning import scan
 from tinyspur.training import kaiming_start, training_flops
 

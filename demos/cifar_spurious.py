@@ -34,6 +34,7 @@ from tinyspur.constructions.convolutional import (
 from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.experiments import Figures, read_figures, scan_figures
 from tinyspur.files import check_writable, write_json
 from tinyspur.landscape_figures import draw_level_sets, draw_lines, draw_surfaces
@@ -43,7 +44,6 @@ from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.plotting import draw_spurious_minimum
 from tinyspur.points import save_point
-from tinyspur.samples import TrainingSet
 from tinyspur.training import (
     Adam,
     descend,

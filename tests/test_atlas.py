@@ -16,10 +16,10 @@ import torch_twin
 from matplotlib.image import imread
 
 from tinyspur.atlas import Atlas, map_minima, partitions
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
-from tinyspur.samples import TrainingSet
 from tinyspur.training import descend, kaiming_start
 
 ROOT = Path(__file__).resolve().parent.parent

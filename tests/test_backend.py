@@ -12,13 +12,13 @@ from tinyspur import certificates, matrices, pattern_radius
 from tinyspur.activations import ReLU, Tanh
 from tinyspur.backend import all_to_numpy, namespace, select, special, to_numpy
 from tinyspur.certificates import certify_cell
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
 from tinyspur.matrices import ConvolutionMatrix, DenseMatrix
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.pooling import AveragePoolingMatrix, MaxPoolingMatrix
-from tinyspur.samples import TrainingSet
 
 # The choice
 

@@ -38,6 +38,7 @@ from tinyspur.constructions.embedding import (
     subnetwork,
 )
 from tinyspur.constructions.relays import outgoing, rescale
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.errors import AssumptionError
 from tinyspur.escapes import kink_escape
 from tinyspur.fitting import fit_affine
@@ -45,7 +46,6 @@ from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 

@@ -30,12 +30,12 @@ from tinyspur.curvature import (
     curvature_radius,
     output_hessians,
 )
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.escapes import find_escape
 from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 SQUARED = SquaredLoss()
 KNOWN = [

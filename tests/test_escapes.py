@@ -13,6 +13,7 @@ from tinyspur.activations import ELU, GELU, Arctan, ReLU, Sigmoid, SiLU, Sine, S
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.errors import AssumptionError
 from tinyspur.escapes import (
     find_escape,
@@ -25,7 +26,6 @@ from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 LAYOUTS = {

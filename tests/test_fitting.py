@@ -24,7 +24,7 @@ from tinyspur.losses import (
     softmax,
 )
 
-IMAGES = Path(tinyspur.__file__).parent / "data" / "fashion_mnist_4000.npz"
+IMAGES = Path(tinyspur.__file__).parent / "datasets" / "data" / "fashion_mnist_4000.npz"
 
 
 def risk_of(fit, x, y, loss):

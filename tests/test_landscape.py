@@ -38,6 +38,7 @@ from tinyspur import backend, find_spurious_minimum, linear_minimum, scanning
 from tinyspur.activations import ReLU, SmoothActivation, Softplus, Tanh
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.landscape import (
     Landscape,
     Lines,
@@ -52,7 +53,6 @@ from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.points import save_point
 from tinyspur.rounding import risk_rounding
-from tinyspur.samples import TrainingSet
 from tinyspur.scanning import scan
 
 LOSS = SquaredLoss()

@@ -16,12 +16,12 @@ from tinyspur.constructions.lattices import (
     smallest_cases,
 )
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.errors import AssumptionError
 from tinyspur.fitting import fit_affine
 from tinyspur.layers import Dense
 from tinyspur.losses import AbsoluteLoss, SquaredLoss
 from tinyspur.network import Network
-from tinyspur.samples import TrainingSet
 
 SQUARED = SquaredLoss()
 

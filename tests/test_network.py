@@ -1,7 +1,6 @@
 """Networks compute what their PyTorch twins compute, and say what they are."""
 
 import json
-import pickle
 import re
 
 import numpy as np
@@ -28,11 +27,11 @@ from tinyspur.activations import (
     Tanh,
 )
 from tinyspur.backend import select, to_numpy
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 from tinyspur.training import kaiming_start
 
 over_networks = settings(
@@ -888,40 +887,6 @@ def test_targets_that_are_no_distributions_are_refused_by_the_cross_entropy(net,
         with pytest.raises(ValueError, match="sample 1"):
             compute(theta, data, CrossEntropy())
     assert net.risk(theta, data, SquaredLoss()) > 0
-
-
-@pytest.mark.parametrize(
-    ("x", "y"),
-    [
-        ((3, 1, 4), (2, 1)),
-        ((0, 1, 4), (0, 1)),
-        ((3, 4), (3, 1)),
-        ((3, 1, 4), (3,)),
-        ((3, 1, 4), (3, 1, 1)),
-    ],
-)
-def test_training_sets_of_wrong_shapes_are_refused(x, y):
-    with pytest.raises(ValueError, match=re.escape(f"got {x} and {y}")):
-        TrainingSet(np.zeros(x), np.zeros(y))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused_and_the_first_sample_is_named(value):
-    x, y = np.zeros((9, 1, 2, 2)), np.zeros((9, 3))
-    assert len(TrainingSet(x, y)) == 9
-    for name, values in (("x", x), ("y", y)):
-        wrong = values.copy()
-        wrong[4].flat[2] = wrong[7].flat[0] = wrong[7].flat[1] = value
-        data = {"x": x, "y": y, name: wrong}
-        with pytest.raises(ValueError, match=f": {name} .* in 2 of 9 .*the first is sample 4"):
-            TrainingSet(**data)
-
-
-def test_a_training_set_shows_its_sizes_and_is_pickled():
-    data = TrainingSet(np.zeros((200, 1, 7, 7)), np.ones((200, 10)))
-    assert repr(data) == "TrainingSet(200 samples (1, 7, 7), targets (10,))"
-    again = pickle.loads(pickle.dumps(data))
-    assert np.array_equal(again.x, data.x) and np.array_equal(again.y, data.y)
 
 
 def test_an_activation_of_the_users_may_keep_what_it_is_given_and_run_passes():

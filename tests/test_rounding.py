@@ -15,13 +15,13 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.expansion import _through_smooth, expand_risk
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.rounding import ROUNDING, output_rounding, preactivation_rounding
-from tinyspur.samples import TrainingSet
 
 SMOOTH = [Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), Sine(), Arctan(), Swish(1.7)]
 over_smooth = pytest.mark.parametrize("sigma", SMOOTH, ids=repr)

@@ -23,6 +23,7 @@ from tinyspur.activations import (
 )
 from tinyspur.constructions.smooth import interpolate, lower_point, smooth_minimum
 from tinyspur.curvature import certify_curvature
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.errors import AssumptionError
 from tinyspur.escapes import find_escape
 from tinyspur.layers import Conv, Dense
@@ -30,7 +31,6 @@ from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.points import load_point, save_point
-from tinyspur.samples import TrainingSet
 
 SQUARED = SquaredLoss()
 

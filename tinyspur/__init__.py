@@ -1,5 +1,6 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
 
+from . import datasets
 from .activations import (
     ELU,
     GELU,
@@ -56,6 +57,7 @@ from .constructions.piecewise_linear import (
 from .constructions.relays import RelayedPair, rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
 from .curvature import CurvatureCertificate, certify_curvature
+from .datasets.samples import TrainingSet
 from .errors import AssumptionError
 from .escapes import (
     DescentDirection,
@@ -76,7 +78,6 @@ from .network import Network
 from .parameters import Parameters
 from .points import load_point, save_point
 from .pooling import AveragePoolingMatrix, MaxPoolingMatrix
-from .samples import TrainingSet
 from .scanning import scan
 from .training import Adam, descend, kaiming_start, polish, train
 
@@ -138,6 +139,7 @@ __all__ = [
     "certify_relays",
     "check_assumption_1",
     "convolutional_lattice",
+    "datasets",
     "descend",
     "embed",
     "equal_risk_point",

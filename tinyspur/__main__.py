@@ -18,6 +18,7 @@ from . import backend, datasets
 from .certificates import CellCertificate, certify_cell, round_down
 from .console import Stages, exit_status
 from .curvature import CurvatureCertificate, certify_curvature
+from .datasets.samples import TrainingSet
 from .escapes import DescentDirection, Escape, find_descent_direction, find_escape
 from .evidence import gather_evidence
 from .files import check_writable, naming, write_json
@@ -27,7 +28,6 @@ from .losses import HuberLoss, Loss, loss_named, one_hot
 from .network import Network
 from .parameters import Parameters
 from .points import load_point
-from .samples import TrainingSet
 
 Certificate = CellCertificate | CurvatureCertificate
 LARGEST_CORNER = 1000  # rows and columns that are shown at most

@@ -11,6 +11,7 @@ import numpy as np
 
 from .activations import check_piecewise_linear
 from .backend import Array, all_to_numpy, namespace, to_numpy
+from .datasets.samples import TrainingSet
 from .evidence import Evidence, gather_evidence
 from .fitting import stationary_subgradient
 from .layers import Dense, MaxPool
@@ -19,7 +20,6 @@ from .network import Network
 from .parameters import Parameters
 from .pattern_radius import Chunk, keeps_patterns, shrink
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
-from .samples import TrainingSet
 
 ROUNDING_LIMIT = 1e-6  # share of the largest target above which an output's error is no excuse
 MET = 8  # an output meets its target, at a kink of the loss, up to so many rounding errors

@@ -14,13 +14,13 @@ import numpy as np
 
 from .backend import to_numpy
 from .certificates import STATIONARITY_LIMIT, round_down
+from .datasets.samples import TrainingSet
 from .layers import Dense
 from .losses import Loss, SquaredLoss
 from .network import Network
 from .parameters import Parameters
 from .pattern_radius import RADIUS_ACCURACY
 from .rounding import EPSILON, ROUNDING, preactivation_rounding
-from .samples import TrainingSet
 
 DEFINITE = 1000  # an eigenvalue is not 0 above so many rounding errors of the matrix
 LARGEST = 1e6  # radius that is looked for

@@ -12,10 +12,10 @@ import numpy as np
 
 from .activations import Activation
 from .backend import Array, namespace
+from .datasets.samples import TrainingSet
 from .losses import Loss
 from .parameters import Parameters
 from .rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
-from .samples import TrainingSet
 
 
 class Expansion(NamedTuple):

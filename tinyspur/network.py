@@ -15,10 +15,10 @@ import numpy as np
 
 from .activations import KNOWN, Activation, ReLU, activation_named, check_piecewise_linear
 from .backend import Array, all_to_numpy, in_order, namespace, to_numpy
+from .datasets.samples import TrainingSet
 from .layers import Layer, MaxPool, Pooling, is_positive, layer_of, shapes_of, slots_of, spec_of
 from .losses import Loss
 from .parameters import Parameters
-from .samples import TrainingSet
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that each thread of a pass holds at once
 CACHED = 20 * 2**20  # of these, what a chunk has: more would leave the caches

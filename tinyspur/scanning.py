@@ -24,12 +24,12 @@ import numpy as np
 from tqdm import tqdm
 
 from .backend import Array, all_to_numpy, namespace, one_thread, to_numpy
+from .datasets.samples import TrainingSet
 from .files import naming, read_arrays
 from .landscape import Landscape, Lines, Plane, RandomDirections
 from .losses import Loss
 from .parameters import Parameters
 from .rounding import risk_rounding
-from .samples import TrainingSet
 
 TOGETHER = 4  # points whose first layers are one product; also what a worker gets at a time
 SAVE_SECONDS = 1.0  # between two writings of what is finished

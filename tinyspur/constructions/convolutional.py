@@ -23,12 +23,12 @@ from ..certificates import (
     certify_cell,
     certify_relays,
 )
+from ..datasets.samples import TrainingSet
 from ..errors import AssumptionError
 from ..escapes import Escape, kink_escape, measure_escape, random_unit
 from ..losses import Loss
 from ..parameters import Parameters
 from ..rounding import risk_rounding
-from ..samples import TrainingSet
 from .data_split import (
     DataSplit,
     map_values,

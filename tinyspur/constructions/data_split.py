@@ -12,11 +12,11 @@ from functools import cache, lru_cache
 import numpy as np
 
 from ..backend import namespace, to_numpy
+from ..datasets.samples import TrainingSet
 from ..errors import AssumptionError
 from ..losses import Loss
 from ..parameters import Parameters
 from ..rounding import output_rounding
-from ..samples import TrainingSet
 from .relays import RelayedPair
 
 SPLITS = ("steepest", "largest")

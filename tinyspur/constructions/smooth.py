@@ -14,12 +14,12 @@ import numpy as np
 
 from ..activations import Activation
 from ..curvature import CurvatureCertificate, certify_curvature, check_smooth
+from ..datasets.samples import TrainingSet
 from ..errors import AssumptionError
 from ..losses import SquaredLoss
 from ..network import Network
 from ..parameters import Parameters
 from ..rounding import EPSILON, risk_rounding
-from ..samples import TrainingSet
 from ..training import descend, kaiming_start
 
 LOSS = SquaredLoss()

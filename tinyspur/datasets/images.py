@@ -1,7 +1,4 @@
-"""Image classification sets: the bundled Fashion-MNIST images, CIFAR-10, and NPZ files.
-
-Damaged or unsafe files are refused with a ValueError of one line that names the file.
-"""
+"""Labelled images and samples: the bundled ones, those of NPZ files, and CIFAR-10."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..files import naming, read_arrays
 from . import cifar10
 from .cifar10 import CIFAR10_MD5, CIFAR10_URL
-from .files import naming, read_arrays
 from .samples import TrainingSet, draw
 
 DATA_VARIABLE = "TINYSPUR_DATA"
