@@ -13,6 +13,11 @@ import pytest
 
 SAMPLE = Path(__file__).parent / "cifar10_sample_20.npz"
 ARCHIVE = "cifar-10-binary.tar.gz"
+ALONE = """
+import importlib.machinery, importlib.util, sys
+spec = importlib.machinery.PathFinder.find_spec("tinyspur")
+sys.modules["tinyspur"] = importlib.util.module_from_spec(spec)
+"""  # the start of a program in which the package itself imports nothing
 
 
 @contextlib.contextmanager

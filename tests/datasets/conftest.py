@@ -4,15 +4,12 @@ import numpy as np
 import pytest
 from data_files import ARCHIVE, SAMPLE, batches, write_archive
 
-from tinyspur.datasets import cifar10
-
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
-    """An empty cache folder, no variable, no waiting between attempts."""
+    """An empty cache folder, no variable."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TINYSPUR_DATA", raising=False)
-    monkeypatch.setattr(cifar10, "_BACKOFF_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,41 @@
-"""The download of CIFAR-10."""
+"""The download of CIFAR-10 from a server on this machine: a whole archive or nothing, and why."""
 
+import errno
 import hashlib
 import http.server
+import os
+import signal
+import stat
+import subprocess
+import sys
 import threading
 import time
-import urllib.request
 
+import pooch
 import pytest
-from data_files import ARCHIVE, check_sample, refused
+from data_files import ALONE, ARCHIVE, batches, check_sample, refused, write_archive
 
 from tinyspur import datasets
 from tinyspur.datasets import cifar10, load
 
+LEFT_OUT = 20_000  # bytes at the end of an archive that is cut
+
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `body`; `breaks` requests are cut after `cut` bytes, `mode` spoils the answers."""
+    """Serves `body`, or answers with `status`, the first `cuts` times without its end.
+
+    An answer waits until the clients are `together`, and one without its end for `release`.
+    """
 
     daemon_threads = True
 
     def __init__(self, body):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.body, self.mode, self.breaks, self.cut = body, "range", 0, 10_000
-        self.requests, self.release = [], threading.Event()
+        self.body, self.status, self.cuts, self.length = body, 200, 0, True
+        self.requests, self.lock = 0, threading.Lock()
+        self.together, self.release = threading.Barrier(1), threading.Event()
+        self.release.set()
+        self.while_cut = lambda: None
         self.url = f"http://127.0.0.1:{self.server_port}/{ARCHIVE}"
         self.md5 = hashlib.md5(body).hexdigest()
 
@@ -33,36 +47,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        server, asked = self.server, self.headers.get("Range")
-        server.requests.append(asked)
-        size, start = len(server.body), 0
-        if server.mode == "missing":
-            self.send_error(404)
+        server = self.server
+        with server.lock:
+            server.requests += 1
+            cut = server.requests <= server.cuts
+        server.together.wait(60)
+        if server.status != 200:
+            self.send_error(server.status)
             return
-        if asked and server.mode != "no range":
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if start >= size:
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{size}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_response(206)
-            said = 0 if server.mode == "wrong range" else start
-            self.send_header("Content-Range", f"bytes {said}-{size - 1}/{size}")
-        else:
-            self.send_response(200)
-        if server.mode != "no length":
-            self.send_header("Content-Length", str(size - start))
+        self.send_response(200)
+        if server.length:
+            self.send_header("Content-Length", str(len(server.body)))
         self.end_headers()
-        body = server.body[start:]
-        if server.breaks:
-            server.breaks -= 1
-            body = body[: server.cut]
-        self.wfile.write(body)
-        if server.mode == "stall":
-            self.wfile.flush()
-            server.release.wait(5)
+        self.wfile.write(server.body[: -LEFT_OUT if cut else None])
+        self.wfile.flush()
+        if cut:
+            server.while_cut()
+            server.release.wait(10)
         self.close_connection = True
 
 
@@ -80,19 +81,23 @@ def server(archive, monkeypatch):
 
 
 @pytest.fixture
-def fetch(server, tmp_path):
+def folder(tmp_path):
+    path = tmp_path / "got"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def fetch(server, folder):
     def fetch(**options):
         options = {"url": server.url, "md5": server.md5, "progress": False, **options}
-        return datasets.download_cifar10(tmp_path / "got", **options)
+        return datasets.download_cifar10(folder, **options)
 
     return fetch
 
 
-@pytest.fixture
-def part(tmp_path):
-    path = tmp_path / "got" / f"{ARCHIVE}.part"
-    path.parent.mkdir()
-    return path
+def names(folder):
+    return [path.name for path in folder.iterdir()]
 
 
 def test_official_address():
@@ -100,14 +105,19 @@ def test_official_address():
     assert datasets.CIFAR10_MD5 == "c32a1d4ab5d03f1284b67883e8d87530"
 
 
-def test_download(server, sample, capsys):
-    path = datasets.download_cifar10(url=server.url, md5=server.md5.upper())
+# What arrives
+
+
+@pytest.mark.parametrize("kind", ["bin", "py"])
+def test_download(server, tmp_path, sample, kind, capsys):
+    server.body = write_archive(tmp_path / "other", batches(sample, kind)).read_bytes()
+    md5 = hashlib.md5(server.body).hexdigest()
+    path = datasets.download_cifar10(url=server.url, md5=md5.upper())
     assert path == datasets.cache_folder() / ARCHIVE
-    assert [p.name for p in path.parent.iterdir()] == [ARCHIVE]
+    assert names(path.parent) == [ARCHIVE]
+    assert path.read_bytes() == server.body
     assert "100%" in capsys.readouterr().err
     check_sample(load(), sample)
-    assert datasets.download_cifar10(url=server.url, md5=server.md5) == path
-    assert server.requests == [None]
 
 
 def test_quiet_download(fetch, capsys):
@@ -115,106 +125,192 @@ def test_quiet_download(fetch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_download_replaces_a_wrong_file(server, fetch, part):
-    part.with_name(ARCHIVE).write_bytes(b"wrong")
+def test_a_server_may_keep_the_length_to_itself(server, fetch, capsys):
+    server.length = False
+    assert fetch(progress=True).read_bytes() == server.body
+    shown = capsys.readouterr().err.split("\r")[-1]
+    assert "B/s" in shown and not shown.startswith("0.00B")
+
+
+def test_a_download_has_the_permissions_of_the_umask(fetch):
+    before = os.umask(0o027)
+    try:
+        assert stat.S_IMODE(fetch().stat().st_mode) == 0o640
+    finally:
+        os.umask(before)
+
+
+def test_an_archive_that_is_there_and_right_is_not_asked_for(server, fetch, folder, capsys):
+    (folder / ARCHIVE).write_bytes(server.body)
+    before = (folder / ARCHIVE).stat()
+    assert fetch(progress=True) == folder / ARCHIVE
+    assert fetch(md5=server.md5.upper(), url="http://127.0.0.1:1/") == folder / ARCHIVE
+    after = (folder / ARCHIVE).stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert server.requests == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_wrong_archive_is_replaced_by_the_right_one(server, fetch, folder):
+    (folder / ARCHIVE).write_bytes(b"wrong")
     assert fetch().read_bytes() == server.body
-    assert server.requests == [None]
+    assert names(folder) == [ARCHIVE]
+    assert server.requests == 1
 
 
-def test_broken_download_goes_on(server, fetch):
-    server.breaks = 3
-    assert fetch().read_bytes() == server.body
-    assert server.requests == [None, "bytes=10000-", "bytes=20000-", "bytes=30000-"]
+# What does not
 
 
-def test_connection_that_stalls(server, fetch, monkeypatch):
-    monkeypatch.setattr(cifar10, "_TIMEOUT_SECONDS", 0.1)
-    server.mode, server.breaks = "stall", 1
-    begun = time.monotonic()
-    assert fetch().read_bytes() == server.body
-    assert len(server.requests) == 2
-    assert time.monotonic() - begun < 4, "the server gives up after 5 seconds"
+@pytest.fixture(params=[None, b"an older archive"], ids=["empty folder", "older archive"])
+def untouched(request, folder):
+    """Check that the folder has at the end what it had before."""
+    if request.param is not None:
+        (folder / ARCHIVE).write_bytes(request.param)
+    yield
+    assert names(folder) == [ARCHIVE] * (request.param is not None)
+    assert all(path.read_bytes() == request.param for path in folder.iterdir())
 
 
-def test_download_that_never_finishes_can_be_resumed(server, fetch, part):
-    server.breaks, server.cut = 10**6, 5000
-    with refused(
-        server.url, f"expected {len(server.body)} bytes", "got 25000", "resumes", error=OSError
-    ):
-        fetch()
-    assert part.read_bytes() == server.body[:25000]
-    assert not part.with_name(ARCHIVE).exists()
-    server.breaks = 0
-    assert fetch().read_bytes() == server.body
-    assert server.requests[-1] == "bytes=25000-"
-    assert not part.exists()
-
-
-@pytest.mark.parametrize(
-    ("mode", "begin", "requests"),
-    [
-        ("no range", lambda body: b"begun" * 100, ["bytes=500-"]),
-        ("wrong range", lambda body: body[:500], ["bytes=500-", None]),
-        ("no length", None, [None]),
-        ("range", lambda body: body, ["bytes={size}-"]),
-        ("range", lambda body: body + b"more", ["bytes={size}-", None]),
-    ],
-    ids=["no range", "wrong range", "no length", "complete part", "part of something else"],
-)
-def test_part_files_and_unusual_servers(server, fetch, part, mode, begin, requests):
-    server.mode = mode
-    if begin:
-        part.write_bytes(begin(server.body))
-    size = part.stat().st_size if begin else 0
-    assert fetch().read_bytes() == server.body
-    assert server.requests == [asked and asked.format(size=size) for asked in requests]
-
-
-def test_wrong_checksum_leaves_nothing(server, fetch, part):
-    with refused(server.url, "MD5", "0" * 32, server.md5):
+def test_an_archive_with_another_md5_is_removed(server, fetch, untouched):
+    with refused(f"{server.url}: expected MD5 {'0' * 32}, got {server.md5}; the download was"):
         fetch(md5="0" * 32)
-    assert list(part.parent.iterdir()) == []
-    part.write_bytes(b"x" * 500)
-    with refused(server.url, "MD5", server.md5):
+
+
+@pytest.mark.parametrize(("status", "words"), [(404, "Not Found"), (500, "Internal Server Error")])
+def test_a_server_that_refuses(server, fetch, folder, untouched, status, words):
+    server.status = status
+    expected = f"{folder / ARCHIVE}: expected the archive from {server.url}, got {status} "
+    with refused(expected, words, error=OSError):
         fetch()
-    assert list(part.parent.iterdir()) == []
 
 
-def test_http_error(server, fetch, part):
-    server.mode = "missing"
-    part.write_bytes(b"begun")
-    with refused(server.url, "404", error=OSError):
+def test_no_server(fetch, folder, untouched):
+    url = "http://127.0.0.1:1/"
+    expected = f"{folder / ARCHIVE}: expected the archive from {url}, got "
+    with refused(expected, "Connection refused", error=OSError):
+        fetch(url=url)
+
+
+@pytest.mark.parametrize("url", ["no address", "gopher://127.0.0.1/", "http://"])
+def test_what_is_no_address(fetch, folder, untouched, url):
+    with refused(f"{folder / ARCHIVE}: expected the archive from {url}, got ", error=OSError):
+        fetch(url=url)
+
+
+def test_a_transfer_that_ends_early(server, fetch, folder, untouched, capsys):
+    server.cuts = 1
+    expected = f"{folder / ARCHIVE}: expected the archive from {server.url}, got "
+    with refused(expected, f"{LEFT_OUT} more expected", error=OSError):
+        fetch(progress=True)
+    assert capsys.readouterr().err.endswith("\n"), "an error begins on a line of its own"
+
+
+def test_a_transfer_that_ends_early_without_a_length_has_another_md5(server, fetch, untouched):
+    server.cuts, server.length = 1, False
+    got = hashlib.md5(server.body[:-LEFT_OUT]).hexdigest()
+    with refused(f"{server.url}: expected MD5 {server.md5}, got {got}"):
         fetch()
-    assert server.requests == ["bytes=5-"]
-    assert part.read_bytes() == b"begun"
 
 
-def test_no_server(server, fetch):
-    with refused("http://127.0.0.1:1/", "got 0", error=OSError):
-        fetch(url="http://127.0.0.1:1/")
+def test_a_connection_that_stalls(server, fetch, folder, untouched, monkeypatch):
+    monkeypatch.setattr(cifar10, "_TIMEOUT_SECONDS", 0.1)
+    server.cuts = 1
+    server.release.clear()
+    begun = time.monotonic()
+    with refused(folder / ARCHIVE, "timed out", error=OSError):
+        fetch()
+    assert time.monotonic() - begun < 9, "the server gives up after 10 seconds"
 
 
-def test_interrupted_download_keeps_the_part(server, fetch, part, monkeypatch):
-    urlopen = urllib.request.urlopen
+def test_after_a_broken_download_the_next_one_is_whole(server, fetch, folder):
+    server.cuts = 1
+    with refused(folder / ARCHIVE, error=OSError):
+        fetch()
+    assert fetch().read_bytes() == server.body
+    assert names(folder) == [ARCHIVE]
 
-    def interrupted(*args, **kwargs):
-        response, read = urlopen(*args, **kwargs), 0
-        original = response.read
 
-        def reading(size):
-            nonlocal read
-            read += 1
-            if read == 2:
-                raise KeyboardInterrupt
-            return original(1000)
-
-        response.read = reading
-        return response
-
-    monkeypatch.setattr(urllib.request, "urlopen", interrupted)
+def test_an_interrupted_download(server, fetch, untouched):
+    server.cuts = 1
+    server.release.clear()
+    server.while_cut = lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         fetch()
-    assert part.read_bytes() == server.body[:1000]
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    assert fetch().read_bytes() == server.body
-    assert server.requests == [None, "bytes=1000-"]
+
+
+def test_a_disk_that_is_full(server, fetch, folder, untouched, monkeypatch):
+    def full(self, url, file, *_):
+        file.write(b"begun")
+        file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full)
+    expected = f"{folder / ARCHIVE}: expected the archive from {server.url}, got "
+    with refused(f"{expected}No space left on device", error=OSError):
+        fetch()
+
+
+@pytest.mark.parametrize("name", ["file", "file/folder"])
+def test_where_no_folder_can_be_nothing_is_asked_for(server, tmp_path, name):
+    (tmp_path / "file").write_bytes(b"kept")
+    with refused(f"output folder {tmp_path / name}: ", "is not a folder", error=OSError):
+        datasets.download_cifar10(tmp_path / name, server.url, server.md5, progress=False)
+    assert (tmp_path / "file").read_bytes() == b"kept"
+    assert server.requests == 0
+
+
+def test_a_folder_without_permission_is_named(server, fetch, folder, untouched, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with refused(f"output folder {folder}: no permission to write", error=PermissionError):
+        fetch()
+    assert server.requests == 0
+
+
+def test_a_folder_of_the_name_of_the_archive_is_kept(server, fetch, folder):
+    (folder / ARCHIVE).mkdir()
+    with refused(f"{folder / ARCHIVE}: expected", "Is a directory", error=OSError):
+        fetch()
+    assert names(folder) == [ARCHIVE] and (folder / ARCHIVE).is_dir()
+
+
+# Two at once
+
+
+def started(folder, url, md5):
+    """Start a process that downloads into a folder."""
+    program = (
+        f"{ALONE}from tinyspur import datasets\n"
+        "from tinyspur.console import exit_status\n"
+        "folder, url, md5 = sys.argv[1:]\n"
+        "fetch = lambda: datasets.download_cifar10(folder, url, md5, progress=False)\n"
+        "sys.exit(exit_status(lambda: print(fetch())))"
+    )
+    command = [sys.executable, "-c", program, str(folder), url, md5]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(processes):
+    """Return what each process printed on stdout and stderr, and its status."""
+    return [(*process.communicate(timeout=120), process.returncode) for process in processes]
+
+
+def test_two_processes_that_download_at_once_both_end_well(server, folder):
+    server.together = threading.Barrier(2)
+    done = ended([started(folder, server.url, server.md5) for _ in range(2)])
+    assert done == [(f"{folder / ARCHIVE}\n", "", 0)] * 2
+    assert server.requests == 2
+    assert names(folder) == [ARCHIVE]
+    assert (folder / ARCHIVE).read_bytes() == server.body
+
+
+def test_one_that_fails_leaves_the_archive_to_the_other(server, folder):
+    server.together = threading.Barrier(3)
+    server.cuts = 1
+    md5s = (server.md5, server.md5, "0" * 32)
+    done = ended([started(folder, server.url, md5) for md5 in md5s])
+    assert server.requests == 3
+    assert sorted(status for *_, status in done) in ([0, 2, 2], [0, 0, 2])
+    for _, said, status in done:
+        assert len(said.splitlines()) == (status != 0)
+    assert names(folder) == [ARCHIVE]
+    assert (folder / ARCHIVE).read_bytes() == server.body

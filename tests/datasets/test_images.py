@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_files import (
+    ALONE,
     ARCHIVE,
     SAMPLE,
     batches,
@@ -284,7 +285,7 @@ def test_cache_folder(tmp_path, monkeypatch):
 
 def test_empty_cache_folder(tmp_path):
     datasets.cache_folder().mkdir(parents=True)
-    (datasets.cache_folder() / f"{ARCHIVE}.part").write_bytes(b"begun")
+    (datasets.cache_folder() / f".{ARCHIVE}.abcd").write_bytes(b"begun")
     assert datasets.find_cifar10() is None
 
 
@@ -338,12 +339,8 @@ def test_nothing_where_the_user_points(tmp_path, monkeypatch):
 
 
 def test_readers_of_data_import_neither_networks_nor_anything_above_them():
-    """Only files and the data themselves are imported, where the package imports nothing."""
     program = (
-        "import importlib.machinery, importlib.util, sys\n"
-        "spec = importlib.machinery.PathFinder.find_spec('tinyspur')\n"
-        "sys.modules['tinyspur'] = importlib.util.module_from_spec(spec)\n"
-        "import tinyspur.datasets\n"
+        f"{ALONE}import tinyspur.datasets\n"
         "print(len(tinyspur.datasets.bundled()))\n"
         "print(*sorted(name for name in sys.modules if name.startswith('tinyspur.')))"
     )
@@ -353,7 +350,12 @@ def test_readers_of_data_import_neither_networks_nor_anything_above_them():
     assert done.stdout.split() == ["4000", *inside, "tinyspur.files"]
 
 
-def test_the_package_has_the_data_sets():
-    program = "import tinyspur as ts; print(ts.datasets.bundled())"
+def test_the_package_has_the_data_sets_and_imports_what_downloads_only_for_a_download():
+    program = (
+        "import sys\n"
+        "import tinyspur as ts\n"
+        "print(ts.datasets.bundled())\n"
+        "print(*{'pooch', 'requests'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout.strip(), done.stderr) == (str(datasets.bundled()), "")
+    assert (done.stdout, done.stderr) == (f"{datasets.bundled()}\n\n", "")
