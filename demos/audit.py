@@ -14,9 +14,10 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tinyspur.audit import audit
+from tinyspur.console import Stages, exit_status
+from tinyspur.files import check_writable, write_json
 from tinyspur.findings import table
 from tinyspur.plotting import draw_audit
-from tinyspur.reports import Stages, check_writable, exit_status, write_json
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

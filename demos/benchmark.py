@@ -20,13 +20,14 @@ from threadpoolctl import ThreadpoolController
 
 from tinyspur import datasets
 from tinyspur.backend import WORKERS, in_order
+from tinyspur.console import exit_status
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.files import write_json
 from tinyspur.landscape import Plane
 from tinyspur.layers import Conv, ConvolutionMatrix, Dense
 from tinyspur.losses import SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.reports import exit_status, write_json
-from tinyspur.samples import TrainingSet
 from tinyspur.scanning import scan
 from tinyspur.training import kaiming_start, training_flops
 

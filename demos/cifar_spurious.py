@@ -24,6 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyspur import backend, datasets
+from tinyspur.console import Stages, exit_status
 from tinyspur.constructions.convolutional import (
     SpuriousMinimum,
     find_spurious_minimum,
@@ -33,15 +34,16 @@ from tinyspur.constructions.convolutional import (
 from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.experiments import Figures, read_figures, scan_figures
+from tinyspur.files import check_writable, write_json
 from tinyspur.landscape_figures import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.plotting import draw_spurious_minimum
-from tinyspur.reports import Stages, check_writable, exit_status, save_point, write_json
-from tinyspur.samples import TrainingSet
+from tinyspur.points import save_point
 from tinyspur.training import (
     Adam,
     descend,

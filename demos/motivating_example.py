@@ -17,14 +17,15 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from tinyspur.certificates import certify_cell
+from tinyspur.console import exit_status
 from tinyspur.constructions.lattices import Lattice, connected_pieces, lattice_network
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.files import check_writable
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.plotting import Panel, draw_motivating_example
-from tinyspur.reports import check_writable, exit_status
-from tinyspur.samples import TrainingSet
 
 
 def curve(samples: int) -> TrainingSet:

@@ -31,7 +31,8 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
-from tinyspur.reports import check_writable, exit_status, write_json
+from tinyspur.console import exit_status
+from tinyspur.files import check_writable, write_json
 from tinyspur.survey import draw_activations, draw_widths, survey
 
 ACTIVATIONS: tuple[tuple[str, Activation], ...] = (

@@ -26,9 +26,9 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.losses import SquaredLoss, one_hot
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR10_SAMPLE = Path(__file__).parent / "cifar10_sample_20.npz"

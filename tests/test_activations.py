@@ -39,13 +39,13 @@ from tinyspur.constructions.embedding import (
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.piecewise_linear import Groups, gated_minimum, spurious_pair
 from tinyspur.constructions.relays import Tower, rescale
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.escapes import kink_escape
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.passes import margins, steps
-from tinyspur.samples import TrainingSet
 
 ALL = [
     *(ReLU(), ReLU(0.2), Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), ELU(0.5)),

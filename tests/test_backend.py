@@ -12,6 +12,7 @@ from shared import close, random_set
 from tinyspur.activations import ReLU, Tanh
 from tinyspur.backend import all_to_numpy, namespace, select, special, to_numpy
 from tinyspur.certificates import cell, certify_cell, radius
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.layers import (
     AveragePool,
     AveragePoolingMatrix,
@@ -26,7 +27,6 @@ from tinyspur.layers import (
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot, softmax
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 # The choice
 

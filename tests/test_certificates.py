@@ -16,13 +16,13 @@ from tinyspur.activations import ReLU
 from tinyspur.certificates import Kink, certify_cell
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.constructions.relays import rescale
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.escapes import kink_escape, measure_escape
 from tinyspur.fitting import fit_affine
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 ALMOST = 1 - 1e-12  # of the radius: what rounding may add to a distance

@@ -38,13 +38,14 @@ from tinyspur.constructions.embedding import (
     subnetwork,
 )
 from tinyspur.constructions.relays import outgoing, rescale
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.errors import AssumptionError
 from tinyspur.escapes import kink_escape
-from tinyspur.fitting import AssumptionError, fit_affine
+from tinyspur.fitting import fit_affine
 from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 

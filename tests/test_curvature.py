@@ -39,12 +39,12 @@ from tinyspur.certificates.curvature import (
     curvature_radius,
     output_hessians,
 )
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.escapes import find_escape
 from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 KNOWN = [
     *(Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), ELU(0.5), Sine(), Arctan()),
@@ -408,7 +408,7 @@ def test_the_radius_function_gives_the_radius_of_the_certificate(monkeypatch):
         seen.append(curvature_radius(*arguments))
         return seen[-1]
 
-    monkeypatch.setattr("tinyspur.curvature.curvature_radius", spy)
+    monkeypatch.setattr("tinyspur.certificates.curvature.curvature_radius", spy)
     theta, data = certified(Tanh(), (3, 1))
     assert [certify_curvature(theta, data, SQUARED).radius] == seen
     assert certify_curvature(theta, TrainingSet(data.x, data.y + 1), SQUARED).radius == 0

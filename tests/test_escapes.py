@@ -12,6 +12,8 @@ from tinyspur.activations import ReLU, Tanh
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.errors import AssumptionError
 from tinyspur.escapes import (
     find_escape,
     first_order_directions,
@@ -19,12 +21,10 @@ from tinyspur.escapes import (
     second_order_directions,
 )
 from tinyspur.expansion import coordinate_rates, expand_risk, one_sided_derivative
-from tinyspur.fitting import AssumptionError
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 LAYOUTS = {

@@ -10,18 +10,12 @@ from shared import random_point, twin_gradient, twin_hessian, twin_of
 from tinyspur import evidence
 from tinyspur.activations import GELU, ReLU, Sine, Tanh
 from tinyspur.constructions.relays import rescale
-from tinyspur.evidence import (
-    RitzValue,
-    _lanczos,
-    gather_evidence,
-    hessian,
-    rescaling_tangents,
-)
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.evidence import RitzValue, _lanczos, gather_evidence, hessian, rescaling_tangents
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 from tinyspur.losses import CrossEntropy, SquaredLoss, softmax
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.samples import TrainingSet
 
 NETWORKS = {
     "2-D": Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3), Dense(2)]),

@@ -13,17 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tinyspur
-from tinyspur.fitting import AssumptionError, fit_affine
-from tinyspur.losses import (
-    AbsoluteLoss,
-    CrossEntropy,
-    HuberLoss,
-    SquaredLoss,
-    one_hot,
-    softmax,
-)
+from tinyspur.errors import AssumptionError
+from tinyspur.fitting import fit_affine
+from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot, softmax
 
-IMAGES = Path(tinyspur.__file__).parent / "data" / "fashion_mnist_4000.npz"
+IMAGES = Path(tinyspur.__file__).parent / "datasets" / "data" / "fashion_mnist_4000.npz"
 
 
 def risk_of(fit, x, y, loss):

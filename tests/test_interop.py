@@ -14,10 +14,10 @@ from torch import nn
 
 import tinyspur as ts
 from tinyspur import interop
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.interop import from_torch, to_torch
 from tinyspur.losses import CrossEntropy, SquaredLoss
 from tinyspur.network import Network
-from tinyspur.samples import TrainingSet
 
 C, D, A, M = ts.Conv, ts.Dense, ts.AveragePool, ts.MaxPool
 ARCHITECTURES = {

@@ -39,19 +39,13 @@ from tinyspur.activations import ReLU, SmoothActivation, Softplus, Tanh
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
 from tinyspur.certificates.rounding import risk_rounding
-from tinyspur.landscape import (
-    Landscape,
-    Lines,
-    Plane,
-    RandomDirections,
-    random_direction,
-)
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.landscape import Landscape, Lines, Plane, RandomDirections, random_direction
 from tinyspur.layers import AveragePool, Conv, ConvolutionMatrix, Dense, MaxPool, WeightMatrix
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.reports import save_point
-from tinyspur.samples import TrainingSet
+from tinyspur.points import save_point
 from tinyspur.scanning import scan
 
 LOSS = SquaredLoss()

@@ -15,11 +15,12 @@ from tinyspur.constructions.lattices import (
     smallest_cases,
 )
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
-from tinyspur.fitting import AssumptionError, fit_affine
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.errors import AssumptionError
+from tinyspur.fitting import fit_affine
 from tinyspur.layers import Dense
 from tinyspur.losses import AbsoluteLoss
 from tinyspur.network import Network
-from tinyspur.samples import TrainingSet
 
 
 def random_fit(seed, dimensions=1, outputs=1, groups=3, samples=40):

@@ -1,7 +1,6 @@
 """Networks compute what their PyTorch twins compute, and say what they are."""
 
 import json
-import pickle
 import re
 
 import numpy as np
@@ -14,22 +13,15 @@ from shared import SMOOTH, close, random_theta, twin_of
 from threadpoolctl import ThreadpoolController
 
 from tinyspur import backend
-from tinyspur.activations import (
-    ELU,
-    GELU,
-    ReLU,
-    SmoothActivation,
-    Swish,
-    Tanh,
-)
+from tinyspur.activations import ELU, GELU, ReLU, SmoothActivation, Swish, Tanh
 from tinyspur.backend import to_numpy
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.passes import margins as margins_of
 from tinyspur.passes import steps
-from tinyspur.samples import TrainingSet
 from tinyspur.training import kaiming_start
 
 over_networks = settings(
@@ -865,40 +857,6 @@ def test_targets_that_are_no_distributions_are_refused_by_the_cross_entropy(net,
         with pytest.raises(ValueError, match="sample 1"):
             compute(theta, data, CrossEntropy())
     assert net.risk(theta, data, SquaredLoss()) > 0
-
-
-@pytest.mark.parametrize(
-    ("x", "y"),
-    [
-        ((3, 1, 4), (2, 1)),
-        ((0, 1, 4), (0, 1)),
-        ((3, 4), (3, 1)),
-        ((3, 1, 4), (3,)),
-        ((3, 1, 4), (3, 1, 1)),
-    ],
-)
-def test_training_sets_of_wrong_shapes_are_refused(x, y):
-    with pytest.raises(ValueError, match=re.escape(f"got {x} and {y}")):
-        TrainingSet(np.zeros(x), np.zeros(y))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_refused_and_the_first_sample_is_named(value):
-    x, y = np.zeros((9, 1, 2, 2)), np.zeros((9, 3))
-    assert len(TrainingSet(x, y)) == 9
-    for name, values in (("x", x), ("y", y)):
-        wrong = values.copy()
-        wrong[4].flat[2] = wrong[7].flat[0] = wrong[7].flat[1] = value
-        data = {"x": x, "y": y, name: wrong}
-        with pytest.raises(ValueError, match=f": {name} .* in 2 of 9 .*the first is sample 4"):
-            TrainingSet(**data)
-
-
-def test_a_training_set_shows_its_sizes_and_is_pickled():
-    data = TrainingSet(np.zeros((200, 1, 7, 7)), np.ones((200, 10)))
-    assert repr(data) == "TrainingSet(200 samples (1, 7, 7), targets (10,))"
-    again = pickle.loads(pickle.dumps(data))
-    assert np.array_equal(again.x, data.x) and np.array_equal(again.y, data.y)
 
 
 def test_an_activation_of_the_users_may_keep_what_it_is_given_and_run_passes():

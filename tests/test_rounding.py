@@ -6,13 +6,13 @@ from shared import SMOOTH
 
 from tinyspur.activations import ReLU
 from tinyspur.certificates.rounding import ROUNDING, output_rounding, preactivation_rounding
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.expansion import expand_risk, through_smooth
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.passes import steps
-from tinyspur.samples import TrainingSet
 
 over_smooth = pytest.mark.parametrize("sigma", SMOOTH, ids=repr)
 LARGE = 1e4

@@ -23,14 +23,14 @@ from tinyspur.activations import (
 )
 from tinyspur.certificates.curvature import certify_curvature
 from tinyspur.constructions.smooth import interpolate, lower_point, smooth_minimum
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.errors import AssumptionError
 from tinyspur.escapes import find_escape
-from tinyspur.fitting import AssumptionError
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.reports import load_point, save_point
-from tinyspur.samples import TrainingSet
+from tinyspur.points import load_point, save_point
 
 SQUARED = SquaredLoss()
 

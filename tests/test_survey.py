@@ -16,14 +16,7 @@ from tinyspur.activations import ELU, GELU, Softplus, Tanh
 from tinyspur.certificates.curvature import certify_curvature
 from tinyspur.constructions.smooth import lower_point, smooth_minimum
 from tinyspur.network import Network
-from tinyspur.survey import (
-    FLOOR,
-    STEPS,
-    draw_activations,
-    draw_widths,
-    risks_along,
-    survey,
-)
+from tinyspur.survey import FLOOR, STEPS, draw_activations, draw_widths, risks_along, survey
 
 PROGRAM = ROOT / "demos" / "smooth_activations.py"
 FILES = ["smooth_activations.json", "smooth_activations.png", "smooth_widths.png"]

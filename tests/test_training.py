@@ -17,11 +17,11 @@ from torch_twin import Twin, risk
 from tinyspur import datasets
 from tinyspur.activations import GELU, ReLU, SmoothActivation, Tanh
 from tinyspur.constructions.embedding import linear_minimum
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.fitting import fit_affine
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.network import Network
-from tinyspur.samples import TrainingSet
 from tinyspur.training import (
     Adam,
     TrainingCost,

@@ -1,5 +1,6 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
 
+from . import datasets
 from .activations import (
     ELU,
     GELU,
@@ -58,16 +59,12 @@ from .constructions.piecewise_linear import (
 )
 from .constructions.relays import RelayedPair, rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
-from .escapes import (
-    DescentDirection,
-    Escape,
-    find_descent_direction,
-    find_escape,
-    kink_escape,
-)
+from .datasets.samples import TrainingSet
+from .errors import AssumptionError
+from .escapes import DescentDirection, Escape, find_descent_direction, find_escape, kink_escape
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
-from .fitting import AffineFit, AssumptionError, fit_affine
+from .fitting import AffineFit, fit_affine
 from .landscape import Landscape, Lines, Plane, random_direction
 from .layers import (
     AveragePool,
@@ -83,8 +80,7 @@ from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, on
 from .matrix_figures import plot_matrix
 from .network import Network
 from .parameters import Parameters
-from .reports import load_point, save_point
-from .samples import TrainingSet
+from .points import load_point, save_point
 from .scanning import scan
 from .training import Adam, descend, kaiming_start, polish, train
 
@@ -148,6 +144,7 @@ __all__ = [
     "certify_relays",
     "check_assumption_1",
     "convolutional_lattice",
+    "datasets",
     "descend",
     "embed",
     "equal_risk_point",

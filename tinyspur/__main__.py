@@ -17,15 +17,17 @@ import numpy as np
 from . import backend, datasets
 from .certificates import Certificate, round_down
 from .certificates import certify as find_certificate
+from .console import Stages, exit_status
+from .datasets.samples import TrainingSet
+from .errors import AssumptionError
 from .escapes import DescentDirection, Escape, find_descent_direction, find_escape
 from .evidence import gather_evidence
+from .files import check_writable, naming, write_json
 from .findings import REACH
-from .fitting import AssumptionError
 from .losses import HuberLoss, loss_named, one_hot
 from .network import Network
 from .parameters import Parameters
-from .reports import Stages, check_writable, exit_status, load_point, naming, write_json
-from .samples import TrainingSet
+from .points import load_point
 
 LARGEST_CORNER = 1000  # rows and columns that are shown at most
 EXAMPLES = """examples:

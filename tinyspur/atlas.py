@@ -17,11 +17,11 @@ import numpy as np
 
 from .certificates import certify
 from .constructions.piecewise_linear import Groups, gated_minimum
+from .datasets.samples import TrainingSet
+from .files import whole_file
 from .losses import Loss
 from .network import Network
 from .parameters import Parameters
-from .reports import whole_file
-from .samples import TrainingSet
 from .training import descend, kaiming_start
 
 CHUNK = 100  # partitions that a worker gets at once

@@ -27,13 +27,13 @@ from .constructions.embedding import embed, linear_minimum, subnetwork
 from .constructions.lattices import Lattice, connected_pieces, lattice_network
 from .constructions.nontrivial import nontrivial_minimum
 from .constructions.piecewise_linear import Groups, fit_groups, gated_minimum
+from .datasets.samples import TrainingSet
+from .errors import AssumptionError
 from .findings import LOSS, POINTS, Finding, Side, compare
-from .fitting import AssumptionError
 from .layers import AveragePool, Conv, Dense
 from .losses import CrossEntropy, one_hot
 from .network import Network
 from .parameters import Parameters
-from .samples import TrainingSet
 from .training import kaiming_start, train
 
 SIDE = 4  # images are averaged to SIDE x SIDE pixels

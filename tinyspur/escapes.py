@@ -17,11 +17,11 @@ import scipy.optimize
 from .activations import check_piecewise_linear
 from .backend import Array, namespace, to_numpy
 from .certificates.rounding import risk_rounding
+from .datasets.samples import TrainingSet
+from .errors import AssumptionError
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
-from .fitting import AssumptionError
 from .losses import Loss
 from .parameters import Parameters
-from .samples import TrainingSet
 
 TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
 TINY = 1e-6  # a step that shows to which side of the kink units go

@@ -16,11 +16,11 @@ import scipy.sparse
 
 from .activations import ReLU
 from .backend import namespace, to_numpy
+from .datasets.samples import TrainingSet
 from .losses import Loss
 from .network import Network
 from .parameters import Parameters
 from .passes import margins, steps
-from .samples import TrainingSet
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
 LANCZOS_PRODUCTS = 90  # Hessian products that the two ends of the spectrum get otherwise

@@ -13,10 +13,10 @@ import numpy as np
 from .activations import Activation
 from .backend import Array, namespace
 from .certificates.rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
+from .datasets.samples import TrainingSet
 from .losses import Loss
 from .parameters import Parameters, check_points
 from .passes import Step, by_map, margins, steps
-from .samples import TrainingSet
 
 
 class Expansion(NamedTuple):

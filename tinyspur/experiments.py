@@ -18,11 +18,11 @@ import numpy as np
 
 from .certificates import certify
 from .constructions.convolutional import SpuriousMinimum
+from .datasets.samples import TrainingSet
+from .files import naming, write_json
 from .landscape import Landscape, Lines, Plane, RandomDirections, random_direction
 from .losses import Loss
 from .parameters import Parameters
-from .reports import naming, write_json
-from .samples import TrainingSet
 from .scanning import scan
 
 AFAR = 1.5  # how far planes reach that are seen from afar, in units of the certified reach

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from .certificates import certify
+from .datasets.samples import TrainingSet
 from .escapes import Escape, find_escape, first_order_directions, second_order_directions
 from .expansion import expand_risk
 from .losses import SquaredLoss
 from .parameters import Parameters
-from .samples import TrainingSet
 
 POINTS = 21  # of a curve
 STATIONARY = 1e-9  # a curve follows minus the gradient where it is larger, else the kink

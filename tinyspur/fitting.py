@@ -9,6 +9,7 @@ import scipy.linalg
 import scipy.optimize
 import scipy.sparse
 
+from .errors import AssumptionError
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
 
 NEWTON_STEPS = 500
@@ -16,10 +17,6 @@ GRADIENT_GOAL = 1e-12
 LOGIT_LIMIT = 1e4
 MET = 1e-12  # a target is met where the residual is below this share of the terms of the output
 CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
-
-
-class AssumptionError(ValueError):
-    """A hypothesis of a theorem does not hold; the message says which, where and for whom."""
 
 
 @dataclass(frozen=True)

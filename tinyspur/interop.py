@@ -13,11 +13,11 @@ import numpy as np
 
 from . import activations
 from .activations import Activation
+from .files import naming
 from .layers import KINDS, Dense, Layer
 from .layers.layer import expect, expect_options
 from .network import Network
 from .parameters import Parameters
-from .reports import naming
 
 try:
     import torch

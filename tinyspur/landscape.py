@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from .backend import all_to_numpy, namespace, to_numpy
+from .files import naming, read_arrays, whole_file
 from .layers import is_positive
 from .parameters import Parameters
-from .reports import naming, read_arrays, whole_file
 
 NORMALIZATIONS = (None, "filter", "layer")
 

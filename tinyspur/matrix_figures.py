@@ -16,8 +16,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from .backend import to_numpy
+from .files import figure_kind, save_figure
 from .layers import ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
-from .reports import figure_kind, save_figure
 
 EXTENT = 400  # rows and columns that a picture has at most where nothing else is asked for
 LARGEST = 800  # and where it is

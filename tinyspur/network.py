@@ -17,9 +17,9 @@ from . import passes
 from .activations import ReLU, check_piecewise_linear
 from .architecture import Architecture
 from .backend import Array, all_to_numpy, namespace, to_numpy
+from .datasets.samples import TrainingSet
 from .losses import Loss
 from .parameters import Parameters, check_points
-from .samples import TrainingSet
 
 
 @dataclass(frozen=True, repr=False)

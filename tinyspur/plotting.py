@@ -17,10 +17,10 @@ from .certificates import CellCertificate
 from .constructions.convolutional import SpuriousMinimum
 from .constructions.lattices import Lattice, lattice_network
 from .constructions.piecewise_linear import PiecewiseFit
+from .datasets.samples import TrainingSet
+from .files import save_figure
 from .findings import Finding
 from .parameters import Parameters
-from .reports import save_figure
-from .samples import TrainingSet
 
 CORNER = 10  # positions of each block of a matrix that are drawn
 SIGNED = {"vmin": -2.5, "vmax": 2.5}  # of the colours of weights and biases

@@ -25,12 +25,12 @@ from tqdm import tqdm
 
 from .backend import Array, all_to_numpy, namespace, one_thread, to_numpy
 from .certificates.rounding import risk_rounding
+from .datasets.samples import TrainingSet
+from .files import naming, read_arrays
 from .landscape import Landscape, Lines, Plane, RandomDirections
 from .losses import Loss
 from .parameters import Parameters
 from .passes import neurons
-from .reports import naming, read_arrays
-from .samples import TrainingSet
 
 TOGETHER = 4  # points whose first layers are one product; also what a worker gets at a time
 SAVE_SECONDS = 1.0  # between two writings of what is finished

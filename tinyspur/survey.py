@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from .activations import Activation
 from .certificates.rounding import risk_rounding
 from .constructions.smooth import LOSS, SmoothMinimum, lower_point, smooth_minimum
+from .files import save_figure
 from .layers import Dense
 from .network import Network
 from .parameters import Parameters
-from .reports import save_figure
 
 STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
 FLOOR = 1e-32  # what is drawn of a risk that is less, or zero

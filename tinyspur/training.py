@@ -14,11 +14,11 @@ import numpy as np
 import scipy.optimize
 
 from .backend import namespace, to_numpy
+from .datasets.samples import TrainingSet
+from .files import read_arrays, whole_file
 from .losses import Loss
 from .network import Network
 from .parameters import Parameters
-from .reports import read_arrays, whole_file
-from .samples import TrainingSet
 
 GPU_RATE = 10e12  # floating-point operations per second, sustained, of the estimate for a GPU
 

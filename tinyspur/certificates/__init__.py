@@ -5,10 +5,10 @@ A new kind of certificate is a module and an entry in `CERTIFICATES`.
 
 from __future__ import annotations
 
-from ..fitting import AssumptionError
+from ..datasets.samples import TrainingSet
+from ..errors import AssumptionError
 from ..losses import Loss
 from ..parameters import Parameters
-from ..samples import TrainingSet
 from .cell import CellCertificate, certify_cell
 from .certificate import Certificate, round_down
 from .curvature import CurvatureCertificate, certify_curvature

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..backend import to_numpy
+from ..datasets.samples import TrainingSet
 from ..layers import Dense
 from ..losses import Loss, SquaredLoss
 from ..network import Network
 from ..parameters import Parameters
 from ..passes import steps
-from ..samples import TrainingSet
 from .cell import STATIONARITY_LIMIT
 from .certificate import Certificate, in_float64, round_down
 from .radius import RADIUS_ACCURACY

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..activations import check_piecewise_linear
 from ..backend import all_to_numpy, namespace, to_numpy
+from ..datasets.samples import TrainingSet
 from ..evidence import Evidence, gather_evidence
 from ..layers import Dense
 from ..losses import Loss
@@ -16,7 +17,6 @@ from ..parameters import Parameters
 from ..passes import margins as margins_of
 from ..passes import patterns as patterns_of
 from ..passes import steps
-from ..samples import TrainingSet
 from .cell import CellCertificate, certify_cell
 from .certificate import Certificate, in_float64
 from .kinks import Kink, KinkCounter, at_kink, kink_lines

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..backend import Array, to_numpy
+from ..datasets.samples import TrainingSet
 from ..losses import Loss
 from ..parameters import Parameters
 from ..passes import Step, by_map, steps
-from ..samples import TrainingSet
 
 ROUNDING = 4  # units in the last place of its terms that each sum is taken to be off by
 AT_THE_KINK = 1000  # z = 0 where |z| is at most so many times its rounding error

@@ -17,12 +17,13 @@ import numpy as np
 import scipy.optimize
 
 from ..activations import ReLU
-from ..fitting import AssumptionError, fit_affine
+from ..datasets.samples import TrainingSet
+from ..errors import AssumptionError
+from ..fitting import fit_affine
 from ..layers import Conv, Dense, Layer, Pooling
 from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters
-from ..samples import TrainingSet
 from .embedding import MARGIN
 from .lattices import Lattice, trees
 from .piecewise_linear import Groups

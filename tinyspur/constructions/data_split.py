@@ -13,10 +13,10 @@ import numpy as np
 
 from ..backend import namespace, to_numpy
 from ..certificates.rounding import output_rounding
-from ..fitting import AssumptionError
+from ..datasets.samples import TrainingSet
+from ..errors import AssumptionError
 from ..losses import Loss
 from ..parameters import Parameters
-from ..samples import TrainingSet
 from .relays import RelayedPair
 
 SPLITS = ("steepest", "largest")

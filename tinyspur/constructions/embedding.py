@@ -14,13 +14,14 @@ import numpy as np
 
 from ..activations import ReLU
 from ..backend import Array, namespace, to_numpy
-from ..fitting import AssumptionError, fit_affine
+from ..datasets.samples import TrainingSet
+from ..errors import AssumptionError
+from ..fitting import fit_affine
 from ..layers import AveragePool, Conv, Dense, Layer
 from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters
 from ..passes import steps
-from ..samples import TrainingSet
 from .relays import RelayedPair, Tower, set_constant, set_relay
 
 VARIANTS = ("repaired", "literal")

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..fitting import AssumptionError, fit_affine
+from ..datasets.samples import TrainingSet
+from ..errors import AssumptionError
+from ..fitting import fit_affine
 from ..layers import Dense
 from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters
-from ..samples import TrainingSet
 from .embedding import MARGIN
 from .piecewise_linear import PiecewiseFit
 

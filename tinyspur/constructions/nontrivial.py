@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 
 from ..activations import ReLU
-from ..fitting import AssumptionError, fit_affine
+from ..datasets.samples import TrainingSet
+from ..errors import AssumptionError
+from ..fitting import fit_affine
 from ..losses import Loss, SquaredLoss
 from ..network import Network
 from ..parameters import Parameters
-from ..samples import TrainingSet
 from .embedding import MARGIN, carry_outputs, check_variant, first_dense, first_features
 from .relays import Tower, set_constant, set_relay
 

@@ -16,11 +16,12 @@ from ..activations import check_piecewise_linear
 from ..backend import to_numpy
 from ..certificates import CellCertificate, certify_cell
 from ..certificates.rounding import risk_rounding
-from ..fitting import AffineFit, AssumptionError, fit_affine
+from ..datasets.samples import TrainingSet
+from ..errors import AssumptionError
+from ..fitting import AffineFit, fit_affine
 from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters
-from ..samples import TrainingSet
 from .embedding import MARGIN, carry_outputs, first_dense, first_features
 from .relays import Tower, set_constant
 

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from ..activations import ReLU, check_piecewise_linear
-from ..fitting import AssumptionError
+from ..errors import AssumptionError
 from ..layers import AveragePool, Conv
 from ..network import Network
 from ..parameters import Parameters

@@ -15,11 +15,11 @@ import numpy as np
 from ..activations import Activation
 from ..certificates.curvature import CurvatureCertificate, certify_curvature, check_smooth
 from ..certificates.rounding import EPSILON, risk_rounding
-from ..fitting import AssumptionError
+from ..datasets.samples import TrainingSet
+from ..errors import AssumptionError
 from ..losses import SquaredLoss
 from ..network import Network
 from ..parameters import Parameters
-from ..samples import TrainingSet
 from ..training import descend, kaiming_start
 
 LOSS = SquaredLoss()

@@ -7,17 +7,12 @@ without running what a pickle names.
 from __future__ import annotations
 
 import gzip
-import hashlib
-import http.client
 import io
 import os
 import pickle
 import posixpath
 import re
 import tarfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .reports import naming
+from ..files import check_writable, naming, whole_file
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 # fmt: off
 CIFAR10_CLASSES = (
@@ -39,10 +35,7 @@ ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 _RECORD_BYTES = 1 + 3 * 32 * 32
 _MAX_FILE_BYTES = 64 * 2**20
 _MAX_ARCHIVE_BYTES = 512 * 2**20
-
-_ATTEMPTS = 5
 _TIMEOUT_SECONDS = 30.0
-_BACKOFF_SECONDS = 0.5
 
 
 def search(path: Path) -> Path | None:
@@ -265,95 +258,51 @@ def _check_member(member: tarfile.TarInfo) -> None:
             raise ValueError(f"expected members inside the archive, got {member.name!r}{linked}")
 
 
-def download(folder: Path, url: str, md5: str, progress: bool) -> Path:
-    """Fetch `url`, the binary archive, into `folder` and return its path there.
+def cache_folder() -> Path:
+    """Return the folder for downloads, $XDG_CACHE_HOME/tinyspur or ~/.cache/tinyspur."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tinyspur"
 
-    It is written to a .part file, which a later call resumes, and gets its name once its MD5 is
-    `md5`. ValueError if it is another, OSError if the server refuses, the connection keeps
-    breaking or the folder cannot be written.
+
+def download_cifar10(
+    folder: str | os.PathLike | None = None,
+    url: str = CIFAR10_URL,
+    md5: str = CIFAR10_MD5,
+    progress: bool = True,
+) -> Path:
+    """Fetch the binary CIFAR-10 archive into `folder`, by default the cache folder.
+
+    Nothing is fetched where it is there with the right MD5. What is fetched takes its name once its
+    MD5 is right: a download that fails leaves nothing behind, and what was there as it was.
+    ValueError if the MD5 is another, OSError if the server refuses, the connection breaks or the
+    folder cannot be written.
     """
-    target = folder / "cifar-10-binary.tar.gz"
-    part = folder / f"{target.name}.part"
-    if target.is_file() and _md5(target) == md5.lower():
+    import pooch  # with requests, not needed by those who only read
+
+    target = (cache_folder() if folder is None else Path(folder).expanduser()) / CIFAR10_ARCHIVE
+    if target.is_file() and pooch.file_hash(str(target), "md5") == md5.lower():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    _fetch(url, part, md5.lower(), progress)
-    actual = _md5(part)
-    if actual != md5.lower():
-        part.unlink()
-        raise ValueError(f"{url}: expected MD5 {md5}, got {actual}; the download was removed")
-    os.replace(part, target)
+    check_writable(target.parent)
+    try:
+        with whole_file(target) as file:
+            with _Bar(unit="B", unit_scale=True, disable=not progress) as bar:
+                fetch = pooch.HTTPDownloader(bar, chunk_size=2**16, timeout=_TIMEOUT_SECONDS)
+                fetch(url, file, None)
+            file.flush()
+            got = pooch.file_hash(file.name, "md5")
+            if got != md5.lower():
+                raise ValueError(f"{url}: expected MD5 {md5}, got {got}; the download was removed")
+    except OSError as error:  # as all that requests raises
+        got = error.strerror or error
+        raise type(error)(f"{target}: expected the archive from {url}, got {got}") from error
     return target
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+class _Bar(tqdm):
+    """A bar of bytes for pooch, which asks whether there is one and fills it at the end."""
 
+    def __bool__(self) -> bool:
+        return True  # also while the number of bytes is unknown
 
-def _fetch(url: str, part: Path, md5: str, progress: bool) -> None:
-    """Bring `url` into the file `part`, resuming what is there and retrying broken connections."""
-    total: int | None = None
-    for attempt in range(_ATTEMPTS):
-        time.sleep(_BACKOFF_SECONDS * attempt)
-        have = _size(part)
-        try:
-            with _connect(url, have) as response:
-                span = response.headers.get("Content-Range", "")
-                partial = response.status == 206
-                if response.status == 416 or (partial and not span.startswith(f"bytes {have}-")):
-                    if have and _md5(part) == md5:
-                        return
-                    part.unlink(missing_ok=True)
-                    raise ConnectionError(f"asked for the bytes from {have}, got {span!r}")
-                start = have if partial else 0
-                length = response.headers.get("Content-Length", "")
-                total = start + int(length) if length.isdigit() else None
-                _save(response, part, start, total, progress)
-                return
-        except ConnectionError as error:
-            failure = error
-    raise ConnectionError(
-        f"{url}: expected {total or 'an unknown number of'} bytes, got {_size(part)} ({failure}); "
-        f"running again resumes from {part}"
-    )
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _connect(url: str, have: int) -> Any:
-    """Ask for the bytes of `url` from `have` on; ConnectionError where a retry may help."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
-            return error
-        error.close()
-        raise OSError(f"{url}: expected an archive, got HTTP status {error.code}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise ConnectionError(f"{type(error).__name__}: {error}") from error
-
-
-def _save(response: Any, part: Path, start: int, total: int | None, progress: bool) -> None:
-    """Write a response into `part` from byte `start` on."""
-    with (
-        open(part, "ab" if start else "wb") as file,
-        tqdm(total=total, initial=start, unit="B", unit_scale=True, disable=not progress) as bar,
-    ):
-        while True:
-            try:
-                chunk = response.read(2**16)
-            except (OSError, http.client.HTTPException) as error:
-                raise ConnectionError(f"{type(error).__name__}: {error}") from error
-            if not chunk:
-                break
-            file.write(chunk)
-            bar.update(len(chunk))
-    if total is not None and part.stat().st_size != total:
-        raise ConnectionError("the connection closed early")
+    def reset(self, total: float | None = None) -> None:
+        """Go back to the start before it is filled, but not in time."""
+        self.n = 0 if self.total else self.n

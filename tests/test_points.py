@@ -1,13 +1,10 @@
-"""Points, reports and stages: files are whole or absent, and what is read back is what was."""
+"""Points as NPZ files: what is read back is what was, and anything else is refused."""
 
 import io
 import json
-import os
 import re
-import stat
 import time
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +15,7 @@ from torch_twin import Twin, from_npz
 from tinyspur.activations import ReLU, SmoothActivation, Swish, Tanh
 from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.network import Network
-from tinyspur.reports import Stages, check_writable, load_point, save_point, whole_file, write_json
+from tinyspur.points import load_point, save_point
 
 NETWORKS = {
     "convolutions and a pooling": Network((1, 4, 4), [Conv(2), AveragePool(2), Conv(3), Dense(3)]),
@@ -37,11 +34,6 @@ def point(net, seed=0, dtype=np.float64):
     theta = net.zeros(dtype=dtype)
     theta.vector[:] = np.random.default_rng(seed).standard_normal(net.size)
     return theta
-
-
-def content(folder):
-    """Return the files below a folder and their bytes."""
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 # Points
@@ -135,6 +127,20 @@ def test_a_point_whose_activation_no_file_can_hold_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"point.npz: not written, .*got {'name': 'own'}"):
         save_point(path, theta)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_point_that_cannot_be_written_keeps_the_older_one(tmp_path, monkeypatch):
+    save_point(tmp_path / "point.npz", point(NET))
+    before = (tmp_path / "point.npz").read_bytes()
+
+    def stop(file, **arrays):
+        file.write(b"PK")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", stop)
+    with pytest.raises(OSError, match="no space left"):
+        save_point(tmp_path / "point.npz", point(NET, seed=1))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"point.npz": before}
 
 
 # Files that are no points
@@ -304,201 +310,3 @@ def test_a_point_that_cannot_be_opened_says_what_is_there(name, error, got, tmp_
 def test_a_spec_of_another_kind_is_refused_by_what_it_is(tmp_path):
     np.savez(tmp_path / "point.npz", **changed("spec", np.array(3.0)))
     loading_fails(tmp_path / "point.npz", "object with input, activation, layers, got 3.0")
-
-
-# Whole files
-
-
-def test_a_file_appears_when_it_is_complete(tmp_path):
-    path = tmp_path / "new" / "folder" / "file.txt"
-    with whole_file(path) as file:
-        file.write(b"half")
-        file.flush()
-        assert not path.exists()
-        file.write(b" and half")
-    assert content(tmp_path) == {Path("new/folder/file.txt"): b"half and half"}
-
-
-def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_bytes(b"old")
-    with whole_file(str(path)) as file:
-        file.write(b"new")
-        file.flush()
-        assert path.read_bytes() == b"old"
-    assert content(tmp_path) == {Path("file.txt"): b"new"}
-
-
-@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
-@pytest.mark.parametrize("older", [{}, {Path("file.txt"): b"old"}], ids=["new", "older file"])
-def test_an_error_leaves_what_was_there(error, older, tmp_path):
-    for name, old in older.items():
-        (tmp_path / name).write_bytes(old)
-    with pytest.raises(error, match="stop"), whole_file(tmp_path / "file.txt") as file:
-        file.write(b"half of the new")
-        raise error("stop")
-    assert content(tmp_path) == older
-
-
-def test_a_folder_of_the_same_name_is_not_replaced(tmp_path):
-    (tmp_path / "file.txt").mkdir()
-    with pytest.raises(OSError), whole_file(tmp_path / "file.txt") as file:
-        file.write(b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-    assert (tmp_path / "file.txt").is_dir()
-
-
-def test_a_file_has_the_permissions_of_the_umask(tmp_path):
-    before = os.umask(0o027)
-    try:
-        with whole_file(tmp_path / "file.txt") as file:
-            file.write(b"")
-        assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o640
-        assert os.umask(0o027) == 0o027
-    finally:
-        os.umask(before)
-
-
-def test_a_point_that_cannot_be_written_keeps_the_older_one(tmp_path, monkeypatch):
-    save_point(tmp_path / "point.npz", point(NET))
-    before = content(tmp_path)
-
-    def stop(file, **arrays):
-        file.write(b"PK")
-        raise OSError("no space left")
-
-    monkeypatch.setattr(np, "savez", stop)
-    with pytest.raises(OSError, match="no space left"):
-        save_point(tmp_path / "point.npz", point(NET, seed=1))
-    assert content(tmp_path) == before
-
-
-# Folders
-
-
-@pytest.mark.parametrize("name", ["", "new", "new/and/deeper"])
-def test_a_folder_that_can_be_made_is_writable_and_not_made(name, tmp_path):
-    check_writable(tmp_path / name)
-    check_writable(str(tmp_path / name))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["file", "file/folder", "file/folder/deeper"])
-def test_a_path_at_or_below_a_file_is_not_writable(name, tmp_path):
-    (tmp_path / "file").write_bytes(b"kept")
-    with pytest.raises(NotADirectoryError, match=re.escape(str(tmp_path / "file"))):
-        check_writable(tmp_path / name)
-    assert content(tmp_path) == {Path("file"): b"kept"}
-
-
-def test_a_folder_without_permission_is_not_writable(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-    with pytest.raises(PermissionError, match=re.escape(str(tmp_path))):
-        check_writable(tmp_path / "new")
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a /proc")
-def test_a_folder_that_takes_no_files_is_not_writable():
-    for folder in ("/proc", "/proc/new"):
-        with pytest.raises(OSError, match=f"output folder {folder}: .* /proc"):
-            check_writable(folder)
-
-
-def test_a_relative_folder_is_taken_from_the_working_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("file").write_bytes(b"")
-    check_writable("out")
-    with pytest.raises(NotADirectoryError):
-        check_writable("file/out")
-
-
-# JSON
-
-
-def test_a_report_comes_back(tmp_path):
-    report = {"risk": 0.1 + 0.2, "name": "Fashion", "points": {"theta": [1, 2.5, None, True]}}
-    write_json(tmp_path / "report.json", report)
-    text = (tmp_path / "report.json").read_text()
-    assert json.loads(text) == report
-    assert text.endswith("}\n")
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_a_report_with_a_number_that_is_not_finite_is_refused(number, tmp_path):
-    write_json(tmp_path / "report.json", {"risk": 1.0})
-    before = content(tmp_path)
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "report.json", {"points": {"theta": [{"risk": number}]}})
-    assert content(tmp_path) == before
-
-
-def test_a_report_with_an_array_is_refused_and_leaves_nothing(tmp_path):
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "report.json", {"risks": np.ones(2)})
-    assert not list(tmp_path.iterdir())
-
-
-# Stages
-
-
-def test_stages_keep_their_seconds_in_order():
-    stages = Stages(io.StringIO())
-    with stages("long", "working"):
-        time.sleep(0.05)
-    with stages("short", "resting"):
-        pass
-    assert list(stages.seconds) == ["long", "short"]
-    assert 0.05 <= stages.seconds["long"] < 5
-    assert 0 <= stages.seconds["short"] < stages.seconds["long"]
-
-
-def test_a_stage_is_named_when_it_starts_and_timed_when_it_ends():
-    stream = io.StringIO()
-    with Stages(stream)("fit", "fitting"):
-        assert stream.getvalue() == "fitting ..."
-    assert re.fullmatch(r"fitting \.\.\. \d+\.\d s\n", stream.getvalue())
-
-
-def test_a_stage_with_a_line_of_its_own_prints_nothing():
-    stream = io.StringIO()
-    stages = Stages(stream)
-    with stages("curve", "", own_line=True):
-        pass
-    assert stream.getvalue() == ""
-    assert list(stages.seconds) == ["curve"]
-
-
-@pytest.mark.parametrize(("own_line", "printed"), [(False, "fitting ...\n"), (True, "")])
-def test_a_stage_that_fails_ends_its_line_and_has_no_seconds(own_line, printed):
-    stream = io.StringIO()
-    stages = Stages(stream)
-    with pytest.raises(ValueError, match="stop"), stages("fit", "fitting", own_line):
-        raise ValueError("stop")
-    assert stream.getvalue() == printed
-    assert stages.seconds == {}
-
-
-class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
-
-    def isatty(self):
-        return True
-
-
-def test_on_a_terminal_the_seconds_count_up_until_the_stage_ends():
-    stream = Terminal()
-    with Stages(stream)("fit", "fitting"):
-        time.sleep(1.3)
-        assert stream.getvalue() == "fitting ...\rfitting ... 1 s"
-    ended = stream.getvalue()
-    assert re.fullmatch(r"fitting \.\.\. 1\.\d s\n", ended.rpartition("\r")[2])
-    time.sleep(1.1)
-    assert stream.getvalue() == ended
-
-
-def test_stages_are_named_on_stderr(capsys):
-    with Stages()("fit", "fitting"):
-        pass
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("fitting ...")

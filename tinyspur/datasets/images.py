@@ -1,7 +1,4 @@
-"""Image classification sets: the bundled Fashion-MNIST images, CIFAR-10, and NPZ files.
-
-Damaged or unsafe files are refused with a ValueError of one line that names the file.
-"""
+"""Labelled images and samples: the bundled ones, those of NPZ files, and CIFAR-10."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..files import naming, read_arrays
 from . import cifar10
-from .cifar10 import CIFAR10_MD5, CIFAR10_URL
-from .reports import naming, read_arrays
+from .cifar10 import cache_folder
 from .samples import TrainingSet, draw
 
 DATA_VARIABLE = "TINYSPUR_DATA"
@@ -218,11 +215,6 @@ def _numbers(labels: np.ndarray) -> np.ndarray:
     return np.arange(max(largest, 0) + 1).astype(str)
 
 
-def cache_folder() -> Path:
-    """Return the folder for downloads, $XDG_CACHE_HOME/tinyspur or ~/.cache/tinyspur."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tinyspur"
-
-
 def find_cifar10(path: str | os.PathLike | None = None) -> Path | None:
     """Find the folder or archive with CIFAR-10 in `path`, $TINYSPUR_DATA or the cache folder.
 
@@ -262,19 +254,3 @@ def load_cifar10(path: str | os.PathLike | None = None) -> Dataset:
             parts.append(Dataset(name, images, labels, class_names))
     images, labels = (np.concatenate([getattr(p, k) for p in parts]) for k in ("images", "labels"))
     return Dataset("CIFAR-10", images, labels, parts[0].class_names)
-
-
-def download_cifar10(
-    folder: str | os.PathLike | None = None,
-    url: str = CIFAR10_URL,
-    md5: str = CIFAR10_MD5,
-    progress: bool = True,
-) -> Path:
-    """Fetch the binary CIFAR-10 archive into `folder`, by default the cache folder.
-
-    What a broken download left is resumed, and the file gets its name only once its checksum is
-    right. ValueError if the checksum is another, OSError if the server refuses, the connection
-    keeps breaking or the folder cannot be written.
-    """
-    folder = cache_folder() if folder is None else Path(folder).expanduser()
-    return cifar10.download(folder, url, md5, progress)

@@ -1,0 +1,361 @@
+"""Images of a data set: validation, NPZ files, and where data are found."""
+
+import io
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_files import (
+    ALONE,
+    ARCHIVE,
+    SAMPLE,
+    batches,
+    check_sample,
+    refused,
+    write_archive,
+    write_folder,
+)
+
+from tinyspur import datasets
+from tinyspur.datasets import Dataset, load, load_cifar10, load_npz
+
+
+def small(images=None, labels=(0, 1, 1), class_names=("a", "b")):
+    images = np.zeros((3, 1, 2, 2), np.uint8) if images is None else images
+    return Dataset("small", images, np.asarray(labels), class_names)
+
+
+def test_dataset_facts():
+    dataset = small()
+    assert len(dataset) == 3
+    assert dataset.input_shape == (1, 2, 2)
+    assert dataset.classes == 2
+    assert str(dataset) == repr(dataset) == "small: 3 images (1, 2, 2), 2 classes"
+    assert small(labels=np.array([0, 1, 1], np.uint8)).labels.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": np.zeros((3, 4))}, ["(N, C, H, W)", "(3, 4)"]),
+        ({"images": np.zeros((0, 1, 2, 2)), "labels": np.zeros(0, int)}, ["(0, 1, 2, 2)"]),
+        ({"images": np.zeros((3, 1, 0, 2))}, ["(3, 1, 0, 2)"]),
+        ({"images": np.zeros((3, 1, 2, 2), np.int32)}, ["uint8 or floating", "int32"]),
+        ({"images": np.zeros((3, 1, 2, 2), object)}, ["dtype object"]),
+        ({"images": np.zeros((3, 1, 2, 2), complex)}, ["complex128"]),
+        ({"labels": [0, 1]}, ["(3,)", "(2,)"]),
+        ({"labels": [[0], [1], [1]]}, ["(3,)", "(3, 1)"]),
+        ({"labels": [0.0, 1.0, 1.0]}, ["integer labels", "float64"]),
+        ({"labels": [False, True, True]}, ["integer labels", "bool"]),
+        ({"labels": [0, 1, 2]}, ["0 to 1", "got 2 in sample 2"]),
+        ({"labels": [0, -1, 2]}, ["0 to 1", "got -1 in sample 1"]),
+        ({"labels": np.array([0, 1, 2**64 - 1], np.uint64)}, [2**64 - 1, "sample 2"]),
+        ({"class_names": ()}, ["class names"]),
+        ({"class_names": (0, 1)}, ["class names", "(0, 1)"]),
+    ],
+)
+def test_dataset_refuses(changes, words):
+    with refused(*words):
+        small(**changes)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_dataset_refuses_pixels_that_are_not_finite(value):
+    images = np.zeros((3, 1, 2, 2), np.float32)
+    images[1, 0, 0, :] = value
+    images[2, 0, 0, 0] = value
+    with refused("3 pixels", "NaN or infinite", "sample 1"):
+        small(images)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_pixels(dtype):
+    images = np.arange(12, dtype=np.uint8).reshape(3, 1, 2, 2) + 244
+    pixels = small(images).pixels(dtype)
+    assert pixels.dtype == dtype
+    np.testing.assert_array_equal(pixels, images.astype(dtype) / dtype(255))
+    assert pixels.max() == 1
+    floats = images * 3.5 - 7
+    np.testing.assert_array_equal(small(floats).pixels(dtype), floats.astype(dtype))
+
+
+def test_pixels_are_a_copy():
+    dataset = small(np.zeros((3, 1, 2, 2)))
+    dataset.pixels()[:] = 1
+    assert not dataset.images.any()
+
+
+def test_pixels_refuses():
+    with refused("floating", "int64"):
+        small().pixels(np.int64)
+    with refused("float16", "larger"):
+        small(np.full((3, 1, 2, 2), 1e9)).pixels(np.float16)
+
+
+def test_subset_is_deterministic_and_in_order():
+    images = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
+    dataset = small(images, np.arange(50) % 2)
+    first, again, other = (dataset.subset(20, seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.images, again.images)
+    assert not np.array_equal(first.images, other.images)
+    kept = first.images.ravel()
+    assert len(first) == 20 and np.all(np.diff(kept.astype(int)) > 0)
+    np.testing.assert_array_equal(first.labels, kept % 2)
+    assert first.class_names == dataset.class_names and first.name == dataset.name
+    expected = np.sort(np.random.default_rng(3).choice(50, 20, replace=False))
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_subset_of_all_is_the_whole_set():
+    dataset = small()
+    np.testing.assert_array_equal(dataset.subset(3, 0).labels, dataset.labels)
+
+
+@pytest.mark.parametrize("samples", [0, -1, 4, 1.5])
+def test_subset_refuses(samples):
+    with refused("1 to 3 samples", samples):
+        small().subset(samples, seed=0)
+
+
+# Principal components
+
+
+def many_pixels(samples=30, shape=(2, 3, 4), seed=0):
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(samples, *shape)) * np.linspace(0.2, 3, np.prod(shape)).reshape(shape)
+    return Dataset("t", images + 5, np.zeros(samples, np.int64), ("a",))
+
+
+@pytest.mark.parametrize("dimensions", [1, 3, 24, np.int64(5)])
+def test_principal_components_are_those_of_the_covariance(dimensions):
+    dataset = many_pixels()
+    found = dataset.principal_components(dimensions)
+    assert found.shape == (30, 1, dimensions)
+    assert found.dtype == np.float64
+    flat = dataset.images.reshape(30, -1)
+    values, vectors = np.linalg.eigh(np.cov(flat.T, bias=True))
+    expected = (flat - flat.mean(axis=0)) @ vectors[:, ::-1] / np.sqrt(values[-1])
+    for n in range(dimensions):
+        sign = np.sign(found[:, 0, n] @ expected[:, n])
+        np.testing.assert_allclose(found[:, 0, n], sign * expected[:, n], atol=1e-10)
+    assert found[:, 0, 0].var() == pytest.approx(1)
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-12)
+
+
+def test_principal_components_of_bytes_do_not_depend_on_their_scale():
+    dataset = datasets.bundled().subset(50, 1)
+    floats = Dataset("t", dataset.images.astype(np.float64), dataset.labels, dataset.class_names)
+    found, expected = (abs(d.principal_components(4)) for d in (dataset, floats))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    covariance = np.cov(dataset.principal_components(4)[:, 0].T, bias=True)
+    np.testing.assert_allclose(covariance, np.diag(covariance.diagonal()), atol=1e-12)
+    assert (np.diff(covariance.diagonal()) < 0).all()
+
+
+@pytest.mark.parametrize("dimensions", [0, -1, 25, 2.0, "2", None])
+def test_principal_components_refuses(dimensions):
+    with refused("t: expected 1 to 24 dimensions, got", repr(dimensions)):
+        many_pixels().principal_components(dimensions)
+
+
+def test_principal_components_refuses_more_than_the_rank():
+    with refused("t: expected 1 to 9 dimensions, got 10"):
+        many_pixels(samples=10).principal_components(10)
+    line = np.arange(8.0)[:, None, None, None] * np.ones((1, 2, 3))
+    dataset = Dataset("t", line, np.zeros(8, np.int64), ("a",))
+    assert dataset.principal_components(1).shape == (8, 1, 1)
+    with refused("t: expected 1 to 1 dimensions, got 2"):
+        dataset.principal_components(2)
+
+
+def test_principal_components_of_equal_images_do_not_exist():
+    dataset = Dataset("t", np.full((5, 1, 2, 2), 7, np.uint8), np.zeros(5, np.int64), ("a",))
+    with refused("t: expected", "dimensions, got 1"):
+        dataset.principal_components(1)
+
+
+def test_bundled():
+    dataset = datasets.bundled()
+    assert "bundled" in dataset.name and "Fashion-MNIST" in dataset.name
+    assert dataset.images.shape == (4000, 1, 28, 28) and dataset.images.dtype == np.uint8
+    np.testing.assert_array_equal(np.bincount(dataset.labels), np.full(10, 400))
+    assert dataset.classes == 10 and dataset.class_names[9] == "Ankle boot"
+    assert str(dataset).endswith("4000 images (1, 28, 28), 10 classes")
+
+
+# NPZ
+
+
+def npz(path, **arrays):
+    arrays = {"images": np.zeros((3, 1, 2, 2), np.uint8), "labels": np.array([0, 2, 1]), **arrays}
+    np.savez_compressed(path, **{key: a for key, a in arrays.items() if a is not None})
+    return path
+
+
+def test_load_npz(sample, tmp_path):
+    dataset = load_npz(SAMPLE)
+    np.testing.assert_array_equal(dataset.images, sample["images"])
+    np.testing.assert_array_equal(dataset.labels, sample["labels"])
+    assert dataset.name == "cifar10_sample_20" and dataset.class_names[3] == "cat"
+    path = npz(tmp_path / "own.npz")
+    assert load_npz(path).class_names == ("0", "1", "2")
+    assert load(str(path)).name == "own"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": None}, ["'images'"]),
+        ({"labels": None}, ["'labels'"]),
+        ({"images": np.full((3, 1, 2, 2), np.nan)}, ["12 pixels", "sample 0"]),
+        ({"images": np.full((3, 1, 2, 2), np.inf)}, ["12 pixels", "sample 0"]),
+        ({"images": np.zeros((3, 2, 2))}, ["(3, 2, 2)"]),
+        ({"images": np.zeros((3, 1, 2, 2), np.int64)}, ["int64"]),
+        ({"images": np.array([None, 1, 2])}, ["plain arrays", "allow_pickle"]),
+        ({"labels": np.array([0, 1, None])}, ["plain arrays", "allow_pickle"]),
+        ({"labels": np.array([0, -2, 1])}, ["-2 in sample 1"]),
+        ({"labels": np.array([-1, -2, -1])}, ["-1 in sample 0"]),
+        ({"labels": np.array([0, 1])}, ["(3,)", "(2,)"]),
+        ({"labels": np.array([0.0, 1, 2])}, ["float64"]),
+        ({"labels": np.array(["0", "1", "2"])}, ["integer labels"]),
+        ({"labels": np.array([0, 10**12, 1])}, [10**12, "sample 1"]),
+        ({"class_names": np.array(["a", "b"])}, ["0 to 1", "2 in sample 1"]),
+        ({"class_names": np.array([1, 2, 3])}, ["class_names", "int64"]),
+        ({"class_names": np.array("abc")}, ["class_names", "()"]),
+        ({"class_names": np.array(["a", None])}, ["plain arrays", "allow_pickle"]),
+    ],
+)
+def test_load_npz_refuses(tmp_path, arrays, words):
+    path = npz(tmp_path / "own.npz", **arrays)
+    with refused(path, *words):
+        load_npz(path)
+
+
+def test_load_npz_refuses_other_files(tmp_path):
+    path = tmp_path / "own.npz"
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    damaged = (b"", b"text", b"PK\x03\x04", pickle.dumps([1]), b"\x93NUMPY\x01\x00")
+    for content in (*damaged, array.getvalue()):
+        path.write_bytes(content)
+        with refused(path, "NPZ"):
+            load_npz(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", b"not an array")
+        archive.writestr("labels", b"not an array")
+    with refused(path, "bytes"):
+        load_npz(path)
+    with refused(tmp_path / "none.npz", error=FileNotFoundError):
+        load_npz(tmp_path / "none.npz")
+
+
+def test_load_npz_refuses_truncated_and_tampered_files(tmp_path):
+    content = SAMPLE.read_bytes()
+    path = tmp_path / "own.npz"
+    spoilt = [content[:length] for length in range(1, len(content), 5003)]
+    for at in (2000, 20000, 40000):
+        spoilt.append(content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :])
+    for damaged in spoilt:
+        path.write_bytes(damaged)
+        with refused(path, "NPZ"):
+            load_npz(path)
+
+
+# Where data are found
+
+
+def test_load_falls_back_to_the_bundled_images():
+    assert datasets.find_cifar10() is None
+    assert load().name == datasets.bundled().name
+    with refused(datasets.cache_folder(), "CIFAR-10", error=FileNotFoundError):
+        load_cifar10()
+
+
+def test_cache_folder(tmp_path, monkeypatch):
+    assert datasets.cache_folder() == tmp_path / "cache" / "tinyspur"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    assert datasets.cache_folder() == Path.home() / ".cache" / "tinyspur"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert datasets.cache_folder() == Path.home() / ".cache" / "tinyspur"
+
+
+def test_empty_cache_folder(tmp_path):
+    datasets.cache_folder().mkdir(parents=True)
+    (datasets.cache_folder() / f".{ARCHIVE}.abcd").write_bytes(b"begun")
+    assert datasets.find_cifar10() is None
+
+
+def test_cache_folder_then_variable_then_path(tmp_path, sample, monkeypatch):
+    files = batches(sample, "bin")
+    cached = write_archive(datasets.cache_folder() / ARCHIVE, files)
+    assert datasets.find_cifar10() == cached
+    check_sample(load(), sample)
+    check_sample(load_cifar10(), sample)
+    folder = write_folder(tmp_path / "named" / "cifar-10-batches-py", batches(sample, "py"))
+    monkeypatch.setenv("TINYSPUR_DATA", str(folder.parent))
+    assert datasets.find_cifar10() == folder
+    check_sample(load(), sample)
+    given = write_archive(tmp_path / "given.tar.gz", files)
+    assert datasets.find_cifar10(given) == given
+    monkeypatch.setenv("TINYSPUR_DATA", "")
+    assert datasets.find_cifar10() == cached
+
+
+def test_variable_may_name_an_npz_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYSPUR_DATA", str(npz(tmp_path / "own.npz")))
+    assert load().name == "own"
+    with refused("TINYSPUR_DATA=", "own.npz", "another file"):
+        datasets.find_cifar10()
+
+
+def test_nothing_where_the_user_points(tmp_path, monkeypatch):
+    (tmp_path / "some.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    for name, error in (
+        ("none", FileNotFoundError),
+        ("none.tar.gz", FileNotFoundError),
+        ("none.npz", FileNotFoundError),
+        ("some.txt", ValueError),
+        ("empty", ValueError),
+    ):
+        path = tmp_path / name
+        monkeypatch.delenv("TINYSPUR_DATA", raising=False)
+        with refused(path, error=error):
+            load(path)
+        monkeypatch.setenv("TINYSPUR_DATA", str(path))
+        with refused(path, error=error):
+            load()
+        if name == "none.npz":
+            got = f"TINYSPUR_DATA={path}: expected an NPZ file, got a path that does not exist"
+            with refused(got, error=FileNotFoundError):
+                load()
+        else:
+            with refused(f"TINYSPUR_DATA={path}", "cifar-10-batches-bin", error=error):
+                datasets.find_cifar10()
+
+
+def test_readers_of_data_import_neither_networks_nor_anything_above_them():
+    program = (
+        f"{ALONE}import tinyspur.datasets\n"
+        "print(len(tinyspur.datasets.bundled()))\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('tinyspur.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == ""
+    inside = [f"tinyspur.datasets{name}" for name in ("", ".cifar10", ".images", ".samples")]
+    assert done.stdout.split() == ["4000", *inside, "tinyspur.files"]
+
+
+def test_the_package_has_the_data_sets_and_imports_what_downloads_only_for_a_download():
+    program = (
+        "import sys\n"
+        "import tinyspur as ts\n"
+        "print(ts.datasets.bundled())\n"
+        "print(*{'pooch', 'requests'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{datasets.bundled()}\n\n", "")
