@@ -20,7 +20,8 @@ from threadpoolctl import ThreadpoolController
 
 from tinyspur import datasets
 from tinyspur.backend import WORKERS, in_order
-from tinyspur.landscape import Plane
+from tinyspur.landscape.planes import Plane
+from tinyspur.landscape.scan import scan
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import SquaredLoss, one_hot
 from tinyspur.matrices import ConvolutionMatrix
@@ -28,7 +29,6 @@ from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.reports import exit_status, write_json
 from tinyspur.samples import TrainingSet
-from tinyspur.scanning import scan
 from tinyspur.training import kaiming_start, training_flops
 
 CONVOLUTIONS = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))

@@ -43,7 +43,7 @@ from tinyspur.experiments import (
     read_figures,
     scan_figures,
 )
-from tinyspur.landscape import Landscape, random_direction
+from tinyspur.landscape.planes import Landscape, random_direction
 from tinyspur.landscape_figures import (
     HIGHER,
     INSIDE,

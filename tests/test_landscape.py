@@ -34,17 +34,19 @@ import strict_device
 import torch
 import torch_twin
 
-from tinyspur import backend, find_spurious_minimum, linear_minimum, scanning
+from tinyspur import backend, find_spurious_minimum, linear_minimum
 from tinyspur.activations import ReLU, SmoothActivation, Softplus, Tanh
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
-from tinyspur.landscape import (
+from tinyspur.landscape import scan as scanning
+from tinyspur.landscape.planes import (
     Landscape,
     Lines,
     Plane,
     RandomDirections,
     random_direction,
 )
+from tinyspur.landscape.scan import scan
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.matrices import ConvolutionMatrix, WeightMatrix
@@ -53,7 +55,6 @@ from tinyspur.parameters import Parameters
 from tinyspur.reports import save_point
 from tinyspur.rounding import risk_rounding
 from tinyspur.samples import TrainingSet
-from tinyspur.scanning import scan
 
 LOSS = SquaredLoss()
 LOSSES = [LOSS, CrossEntropy(), AbsoluteLoss(), HuberLoss(0.7)]
@@ -607,7 +608,7 @@ def problem(steps=15, seed=0):
 def processes():
     """Return two processes; the server that they come from has imported what they need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tinyspur.scanning"])
+    context.set_forkserver_preload(["tinyspur.landscape.scan"])
     return ProcessPoolExecutor(2, context)
 
 
@@ -637,9 +638,10 @@ PREPARE = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
-from tinyspur import scanning, load_point, SquaredLoss, TrainingSet
-from tinyspur.landscape import Landscape, Plane
-from tinyspur.scanning import scan
+from tinyspur.landscape import scan as scanning
+from tinyspur import load_point, SquaredLoss, TrainingSet
+from tinyspur.landscape.planes import Landscape, Plane
+from tinyspur.landscape.scan import scan
 folder = sys.argv[1]
 with np.load(folder + "/data.npz") as arrays:
     data = TrainingSet(arrays["x"], arrays["y"])

@@ -66,7 +66,8 @@ from .escapes import (
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
 from .fitting import AffineFit, AssumptionError, fit_affine
-from .landscape import Landscape, Lines, Plane, random_direction
+from .landscape.planes import Landscape, Lines, Plane, random_direction
+from .landscape.scan import scan
 from .layers import AveragePool, Conv, Dense, MaxPool
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
 from .matrices import ConvolutionMatrix, DenseMatrix
@@ -76,7 +77,6 @@ from .parameters import Parameters
 from .pooling import AveragePoolingMatrix, MaxPoolingMatrix
 from .reports import load_point, save_point
 from .samples import TrainingSet
-from .scanning import scan
 from .training import Adam, descend, kaiming_start, polish, train
 
 __all__ = [

@@ -18,12 +18,12 @@ import numpy as np
 
 from .certificates import certify_cell
 from .constructions.convolutional import SpuriousMinimum
-from .landscape import Landscape, Lines, Plane, RandomDirections, random_direction
+from .landscape.planes import Landscape, Lines, Plane, RandomDirections, random_direction
+from .landscape.scan import scan
 from .losses import Loss
 from .parameters import Parameters
 from .reports import naming, write_json
 from .samples import TrainingSet
-from .scanning import scan
 
 AFAR = 1.5  # how far planes reach that are seen from afar, in units of the certified reach
 NEARBY = 2.5  # and from nearby, in units of how far the risk falls from theta'

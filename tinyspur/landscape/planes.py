@@ -1,6 +1,6 @@
 """Directions, lines and planes through parameter space (Li et al. 2018), and the risks on them.
 
-`scanning.scan` evaluates the risk at the points of a `Plane` or of `Lines` and returns a
+`scan.scan` evaluates the risk at the points of a `Plane` or of `Lines` and returns a
 `Landscape`. What it shows is evidence: a scan samples, it proves nothing.
 """
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .backend import all_to_numpy, namespace, to_numpy
-from .layers import is_positive
-from .parameters import Parameters
-from .reports import naming, read_arrays, whole_file
+from ..backend import all_to_numpy, namespace, to_numpy
+from ..layers import is_positive
+from ..parameters import Parameters
+from ..reports import naming, read_arrays, whole_file
 
 NORMALIZATIONS = (None, "filter", "layer")
 

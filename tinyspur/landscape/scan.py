@@ -23,13 +23,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from .backend import Array, all_to_numpy, namespace, one_thread, to_numpy
-from .landscape import Landscape, Lines, Plane, RandomDirections
-from .losses import Loss
-from .parameters import Parameters
-from .reports import naming, read_arrays
-from .rounding import risk_rounding
-from .samples import TrainingSet
+from ..backend import Array, all_to_numpy, namespace, one_thread, to_numpy
+from ..losses import Loss
+from ..parameters import Parameters
+from ..reports import naming, read_arrays
+from ..rounding import risk_rounding
+from ..samples import TrainingSet
+from .planes import Landscape, Lines, Plane, RandomDirections
 
 TOGETHER = 4  # points whose first layers are one product; also what a worker gets at a time
 SAVE_SECONDS = 1.0  # between two writings of what is finished
