@@ -38,14 +38,10 @@ from tinyspur import backend, find_spurious_minimum, linear_minimum
 from tinyspur.activations import ReLU, SmoothActivation, Softplus, Tanh
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
-from tinyspur.landscape import scan as scanning
-from tinyspur.landscape.planes import (
-    Landscape,
-    Lines,
-    Plane,
-    RandomDirections,
-    random_direction,
-)
+from tinyspur.landscape import executors, job, store
+from tinyspur.landscape.directions import RandomDirections, random_direction
+from tinyspur.landscape.planes import Lines, Plane
+from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
@@ -298,7 +294,7 @@ def work(monkeypatch):
     count(WeightMatrix, "__matmul__")
     count(WeightMatrix, "brief_product")
     count(ConvolutionMatrix, "brief_product")
-    monkeypatch.setattr(scanning, "risk_rounding", lambda *_: 0.0)
+    monkeypatch.setattr(job, "risk_rounding", lambda *_: 0.0)
     return passes, products
 
 
@@ -638,9 +634,10 @@ PREPARE = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
-from tinyspur.landscape import scan as scanning
+from tinyspur.landscape import executors, store
 from tinyspur import load_point, SquaredLoss, TrainingSet
-from tinyspur.landscape.planes import Landscape, Plane
+from tinyspur.landscape.planes import Plane
+from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
 folder = sys.argv[1]
 with np.load(folder + "/data.npz") as arrays:
@@ -697,9 +694,9 @@ def test_no_data_are_left_behind(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with threads() as executor:
         scan(where, data, LOSS, executor)
-    assert not list(tmp_path.iterdir()) and not scanning._KEPT
+    assert not list(tmp_path.iterdir()) and not executors._KEPT
     # workers that begin only while a scan that failed ends
-    work, number, late = scanning._work, itertools.count(), []
+    work, number, late = executors._work, itertools.count(), []
     begun, ending = threading.Event(), threading.Event()
 
     class Kept(dict):
@@ -721,19 +718,19 @@ def test_no_data_are_left_behind(monkeypatch, tmp_path):
         late.append(answer[1])
         return answer
 
-    monkeypatch.setattr(scanning, "_KEPT", Kept())
-    monkeypatch.setattr(scanning, "_work", begin_late)
+    monkeypatch.setattr(executors, "_KEPT", Kept())
+    monkeypatch.setattr(executors, "_work", begin_late)
     with threads() as executor, pytest.raises(RuntimeError, match="of the test's"):
         scan(where, data, LOSS, executor)
     assert late[0] is not None and late[1:] and all(risks is None for risks in late[1:])
-    assert not list(tmp_path.iterdir()) and not scanning._KEPT
+    assert not list(tmp_path.iterdir()) and not executors._KEPT
 
 
 def test_a_pool_that_is_shut_down_is_an_error(monkeypatch, tmp_path):
     """Its futures that are cancelled count as done only when a worker has seen that."""
     where, data, expected = problem(4)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    submitted, risks, number = threading.Semaphore(0), scanning._Job.risks, itertools.count()
+    submitted, risks, number = threading.Semaphore(0), job.Job.risks, itertools.count()
 
     class Counted(ThreadPoolExecutor):
         def submit(self, *args):
@@ -749,13 +746,13 @@ def test_a_pool_that_is_shut_down_is_an_error(monkeypatch, tmp_path):
         return risks(job, points)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scanning._Job, "risks", shutting_down)
+        patch.setattr(job.Job, "risks", shutting_down)
         with (
             Counted(1) as pool,
             pytest.raises(RuntimeError, match=r"the executor failed \(CancelledError"),
         ):
             scan(where, data, LOSS, pool, tmp_path / "scan.npz")
-    assert [path.name for path in tmp_path.iterdir()] == ["scan.npz"] and not scanning._KEPT
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.npz"] and not executors._KEPT
     same_bits(scan(where, data, LOSS, path=tmp_path / "scan.npz"), expected)
 
 
@@ -772,7 +769,7 @@ def test_data_that_a_cleaner_removes_are_sent(pool, monkeypatch, tmp_path):
         executor = Recorder(inner, before={1: clean})
         same_bits(scan(where, data, LOSS, executor), expected)
         assert executor.payloads(data) <= 2 * (pool is processes)
-    assert not scanning._KEPT
+    assert not executors._KEPT
 
 
 class Broken(SquaredLoss):
@@ -812,7 +809,7 @@ def test_workers_forked_beside_a_running_pass_can_work(tmp_path):
     where, data, _ = problem(5)
     text = """
 from tinyspur import backend
-with scanning._LOADING, backend._ONE_THREAD.lock:  # as threads of this process may
+with executors._LOADING, backend._ONE_THREAD.lock:  # as threads of this process may
     worker = multiprocessing.get_context("fork").Process(
         target=scan, args=(where, data, SquaredLoss(), ThreadPoolExecutor(1))
     )
@@ -836,7 +833,7 @@ class Simulated(Executor):
         self.workers = [(n, {}) for n in range(workers)]
         self.started, self.waiting, self.most = workers, [], 0
         self.dead, self.calls, self.answered = dead, 0, deque()
-        monkeypatch.setattr(scanning, "SimpleQueue", lambda: self)
+        monkeypatch.setattr(executors, "SimpleQueue", lambda: self)
 
     def put(self, future):
         self.answered.append(future)
@@ -859,7 +856,7 @@ class Simulated(Executor):
             number, memory = self.workers[k]
             with self.patch.context() as patch:
                 patch.setattr(os, "getpid", lambda number=number: number)
-                patch.setattr(scanning, "_KEPT", memory)
+                patch.setattr(executors, "_KEPT", memory)
                 patch.setattr(Path, "read_bytes", nowhere)
                 future.set_result(function(*args))
         return self.answered.popleft()
@@ -918,7 +915,7 @@ def test_workers_run_on_one_thread_each(monkeypatch):
 
     monkeypatch.setattr(SquaredLoss, "value", watched)
     monkeypatch.setattr(backend, "WORKERS", 4)
-    monkeypatch.setattr(scanning, "risk_rounding", lambda *_: 0.0)
+    monkeypatch.setattr(job, "risk_rounding", lambda *_: 0.0)
     where.theta.net.memory_budget = 1
     scan(where, data, LOSS)
     assert len(set(threads)) > 1
@@ -1051,13 +1048,13 @@ def test_dask_replaces_workers_that_die_and_the_bits_are_the_same(client):
 @pytest.fixture
 def evaluated(monkeypatch):
     """Record the numbers of the points that are evaluated."""
-    numbers, risks = [], scanning._Job.risks
+    numbers, risks = [], job.Job.risks
 
     def recording(job, points):
         numbers.extend(map(int, points))
         return risks(job, points)
 
-    monkeypatch.setattr(scanning._Job, "risks", recording)
+    monkeypatch.setattr(job.Job, "risks", recording)
     return numbers
 
 
@@ -1071,7 +1068,7 @@ def stuck(loss, o, y):
         print("stuck", flush=True)
         time.sleep(600)
     return value(loss, o, y)
-SquaredLoss.value, scanning.SAVE_SECONDS = stuck, -1
+SquaredLoss.value, store.SAVE_SECONDS = stuck, -1
 scan(where, data, SquaredLoss(), path=folder + "/scan.npz")
 """
     path = tmp_path / "scan.npz"
@@ -1093,7 +1090,7 @@ scan(where, data, SquaredLoss(), path=folder + "/scan.npz")
 
 def test_an_interrupted_scan_is_saved_and_goes_on(tmp_path, evaluated, monkeypatch):
     where, data, expected = problem()
-    path, risks = tmp_path / "new" / "scan.npz", scanning._Job.risks
+    path, risks = tmp_path / "new" / "scan.npz", job.Job.risks
     evaluated.clear()
 
     def interrupted(job, points):
@@ -1102,7 +1099,7 @@ def test_an_interrupted_scan_is_saved_and_goes_on(tmp_path, evaluated, monkeypat
         return risks(job, points)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scanning._Job, "risks", interrupted)
+        patch.setattr(job.Job, "risks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             scan(where, data, LOSS, path=path)
     assert evaluated == list(range(20))
@@ -1540,7 +1537,7 @@ def test_a_file_without_a_rounding_error_is_not_finished(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(scanning, "risk_rounding", stop)
+        patch.setattr(job, "risk_rounding", stop)
         scan(where, data, LOSS, path=tmp_path / "scan.npz")
     with pytest.raises(ValueError, match="expected a finished scan"):
         Landscape.load(tmp_path / "scan.npz")
@@ -1565,7 +1562,7 @@ def test_a_file_that_cannot_be_written_is_no_failure_of_the_executor(tmp_path, m
         return write(*args, **more)
 
     monkeypatch.setattr(Landscape, "save", full)
-    monkeypatch.setattr(scanning, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(store, "SAVE_SECONDS", -1)
     with ThreadPoolExecutor(1) as executor, pytest.raises(OSError, match="No space left"):
         scan(where, data, LOSS, executor, tmp_path / "scan.npz")
 
@@ -1628,7 +1625,7 @@ def test_errors_name_the_path_once(tmp_path):
 
 def test_all_threads_of_a_worker_have_something_to_do(monkeypatch):
     where, data, expected = problem()
-    risks, number = scanning._Job.risks, itertools.count()
+    risks, number = job.Job.risks, itertools.count()
     together = dict.fromkeys(range(1, 5), threading.Barrier(4))
     together |= dict.fromkeys(range(5, 15), threading.Barrier(10))  # two for each of four, and two
 
@@ -1638,7 +1635,7 @@ def test_all_threads_of_a_worker_have_something_to_do(monkeypatch):
             together[n].wait(60)
         return risks(job, points)
 
-    monkeypatch.setattr(scanning._Job, "risks", meeting)
+    monkeypatch.setattr(job.Job, "risks", meeting)
     with ThreadPoolExecutor(12) as executor:
         same_bits(scan(where, data, LOSS, executor), expected)
 
@@ -1650,7 +1647,7 @@ def test_a_finished_scan_is_not_pickled(tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("pickled")
 
-    monkeypatch.setattr(scanning.pickle, "dumps", refuse)
+    monkeypatch.setattr(executors.pickle, "dumps", refuse)
     with ThreadPoolExecutor(1) as executor:
         same_bits(scan(where, data, LOSS, executor, tmp_path / "scan.npz"), expected)
 

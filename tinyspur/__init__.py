@@ -66,7 +66,9 @@ from .escapes import (
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
 from .fitting import AffineFit, AssumptionError, fit_affine
-from .landscape.planes import Landscape, Lines, Plane, random_direction
+from .landscape.directions import random_direction
+from .landscape.planes import Lines, Plane
+from .landscape.risks import Landscape
 from .landscape.scan import scan
 from .layers import AveragePool, Conv, Dense, MaxPool
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot

@@ -18,7 +18,9 @@ import numpy as np
 
 from .certificates import certify_cell
 from .constructions.convolutional import SpuriousMinimum
-from .landscape.planes import Landscape, Lines, Plane, RandomDirections, random_direction
+from .landscape.directions import RandomDirections, random_direction
+from .landscape.planes import Lines, Plane
+from .landscape.risks import Landscape
 from .landscape.scan import scan
 from .losses import Loss
 from .parameters import Parameters

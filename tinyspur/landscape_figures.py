@@ -22,7 +22,7 @@ from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 
 from .experiments import Panel
-from .landscape.planes import Landscape
+from .landscape.risks import Landscape
 from .reports import save_figure
 
 HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange, which the colour-blind tell apart
