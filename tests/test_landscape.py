@@ -715,7 +715,7 @@ def test_no_data_are_left_behind(monkeypatch, tmp_path):
             begun.set()
             assert ending.wait(60)
         answer = work(*args)
-        late.append(answer[1])
+        late.append(answer.risks)
         return answer
 
     monkeypatch.setattr(executors, "_KEPT", Kept())
