@@ -14,6 +14,7 @@ from tinyspur.landscape.directions import RandomDirections
 from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
+from tinyspur.layers import Dense
 from tinyspur.losses import CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
@@ -243,3 +244,99 @@ def test_errors_name_the_path_once(tmp_path):
         assert str(raised.value).count(str(path)) == 1
     with pytest.raises(FileNotFoundError):
         Landscape.load(tmp_path / "none.npz")
+
+
+# The format of the files
+
+
+def exact_plane():
+    """Return a plane whose risks have no rounding errors, and its data."""
+    net = Network((1, 2), [Dense(2), Dense(1)])
+    theta, d1, d2 = (
+        Parameters(net, c)
+        for c in (np.arange(-4.0, 5.0) / 4, np.arange(9.0) / 2, np.arange(9.0)[::-1] / 4)
+    )
+    x, y = np.arange(-3.0, 5.0).reshape(4, 1, 2) / 2, np.arange(4.0).reshape(4, 1)
+    return Plane(theta, (d1, d2), [-1.0, 0.0, 0.5], [-0.5, 0.0, 2.0]), TrainingSet(x, y)
+
+
+def drawn_lines():
+    """Return two random lines and their data; the risks have rounding errors."""
+    plane, data = exact_plane()
+    directions = RandomDirections(plane.theta, 2, 7, "filter", biases=False)
+    return Lines(plane.theta, directions, [-1.0, 0.0, 1.0]), data
+
+
+# what the first version wrote for them
+PLANE_FILE = {
+    "alpha": np.array([-1.0, 0.0, 0.5]),
+    "beta": np.array([-0.5, 0.0, 2.0]),
+    "risks": np.array(
+        [
+            [55.720001220703125, 21.35595703125, 108.20751953125],
+            [2.334259033203125, 1.84619140625, 129.78369140625],
+            [46.01007080078125, 35.484375, 1100.875],
+        ]
+    ),
+    "centre": np.array(1.84619140625),
+    "rounding": np.array(3.395433077497262e-13),
+    "key": np.array("18814725da37ae24de55396ba56f5e867d3c212c17b9f7dc662048cf42689618"),
+    "done": np.ones(9, bool),
+}
+LINES_FILE = {
+    "alpha": np.array([-1.0, 0.0, 1.0]),
+    "risks": np.array(
+        [
+            [1.4741217967551488, 1.84619140625, 3.8006518173010804],
+            [1.7090991611362114, 1.84619140625, 1.1120787532640135],
+        ]
+    ),
+    "centre": np.array(1.84619140625),
+    "rounding": np.array(1.1245317104365187e-14),
+    "key": np.array("23c56bdc9c16889db53f996f55925d087b492f0599d32aaefd548312b8f68349"),
+    "done": np.ones(5, bool),
+}
+
+
+def test_a_scan_writes_the_arrays_of_the_first_version(tmp_path):
+    where, data = exact_plane()
+    scan(where, data, LOSS, path=tmp_path / "scan.npz")
+    with np.load(tmp_path / "scan.npz", allow_pickle=False) as arrays:
+        assert arrays.files == list(PLANE_FILE)
+        for name, expected in PLANE_FILE.items():
+            assert arrays[name].dtype == expected.dtype
+            assert arrays[name].shape == expected.shape
+            assert name == "rounding" or np.array_equal(arrays[name], expected)
+        assert arrays["rounding"] == pytest.approx(PLANE_FILE["rounding"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("problem", "arrays"), [(exact_plane, PLANE_FILE), (drawn_lines, LINES_FILE)]
+)
+def test_a_finished_file_of_the_first_version_is_read(problem, arrays, tmp_path, evaluated):
+    where, data = problem()
+    path = tmp_path / "scan.npz"
+    np.savez(path, **arrays)
+    before = path.read_bytes()
+    for found in (scan(where, data, LOSS, path=path), Landscape.load(path)):
+        assert np.array_equal(found.risks, arrays["risks"])
+        assert (found.centre, found.rounding) == (arrays["centre"], arrays["rounding"])
+    assert evaluated == []
+    assert path.read_bytes() == before
+
+
+def test_an_unfinished_file_of_the_first_version_goes_on(tmp_path, evaluated):
+    where, data = exact_plane()
+    path, numbers = tmp_path / "scan.npz", np.arange(9).reshape(3, 3)
+    unfinished = {
+        "risks": np.where(numbers > 4, np.nan, PLANE_FILE["risks"]),  # 4 is theta
+        "rounding": np.array(np.nan),
+        "done": np.arange(9) < 5,  # theta and the first four others
+    }
+    np.savez(path, **PLANE_FILE | unfinished)
+    found = scan(where, data, LOSS, path=path)
+    assert evaluated == [5, 6, 7, 8]
+    assert np.array_equal(found.risks, PLANE_FILE["risks"])
+    with np.load(path) as arrays:
+        assert arrays["done"].all()
+        assert arrays["key"] == PLANE_FILE["key"]
