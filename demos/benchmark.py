@@ -23,12 +23,12 @@ from tinyspur.backend import WORKERS, in_order
 from tinyspur.console import exit_status
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.files import write_json
-from tinyspur.landscape import Plane
+from tinyspur.landscape.planes import Plane
+from tinyspur.landscape.scan import scan
 from tinyspur.layers import Conv, ConvolutionMatrix, Dense
 from tinyspur.losses import SquaredLoss, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.scanning import scan
 from tinyspur.training import kaiming_start, training_flops
 
 CONVOLUTIONS = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))

@@ -43,7 +43,8 @@ from tinyspur.experiments import (
     read_figures,
     scan_figures,
 )
-from tinyspur.landscape import Landscape, random_direction
+from tinyspur.landscape.directions import random_direction
+from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape_figures import (
     HIGHER,
     INSIDE,

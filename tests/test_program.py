@@ -17,9 +17,10 @@ import torch
 from shared import CIFAR10_SAMPLE, ROOT, load_program, twin_of
 from torch_twin import Twin, from_npz, gradients, risk
 
-from tinyspur import datasets, landscape
+from tinyspur import datasets
 from tinyspur.constructions.embedding import subnetwork
 from tinyspur.experiments import STEPS
+from tinyspur.landscape import risks
 from tinyspur.layers import Conv, Dense
 from tinyspur.network import Network
 from tinyspur.training import training_flops
@@ -1483,7 +1484,7 @@ def test_the_seed_and_the_isolated_samples_are_those_of_the_figures(demo, progra
 def test_figures_after_an_interruption_are_the_same(
     demo, program, with_figures, undrawn, monkeypatch, tmp_path
 ):
-    scanned, write = [], landscape.whole_file
+    scanned, write = [], risks.whole_file
 
     def interrupt(path):
         scanned.append(path)
@@ -1493,7 +1494,7 @@ def test_figures_after_an_interruption_are_the_same(
 
     options = ["--data", with_figures.out.parent / "small.npz", *FIGURES]
     with monkeypatch.context() as patch:
-        patch.setattr(landscape, "whole_file", interrupt)
+        patch.setattr(risks, "whole_file", interrupt)
         broken = program(*options)
     assert broken.status == 130
     words = f"interrupted: the same command goes on from {broken.out / 'figures'}"

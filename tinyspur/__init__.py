@@ -65,7 +65,10 @@ from .escapes import DescentDirection, Escape, find_descent_direction, find_esca
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
 from .fitting import AffineFit, fit_affine
-from .landscape import Landscape, Lines, Plane, random_direction
+from .landscape.directions import random_direction
+from .landscape.planes import Lines, Plane
+from .landscape.risks import Landscape
+from .landscape.scan import scan
 from .layers import (
     AveragePool,
     AveragePoolingMatrix,
@@ -81,7 +84,6 @@ from .matrix_figures import plot_matrix
 from .network import Network
 from .parameters import Parameters
 from .points import load_point, save_point
-from .scanning import scan
 from .training import Adam, descend, kaiming_start, polish, train
 
 __all__ = [

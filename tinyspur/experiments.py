@@ -20,10 +20,12 @@ from .certificates import certify
 from .constructions.convolutional import SpuriousMinimum
 from .datasets.samples import TrainingSet
 from .files import naming, write_json
-from .landscape import Landscape, Lines, Plane, RandomDirections, random_direction
+from .landscape.directions import RandomDirections, random_direction
+from .landscape.planes import Lines, Plane
+from .landscape.risks import Landscape
+from .landscape.scan import scan
 from .losses import Loss
 from .parameters import Parameters
-from .scanning import scan
 
 AFAR = 1.5  # how far planes reach that are seen from afar, in units of the certified reach
 NEARBY = 2.5  # and from nearby, in units of how far the risk falls from theta'

@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .experiments import Panel
 from .files import save_figure
-from .landscape import Landscape
+from .landscape.risks import Landscape
 
 HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange, which the colour-blind tell apart
 UP, DOWN = 9, 4  # levels above and below; the roots of their distances are equally far apart

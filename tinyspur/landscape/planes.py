@@ -1,101 +1,16 @@
-"""Directions, lines and planes through parameter space (Li et al. 2018), and the risks on them.
-
-`scanning.scan` evaluates the risk at the points of a `Plane` or of `Lines` and returns a
-`Landscape`. What it shows is evidence: a scan samples, it proves nothing.
-"""
+"""Planes and lines through parameter space: the points at which a scan evaluates the risk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from .backend import all_to_numpy, namespace, to_numpy
-from .files import naming, read_arrays, whole_file
-from .layers import is_positive
-from .parameters import Parameters
-
-NORMALIZATIONS = (None, "filter", "layer")
-
-
-# Directions
-
-
-def random_direction(
-    theta: Parameters,
-    seed: int | Sequence[int] = 0,
-    normalization: str | None = None,
-    biases: bool = True,
-) -> Parameters:
-    """Return a Gaussian direction, normalised, in the type and on the device of theta.
-
-    Without `normalization` its Euclidean length is 1. With ``"filter"`` each filter (of a dense
-    layer: each neuron's row) has the length of the same filter of theta, with ``"layer"`` each
-    layer that of theta's layer ([Li et al. 2018], Section 4). A bias belongs to its filter, as the
-    papers absorb it into the weights; if `biases` are ignored those of the direction are 0, and
-    lengths are those of the weights alone. Where theta is 0 so is a normalised direction: the dead
-    filters of the constructions don't move without their biases. Raises ValueError for another
-    normalization, and where nothing would move.
-    """
-    _same_network(theta)
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(
-            f"normalization: expected None, 'filter' or 'layer', got {normalization!r}"
-        )
-    net, rng = theta.net, np.random.default_rng(seed)
-    start = theta.to(np, np.float64)
-    d = Parameters(net, rng.standard_normal(net.size))
-    for layer, b in d.b.items():
-        w = d.W[layer].weights
-        if not biases:
-            b[...] = 0
-        if normalization is not None:
-            own, wanted = (
-                np.c_[p.W[layer].weights.reshape(len(b), -1), biases * p.b[layer]]
-                for p in (d, start)
-            )
-            axis = 1 if normalization == "filter" else None
-            scale = np.linalg.norm(wanted, axis=axis) / np.linalg.norm(own, axis=axis)
-            scale = np.broadcast_to(scale, len(b))
-            w *= scale.reshape(-1, *(1,) * (w.ndim - 1))
-            b *= scale
-    if normalization is None:
-        d.vector /= np.linalg.norm(d.vector)
-    elif not d.vector.any():
-        raise ValueError(f"normalization {normalization!r}: expected a theta that is not 0")
-    return d.to(namespace(theta.vector), theta.vector.dtype)
-
-
-class RandomDirections(Sequence):
-    """`count` random directions around theta, each made from (seed, its number) when asked for."""
-
-    def __init__(
-        self,
-        theta: Parameters,
-        count: int,
-        seed: int = 0,
-        normalization: str | None = None,
-        biases: bool = True,
-    ):
-        self.theta, self.count = theta, count
-        self.seed, self.normalization, self.biases = seed, normalization, biases
-        if not is_positive(count):
-            raise ValueError(f"random directions: expected one or more, got {count!r}")
-        self[0]  # refuses what is no point, and what it can't normalise
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, k: int) -> Parameters:
-        if not -self.count <= k < self.count:
-            raise IndexError(f"direction: expected 0..{self.count - 1}, got {k}")
-        seed = (self.seed, k % self.count)
-        return random_direction(self.theta, seed, self.normalization, self.biases)
-
-
-# Where to evaluate the risk
+from ..backend import all_to_numpy, to_numpy
+from ..layers import is_positive
+from ..parameters import Parameters
+from .directions import RandomDirections, same_network
 
 
 @dataclass(frozen=True)
@@ -134,7 +49,7 @@ class Plane:
         d_2 is the part of b - origin orthogonal to a - origin. The grid covers the three points
         and `margin` times their range around them. Raises ValueError for points on one line.
         """
-        _same_network(origin, a, b)
+        same_network(origin, a, b)
         d1, move = a.vector - origin.vector, b.vector - origin.vector
         noise = 8 * float(np.finfo(d1.dtype).eps) * float(b.vector @ b.vector) ** 0.5
         if not d1.any() or not _independent(to_numpy(d1), to_numpy(move), noise):
@@ -154,7 +69,7 @@ class Plane:
 
     def coordinates(self, point: Parameters) -> tuple[float, float]:
         """Return (alpha, beta) of the point of the plane that is nearest to `point`."""
-        _same_network(self.theta, point)
+        same_network(self.theta, point)
         vectors = all_to_numpy([p.vector for p in (point, self.theta, *self.directions)])
         move, *directions = (v.astype(np.float64) for v in (vectors[0] - vectors[1], *vectors[2:]))
         alpha, beta = np.linalg.lstsq(np.stack(directions, axis=1), move, rcond=None)[0]
@@ -168,7 +83,8 @@ class Plane:
         reach = np.array([abs(c * d1 + s * d2).max() for c, s in circle])
         return circle * (radius / reach)[:, None]
 
-    def _moves(self) -> np.ndarray:
+    def moves(self) -> np.ndarray:
+        """Return (A B, 2): how far along the directions each point is, in the points' order."""
         grid = np.stack(np.meshgrid(self.alpha, self.beta, indexing="ij"), axis=-1)
         return grid.reshape(-1, 2)
 
@@ -186,7 +102,7 @@ class Plane:
         d1, d2 = all_to_numpy([d.vector for d in self.directions])
         corners = np.ix_((0, len(self.alpha) - 1), (0, len(self.beta) - 1))
         numbers = np.arange(len(self.alpha) * len(self.beta)).reshape(self.shape)[corners].ravel()
-        moves = self._moves()[numbers]
+        moves = self.moves()[numbers]
         return int(numbers[np.argmax([abs(a * d1 + b * d2).max() for a, b in moves])])
 
 
@@ -221,7 +137,7 @@ class Lines:
     @classmethod
     def between(cls, a: Parameters, b: Parameters, steps: int = 51, margin: float = 0.25) -> Lines:
         """Return the line through `a`, at alpha = 0, and `b`, at alpha = 1, and `margin` beyond."""
-        _same_network(a, b)
+        same_network(a, b)
         move = Parameters(a.net, b.vector - a.vector)
         return cls(a, (move,), np.linspace(-margin, 1 + margin, steps))
 
@@ -234,7 +150,8 @@ class Lines:
         """Return (K,): the alpha at which each line leaves max-norm distance `radius` of theta."""
         return np.array([radius / float(abs(to_numpy(d.vector)).max()) for d in self.directions])
 
-    def _moves(self) -> np.ndarray:
+    def moves(self) -> np.ndarray:
+        """Return (K A, 1): how far along its line each point is, in the points' order."""
         return np.tile(self.alpha, len(self.directions))[:, None]
 
     def points(self, numbers: Sequence[int]) -> Iterator[Parameters]:
@@ -275,10 +192,10 @@ def _check(where: Plane | Lines, count: int | None) -> None:
             f"{name}: expected {count or 'one or more'} directions, got {len(directions)}"
         )
     if isinstance(directions, RandomDirections):
-        _same_network(theta, directions.theta)
+        same_network(theta, directions.theta)
         vectors = [theta.vector]
     else:
-        _same_network(theta, *directions)
+        same_network(theta, *directions)
         vectors = [theta.vector, *(d.vector for d in directions)]
     vectors = all_to_numpy(vectors)
     if not np.isfinite(vectors[0]).all():
@@ -295,88 +212,3 @@ def _independent(d1: np.ndarray, d2: np.ndarray, noise: float = 0.0) -> bool:
     d1, d2 = d1.astype(np.float64), d2.astype(np.float64)
     rest = d2 - (d1 @ d2) / (d1 @ d1) * d1
     return np.linalg.norm(rest) > max(1e-12 * np.linalg.norm(d2), noise)
-
-
-def _same_network(first: Parameters, *others: Parameters) -> None:
-    """Raise ValueError for parameters of another network, type or device."""
-    for other in (first, *others):
-        if not isinstance(other, Parameters):
-            raise ValueError(
-                f"expected points and directions as Parameters, got a {type(other).__name__}"
-            )
-        if other.net != first.net:
-            raise ValueError(f"expected points and directions of {first.net}, got {other.net}")
-        kinds = [f"{namespace(p.vector).__name__} {p.vector.dtype}" for p in (first, other)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(f"expected points and directions of {kinds[0]}, got {kinds[1]}")
-
-
-# The risks
-
-
-@dataclass(frozen=True)
-class Landscape:
-    """Risks on a plane (A, B), for `alpha` (A,) and `beta` (B,), or on K lines (K, A).
-
-    `centre` is R(theta). A risk is called lower where it is so by more than `rounding`: the sum of
-    the rounding errors estimated for theta and, whichever is larger, for the lowest point or the
-    one farthest from theta.
-    """
-
-    alpha: np.ndarray
-    beta: np.ndarray | None
-    risks: np.ndarray
-    centre: float
-    rounding: float
-
-    @property
-    def lower(self) -> np.ndarray:
-        """Return where the risk is lower than at theta, shaped as `risks`."""
-        return self.risks < self.centre - self.rounding
-
-    @property
-    def lower_lines(self) -> int:
-        """Return on how many of the lines a lower risk was found."""
-        if self.beta is not None:
-            raise ValueError("lower lines: expected lines, got a plane")
-        return int(self.lower.any(axis=1).sum())
-
-    def __str__(self) -> str:
-        if self.beta is None:
-            found = f"{self.lower_lines} of {len(self.risks)} lines reach a lower risk"
-        else:
-            found = f"{self.lower.sum()} of {self.risks.size} points are lower"
-        if self.lower.any():
-            found += f", by {self.centre - np.nanmin(self.risks):.3g} at most"
-        return f"R = {self.centre:.9g} at the centre; {found}"
-
-    def save(self, path: str | Path, **more: np.ndarray) -> None:
-        """Write `alpha`, `beta` (of a plane), `risks`, `centre`, `rounding` and `more` as NPZ."""
-        axes = {"alpha": self.alpha} | ({} if self.beta is None else {"beta": self.beta})
-        numbers = {"centre": np.array(self.centre), "rounding": np.array(self.rounding)}
-        with whole_file(path) as file:
-            np.savez(file, **axes, risks=self.risks, **numbers, **more)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Landscape:
-        """Return the landscape that `save` or a finished `scan` wrote to `path`.
-
-        Raises ValueError for another file and for that of a scan that isn't finished.
-        """
-        arrays = read_arrays(path)
-        with naming(f"{path}:"):
-            missing = {"alpha", "risks", "centre", "rounding"} - set(arrays)
-            if missing:
-                raise ValueError(f"expected arrays {sorted(missing)}, got {sorted(arrays)}")
-            done = arrays.get("done", np.ones(1, bool))
-            if not done.all() or np.isnan(arrays["rounding"]):
-                raise ValueError(
-                    f"expected a finished scan, got {done.sum()} of {done.size} risks"
-                    + " without their rounding" * bool(done.all())
-                )
-            alpha, beta, risks = arrays["alpha"], arrays.get("beta"), arrays["risks"]
-            lines = risks.shape[:1] + alpha.shape
-            expected = lines if beta is None else alpha.shape + beta.shape
-            if risks.shape != expected:
-                raise ValueError(f"expected risks {expected}, got {risks.shape}")
-            return cls(alpha, beta, risks, float(arrays["centre"]), float(arrays["rounding"]))

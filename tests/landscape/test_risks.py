@@ -1,0 +1,90 @@
+"""A landscape says what is lower, and is read as it was saved."""
+
+import numpy as np
+import pytest
+from landscape_problems import LOSS, network, point, same_bits, samples
+
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.landscape.planes import Lines, Plane
+from tinyspur.landscape.risks import Landscape
+from tinyspur.landscape.scan import scan
+from tinyspur.layers import Dense
+from tinyspur.network import Network
+
+
+def lines_found(risks):
+    return Landscape(np.arange(3.0), None, np.array(risks), 1.0, 0.25)
+
+
+def test_a_risk_is_lower_by_more_than_the_rounding_error():
+    found = lines_found([[0.75, 1.0, 2.0], [0.7, 0.0, 1.0], [np.nan, 0.9, 0.76]])
+    assert found.lower.tolist() == [[False] * 3, [True, True, False], [False] * 3]
+    assert found.lower_lines == 1
+    assert str(found) == "R = 1 at the centre; 1 of 3 lines reach a lower risk, by 1 at most"
+    plane = Landscape(np.arange(3.0), np.arange(2.0), found.risks[:, :2], 1.0, 0.05)
+    assert plane.lower.tolist() == [[True, False], [True, True], [False, True]]
+    assert str(plane) == "R = 1 at the centre; 4 of 6 points are lower, by 1 at most"
+    with pytest.raises(ValueError, match="lower lines: expected lines, got a plane"):
+        _ = plane.lower_lines
+    above = lines_found([[0.9, 1.0, 2.0]])
+    assert str(above) == "R = 1 at the centre; 0 of 1 lines reach a lower risk"
+
+
+def test_only_what_is_lower_beyond_its_own_rounding_error_is_lower():
+    net = Network((1, 1), [Dense(2), Dense(1)])
+    theta, flat, down = net.zeros(), net.zeros(), net.zeros()
+    theta.W[1].weights[...] = [[1.0], [3.1]]
+    theta.W[2].weights[...] = [[0.3, 0.7]]
+    flat.W[2].weights[...] = [[3.1, -1.0]]  # the output stays
+    data = TrainingSet(np.random.default_rng(0).uniform(0.1, 1, (50, 1, 1)), np.zeros((50, 1)))
+    down.b[2][...] = -1e-9
+    found = scan(Lines(theta, (flat, down), np.linspace(-1e8, 1e8, 41)), data, LOSS)
+    assert found.lower[1].any()
+    assert not found.lower[0].any()
+
+
+@pytest.mark.parametrize("kind", ["plane", "lines"])
+def test_landscapes_are_read_as_they_were_saved(kind, tmp_path):
+    net = network("images")
+    theta, data = point(net), samples(net)
+    where = Plane.random(theta, steps=3) if kind == "plane" else Lines.random(theta, 4, steps=3)
+    found = scan(where, data, LOSS, path=tmp_path / "scan.npz")
+    found.save(tmp_path / "saved.npz")
+    with np.load(tmp_path / "saved.npz", allow_pickle=False) as arrays:
+        beta = {"beta"} if kind == "plane" else set()
+        assert set(arrays.files) == {"alpha", "risks", "centre", "rounding"} | beta
+    for name in ("scan.npz", "saved.npz"):
+        read = Landscape.load(str(tmp_path / name))
+        same_bits(read, found)
+        assert np.array_equal(read.alpha, where.alpha)
+        assert (read.beta is None) == (kind == "lines")
+        assert kind == "lines" or np.array_equal(read.beta, where.beta)
+        assert (type(read.centre), type(read.rounding)) == (float, float)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"risks": None}, r"expected arrays \['risks'\], got \['alpha', 'beta', 'centre', 'rou"),
+        ({"alpha": None, "centre": None}, r"expected arrays \['alpha', 'centre'\]"),
+        ({"rounding": None}, r"expected arrays \['rounding'\]"),
+        ({"risks": np.zeros((3, 2))}, r"expected risks \(2, 3\), got \(3, 2\)"),
+        ({"beta": None}, r"expected risks \(2, 2\), got \(2, 3\)"),
+        ({"alpha": np.zeros(3)}, r"expected risks \(3, 3\), got \(2, 3\)"),
+        ({"risks": np.float64(1)}, r"expected risks \(2, 3\), got \(\)"),
+        ({"done": np.array([True, False])}, "expected a finished scan, got 1 of 2 risks"),
+        ({"centre": np.zeros(2)}, "TypeError only"),
+    ],
+)
+def test_files_that_hold_no_landscape_are_refused(change, message, tmp_path):
+    arrays = {"alpha": np.zeros(2), "beta": np.zeros(3), "risks": np.zeros((2, 3))}
+    arrays |= {"centre": np.array(1.0), "rounding": np.array(0.0)}
+    path = tmp_path / "file.npz"
+    np.savez(path, **arrays)
+    assert Landscape.load(path).risks.shape == (2, 3)
+    np.savez(path, **{k: v for k, v in (arrays | change).items() if v is not None})
+    with pytest.raises(ValueError, match=rf"file\.npz: {message}"):
+        Landscape.load(path)
+    path.write_bytes(b"PK no archive")
+    with pytest.raises(ValueError, match=r"file\.npz: expected an NPZ of plain arrays"):
+        Landscape.load(path)

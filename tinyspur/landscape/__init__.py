@@ -1,0 +1,1 @@
+"""Landscapes: the risk at the points of planes and lines through parameter space."""

@@ -1,0 +1,81 @@
+"""The risks found on a plane or on lines, and their file.
+
+What they show is evidence: a scan samples, it proves nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..files import naming, read_arrays, whole_file
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Risks on a plane (A, B), for `alpha` (A,) and `beta` (B,), or on K lines (K, A).
+
+    `centre` is R(theta). A risk is called lower where it is so by more than `rounding`: the sum of
+    the rounding errors estimated for theta and, whichever is larger, for the lowest point or the
+    one farthest from theta.
+    """
+
+    alpha: np.ndarray
+    beta: np.ndarray | None
+    risks: np.ndarray
+    centre: float
+    rounding: float
+
+    @property
+    def lower(self) -> np.ndarray:
+        """Return where the risk is lower than at theta, shaped as `risks`."""
+        return self.risks < self.centre - self.rounding
+
+    @property
+    def lower_lines(self) -> int:
+        """Return on how many of the lines a lower risk was found."""
+        if self.beta is not None:
+            raise ValueError("lower lines: expected lines, got a plane")
+        return int(self.lower.any(axis=1).sum())
+
+    def __str__(self) -> str:
+        if self.beta is None:
+            found = f"{self.lower_lines} of {len(self.risks)} lines reach a lower risk"
+        else:
+            found = f"{self.lower.sum()} of {self.risks.size} points are lower"
+        if self.lower.any():
+            found += f", by {self.centre - np.nanmin(self.risks):.3g} at most"
+        return f"R = {self.centre:.9g} at the centre; {found}"
+
+    def save(self, path: str | Path, **more: np.ndarray) -> None:
+        """Write `alpha`, `beta` (of a plane), `risks`, `centre`, `rounding` and `more` as NPZ."""
+        axes = {"alpha": self.alpha} | ({} if self.beta is None else {"beta": self.beta})
+        numbers = {"centre": np.array(self.centre), "rounding": np.array(self.rounding)}
+        with whole_file(path) as file:
+            np.savez(file, **axes, risks=self.risks, **numbers, **more)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Landscape:
+        """Return the landscape that `save` or a finished `scan` wrote to `path`.
+
+        Raises ValueError for another file and for that of a scan that isn't finished.
+        """
+        arrays = read_arrays(path)
+        with naming(f"{path}:"):
+            missing = {"alpha", "risks", "centre", "rounding"} - set(arrays)
+            if missing:
+                raise ValueError(f"expected arrays {sorted(missing)}, got {sorted(arrays)}")
+            done = arrays.get("done", np.ones(1, bool))
+            if not done.all() or np.isnan(arrays["rounding"]):
+                raise ValueError(
+                    f"expected a finished scan, got {done.sum()} of {done.size} risks"
+                    + " without their rounding" * bool(done.all())
+                )
+            alpha, beta, risks = arrays["alpha"], arrays.get("beta"), arrays["risks"]
+            lines = risks.shape[:1] + alpha.shape
+            expected = lines if beta is None else alpha.shape + beta.shape
+            if risks.shape != expected:
+                raise ValueError(f"expected risks {expected}, got {risks.shape}")
+            return cls(alpha, beta, risks, float(arrays["centre"]), float(arrays["rounding"]))

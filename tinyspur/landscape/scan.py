@@ -1,0 +1,69 @@
+"""The risk at the points of a plane or of lines: with any executor, resumed from files."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..datasets.samples import TrainingSet
+from ..losses import Loss
+from .executors import ExecutorError, evaluated
+from .job import Job, first_moved
+from .planes import Lines, Plane
+from .risks import Landscape
+from .store import Store
+
+
+def scan(
+    where: Plane | Lines,
+    data: TrainingSet,
+    loss: Loss,
+    executor: Executor | None = None,
+    path: str | Path | None = None,
+    progress: bool | str = False,
+) -> Landscape:
+    """Return the risks at the points of a plane or of lines.
+
+    No point is evaluated twice (theta lies on every line), and points share what they have in
+    common: the layers below the first one that the directions move, and the patches of that one.
+    Passes stream over the samples in chunks, as everywhere.
+
+    `executor` is any `concurrent.futures.Executor`: a process pool, Dask's
+    ``client.get_executor()``, mpi4py's pool. Each worker process reads the data once, from a
+    temporary file, however many points it evaluates (to one on another machine, which can't, they
+    are sent, about once), and keeps those of the last two scans. It runs on one thread. The risks
+    are the same bits with any executor and without one, where all cores work and a chunk holds up
+    to twice the memory budget.
+
+    To `path` (an NPZ) goes what is finished, as it comes. A scan that was killed goes on from there
+    when it is called again, with the same numbers; of a finished one they are read. `progress`
+    shows a bar, with a text of yours before it. Raises ValueError for a file of another scan,
+    RuntimeError when workers die that the executor does not replace, and OSError where a file can't
+    be written.
+    """
+    if not isinstance(where, Plane | Lines):
+        raise ValueError(f"scan: expected a Plane or Lines, got a {type(where).__name__}")
+    if executor is not None and not hasattr(executor, "submit"):
+        raise ValueError(f"scan: expected an executor, got a {type(executor).__name__}")
+    job = Job(where, data, loss, first_moved(where))
+    store = Store(path, job)
+    text = progress if isinstance(progress, str) else "risks"
+    shown = {"total": store.done.size, "initial": int(store.done.sum()), "disable": not progress}
+    with store, tqdm(desc=text, leave=False, **shown) as bar:
+        if not store.done[0]:
+            store.put(slice(0, 1), job.centre())
+            bar.update()
+        with closing(evaluated(job, store.missing(), executor)) as found:
+            try:
+                for place, risks in found:
+                    store.put(place, risks)
+                    bar.update(len(risks))
+            except ExecutorError as error:
+                raise RuntimeError(f"scan: {error}{store.kept()}") from error.__cause__
+        if np.isnan(store.rounding):
+            store.put_rounding(job.rounding(store.risks))
+    return store.landscape()
