@@ -296,8 +296,7 @@ def test_a_lower_point_at_a_distance_alone_decides_nothing(run):
     found = done.report["escape"]
     assert done.lines[-1] == (
         f"verdict: undecided: {certificate.words}; at distance {found['distance']:.3g} a point is "
-        f"lower by {found['decrease']:.3g}: theta is not the lowest so far out, which does not "
-        "refute a local minimum"
+        f"lower by {found['decrease']:.3g}: so far from theta, this does not refute a local minimum"
     )
 
 

@@ -1,12 +1,14 @@
-"""What the README names exists: functions, tests, figures, programs and their options."""
+"""What the READMEs name exists: functions, tests, figures, links, programs and their options."""
 
 import ast
+import configparser
 import contextlib
 import functools
 import importlib
 import importlib.util
 import io
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -17,10 +19,10 @@ import pytest
 import tinyspur
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
 STATEMENTS = ["Statement of the paper", "function", "test"]
 PROGRAM = re.compile(r"(demos/\w+\.py|-m\s+tinyspur[\w.]*)([^\n`&;|]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+TEST_FILE = r"tests/(?:\w+/)*test_\w+\.py"
 
 
 # What the text says
@@ -48,7 +50,25 @@ def commands(text):
         yield " ".join((program + words).split()), rest
 
 
+def without_code(text):
+    return re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(text):
+    """Return the anchors that GitHub gives the headings: letters, digits, hyphens for spaces."""
+    headings = re.findall(r"^#+ +(.*)", without_code(text), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", heading) for heading in headings)
+    return {heading.strip().lower().replace(" ", "-") for heading in kept}
+
+
 # What there is
+
+
+@functools.cache
+def modules_named(name):
+    """Return the modules of the package, at any depth, whose last name this is."""
+    modules = pkgutil.walk_packages(tinyspur.__path__, "tinyspur.")
+    return [module.name for module in modules if module.name.endswith(f".{name}")]
 
 
 def is_function(name):
@@ -57,9 +77,8 @@ def is_function(name):
     if first == "ts":
         found = tinyspur if path and path[0] in tinyspur.__all__ else None
     else:
-        known = [f"tinyspur.{first}", f"tinyspur.constructions.{first}"]
-        known = [module for module in known if importlib.util.find_spec(module)]
-        found = importlib.import_module(known[0]) if known and path else None
+        known = modules_named(first)
+        found = importlib.import_module(known[0]) if len(known) == 1 and path else None
     for attribute in path:
         found = getattr(found, attribute, None)
     return callable(found)
@@ -68,10 +87,14 @@ def is_function(name):
 def is_test(name):
     """Return whether file::test_name is a function of that file."""
     file, _, test = name.partition("::")
-    if not re.fullmatch(r"tests/test_\w+\.py", file) or not (ROOT / file).is_file():
+    if not re.fullmatch(TEST_FILE, file) or not (ROOT / file).is_file():
         return False
-    names = {n.name for n in ast.parse((ROOT / file).read_text()).body if hasattr(n, "name")}
-    return test.startswith("test_") and test in names
+    return test.startswith("test_") and test in names_in(file)
+
+
+@functools.cache
+def names_in(file):
+    return {n.name for n in ast.parse((ROOT / file).read_text()).body if hasattr(n, "name")}
 
 
 @functools.cache
@@ -110,12 +133,12 @@ def long_options(help_text):
     return set(OPTION.findall(usage))
 
 
-# Checks: each returns what is wrong, in words
+# Checks: each returns what is wrong, in words, in a text that lies in a folder
 
 
-def check_statements(text):
+def check_statements(text, folder):
     rows = [row for _, header, rows in tables(text) if header == STATEMENTS for row in rows]
-    wrong = [] if rows else [f"no table of {STATEMENTS}"]
+    wrong = [] if rows else [NOTHING[check_statements]]
     for row in rows:
         if len(row) != 3 or not (row[0] and spans(row[1]) and spans(row[2])):
             wrong.append(f"row without a statement, a function or a test: {row}")
@@ -125,27 +148,27 @@ def check_statements(text):
     return wrong
 
 
-def check_tests(text):
-    named = re.findall(r"tests/\w+\.py(?:::\w+)?", text)
-    wrong = [] if named else ["no test is named"]
+def check_tests(text, folder):
+    named = re.findall(r"tests/(?:\w+/)*\w+\.py(?:::\w+)?", text)
+    wrong = [] if named else [NOTHING[check_tests]]
     for name in named:
         if not (is_test(name) if "::" in name else (ROOT / name).is_file()):
             wrong.append(f"no test {name}")
     return wrong
 
 
-def check_figures(text):
+def check_figures(text, folder):
     named = re.findall(r"\]\(\s*<?([^)>\s]+\.png)|src=\"([^\"]+\.png)\"", text)
-    wrong = [] if named else ["no figure is shown"]
+    wrong = [] if named else [NOTHING[check_figures]]
     for path in map("".join, named):
-        if not (ROOT / path).is_file() or (ROOT / path).read_bytes()[:4] != b"\x89PNG":
+        if not (folder / path).is_file() or (folder / path).read_bytes()[:4] != b"\x89PNG":
             wrong.append(f"no figure {path}")
     return wrong
 
 
-def check_commands(text):
+def check_commands(text, folder):
     found = list(commands(text))
-    wrong = [] if found else ["no program is named"]
+    wrong = [] if found else [NOTHING[check_commands]]
     for program, rest in found:
         known = options_of(program)
         if known is None:
@@ -156,7 +179,7 @@ def check_commands(text):
     return wrong
 
 
-def check_option_tables(text):
+def check_option_tables(text, folder):
     """A table of options is of the program that is named last before it."""
     wrong, seen = [], 0
     for start, header, rows in tables(text):
@@ -172,32 +195,93 @@ def check_option_tables(text):
             if not named:
                 wrong.append(f"row without an option: {row}")
             wrong += [f"no option {o} of {before[-1]}" for o in named if o not in known]
-    return wrong if seen else [*wrong, "no table of options"]
+    return wrong if seen else [*wrong, NOTHING[check_option_tables]]
 
 
-def check_other_options(text):
+def check_other_options(text, folder):
     """An option that is named alone is one of some program that the text names."""
     programs = {program for program, _ in commands(text)}
     known = set().union(*(options_of(program) or set() for program in programs))
-    prose = re.sub(r"^```.*?^```|^\|[^\n]*", "", text, flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^\|[^\n]*", "", without_code(text), flags=re.MULTILINE)
     alone = [span for span in spans(prose) if span.startswith("--")]
     named = sorted({option for span in alone for option in OPTION.findall(span)})
     return [f"no option {option}" for option in named if option not in known]
 
 
-CHECKS = (
-    check_statements,
-    check_tests,
-    check_figures,
-    check_commands,
-    check_option_tables,
-    check_other_options,
-)
+def check_links(text, folder):
+    """A link within the repository leads to a file and, where it has an anchor, to a heading."""
+    found = [url for url in re.findall(r"\]\(([^)\s]+)\)", without_code(text)) if ":" not in url]
+    wrong = [] if found else [NOTHING[check_links]]
+    for url in found:
+        path, _, anchor = url.partition("#")
+        target = folder / path
+        if path and not target.is_file():
+            wrong.append(f"no file {path}")
+        elif anchor and anchor not in anchors(target.read_text("utf-8") if path else text):
+            wrong.append(f"no heading {url}")
+    return wrong
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_what_the_readme_names_exists(check):
-    assert check(README.read_text(encoding="utf-8")) == []
+def check_public_names(text, folder):
+    named = set(re.findall(r"\bts\.([A-Za-z]\w*)", text))
+    wrong = [] if named else [NOTHING[check_public_names]]
+    return wrong + [f"no name ts.{name}" for name in sorted(named - set(tinyspur.__all__))]
+
+
+def check_shell(text, folder):
+    """The first block of commands runs the main program, the second, which CI takes, the tests."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    wrong = [] if blocks else [NOTHING[check_shell]]
+    ends = "demos/cifar_spurious.py", "-m pytest"
+    for number, (block, end) in enumerate(zip(blocks, ends, strict=False), start=1):
+        if not block.rstrip("\n").endswith(end):
+            wrong.append(f"block {number} of commands: expected one that ends with {end}")
+    return wrong
+
+
+NOTHING = {  # what a check says of a text that has nothing for it
+    check_statements: f"no table of {STATEMENTS}",
+    check_tests: "no test is named",
+    check_figures: "no figure is shown",
+    check_commands: "no program is named",
+    check_option_tables: "no table of options",
+    check_links: "no link",
+    check_public_names: "no public name",
+    check_shell: "no block of commands",
+}
+CHECKS = (*NOTHING, check_other_options)
+READMES = {  # what each of them must have
+    "README.md": {check_figures, check_commands, check_links, check_public_names, check_shell},
+    "demos/README.md": {check_figures, check_commands, check_option_tables, check_links},
+    "tests/README.md": {check_statements, check_tests, check_commands, check_links},
+    "tinyspur/constructions/README.md": {check_commands, check_links, check_public_names},
+}
+
+
+CASES = [
+    pytest.param(name, check, id=f"{name}-{check.__name__}")
+    for name, needed in READMES.items()
+    for check in CHECKS
+    if check in needed or check is not check_shell
+]
+
+
+@pytest.mark.parametrize(("name", "check"), CASES)
+def test_what_a_readme_names_exists(name, check):
+    wrong = check((ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent)
+    if check not in READMES[name]:
+        wrong = [words for words in wrong if words != NOTHING.get(check)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_examples_of_a_readme_are_collected(name):
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    settings = config["tool:pytest"]
+    assert "--doctest-glob=README.md" in settings["addopts"].split()
+    collected = {ROOT / path for path in settings["testpaths"].split()}
+    assert {ROOT / name, *(ROOT / name).parents} & collected
 
 
 # The checks themselves
@@ -211,11 +295,19 @@ SAMPLE = """
 ![Twelve panels](demos/audit.png)
 
 ```sh
+python demos/cifar_spurious.py
+```
+
+```sh
+python -m pytest
+```
+
+```sh
 python demos/audit.py --samples 3 \\
     --seed 1 && true --unknown
 ```
 
-`demos/cifar_spurious.py` takes `--theta trained`:
+`demos/cifar_spurious.py` takes `--theta trained`, see [the limits](README.md#limits):
 
 | option | meaning |
 |---|---|
@@ -225,7 +317,7 @@ python demos/audit.py --samples 3 \\
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_nothing_is_wrong_with_a_text_whose_names_exist(check):
-    assert check(SAMPLE) == []
+    assert check(SAMPLE, ROOT) == []
 
 
 @pytest.mark.parametrize(
@@ -254,11 +346,19 @@ def test_nothing_is_wrong_with_a_text_whose_names_exist(check):
         ("cifar_spurious", "audit", check_option_tables, "no option --epochs of demos/audit.py"),
         ("| option", "| word", check_option_tables, "no table of options"),
         ("--theta", "--thetas", check_other_options, "no option --thetas"),
+        ("README.md#", "READYOU.md#", check_links, "no file READYOU.md"),
+        ("#limits", "#limit", check_links, "no heading README.md#limit"),
+        ("](", "] (", check_links, "no link"),
+        ("ts.split_data", "ts.split_it", check_public_names, "no name ts.split_it"),
+        ("ts.", "tinyspur.", check_public_names, "no public name"),
+        ("cifar_spurious.py\n", "audit.py\n", check_shell, "block 1 of commands: expected"),
+        ("-m pytest", "-m unittest", check_shell, "block 2 of commands: expected"),
+        ("```sh", "```", check_shell, "no block of commands"),
     ],
 )
 def test_a_mistake(old, new, check, expected):
     assert old in SAMPLE
-    wrong = check(SAMPLE.replace(old, new))
+    wrong = check(SAMPLE.replace(old, new), ROOT)
     assert wrong
     assert any(text.startswith(expected) for text in wrong)
 

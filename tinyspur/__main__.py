@@ -86,17 +86,17 @@ def parser() -> argparse.ArgumentParser:
     option("--data", type=path, metavar="PATH", help=data)
     option("--samples", type=int, metavar="N", help="samples, drawn with the seed (default: all)")
     losses = ["squared", "cross-entropy", "absolute", "huber"]
-    option("--loss", choices=losses, default="squared", help="of a sample (default: squared)")
-    option("--delta", type=float, help="of the Huber loss (default: 1)")
+    option("--loss", choices=losses, default="squared", help="loss of a sample (default: squared)")
+    option("--delta", type=float, help="where the Huber loss turns linear (default: 1)")
     option("--label-smoothing", type=float, default=0.0, metavar="S", help="0 <= S < 1")
     radius = f"largest change in the search (default: the certificate's radius, or {REACH:g})"
     option("--radius", type=float, metavar="R", help=radius)
-    option("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="arrays")
+    option("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="array library")
     seed = "of all random choices, also of the samples that are drawn (default: 0)"
     option("--seed", type=int, default=0, metavar="N", help=seed)
-    option("--no-evidence", action="store_true", help="skip it; as long as 300 gradients")
-    option("--no-search", action="store_true", help="skip it; as long as 250 gradients")
-    about = "write a report there; a folder that does not exist is made"
+    option("--no-evidence", action="store_true", help="skip evidence (as long as 300 gradients)")
+    option("--no-search", action="store_true", help="skip the search (as long as 250 gradients)")
+    about = "write a report to FILE; a folder that does not exist is made"
     option("--json", type=path, metavar="FILE", help=about)
     about = "print the layers of a point, or a corner of one of its weight matrices"
     command = commands.add_parser(
@@ -150,14 +150,14 @@ def read_data(options: argparse.Namespace) -> TrainingSet | datasets.Dataset:
 
 
 def check_fit(name: str, *parts: tuple[str, object, object]) -> None:
-    """Raise ValueError unless the data have what the network expects: (what, expected, found)."""
+    """Raise ValueError unless the data fit the network; each part is (what, expected, found)."""
     for what, wanted, got in parts:
         if wanted != got:
             raise ValueError(f"{name}: the network expects {what} {wanted}, got {got}")
 
 
 def load_data(options: argparse.Namespace, net: Network) -> tuple[dict, TrainingSet, int]:
-    """Return what the report says of the data, the samples, and of how many they are drawn."""
+    """Return what a report says of the data, the samples, and how many there were to draw from."""
     data, outputs = read_data(options), math.prod(net.shapes[-1])
     total = len(data)
     if isinstance(data, TrainingSet):
@@ -189,7 +189,7 @@ def load_data(options: argparse.Namespace, net: Network) -> tuple[dict, Training
 
 
 def report_beside(point: Path) -> dict | None:
-    """Return what a report.json of the main program says of the data of `point`; None if nothing.
+    """Return what the report.json beside `point` says of its data; None if it says nothing.
 
     The keys are name, samples, loss, label_smoothing and seed.
     """
@@ -207,9 +207,9 @@ def report_beside(point: Path) -> dict | None:
 
 
 def other_data(options: argparse.Namespace, about: dict, total: int) -> str:
-    """Return in what the data or the loss of the point's report differ from these, if it has one.
+    """Return how data and loss in the report beside the point differ from these, in words, or "".
 
-    The seed counts where its samples are drawn from more, label smoothing where there are labels.
+    The seed matters only where samples were drawn from more, label smoothing only with labels.
     """
     said, words = report_beside(options.point), []
     if said is None:
@@ -247,7 +247,7 @@ def judge(
     if downhill is not None:
         return "refuted", f"not a local minimum, {downhill}{lower}"
     if escape is not None:
-        lower += ": theta is not the lowest so far out, which does not refute a local minimum"
+        lower += ": so far from theta, this does not refute a local minimum"
     return "undecided", reason + lower
 
 
@@ -332,7 +332,7 @@ def certify(options: argparse.Namespace) -> int:
 
 
 def numbers_of(found: Escape | DescentDirection) -> dict:
-    """Return all but the point or direction itself."""
+    """Return what a report says of a finding: all of its fields but points and directions."""
     return {key: value for key, value in vars(found).items() if not isinstance(value, Parameters)}
 
 

@@ -25,17 +25,17 @@ from .parameters import Parameters
 from .training import descend, kaiming_start
 
 CHUNK = 100  # partitions that a worker gets at once
-MISSES = 1000  # draws without a new partition after which there are taken to be no more
+MISSES = 1000  # draws in a row without a new partition, after which no more are looked for
 
 
 @dataclass(frozen=True)
 class Atlas:
     """Minima of one network: for each its partition, its risk and whether it was certified.
 
-    `labels` (n, N) hold the group of each sample, `risks` (n,), `groups` (n,) their numbers K,
-    `certified` (n,), `margins` (n,). `widths` (n,) is how many neurons of the first dense layer
-    each minimum needs. `linear` is the risk of the affine fit (K = 1), `trained` those where
-    training from random starts ends.
+    There is one row in `labels` (n, N), the group of each sample, and one entry for each minimum
+    in `risks`, `groups` (their number K), `certified`, `margins` and `widths` (how many neurons of
+    the first dense layer it needs), (n,) each. `linear` is the risk of the affine fit (K = 1), and
+    `trained` holds the risks at which training from random starts ends.
     """
 
     labels: np.ndarray
@@ -77,10 +77,10 @@ class Atlas:
 def partitions(
     x: np.ndarray, directions: np.ndarray, most_groups: int, count: int, seed: int = 0
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return `count` (direction, thresholds) that make different groups, 1 < K <= `most_groups`.
+    """Return `count` pairs (direction, thresholds), each with other groups, 2 to `most_groups`.
 
-    Thresholds lie midway between neighbours along a direction; they are drawn at random, the
-    number K first. Fewer are returned where there are no more.
+    A direction and the number of groups are drawn first, then thresholds midway between neighbours
+    along the direction. Fewer pairs are returned where no more are found.
     """
     if most_groups < 2:
         raise ValueError(f"partitions: expected at least two groups, got {most_groups}")
@@ -120,8 +120,9 @@ def map_minima(
 ) -> Atlas:
     """Return the atlas of the given partitions, and of trainings from random starts.
 
-    `executor` runs the parts, in this process if there is none; `progress` wraps the iterator over
-    them and gets their number. Raises ValueError where there is no partition.
+    Parts of the work go to `executor`, and are done in this process without one. `progress` wraps
+    the iterator over the parts and is given their number. Raises ValueError where there is no
+    partition.
     """
     if not found:
         raise ValueError("atlas: expected partitions, got none")

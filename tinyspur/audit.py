@@ -141,7 +141,7 @@ def _two_samples(data: TrainingSet, seed: int) -> Finding:
 
 
 def _threshold(data: TrainingSet, seed: int) -> Finding:
-    # A matter of chance: half of the images are drawn until the printed choice goes wrong.
+    # Whether the printed choice goes wrong is chance: draw half of the images until it does.
     rng, whole = np.random.default_rng(seed), data
     for _ in range(100):
         rows = np.sort(rng.permutation(len(whole))[: len(whole) // 2])
@@ -202,8 +202,8 @@ def _sums_above(groups: OrderedGroups, eta: float) -> np.ndarray:
 
 
 def _second_order_rise(data: TrainingSet, seed: int) -> Finding:
-    # With each image its negative: the best affine fit is constant, and every S(eta) vanishes. Few
-    # grey levels make gaps between the values wide enough to be seen.
+    # Each image comes with its negative: the best affine fit is then constant, and every S(eta)
+    # vanishes. With few grey levels the gaps between values are wide enough to be seen.
     x = np.round(8 * data.x) / 8
     data = TrainingSet(np.concatenate([x, 1 - x]), np.concatenate([data.y, data.y]))
     theta, pair = linear_minimum(_network(2, 4, 4), data, LOSS)

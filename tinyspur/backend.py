@@ -73,11 +73,11 @@ def special(x: Array) -> ModuleType:
 
 
 def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
-    """Yield function(item) for all items in their order: on the host on one thread for each core.
+    """Yield function(item) for all items, in their order.
 
-    BLAS has one thread in each of them, and where there is one item alone, so that no bit depends
-    on the number of cores. No more results wait at a time than there are cores. Within
-    `one_thread` all items are done on this one.
+    On the host one thread for each core works on them, or within `one_thread` this thread alone.
+    BLAS is kept to one thread meanwhile, also for a single item, so that no bit of a result depends
+    on the number of cores. At most as many results wait as there are cores.
     """
     if xp is not np:
         yield from map(function, items)
@@ -91,7 +91,7 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
             yield from map(function, items)
             return
         with ThreadPoolExecutor(WORKERS) as pool:
-            for item in items:  # with np.errstate as it is here
+            for item in items:  # in a copy of this context, where np.errstate is the same
                 waiting.append(pool.submit(contextvars.copy_context().run, function, item))
                 if len(waiting) > WORKERS:
                     yield waiting.popleft().result()
@@ -104,7 +104,7 @@ _ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("one thread", defa
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep passes to the thread that they are called in, for workers that share the cores."""
+    """Run passes on the calling thread alone, for workers that share the cores."""
     token = _ALONE.set(True)
     try:
         yield
@@ -133,7 +133,7 @@ class _OneThread:
 
 
 _ONE_THREAD = _OneThread()
-if hasattr(os, "register_at_fork"):  # the threads of a parent that are inside don't come along
+if hasattr(os, "register_at_fork"):  # a child has none of the parent's threads that are inside
     os.register_at_fork(after_in_child=_ONE_THREAD.__init__)
 
 

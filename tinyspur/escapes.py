@@ -24,7 +24,7 @@ from .losses import Loss
 from .parameters import Parameters
 
 TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
-TINY = 1e-6  # a step that shows to which side of the kink units go
+TINY = 1e-6  # a step so small that it only shows to which side of the kink units go
 STEPS, SHRINK = 20, 4  # of a line search: how many, and the ratio of each to the next
 
 
@@ -34,9 +34,9 @@ class Escape:
 
     Where it can be reached with any `step` > 0, however small, theta is not a local minimum; the
     function that returns it says so. `step` is the size of the move as the construction scales it,
-    `distance` its largest and `length` its Euclidean size, `decrease` = R(theta) - `risk`, and
-    `rounding` what of it rounding may account for. `derivative` is the coefficient of the step in
-    the risk for an escape of first order, that of step^2 for one of second order.
+    `distance` its largest entry and `length` its Euclidean length. `decrease` is R(theta) - `risk`,
+    and rounding errors may explain up to `rounding` of it. `derivative` is the coefficient of step
+    in the risk for an escape of first order, that of step^2 for one of second order.
     """
 
     kind: str
@@ -90,11 +90,11 @@ def first_order_directions(
 ) -> Iterator[tuple[Parameters, float]]:
     """Yield directions along which the risk falls at first order, and R'(theta; d) < 0, exact.
 
-    For each layer with kinks in it or above: the steepest coordinate, all coordinates with negative
-    rates weighted by them, the same by their signs alone, and a few random directions, since R'
-    can be even and vanish along all coordinates: filters, with biases that let half of the samples
-    pass where the map matters most. What is yielded is negative beyond rounding: any one direction
-    proves that theta is not a local minimum.
+    For each layer with kinks in it or above, these are the steepest coordinate; all coordinates
+    with negative rates, weighted by the rates or by their signs alone; and a few random filters,
+    with biases that let half of the samples pass where the map matters most, since R' may be even
+    and vanish along all coordinates. Rates are yielded if they are negative beyond rounding: any
+    one of them proves that theta is not a local minimum.
     """
     net, xp, theta = theta.net, namespace(theta.vector), in_float64(theta)
     rng, top = np.random.default_rng(seed), 0
@@ -156,10 +156,11 @@ def second_order_directions(
     """Yield directions along which R changes by rate * t^2 + O(t^3), and the exact rate < 0.
 
     A map, or dense neuron, with zero incoming weights and bias sits at the kink for every sample.
-    It gets a filter d and a bias beta, a few random ones being tried, and one weight W^q above
-    moves by 1 against the sign of its rate, an entry of (1/N) sum_i W^q.gradient(delta^q,
-    do^{q-1}): what its derivative gains along the filter, by the step. The highest layers q come
-    first. Any one direction proves that theta is not a local minimum. Smooth activations have none.
+    It gets a random filter d and bias beta, and one weight of a layer q above moves by 1. Along the
+    filter the derivative of R in that weight changes at the rate (1/N) sum_i W^q.gradient(delta^q,
+    do^{q-1}); the weight with the largest rate is taken, and moves against its sign. A few filters
+    are tried, and the highest layers q come first. Any one direction proves that theta is not a
+    local minimum. Smooth activations have none.
     """
     theta, rng, unused = in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
     gradient = theta.net.gradient(theta, data, loss).vector if unused else None
@@ -188,10 +189,11 @@ def second_order_directions(
 def kink_escape(
     theta: Parameters, data: TrainingSet, loss: Loss, step: float = 1e-2, seed: int = 0
 ) -> Escape:
-    """Return the escape by a map at the kink that is not used, eps = `step` along its direction.
+    """Return the escape that puts an unused map at the kink to use, with eps = `step`.
 
-    The reserved maps of the literal theta are such ([CNN] (23)). The risk changes by -eps^2 |M| +
-    O(eps^3), see `second_order_directions`: the gradient may vanish, yet theta is no local minimum.
+    The reserved maps of the literal theta are unused ([CNN] (23)). The risk changes by rate * eps^2
+    + O(eps^3), with the rate < 0 of `second_order_directions`: although the gradient may vanish,
+    theta is no local minimum.
     Raises AssumptionError where there is no such map or no rate is negative, ValueError for a
     smooth activation.
     """
@@ -210,7 +212,7 @@ def kink_escape(
 
 
 def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
-    """Return (layer, map) wherever the incoming weights and the bias are zero before a kink."""
+    """Return (layer, map) of all maps with kinks whose incoming weights and bias are zero."""
     found = []
     for layer in theta.net.kinked_layers:
         weights, biases = to_numpy(theta.W[layer].weights), to_numpy(theta.b[layer])
@@ -262,8 +264,8 @@ def find_descent_direction(
 ) -> DescentDirection | None:
     """Return the first direction found along which the risk falls, or None, which proves nothing.
 
-    Tried are minus the gradient, a direction of first and one of second order from the kinks, and
-    the one that leads to an `escape`.
+    It tries minus the gradient, one direction of first and one of second order from the kinks, and
+    the direction that leads to an `escape`.
     """
     theta = in_float64(theta)
     for name, vector in _directions(theta, data, loss, escape, seed):
@@ -306,10 +308,10 @@ def find_escape(
     Tries the escapes from the kink of first and second order, then L-BFGS-B within the ball from
     theta and from ``starts - 1`` random points: two in the ball, two in one of a quarter of its
     radius, and so on. A point counts where its risk is below R(theta) by more than rounding
-    explains; what a descent reaches refutes no local minimum, only one over the whole ball.
-    Finding nothing proves nothing; at a certified point, within its radius, there is nothing to be
-    found. Raises ValueError for a radius that is not positive and finite, fewer than one start or
-    iteration, parameters that are not finite.
+    explains. What a descent reaches does not refute a local minimum: it shows that theta is not the
+    lowest point of the ball. Finding nothing proves nothing; within the radius of a certificate
+    there is nothing to be found. Raises ValueError for a radius that is not positive and finite,
+    for fewer than one start or iteration, and for parameters that are not finite.
     """
     ball, rng = _Ball(theta, radius), np.random.default_rng(seed)
     if starts < 1 or iterations < 1:
@@ -339,7 +341,7 @@ class _Ball:
         self.low, self.high = self._corner(-radius), self._corner(radius)
 
     def _corner(self, move: float) -> np.ndarray:
-        """Return theta + move on the host, rounded towards theta where that is too far."""
+        """Return theta + move on the host, rounded towards theta so as to stay in the ball."""
         theta = to_numpy(self.theta.vector)
         centre = theta.astype(np.float64)
         corner = (centre + move).astype(theta.dtype)
@@ -348,7 +350,7 @@ class _Ball:
         return corner
 
     def point(self, vector: np.ndarray) -> Parameters:
-        """Return the point of the ball next to `vector`."""
+        """Return the point of the ball that is nearest to `vector`."""
         inside = np.clip(vector, self.low, self.high).astype(self.low.dtype)
         return Parameters(self.theta.net, namespace(self.theta.vector).asarray(inside))
 

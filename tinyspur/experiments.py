@@ -27,16 +27,16 @@ from .landscape.scan import scan
 from .losses import Loss
 from .parameters import Parameters
 
-AFAR = 1.5  # how far planes reach that are seen from afar, in units of the certified reach
-NEARBY = 2.5  # and from nearby, in units of how far the risk falls from theta'
+AFAR = 1.5  # reach of planes seen from afar, in units of the certified reach
+NEARBY = 2.5  # reach of those seen from nearby, in units of how far the risk falls from theta'
 ESCAPE = 2.0  # how far an escape is followed, in units of its length
 SAMPLED = 8  # directions that tell how far the risk falls
-STEPS, FINE = 13, 21  # points on a line; beside an escape
+STEPS, FINE = 13, 21  # points on a line, and on one beside an escape
 NUMBERS = "figures.json"
 
 
 class Point(NamedTuple):
-    """A point to look around, what it is, and its certificate's radius, 0 without one."""
+    """A point whose surroundings are drawn, what it is, and its certified radius, or 0."""
 
     name: str
     symbol: str
@@ -50,8 +50,8 @@ class Panel:
     """A part of a figure: the landscape around the point `symbol`, and what is known of it.
 
     `axes` are the directions. `certified` is where the radius of a certificate ends: corners (n, 2)
-    of a plane, or one alpha for each line; None without one. `escape` is where in a plane an escape
-    ends, or the one line along it.
+    in a plane, or one alpha for each line; None without a certificate. `escape` is the place in a
+    plane where an escape ends, or the line along it.
     """
 
     symbol: str
@@ -70,10 +70,10 @@ class Figures(NamedTuple):
 
 
 def falling_distance(theta: Parameters, data: TrainingSet, loss: Loss, seed: int = 0) -> float:
-    """Return how far the risk falls along random directions of length 1, in the median of some.
+    """Return how far the risk falls along a random direction d of length 1: the median of a few.
 
-    That is |g . d| / (d . H d), the minimum of the parabola with the slope and the curvature that
-    the risk has at theta; 0 where no curvature is positive.
+    That is |g . d| / (d . H d), where the parabola with the slope and the curvature of the risk at
+    theta has its minimum; 0 where no curvature is positive.
     """
     net, found = theta.net, []
     gradient = net.gradient(theta, data, loss).vector
@@ -119,12 +119,12 @@ def scan_figures(
 ) -> Figures:
     """Return the panels of [CNN] Figures 2 and 3 for these points, and write their numbers.
 
-    Planes of `grid` x `grid` points in two random directions of length 1, from afar (beyond the
-    certified radius) and from nearby (as far as the risk falls from theta'), and `directions`
-    random lines through each point, from nearby. Where the risk falls along an escape from theta,
-    that is a direction of another plane, and one more line. Every scan has an NPZ in `folder`, with
-    which one that was killed goes on; ``figures.json`` comes last. Raises ValueError for a grid of
-    less than 2 x 2 and for a file of another scan.
+    Around each point there are planes of `grid` x `grid` points in two random directions of length
+    1, from afar (beyond the certified radius) and from nearby (about as far as the risk falls from
+    theta'), and `directions` random lines, from nearby. Where the risk falls along an escape from
+    theta, the escape is a direction of another plane and one more line. Every scan has an NPZ in
+    `folder`, from which the same call goes on after a kill; ``figures.json`` is written last.
+    Raises ValueError for a grid of less than 2 x 2 and for a file of another scan.
     """
     if grid < 2:
         raise ValueError(f"figures: expected a grid of 2 x 2 or more, got {grid}")

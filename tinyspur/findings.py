@@ -16,7 +16,7 @@ from .losses import SquaredLoss
 from .parameters import Parameters
 
 POINTS = 21  # of a curve
-STATIONARY = 1e-9  # a curve follows minus the gradient where it is larger, else the kink
+STATIONARY = 1e-9  # with a larger gradient a curve follows minus it, else the escape from the kink
 HALVINGS = 30  # of a move until the risk falls along it
 REACH = 0.02  # max-norm distance within which a lower point is looked for near a literal point
 LOSS = SquaredLoss()
@@ -88,7 +88,7 @@ def compare(
     data: TrainingSet,
     seed: int,
 ) -> Finding:
-    """Return what the search finds near both, and the risk along a move that lowers one of them.
+    """Return what a search finds near both points, and the risk along a move that lowers one.
 
     Raises RuntimeError where nothing lower is found near the literal point.
     """
@@ -125,10 +125,10 @@ def _risk_at(theta: Parameters, move: np.ndarray, data: TrainingSet) -> float:
 def _attack(
     theta: Parameters, data: TrainingSet, seed: int
 ) -> tuple[Side, Escape | None, np.ndarray | None]:
-    """Return what certificate and search say of theta, the lower point, and the steepest direction.
+    """Return what certificate and search say of theta, the lower point, and an escape's direction.
 
-    The search goes as far as the certificate if it holds, where there is nothing to be found, and
-    as `REACH` otherwise; the direction is that of an escape from the kink in closed form.
+    The search covers the radius of the certificate if it holds, where there is nothing to be found,
+    and `REACH` otherwise. The direction is the steepest one from a kink, in closed form, if any.
     """
     certificate = certify(theta, data, LOSS)
     radius = certificate.radius if certificate.holds else REACH

@@ -18,7 +18,7 @@ from .network import Network
 from .parameters import Parameters
 
 STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
-FLOOR = 1e-32  # what is drawn of a risk that is less, or zero
+FLOOR = 1e-32  # a risk that is lower, or zero, is drawn here
 MINIMUM, LOWER = "#0072B2", "#D55E00"  # told apart by the colour-blind too
 
 
@@ -26,8 +26,8 @@ MINIMUM, LOWER = "#0072B2", "#D55E00"  # told apart by the colour-blind too
 class SmoothRow:
     """A minimum, the lowest risk that was `reached` elsewhere in the same network, and lines.
 
-    `rounding` is what of the difference of the two may be. `lines` (D, len(STEPS)) are the risks at
-    the distances STEPS along random directions.
+    Rounding errors may explain up to `rounding` of the difference between the two risks. `lines`
+    (D, len(STEPS)) are the risks at the distances STEPS along random directions.
     """
 
     name: str
@@ -38,7 +38,7 @@ class SmoothRow:
 
     @property
     def lowest(self) -> float:
-        """Return the lowest risk on the lines, but for the minimum itself."""
+        """Return the lowest risk on the lines, leaving out the minimum itself."""
         return float(self.lines[:, 1:].min())
 
     @property

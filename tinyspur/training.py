@@ -265,8 +265,8 @@ def polish(
 ) -> Polish:
     """Return the point that L-BFGS reaches from the trained `theta`, with its gradient.
 
-    At most `iterations`, 0 for none; the goal is a gradient whose largest entry is `share` of that
-    at `theta`. `progress` is called with the risk after each iteration.
+    It takes at most `iterations` steps, 0 for none. The goal is a gradient whose largest entry is
+    `share` times that at `theta`. `progress` is called with the risk after each iteration.
     """
     risk_before, before = _risk_and_slope(theta, data, loss)
     goal, taken = share * before, 0
@@ -300,8 +300,8 @@ def _risk_and_slope(theta: Parameters, data: TrainingSet, loss: Loss) -> tuple[f
 def training_flops(net: Network, samples: int, epochs: int) -> int:
     """Return the floating-point operations of `epochs` passes, forward and back, over `samples`.
 
-    A multiplication and an addition for each weight at each position, so 2 T C k^2 P for a
-    convolution and 2 in out for a dense layer, and a pass back for the work of two forward.
+    A multiplication and an addition for each weight at each position: 2 T C k^2 P for a convolution
+    and 2 in out for a dense layer. A backward pass counts as two forward passes.
     """
     theta = net.zeros()
     forward = sum(2 * theta.W[layer].weights.size * net.positions(layer) for layer in theta.b)
@@ -311,7 +311,7 @@ def training_flops(net: Network, samples: int, epochs: int) -> int:
 def seconds_per_batch(
     theta: Parameters, data: TrainingSet, loss: Loss, batch_size: int = 128
 ) -> float:
-    """Return the seconds that a step of `train` takes here, the least of a few; theta is kept."""
+    """Return the seconds that a step of `train` takes here, the least of a few steps."""
     theta = theta.copy()
     memory = [namespace(theta.vector).zeros_like(theta.vector) for _ in range(2)]
 
@@ -334,8 +334,8 @@ def seconds_per_batch(
 class TrainingCost:
     """The estimated cost of `epochs` of training and of at most `polish` passes of L-BFGS.
 
-    In floating-point operations and, from the `seconds` that a mini-batch of `batch` samples takes
-    here on `backend`, in time.
+    It prints as floating-point operations and as time, which is estimated from the `seconds` that a
+    mini-batch of `batch` samples takes here on `backend`.
     """
 
     epochs: int
@@ -368,7 +368,7 @@ class TrainingCost:
 def training_cost(
     theta: Parameters, data: TrainingSet, loss: Loss, epochs: int, batch_size: int, polish: int
 ) -> TrainingCost:
-    """Return what training costs from `theta` on, and the polish; measures one mini-batch."""
+    """Return the cost of training from `theta` on and of the polish, after timing a mini-batch."""
     batch = min(batch_size, len(data))
     seconds = seconds_per_batch(theta, data, loss, batch)
     flops = training_flops(theta.net, len(data), 1)

@@ -1,7 +1,8 @@
 """Proofs of local minima at constant outputs: smooth activations and squared loss ([SMOOTH]).
 
-Where W^1 = 0 all samples have the same output, and the residuals e_i decide: what moves of the
-parameters add to the outputs is orthogonal to them up to second order, and then has one sign.
+Where W^1 = 0 all samples have the same output, and the residuals e_i decide. What a small move of
+the parameters adds to the outputs is orthogonal to them at first order, and at second order its
+product with them has one sign.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from .certificate import Certificate, in_float64, round_down
 from .radius import RADIUS_ACCURACY
 from .rounding import EPSILON, ROUNDING, preactivation_rounding
 
-DEFINITE = 1000  # an eigenvalue is not 0 above so many rounding errors of the matrix
-LARGEST = 1e6  # radius that is looked for
-VISIBLE = 10  # a radius counts that moves z^1 by more than so many rounding errors of any z
+DEFINITE = 1000  # an eigenvalue counts as 0 up to so many rounding errors of the matrix
+LARGEST = 1e6  # no radius above this is looked for
+VISIBLE = 10  # a radius counts if it moves z^1 by more than so many rounding errors of any z
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ class CurvatureCertificate(Certificate):
     for every output with residuals. Sufficient, not necessary: directions in which the outputs
     move at first order need no curvature.
 
-    `hessian` and `moment` are the least eigenvalues of all H and M, both with the sign that M has
-    on the whole, relative to sum_i |e_i| x_i x_i^T. M is definite if it is so beyond the rounding
-    of the residuals.
+    `hessian` and `moment` are the least eigenvalues of all H and of all M. Both matrices are first
+    multiplied by the sign that M has on average, in coordinates where sum_i |e_i| x_i x_i^T is the
+    identity. M counts as definite if no residuals within their rounding errors make it otherwise.
     `orthogonality` is the largest of |sum_i e_i (x_i, 1)| relative to sum_i |e_i| |(x_i, 1)|,
     `excess` its ratio to the rounding error estimated for it, at most 1 where the certificate
-    `holds`. Nothing within max-norm distance `radius` is lower, and it is larger than rounding; see
-    `curvature_radius`. It is a bound if `bounded`, else an estimate by samples of sigma.
+    `holds`. No point within max-norm distance `radius` is lower, see `curvature_radius`; where the
+    certificate holds the radius is larger than rounding errors. It is a bound if `bounded`, else an
+    estimate from samples of sigma.
     """
 
     holds: bool
@@ -127,7 +129,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     hats = np.hstack([x, np.ones((len(x), 1))])
     sums = abs(e @ hats)
     excess, orthogonality = (_share(sums, whole @ abs(hats)) for whole in (errors, abs(e)))
-    u, terms = x - x.mean(axis=0), []  # M is the same for centred inputs, and more exact
+    u, terms = x - x.mean(axis=0), []  # centred inputs give the same M, more exactly
     for k, H in enumerate(output_hessians(theta)):
         if e[k].any():
             share, sign = _definiteness(u, e[k], errors[k])
@@ -279,8 +281,8 @@ class _Constant:
     def row_sums(self, output: int, rho: float, reach: float) -> np.ndarray:
         """Return bounds of the row sums of |H'|, shape (n_1,), for parameters up to rho away.
 
-        With the most that |sigma'|, |sigma''| and |W| can be in all factors; H' is taken at any z^1
-        within `reach` times rho.
+        All factors |sigma'|, |sigma''| and |W| are taken as large as they can be, at any z^1 within
+        `reach` times rho of b^1.
         """
 
         def product(W: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Estimates of the rounding errors of pre-activations, outputs and risks.
 
-They decide what counts as zero: a few units in the last place for every sum, carried through the
-layers. Estimates, no bounds, for sums of very many terms.
+They decide what counts as zero. Every sum is taken to be off by a few units in the last place, and
+these errors are carried through the layers. Where sums have very many terms that is no bound.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ..losses import Loss
 from ..parameters import Parameters
 from ..passes import Step, by_map, steps
 
-ROUNDING = 4  # units in the last place of its terms that each sum is taken to be off by
-AT_THE_KINK = 1000  # z = 0 where |z| is at most so many times its rounding error
+ROUNDING = 4  # error of each sum, in units in the last place of its terms
+AT_THE_KINK = 1000  # z counts as 0 up to so many times its rounding error
 EPSILON = float(np.finfo(np.float64).eps)
 
 
@@ -23,9 +23,9 @@ def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: typ
     """Return for each layer an estimate of the rounding errors of z^l in `dtype`, (n_l, N).
 
     `magnitudes` is |theta|, which is the same for all samples, `trace` a pass at theta.
-    |W^l| (delta^{l-1} + c |o^{l-1}|) + c |b^l|, with the errors delta of the layer below and c a
-    few units in the last place; c is no bound for sums of very many terms, hence an estimate. The
-    activation makes |sigma'(z)| delta of an error delta, to first order.
+    It is |W^l| (delta^{l-1} + c |o^{l-1}|) + c |b^l|, with the errors delta of the layer below and
+    c a few units in the last place, which is no bound for sums of very many terms. To first order
+    the activation turns an error delta into |sigma'(z)| delta.
     """
     c = ROUNDING * float(np.finfo(dtype).eps)
     found, reach = [], c * abs(trace[0].below)
@@ -56,7 +56,7 @@ def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
 def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
     """Return an estimate of the rounding error of R(theta), to first order.
 
-    A risk that is lower by less than the sum of two of them can't be told from an equal one.
+    Two risks that differ by less than the sum of their errors can't be told apart.
     """
     o = theta.net.forward(theta, data.x).T
     g = to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss))).astype(np.float64)

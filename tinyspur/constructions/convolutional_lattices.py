@@ -4,7 +4,7 @@ A piece is one filter w: the first convolution applies it, all weights above are
 first dense layer, which adds up the piece's map. With average pooling that is linear in the image,
 with max pooling convex and piecewise linear. The layers above take minima and maxima, as in
 `lattices`. Only the filters are fitted, so that the other gradients need not vanish (E11 of the
-audit): the point is offered for what its certificate says.
+audit): whether the point is a local minimum, only its certificate can tell.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from .lattices import Lattice, trees
 from .piecewise_linear import Groups
 
 STARTS = 4  # filters that a fit below a max pooling begins with
-ROUNDED = 1e-12  # share of what a bias adds to a piece that is rounding
-EXACT = 1e-6  # share of the outputs that they may differ from the fits by
+ROUNDED = 1e-12  # what a bias adds to the pieces is the same up to this share of it
+EXACT = 1e-6  # outputs may differ from the fits by this share of their size
 ITERATIONS = 200  # of L-BFGS in such a fit
-STEEPEST = 30  # times that a cap's slope is doubled, or the bias of the first convolution
+STEEPEST = 30  # how often the slope of a cap, or the bias of the first convolution, is doubled
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def patch_sums(
 ) -> np.ndarray:
     """Return phi (N, C k^2): a filter w gives the piece phi . w, for groups along a filter.
 
-    `layers` as in `convolutional_lattice`. Max poolings select what they do for the filter
-    `direction`, which they need.
+    `layers` are as in `convolutional_lattice`. With max poolings a filter `direction` is needed,
+    and they select the entries that they select for this filter.
     """
     stem = _Stem(layers, x)
     if direction is None and stem.selects:
@@ -81,9 +81,9 @@ def convolutional_lattice(
 
     `layers` are those below the dense ones: sizes of filters, a convolution first, and poolings.
     `groups` are groups of the `patch_sums`; where the fits alone are no lattice, steep auxiliary
-    pieces are added along their direction. Below max poolings outputs are fitted one by one, which
-    needs a loss that is a sum over them, by L-BFGS from a few filters, as `seed` draws them: the
-    risk is not convex in the filter, and its minima are often where two entries tie.
+    pieces are added along their direction. Below max poolings the outputs are fitted one by one,
+    which needs a loss that is a sum over them. The risk is not convex in the filter, and its minima
+    are often where two entries tie: L-BFGS starts from a few filters, drawn with `seed`.
 
     Raises ValueError for other layers, groups or losses; AssumptionError where a group has no fit
     or no lattice is found.
@@ -196,7 +196,7 @@ class _Stem:
 
     @property
     def total(self) -> float:
-        """Return what a bias of 1 adds to every piece: the most that a selection finds."""
+        """Return what a bias of 1 adds to every piece where max poolings select the most of it."""
         zero = np.zeros(self.filter)
         return float(self.features(zero, 1.0, slice(0, 1))[1][0])
 
@@ -244,8 +244,8 @@ def _descend(
 ) -> tuple[np.ndarray, float]:
     """Return the filter and bias of the lowest risk that L-BFGS finds below max poolings.
 
-    It starts from the constant fit, and from the optimum for the selection that a filter makes, of
-    zeros and random ones.
+    It starts from the constant fit, and from the optimal fits for the selections that the zero
+    filter and random filters make.
     """
     rng, scale = np.random.default_rng(seed), abs(stem.patches).max() or 1.0
 
@@ -273,7 +273,7 @@ def _with_caps(
 ) -> tuple[_Pieces, Lattice | None]:
     """Return the pieces and their lattice, with steep pieces that cut the fits off if need be.
 
-    No lattice where `lift` is too small to be the same in all pieces.
+    The lattice is None where `lift` is so small that it does not add the same to all pieces.
     """
     if not fitted.uniform:
         return fitted, None
@@ -315,7 +315,7 @@ def _with_caps(
 
 
 def _is_sum(loss: Loss, y: np.ndarray) -> bool:
-    """Return whether the gradient in each output depends on no other one, at random outputs."""
+    """Return whether, at random outputs, the gradient in each of them depends on no other."""
     rng = np.random.default_rng(0)
     o, other = rng.standard_normal((2, *y.T.shape))
     for k in range(len(o)):

@@ -24,8 +24,8 @@ from ..parameters import Parameters
 from .embedding import MARGIN
 from .piecewise_linear import PiecewiseFit
 
-STEEPER = 1.25  # caps are so much steeper than the samples need
-TOLERANCE = 1e-9  # share of the values of the pieces that f_k >= f may be off by
+STEEPER = 1.25  # caps are steeper than the samples need by this factor
+TOLERANCE = 1e-9  # f_k >= f may be off by this share of the values of the pieces
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def lattices_of(fit: PiecewiseFit, x: np.ndarray) -> list[Lattice]:
 
 
 def _capped(pieces: np.ndarray, groups, x: np.ndarray) -> np.ndarray:
-    """Return the pieces and behind them the caps of each on its sides."""
+    """Return the pieces, followed by the caps that cut each off on its sides."""
     values, rows = _values(pieces, x), list(pieces)
     selected = values[groups.labels, np.arange(len(x))]
     for r, piece in enumerate(pieces):
@@ -195,9 +195,9 @@ def trees(lattices: Sequence[Lattice]) -> list[np.ndarray]:
 
 
 def _level(terms: list, units: int, minimum: bool) -> tuple[list, np.ndarray]:
-    """Pair the terms of every list: return what they become, and the next layer's matrix.
+    """Pair the terms of every list: return the new terms, and the next layer's matrix.
 
-    A term is the row of weights with which it reads the layer of so many `units`.
+    A term is a row of weights that reads the layer below, of `units` units.
     """
     rows: list[np.ndarray] = []
     paired = []
@@ -242,7 +242,7 @@ def smallest_cases(
     """Return self-consistent pairs for one output, lowest risk first.
 
     Alternating fits from random directions: f_1 and f_2 are fitted to the samples where each is the
-    larger (the smaller) one, until the samples no longer change. All points are of one network.
+    larger (the smaller) one, until the samples no longer change. All are points of one network.
     Raises ValueError for more than one output, AssumptionError where no start gets there.
     """
     if data.y.shape[1] != 1:

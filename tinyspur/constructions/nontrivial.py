@@ -20,7 +20,7 @@ from .relays import Tower, set_constant, set_relay
 
 RANDOM_FILTERS = 100
 TIE = 1e-9  # responses closer than this share of their range count as equal
-WIDE = 1e-3  # a gap of this share of the range is taken at once; else the widest of all is
+WIDE = 1e-3  # the first gap above this share of the range is taken, or else the widest of all
 
 
 def nontrivial_minimum(
@@ -35,11 +35,12 @@ def nontrivial_minimum(
 
     Repaired: map 0 of the first convolution has a filter p and a bias between the `isolated`
     largest responses p . patch over all samples and positions and the next one, so that one neuron
-    of it fires for each of as many samples. p is the centre tap of the first channel; where its
-    largest responses nearly tie, or share a sample or a position, a seeded random filter that does
-    better. The maps above relay map 0, and the channels as the linear subnetwork does, in shifted
-    copies below poolings; their dense weights are the least squares fit of the other samples, and
-    those of map 0 make the isolated samples exact: isolated + 1 pattern classes, each stationary.
+    of it fires for each of as many samples. p is the centre tap of the first channel, or a seeded
+    random filter where the largest responses of the centre tap nearly tie or share a sample or a
+    position. The maps above relay map 0, and also the channels, as the linear subnetwork does, in
+    shifted copies below poolings. The dense weights of the channels are the least squares fit of
+    the other samples, and those of map 0 fit the isolated samples exactly: there are isolated + 1
+    pattern classes, each stationary.
 
     Literal: the samples are those with the largest values of one pixel of the first channel, the
     bias of map 0 lets that pixel pass for them only, and one weight for each output reads it
@@ -103,7 +104,7 @@ def nontrivial_minimum(
 
 
 def _isolate(theta: Parameters, tower: Tower, x: np.ndarray, isolated: int, seed: int):
-    """Return p, the threshold, the isolated samples, and what they make of map 0 at the top."""
+    """Return p, the threshold, the isolated samples, and their values of map 0 at the top."""
     rng, W = np.random.default_rng(seed), theta.W[tower.first]
     shape = W.weights.shape[1:]
     centre = np.zeros(shape)
@@ -135,12 +136,12 @@ def _isolate(theta: Parameters, tower: Tower, x: np.ndarray, isolated: int, seed
 
 
 def _pooling(tower: Tower) -> np.ndarray:
-    """Return what the poolings make of one map, (P above, P below)."""
+    """Return the matrix of the poolings, for one map, (P above, P below)."""
     return Tower(tower.net, tower.first, tower.last, spread=False).matrix
 
 
 def _pixel(theta: Parameters, tower: Tower, x: np.ndarray, isolated: int):
-    """Return p, -c_p, the samples I and, at the pixel k that sets them apart most, x^k + c_p."""
+    """Return p, -c_p, the samples I, and x^k + c_p at the pixel k that sets them apart most."""
     P = theta.W[tower.first].positions_in
     ranked = np.sort(x[:, :P], axis=0)
     gaps = ranked[-isolated] - ranked[-isolated - 1]

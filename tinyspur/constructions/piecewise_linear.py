@@ -25,7 +25,7 @@ from ..parameters import Parameters
 from .embedding import MARGIN, carry_outputs, first_dense, first_features
 from .relays import Tower, set_constant
 
-ORDERS = 6  # groups up to which every order of them along a direction is tried
+ORDERS = 6  # for so many groups or fewer every order along a direction is tried
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Groups:
     def labelled(cls, x: np.ndarray, labels: np.ndarray) -> Groups:
         """Return groups with the user's labels, along a direction that a linear program finds.
 
-        The order of the groups along it is any, with up to 6 of them, and that of the labels with
-        more. Raises AssumptionError where no direction separates them.
+        Up to 6 groups may follow each other along it in any order, more groups have to do so in the
+        order of their labels. Raises AssumptionError where no direction separates them.
         """
         x, (names, numbers) = _flat(x), np.unique(labels, return_inverse=True)
         if len(numbers) != len(x):
@@ -90,7 +90,7 @@ class Groups:
         if K == 1:
             return cls.at(x, np.eye(x.shape[1])[0], [])
         orders = [()] if K <= ORDERS else [tuple(range(K))]
-        while orders:  # the first groups along the direction; those of every part of an order
+        while orders:  # a direction for all groups is also one for the first few of them
             order = orders.pop()
             some = np.isin(numbers, order)
             places = np.argsort(order)[np.searchsorted(np.sort(order), numbers[some])]
@@ -183,7 +183,7 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     The first dense layer computes pieces and gates, d_y + (K - 1)(d_y + 1) units of it; the layers
     above relay, strictly active; convolutions below relay the image, in shifted copies before
     average poolings; all else is dead. Certified with K classes, for every convex loss whose fits
-    exist, unless all fits are exact: nothing then tells gradients from rounding.
+    exist, unless all fits are exact: gradients then can't be told from rounding errors.
     Raises AssumptionError for too few units or maps, and for a group without a fit; ValueError for
     a smooth activation.
     """
@@ -265,10 +265,10 @@ class SpuriousPair:
 def spurious_pair(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -> SpuriousPair:
     """Return the minimum of `groups` and a lower one, with the worst fitted sample set apart.
 
-    Both are points of `net`, the coarser one with dead units to spare ([PWL] 6.1.6): up to two
-    groups more need d_y + 1 units each. The sample is the one of largest loss that no other shares
-    its place along the direction with. Raises as `gated_minimum` does, and AssumptionError where
-    no sample can be set apart.
+    Both are points of `net`, and the coarser one has dead units to spare ([PWL] 6.1.6): setting a
+    sample apart makes up to two groups more, with d_y + 1 units each. Of the samples that have a
+    place along the direction for themselves, it is the one with the largest loss. Raises as
+    `gated_minimum` does, and AssumptionError where no sample can be set apart.
     """
     coarse = gated_minimum(net, data, loss, groups)
     x, losses = first_features(net, data.x), to_numpy(net.sample_losses(coarse, data, loss))

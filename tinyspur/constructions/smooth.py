@@ -26,9 +26,10 @@ LOSS = SquaredLoss()
 WINDOW, POINTS = 0.5, np.linspace(-3, 3, 601)  # where expansion points are looked for
 GENERIC = 1e-9  # residuals exist if the linear system for them is solved to this accuracy
 STEEPNESS = (2.0, 8.0, 40.0, 200.0)  # of the units that an interpolation tries
-DIRECTIONS, REFINED = 100, 4  # of which the best sorts the samples; times that a fit is refined
-TINY = 1e-6  # units with values below this share of the largest get no larger weights for it
-FLAT = 1e-12  # sigma'(a) and sigma''(a) are 0 below it
+DIRECTIONS = 100  # how many are tried; the best one sorts the samples
+REFINED = 4  # how often a fit is refined
+TINY = 1e-6  # units count as no smaller than this share of the largest when a fit scales them
+FLAT = 1e-12  # sigma'(a) and sigma''(a) count as 0 below this
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ def smooth_minimum(
     """Return a local minimum with R = `risk` for the inputs x (N, ...), and the targets for it.
 
     W^1 = 0, b^1 = a; the weights above are random, of one sign in each layer, so that H is positive
-    definite, and their biases keep every z at a ([SMOOTH]). The residuals are the
-    shortest with sum e = 0, sum e x = 0 and sum e x x^T a multiple of the covariance of x, for each
-    output a positive multiple of it, and something orthogonal to all these. `expansion_point` is
-    chosen where sigma' and sigma'' are far from 0 if it is not given.
+    definite, and their biases keep every z of the hidden layers at a ([SMOOTH]). Let e be the
+    shortest vector for which sum e = 0, sum e x = 0 and sum e x x^T is a given multiple of the
+    covariance of x. The residuals of each output are a positive multiple of e plus something that
+    does not change these three sums. Where it is not given, `expansion_point` is chosen so that
+    sigma' and sigma'' are far from 0 around it.
 
     Raises ValueError for another kind of network, for ReLU and for inputs of another shape;
     AssumptionError where sigma' or sigma'' vanish at a, where N < d(d+3)/2 + 1, and where the
@@ -104,10 +106,11 @@ def smooth_minimum(
 def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
     """Return a point that fits the data up to rounding, R < 1e-20 or little more for many samples.
 
-    A direction sorts the samples, the hidden layers below the last hand their order on, and each
-    unit of the last one steps or bends between two neighbours; or all weights are random. Then
-    least squares; the best of several steepnesses counts. Raises AssumptionError where the last
-    hidden layer has fewer units than there are samples, or the samples are not all different.
+    Either a direction sorts the samples, the hidden layers below the last one keep that order, and
+    each unit of the last one steps or bends between two neighbours; or all hidden weights are
+    random. The last layer is then fitted by least squares. Several steepnesses of the units are
+    tried both ways, and the lowest risk counts. Raises AssumptionError where the last hidden layer
+    has fewer units than there are samples, or the samples are not all different.
     """
     check_smooth(net)
     net.targets(net.zeros(), data, LOSS)

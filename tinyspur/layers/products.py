@@ -1,4 +1,4 @@
-"""Matrix products as convolutions need them: few rows, many columns, memory that is used again."""
+"""Matrix products for convolutions: few rows, many columns, memory that is used again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..backend import Array, namespace
 
 STRIP_BYTES = 3 * 2**20  # patches that a convolution holds at once: small enough for the caches
-KEPT_BYTES = 4 * STRIP_BYTES  # what a thread keeps at most for each use
+KEPT_BYTES = 4 * STRIP_BYTES  # the most memory that a thread keeps for each use
 SMALL = 10**6  # multiplications up to which OpenBLAS takes its kernels for small matrices
 SHORTEST = 256  # columns below which more and smaller products cost more than they save
 
@@ -33,7 +33,7 @@ def outer(A: Array, B: Array) -> Array:
 
 
 def _parts(A: Array, B: Array) -> int:
-    """Return in how many products of as many columns each one is cheapest."""
+    """Return into how many products of equally many columns it is cheapest to split this one."""
     columns = B.shape[1]
     parts = -(-len(A) * len(B) * columns // SMALL)
     if namespace(B) is not np or not 1 < parts <= columns // SHORTEST:
@@ -50,7 +50,7 @@ _KEPT = threading.local()
 
 
 def scratch(shape: tuple[int, ...], like: Array, use: str, dtype: np.dtype | None = None) -> Array:
-    """Return memory for one `use`: on the host what this thread had before, if it suffices."""
+    """Return memory for one `use`: on the host what this thread had before, if large enough."""
     xp, dtype = namespace(like), like.dtype if dtype is None else dtype
     if xp is not np:
         return xp.empty(shape, dtype=dtype)
