@@ -21,10 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyspur.atlas import map_minima, partitions
+from tinyspur.figures.studies import draw_atlas
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
-from tinyspur.plotting import draw_atlas
 from tinyspur.reports import check_writable, exit_status
 from tinyspur.samples import TrainingSet
 

@@ -14,8 +14,8 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tinyspur.audit import audit
+from tinyspur.figures.studies import draw_audit
 from tinyspur.findings import table
-from tinyspur.plotting import draw_audit
 from tinyspur.reports import Stages, check_writable, exit_status, write_json
 
 

@@ -34,12 +34,12 @@ from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.experiments import Figures, read_figures, scan_figures
-from tinyspur.landscape_figures import draw_level_sets, draw_lines, draw_surfaces
+from tinyspur.figures.landscapes import draw_level_sets, draw_lines, draw_surfaces
+from tinyspur.figures.studies import draw_spurious_minimum
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.plotting import draw_spurious_minimum
 from tinyspur.reports import Stages, check_writable, exit_status, save_point, write_json
 from tinyspur.samples import TrainingSet
 from tinyspur.training import (

@@ -19,10 +19,10 @@ import numpy as np
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.lattices import Lattice, connected_pieces, lattice_network
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
+from tinyspur.figures.studies import Panel, draw_motivating_example
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
-from tinyspur.plotting import Panel, draw_motivating_example
 from tinyspur.reports import check_writable, exit_status
 from tinyspur.samples import TrainingSet
 

@@ -43,8 +43,7 @@ from tinyspur.experiments import (
     read_figures,
     scan_figures,
 )
-from tinyspur.landscape import Landscape, random_direction
-from tinyspur.landscape_figures import (
+from tinyspur.figures.landscapes import (
     HIGHER,
     INSIDE,
     LOWER,
@@ -52,6 +51,7 @@ from tinyspur.landscape_figures import (
     draw_lines,
     draw_surfaces,
 )
+from tinyspur.landscape import Landscape, random_direction
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss
 from tinyspur.parameters import Parameters
 

@@ -65,12 +65,12 @@ from .escapes import (
 )
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
+from .figures.matrices import plot_matrix
 from .fitting import AffineFit, AssumptionError, fit_affine
 from .landscape import Landscape, Lines, Plane, random_direction
 from .layers import AveragePool, Conv, Dense, MaxPool
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
 from .matrices import ConvolutionMatrix, DenseMatrix
-from .matrix_figures import plot_matrix
 from .network import Network
 from .parameters import Parameters
 from .pooling import AveragePoolingMatrix, MaxPoolingMatrix

@@ -21,9 +21,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 
-from .experiments import Panel
-from .landscape import Landscape
-from .reports import save_figure
+from ..experiments import Panel
+from ..landscape import Landscape
+from ..reports import save_figure
 
 HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange, which the colour-blind tell apart
 UP, DOWN = 9, 4  # levels above and below; the roots of their distances are equally far apart

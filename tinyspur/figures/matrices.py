@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from .backend import to_numpy
-from .layers import is_positive
-from .matrices import ConvolutionMatrix, DenseMatrix, WeightMatrix
-from .reports import figure_kind, save_figure
+from ..backend import to_numpy
+from ..layers import is_positive
+from ..matrices import ConvolutionMatrix, DenseMatrix, WeightMatrix
+from ..reports import figure_kind, save_figure
 
 EXTENT = 400  # rows and columns that a picture has at most where nothing else is asked for
 LARGEST = 800  # and where it is

@@ -11,9 +11,9 @@ import strict_device
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tinyspur.figures.matrices import plot_matrix
 from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.matrices import ConvolutionMatrix, DenseMatrix
-from tinyspur.matrix_figures import plot_matrix
 from tinyspur.network import Network
 from tinyspur.pooling import AveragePoolingMatrix, MaxPoolingMatrix
 from tinyspur.training import kaiming_start

@@ -1,4 +1,4 @@
-"""Figures."""
+"""Figures of points and of studies."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from .atlas import Atlas
-from .backend import to_numpy
-from .certificates import CellCertificate
-from .constructions.convolutional import SpuriousMinimum
-from .constructions.lattices import Lattice, lattice_network
-from .constructions.piecewise_linear import PiecewiseFit
-from .findings import Finding
-from .parameters import Parameters
-from .reports import save_figure
-from .samples import TrainingSet
+from ..atlas import Atlas
+from ..backend import to_numpy
+from ..certificates import CellCertificate
+from ..constructions.convolutional import SpuriousMinimum
+from ..constructions.lattices import Lattice, lattice_network
+from ..constructions.piecewise_linear import PiecewiseFit
+from ..findings import Finding
+from ..parameters import Parameters
+from ..reports import save_figure
+from ..samples import TrainingSet
 
 CORNER = 10  # positions of each block of a matrix that are drawn
 SIGNED = {"vmin": -2.5, "vmax": 2.5}  # of the colours of weights and biases
