@@ -43,14 +43,8 @@ from tinyspur.experiments import (
     read_figures,
     scan_figures,
 )
-from tinyspur.figures.landscapes import (
-    HIGHER,
-    INSIDE,
-    LOWER,
-    draw_level_sets,
-    draw_lines,
-    draw_surfaces,
-)
+from tinyspur.figures.landscapes import INSIDE, draw_level_sets, draw_lines, draw_surfaces
+from tinyspur.figures.style import HIGHER, LOWER
 from tinyspur.landscape import Landscape, random_direction
 from tinyspur.losses import AbsoluteLoss, CrossEntropy, SquaredLoss
 from tinyspur.parameters import Parameters

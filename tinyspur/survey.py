@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from .activations import Activation
 from .constructions.smooth import LOSS, SmoothMinimum, lower_point, smooth_minimum
+from .figures.style import save_figure
 from .layers import Dense
 from .network import Network
 from .parameters import Parameters
-from .reports import save_figure
 from .rounding import risk_rounding
 
 STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions

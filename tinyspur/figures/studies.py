@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from ..atlas import Atlas
@@ -19,8 +18,20 @@ from ..constructions.lattices import Lattice, lattice_network
 from ..constructions.piecewise_linear import PiecewiseFit
 from ..findings import Finding
 from ..parameters import Parameters
-from ..reports import save_figure
 from ..samples import TrainingSet
+from .style import (
+    ENTRIES,
+    MINUS,
+    PLUS,
+    PRINTED,
+    REPAIRED,
+    SCREEN,
+    open_frame,
+    ordered_colours,
+    panel_letters,
+    save_figure,
+    set_title,
+)
 
 CORNER = 10  # positions of each block of a matrix that are drawn
 SIGNED = {"vmin": -2.5, "vmax": 2.5}  # of the colours of weights and biases
@@ -87,7 +98,7 @@ def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str,
             [W.block(t, c)[:corner, :corner] for c in columns.values()] for t in maps.values()
         ]
         ax = axes[2 * i]
-        ax.imshow(np.block(blocks), cmap="RdBu_r", **SIGNED, interpolation="nearest")
+        ax.imshow(np.block(blocks), cmap=ENTRIES, **SIGNED, interpolation="nearest")
         for t, row in enumerate(blocks):
             for c, block in enumerate(row):
                 values = np.unique(block[block != 0])
@@ -122,7 +133,7 @@ def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str,
 
 def _draw_biases(ax, theta: Parameters, layer: int, maps: dict[str, int]) -> None:
     biases = np.array([[float(theta.b[layer][t])] for t in maps.values()])
-    ax.imshow(biases, cmap="RdBu_r", **SIGNED, aspect="auto")
+    ax.imshow(biases, cmap=ENTRIES, **SIGNED, aspect="auto")
     for n, bias in enumerate(biases[:, 0]):
         dark = abs(bias) > 1.6
         ax.text(0, n, f"{bias:.3g}", ha="center", va="center", color="w" if dark else "k")
@@ -162,8 +173,8 @@ def _draw_curve(figure, found: SpuriousMinimum, steps: np.ndarray, risks: np.nda
     ax.set_ylabel(r"R $-$ R($\theta$)")
     ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")
     ax.legend(loc="best", fontsize=9)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_title(f"verdict: {found.verdict}", fontsize=11, loc="left")
+    open_frame(ax)
+    set_title(ax, f"verdict: {found.verdict}", 11)
 
 
 def draw_audit(path: str | Path, findings: list[Finding]) -> None:
@@ -175,28 +186,24 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
     for ax, finding in zip(axes, findings, strict=False):
         lowest, logarithmic = 0.0, False
-        for variant, color in (("literal", "C3"), ("repaired", "C0")):
+        for variant, color in (("literal", PRINTED), ("repaired", REPAIRED)):
             x, y = finding.curves[variant]
             ax.plot(x, y, color=color, marker="o" if len(x) < 15 else None, ms=4, lw=2)
             lowest = min(lowest, float(y.min()))
             logarithmic = bool(x.min() > 0 and x.max() > 100 * x.min())
         title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 48))
-        ax.set_title(f"{title}\n\n\n\n", fontsize=10, loc="left")
-        for side, color, height in ((finding.literal, "C3", 1.19), (finding.repaired, "C0", 1.1)):
-            name = "as printed" if color == "C3" else "repaired"
-            ax.text(
-                0,
-                height,
-                f"{name}: {side.verdict}",
-                color=color,
-                transform=ax.transAxes,
-                fontsize=10,
-            )
+        set_title(ax, f"{title}\n\n\n\n", 10)
+        for name, side, color, height in (
+            ("as printed", finding.literal, PRINTED, 1.19),
+            ("repaired", finding.repaired, REPAIRED, 1.1),
+        ):
+            words = f"{name}: {side.verdict}"
+            ax.text(0, height, words, color=color, transform=ax.transAxes, fontsize=10)
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
         ax.set_xlabel(finding.axes[0], fontsize=9)
         ax.set_ylabel(finding.axes[1], fontsize=9)
         ax.tick_params(labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
+        open_frame(ax)
         if logarithmic:
             ax.loglog()
         else:
@@ -209,7 +216,7 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     for ax, text in zip(places, AUDIT_LEGEND, strict=True):
         words = ax.text(0, 0.95, text, va="top", fontsize=11, transform=ax.transAxes)
         words.set_in_layout(False)  # it runs into the empty place beside it
-    save_figure(path, figure, 100)
+    save_figure(path, figure, SCREEN)
 
 
 @dataclass(frozen=True)
@@ -230,20 +237,20 @@ def draw_motivating_example(path: str | Path, panels: list[Panel]) -> None:
     """Draw [PWL] Figures 1 (a) to (c), 2 and 3, from networks that compute them. Writes a PNG."""
     figure = Figure(figsize=(15, 10), layout="constrained")
     axes = figure.subplots(2, 3)
-    for ax, letter, panel in zip(axes[0], "abc", panels, strict=True):
+    for ax, letter, panel in zip(axes[0], panel_letters(3), panels, strict=True):
         _draw_fit(ax, letter, panel)
     for ax in axes[0]:
         ax.legend(fontsize=8, loc="upper center")
     _draw_lattice(axes[1, 0])
     _draw_gadgets(axes[1, 1], axes[1, 2])
-    save_figure(path, figure, 100)
+    save_figure(path, figure, SCREEN)
 
 
 def _draw_fit(ax, letter: str, panel: Panel) -> None:
     x, y = panel.data.x.ravel(), panel.data.y.ravel()
     dense = np.linspace(x.min(), x.max(), 2001)
     groups = panel.fit.groups
-    colors = colormaps["viridis"](np.linspace(0.0, 0.85, len(groups)))
+    colors = ordered_colours(len(groups), 0.0, 0.85)
     for k in range(len(groups)):
         inside = groups.labels == k
         style = {"marker": "os^D"[k % 4], "color": colors[k], "mfc": "w"}
@@ -277,12 +284,9 @@ def _draw_fit(ax, letter: str, panel: Panel) -> None:
         ("gates", panel.repaired_certificate),
     ):
         words.append(f"{name}: {certificate.words}")
-    ax.set_title(
-        f"Figure 1({letter}): {len(groups)} groups, R = {panel.fit.risk:.3g}\n" + "\n".join(words),
-        fontsize=10,
-        loc="left",
-    )
-    ax.spines[["top", "right"]].set_visible(False)
+    head = f"Figure 1({letter}): {len(groups)} groups, R = {panel.fit.risk:.3g}"
+    set_title(ax, "\n".join([head, *words]), 10)
+    open_frame(ax)
 
 
 def _draw_lattice(ax) -> None:
@@ -306,8 +310,8 @@ def _draw_lattice(ax) -> None:
     words = ",  ".join(
         f"$S_{n + 1}$ = {{" + ", ".join(f"$f_{k + 1}$" for k in s) + "}" for n, s in enumerate(sets)
     )
-    ax.set_title(f"Figure 2: the maximum of the minima over\n{words}", fontsize=10, loc="left")
-    ax.spines[["top", "right"]].set_visible(False)
+    set_title(ax, f"Figure 2: the maximum of the minima over\n{words}", 10)
+    open_frame(ax)
 
 
 def _draw_gadgets(left, right) -> None:
@@ -321,7 +325,7 @@ def _draw_gadgets(left, right) -> None:
     _draw_network(left, high, 0.0, -1.6, "max(a, b)", "ab")
     _draw_network(right, tree, 0.0, 0.0, "min(a, b, c, d)", "abcd")
     for ax, name in ((left, "(a), (b): the gadgets"), (right, "(c): a tree of minima")):
-        ax.set_title(f"Figure 3{name}; blue +1, red -1", fontsize=10, loc="left")
+        set_title(ax, f"Figure 3{name}; blue +1, red -1", 10)
         ax.set_axis_off()
 
 
@@ -337,8 +341,8 @@ def _draw_network(
     for n, layer in enumerate(list(theta.b)[1:]):
         weights = to_numpy(theta.W[layer].weights)
         for i, j in np.argwhere(weights != 0):
-            (x0, y0), (x1, y1) = places[n][j], places[n + 1][i]
-            ax.plot([x0, x1], [y0, y1], color="C0" if weights[i, j] > 0 else "C3", lw=1.5, zorder=1)
+            ends = zip(places[n][j], places[n + 1][i], strict=True)
+            ax.plot(*ends, color=PLUS if weights[i, j] > 0 else MINUS, lw=1.5, zorder=1)
     for n, column in enumerate(places):
         for i, (x, y) in enumerate(column):
             ax.plot(x, y, "o", ms=22, color="k", mfc="w", zorder=2)
@@ -362,7 +366,7 @@ def draw_atlas(path: str | Path, atlas: Atlas) -> None:
         lowest = min(lowest, max(atlas.trained.min(), 1e-6 * atlas.linear))
     edges = np.geomspace(0.8 * lowest, 1.25 * atlas.linear, 60)
     counts = np.unique(atlas.groups)
-    colors = colormaps["viridis"](np.linspace(0.05, 0.95, len(counts)))
+    colors = ordered_colours(len(counts), 0.05, 0.95)
     risks = [np.maximum(atlas.risks[kept & (atlas.groups == K)], lowest) for K in counts]
     labels = [f"{K} groups" for K in counts]
     left.hist(risks, edges, stacked=True, color=colors, label=labels)
@@ -383,11 +387,9 @@ def draw_atlas(path: str | Path, atlas: Atlas) -> None:
     left.set_xlabel("empirical risk R")
     left.set_ylabel("certified local minima")
     left.legend(fontsize=9, loc="center left")
-    left.set_title(
-        f"{kept.sum():,} certified local minima of one network, {len(atlas.labels[0])} samples",
-        loc="left",
-        fontsize=11,
-    )
+    samples = len(atlas.labels[0])
+    words = f"{kept.sum():,} certified local minima of one network, {samples} samples"
+    set_title(left, words, 11)
     numbers = [(kept & (atlas.groups <= K)).sum() for K in counts]
     widths = [atlas.widths[atlas.groups == K][0] for K in counts]
     right.bar(np.arange(len(counts)), numbers, color="0.6")
@@ -396,7 +398,7 @@ def draw_atlas(path: str | Path, atlas: Atlas) -> None:
     for n, number in enumerate(numbers):
         right.text(n, number, f"{number:,}", ha="center", va="bottom", fontsize=9)
     right.set_xlabel("neurons of the hidden layer (groups that they allow)")
-    right.set_title("certified minima, one for each partition", loc="left", fontsize=11)
+    set_title(right, "certified minima, one for each partition", 11)
     for ax in (left, right):
-        ax.spines[["top", "right"]].set_visible(False)
-    save_figure(path, figure, 100)
+        open_frame(ax)
+    save_figure(path, figure, SCREEN)
