@@ -35,7 +35,7 @@ from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork,
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.experiments import Figures, read_figures, scan_figures
 from tinyspur.figures.landscapes import draw_level_sets, draw_lines, draw_surfaces
-from tinyspur.figures.studies import draw_spurious_minimum
+from tinyspur.figures.points import draw_spurious_minimum
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.network import Network

@@ -31,8 +31,9 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
+from tinyspur.figures.studies import draw_activations, draw_widths
 from tinyspur.reports import check_writable, exit_status, write_json
-from tinyspur.survey import draw_activations, draw_widths, survey
+from tinyspur.survey import survey
 
 ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
     ("sigmoid", Sigmoid()),

@@ -19,16 +19,10 @@ from tinyspur import datasets
 from tinyspur.activations import ELU, GELU, Softplus, Tanh
 from tinyspur.constructions.smooth import lower_point, smooth_minimum
 from tinyspur.curvature import certify_curvature
+from tinyspur.figures.studies import FLOOR, draw_activations, draw_widths
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
-from tinyspur.survey import (
-    FLOOR,
-    STEPS,
-    draw_activations,
-    draw_widths,
-    risks_along,
-    survey,
-)
+from tinyspur.survey import STEPS, risks_along, survey
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "demos" / "smooth_activations.py"
@@ -175,7 +169,7 @@ def test_random_inputs_are_normal_and_follow_the_seed(tmp_path, monkeypatch):
         out = tmp_path / folder
         assert main("--data", "random", *quick, "--seed", seed, "--widths", 2, "--out", out) == 0
         reports.append(json.loads((out / FILES[0]).read_text()))
-        monkeypatch.setattr("tinyspur.survey.Figure.savefig", lambda *_, **__: None)  # slow
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # slow
     assert reports[0] == reports[1] != reports[2]
     for seed, report in ((0, reports[0]), (1, reports[2])):
         x = np.random.default_rng(seed).standard_normal((40, 1, 2))

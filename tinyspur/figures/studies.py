@@ -1,40 +1,30 @@
-"""Figures of points and of studies."""
+"""Figures of the studies: the audit, the atlas of minima, the survey of smooth activations."""
 
 from __future__ import annotations
 
-import itertools
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..atlas import Atlas
-from ..backend import to_numpy
-from ..certificates import CellCertificate
-from ..constructions.convolutional import SpuriousMinimum
-from ..constructions.lattices import Lattice, lattice_network
-from ..constructions.piecewise_linear import PiecewiseFit
 from ..findings import Finding
-from ..parameters import Parameters
-from ..samples import TrainingSet
+from ..survey import STEPS, SmoothRow
 from .style import (
-    ENTRIES,
-    MINUS,
-    PLUS,
+    ELSEWHERE,
+    MINIMUM,
     PRINTED,
     REPAIRED,
     SCREEN,
     open_frame,
     ordered_colours,
-    panel_letters,
     save_figure,
     set_title,
 )
 
-CORNER = 10  # positions of each block of a matrix that are drawn
-SIGNED = {"vmin": -2.5, "vmax": 2.5}  # of the colours of weights and biases
+FLOOR = 1e-32  # what is drawn of a risk that is less, or zero
 AUDIT_LEGEND = (
     "Each panel takes a statement of [CNN] or [PWL] at its word (red) and as repaired (blue),\n"
     "on images of clothes averaged to 4 x 4 pixels (E10: on a curve).\n\n"
@@ -53,130 +43,6 @@ AUDIT_LEGEND = (
 )
 
 
-def draw_spurious_minimum(
-    path: str | Path, found: SpuriousMinimum, steps: np.ndarray, risks: np.ndarray
-) -> None:
-    """Draw the matrices around the reserved maps at theta and theta', and the risk between them.
-
-    `risks` are R at theta' with the perturbed bias moved by each of `steps`. Writes a PNG.
-    """
-    figure = Figure(figsize=(12, 9.6), layout="constrained")
-    matrices, curve = figure.subfigures(2, 1, height_ratios=[1.7, 1])
-    rows = matrices.subfigures(2, 1)
-    _draw_matrices(rows[0], found.theta, found, r"$\theta$", True)
-    _draw_matrices(rows[1], found.theta_prime, found, r"$\theta'$", False)
-    pair, split = found.pair, found.split
-    (a, b), relay = pair.reserved, pair.relay_of(split.map)
-    corner = min(CORNER, found.theta.net.positions(pair.lower))
-    words = (
-        f"A and B are the maps {a} and {b}, the relay is map {relay}; of a block $W^l(t, c)$ of "
-        f"$W^{{{pair.lower}}}$ and $W^{{{pair.upper}}}$ the first {corner} rows and columns are "
-        f"drawn; $W^{{{pair.dense}}}$: row {split.output}, as images"
-    )
-    rows[0].text(0.995, 0.985, words, ha="right", va="top", fontsize=9)
-    _draw_curve(curve, found, np.asarray(steps), np.asarray(risks))
-    save_figure(path, figure, 110)
-
-
-def _draw_matrices(figure, theta: Parameters, found: SpuriousMinimum, name: str, first: bool):
-    """Draw W^{L-2}, W^{L-1} and row k of W^L, cut to the reserved maps A, B and the relay of m."""
-    pair, split = found.pair, found.split
-    maps = {"A": pair.reserved[0], "B": pair.reserved[1], "relay": pair.relay_of(split.map)}
-    widths = [1.6, 0.75, 3.2, 0.75, 2.1, 2.1, 2.1, 0.1]
-    axes = figure.subplots(1, 8, gridspec_kw={"width_ratios": widths})
-    figure.suptitle(
-        f"{name}:  R = {found.risk if first else found.theta_prime_risk:.9f}",
-        x=0.01,
-        ha="left",
-        fontsize=13,
-    )
-    lower, upper, dense = pair.lower, pair.upper, pair.dense
-    for i, (layer, columns) in enumerate(((lower, {f"map {split.map}": split.map}), (upper, maps))):
-        W = theta.W[layer]
-        corner = min(CORNER, W.positions_out)
-        blocks = [
-            [W.block(t, c)[:corner, :corner] for c in columns.values()] for t in maps.values()
-        ]
-        ax = axes[2 * i]
-        ax.imshow(np.block(blocks), cmap=ENTRIES, **SIGNED, interpolation="nearest")
-        for t, row in enumerate(blocks):
-            for c, block in enumerate(row):
-                values = np.unique(block[block != 0])
-                if len(values) == 1:  # what a relay multiplies with
-                    place = (c + 0.93) * corner - 0.5, (t + 0.07) * corner - 0.5
-                    ax.text(*place, f"{values[0]:+.3g}", ha="right", va="top", fontsize=9)
-        for n in range(1, len(maps)):
-            ax.axhline(n * corner - 0.5, color="0.4", lw=0.8)
-        for n in range(1, len(columns)):
-            ax.axvline(n * corner - 0.5, color="0.4", lw=0.8)
-        middle = (corner - 1) / 2
-        ax.set_yticks([n * corner + middle for n in range(len(maps))], maps)
-        ax.set_xticks([n * corner + middle for n in range(len(columns))], columns)
-        ax.tick_params(length=0)
-        ax.set_title(rf"$W^{{{layer}}}$", fontsize=10)
-        _draw_biases(axes[2 * i + 1], theta, layer, maps)
-    W, P = theta.W[dense], theta.net.positions(upper)
-    size = theta.net.shapes[upper][1:]
-    shape = size if len(size) == 2 else (1, *size)
-    shown = to_numpy(found.theta.W[dense].weights[split.output])
-    used = abs(shown[shown != 0])
-    limit = float(np.quantile(used, 0.97)) if used.size else 1.0
-    for ax, (label, t) in zip(axes[4:7], maps.items(), strict=True):
-        picture = W[split.output, t * P : (t + 1) * P].reshape(shape)
-        image = ax.imshow(picture, cmap="PuOr_r", vmin=-limit, vmax=limit)
-        ax.set_xticks([])
-        ax.set_yticks([])
-        ax.set_title(rf"$W^{{{dense}}}$({split.output}, {label})", fontsize=10)
-    figure.colorbar(image, cax=axes[7], extend="both")
-    axes[7].set_box_aspect(14)
-
-
-def _draw_biases(ax, theta: Parameters, layer: int, maps: dict[str, int]) -> None:
-    biases = np.array([[float(theta.b[layer][t])] for t in maps.values()])
-    ax.imshow(biases, cmap=ENTRIES, **SIGNED, aspect="auto")
-    for n, bias in enumerate(biases[:, 0]):
-        dark = abs(bias) > 1.6
-        ax.text(0, n, f"{bias:.3g}", ha="center", va="center", color="w" if dark else "k")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.set_title(rf"$b^{{{layer}}}$", fontsize=10)
-
-
-def _draw_curve(figure, found: SpuriousMinimum, steps: np.ndarray, risks: np.ndarray) -> None:
-    split, lower = found.split, found.lower
-    ax = figure.subplots()
-    low, high = split.gap
-    half = (high - low) / 2
-    ax.axvspan(-half, half, color="0.93", label="inside the gap of the data split")
-    ax.axhline(0, color="0.5", lw=0.8)
-    ax.plot(steps, risks - found.risk, "-", color="C0", lw=1.8, label="R of the network")
-    inside = np.array([-half, half])
-    ax.plot(
-        inside,
-        inside * split.slope,
-        "--",
-        color="C1",
-        lw=1.2,
-        label=rf"slope S($\eta$) = {split.slope:.4g}",
-    )
-    ax.plot(0, found.theta_prime_risk - found.risk, "o", ms=9, color="k", label=r"$\theta'$")
-    ax.plot(
-        lower.step,
-        lower.risk - found.risk,
-        "v",
-        ms=10,
-        color="C3",
-        label=f"lower point: R lower by {lower.decrease:.3g}",
-    )
-    name = dict(zip(found.pair.reserved, "AB", strict=True)).get(lower.map, "relay")
-    ax.set_xlabel(rf"change of the bias $b^{{{lower.layer}}}$ of map {lower.map} ({name})")
-    ax.set_ylabel(r"R $-$ R($\theta$)")
-    ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")
-    ax.legend(loc="best", fontsize=9)
-    open_frame(ax)
-    set_title(ax, f"verdict: {found.verdict}", 11)
-
-
 def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     """Draw a panel for each finding: the statement, both verdicts, both curves. Writes a PNG."""
     columns = 4
@@ -185,31 +51,7 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     figure = Figure(figsize=(17, 4.1 * sum(heights) + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
     for ax, finding in zip(axes, findings, strict=False):
-        lowest, logarithmic = 0.0, False
-        for variant, color in (("literal", PRINTED), ("repaired", REPAIRED)):
-            x, y = finding.curves[variant]
-            ax.plot(x, y, color=color, marker="o" if len(x) < 15 else None, ms=4, lw=2)
-            lowest = min(lowest, float(y.min()))
-            logarithmic = bool(x.min() > 0 and x.max() > 100 * x.min())
-        title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 48))
-        set_title(ax, f"{title}\n\n\n\n", 10)
-        for name, side, color, height in (
-            ("as printed", finding.literal, PRINTED, 1.19),
-            ("repaired", finding.repaired, REPAIRED, 1.1),
-        ):
-            words = f"{name}: {side.verdict}"
-            ax.text(0, height, words, color=color, transform=ax.transAxes, fontsize=10)
-        ax.axhline(0, color="0.6", lw=0.8, zorder=0)
-        ax.set_xlabel(finding.axes[0], fontsize=9)
-        ax.set_ylabel(finding.axes[1], fontsize=9)
-        ax.tick_params(labelsize=8)
-        open_frame(ax)
-        if logarithmic:
-            ax.loglog()
-        else:
-            ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both", useMathText=True)
-        if lowest < 0 and finding.axes[1] == "R - R(theta)":  # what falls below 0 fills half of it
-            ax.set_ylim(1.15 * lowest, max(-1.15 * lowest, 0))
+        _draw_finding(ax, finding)
     for ax in axes[len(findings) :]:
         ax.set_axis_off()
     places = axes[-columns], axes[-columns + 2]
@@ -219,186 +61,165 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     save_figure(path, figure, SCREEN)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """A fit of a curve by groups, and both networks that compute it ([PWL] Figure 1)."""
-
-    data: TrainingSet
-    fit: PiecewiseFit
-    pieces: np.ndarray
-    regions: list
-    printed: Parameters
-    repaired: Parameters
-    printed_certificate: CellCertificate
-    repaired_certificate: CellCertificate
-
-
-def draw_motivating_example(path: str | Path, panels: list[Panel]) -> None:
-    """Draw [PWL] Figures 1 (a) to (c), 2 and 3, from networks that compute them. Writes a PNG."""
-    figure = Figure(figsize=(15, 10), layout="constrained")
-    axes = figure.subplots(2, 3)
-    for ax, letter, panel in zip(axes[0], panel_letters(3), panels, strict=True):
-        _draw_fit(ax, letter, panel)
-    for ax in axes[0]:
-        ax.legend(fontsize=8, loc="upper center")
-    _draw_lattice(axes[1, 0])
-    _draw_gadgets(axes[1, 1], axes[1, 2])
-    save_figure(path, figure, SCREEN)
-
-
-def _draw_fit(ax, letter: str, panel: Panel) -> None:
-    x, y = panel.data.x.ravel(), panel.data.y.ravel()
-    dense = np.linspace(x.min(), x.max(), 2001)
-    groups = panel.fit.groups
-    colors = ordered_colours(len(groups), 0.0, 0.85)
-    for k in range(len(groups)):
-        inside = groups.labels == k
-        style = {"marker": "os^D"[k % 4], "color": colors[k], "mfc": "w"}
-        ax.plot(x[inside], y[inside], ls="", ms=5, **style, label=f"samples of group {k + 1}")
-    for points, theta, style, name in (
-        (dense, panel.printed, {"color": "k", "lw": 2}, "output o, max-min"),
-        (dense, panel.repaired, {"color": "0.7", "lw": 1, "ls": "--"}, "output o, gates"),
+def _draw_finding(ax: Axes, finding: Finding) -> None:
+    title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 48))
+    set_title(ax, f"{title}\n\n\n\n", 10)  # above the verdicts
+    lowest, logarithmic = 0.0, False
+    for variant, side, name, color, height in (
+        ("literal", finding.literal, "as printed", PRINTED, 1.19),
+        ("repaired", finding.repaired, "repaired", REPAIRED, 1.1),
     ):
-        ax.plot(points, theta.net.forward(theta, points[:, None, None])[:, 0], **style, label=name)
-    for piece, region in panel.regions:
-        slope, offset = panel.pieces[piece]
-        ends = region[:, 0]
-        middle = ends.mean()
-        inside = ((x >= ends[0]) & (x <= ends[1])).any()
-        if not inside:
-            ax.plot(ends, slope * ends + offset, color="C3", lw=3, alpha=0.6)
-            ax.annotate(
-                "auxiliary",
-                (middle, slope * middle + offset),
-                (-12, 6),
-                textcoords="offset points",
-                ha="right",
-                fontsize=8,
-                color="C3",
-            )
-    ax.set_xlabel("input x")
-    ax.set_ylabel("target y, output o")
-    words = []
-    for name, certificate in (
-        ("max-min", panel.printed_certificate),
-        ("gates", panel.repaired_certificate),
-    ):
-        words.append(f"{name}: {certificate.words}")
-    head = f"Figure 1({letter}): {len(groups)} groups, R = {panel.fit.risk:.3g}"
-    set_title(ax, "\n".join([head, *words]), 10)
+        x, y = finding.curves[variant]
+        ax.plot(x, y, color=color, marker="o" if len(x) < 15 else None, ms=4, lw=2)
+        lowest = min(lowest, float(y.min()))
+        logarithmic = bool(x.min() > 0 and x.max() > 100 * x.min())
+        words = f"{name}: {side.verdict}"
+        ax.text(0, height, words, color=color, transform=ax.transAxes, fontsize=10)
+    ax.axhline(0, color="0.6", lw=0.8, zorder=0)
+    ax.set_xlabel(finding.axes[0], fontsize=9)
+    ax.set_ylabel(finding.axes[1], fontsize=9)
+    ax.tick_params(labelsize=8)
     open_frame(ax)
-
-
-def _draw_lattice(ax) -> None:
-    """Draw three affine functions and max-min of them, computed by a network ([PWL] Figure 2)."""
-    pieces = np.array([[1.6, 1.1], [-0.5, 0.6], [0.9, -0.1]])
-    ends = [-1.0, -0.5 / 2.1, 0.5, 1.0]
-    regions = [(k, np.array([[a], [b]])) for k, (a, b) in enumerate(itertools.pairwise(ends))]
-    lattice = Lattice.of(pieces, regions)
-    sets = [Lattice.of(pieces, [region]).sets[0] for region in regions]
-    x = np.linspace(-1, 1, 801)[:, None, None]
-    theta = lattice_network((1, 1), [lattice], x)
-    for k, (slope, offset) in enumerate(pieces):
-        ax.plot([-1, 1], [offset - slope, offset + slope], color="0.6", lw=1)
-        ax.annotate(f"$f_{k + 1}$", (1.02, offset + slope), va="center", color="0.4")
-    ax.plot(x.ravel(), theta.net.forward(theta, x)[:, 0], color="C0", lw=3)
-    for end in ends[1:-1]:
-        ax.axvline(end, color="0.8", lw=0.8, ls=":")
-    low = ax.get_ylim()[0]
-    for n, (a, b) in enumerate(itertools.pairwise(ends)):
-        ax.text((a + b) / 2, low, f"$\\Omega_{n + 1}$", ha="center", va="bottom")
-    words = ",  ".join(
-        f"$S_{n + 1}$ = {{" + ", ".join(f"$f_{k + 1}$" for k in s) + "}" for n, s in enumerate(sets)
-    )
-    set_title(ax, f"Figure 2: the maximum of the minima over\n{words}", 10)
-    open_frame(ax)
-
-
-def _draw_gadgets(left, right) -> None:
-    """Draw the networks of two minima and maxima, and of a tree ([PWL] Figure 3)."""
-    two, four = np.eye(2), np.eye(4)
-    x2, x4 = np.ones((1, 1, 2)), np.ones((1, 1, 4))
-    low = lattice_network((1, 2), [Lattice(np.c_[two, [0, 0]], ((0, 1),))], x2)
-    high = lattice_network((1, 2), [Lattice(np.c_[two, [0, 0]], ((0,), (1,)))], x2)
-    tree = lattice_network((1, 4), [Lattice(np.c_[four, np.zeros(4)], ((0, 1, 2, 3),))], x4)
-    _draw_network(left, low, 0.0, 1.0, "min(a, b)", "ab")
-    _draw_network(left, high, 0.0, -1.6, "max(a, b)", "ab")
-    _draw_network(right, tree, 0.0, 0.0, "min(a, b, c, d)", "abcd")
-    for ax, name in ((left, "(a), (b): the gadgets"), (right, "(c): a tree of minima")):
-        set_title(ax, f"Figure 3{name}; blue +1, red -1", 10)
-        ax.set_axis_off()
-
-
-def _draw_network(
-    ax, theta: Parameters, left: float, middle: float, name: str, inputs: str
-) -> None:
-    """Draw the layers above the pieces as circles and their nonzero weights as lines."""
-    sizes = [len(theta.b[layer]) for layer in theta.b]
-    places = [
-        [(left + 1.5 * n, middle + 0.9 * ((size - 1) / 2 - i)) for i in range(size)]
-        for n, size in enumerate(sizes)
-    ]
-    for n, layer in enumerate(list(theta.b)[1:]):
-        weights = to_numpy(theta.W[layer].weights)
-        for i, j in np.argwhere(weights != 0):
-            ends = zip(places[n][j], places[n + 1][i], strict=True)
-            ax.plot(*ends, color=PLUS if weights[i, j] > 0 else MINUS, lw=1.5, zorder=1)
-    for n, column in enumerate(places):
-        for i, (x, y) in enumerate(column):
-            ax.plot(x, y, "o", ms=22, color="k", mfc="w", zorder=2)
-            words = inputs[i] if n == 0 else "+" if n == len(places) - 1 else "$\\sigma$"
-            ax.text(x, y, words, ha="center", va="center", zorder=3)
-    x, y = places[-1][0]
-    ax.text(x + 0.35, y, name, va="center")
-    ax.set_xlim(-0.5, places[-1][0][0] + 1.8)
-    ax.margins(y=0.15)
+    if logarithmic:
+        ax.loglog()
+    else:
+        ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both", useMathText=True)
+    if lowest < 0 and finding.axes[1] == "R - R(theta)":  # what falls below 0 fills half of it
+        ax.set_ylim(1.15 * lowest, max(-1.15 * lowest, 0))
 
 
 def draw_atlas(path: str | Path, atlas: Atlas) -> None:
-    """Draw the risks of certified minima, where training ends, and their number. Writes a PNG."""
+    """Draw the risks of certified minima, where training ends, and their number. Writes a PNG.
+
+    Raises ValueError where no minimum is certified.
+    """
+    if not atlas.certified.any():
+        raise ValueError("atlas: expected certified minima to draw, got none")
     figure = Figure(figsize=(14, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2, 1]})
-    kept = atlas.certified
-    if not kept.any():
-        raise ValueError("atlas: expected certified minima to draw, got none")
-    lowest = max(atlas.risks[kept].min(), 1e-6 * atlas.linear)
-    if len(atlas.trained):
-        lowest = min(lowest, max(atlas.trained.min(), 1e-6 * atlas.linear))
+    _draw_risks(left, atlas)
+    _draw_numbers(right, atlas)
+    save_figure(path, figure, SCREEN)
+
+
+def _draw_risks(ax: Axes, atlas: Atlas) -> None:
+    """Draw how many certified minima have which risk, by the number of their groups."""
+    kept, counts = atlas.certified, np.unique(atlas.groups)
+    least = 1e-6 * atlas.linear  # what is drawn of a risk that is less
+    lowest = max(min([*atlas.risks[kept], *atlas.trained]), least)
     edges = np.geomspace(0.8 * lowest, 1.25 * atlas.linear, 60)
-    counts = np.unique(atlas.groups)
-    colors = ordered_colours(len(counts), 0.05, 0.95)
     risks = [np.maximum(atlas.risks[kept & (atlas.groups == K)], lowest) for K in counts]
-    labels = [f"{K} groups" for K in counts]
-    left.hist(risks, edges, stacked=True, color=colors, label=labels)
-    left.axvline(atlas.linear, color="k", lw=1.2, ls="--", label="linear fit (one group)")
-    top = left.get_ylim()[1]
+    colors, labels = ordered_colours(len(counts), 0.05, 0.95), [f"{K} groups" for K in counts]
+    ax.hist(risks, edges, stacked=True, color=colors, label=labels)
+    ax.axvline(atlas.linear, color="k", lw=1.2, ls="--", label="linear fit (one group)")
+    top = ax.get_ylim()[1]
     if len(atlas.trained):
-        left.plot(
-            np.maximum(atlas.trained, lowest),
-            np.full(len(atlas.trained), 1.04 * top),
-            "v",
-            color="k",
-            ms=7,
-            mfc="none",
-            label=f"ends of {len(atlas.trained)} trainings",
-        )
-    left.set_ylim(0, 1.1 * top)
-    left.set_xscale("log")
-    left.set_xlabel("empirical risk R")
-    left.set_ylabel("certified local minima")
-    left.legend(fontsize=9, loc="center left")
+        ends, above = np.maximum(atlas.trained, lowest), np.full(len(atlas.trained), 1.04 * top)
+        label = f"ends of {len(atlas.trained)} trainings"
+        ax.plot(ends, above, "v", color="k", ms=7, mfc="none", label=label)
+    ax.set_ylim(0, 1.1 * top)
+    ax.set_xscale("log")
+    ax.set_xlabel("empirical risk R")
+    ax.set_ylabel("certified local minima")
+    ax.legend(fontsize=9, loc="center left")
+    open_frame(ax)
     samples = len(atlas.labels[0])
     words = f"{kept.sum():,} certified local minima of one network, {samples} samples"
-    set_title(left, words, 11)
-    numbers = [(kept & (atlas.groups <= K)).sum() for K in counts]
+    set_title(ax, words, 11)
+
+
+def _draw_numbers(ax: Axes, atlas: Atlas) -> None:
+    """Draw how many of them a network of a given width has."""
+    counts = np.unique(atlas.groups)
+    numbers = [(atlas.certified & (atlas.groups <= K)).sum() for K in counts]
     widths = [atlas.widths[atlas.groups == K][0] for K in counts]
-    right.bar(np.arange(len(counts)), numbers, color="0.6")
+    ax.bar(np.arange(len(counts)), numbers, color="0.6")
     ticks = [f"{width}\n({K})" for width, K in zip(widths, counts, strict=True)]
-    right.set_xticks(np.arange(len(counts)), ticks)
+    ax.set_xticks(np.arange(len(counts)), ticks)
     for n, number in enumerate(numbers):
-        right.text(n, number, f"{number:,}", ha="center", va="bottom", fontsize=9)
-    right.set_xlabel("neurons of the hidden layer (groups that they allow)")
-    set_title(right, "certified minima, one for each partition", 11)
+        ax.text(n, number, f"{number:,}", ha="center", va="bottom", fontsize=9)
+    ax.set_xlabel("neurons of the hidden layer (groups that they allow)")
+    open_frame(ax)
+    set_title(ax, "certified minima, one for each partition", 11)
+
+
+def draw_activations(path: str | Path, rows: list[SmoothRow]) -> None:
+    """Draw a panel for each row: risks along lines, the minimum, what training reached. A PNG."""
+    columns = min(3, len(rows))
+    height = -(-len(rows) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.6 * height + 0.5), layout="constrained")
+    axes = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
+    for ax in axes.ravel()[len(rows) :]:
+        ax.set_visible(False)
+    for ax, row in zip(axes.ravel(), rows, strict=False):
+        c = row.found.certificate
+        lines = ax.semilogy(STEPS, row.lines.T, color="0.65", lw=0.8)
+        (here,) = ax.semilogy(STEPS, np.full(len(STEPS), c.risk), color=MINIMUM, lw=2)
+        (elsewhere,) = ax.semilogy(
+            STEPS, np.full(len(STEPS), max(row.reached, FLOOR)), color=ELSEWHERE, lw=2, ls="--"
+        )
+        proved = "certified" if c.holds else "not certified"
+        set_title(ax, f"{row.name}: {proved}, $\\lambda_{{\\min}}(H)$ = {c.hessian:.2g}", 10)
+        open_frame(ax)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("empirical risk R")
+    for ax in axes[-1]:
+        ax.set_xlabel("Euclidean distance")
+    figure.legend(
+        [here, lines[0], elsewhere],
+        [
+            "the local minimum" if _all_certified(rows) else "the point that was built",
+            f"{len(rows[0].lines)} random directions from it",
+            "lowest risk that training reached elsewhere",
+        ],
+        loc="outside upper left",
+        ncols=3,
+        frameon=False,
+        fontsize=10,
+    )
+    save_figure(path, figure, SCREEN)
+
+
+def draw_widths(path: str | Path, rows: list[SmoothRow]) -> None:
+    """Draw the risks of minima and of lower points against the width, and H and radius. A PNG."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    widths = [row.found.theta.net.shapes[1][0] for row in rows]
+    samples, proved = len(rows[0].found.data), _all_certified(rows)
+    left.loglog(
+        widths,
+        [row.found.certificate.risk for row in rows],
+        "o-",
+        color=MINIMUM,
+        label="certified local minimum" if proved else "point that was built, not all certified",
+    )
+    left.loglog(
+        widths,
+        [max(row.reached, FLOOR) for row in rows],
+        "v--",
+        color=ELSEWHERE,
+        label="lowest risk found elsewhere",
+    )
+    left.axvline(samples, color="0.6", lw=1, ls=":")
+    left.annotate(
+        f"N = {samples} samples", (samples, 1e-12), xytext=(4, 0), textcoords="offset points"
+    )
+    left.set_ylabel("empirical risk R")
+    title = "The bad minimum stays, however wide the network" if proved else "Risks of both"
+    set_title(left, title, 11)
+    left.legend(loc="center left", frameon=False)
+    for values, style, label in (
+        ([row.found.certificate.hessian for row in rows], "o-", "$\\lambda_{\\min}(H)$"),
+        ([row.found.certificate.radius for row in rows], "s--", "radius of the certificate"),
+    ):
+        right.loglog(widths, values, style, color="0.2", label=label)
+    set_title(right, "What its certificate rests on", 11)
+    right.legend(frameon=False)
     for ax in (left, right):
+        ax.set_xlabel("units of the hidden layer")
         open_frame(ax)
     save_figure(path, figure, SCREEN)
+
+
+def _all_certified(rows: list[SmoothRow]) -> bool:
+    return all(row.found.certificate.holds for row in rows)
