@@ -74,22 +74,12 @@ def rows_for(draw):
 
 
 @pytest.fixture
-def drawn(tmp_path, monkeypatch):
+def drawn(saved):
     """Return what draws one row of panels: the figure's axes and its pixels, from above."""
 
     def call(draw, *row):
-        seen, save = [], Figure.savefig
-
-        def savefig(figure, *args, **options):
-            seen.append(figure)
-            return save(figure, *args, **options)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Figure, "savefig", savefig)
-            draw(tmp_path / "drawn.png", [row])
-        [figure] = seen
-        figure.set_dpi(200)
-        return figure.axes, matplotlib.image.imread(tmp_path / "drawn.png")[..., :3]
+        figure, path = saved(draw, [row])
+        return figure.axes, matplotlib.image.imread(path)[..., :3]
 
     return call
 
@@ -562,15 +552,18 @@ def test_the_escape_is_a_line_of_its_own(drawn, literal):
     assert not is_orange(region(picture, ax)[0]).any()  # no random direction is lower
 
 
-def test_places_without_a_panel_stay_empty(tmp_path, monkeypatch):
-    seen, save = [], Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *a, **o: (seen.append(figure), save(figure, *a, **o))
-    )
-    draw_level_sets(tmp_path / "a.png", [[panel(BOWL), panel(BOWL)], [panel(SADDLE)]])
-    assert [ax.axison for ax in seen[0].axes] == [True, True, True, False]
-    letters = [ax.get_title(loc="left")[:3] for ax in seen[0].axes]
+def test_places_without_a_panel_stay_empty(saved):
+    figure, _ = saved(draw_level_sets, [[panel(BOWL), panel(BOWL)], [panel(SADDLE)]])
+    assert [ax.axison for ax in figure.axes] == [True, True, True, False]
+    letters = [ax.get_title(loc="left")[:3] for ax in figure.axes]
     assert letters == ["(a)", "(b)", "(c)", ""]
+
+
+def test_more_panels_than_letters_are_refused(tmp_path):
+    cause = "figure: expected at most 26 panels, got 27"
+    with pytest.raises(ValueError, match=f"^{cause}$"):
+        draw_lines(tmp_path / "figure.png", [[panel([TICKS], lines=True)] * 9] * 3)
+    assert not files(tmp_path)
 
 
 FLAT_PLANES = {
