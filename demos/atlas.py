@@ -23,11 +23,11 @@ from tqdm import tqdm
 from tinyspur.atlas import map_minima, partitions
 from tinyspur.console import exit_status
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.figures.studies import draw_atlas
 from tinyspur.files import check_writable
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
-from tinyspur.plotting import draw_atlas
 
 
 def surface(samples: int, seed: int) -> TrainingSet:

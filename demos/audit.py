@@ -13,11 +13,12 @@ from pathlib import Path
 # The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+
 from tinyspur.audit import audit
 from tinyspur.console import Stages, exit_status
+from tinyspur.figures.studies import draw_audit
 from tinyspur.files import check_writable, write_json
 from tinyspur.findings import table
-from tinyspur.plotting import draw_audit
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -36,13 +36,13 @@ from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork,
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.experiments import Figures, read_figures, scan_figures
+from tinyspur.figures.landscapes import draw_level_sets, draw_lines, draw_surfaces
+from tinyspur.figures.points import draw_spurious_minimum
 from tinyspur.files import check_writable, write_json
-from tinyspur.landscape_figures import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
-from tinyspur.plotting import draw_spurious_minimum
 from tinyspur.points import save_point
 from tinyspur.training import (
     Adam,

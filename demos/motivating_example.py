@@ -21,11 +21,11 @@ from tinyspur.console import exit_status
 from tinyspur.constructions.lattices import Lattice, connected_pieces, lattice_network
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.figures.motivating_example import CurveFit, draw_motivating_example
 from tinyspur.files import check_writable
 from tinyspur.layers import Dense
 from tinyspur.losses import SquaredLoss
 from tinyspur.network import Network
-from tinyspur.plotting import Panel, draw_motivating_example
 
 
 def curve(samples: int) -> TrainingSet:
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
     check_writable(options.out)
     data, loss = curve(options.samples), SquaredLoss()
     net = Network((1, 1), [Dense(9), Dense(1)])  # wide enough for five groups
-    panels = []
+    fits = []
     for letter, groups in zip("abc", (2, 3, 4), strict=True):
         parts = meeting(data, loss) if groups == 2 else Groups.equal(data.x, [1.0], groups)
         fit = fit_groups(data, parts, loss)
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
         printed = lattice_network((1, 1), [Lattice.of(pieces, regions)], data.x)
         repaired = gated_minimum(net, data, loss, parts)
         certificates = [certify_cell(theta, data, loss) for theta in (printed, repaired)]
-        panels.append(Panel(data, fit, pieces, regions, printed, repaired, *certificates))
+        fits.append(CurveFit(data, fit, pieces, regions, printed, repaired, *certificates))
         auxiliary = len(pieces) - groups
         print(
             f"Figure 1({letter}): {groups} groups, {auxiliary or 'no'} auxiliary "
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
             f"  max-min as printed: {certificates[0].words}\n"
             f"  gates:              {certificates[1].words}"
         )
-    draw_motivating_example(options.out / "motivating_example.png", panels)
+    draw_motivating_example(options.out / "motivating_example.png", fits)
     print(f"written: {options.out / 'motivating_example.png'}")
 
 

@@ -32,8 +32,9 @@ from tinyspur.activations import (
     Tanh,
 )
 from tinyspur.console import exit_status
+from tinyspur.figures.studies import draw_activations, draw_widths
 from tinyspur.files import check_writable, write_json
-from tinyspur.survey import draw_activations, draw_widths, survey
+from tinyspur.survey import survey
 
 ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
     ("sigmoid", Sigmoid()),

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.text import Text
 from shared import ROOT, SQUARED, load_program, run_python
 
 from tinyspur import datasets
@@ -16,7 +14,7 @@ from tinyspur.activations import ELU, GELU, Softplus, Tanh
 from tinyspur.certificates.curvature import certify_curvature
 from tinyspur.constructions.smooth import lower_point, smooth_minimum
 from tinyspur.network import Network
-from tinyspur.survey import FLOOR, STEPS, draw_activations, draw_widths, risks_along, survey
+from tinyspur.survey import STEPS, risks_along, survey
 
 PROGRAM = ROOT / "demos" / "smooth_activations.py"
 FILES = ["smooth_activations.json", "smooth_activations.png", "smooth_widths.png"]
@@ -149,7 +147,7 @@ def test_random_inputs_are_normal_and_follow_the_seed(tmp_path, monkeypatch):
         out = tmp_path / folder
         assert main("--data", "random", *quick, "--seed", seed, "--widths", 2, "--out", out) == 0
         reports.append(json.loads((out / FILES[0]).read_text()))
-        monkeypatch.setattr("tinyspur.survey.Figure.savefig", lambda *_, **__: None)  # slow
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # slow
     assert reports[0] == reports[1] != reports[2]
     for seed, report in ((0, reports[0]), (1, reports[2])):
         x = np.random.default_rng(seed).standard_normal((40, 1, 2))
@@ -269,41 +267,3 @@ def test_a_risk_that_is_lower_by_rounding_alone_shows_nothing(rows):
         below = row.found.certificate.risk * (1 - 2e-16)
         assert below < row.found.certificate.risk
         assert replace(row, reached=below).verdict != "spurious local minimum"
-
-
-def test_figures_are_drawn_for_one_row(rows, tmp_path):
-    for draw in (draw_activations, draw_widths):
-        draw(tmp_path / "figure.png", rows[:1])
-        assert imread(tmp_path / "figure.png")[..., :3].std() > 0.05
-
-
-def test_panels_without_a_row_stay_empty(rows, tmp_path):
-    draw_activations(tmp_path / "figure.png", [*rows, rows[0]])
-    picture = imread(tmp_path / "figure.png")[..., :3]
-    height, width = picture.shape[:2]
-    assert picture[height // 2 :, : width // 3].std() > 0.05
-    assert picture[height * 3 // 4 :, width // 2 :].min() == 1
-
-
-def test_a_risk_of_zero_is_drawn_at_the_floor(rows, tmp_path):
-    assert FLOOR > 0
-    zero = [replace(row, reached=0.0) for row in rows[:1]]
-    for draw in (draw_activations, draw_widths):
-        draw(tmp_path / "figure.png", zero)
-        assert imread(tmp_path / "figure.png")[..., :3].std() > 0.05
-
-
-def test_the_figures_call_a_minimum_only_what_is_certified(rows, tmp_path, monkeypatch):
-    texts = []
-
-    def keep(figure, *_, **__):
-        texts.append(" ".join(text.get_text() for text in figure.findobj(Text)))
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    refused = replace(rows[0].found.certificate, holds=False, obstacle="for the test")
-    other = replace(rows[0], found=replace(rows[0].found, certificate=refused))
-    for draw in (draw_activations, draw_widths):
-        for shown in (rows[:1], [rows[0], other]):
-            draw(tmp_path / "figure.png", shown)
-    claims = ["minimum" in text for text in texts]
-    assert claims == [True, False, True, False]

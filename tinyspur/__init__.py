@@ -64,6 +64,7 @@ from .errors import AssumptionError
 from .escapes import DescentDirection, Escape, find_descent_direction, find_escape, kink_escape
 from .evidence import Evidence, gather_evidence
 from .expansion import one_sided_derivative
+from .figures.matrices import plot_matrix
 from .fitting import AffineFit, fit_affine
 from .landscape.directions import random_direction
 from .landscape.planes import Lines, Plane
@@ -80,7 +81,6 @@ from .layers import (
     MaxPoolingMatrix,
 )
 from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
-from .matrix_figures import plot_matrix
 from .network import Network
 from .parameters import Parameters
 from .points import load_point, save_point

@@ -12,12 +12,9 @@ import zipfile
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -47,22 +44,6 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     except BaseException:
         Path(name).unlink(missing_ok=True)  # it may have its new name already
         raise
-
-
-def save_figure(path: str | Path, figure: Figure, dpi: int) -> None:
-    """Write a figure as PNG or PDF, by the suffix of `path`; the same one gives the same bytes."""
-    kind = figure_kind(path)
-    with whole_file(path) as file:
-        dates = {"metadata": {"CreationDate": None}} if kind == "pdf" else {}
-        figure.savefig(file, format=kind, dpi=dpi, **dates)
-
-
-def figure_kind(path: str | Path) -> str:
-    """Return "png" or "pdf", or raise ValueError for a name that ends in neither."""
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in ("png", "pdf"):
-        raise ValueError(f"figure: expected a name with .png or .pdf, got '{path}'")
-    return kind
 
 
 def check_writable(folder: str | Path) -> None:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from .activations import Activation
 from .certificates.rounding import risk_rounding
 from .constructions.smooth import LOSS, SmoothMinimum, lower_point, smooth_minimum
-from .files import save_figure
 from .layers import Dense
 from .network import Network
 from .parameters import Parameters
 
 STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
-FLOOR = 1e-32  # a risk that is lower, or zero, is drawn here
-MINIMUM, LOWER = "#0072B2", "#D55E00"  # told apart by the colour-blind too
 
 
 @dataclass(frozen=True)
@@ -109,89 +104,3 @@ def risks_along(found: SmoothMinimum, directions: int, seed: int = 0) -> np.ndar
             point = Parameters(theta.net, theta.vector + t * d)
             line[n] = theta.net.risk(point, found.data, LOSS)
     return lines
-
-
-def draw_activations(path: str | Path, rows: list[SmoothRow]) -> None:
-    """Draw a panel for each row: risks along lines, the minimum, what training reached. A PNG."""
-    columns = min(3, len(rows))
-    height = -(-len(rows) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.6 * height + 0.5), layout="constrained")
-    axes = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
-    for ax in axes.ravel()[len(rows) :]:
-        ax.set_visible(False)
-    for ax, row in zip(axes.ravel(), rows, strict=False):
-        c = row.found.certificate
-        lines = ax.semilogy(STEPS, row.lines.T, color="0.65", lw=0.8)
-        (here,) = ax.semilogy(STEPS, np.full(len(STEPS), c.risk), color=MINIMUM, lw=2)
-        (elsewhere,) = ax.semilogy(
-            STEPS, np.full(len(STEPS), max(row.reached, FLOOR)), color=LOWER, lw=2, ls="--"
-        )
-        proved = "certified" if c.holds else "not certified"
-        ax.set_title(
-            f"{row.name}: {proved}, $\\lambda_{{\\min}}(H)$ = {c.hessian:.2g}",
-            loc="left",
-            fontsize=10,
-        )
-        ax.spines[["top", "right"]].set_visible(False)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("empirical risk R")
-    for ax in axes[-1]:
-        ax.set_xlabel("Euclidean distance")
-    figure.legend(
-        [here, lines[0], elsewhere],
-        [
-            "the local minimum" if _all_certified(rows) else "the point that was built",
-            f"{len(rows[0].lines)} random directions from it",
-            "lowest risk that training reached elsewhere",
-        ],
-        loc="outside upper left",
-        ncols=3,
-        frameon=False,
-        fontsize=10,
-    )
-    save_figure(path, figure, 100)
-
-
-def draw_widths(path: str | Path, rows: list[SmoothRow]) -> None:
-    """Draw the risks of minima and of lower points against the width, and H and radius. A PNG."""
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    widths = [row.found.theta.net.shapes[1][0] for row in rows]
-    samples, proved = len(rows[0].found.data), _all_certified(rows)
-    left.loglog(
-        widths,
-        [row.found.certificate.risk for row in rows],
-        "o-",
-        color=MINIMUM,
-        label="certified local minimum" if proved else "point that was built, not all certified",
-    )
-    left.loglog(
-        widths,
-        [max(row.reached, FLOOR) for row in rows],
-        "v--",
-        color=LOWER,
-        label="lowest risk found elsewhere",
-    )
-    left.axvline(samples, color="0.6", lw=1, ls=":")
-    left.annotate(
-        f"N = {samples} samples", (samples, 1e-12), xytext=(4, 0), textcoords="offset points"
-    )
-    left.set_ylabel("empirical risk R")
-    title = "The bad minimum stays, however wide the network" if proved else "Risks of both"
-    left.set_title(title, loc="left", fontsize=11)
-    left.legend(loc="center left", frameon=False)
-    for values, style, label in (
-        ([row.found.certificate.hessian for row in rows], "o-", "$\\lambda_{\\min}(H)$"),
-        ([row.found.certificate.radius for row in rows], "s--", "radius of the certificate"),
-    ):
-        right.loglog(widths, values, style, color="0.2", label=label)
-    right.set_title("What its certificate rests on", loc="left", fontsize=11)
-    right.legend(frameon=False)
-    for ax in (left, right):
-        ax.set_xlabel("units of the hidden layer")
-        ax.spines[["top", "right"]].set_visible(False)
-    save_figure(path, figure, 100)
-
-
-def _all_certified(rows: list[SmoothRow]) -> bool:
-    return all(row.found.certificate.holds for row in rows)

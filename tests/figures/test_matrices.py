@@ -11,6 +11,7 @@ import strict_device
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tinyspur.figures.matrices import plot_matrix
 from tinyspur.layers import (
     AveragePool,
     AveragePoolingMatrix,
@@ -20,7 +21,6 @@ from tinyspur.layers import (
     DenseMatrix,
     MaxPoolingMatrix,
 )
-from tinyspur.matrix_figures import plot_matrix
 from tinyspur.network import Network
 from tinyspur.training import kaiming_start
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -15,29 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from .backend import to_numpy
-from .files import figure_kind, save_figure
-from .layers import ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
+from ..backend import to_numpy
+from ..layers import ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
+from .style import ENTRIES, PAGE, NotebookFigure, figure_kind, save_figure, set_title
 
 EXTENT = 400  # rows and columns that a picture has at most where nothing else is asked for
 LARGEST = 800  # and where it is
 FEWEST = 40  # positions of a block that are drawn before maps are left out
 STRIP = 2**22  # entries of a dense matrix that are looked at in one go
-DPI = 200  # dots for each inch of a file: each entry of a figure of its own has whole dots
 LONGEST, SHORTEST = 900, 260  # dots of the frame
 COARSEST = 60  # dots of an entry, where the frame doesn't need more
 MARGINS = {"left": 0.58, "right": 0.9, "bottom": 0.42, "top": 0.08}  # inches around the frame
 NARROWEST = 3.4  # inches of a figure, for its title
 LETTER, LINE = 0.063, 0.13  # inches of a letter and of a line of the title
-
-
-class MatrixFigure(Figure):
-    """A figure that IPython shows, whether pyplot is loaded or not."""
-
-    def _repr_png_(self) -> bytes:
-        file = io.BytesIO()
-        self.savefig(file, format="png")
-        return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -136,13 +125,13 @@ def plot_matrix(
         place = {"cax": bar}
     else:
         width = ax.bbox.width / ax.figure.dpi
-        ax.set_title(_wrapped(parts, width), loc="left", fontsize=8)
+        set_title(ax, _wrapped(parts, width), 8)
         place = {"ax": ax, "aspect": 30, "pad": 0.03}
     _draw(ax, entries, limit, place)
     _separate(ax, rows, columns)
     figure = ax.figure.figure  # not the part of it that `ax` may be in
     if path is not None:
-        save_figure(path, figure, DPI)
+        save_figure(path, figure, PAGE)
     return figure
 
 
@@ -266,7 +255,7 @@ def _draw(ax: Axes, entries: np.ndarray, limit: float | None, place: dict) -> No
 def _colours() -> ListedColormap:
     """Return RdBu_r without its middle: the smallest entries differ from 0 and tell their sign."""
     shades = np.concatenate([np.linspace(0.02, 0.36, 128), np.linspace(0.64, 0.98, 128)])
-    return ListedColormap(colormaps["RdBu_r"](shades)).with_extremes(bad="white")
+    return ListedColormap(colormaps[ENTRIES](shades)).with_extremes(bad="white")
 
 
 def _separate(ax: Axes, rows: _Side, columns: _Side) -> None:
@@ -306,17 +295,17 @@ def _frame(rows: _Side, columns: _Side, parts: list[str]) -> tuple[Axes, Axes]:
     """Return the axes of a new figure whose dots are a multiple of the entries, and of its bar."""
     scale = min(COARSEST, max(1, LONGEST // max(rows.size, columns.size)))
     inner, height = (
-        max(scale, SHORTEST // side.size) * side.size / DPI for side in (columns, rows)
+        max(scale, SHORTEST // side.size) * side.size / PAGE for side in (columns, rows)
     )
     width = max(NARROWEST, MARGINS["left"] + inner + MARGINS["right"])
     title = _wrapped(parts, width - MARGINS["left"])
     top = MARGINS["top"] + LINE * (title.count("\n") + 1.8)
     whole = MARGINS["bottom"] + height + top
-    figure = MatrixFigure(figsize=(width, whole), dpi=DPI)
+    figure = NotebookFigure(figsize=(width, whole), dpi=PAGE)
     left, bottom = MARGINS["left"] / width, MARGINS["bottom"] / whole
     ax = figure.add_axes((left, bottom, inner / width, height / whole))
     bar = figure.add_axes((left + (inner + 0.1) / width, bottom, 0.1 / width, height / whole))
-    ax.set_title(title, loc="left", fontsize=8)
+    set_title(ax, title, 8)
     return ax, bar
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from string import ascii_lowercase
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,13 +20,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 
-from .experiments import Panel
-from .files import save_figure
-from .landscape.risks import Landscape
+from ..experiments import Panel
+from ..landscape.risks import Landscape
+from .style import HIGHER, LOWER, PAGE, open_frame, panel_letters, save_figure, set_title
 
-HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange, which the colour-blind tell apart
 UP, DOWN = 9, 4  # levels above and below; the roots of their distances are equally far apart
-WIDTH, DPI = 7.2, 200  # inches of a page's text
+WIDTH = 7.2  # inches of a page's text
 SMALL, LARGE = 6.5, 7.5  # points of fonts
 CONTOURS = "Contours: the risk less that of the point in the middle; shades are those of each panel"
 INSIDE = "all within the certified radius"
@@ -41,7 +39,7 @@ def draw_level_sets(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
         lower = panel.landscape.lower
         _title(ax, panel, letter, f"{lower.sum()} of {lower.size} points are lower")
     figure.supxlabel(CONTOURS, fontsize=SMALL, x=0.01, ha="left")
-    save_figure(path, figure, DPI)
+    save_figure(path, figure, PAGE)
 
 
 def draw_lines(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
@@ -51,7 +49,7 @@ def draw_lines(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
         _lines(ax, panel)
         lower = panel.landscape.lower_lines
         _title(ax, panel, letter, f"{lower} of {len(panel.landscape.risks)} lines lead lower")
-    save_figure(path, figure, DPI)
+    save_figure(path, figure, PAGE)
 
 
 def draw_surfaces(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
@@ -62,15 +60,13 @@ def draw_surfaces(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
         words = f"({letter}) {panel.symbol}: {panel.words}\nheight {_difference(panel)}{unit}"
         ax.text2D(0.04, 1.0, words, transform=ax.transAxes, fontsize=LARGE, va="top")
     figure.subplots_adjust(0.0, 0.03, 0.97, 0.97, 0.04, 0.08)
-    save_figure(path, figure, DPI)
+    save_figure(path, figure, PAGE)
 
 
 def _panels(figure: Figure, rows: Sequence, **options) -> Iterator[tuple[Axes, Panel, str]]:
     """Yield axes, panel and letter."""
     axes = figure.subplots(len(rows), max(map(len, rows)), squeeze=False, subplot_kw=options)
-    if sum(map(len, rows)) > len(ascii_lowercase):
-        raise ValueError(f"figure: expected at most {len(ascii_lowercase)} panels")
-    letters = iter(ascii_lowercase)
+    letters = iter(panel_letters(sum(map(len, rows))))
     for places, row in zip(axes, rows, strict=True):
         for ax in places[len(row) :]:
             ax.set_axis_off()
@@ -84,7 +80,7 @@ def _panels(figure: Figure, rows: Sequence, **options) -> Iterator[tuple[Axes, P
 
 def _title(ax: Axes, panel: Panel, letter: str, found: str) -> None:
     words = f"({letter}) {panel.symbol}: {panel.words}\n{found}"
-    ax.set_title(words, fontsize=LARGE, loc="left", linespacing=1.3)
+    set_title(ax, words, LARGE, linespacing=1.3)
 
 
 def _difference(panel: Panel) -> str:
@@ -191,7 +187,7 @@ def _lines(ax: Axes, panel: Panel) -> None:
     if panel.certified is not None and panel.certified.min() >= abs(alpha).max():
         ax.text(0.5, 0.93, INSIDE, transform=ax.transAxes, ha="center", fontsize=SMALL)
     _scale(ax.xaxis, f"distance along {panel.axes[0]}", alpha)
-    ax.spines[["top", "right"]].set_visible(False)
+    open_frame(ax)
 
 
 def _surface(ax: Axes, panel: Panel) -> str:

@@ -1,0 +1,28 @@
+"""What the tests of figures share: to look into a figure that was drawn to a file."""
+
+import pytest
+from matplotlib.figure import Figure
+
+
+@pytest.fixture
+def saved(tmp_path, monkeypatch):
+    """Return what draws: ``saved(draw, what)`` is the figure that draw(path, what) saves, its path.
+
+    The figure has the dots of the file.
+    """
+
+    def call(draw, *what):
+        seen, save = [], Figure.savefig
+
+        def savefig(figure, *args, dpi, **options):
+            seen.append((figure, dpi))
+            return save(figure, *args, dpi=dpi, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Figure, "savefig", savefig)
+            draw(tmp_path / "drawn.png", *what)
+        [(figure, dpi)] = seen
+        figure.set_dpi(dpi)
+        return figure, tmp_path / "drawn.png"
+
+    return call

@@ -1,0 +1,160 @@
+"""The figures of the studies show what was found, and claim no more than was proved."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+from tinyspur.activations import ELU, Softplus, Tanh
+from tinyspur.atlas import Atlas
+from tinyspur.figures.studies import FLOOR, draw_activations, draw_atlas, draw_audit, draw_widths
+from tinyspur.figures.style import PRINTED, REPAIRED
+from tinyspur.findings import Finding, Side
+from tinyspur.survey import survey
+
+# The audit
+
+TICKS = np.linspace(0, 1, 21)
+
+
+def finding(name, printed, repaired, x=TICKS, axes=("distance", "R - R(theta)")):
+    sides = Side("not a local minimum", ""), Side("certified local minimum", "")
+    curves = {"literal": (x, printed), "repaired": (x, repaired)}
+    return Finding(name, "[CNN] Lemma 1", f"statement of {name}", *sides, axes, curves)
+
+
+def test_each_finding_has_a_panel_with_both_curves_and_verdicts(saved):
+    findings = [finding(f"E{n}", -n * TICKS**2, n * TICKS**2) for n in range(1, 6)]
+    figure, _ = saved(draw_audit, findings)
+    assert len(figure.axes) == 12  # two rows of four, and that of the legend
+    for ax, shown in zip(figure.axes, findings, strict=False):
+        for n, (variant, colour) in enumerate((("literal", PRINTED), ("repaired", REPAIRED))):
+            np.testing.assert_array_equal(ax.lines[n].get_xydata().T, shown.curves[variant])
+            assert to_rgb(ax.lines[n].get_color()) == to_rgb(colour)
+        texts = {text.get_text(): to_rgb(text.get_color()) for text in ax.texts}
+        assert texts == {
+            "as printed: not a local minimum": to_rgb(PRINTED),
+            "repaired: certified local minimum": to_rgb(REPAIRED),
+        }
+        assert ax.get_title(loc="left").strip() == f"{shown.name}: statement of {shown.name}"
+        assert (ax.get_xlabel(), ax.get_ylabel()) == shown.axes
+    assert [ax.axison for ax in figure.axes] == [True] * 5 + [False] * 7
+
+
+def test_what_falls_below_zero_has_half_of_its_panel(saved):
+    steep = finding("E1", -1e-3 * TICKS, 100 * TICKS)
+    level = finding("E2", TICKS, 100 * TICKS)
+    other = finding("E3", -1e-3 * TICKS, 100 * TICKS, axes=("t", "loss"))
+    figure, _ = saved(draw_audit, [steep, level, other])
+    low, high = figure.axes[0].get_ylim()
+    assert low == -high == pytest.approx(-1.15e-3)
+    for ax in figure.axes[1:3]:
+        assert ax.get_ylim()[1] > 100
+
+
+def test_what_spans_a_factor_of_a_hundred_is_drawn_on_logarithmic_axes(saved):
+    wide, narrow = np.geomspace(1, 101, 9), np.geomspace(1, 99, 9)
+    figure, _ = saved(draw_audit, [finding("E", x, 2 * x, x) for x in (wide, narrow)])
+    scales = [(ax.get_xscale(), ax.get_yscale()) for ax in figure.axes[:2]]
+    assert scales == [("log", "log"), ("linear", "linear")]
+
+
+# The atlas
+
+ATLAS = Atlas(
+    labels=np.zeros((6, 4), dtype=np.uint8),
+    risks=np.array([0.3, 0.2, 0.1, 0.05, 0.02, 0.01]),
+    groups=np.array([2, 2, 3, 3, 4, 4]),
+    certified=np.array([True, True, True, False, True, True]),
+    margins=np.ones(6),
+    widths=np.array([3, 3, 5, 5, 7, 7]),
+    linear=0.4,
+    trained=np.array([0.25, 1e-9]),
+)
+
+
+def test_the_atlas_counts_what_is_certified_only(saved):
+    figure, _ = saved(draw_atlas, ATLAS)
+    left, right = figure.axes
+    assert [bar.get_height() for bar in right.patches] == [2, 3, 5]
+    assert [text.get_text() for text in right.texts] == ["2", "3", "5"]
+    ticks = [label.get_text() for label in right.get_xticklabels()]
+    assert ticks == ["3\n(2)", "5\n(3)", "7\n(4)"]
+    title = "5 certified local minima of one network, 4 samples"
+    assert left.get_title(loc="left") == title
+    for groups, bars in zip((2, 3, 4), left.containers, strict=True):
+        assert bars[0].get_label() == f"{groups} groups"
+        full = [bar for bar in bars if bar.get_height()]
+        risks = ATLAS.risks[ATLAS.certified & (ATLAS.groups == groups)]
+        assert [bar.get_height() for bar in full] == [1] * len(risks)
+        for bar, risk in zip(full, sorted(risks), strict=True):
+            assert bar.get_x() <= risk < bar.get_x() + bar.get_width()
+
+
+def test_trainings_end_where_they_end_or_at_the_least_that_is_drawn(saved):
+    figure, _ = saved(draw_atlas, ATLAS)
+    [ends] = [line for line in figure.axes[0].lines if line.get_marker() == "v"]
+    np.testing.assert_allclose(ends.get_xdata(), [0.25, 1e-6 * 0.4])
+    assert ends.get_label() == "ends of 2 trainings"
+    figure, _ = saved(draw_atlas, replace(ATLAS, trained=np.zeros(0)))
+    assert not [line for line in figure.axes[0].lines if line.get_marker() == "v"]
+
+
+def test_without_a_certified_minimum_there_is_no_atlas_to_draw(tmp_path):
+    none = replace(ATLAS, certified=np.zeros(6, dtype=bool))
+    cause = "^atlas: expected certified minima to draw, got none$"
+    with pytest.raises(ValueError, match=cause):
+        draw_atlas(tmp_path / "atlas.png", none)
+    assert not list(tmp_path.iterdir())
+
+
+# The survey of smooth activations
+
+
+@pytest.fixture(scope="module")
+def rows():
+    x = np.random.default_rng(0).normal(size=(30, 1, 2))
+    networks = [("a", Softplus(), [3]), ("b", ELU(), [2, 3]), ("c", Tanh(), [30])]
+    return survey(x, networks, 5, 1, 40, seed=2)
+
+
+def test_figures_are_drawn_for_one_row(rows, tmp_path):
+    for draw in (draw_activations, draw_widths):
+        draw(tmp_path / "figure.png", rows[:1])
+        assert imread(tmp_path / "figure.png")[..., :3].std() > 0.05
+
+
+def test_panels_without_a_row_stay_empty(rows, tmp_path):
+    draw_activations(tmp_path / "figure.png", [*rows, rows[0]])
+    picture = imread(tmp_path / "figure.png")[..., :3]
+    height, width = picture.shape[:2]
+    assert picture[height // 2 :, : width // 3].std() > 0.05
+    assert picture[height * 3 // 4 :, width // 2 :].min() == 1
+
+
+def test_a_risk_of_zero_is_drawn_at_the_floor(rows, tmp_path):
+    assert FLOOR > 0
+    zero = [replace(row, reached=0.0) for row in rows[:1]]
+    for draw in (draw_activations, draw_widths):
+        draw(tmp_path / "figure.png", zero)
+        assert imread(tmp_path / "figure.png")[..., :3].std() > 0.05
+
+
+def test_the_figures_call_a_minimum_only_what_is_certified(rows, tmp_path, monkeypatch):
+    texts = []
+
+    def keep(figure, *_, **__):
+        texts.append(" ".join(text.get_text() for text in figure.findobj(Text)))
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    refused = replace(rows[0].found.certificate, holds=False, obstacle="for the test")
+    other = replace(rows[0], found=replace(rows[0].found, certificate=refused))
+    for draw in (draw_activations, draw_widths):
+        for shown in (rows[:1], [rows[0], other]):
+            draw(tmp_path / "figure.png", shown)
+    claims = ["minimum" in text for text in texts]
+    assert claims == [True, False, True, False]

@@ -1,0 +1,1 @@
+"""Figures of matrices, points, landscapes and studies: they draw what they are given."""

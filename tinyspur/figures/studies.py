@@ -1,0 +1,225 @@
+"""Figures of the studies: the audit, the atlas of minima, the survey of smooth activations."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..atlas import Atlas
+from ..findings import Finding
+from ..survey import STEPS, SmoothRow
+from .style import (
+    ELSEWHERE,
+    MINIMUM,
+    PRINTED,
+    REPAIRED,
+    SCREEN,
+    open_frame,
+    ordered_colours,
+    save_figure,
+    set_title,
+)
+
+FLOOR = 1e-32  # a risk that is lower, or zero, is drawn here
+AUDIT_LEGEND = (
+    "Each panel takes a statement of [CNN] or [PWL] at its word (red) and as repaired (blue),\n"
+    "on images of clothes averaged to 4 x 4 pixels (E10: on a curve).\n\n"
+    "Where R - R(theta) is drawn, the red curve follows a move from the literal theta: where it\n"
+    "falls below 0, theta is no local minimum. The blue curve makes the same move from the\n"
+    "repaired theta (E10, another network: a random one), which is certified: near theta it\n"
+    "can't fall below 0.\n"
+    "E9: red, cross-entropy, which is refused; blue, the squared loss, which has a minimiser.",
+    "R  empirical risk;  u  derivative of a sample's loss in one output\n"
+    "theta  what is said to be a local minimum; its upper layers relay the features of a smaller\n"
+    "    network, and two unused maps wait in them\n"
+    "theta'  the same outputs by another route, through the unused maps\n"
+    "theta_1  a point where one map fires for a few samples I only\n"
+    "eta, h  the threshold and the place in a map that split the samples\n"
+    "lambda  the weight that reads an isolated sample",
+)
+
+
+def draw_audit(path: str | Path, findings: list[Finding]) -> None:
+    """Draw a panel for each finding: the statement, both verdicts, both curves. Writes a PNG."""
+    columns = 4
+    rows = -(-len(findings) // columns) + 1  # the legend is in the last one
+    heights = [1.0] * (rows - 1) + [0.6]
+    figure = Figure(figsize=(17, 4.1 * sum(heights) + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
+    for ax, finding in zip(axes, findings, strict=False):
+        _draw_finding(ax, finding)
+    for ax in axes[len(findings) :]:
+        ax.set_axis_off()
+    places = axes[-columns], axes[-columns + 2]
+    for ax, text in zip(places, AUDIT_LEGEND, strict=True):
+        words = ax.text(0, 0.95, text, va="top", fontsize=11, transform=ax.transAxes)
+        words.set_in_layout(False)  # it runs into the empty place beside it
+    save_figure(path, figure, SCREEN)
+
+
+def _draw_finding(ax: Axes, finding: Finding) -> None:
+    title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 48))
+    set_title(ax, f"{title}\n\n\n\n", 10)  # above the verdicts
+    lowest, logarithmic = 0.0, False
+    for variant, side, name, color, height in (
+        ("literal", finding.literal, "as printed", PRINTED, 1.19),
+        ("repaired", finding.repaired, "repaired", REPAIRED, 1.1),
+    ):
+        x, y = finding.curves[variant]
+        ax.plot(x, y, color=color, marker="o" if len(x) < 15 else None, ms=4, lw=2)
+        lowest = min(lowest, float(y.min()))
+        logarithmic = bool(x.min() > 0 and x.max() > 100 * x.min())
+        words = f"{name}: {side.verdict}"
+        ax.text(0, height, words, color=color, transform=ax.transAxes, fontsize=10)
+    ax.axhline(0, color="0.6", lw=0.8, zorder=0)
+    ax.set_xlabel(finding.axes[0], fontsize=9)
+    ax.set_ylabel(finding.axes[1], fontsize=9)
+    ax.tick_params(labelsize=8)
+    open_frame(ax)
+    if logarithmic:
+        ax.loglog()
+    else:
+        ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both", useMathText=True)
+    if lowest < 0 and finding.axes[1] == "R - R(theta)":  # what falls below 0 fills half of it
+        ax.set_ylim(1.15 * lowest, max(-1.15 * lowest, 0))
+
+
+def draw_atlas(path: str | Path, atlas: Atlas) -> None:
+    """Draw the risks of certified minima, where training ends, and their number. Writes a PNG.
+
+    Raises ValueError where no minimum is certified.
+    """
+    if not atlas.certified.any():
+        raise ValueError("atlas: expected certified minima to draw, got none")
+    figure = Figure(figsize=(14, 5.6), layout="constrained")
+    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2, 1]})
+    _draw_risks(left, atlas)
+    _draw_numbers(right, atlas)
+    save_figure(path, figure, SCREEN)
+
+
+def _draw_risks(ax: Axes, atlas: Atlas) -> None:
+    """Draw how many certified minima have which risk, by the number of their groups."""
+    kept, counts = atlas.certified, np.unique(atlas.groups)
+    least = 1e-6 * atlas.linear  # what is drawn of a risk that is less
+    lowest = max(min([*atlas.risks[kept], *atlas.trained]), least)
+    edges = np.geomspace(0.8 * lowest, 1.25 * atlas.linear, 60)
+    risks = [np.maximum(atlas.risks[kept & (atlas.groups == K)], lowest) for K in counts]
+    colors, labels = ordered_colours(len(counts), 0.05, 0.95), [f"{K} groups" for K in counts]
+    ax.hist(risks, edges, stacked=True, color=colors, label=labels)
+    ax.axvline(atlas.linear, color="k", lw=1.2, ls="--", label="linear fit (one group)")
+    top = ax.get_ylim()[1]
+    if len(atlas.trained):
+        ends, above = np.maximum(atlas.trained, lowest), np.full(len(atlas.trained), 1.04 * top)
+        label = f"ends of {len(atlas.trained)} trainings"
+        ax.plot(ends, above, "v", color="k", ms=7, mfc="none", label=label)
+    ax.set_ylim(0, 1.1 * top)
+    ax.set_xscale("log")
+    ax.set_xlabel("empirical risk R")
+    ax.set_ylabel("certified local minima")
+    ax.legend(fontsize=9, loc="center left")
+    open_frame(ax)
+    samples = len(atlas.labels[0])
+    words = f"{kept.sum():,} certified local minima of one network, {samples} samples"
+    set_title(ax, words, 11)
+
+
+def _draw_numbers(ax: Axes, atlas: Atlas) -> None:
+    """Draw how many of them a network of a given width has."""
+    counts = np.unique(atlas.groups)
+    numbers = [(atlas.certified & (atlas.groups <= K)).sum() for K in counts]
+    widths = [atlas.widths[atlas.groups == K][0] for K in counts]
+    ax.bar(np.arange(len(counts)), numbers, color="0.6")
+    ticks = [f"{width}\n({K})" for width, K in zip(widths, counts, strict=True)]
+    ax.set_xticks(np.arange(len(counts)), ticks)
+    for n, number in enumerate(numbers):
+        ax.text(n, number, f"{number:,}", ha="center", va="bottom", fontsize=9)
+    ax.set_xlabel("neurons of the hidden layer (groups that they allow)")
+    open_frame(ax)
+    set_title(ax, "certified minima, one for each partition", 11)
+
+
+def draw_activations(path: str | Path, rows: list[SmoothRow]) -> None:
+    """Draw a panel for each row: risks along lines, the minimum, what training reached. A PNG."""
+    columns = min(3, len(rows))
+    height = -(-len(rows) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.6 * height + 0.5), layout="constrained")
+    axes = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
+    for ax in axes.ravel()[len(rows) :]:
+        ax.set_visible(False)
+    for ax, row in zip(axes.ravel(), rows, strict=False):
+        c = row.found.certificate
+        lines = ax.semilogy(STEPS, row.lines.T, color="0.65", lw=0.8)
+        (here,) = ax.semilogy(STEPS, np.full(len(STEPS), c.risk), color=MINIMUM, lw=2)
+        (elsewhere,) = ax.semilogy(
+            STEPS, np.full(len(STEPS), max(row.reached, FLOOR)), color=ELSEWHERE, lw=2, ls="--"
+        )
+        proved = "certified" if c.holds else "not certified"
+        set_title(ax, f"{row.name}: {proved}, $\\lambda_{{\\min}}(H)$ = {c.hessian:.2g}", 10)
+        open_frame(ax)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("empirical risk R")
+    for ax in axes[-1]:
+        ax.set_xlabel("Euclidean distance")
+    figure.legend(
+        [here, lines[0], elsewhere],
+        [
+            "the local minimum" if _all_certified(rows) else "the point that was built",
+            f"{len(rows[0].lines)} random directions from it",
+            "lowest risk that training reached elsewhere",
+        ],
+        loc="outside upper left",
+        ncols=3,
+        frameon=False,
+        fontsize=10,
+    )
+    save_figure(path, figure, SCREEN)
+
+
+def draw_widths(path: str | Path, rows: list[SmoothRow]) -> None:
+    """Draw the risks of minima and of lower points against the width, and H and radius. A PNG."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    widths = [row.found.theta.net.shapes[1][0] for row in rows]
+    samples, proved = len(rows[0].found.data), _all_certified(rows)
+    left.loglog(
+        widths,
+        [row.found.certificate.risk for row in rows],
+        "o-",
+        color=MINIMUM,
+        label="certified local minimum" if proved else "point that was built, not all certified",
+    )
+    left.loglog(
+        widths,
+        [max(row.reached, FLOOR) for row in rows],
+        "v--",
+        color=ELSEWHERE,
+        label="lowest risk found elsewhere",
+    )
+    left.axvline(samples, color="0.6", lw=1, ls=":")
+    left.annotate(
+        f"N = {samples} samples", (samples, 1e-12), xytext=(4, 0), textcoords="offset points"
+    )
+    left.set_ylabel("empirical risk R")
+    title = "The bad minimum stays, however wide the network" if proved else "Risks of both"
+    set_title(left, title, 11)
+    left.legend(loc="center left", frameon=False)
+    for values, style, label in (
+        ([row.found.certificate.hessian for row in rows], "o-", "$\\lambda_{\\min}(H)$"),
+        ([row.found.certificate.radius for row in rows], "s--", "radius of the certificate"),
+    ):
+        right.loglog(widths, values, style, color="0.2", label=label)
+    set_title(right, "What its certificate rests on", 11)
+    right.legend(frameon=False)
+    for ax in (left, right):
+        ax.set_xlabel("units of the hidden layer")
+        open_frame(ax)
+    save_figure(path, figure, SCREEN)
+
+
+def _all_certified(rows: list[SmoothRow]) -> bool:
+    return all(row.found.certificate.holds for row in rows)
