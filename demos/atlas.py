@@ -20,14 +20,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from tqdm import tqdm
 
-from tinyspur.atlas import map_minima, partitions
 from tinyspur.console import exit_status
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.losses import SquaredLoss
+from tinyspur.engine.network import Network
 from tinyspur.figures.studies import draw_atlas
 from tinyspur.files import check_writable
 from tinyspur.layers import Dense
-from tinyspur.losses import SquaredLoss
-from tinyspur.network import Network
+from tinyspur.studies.atlas import map_minima, partitions
 
 
 def surface(samples: int, seed: int) -> TrainingSet:

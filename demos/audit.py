@@ -14,11 +14,11 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-from tinyspur.audit import audit
 from tinyspur.console import Stages, exit_status
 from tinyspur.figures.studies import draw_audit
 from tinyspur.files import check_writable, write_json
-from tinyspur.findings import table
+from tinyspur.studies.audit import audit
+from tinyspur.studies.findings import table
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

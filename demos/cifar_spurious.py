@@ -23,7 +23,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 from tqdm import tqdm
 
-from tinyspur import backend, datasets
+from tinyspur import datasets
 from tinyspur.console import Stages, exit_status
 from tinyspur.constructions.convolutional import (
     SpuriousMinimum,
@@ -35,16 +35,15 @@ from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.experiments import Figures, read_figures, scan_figures
+from tinyspur.engine import backend
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+from tinyspur.engine.points import save_point
 from tinyspur.figures.landscapes import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.figures.points import draw_spurious_minimum
 from tinyspur.files import check_writable, write_json
-from tinyspur.layers import Conv, Dense
-from tinyspur.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
-from tinyspur.network import Network
-from tinyspur.parameters import Parameters
-from tinyspur.points import save_point
-from tinyspur.training import (
+from tinyspur.fitting.training import (
     Adam,
     descend,
     finished_epochs,
@@ -54,6 +53,8 @@ from tinyspur.training import (
     training_cost,
     training_flops,
 )
+from tinyspur.layers import Conv, Dense
+from tinyspur.studies.paper_figures import Figures, read_figures, scan_figures
 
 DEFAULT_SAMPLES = 4000
 ARCHITECTURES = {  # maps of the convolutions, epochs; paper: [CNN] Appendix F

@@ -19,7 +19,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from tinyspur import datasets
-from tinyspur.activations import (
+from tinyspur.console import exit_status
+from tinyspur.engine.activations import (
     ELU,
     GELU,
     Activation,
@@ -31,10 +32,9 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
-from tinyspur.console import exit_status
 from tinyspur.figures.studies import draw_activations, draw_widths
 from tinyspur.files import check_writable, write_json
-from tinyspur.survey import survey
+from tinyspur.studies.smooth_survey import survey
 
 ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
     ("sigmoid", Sigmoid()),

@@ -14,7 +14,7 @@ import pytest
 import strict_device
 import torch
 
-from tinyspur.backend import select
+from tinyspur.engine.backend import select
 
 pytest.register_assert_rewrite("shared")
 torch.set_num_threads(1)

@@ -12,16 +12,16 @@ import pytest
 import torch
 import torch_twin
 
-from tinyspur.activations import ReLU, SmoothActivation, Softplus, Tanh
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import ReLU, SmoothActivation, Softplus, Tanh
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+from tinyspur.engine.points import save_point
 from tinyspur.landscape.directions import RandomDirections
 from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
-from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
-from tinyspur.network import Network
-from tinyspur.parameters import Parameters
-from tinyspur.points import save_point
 
 LOSS = SquaredLoss()
 LOSSES = [LOSS, CrossEntropy(), AbsoluteLoss(), HuberLoss(0.7)]

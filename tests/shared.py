@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch_twin
 
-from tinyspur.activations import (
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import (
     ELU,
     GELU,
     Arctan,
@@ -26,9 +27,8 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
-from tinyspur.datasets.samples import TrainingSet
-from tinyspur.losses import SquaredLoss, one_hot
-from tinyspur.parameters import Parameters
+from tinyspur.engine.losses import SquaredLoss, one_hot
+from tinyspur.engine.parameters import Parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR10_SAMPLE = Path(__file__).parent / "cifar10_sample_20.npz"

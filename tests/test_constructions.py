@@ -11,8 +11,6 @@ import torch
 import torch_twin
 from shared import close, outputs_of, random_pixels, refuses, targets_for, twin_of, twin_risk
 
-from tinyspur.activations import ReLU
-from tinyspur.backend import to_numpy
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions import data_split
 from tinyspur.constructions.convolutional import (
@@ -39,13 +37,15 @@ from tinyspur.constructions.embedding import (
 )
 from tinyspur.constructions.relays import outgoing, rescale
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import ReLU
+from tinyspur.engine.backend import to_numpy
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss, one_hot
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
 from tinyspur.errors import AssumptionError
-from tinyspur.escapes import kink_escape
-from tinyspur.fitting import fit_affine
+from tinyspur.fitting.affine import fit_affine
 from tinyspur.layers import AveragePool, Conv, Dense
-from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot
-from tinyspur.network import Network
-from tinyspur.parameters import Parameters
+from tinyspur.refutations.escapes import kink_escape
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 

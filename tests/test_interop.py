@@ -15,9 +15,9 @@ from torch import nn
 import tinyspur as ts
 from tinyspur import interop
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss
+from tinyspur.engine.network import Network
 from tinyspur.interop import from_torch, to_torch
-from tinyspur.losses import CrossEntropy, SquaredLoss
-from tinyspur.network import Network
 
 C, D, A, M = ts.Conv, ts.Dense, ts.AveragePool, ts.MaxPool
 ARCHITECTURES = {
@@ -596,6 +596,6 @@ def test_without_pytorch_one_line_says_how_to_install_it():
 
 
 def test_every_activation_that_can_be_saved_has_a_module():
-    from tinyspur.activations import KNOWN
+    from tinyspur.engine.activations import KNOWN
 
     assert set(interop.ACTIVATIONS) == set(KNOWN.values()) == {type(s) for s in ACTIVATIONS}

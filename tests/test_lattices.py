@@ -16,11 +16,11 @@ from tinyspur.constructions.lattices import (
 )
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.losses import AbsoluteLoss
+from tinyspur.engine.network import Network
 from tinyspur.errors import AssumptionError
-from tinyspur.fitting import fit_affine
+from tinyspur.fitting.affine import fit_affine
 from tinyspur.layers import Dense
-from tinyspur.losses import AbsoluteLoss
-from tinyspur.network import Network
 
 
 def random_fit(seed, dimensions=1, outputs=1, groups=3, samples=40):

@@ -8,7 +8,10 @@ import torch
 import torch_twin
 
 from tinyspur import datasets
-from tinyspur.activations import (
+from tinyspur.certificates.curvature import certify_curvature
+from tinyspur.constructions.smooth import interpolate, lower_point, smooth_minimum
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import (
     ELU,
     GELU,
     Arctan,
@@ -21,16 +24,13 @@ from tinyspur.activations import (
     Swish,
     Tanh,
 )
-from tinyspur.certificates.curvature import certify_curvature
-from tinyspur.constructions.smooth import interpolate, lower_point, smooth_minimum
-from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.losses import SquaredLoss
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+from tinyspur.engine.points import load_point, save_point
 from tinyspur.errors import AssumptionError
-from tinyspur.escapes import find_escape
 from tinyspur.layers import Conv, Dense
-from tinyspur.losses import SquaredLoss
-from tinyspur.network import Network
-from tinyspur.parameters import Parameters
-from tinyspur.points import load_point, save_point
+from tinyspur.refutations.escapes import find_escape
 
 SQUARED = SquaredLoss()
 

@@ -1,20 +1,6 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
 
 from . import datasets
-from .activations import (
-    ELU,
-    GELU,
-    Activation,
-    Arctan,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Sine,
-    SmoothActivation,
-    Softplus,
-    Swish,
-    Tanh,
-)
 from .certificates import (
     CellCertificate,
     Certificate,
@@ -60,12 +46,28 @@ from .constructions.piecewise_linear import (
 from .constructions.relays import RelayedPair, rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
 from .datasets.samples import TrainingSet
+from .engine.activations import (
+    ELU,
+    GELU,
+    Activation,
+    Arctan,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Sine,
+    SmoothActivation,
+    Softplus,
+    Swish,
+    Tanh,
+)
+from .engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
+from .engine.network import Network
+from .engine.parameters import Parameters
+from .engine.points import load_point, save_point
 from .errors import AssumptionError
-from .escapes import DescentDirection, Escape, find_descent_direction, find_escape, kink_escape
-from .evidence import Evidence, gather_evidence
-from .expansion import one_sided_derivative
 from .figures.matrices import plot_matrix
-from .fitting import AffineFit, fit_affine
+from .fitting.affine import AffineFit, fit_affine
+from .fitting.training import Adam, descend, kaiming_start, polish, train
 from .landscape.directions import random_direction
 from .landscape.planes import Lines, Plane
 from .landscape.risks import Landscape
@@ -80,11 +82,15 @@ from .layers import (
     MaxPool,
     MaxPoolingMatrix,
 )
-from .losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
-from .network import Network
-from .parameters import Parameters
-from .points import load_point, save_point
-from .training import Adam, descend, kaiming_start, polish, train
+from .refutations.escapes import (
+    DescentDirection,
+    Escape,
+    find_descent_direction,
+    find_escape,
+    kink_escape,
+)
+from .refutations.evidence import Evidence, gather_evidence
+from .refutations.expansion import one_sided_derivative
 
 __all__ = [
     "ELU",

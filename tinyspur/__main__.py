@@ -14,20 +14,21 @@ from pathlib import Path
 
 import numpy as np
 
-from . import backend, datasets
+from . import datasets
 from .certificates import Certificate, round_down
 from .certificates import certify as find_certificate
 from .console import Stages, exit_status
 from .datasets.samples import TrainingSet
+from .engine import backend
+from .engine.losses import HuberLoss, loss_named, one_hot
+from .engine.network import Network
+from .engine.parameters import Parameters
+from .engine.points import load_point
 from .errors import AssumptionError
-from .escapes import DescentDirection, Escape, find_descent_direction, find_escape
-from .evidence import gather_evidence
 from .files import check_writable, naming, write_json
-from .findings import REACH
-from .losses import HuberLoss, loss_named, one_hot
-from .network import Network
-from .parameters import Parameters
-from .points import load_point
+from .refutations.escapes import DescentDirection, Escape, find_descent_direction, find_escape
+from .refutations.evidence import gather_evidence
+from .studies.findings import REACH
 
 LARGEST_CORNER = 1000  # rows and columns that are shown at most
 EXAMPLES = """examples:

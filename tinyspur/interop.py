@@ -11,13 +11,13 @@ from dataclasses import asdict
 
 import numpy as np
 
-from . import activations
-from .activations import Activation
+from .engine import activations
+from .engine.activations import Activation
+from .engine.network import Network
+from .engine.parameters import Parameters
 from .files import naming
 from .layers import KINDS, Dense, Layer
 from .layers.layer import expect, expect_options
-from .network import Network
-from .parameters import Parameters
 
 try:
     import torch

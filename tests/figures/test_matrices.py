@@ -11,7 +11,9 @@ import strict_device
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tinyspur.engine.network import Network
 from tinyspur.figures.matrices import plot_matrix
+from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import (
     AveragePool,
     AveragePoolingMatrix,
@@ -21,8 +23,6 @@ from tinyspur.layers import (
     DenseMatrix,
     MaxPoolingMatrix,
 )
-from tinyspur.network import Network
-from tinyspur.training import kaiming_start
 
 
 def normal(*shape, seed=0):

@@ -7,9 +7,9 @@ from landscape_problems import LOSS
 from tinyspur import linear_minimum
 from tinyspur.certificates import certify_cell
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.network import Network
 from tinyspur.landscape import job
 from tinyspur.layers import Conv, ConvolutionMatrix, Dense, WeightMatrix
-from tinyspur.network import Network
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,14 @@ from landscape_problems import (
     samples,
 )
 
-from tinyspur.activations import ReLU
-from tinyspur.backend import select, to_numpy
+from tinyspur.engine.activations import ReLU
+from tinyspur.engine.backend import select, to_numpy
+from tinyspur.engine.losses import CrossEntropy
+from tinyspur.engine.network import Network
 from tinyspur.landscape.directions import RandomDirections, random_direction
 from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
-from tinyspur.losses import CrossEntropy
-from tinyspur.network import Network
 
 
 @over_networks

@@ -32,15 +32,15 @@ from landscape_problems import (
     script,
 )
 
-from tinyspur import backend
-from tinyspur.activations import SmoothActivation
+from tinyspur.engine import threads as engine_threads
+from tinyspur.engine.activations import SmoothActivation
+from tinyspur.engine.losses import SquaredLoss
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
 from tinyspur.landscape import executors, job, store
 from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
-from tinyspur.losses import SquaredLoss
-from tinyspur.network import Network
-from tinyspur.parameters import Parameters
 
 
 def processes():
@@ -226,8 +226,8 @@ def test_a_full_disk_is_an_error(monkeypatch, tmp_path):
 def test_workers_forked_beside_a_running_pass_can_work(tmp_path):
     where, data, _ = problem(5)
     text = """
-from tinyspur import backend
-with executors._LOADING, backend._ONE_THREAD.lock:  # as threads of this process may
+from tinyspur.engine.threads import _ONE_THREAD
+with executors._LOADING, _ONE_THREAD.lock:  # as threads of this process may
     worker = multiprocessing.get_context("fork").Process(
         target=scan, args=(where, data, SquaredLoss(), ThreadPoolExecutor(1))
     )
@@ -332,7 +332,7 @@ def test_workers_run_on_one_thread_each(monkeypatch):
         return value(loss, o, y)
 
     monkeypatch.setattr(SquaredLoss, "value", watched)
-    monkeypatch.setattr(backend, "WORKERS", 4)
+    monkeypatch.setattr(engine_threads, "WORKERS", 4)
     monkeypatch.setattr(job, "risk_rounding", lambda *_: 0.0)
     net = network("dense", budget=1)
     moved = [Parameters(net, d.vector) for d in where.directions]

@@ -20,10 +20,10 @@ from landscape_problems import (
 )
 
 from tinyspur.certificates.rounding import risk_rounding
+from tinyspur.engine.parameters import Parameters
+from tinyspur.engine.passes import steps
 from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
-from tinyspur.parameters import Parameters
-from tinyspur.passes import steps
 
 
 @pytest.mark.parametrize("only", ["weights", "biases", "all"])

@@ -17,12 +17,12 @@ from landscape_problems import (
     twin_risk,
 )
 
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
 from tinyspur.landscape.directions import RandomDirections, random_direction
 from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
 from tinyspur.layers import Dense
-from tinyspur.network import Network
-from tinyspur.parameters import Parameters
 
 OTHER = network("smooth")
 MIXED = re.escape(f"expected points and directions of {NET}, got {OTHER}")

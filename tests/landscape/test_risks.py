@@ -5,11 +5,11 @@ import pytest
 from landscape_problems import LOSS, network, point, same_bits, samples
 
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.network import Network
 from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
 from tinyspur.layers import Dense
-from tinyspur.network import Network
 
 
 def lines_found(risks):

@@ -15,12 +15,12 @@ import torch_twin
 
 import tinyspur as ts
 from tinyspur import interop
-from tinyspur.backend import to_numpy
 from tinyspur.certificates import certify_cell
-from tinyspur.evidence import rescaling_tangents
+from tinyspur.engine.backend import to_numpy
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
 from tinyspur.layers import KINDS, AveragePool, Conv, Dense, Layer, MaxPool, layer_of
-from tinyspur.network import Network
-from tinyspur.parameters import Parameters
+from tinyspur.refutations.evidence import rescaling_tangents
 
 LAYERS = [  # a layer and the shape below it
     (Conv(3), (2, 4, 5)),

@@ -13,7 +13,7 @@ from tinyspur.layers import (
     ConvolutionMatrix,
     DenseMatrix,
     MaxPoolingMatrix,
-    products,
+    wide_products,
 )
 from tinyspur.layers import convolution as convolutions
 
@@ -335,9 +335,9 @@ def test_products_in_parts_are_products(shape, columns):
     A, B = whole(rng, *shape), whole(rng, shape[1], 2 * columns)[:, ::2]
     wide = whole(rng, shape[0], columns)
     out = np.full((shape[0], columns), np.nan)
-    products.product(A, B, out)
+    wide_products.product(A, B, out)
     assert np.array_equal(out, A @ B)
-    assert np.array_equal(products.outer(wide, B), wide @ B.T)
+    assert np.array_equal(wide_products.outer(wide, B), wide @ B.T)
 
 
 @over_all_kinds

@@ -6,9 +6,9 @@ A new kind of certificate is a module and an entry in `CERTIFICATES`.
 from __future__ import annotations
 
 from ..datasets.samples import TrainingSet
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..losses import Loss
-from ..parameters import Parameters
 from .cell import CellCertificate, certify_cell
 from .certificate import Certificate, round_down
 from .curvature import CurvatureCertificate, certify_curvature

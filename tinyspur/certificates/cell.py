@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..activations import check_piecewise_linear
-from ..backend import Array, all_to_numpy, namespace
 from ..datasets.samples import TrainingSet
-from ..fitting import stationary_subgradient
-from ..losses import Loss
-from ..parameters import Parameters
-from ..passes import margins as margins_of
-from ..passes import patterns as patterns_of
-from ..passes import steps
+from ..engine.activations import check_piecewise_linear
+from ..engine.backend import Array, all_to_numpy, namespace
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
+from ..engine.passes import margins as margins_of
+from ..engine.passes import patterns as patterns_of
+from ..engine.passes import steps
+from ..fitting.affine import stationary_subgradient
 from .certificate import Certificate, in_float64, round_down
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .radius import Chunk, keeps_patterns, shrink

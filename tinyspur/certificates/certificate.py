@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from ..backend import namespace
-from ..losses import Loss
-from ..parameters import Parameters
+from ..engine.backend import namespace
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
 
 
 class Certificate(ABC):

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import to_numpy
 from ..datasets.samples import TrainingSet
+from ..engine.backend import to_numpy
+from ..engine.losses import Loss, SquaredLoss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
+from ..engine.passes import steps
 from ..layers import Dense
-from ..losses import Loss, SquaredLoss
-from ..network import Network
-from ..parameters import Parameters
-from ..passes import steps
 from .cell import STATIONARITY_LIMIT
 from .certificate import Certificate, in_float64, round_down
 from .radius import RADIUS_ACCURACY

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..architecture import Architecture
-from ..backend import Array, all_to_numpy
+from ..engine.architecture import Architecture
+from ..engine.backend import Array, all_to_numpy
 from .rounding import AT_THE_KINK
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import Array, all_to_numpy, namespace
-from ..parameters import Parameters
-from ..passes import Step
+from ..engine.backend import Array, all_to_numpy, namespace
+from ..engine.parameters import Parameters
+from ..engine.passes import Step
 
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 

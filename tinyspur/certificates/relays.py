@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..activations import check_piecewise_linear
-from ..backend import all_to_numpy, namespace, to_numpy
 from ..datasets.samples import TrainingSet
-from ..evidence import Evidence, gather_evidence
+from ..engine.activations import check_piecewise_linear
+from ..engine.backend import all_to_numpy, namespace, to_numpy
+from ..engine.losses import Loss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
+from ..engine.passes import margins as margins_of
+from ..engine.passes import patterns as patterns_of
+from ..engine.passes import steps
 from ..layers import Dense
-from ..losses import Loss
-from ..network import Network
-from ..parameters import Parameters
-from ..passes import margins as margins_of
-from ..passes import patterns as patterns_of
-from ..passes import steps
+from ..refutations.evidence import Evidence, gather_evidence
 from .cell import CellCertificate, certify_cell
 from .certificate import Certificate, in_float64
 from .kinks import Kink, KinkCounter, at_kink, kink_lines

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
-from ..activations import ReLU
-from ..backend import namespace, to_numpy
 from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
 from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
+from ..engine.activations import ReLU
+from ..engine.backend import namespace, to_numpy
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..escapes import Escape, kink_escape, measure_escape, random_unit
-from ..losses import Loss
-from ..parameters import Parameters
+from ..refutations.escapes import Escape, kink_escape, measure_escape, random_unit
 from .data_split import DataSplit, map_values, perturb_read_weights, read_weights, split_data
 from .embedding import check_assumption_1, check_variant
 from .relays import RelayedPair, outgoing

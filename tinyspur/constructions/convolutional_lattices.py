@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
-from ..activations import ReLU
 from ..datasets.samples import TrainingSet
+from ..engine.activations import ReLU
+from ..engine.losses import Loss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting import fit_affine
+from ..fitting.affine import fit_affine
 from ..layers import Conv, Dense, Layer, Pooling
-from ..losses import Loss
-from ..network import Network
-from ..parameters import Parameters
 from .embedding import MARGIN
 from .lattices import Lattice, trees
 from .piecewise_linear import Groups

@@ -11,12 +11,12 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from ..backend import namespace, to_numpy
 from ..certificates.rounding import output_rounding
 from ..datasets.samples import TrainingSet
+from ..engine.backend import namespace, to_numpy
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..losses import Loss
-from ..parameters import Parameters
 from .relays import RelayedPair
 
 SPLITS = ("steepest", "largest")

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..activations import ReLU
-from ..backend import Array, namespace, to_numpy
 from ..datasets.samples import TrainingSet
+from ..engine.activations import ReLU
+from ..engine.backend import Array, namespace, to_numpy
+from ..engine.losses import Loss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
+from ..engine.passes import steps
 from ..errors import AssumptionError
-from ..fitting import fit_affine
+from ..fitting.affine import fit_affine
 from ..layers import AveragePool, Conv, Dense, Layer
-from ..losses import Loss
-from ..network import Network
-from ..parameters import Parameters
-from ..passes import steps
 from .relays import RelayedPair, Tower, set_constant, set_relay
 
 VARIANTS = ("repaired", "literal")

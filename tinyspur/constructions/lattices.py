@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..datasets.samples import TrainingSet
+from ..engine.losses import Loss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting import fit_affine
+from ..fitting.affine import fit_affine
 from ..layers import Dense
-from ..losses import Loss
-from ..network import Network
-from ..parameters import Parameters
 from .embedding import MARGIN
 from .piecewise_linear import PiecewiseFit
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..activations import ReLU
 from ..datasets.samples import TrainingSet
+from ..engine.activations import ReLU
+from ..engine.losses import Loss, SquaredLoss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting import fit_affine
-from ..losses import Loss, SquaredLoss
-from ..network import Network
-from ..parameters import Parameters
+from ..fitting.affine import fit_affine
 from .embedding import MARGIN, carry_outputs, check_variant, first_dense, first_features
 from .relays import Tower, set_constant, set_relay
 

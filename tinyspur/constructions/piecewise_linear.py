@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
-from ..activations import check_piecewise_linear
-from ..backend import to_numpy
 from ..certificates import CellCertificate, certify_cell
 from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
+from ..engine.activations import check_piecewise_linear
+from ..engine.backend import to_numpy
+from ..engine.losses import Loss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting import AffineFit, fit_affine
-from ..losses import Loss
-from ..network import Network
-from ..parameters import Parameters
+from ..fitting.affine import AffineFit, fit_affine
 from .embedding import MARGIN, carry_outputs, first_dense, first_features
 from .relays import Tower, set_constant
 

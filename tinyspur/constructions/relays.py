@@ -15,11 +15,11 @@ from functools import cached_property
 
 import numpy as np
 
-from ..activations import ReLU, check_piecewise_linear
+from ..engine.activations import ReLU, check_piecewise_linear
+from ..engine.network import Network
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..layers import AveragePool, Conv
-from ..network import Network
-from ..parameters import Parameters
 
 
 def set_relay(

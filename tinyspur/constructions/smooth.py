@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..activations import Activation
 from ..certificates.curvature import CurvatureCertificate, certify_curvature, check_smooth
 from ..certificates.rounding import EPSILON, risk_rounding
 from ..datasets.samples import TrainingSet
+from ..engine.activations import Activation
+from ..engine.losses import SquaredLoss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..losses import SquaredLoss
-from ..network import Network
-from ..parameters import Parameters
-from ..training import descend, kaiming_start
+from ..fitting.training import descend, kaiming_start
 
 LOSS = SquaredLoss()
 WINDOW, POINTS = 0.5, np.linspace(-3, 3, 601)  # where expansion points are looked for

@@ -20,8 +20,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 
-from ..experiments import Panel
 from ..landscape.risks import Landscape
+from ..studies.paper_figures import Panel
 from .style import HIGHER, LOWER, PAGE, open_frame, panel_letters, save_figure, set_title
 
 UP, DOWN = 9, 4  # levels above and below; the roots of their distances are equally far apart

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from ..backend import to_numpy
+from ..engine.backend import to_numpy
 from ..layers import ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
 from .style import ENTRIES, PAGE, NotebookFigure, figure_kind, save_figure, set_title
 

@@ -10,12 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..backend import to_numpy
 from ..certificates import Certificate
 from ..constructions.lattices import Lattice, lattice_network
 from ..constructions.piecewise_linear import PiecewiseFit
 from ..datasets.samples import TrainingSet
-from ..parameters import Parameters
+from ..engine.backend import to_numpy
+from ..engine.parameters import Parameters
 from .style import (
     MINUS,
     PLUS,

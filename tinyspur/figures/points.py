@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 
-from ..backend import to_numpy
 from ..constructions.convolutional import SpuriousMinimum
 from ..constructions.relays import RelayedPair
-from ..parameters import Parameters
+from ..engine.backend import to_numpy
+from ..engine.parameters import Parameters
 from .style import ENTRIES, open_frame, save_figure, set_title
 
 DPI = 110  # dots per inch

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..atlas import Atlas
-from ..findings import Finding
-from ..survey import STEPS, SmoothRow
+from ..studies.atlas import Atlas
+from ..studies.findings import Finding
+from ..studies.smooth_survey import STEPS, SmoothRow
 from .style import (
     ELSEWHERE,
     MINIMUM,

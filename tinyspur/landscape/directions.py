@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..backend import namespace
+from ..engine.backend import namespace
+from ..engine.parameters import Parameters, check_points
 from ..layers import is_positive
-from ..parameters import Parameters, check_points
 
 NORMALIZATIONS = (None, "filter", "layer")
 

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backend import Array, all_to_numpy, namespace, to_numpy
 from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
-from ..losses import Loss
-from ..parameters import Parameters
-from ..passes import neurons
+from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
+from ..engine.passes import neurons
 from .directions import RandomDirections
 from .planes import Lines, Plane
 

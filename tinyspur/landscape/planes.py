@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend import all_to_numpy, to_numpy
+from ..engine.backend import all_to_numpy, to_numpy
+from ..engine.parameters import Parameters
 from ..layers import is_positive
-from ..parameters import Parameters
 from .directions import RandomDirections, same_network
 
 

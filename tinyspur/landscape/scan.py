@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..datasets.samples import TrainingSet
-from ..losses import Loss
+from ..engine.losses import Loss
 from .executors import ExecutorError, evaluated
 from .job import Job, first_moved
 from .planes import Lines, Plane

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse
 
-from ..backend import Array, namespace
+from ..engine.backend import Array, namespace
 from .layer import Shape
 from .matrix import TransposedMatrix
 from .windows import Pooling, PoolingMatrix

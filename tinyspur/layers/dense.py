@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import scipy.sparse
 
-from ..backend import Array, namespace, to_numpy
+from ..engine.backend import Array, namespace, to_numpy
 from .layer import Layer, Shape
 from .matrix import WeightMatrix
-from .products import outer
+from .wide_products import outer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar
 
-from ..backend import Array
+from ..engine.backend import Array
 from .matrix import WeightMatrix
 
 if TYPE_CHECKING:

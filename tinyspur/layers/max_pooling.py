@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse
 
-from ..backend import Array, namespace, to_numpy
+from ..engine.backend import Array, namespace, to_numpy
 from .layer import Shape
 from .matrix import TransposedMatrix, WeightMatrix
 from .windows import Pooling, PoolingMatrix

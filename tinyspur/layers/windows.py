@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..backend import Array
+from ..engine.backend import Array
 from .layer import Layer, Shape, expect_options, maps_of
 from .matrix import WeightMatrix
 

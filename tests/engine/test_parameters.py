@@ -1,0 +1,213 @@
+"""A point is one thing: its vector, its matrices and its biases; and it belongs to its network."""
+
+import copy
+import pickle
+import re
+
+import numpy as np
+import pytest
+import strict_device
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinyspur as ts
+from tinyspur.engine.backend import to_numpy
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+
+NET = Network((2, 4, 4), [Conv(3), AveragePool(2), Conv(2), Dense(4), Dense(3)])
+
+
+def random_point(seed=0, net=NET, dtype=np.float64):
+    return Parameters(net, np.random.default_rng(seed).normal(size=net.size).astype(dtype))
+
+
+def is_one_thing(theta):
+    """Whether vector, weights and biases tell the same, in whatever order they are read."""
+    parts = [part for n in theta.b for part in (theta.W[n].weights, theta.b[n])]
+    flat = np.concatenate([to_numpy(part).ravel() for part in parts])
+    again = Parameters(theta.net, theta.vector)
+    other = [part for n in again.b for part in (again.W[n].weights, again.b[n])]
+    other = np.concatenate([to_numpy(part).ravel() for part in other])
+    return np.array_equal(flat, to_numpy(theta.vector)) and np.array_equal(flat, other)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.sampled_from(["b", "W", "weights", "vector"]), st.sampled_from([1, 3, 4, 5]), st.data())
+def test_what_is_assigned_is_written_through(part, layer, data):
+    theta, other = random_point(0), random_point(data.draw(st.integers(1, 9)))
+    before = theta.vector
+    if part == "b":
+        theta.b[layer] = theta.b[layer] + other.b[layer]
+        assert np.array_equal(theta.b[layer], random_point(0).b[layer] + other.b[layer])
+    elif part == "W":
+        matrix = data.draw(st.booleans())
+        theta.W[layer] = other.W[layer] if matrix else other.W[layer].weights
+        assert np.array_equal(theta.W[layer].weights, other.W[layer].weights)
+    elif part == "weights":
+        theta.W[layer].weights = 2 * other.W[layer].weights
+        assert np.array_equal(theta.W[layer].weights, 2 * other.W[layer].weights)
+    else:
+        theta.vector = other.vector.tolist()
+        assert np.array_equal(theta.vector, other.vector)
+    assert theta.vector is before
+    assert is_one_thing(theta)
+
+
+def test_the_risk_and_the_certificate_are_those_of_the_point_that_was_assigned():
+    rng, loss = np.random.default_rng(0), ts.SquaredLoss()
+    data = ts.TrainingSet(rng.normal(size=(9, 2, 4, 4)), rng.normal(size=(9, 3)))
+    theta = random_point()
+    moved = theta.copy()
+    moved.b[4] = moved.b[4] + 0.1
+    expected = theta.vector.copy()
+    start, shape = NET.slots[4]
+    stop = start + int(np.prod(shape))
+    expected[stop : stop + shape[0]] += 0.1
+    assert np.array_equal(moved.vector, expected)
+    again = Parameters(NET, expected)
+    assert NET.risk(moved, data, loss) == NET.risk(again, data, loss)
+    assert ts.certify_cell(moved, data, loss) == ts.certify_cell(again, data, loss)
+    assert NET.risk(moved, data, loss) != NET.risk(theta, data, loss)
+
+
+def test_operators_in_place_write_through():
+    theta, before = random_point(), random_point()
+    theta.b[1] += 1
+    theta.W[3].weights *= 2
+    theta.vector /= 4
+    assert np.array_equal(theta.b[1], (before.b[1] + 1) / 4)
+    assert np.array_equal(theta.W[3].weights, before.W[3].weights / 2)
+    assert is_one_thing(theta)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda t: t.b.__setitem__(4, np.zeros(5)), "theta.b[4]: expected numbers (4,), got (5,)"),
+        (lambda t: t.b.__setitem__(4, np.zeros((4, 1))), "expected numbers (4,), got (4, 1)"),
+        (lambda t: t.W.__setitem__(1, np.zeros((3, 2))), "expected numbers (3, 2, 3, 3), got (3, "),
+        (lambda t: t.W.__setitem__(2, np.zeros(3)), "theta.W[2]: expected no weights"),
+        (lambda t: setattr(t.W[2], "weights", np.zeros(3)), "expected no weights"),
+        (lambda t: setattr(t.W[1], "weights", np.zeros(3)), "expected numbers (3, 2, 3, 3), got"),
+        (lambda t: setattr(t, "vector", np.zeros(3)), f"expected numbers ({NET.size},), got (3,)"),
+        (lambda t: setattr(t, "vector", 1j * t.vector), "expected float64 numbers, got complex128"),
+        (lambda t: setattr(t, "vector", "abc"), "theta.vector: expected float64 numbers, got <U3"),
+        (lambda t: t.b.__setitem__(4, None), "theta.b[4]: expected float64 numbers, got object"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_nothing_is_written(write, words):
+    theta = random_point()
+    with pytest.raises(ValueError, match=re.escape(words)):
+        write(theta)
+    assert np.array_equal(theta.vector, random_point().vector)
+    assert is_one_thing(theta)
+
+
+def test_biases_of_poolings_and_layers_that_are_not_there_are_refused():
+    theta = random_point()
+    with pytest.raises(KeyError, match="layer 2 is a pooling: it has no biases"):
+        theta.b[2] = 1.0
+    with pytest.raises(KeyError, match=re.escape("expected a layer in 1..5, got 6")):
+        theta.W[6] = 1.0
+
+
+@pytest.mark.parametrize("name", ["net", "W", "b", "other"])
+def test_nothing_else_is_replaced_and_the_error_says_how_to_write(name):
+    theta = random_point()
+    with pytest.raises(AttributeError, match=re.escape("write theta.vector[...] = v")):
+        setattr(theta, name, getattr(theta, name, None))
+    with pytest.raises(AttributeError, match="to stay"):
+        delattr(theta, name)
+    with pytest.raises((AttributeError, TypeError)):
+        del theta.b[1]
+
+
+def test_a_network_can_not_be_changed():
+    for name in ("layers", "input_shape", "activation", "memory_budget", "shapes", "size", "new"):
+        with pytest.raises(AttributeError):
+            setattr(NET, name, getattr(NET, name, None))
+    with pytest.raises(AttributeError):
+        del NET.layers
+    assert pickle.loads(pickle.dumps(NET)) == NET == copy.deepcopy(NET)
+    assert len({NET, copy.copy(NET), Network(NET.input_shape, list(NET.layers))}) == 1
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+def test_copies_are_one_thing_too(again):
+    theta = random_point()
+    other = again(theta)
+    other.b[1] = 7.0
+    other.W[4] = 2 * other.W[4].weights
+    assert is_one_thing(other)
+    assert np.array_equal(theta.vector, random_point().vector)
+
+
+def test_points_on_a_device_are_one_thing():
+    theta = random_point().to(strict_device)
+    moved = theta.copy()
+    moved.b[4] = moved.b[4] + 0.5
+    moved.W[1] = np.ones((3, 2, 3, 3))
+    moved.W[3].weights = theta.W[3].weights
+    expected = random_point()
+    expected.b[4] += 0.5
+    expected.W[1].weights[...] = 1
+    assert np.array_equal(to_numpy(moved.vector), expected.vector)
+
+
+def test_float32_holds_what_is_assigned_rounded():
+    theta = random_point(dtype=np.float32)
+    theta.b[4] = np.full(4, 0.1)
+    assert theta.b[4].tolist() == [np.float32(0.1)] * 4
+    assert theta.vector.dtype == np.float32
+
+
+X, Y = np.zeros((3, 2, 4, 4)), np.ones((3, 3))
+DATA, LOSS = ts.TrainingSet(X, Y), ts.SquaredLoss()
+FOREIGN = [
+    Network((2, 4, 4), [Conv(3), AveragePool(2), Conv(2), Dense(4), Dense(3)], ts.ReLU(0.1)),
+    Network((2, 4, 4), [Conv(3), MaxPool(2), Conv(2), Dense(4), Dense(3)]),
+    Network((2, 4, 4), [Conv(3), AveragePool(2), Conv(3), Dense(4), Dense(3)]),
+]
+CALLS = {
+    "forward": lambda t: NET.forward(t, X),
+    "risk": lambda t: NET.risk(t, DATA, LOSS),
+    "sample_losses": lambda t: NET.sample_losses(t, DATA, LOSS),
+    "gradient": lambda t: NET.gradient(t, DATA, LOSS),
+    "risk_and_gradient": lambda t: NET.risk_and_gradient(t, DATA, LOSS),
+    "patterns": lambda t: NET.patterns(t, X),
+    "affine_map": lambda t: NET.affine_map(t, X[0]),
+    "hessian_product": lambda t: NET.hessian_product(t, NET.zeros(), DATA, LOSS),
+    "direction": lambda t: NET.hessian_product(NET.zeros(), t, DATA, LOSS),
+    "one_sided_derivative": lambda t: ts.one_sided_derivative(NET.zeros(), t, DATA, LOSS),
+    "lines": lambda t: ts.Lines.between(NET.zeros(), t),
+    "plane": lambda t: ts.Plane.through(NET.zeros(), NET.zeros(), t),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize("net", FOREIGN, ids=["activation", "layers", "shapes"])
+def test_a_point_of_another_network_is_refused_everywhere(call, net):
+    words = f"expected points and directions of {NET}, got {net}"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call(random_point(net=net))
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_what_is_no_point_is_refused_everywhere(call):
+    with pytest.raises(ValueError, match="expected points and directions as Parameters, got a "):
+        call(np.zeros(NET.size))
+
+
+def test_a_point_of_an_equal_network_is_not_foreign():
+    other = Network(NET.input_shape, NET.layers, memory_budget=1)
+    assert other.risk(random_point(), DATA, LOSS) == NET.risk(random_point(), DATA, LOSS)
+
+
+@pytest.mark.parametrize("vector", [[0.0], np.zeros(3), np.zeros((NET.size, 1)), None])
+def test_a_vector_that_does_not_fit_is_refused(vector):
+    with pytest.raises(ValueError, match=re.escape(f"expected a vector ({NET.size},), got ")):
+        Parameters(NET, vector)
+    with pytest.raises(ValueError, match="expected a Network, got a str"):
+        Parameters("net", np.zeros(3))

@@ -1,0 +1,140 @@
+"""The numbers of a network: one vector, and its weights and biases layer by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+
+import numpy as np
+
+from ..layers import WeightMatrix
+from .architecture import Architecture
+from .backend import Array, overwrite, to_numpy
+
+
+class Parameters:
+    """One point theta: a contiguous `vector` with views `W[l]` and `b[l]`, l = 1..L.
+
+    `W[l]` is the weight matrix of layer l, pooling included; `W[l].weights` (PyTorch's shape) and
+    `b[l]` (one number for each map or neuron) are views of the vector. All of them are one point,
+    always: writing to a view changes the vector, and what is assigned to ``theta.vector``,
+    ``theta.b[l]``, ``theta.W[l]`` or ``theta.W[l].weights`` is copied into it. Raises ValueError
+    for numbers of another shape or of a kind that the vector can't hold.
+    """
+
+    net: Architecture
+    vector: Array
+    W: Mapping[int, WeightMatrix]
+    b: Mapping[int, Array]
+
+    def __init__(self, net: Architecture, vector: Array):
+        if not isinstance(net, Architecture):
+            raise ValueError(f"parameters: expected a Network, got a {type(net).__name__}")
+        if getattr(vector, "shape", None) != (net.size,):
+            got = getattr(vector, "shape", f"a {type(vector).__name__}")
+            raise ValueError(f"parameters: expected a vector ({net.size},), got {got}")
+        matrices: dict[int, WeightMatrix] = {}
+        biases: dict[int, Array] = {}
+        for number, layer in enumerate(net.layers, start=1):
+            weights = None
+            if number in net.slots:
+                start, shape = net.slots[number]
+                stop = start + math.prod(shape)
+                weights = vector[start:stop].reshape(shape)
+                biases[number] = vector[stop : stop + shape[0]]
+            matrices[number] = layer.matrix(net.shapes[number - 1], weights)
+        parts = {"net": net, "vector": vector}
+        parts |= {"W": Matrices("W", net, matrices), "b": Biases("b", net, biases)}
+        vars(self).update(parts)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Copy into the vector what is assigned to it; refuse to replace anything else."""
+        if name != "vector":
+            raise AttributeError(
+                f"parameters: expected theta.{name} to stay as it is; write theta.vector[...] = v, "
+                "theta.W[l].weights[...] = w or theta.b[l][...] = c, or make Parameters(net, v)"
+            )
+        overwrite("theta.vector", self.vector, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"parameters: expected theta.{name} to stay")
+
+    def __repr__(self) -> str:
+        return f"Parameters({self.net}, {self.vector.dtype})"
+
+    def __reduce__(self) -> tuple:
+        return Parameters, (self.net, self.vector)  # so that a pickled point has its views again
+
+    def copy(self) -> Parameters:
+        """Return an independent copy."""
+        return Parameters(self.net, self.vector.copy())
+
+    def to(self, xp: ModuleType, dtype: type | str | None = None) -> Parameters:
+        """Return a copy in the array namespace `xp` and, if given, of another `dtype`."""
+        return Parameters(self.net, xp.array(to_numpy(self.vector), dtype=dtype))
+
+    def __abs__(self) -> Parameters:
+        """Return |theta|, entry by entry."""
+        return Parameters(self.net, abs(self.vector))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return {"W1": ..., "b1": ...} on the host, in PyTorch's shapes."""
+        named = {}
+        for layer in self.b:
+            named[f"W{layer}"] = to_numpy(self.W[layer].weights)
+            named[f"b{layer}"] = to_numpy(self.b[layer])
+        return named
+
+
+class ByLayer(Mapping):
+    """What a point has at each layer, by its number. What is assigned is copied into the point."""
+
+    def __init__(self, name: str, net: Architecture, parts: dict):
+        self._name, self._net, self._parts = name, net, parts
+
+    def __getitem__(self, layer: int):
+        if layer in self._parts:
+            return self._parts[layer]
+        if layer in range(1, self._net.depth + 1):
+            raise KeyError(f"layer {layer} is a pooling: it has no biases")
+        raise KeyError(f"expected a layer in 1..{self._net.depth}, got {layer!r}")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __repr__(self) -> str:
+        return f"{{{', '.join(f'{layer}: {part!r}' for layer, part in self.items())}}}"
+
+
+class Biases(ByLayer):
+    """The biases of a point by layer, one number for each map or neuron."""
+
+    def __setitem__(self, layer: int, values: Array) -> None:
+        overwrite(f"theta.{self._name}[{layer}]", self[layer], values)
+
+
+class Matrices(ByLayer):
+    """The weight matrices of a point by layer; assigned are weights, or a matrix that has them."""
+
+    def __setitem__(self, layer: int, values: Array | WeightMatrix) -> None:
+        if self[layer].weights is None:
+            raise ValueError(f"theta.{self._name}[{layer}]: expected no weights for a pooling")
+        weights = values.weights if isinstance(values, WeightMatrix) else values
+        overwrite(f"theta.{self._name}[{layer}].weights", self[layer].weights, weights)
+
+
+def check_points(net: Architecture, *points: Parameters) -> None:
+    """Raise ValueError for what is no point or direction, or one of another network."""
+    for point in points:
+        if not isinstance(point, Parameters):
+            raise ValueError(
+                f"expected points and directions as Parameters, got a {type(point).__name__}"
+            )
+        if point.net is not net and point.net != net:
+            other = str(point.net)
+            same = " of other layers or another activation" if other == str(net) else ""
+            raise ValueError(f"expected points and directions of {net}, got {other}{same}")

@@ -1,0 +1,266 @@
+"""Passes over the layers of a network: steps o^l = sigma(W^l o^{l-1} + b^l), and what folds them.
+
+A pass over some samples, which are columns, is a list of steps: the trace. The gradient, the
+Hessian product, patterns and margins are loops over its steps, upwards or downwards; none of them
+looks up what lies below a layer, since a step knows what it read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from ..layers import WeightMatrix
+from .activations import KNOWN, Activation
+from .backend import Array, namespace
+from .parameters import Parameters
+from .threads import in_order
+
+CACHED = 20 * 2**20  # bytes of activations of a chunk: more would leave the caches
+FEWEST = 8  # samples, though, that a chunk has at least where the budget allows
+
+
+class Step(NamedTuple):
+    """One layer of a pass: o = sigma(z) with z = W below + b, all columns (n, N).
+
+    `b` is None for a layer without parameters, `activation` None where none follows: then z and o
+    are one array, as they are in a pass that overwrites.
+    """
+
+    layer: int
+    W: WeightMatrix
+    b: Array | None
+    below: Array
+    z: Array
+    o: Array
+    activation: Activation | None
+
+    @property
+    def matrix(self) -> WeightMatrix:
+        """Return the matrix that W is at `below`: for max pooling the one that selects."""
+        return self.W.at(self.below)
+
+    @property
+    def slopes(self) -> Array:
+        """Return sigma'(z)."""
+        return self.activation.derivative(self.z)
+
+    @property
+    def kinked(self) -> bool:
+        """Return whether an activation with a kink follows."""
+        return self.activation is not None and self.activation.piecewise_linear
+
+
+def neurons(
+    theta: Parameters, layer: int, products: Array, overwrite: bool = False
+) -> tuple[Array, Array]:
+    """Return z^l and o^l = sigma(z^l) for the products W^l o^{l-1}, in their memory.
+
+    Without an activation the two are one array. With `overwrite` they are that in every layer:
+    o^l, from which the slopes of ReLU and leaky ReLU follow as from z^l, may take its memory.
+    """
+    z, sigma = products, theta.net.activation_of(layer)
+    if layer in theta.b:
+        maps = by_map(z, theta.b[layer])
+        maps += theta.b[layer][:, None]
+    if sigma is None:
+        return z, z
+    o = sigma.in_place(z) if overwrite else sigma(z)
+    return o if overwrite else z, o
+
+
+def by_map(values: Array, biases: Array) -> Array:
+    """Return columns (n, N) as a view with a row for each map, (maps, positions * N)."""
+    return values.reshape(len(biases), -1)
+
+
+def steps(theta: Parameters, columns: Array, overwrite: bool = False) -> Iterator[Step]:
+    """Yield the steps of a pass, for l = 1..L; `columns` (n_0, N) are the inputs."""
+    o = columns
+    for layer, W in theta.W.items():
+        below = o
+        z, o = neurons(theta, layer, W @ below, overwrite)
+        b = theta.b.get(layer)
+        yield Step(layer, W, b, below, z, o, theta.net.activation_of(layer))
+
+
+def layer_output(theta: Parameters, columns: Array, layer: int, above: int = 0) -> Array:
+    """Return o^layer for the columns (n_above, N) of o^above; o^0 is the input.
+
+    Layers between have no memory of their own, unless an activation of the user's may keep it.
+    """
+    o, own = columns, type(theta.net.activation) in KNOWN.values()
+    for n in range(above + 1, layer + 1):
+        W, brief = theta.W[n], own and n < layer
+        products = W.brief_product(o, f"neurons {n % 2}") if brief else W @ o
+        _, o = neurons(theta, n, products, overwrite=True)
+    return o
+
+
+# Downwards
+
+
+def add_gradient(trace: list[Step], delta: Array, gradient: Parameters) -> None:
+    """Add to `gradient` what the derivative `delta` of the losses in o^L gives."""
+    for step in reversed(trace):
+        if step.activation is not None:
+            delta = delta * step.slopes
+        W = step.matrix
+        if step.b is None:
+            delta = W.T @ delta if step.layer > 1 else None
+            continue
+        biases = gradient.b[step.layer]
+        biases += by_map(delta, biases).sum(axis=1)
+        weights = gradient.W[step.layer].weights
+        if step.layer > 1:
+            change, delta = W.pullback(delta, step.below)
+        else:
+            change = W.gradient(delta, step.below)
+        weights += change
+
+
+class Move(NamedTuple):
+    """The derivatives of a step along a direction: of what it reads, of o, and of sigma'(z).
+
+    `below` is None at the input, `bend` for activations that are linear between kinks.
+    """
+
+    below: Array | None
+    o: Array
+    bend: Array | None
+
+
+def moves(trace: list[Step], direction: Parameters) -> list[Move]:
+    """Return for each step how it moves along `direction`."""
+    found: list[Move] = []
+    for step in trace:
+        below = found[-1].o if found else None
+        xp, sigma, bend = namespace(step.z), step.activation, None
+        move = xp.zeros_like(step.z) if below is None else step.matrix @ below
+        if step.b is not None:
+            move += direction.W[step.layer] @ step.below
+            maps = by_map(move, step.b)
+            maps += direction.b[step.layer][:, None]
+        if sigma is not None:
+            if not sigma.piecewise_linear:
+                bend = sigma.second_derivative(step.z) * move
+            move = move * step.slopes
+        found.append(Move(below, move, bend))
+    return found
+
+
+def add_hessian_product(
+    trace: list[Step],
+    moved: list[Move],
+    direction: Parameters,
+    delta: Array,
+    change: Array,
+    product: Parameters,
+) -> None:
+    """Add to `product` the derivative of the gradient along `direction` (Pearlmutter 1994).
+
+    `delta` is the derivative of the losses in o^L, `change` its own derivative along the direction.
+    """
+    for step, move in zip(reversed(trace), reversed(moved), strict=True):
+        W = step.matrix
+        if step.activation is not None:
+            slopes = step.slopes
+            change = change * slopes
+            if move.bend is not None:
+                change += delta * move.bend
+            delta = delta * slopes
+        if step.b is not None:
+            weights, biases = product.W[step.layer].weights, product.b[step.layer]
+            weights += W.gradient(change, step.below)
+            if move.below is not None:
+                weights += W.gradient(delta, move.below)
+            biases += by_map(change, biases).sum(axis=1)
+        if step.layer > 1:
+            change = W.T @ change
+            if step.b is not None:
+                change += direction.W[step.layer].T @ delta
+            delta = W.T @ delta
+
+
+def affine_map(trace: list[Step], rows: Array, above: int = 0) -> Array:
+    """Return (rows F, rows c) for o^L = F o^above + c on the pattern of a single sample."""
+    offset = namespace(rows).zeros(len(rows), dtype=rows.dtype)
+    for step in reversed(trace[above:]):
+        if step.activation is not None:
+            rows = rows * step.slopes[:, 0]
+        if step.b is not None:
+            offset = offset + rows.reshape(len(rows), len(step.b), -1).sum(axis=2) @ step.b
+        rows = (step.matrix.T @ rows.T).T
+    return namespace(rows).concatenate([rows, offset[:, None]], axis=1)
+
+
+# Patterns
+
+
+def patterns(trace: list[Step]) -> dict[int, Array]:
+    """Return the pattern of each layer that has one, (n_l, N).
+
+    True where z > 0, at a kink; in max pooling the number of the selected entry of each window.
+    """
+    found = {step.layer: step.z > 0 if step.kinked else step.W.choice(step.below) for step in trace}
+    return {layer: pattern for layer, pattern in found.items() if pattern is not None}
+
+
+def margins(trace: list[Step]) -> dict[int, Array]:
+    """Return how far each unit is from where its pattern changes, (n_l, N).
+
+    That is |z| at a kink, and in max pooling half the gap between the selected entry and the next.
+    Infinite where these can't move, as both are inactive under ReLU.
+    """
+    found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
+    for step in trace:
+        if step.W.selects and moves is not None:
+            found[step.layer] = step.W.gaps(step.below, still=moves == 0) / 2
+        if step.b is None:
+            moves = None if moves is None else step.W @ moves
+        elif step.kinked:
+            found[step.layer] = abs(step.z)
+            moves = namespace(step.z).where(step.z < 0, step.activation.slope, 1.0)
+        else:
+            moves = namespace(step.z).ones_like(step.z)
+    return found
+
+
+# Samples in chunks
+
+
+def over(theta: Parameters, x: np.ndarray, function: Callable) -> Iterator:
+    """Yield function(rows, columns) for all `chunks` in their order, see `in_order`."""
+    return in_order(
+        lambda rows: function(rows, _columns(theta, x, rows)),
+        _slices(theta, x),
+        namespace(theta.vector),
+    )
+
+
+def chunks(theta: Parameters, x: np.ndarray) -> Iterator[tuple[slice, Array]]:
+    """Yield slices of samples and their columns (n_0, chunk), on the device of `theta`."""
+    return ((rows, _columns(theta, x, rows)) for rows in _slices(theta, x))
+
+
+def _slices(theta: Parameters, x: np.ndarray) -> list[slice]:
+    net = theta.net
+    if x.shape[1:] != net.input_shape or not len(x):
+        raise ValueError(
+            f"inputs: expected (N, {', '.join(map(str, net.input_shape))}), got {x.shape}"
+        )
+    sample = 2 * sum(math.prod(shape) for shape in net.shapes) * theta.vector.dtype.itemsize
+    size = max(1, min(net.memory_budget // sample, max(CACHED // sample, FEWEST)))
+    needed = -(-len(x) // size)  # a power of two gives each core as much to do
+    parts = min(len(x), 1 << (needed - 1).bit_length())
+    ends = [len(x) * n // parts for n in range(parts + 1)]
+    return list(map(slice, ends, ends[1:]))
+
+
+def _columns(theta: Parameters, x: np.ndarray, rows: slice) -> Array:
+    xp = namespace(theta.vector)
+    chunk = xp.asarray(x[rows], dtype=theta.vector.dtype)
+    return xp.ascontiguousarray(chunk.reshape(rows.stop - rows.start, -1).T)

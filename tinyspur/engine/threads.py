@@ -1,0 +1,109 @@
+"""Threads and their memory: passes run on all cores, one thread each, and use memory again."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import itertools
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import ModuleType
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from .backend import Array, namespace
+
+WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+KEPT_BYTES = 12 * 2**20  # what a thread keeps at most for each use
+
+
+def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
+    """Yield function(item) for all items, in their order.
+
+    On the host one thread for each core works on them, or within `one_thread` this thread alone.
+    BLAS is kept to one thread meanwhile, also for a single item, so that no bit of a result depends
+    on the number of cores. At most as many results wait as there are cores.
+    """
+    if xp is not np:
+        yield from map(function, items)
+        return
+    items = iter(items)
+    first = list(itertools.islice(items, 2))
+    items = itertools.chain(first, items)
+    waiting: deque = deque()
+    with _ONE_THREAD:
+        if WORKERS == 1 or _ALONE.get() or len(first) < 2:
+            yield from map(function, items)
+            return
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for item in items:  # in a copy of this context, where np.errstate is the same
+                waiting.append(pool.submit(contextvars.copy_context().run, function, item))
+                if len(waiting) > WORKERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+
+_ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("one thread", default=False)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run passes on the calling thread alone, for workers that share the cores."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+class _OneThread:
+    """Limits BLAS to one thread from the first entry to the last exit, of passes that overlap."""
+
+    def __init__(self):
+        self.lock, self.inside, self.limit = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.limit = _blas().limit(limits=1, user_api="blas")
+                self.limit.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.limit.__exit__(*error)
+
+
+_ONE_THREAD = _OneThread()
+if hasattr(os, "register_at_fork"):  # a child has none of the parent's threads that are inside
+    os.register_at_fork(after_in_child=_ONE_THREAD.__init__)
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+_KEPT = threading.local()
+
+
+def scratch(shape: tuple[int, ...], like: Array, use: str, dtype: np.dtype | None = None) -> Array:
+    """Return memory for one `use`: on the host what this thread had before, if large enough."""
+    xp, dtype = namespace(like), like.dtype if dtype is None else dtype
+    if xp is not np:
+        return xp.empty(shape, dtype=dtype)
+    held, needed = getattr(_KEPT, use, None), math.prod(shape) * dtype.itemsize
+    if held is None or held.nbytes < needed:
+        held = np.empty(needed, np.uint8)
+        if needed <= KEPT_BYTES:
+            setattr(_KEPT, use, held)
+    return held[:needed].view(dtype).reshape(shape)

@@ -1,0 +1,1 @@
+"""Affine fits, which the constructions need, and training."""

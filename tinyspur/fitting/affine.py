@@ -1,0 +1,289 @@
+"""The optimal affine fit of a group of samples: argmin_F sum_i l(F (x_i, 1), y_i)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+import scipy.sparse
+
+from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
+from ..errors import AssumptionError
+
+NEWTON_STEPS = 500
+GRADIENT_GOAL = 1e-12
+LOGIT_LIMIT = 1e4
+MET = 1e-12  # a target is met where the residual is below this share of the terms of the output
+CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
+
+
+@dataclass(frozen=True)
+class AffineFit:
+    """The affine map o = W x + b of least risk.
+
+    `weights` (d_y, d_x), `bias` (d_y,), the `risk`, the largest entry of the `gradient`
+    G = (1/N) sum_i g_i (x_i, 1)^T, the `rank` of the features (x_i, 1) and the Newton `steps`
+    (0 for least squares and linear programs).
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    risk: float
+    gradient: float
+    rank: int
+    steps: int
+
+    def __str__(self) -> str:
+        return (
+            f"affine fit: risk {self.risk:.9g}, largest gradient {self.gradient:.1e}, "
+            f"features of rank {self.rank} of {self.weights.shape[1] + 1}"
+        )
+
+
+def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
+    """Return the optimal affine fit of targets y (N, d_y) to features x (N, d_x), in float64.
+
+    Squared loss: the least-norm least squares solution, rank-deficient features included. Absolute
+    loss: a linear program for each output; its minimiser meets as many targets as there are
+    features. Any other loss, which has to be convex and differentiable: Newton's method, to a
+    gradient of 1e-12; raises AssumptionError where no minimiser exists, as for the cross-entropy of
+    separable classes ([CNN] Lemma 8 needs one). A loss whose gradient underflows on its way down
+    may pass for one that has a minimiser. Raises ValueError for shapes that don't match,
+    RuntimeError if the method stalls.
+    """
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
+        raise ValueError(
+            "fit: expected x (N, d_x) and y (N, d_y) with the same N >= 1, "
+            f"got {x.shape} and {y.shape}"
+        )
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("fit: expected finite x and y, got NaN or infinite values")
+    loss.check_targets(y.T)
+    mean = x.mean(axis=0)
+    centred = x - mean
+    centred[:, abs(centred).max(axis=0) <= CONSTANT * abs(x).max(axis=0)] = 0
+    rounding = max(x.shape) * np.finfo(float).eps * np.linalg.norm(x, axis=0).max(initial=0)
+    if isinstance(loss, SquaredLoss):
+        weights, rank = _least_squares(centred, y - y.mean(axis=0), rounding)
+        bias, steps = y.mean(axis=0) - mean @ weights, 0
+    elif isinstance(loss, AbsoluteLoss):
+        weights, offset, rank, met = _least_deviations(centred, y, rounding)
+        bias, steps = offset - mean @ weights, 0
+        for k, rows in list(enumerate(met)) * 2:  # the vertex once more, in the numbers as they are
+            if not rows.size:
+                continue
+            missed = y[rows, k] - (x[rows] @ weights[:, k] + bias[k])
+            features = np.hstack([centred[rows], np.ones((len(rows), 1))])
+            correction = np.linalg.lstsq(features, missed)[0]
+            weights[:, k] += correction[:-1]
+            bias[k] += correction[-1] - mean @ correction[:-1]
+    else:
+        weights, offset, rank, steps = _newton_regression(centred, y, loss, rounding)
+        bias = offset - mean @ weights
+    o, features = weights.T @ x.T + bias[:, None], np.hstack([x, np.ones((len(x), 1))])
+    if isinstance(loss, AbsoluteLoss):
+        close = MET * (abs(weights.T) @ abs(x.T) + abs(bias)[:, None] + abs(y).max())
+        residual = stationary_subgradient(features, *loss.subgradients(o, y.T, close))
+    else:
+        residual = loss.gradient(o, y.T)
+    gradient = residual @ features / len(x)
+    risk = loss.value(o, y.T).mean()
+    return AffineFit(weights.T, bias, float(risk), float(abs(gradient).max()), rank + 1, steps)
+
+
+def stationary_subgradient(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return g (d_y, N) between `low` and `high` with the least |g x|, for features x (N, d).
+
+    The last feature is the constant 1. Zero is the optimality condition of a loss with kinks; the
+    least is that of bounded least squares over the samples where there is a choice.
+    """
+    g, x = low.copy(), x.astype(np.float64)
+    x[:, :-1] -= x[:, :-1].mean(axis=0)  # beside the ones, this changes nothing but the numbers
+    x /= np.maximum(abs(x).max(axis=0), np.finfo(float).tiny)
+    for k, free in enumerate(low < high):
+        if free.any():
+            rest = g[k, ~free] @ x[~free]
+            found = scipy.optimize.lsq_linear(
+                x[free].T, -rest, (low[k, free], high[k, free]), method="bvls"
+            )
+            g[k, free] = found.x
+    return g
+
+
+def _least_squares(x: np.ndarray, y: np.ndarray, rounding: float) -> tuple[np.ndarray, int]:
+    """Return the least-norm solution (d_x, d_y) and the rank, by a complete orthogonal QR.
+
+    What is below `rounding` in the features x counts as zero.
+    """
+    largest = np.linalg.norm(x, axis=0).max(initial=0)
+    if largest <= rounding:
+        return np.zeros((x.shape[1], y.shape[1])), 0
+    weights, _, rank, _ = scipy.linalg.lstsq(
+        x, y, cond=rounding / largest, lapack_driver="gelsy", check_finite=False
+    )
+    return weights, int(rank)
+
+
+def _least_deviations(
+    x: np.ndarray, y: np.ndarray, rounding: float
+) -> tuple[np.ndarray, np.ndarray, int, list[np.ndarray]]:
+    """Return weights (d_x, d_y), offset (d_y,), the rank and the samples whose targets are met.
+
+    The vertex that a linear program finds is solved for again, from the targets that it meets.
+    """
+    basis, back, rank = _orthonormal(x, rounding)
+    features = np.hstack([basis, np.ones((len(x), 1))])
+    n, d = features.shape
+    identity = scipy.sparse.identity(n, format="csr")
+    constraints = scipy.sparse.hstack([scipy.sparse.csr_array(features), identity, -identity])
+    costs = np.concatenate([np.zeros(d), np.ones(2 * n)])
+    bounds = [(None, None)] * d + [(0, None)] * (2 * n)
+    coefficients, vertices = [], []
+    middle = np.median(y, axis=0)
+    size = np.maximum(abs(y - middle).max(axis=0), np.finfo(float).tiny)
+    for target in ((y - middle) / size).T:
+        found = scipy.optimize.linprog(
+            costs, A_eq=constraints, b_eq=target, bounds=bounds, method="highs-ds"
+        )
+        if found.status != 0:
+            raise RuntimeError(f"least absolute deviations: {found.message}")
+        residuals = abs(found.x[d : d + n] - found.x[d + n :])
+        met = np.argsort(residuals, kind="stable")
+        met = met[residuals[met] <= 1e-9]
+        exact = np.linalg.lstsq(features[met], target[met])[0] if met.size >= d else found.x[:d]
+        coefficients.append(exact)
+        vertices.append(met if met.size >= d else met[:0])
+    coefficients = np.array(coefficients) * size[:, None]
+    return back @ coefficients[:, :-1].T, coefficients[:, -1] + middle, rank, vertices
+
+
+def _newton_regression(
+    x: np.ndarray, y: np.ndarray, loss: Loss, rounding: float
+) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Return weights (d_x, d_y), offset (d_y,), rank and steps for centred features x.
+
+    A Huber loss is reached from wider ones, each a start for the next.
+    """
+    basis, back, rank = _orthonormal(x, rounding)
+    features = np.vstack([basis.T, np.ones(len(x))])  # (rank + 1, N), rows of mean square 1
+    coefficients, steps = np.zeros((y.shape[1], rank + 1)), 0
+    stages: list[Loss] = [loss]
+    while isinstance(loss, HuberLoss) and stages[0].delta < np.ptp(y):
+        stages.insert(0, HuberLoss(4 * stages[0].delta))
+    for stage in stages:
+        coefficients, taken = _newton(features, coefficients, y.T, stage)
+        steps += taken
+    return back @ coefficients[:, :-1].T, coefficients[:, -1], rank, steps
+
+
+def _newton(
+    features: np.ndarray, coefficients: np.ndarray, y: np.ndarray, loss: Loss
+) -> tuple[np.ndarray, int]:
+    """Return the coefficients (d_y, rank + 1) of the fit to targets (d_y, N), and the steps.
+
+    Newton's method with a trust region in an orthonormal basis of the features: there the length
+    of a step is the root mean square of the move of the logits, and conjugate gradients are short.
+    """
+    entropy = isinstance(loss, CrossEntropy)
+    hard, positive = bool((y.max(axis=0) == 1).all()), entropy and bool(y.min() > 0)
+    logits = coefficients @ features
+    risk, radius = loss.value(logits, y).mean(), 1.0
+    goal = GRADIENT_GOAL * max(1.0, float(abs(loss.gradient(logits, y)).max()))
+    goal = max(goal, 8 * np.finfo(float).eps * float(abs(y).max()))
+    for step in range(NEWTON_STEPS):
+        gradient = loss.gradient(logits, y) @ features.T / y.shape[1]
+        flat = abs(gradient).max() <= goal
+        reach = np.inf if flat else radius
+        direction, predicted = _newton_direction(loss, logits, y, features, gradient, reach)
+        moved = direction @ features
+        # The third derivative of the risk along a line is at most the second times the move of the
+        # logits: after a full step this short a minimiser exists and is this close. Where there is
+        # none, the gradient and the curvature vanish together, and the steps stay about as long.
+        if flat and abs(moved).max() <= 1e-6:
+            return coefficients + direction, step
+        if flat and abs(moved).max() > 0.01 and not positive:
+            break
+        reached = loss.value(logits + moved, y).mean()
+        ratio = 1.0 if predicted <= 1e-14 * (1 + risk) else (risk - reached) / predicted
+        if ratio < 0.25:
+            radius = 0.25 * np.linalg.norm(direction)
+        elif ratio > 0.75:
+            radius = max(radius, 2 * np.linalg.norm(direction))
+        if ratio < 1e-3:
+            continue
+        coefficients = coefficients + direction
+        logits, risk = coefficients @ features, reached
+        if not entropy:
+            continue
+        lead = (logits * y).sum(axis=0) - logits.max(axis=0, where=y < 1, initial=-np.inf)
+        if (hard and lead.min() > 0) or np.ptp(logits, axis=0).max() > LOGIT_LIMIT:
+            break
+    else:
+        raise RuntimeError(
+            f"{loss.name} regression: expected a gradient of {goal:g} within {NEWTON_STEPS} "
+            f"Newton steps, got {abs(gradient).max():.1e} with logits up to {abs(logits).max():.3g}"
+        )
+    if not entropy:
+        raise AssumptionError(
+            f"{loss.name} regression has no minimiser: gradient and curvature vanish"
+        )
+    raise AssumptionError(
+        f"softmax regression has no minimiser: the risk ({risk:.3g}) falls as long as the logits "
+        f"grow ({abs(logits).max():.3g} after {step + 1} Newton steps), because an affine map "
+        "separates classes; no local minimum of this kind exists. Smooth the labels, or use the "
+        "squared loss"
+    )
+
+
+def _orthonormal(x: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return features (N, rank) with mean square 1, `back` (d_x, rank), the rank.
+
+    features = x @ back, so that weights c on the features are weights back @ c on x.
+    """
+    _, triangle, order = scipy.linalg.qr(x, mode="economic", pivoting=True, check_finite=False)
+    rank = int((abs(np.diag(triangle)) > rounding).sum())
+    back = np.zeros((x.shape[1], rank))
+    if rank:
+        inverse = scipy.linalg.solve_triangular(triangle[:rank, :rank], np.eye(rank))
+        back[order[:rank]] = inverse * np.sqrt(len(x))
+    return x @ back, back, rank
+
+
+def _newton_direction(loss, logits, y, features, gradient, radius) -> tuple[np.ndarray, float]:
+    """Minimise <gradient, d> + <d, H d> / 2 over |d| <= radius; return d and what it gains.
+
+    H = (1/N) sum_i curvature_i (x) f_i f_i^T, by conjugate gradients that stop at the boundary.
+    """
+    samples = features.shape[1]
+    direction, curved = np.zeros_like(gradient), np.zeros_like(gradient)
+    entropy = isinstance(loss, CrossEntropy)  # a shift of all logits changes nothing
+    residual = gradient.mean(axis=0) - gradient if entropy else -gradient
+    search = residual.copy()
+    square = start = float((residual**2).sum())
+    accuracy = max(1e-8, min(1e-2, start**0.5))
+    for _ in range(10 * residual.size):
+        if square <= accuracy**2 * start:
+            break
+        bent = loss.curvature(logits, y, search @ features) @ features.T / samples
+        along = float((search * bent).sum())
+        dd, ds, ss = (
+            float((u * v).sum())
+            for u, v in ((direction, direction), (direction, search), (search, search))
+        )
+        to_boundary = (-ds + np.sqrt(ds**2 + ss * (radius**2 - dd))) / ss
+        stop = along <= 0 or along * to_boundary <= square
+        if stop and not np.isfinite(to_boundary):
+            return direction if direction.any() else search, np.inf
+        length = to_boundary if stop else square / along
+        direction, curved = direction + length * search, curved + length * bent
+        if stop:
+            break
+        residual = residual - length * bent
+        if entropy:
+            residual -= residual.mean(axis=0)
+        square, previous = float((residual**2).sum()), square
+        search = residual + square / previous * search
+    return direction, -float((direction * (gradient + curved / 2)).sum())

@@ -1,0 +1,388 @@
+"""Descent of the empirical risk: Kaiming start, Adam with mini-batches, L-BFGS."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.optimize
+
+from ..datasets.samples import TrainingSet
+from ..engine.backend import namespace, to_numpy
+from ..engine.losses import Loss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
+from ..files import read_arrays, whole_file
+
+GPU_RATE = 10e12  # floating-point operations per second, sustained, of the estimate for a GPU
+
+
+def kaiming_start(net: Network, seed: int = 0) -> Parameters:
+    """Return parameters drawn as in He et al. (2015): weights N(0, 2 / fan-in), biases 0.
+
+    For leaky ReLU of slope a the variance is 2 / (1 + a^2) / fan-in, as in PyTorch; for smooth
+    activations it is that of ReLU.
+    """
+    rng, theta = np.random.default_rng(seed), net.zeros()
+    slope = net.activation.slope if net.activation.piecewise_linear else 0.0
+    for layer in theta.b:
+        weights = theta.W[layer].weights
+        fan_in = math.prod(weights.shape[1:])
+        scale = math.sqrt(2 / (1 + slope**2) / fan_in)
+        weights[...] = scale * rng.standard_normal(weights.shape)
+    return theta
+
+
+@dataclass(frozen=True)
+class Adam:
+    """The settings of Adam with L2 weight decay, as in ``torch.optim.Adam``.
+
+    Raises ValueError for a learning rate that is not positive and a negative weight decay.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self):
+        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ValueError(
+                "Adam: expected a learning rate > 0 and a weight decay >= 0, got "
+                f"{self.learning_rate} and {self.weight_decay}"
+            )
+
+    def step(self, theta: Parameters, gradient: Parameters, memory: list, number: int) -> None:
+        """Move theta and the two moments in `memory` by step `number` (from 1), in place."""
+        xp = namespace(theta.vector)
+        g = gradient.vector + self.weight_decay * theta.vector
+        mean, square = memory
+        mean *= self.beta1
+        mean += (1 - self.beta1) * g
+        square *= self.beta2
+        square += (1 - self.beta2) * g * g
+        size = xp.sqrt(square) / math.sqrt(1 - self.beta2**number) + self.epsilon
+        vector = theta.vector
+        vector -= self.learning_rate / (1 - self.beta1**number) * mean / size
+
+
+def train(
+    theta: Parameters,
+    data: TrainingSet,
+    loss: Loss,
+    epochs: int,
+    batch_size: int = 128,
+    optimiser: Adam | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Parameters:
+    """Return the point that Adam reaches from theta in `epochs` passes over mini-batches.
+
+    The batches of an epoch depend on `seed` and its number alone. With `checkpoint` the state is
+    written there after each epoch, whole or not at all, and `resume` goes on from it, to the same
+    bytes as an unbroken run. `progress` is called after each batch with the number of the epoch,
+    from 1, how many samples of it are done, and the mean loss that those had when their turn came.
+    Raises ValueError for settings out of range and for a checkpoint of another run, RuntimeError
+    where the risk is no longer finite.
+    """
+    optimiser = optimiser or Adam()
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"training: expected epochs, batch size >= 1, got {epochs}, {batch_size}")
+    if resume and checkpoint is None:
+        raise ValueError("training: expected a checkpoint to resume from")
+    net, xp = theta.net, namespace(theta.vector)
+    run = {
+        "network": net.spec,
+        "loss": loss.name,
+        "inputs": _digest(data.x, data.y, to_numpy(theta.vector)),
+        "batch_size": batch_size,
+        "seed": seed,
+        "optimiser": asdict(optimiser),
+    }
+    theta = theta.copy()
+    memory = [xp.zeros_like(theta.vector), xp.zeros_like(theta.vector)]
+    batches = math.ceil(len(data) / batch_size)
+    done = _read_checkpoint(checkpoint, run, theta, memory) if resume else 0
+    if done > epochs:
+        raise ValueError(
+            f"training: expected epochs >= {done}, as the checkpoint has, got {epochs}"
+        )
+    for epoch in range(done, epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(data))
+        total = 0.0
+        for n in range(batches):
+            rows = np.sort(order[n * batch_size : (n + 1) * batch_size])
+            risk, gradient = net.risk_and_gradient(
+                theta, TrainingSet(data.x[rows], data.y[rows]), loss
+            )
+            optimiser.step(theta, gradient, memory, epoch * batches + n + 1)
+            total += risk * len(rows)
+            if progress is not None:
+                samples = min(len(data), (n + 1) * batch_size)
+                progress(epoch + 1, samples, total / samples)
+        if not math.isfinite(total):
+            raise RuntimeError(
+                f"training diverged: the risk of epoch {epoch + 1} is {total / len(data)}; "
+                "expected a smaller learning rate"
+            )
+        if checkpoint is not None:
+            with whole_file(checkpoint) as file:
+                mean, square = map(to_numpy, memory)
+                vector, settings = to_numpy(theta.vector), np.array(json.dumps(run))
+                np.savez(
+                    file, run=settings, epochs=epoch + 1, theta=vector, mean=mean, square=square
+                )
+    return theta
+
+
+def finished_epochs(checkpoint: str | Path) -> int:
+    """Return after how many epochs `train` wrote `checkpoint`; ValueError if it did not."""
+    return int(_checkpoint_arrays(checkpoint)["epochs"])
+
+
+def _checkpoint_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a checkpoint, or raise ValueError."""
+    arrays = read_arrays(path)
+    keys = {"run", "epochs", "theta", "mean", "square"}
+    if set(arrays) != keys:
+        raise ValueError(f"{path}: expected a checkpoint, got the arrays {sorted(arrays)}")
+    return arrays
+
+
+def _read_checkpoint(path, run: dict, theta: Parameters, memory: list) -> int:
+    """Set theta and the moments to what the checkpoint holds; return the epochs that are done."""
+    arrays = _checkpoint_arrays(path)
+    if json.loads(str(arrays["run"])) != run:
+        raise ValueError(
+            f"{path}: expected a checkpoint of this run (same data, start and settings)"
+        )
+    xp = namespace(theta.vector)
+    for target, key in zip((theta.vector, *memory), ("theta", "mean", "square"), strict=True):
+        if arrays[key].shape != target.shape or arrays[key].dtype != target.dtype:
+            raise ValueError(f"{path}: expected {key} {target.dtype} {target.shape}")
+        target[...] = xp.asarray(arrays[key])
+    return int(arrays["epochs"])
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def descend(
+    theta: Parameters,
+    data: TrainingSet,
+    loss: Loss,
+    iterations: int,
+    progress: Callable[[float], None] | None = None,
+    gradient_goal: float = 0.0,
+) -> Parameters:
+    """Return the point that L-BFGS (SciPy) reaches from theta in at most `iterations`.
+
+    It stops where no entry of the gradient is larger than `gradient_goal`, or where it finds no
+    lower point, as at a kink. `progress` is called with the risk after each iteration. The risk
+    never ends higher than it began. Raises ValueError for fewer than one iteration and for a
+    negative goal.
+    """
+    if iterations < 1:
+        raise ValueError(f"descent: expected at least one iteration, got {iterations}")
+    if not gradient_goal >= 0:
+        raise ValueError(f"descent: expected a gradient goal >= 0, got {gradient_goal}")
+    net, xp, dtype = theta.net, namespace(theta.vector), theta.vector.dtype
+    best: list = [np.inf, theta.copy()]
+
+    def risk_and_gradient(vector: np.ndarray) -> tuple[float, np.ndarray]:
+        point = Parameters(net, xp.asarray(vector, dtype=dtype))
+        risk, gradient = net.risk_and_gradient(point, data, loss)
+        if risk < best[0]:
+            best[:] = risk, point.copy()
+        return risk, to_numpy(gradient.vector).astype(np.float64)
+
+    ended = scipy.optimize.minimize(
+        risk_and_gradient,
+        to_numpy(theta.vector).astype(np.float64),
+        jac=True,
+        method="L-BFGS-B",
+        callback=None if progress is None else lambda _: progress(best[0]),
+        options={
+            "maxiter": iterations,
+            "maxfun": 100 * iterations,
+            "maxcor": 20,
+            "ftol": 0.0,
+            "gtol": gradient_goal,
+        },
+    )
+    if abs(ended.jac).max() <= gradient_goal:
+        return Parameters(net, xp.asarray(ended.x, dtype=dtype))
+    return best[1]
+
+
+@dataclass(frozen=True)
+class Polish:
+    """What L-BFGS without weight decay made of a trained point.
+
+    `theta`, its `risk` and the largest entry of its `gradient`, in absolute value, after so many
+    `iterations`; the `goal` for that entry; `stopped` says why it ended. `risk_before` is the risk
+    of the trained point.
+    """
+
+    theta: Parameters
+    risk_before: float
+    risk: float
+    iterations: int
+    gradient: float
+    goal: float
+    stopped: str
+
+    def __str__(self) -> str:
+        return (
+            f"risk {self.risk_before:.9g} after training, {self.risk:.9g} after "
+            f"{self.iterations} L-BFGS steps without weight decay\n"
+            f"  largest entry of the gradient {self.gradient:.3g}, goal {self.goal:.3g}: "
+            f"{self.stopped}"
+        )
+
+
+def polish(
+    theta: Parameters,
+    data: TrainingSet,
+    loss: Loss,
+    iterations: int,
+    share: float = 1e-6,
+    progress: Callable[[float], None] | None = None,
+) -> Polish:
+    """Return the point that L-BFGS reaches from the trained `theta`, with its gradient.
+
+    It takes at most `iterations` steps, 0 for none. The goal is a gradient whose largest entry is
+    `share` times that at `theta`. `progress` is called with the risk after each iteration.
+    """
+    risk_before, before = _risk_and_slope(theta, data, loss)
+    goal, taken = share * before, 0
+
+    def count(risk: float) -> None:
+        nonlocal taken
+        taken += 1
+        if progress is not None:
+            progress(risk)
+
+    if iterations:
+        theta = descend(theta, data, loss, iterations, count, goal)
+    risk, slope = _risk_and_slope(theta, data, loss)
+    if slope <= goal:
+        stopped = "reached"
+    elif taken == iterations:
+        stopped = "not reached in so many steps"
+    else:
+        stopped = "not reached, no lower point was found, as at a kink"
+    return Polish(theta, risk_before, risk, taken, slope, goal, stopped)
+
+
+def _risk_and_slope(theta: Parameters, data: TrainingSet, loss: Loss) -> tuple[float, float]:
+    risk, gradient = theta.net.risk_and_gradient(theta, data, loss)
+    return risk, float(abs(gradient.vector).max())
+
+
+# What a training costs
+
+
+def training_flops(net: Network, samples: int, epochs: int) -> int:
+    """Return the floating-point operations of `epochs` passes, forward and back, over `samples`.
+
+    A multiplication and an addition for each weight at each position: 2 T C k^2 P for a convolution
+    and 2 in out for a dense layer. A backward pass counts as two forward passes.
+    """
+    theta = net.zeros()
+    forward = sum(2 * theta.W[layer].weights.size * net.positions(layer) for layer in theta.b)
+    return 3 * forward * samples * epochs
+
+
+def seconds_per_batch(
+    theta: Parameters, data: TrainingSet, loss: Loss, batch_size: int = 128
+) -> float:
+    """Return the seconds that a step of `train` takes here, the least of a few steps."""
+    theta = theta.copy()
+    memory = [namespace(theta.vector).zeros_like(theta.vector) for _ in range(2)]
+
+    def seconds(samples: int) -> float:
+        batch = TrainingSet(data.x[:samples], data.y[:samples])
+        start = time.perf_counter()
+        _, gradient = theta.net.risk_and_gradient(theta, batch, loss)
+        Adam().step(theta, gradient, memory, 1)
+        to_numpy(theta.vector[:1])  # waits for the device
+        return time.perf_counter() - start
+
+    seconds(1)  # compiles what a device has to compile
+    times = [seconds(batch_size)]
+    while len(times) < 5 and sum(times) < 0.5:
+        times.append(seconds(batch_size))
+    return min(times)
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """The estimated cost of `epochs` of training and of at most `polish` passes of L-BFGS.
+
+    It prints as floating-point operations and as time, which is estimated from the `seconds` that a
+    mini-batch of `batch` samples takes here on `backend`.
+    """
+
+    epochs: int
+    polish: int
+    samples: int
+    batch: int
+    flops_per_epoch: int
+    seconds: float
+    backend: str
+
+    def __str__(self) -> str:
+        passes = self.epochs, self.polish
+        flops = [n * self.flops_per_epoch for n in passes]
+        here = [duration(n * self.samples / self.batch * self.seconds) for n in passes]
+        lines = [
+            f"training, {self.epochs} epochs of {self.samples:,} samples: {flops[0]:.4g} "
+            f"floating-point operations, about {here[0]} with {self.backend} here",
+            f"polish, {self.polish} steps at most: {flops[1]:.4g}, about {here[1]}",
+            f"measured: {self.seconds:.2g} s for a mini-batch of {self.batch}, "
+            f"{self.batch * self.flops_per_epoch / self.samples / self.seconds:.2g} operations/s",
+        ]
+        if self.backend == "numpy":
+            gpu = [duration(n / GPU_RATE) for n in flops]
+            lines.append(
+                f"a GPU that sustains {GPU_RATE / 1e12:g} TFLOP/s in float32: {gpu[0]} and {gpu[1]}"
+            )
+        return "\n".join(lines)
+
+
+def training_cost(
+    theta: Parameters, data: TrainingSet, loss: Loss, epochs: int, batch_size: int, polish: int
+) -> TrainingCost:
+    """Return the cost of training from `theta` on and of the polish, after timing a mini-batch."""
+    batch = min(batch_size, len(data))
+    seconds = seconds_per_batch(theta, data, loss, batch)
+    flops = training_flops(theta.net, len(data), 1)
+    backend = namespace(theta.vector).__name__
+    return TrainingCost(epochs, polish, len(data), batch, flops, seconds, backend)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people to read.
+
+    >>> duration(0.0123), duration(59), duration(200), duration(9000), duration(5e5)
+    ('0.012 s', '59 s', '3.3 min', '2.5 h', '5.8 days')
+    """
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s"

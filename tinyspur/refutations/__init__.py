@@ -1,0 +1,1 @@
+"""What speaks against a local minimum, or for one without proving it."""

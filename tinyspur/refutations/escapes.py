@@ -1,0 +1,395 @@
+"""Searches for lower points near a given one: what they find refutes that it is a local minimum.
+
+A search that finds nothing proves nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+
+from ..certificates.rounding import risk_rounding
+from ..datasets.samples import TrainingSet
+from ..engine.activations import check_piecewise_linear
+from ..engine.backend import Array, namespace, to_numpy
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
+from ..errors import AssumptionError
+from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
+
+TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
+TINY = 1e-6  # a step so small that it only shows to which side of the kink units go
+STEPS, SHRINK = 20, 4  # of a line search: how many, and the ratio of each to the next
+
+
+@dataclass(frozen=True)
+class Escape:
+    """A point reached from theta, whose risk is lower by `decrease` if that is positive.
+
+    Where it can be reached with any `step` > 0, however small, theta is not a local minimum; the
+    function that returns it says so. `step` is the size of the move as the construction scales it,
+    `distance` its largest entry and `length` its Euclidean length. `decrease` is R(theta) - `risk`,
+    and rounding errors may explain up to `rounding` of it. `derivative` is the coefficient of step
+    in the risk for an escape of first order, that of step^2 for one of second order.
+    """
+
+    kind: str
+    step: float
+    distance: float
+    length: float
+    risk: float
+    decrease: float
+    rounding: float
+    theta: Parameters
+    derivative: float | None = None
+
+    def __str__(self) -> str:
+        rate = "" if self.derivative is None else f", derivative {self.derivative:.3g}"
+        return (
+            f"{self.kind}: step {self.step:g}, largest change {self.distance:.3g}, "
+            f"Euclidean {self.length:.3g}, risk {self.risk:.9g}, lower by {self.decrease:.3g}{rate}"
+        )
+
+
+def measure_escape(
+    theta: Parameters,
+    nearby: Parameters,
+    kind: str,
+    step: float,
+    data: TrainingSet,
+    loss: Loss,
+    derivative: float | None = None,
+) -> Escape:
+    """Evaluate a point near theta and return it with its distance and its decrease."""
+    move = nearby.vector.astype(np.float64) - theta.vector.astype(np.float64)
+    before, after = theta.net.risk(theta, data, loss), theta.net.risk(nearby, data, loss)
+    return Escape(
+        kind=kind,
+        step=step,
+        distance=float(abs(move).max()),
+        length=float((move**2).sum()) ** 0.5,
+        risk=after,
+        decrease=before - after,
+        rounding=risk_rounding(theta, data, loss) + risk_rounding(nearby, data, loss),
+        theta=nearby,
+        derivative=derivative,
+    )
+
+
+# Escapes of first order
+
+
+def first_order_directions(
+    theta: Parameters, data: TrainingSet, loss: Loss, seed: int = 0
+) -> Iterator[tuple[Parameters, float]]:
+    """Yield directions along which the risk falls at first order, and R'(theta; d) < 0, exact.
+
+    For each layer with kinks in it or above, these are the steepest coordinate; all coordinates
+    with negative rates, weighted by the rates or by their signs alone; and a few random filters,
+    with biases that let half of the samples pass where the map matters most, since R' may be even
+    and vanish along all coordinates. Rates are yielded if they are negative beyond rounding: any
+    one of them proves that theta is not a local minimum.
+    """
+    net, xp, theta = theta.net, namespace(theta.vector), in_float64(theta)
+    rng, top = np.random.default_rng(seed), 0
+    for _, columns in net.chunks(theta, data.x):
+        tied = kinks_of(theta, columns)[1]
+        top = max([top, *(layer for layer in tied if bool(tied[layer].any()))])
+    both = [coordinate_rates(theta, data, loss, active) for active in (False, True) if top]
+    for layer in (layer for layer in theta.b if layer <= top):
+        here = net.zeros(like=theta.vector)
+        here.W[layer].weights[...] = here.b[layer][...] = 1
+        tried = [_random_filters(theta, layer, data, loss, rng) for _ in range(TRIALS)]
+        for up, down in both:
+            rates = xp.minimum(xp.minimum(up.vector, down.vector), 0) * here.vector
+            signs = xp.where(up.vector <= down.vector, 1.0, -1.0) * (rates < 0)
+            tried += [signs * (xp.arange(net.size) == rates.argmin()), signs * -rates, signs]
+        for vector in tried:
+            direction = Parameters(net, here.vector * xp.asarray(vector))
+            rate = expand_risk(theta, direction, data, loss)
+            if rate.first < -rate.first_rounding:
+                yield direction, rate.first
+
+
+def _random_filters(
+    theta: Parameters, layer: int, data: TrainingSet, loss: Loss, rng: np.random.Generator
+) -> np.ndarray:
+    """Return a vector with random weights of `layer` and, where it is active, balancing biases.
+
+    The bias of a map is minus the median response at the position whose activity moves the loss
+    most, units at the kink being counted as active. The first chunk of samples decides.
+    """
+    net, xp = theta.net, namespace(theta.vector)
+    direction = Parameters(net, xp.asarray(rng.uniform(-1, 1, net.size)))
+    if not net.is_active(layer):
+        return to_numpy(direction.vector)
+    rows, columns = next(net.chunks(theta, data.x))
+    trace, tied = kinks_of(theta, columns)
+    delta = abs(loss.gradient(trace[-1].o, net.targets(theta, data, loss)[:, rows]))
+    for step in reversed(trace[layer:]):
+        if step.activation is not None:
+            at_kink = tied.get(step.layer, False)
+            delta = delta * xp.where(at_kink, 1.0, step.slopes)
+        delta = abs(step.matrix).T @ delta
+    maps = len(theta.b[layer])
+    place = to_numpy(delta.sum(axis=1)).reshape(maps, -1).argmax(axis=1)
+    responses = to_numpy(direction.W[layer] @ trace[layer - 1].below).reshape(
+        maps, -1, columns.shape[1]
+    )
+    medians = np.median(responses[np.arange(maps), place], axis=1)
+    direction.b[layer][...] = xp.asarray(-medians)
+    return to_numpy(direction.vector)
+
+
+# Escapes of second order
+
+
+def second_order_directions(
+    theta: Parameters, data: TrainingSet, loss: Loss, seed: int = 0
+) -> Iterator[tuple[Parameters, float]]:
+    """Yield directions along which R changes by rate * t^2 + O(t^3), and the exact rate < 0.
+
+    A map, or dense neuron, with zero incoming weights and bias sits at the kink for every sample.
+    It gets a random filter d and bias beta, and one weight of a layer q above moves by 1. Along the
+    filter the derivative of R in that weight changes at the rate (1/N) sum_i W^q.gradient(delta^q,
+    do^{q-1}); the weight with the largest rate is taken, and moves against its sign. A few filters
+    are tried, and the highest layers q come first. Any one direction proves that theta is not a
+    local minimum. Smooth activations have none.
+    """
+    theta, rng, unused = in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
+    gradient = theta.net.gradient(theta, data, loss).vector if unused else None
+    for first in range(0, len(unused), TRIALS):
+        trials = []
+        for layer, t in itertools.islice(itertools.cycle(unused), first, first + TRIALS):
+            filters = theta.net.zeros(like=theta.vector)
+            d, beta, _ = random_unit(theta, layer, data.x, rng)
+            filters.W[layer].weights[t] = namespace(theta.vector).asarray(d)
+            filters.b[layer][t] = beta
+            near = Parameters(theta.net, theta.vector + TINY * filters.vector)
+            gained = theta.net.gradient(near, data, loss)
+            gained.vector[...] -= gradient
+            for q in (q for q in theta.b if q > layer):
+                entry = int(abs(gained.W[q].weights).argmax())
+                rate = float(gained.W[q].weights.reshape(-1)[entry])
+                trials.append((-q, -abs(rate), len(trials), filters, entry, -np.sign(rate)))
+        for minus_q, *_, filters, entry, sign in sorted(trials):
+            direction = filters.copy()
+            direction.W[-minus_q].weights.reshape(-1)[entry] += float(sign)
+            rate = expand_risk(theta, direction, data, loss)
+            if abs(rate.first) <= rate.first_rounding and rate.second < -rate.second_rounding:
+                yield direction, rate.second
+
+
+def kink_escape(
+    theta: Parameters, data: TrainingSet, loss: Loss, step: float = 1e-2, seed: int = 0
+) -> Escape:
+    """Return the escape that puts an unused map at the kink to use, with eps = `step`.
+
+    The reserved maps of the literal theta are unused ([CNN] (23)). The risk changes by rate * eps^2
+    + O(eps^3), with the rate < 0 of `second_order_directions`: although the gradient may vanish,
+    theta is no local minimum.
+    Raises AssumptionError where there is no such map or no rate is negative, ValueError for a
+    smooth activation.
+    """
+    _check_positive("step", step)
+    check_piecewise_linear(theta.net.activation, "escape from the kink")
+    direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
+    if direction is None:
+        raise AssumptionError(
+            "no escape from the kink: expected a map with zero weights and bias, at z = 0 for all "
+            "samples, that lowers the risk in second order when it is used, got "
+            f"{len(_unused_maps(theta))} with zero weights and bias, and none that does"
+        )
+    vector = (theta.vector + step * direction.vector).astype(theta.vector.dtype)
+    near = Parameters(theta.net, vector)
+    return measure_escape(theta, near, "kink, second order", step, data, loss, rate)
+
+
+def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
+    """Return (layer, map) of all maps with kinks whose incoming weights and bias are zero."""
+    found = []
+    for layer in theta.net.kinked_layers:
+        weights, biases = to_numpy(theta.W[layer].weights), to_numpy(theta.b[layer])
+        used = weights.reshape(len(biases), -1).any(axis=1) | (biases != 0)
+        found += [(layer, int(t)) for t in np.flatnonzero(~used)]
+    return found
+
+
+def random_unit(
+    theta: Parameters, layer: int, x: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """Return a random filter d of `layer`, beta, and z = d . patch + beta (P, N).
+
+    z is positive for half of the samples at the position where it varies most: a map that is active
+    for all of them would add nothing that the affine fit does not have already.
+    """
+    weights = theta.W[layer].weights
+    d = rng.uniform(-1, 1, weights.shape[1:])
+    row = namespace(weights).asarray(d[None], dtype=weights.dtype)
+    z = theta.net.filter_responses(theta, layer, row, x)
+    beta = -float(np.median(z[z.std(axis=1).argmax()]))
+    return d, beta, z + beta
+
+
+# Any direction of descent
+
+
+@dataclass(frozen=True)
+class DescentDirection:
+    """R(theta + t d) = R(theta) - `rate` t^order + O(t^(order + 1)), t -> 0+, for d = `direction`.
+
+    Its largest entry is 1 in size. The rate is exact at kinks too, and positive beyond rounding:
+    theta is not a local minimum.
+    """
+
+    name: str
+    order: int
+    rate: float
+    direction: Parameters
+
+    def __str__(self) -> str:
+        power = "t" if self.order == 1 else f"t^{self.order}"
+        fall = f"by {self.rate:.3g} {power} at max-norm distances t -> 0"
+        return f"the risk falls along {self.name}, {fall}"
+
+
+def find_descent_direction(
+    theta: Parameters, data: TrainingSet, loss: Loss, escape: Escape | None = None, seed: int = 0
+) -> DescentDirection | None:
+    """Return the first direction found along which the risk falls, or None, which proves nothing.
+
+    It tries minus the gradient, one direction of first and one of second order from the kinks, and
+    the direction that leads to an `escape`.
+    """
+    theta = in_float64(theta)
+    for name, vector in _directions(theta, data, loss, escape, seed):
+        if not (size := float(abs(vector).max())):
+            continue
+        direction = Parameters(theta.net, vector / size)
+        rate = expand_risk(theta, direction, data, loss)
+        if rate.first < -rate.first_rounding:
+            return DescentDirection(name, 1, -rate.first, direction)
+        if abs(rate.first) <= rate.first_rounding and rate.second < -rate.second_rounding:
+            return DescentDirection(name, 2, -rate.second, direction)
+    return None
+
+
+def _directions(
+    theta: Parameters, data: TrainingSet, loss: Loss, escape: Escape | None, seed: int
+) -> Iterator[tuple[str, Array]]:
+    yield "minus the gradient", -theta.net.gradient(theta, data, loss).vector
+    for search in (first_order_directions, second_order_directions):
+        for direction, _ in itertools.islice(search(theta, data, loss, seed), 1):
+            yield "a direction from the kink", direction.vector
+    if escape is not None:
+        yield "the line to the lower point", escape.theta.vector - theta.vector
+
+
+# Any escape within a radius
+
+
+def find_escape(
+    theta: Parameters,
+    data: TrainingSet,
+    loss: Loss,
+    radius: float,
+    starts: int = 4,
+    iterations: int = 50,
+    seed: int = 0,
+) -> Escape | None:
+    """Return the lowest point found within max-norm distance `radius` of theta, or None.
+
+    Tries the escapes from the kink of first and second order, then L-BFGS-B within the ball from
+    theta and from ``starts - 1`` random points: two in the ball, two in one of a quarter of its
+    radius, and so on. A point counts where its risk is below R(theta) by more than rounding
+    explains. What a descent reaches does not refute a local minimum: it shows that theta is not the
+    lowest point of the ball. Finding nothing proves nothing; within the radius of a certificate
+    there is nothing to be found. Raises ValueError for a radius that is not positive and finite,
+    for fewer than one start or iteration, and for parameters that are not finite.
+    """
+    ball, rng = _Ball(theta, radius), np.random.default_rng(seed)
+    if starts < 1 or iterations < 1:
+        raise ValueError(f"escape: expected starts, iterations >= 1, got {starts}, {iterations}")
+    found = []
+    steepest = sorted(first_order_directions(theta, data, loss, seed), key=operator.itemgetter(1))
+    for direction, rate in steepest[:TRIALS]:
+        found.append(ball.line_search(direction, "kink, first order", data, loss, rate))
+    for direction, rate in itertools.islice(second_order_directions(theta, data, loss, seed), 1):
+        found.append(ball.line_search(direction, "kink, second order", data, loss, rate))
+    for number in range(starts):
+        move = radius * rng.uniform(-1, 1, theta.net.size) / SHRINK ** ((number - 1) // 2)
+        start = to_numpy(theta.vector) + (move if number else 0)
+        kind = "descent from a random point nearby" if number else "descent"
+        point = ball.descend(start, data, loss, iterations)
+        found.append(measure_escape(theta, point, kind, radius, data, loss))
+    lower = [escape for escape in found if escape.decrease > escape.rounding]
+    return max(lower, key=lambda escape: escape.decrease, default=None)
+
+
+class _Ball:
+    """The points within max-norm distance `radius` of theta, in theta's type."""
+
+    def __init__(self, theta: Parameters, radius: float):
+        _check_positive("radius", radius)
+        self.theta, self.radius = theta, radius
+        self.low, self.high = self._corner(-radius), self._corner(radius)
+
+    def _corner(self, move: float) -> np.ndarray:
+        """Return theta + move on the host, rounded towards theta so as to stay in the ball."""
+        theta = to_numpy(self.theta.vector)
+        centre = theta.astype(np.float64)
+        corner = (centre + move).astype(theta.dtype)
+        while (far := abs(corner - centre) > self.radius).any():
+            corner = np.where(far, np.nextafter(corner, theta), corner)
+        return corner
+
+    def point(self, vector: np.ndarray) -> Parameters:
+        """Return the point of the ball that is nearest to `vector`."""
+        inside = np.clip(vector, self.low, self.high).astype(self.low.dtype)
+        return Parameters(self.theta.net, namespace(self.theta.vector).asarray(inside))
+
+    def line_search(
+        self, direction: Parameters, kind: str, data: TrainingSet, loss: Loss, derivative: float
+    ) -> Escape:
+        """Return the lowest point of steps that shrink from the border of the ball."""
+        origin, move = to_numpy(self.theta.vector), to_numpy(direction.vector)
+        steps = (self.radius / abs(move).max() / SHRINK ** np.arange(STEPS)).tolist()
+        points = (self.point(origin + step * move) for step in steps)
+        risks = [point.net.risk(point, data, loss) for point in points]
+        step = steps[int(np.nan_to_num(risks, nan=np.inf).argmin())]
+        point = self.point(origin + step * move)
+        return measure_escape(self.theta, point, kind, step, data, loss, derivative)
+
+    def descend(
+        self, start: np.ndarray, data: TrainingSet, loss: Loss, iterations: int
+    ) -> Parameters:
+        """Return the lowest point that L-BFGS-B (SciPy) evaluates in the ball, from a start."""
+        best: list = [np.inf, self.theta]
+
+        def risk_and_gradient(vector: np.ndarray) -> tuple[float, np.ndarray]:
+            point = self.point(vector)
+            risk, gradient = point.net.risk_and_gradient(point, data, loss)
+            if risk < best[0]:
+                best[:] = risk, point
+            return risk, to_numpy(gradient.vector).astype(np.float64)
+
+        scipy.optimize.minimize(
+            risk_and_gradient,
+            np.clip(start, self.low, self.high).astype(np.float64),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=scipy.optimize.Bounds(self.low, self.high),
+            options={"maxiter": iterations, "maxcor": 20, "ftol": 0.0, "gtol": 0.0},
+        )
+        return best[1]
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")

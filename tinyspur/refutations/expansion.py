@@ -1,0 +1,180 @@
+"""The risk along a line theta + t d, for t -> 0+, exact where units sit at the kink.
+
+A unit at the kink takes the side of the first term of its z that is not zero; a max pooling with
+equal entries the one whose first term that differs is the largest. Smooth activations have no kink.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..certificates.rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
+from ..datasets.samples import TrainingSet
+from ..engine.activations import Activation
+from ..engine.backend import Array, namespace
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters, check_points
+from ..engine.passes import Step, by_map, margins, steps
+
+
+class Expansion(NamedTuple):
+    """R(theta + t d) = R(theta) + `first` t + `second` t^2 + O(t^3), and their rounding errors."""
+
+    first: float
+    second: float
+    first_rounding: float
+    second_rounding: float
+
+
+def one_sided_derivative(
+    theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss
+) -> float:
+    """Return R'(theta; d) = lim (R(theta + t d) - R(theta)) / t, t -> 0+, exact at kinks too.
+
+    dz^l = D^l o^{l-1} + W^l do^{l-1} + db^l, and do^l is sigma'(z) dz off the kink, sigma(dz) on
+    it. A unit is at the kink where rounding explains its z, as `certify_cell` decides, in float64
+    arithmetic; kinks of the loss likewise. Raises ValueError for a direction of another network.
+    """
+    return expand_risk(theta, direction, data, loss).first
+
+
+def expand_risk(
+    theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss
+) -> Expansion:
+    """Return the first two terms of the risk for t -> 0+; see `one_sided_derivative`."""
+    check_points(theta.net, direction)
+    theta, direction = in_float64(theta), in_float64(direction)
+    y, sums = theta.net.targets(theta, data, loss), np.zeros(4)
+    for rows, columns in theta.net.chunks(theta, data.x):
+        o, errors = _expand(theta, direction, columns)
+        g = loss.gradient(o[0], y[:, rows])
+        if hasattr(loss, "subgradients"):  # where o meets y, its first move tells the side
+            low, high = loss.subgradients(o[0], y[:, rows], AT_THE_KINK * errors[0])
+            where = namespace(g).where
+            move = where(abs(o[1]) > AT_THE_KINK * errors[1], o[1], o[2])
+            g = where(move > 0, high, low)
+        bent = loss.curvature(o[0], y[:, rows], o[1])
+        terms = (
+            g * o[1],
+            g * o[2] + bent * o[1] / 2,
+            abs(g) * errors[1] + errors[0] * abs(o[1]),
+            abs(g) * errors[2] + errors[0] * abs(o[2]) + abs(bent) * errors[1],
+        )
+        sums += [float(term.sum()) for term in terms]
+    return Expansion(*(sums / len(data)).tolist())
+
+
+def _expand(
+    theta: Parameters, direction: Parameters, columns: Array
+) -> tuple[list[Array], list[Array]]:
+    """Return o and errors: o[0] + t o[1] + t^2 o[2] is what columns (n_0, N) give at theta + t d.
+
+    The errors are those of rounding. At the kink the first term of z that is not zero decides.
+    """
+    xp, unit = namespace(columns), ROUNDING * EPSILON
+    trace = list(steps(theta, columns))
+    rounding = preactivation_rounding(abs(theta), trace, np.float64)
+    zeros = xp.zeros_like(columns)
+    o, errors = [columns, zeros, zeros], [unit * abs(columns), zeros, zeros]
+    for step, inexact_z in zip(trace, rounding, strict=True):
+        W, sigma, below, inexact = step.W, step.activation, o, errors
+        if W.selects:
+            W = W.at_limit(below, [AT_THE_KINK * e for e in inexact])
+        o = [step.o, *(W @ below[k] for k in (1, 2))]
+        errors = [inexact_z, *(abs(W) @ inexact[k] for k in (1, 2))]
+        if step.b is not None:
+            D = direction.W[step.layer]
+            bias = xp.repeat(direction.b[step.layer], W.positions_out)[:, None]
+            o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
+            errors[1] = errors[1] + abs(D) @ inexact[0] + unit * abs(bias)
+            errors[2] = errors[2] + abs(D) @ inexact[1]
+        if step.kinked:
+            lead, tied = step.z, abs(step.z) <= AT_THE_KINK * errors[0]
+            passed = tied | (lead > 0)  # what an inactive unit hands on has the errors of slope * z
+            errors[0] = xp.where(passed, errors[0], sigma.slope * errors[0])
+            for k in (1, 2):
+                lead = xp.where(tied, o[k], lead)
+                tied = tied & (abs(o[k]) <= AT_THE_KINK * errors[k])
+                slopes = sigma.derivative(lead)
+                o[k], errors[k] = slopes * o[k], slopes * errors[k]
+        elif sigma is not None:
+            o, errors = through_smooth(sigma, step.z, o, errors)
+        errors = [e + unit * abs(term) for e, term in zip(errors, o, strict=True)]
+    return o, errors
+
+
+def through_smooth(
+    sigma: Activation, z0: Array, o: list[Array], errors: list[Array]
+) -> tuple[list[Array], list[Array]]:
+    """Return o[0] = sigma(z0), sigma' z1 and sigma' z2 + sigma'' z1^2 / 2, and their errors.
+
+    z1 and z2 come as o[1] and o[2]. The errors are of first order, with the third derivative from
+    differences.
+    """
+    unit, (e0, e1, e2), (_, z1, z2) = ROUNDING * EPSILON, errors, o
+    slope, bend = sigma.derivative(z0), sigma.second_derivative(z0)
+    turn = sigma.second_derivative(z0 + e0) - sigma.second_derivative(z0 - e0)
+    slope_error = abs(bend) * e0 + unit * abs(slope)
+    bend_error = abs(turn) / 2 + unit * abs(bend)
+    return [o[0], slope * z1, slope * z2 + bend * z1**2 / 2], [
+        abs(slope) * e0,
+        abs(slope) * e1 + slope_error * abs(z1),
+        abs(slope) * e2 + slope_error * abs(z2) + abs(bend * z1) * e1 + bend_error * z1**2 / 2,
+    ]
+
+
+def coordinate_rates(
+    theta: Parameters, data: TrainingSet, loss: Loss, active: bool = False
+) -> tuple[Parameters, Parameters]:
+    """Return the one-sided derivatives of the risk along + and along - every coordinate.
+
+    Exact for a layer above which nothing is at the kink; kinks above it count as inactive, or as
+    `active`, and those of the loss as flat, which is good for choosing directions only. With
+    delta = (1/N) dl/do^l they are, for ReLU,
+    +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)),
+    and +-W.gradient(delta sigma'(z), o) for a smooth activation.
+    """
+    theta = in_float64(theta)
+    net, xp = theta.net, namespace(theta.vector)
+    y, up, down = net.targets(theta, data, loss), *(net.zeros(like=theta.vector) for _ in "+-")
+    for rows, columns in net.chunks(theta, data.x):
+        trace, tied = kinks_of(theta, columns)
+        delta = loss.gradient(trace[-1].o, y[:, rows]) / len(data)
+        for step in reversed(trace):
+            o, W, kinked = step.below, step.matrix, xp.zeros_like(delta)
+            if step.kinked:
+                at_kink, sigma = tied[step.layer], step.activation
+                kinked = (1 - sigma.slope) * delta * at_kink
+                delta = delta * sigma.derivative(xp.where(at_kink, 0, step.z))
+            elif step.activation is not None:
+                delta = delta * step.slopes
+            if step.b is not None:
+                smooth = W.gradient(delta, o)
+                for rates, sign in ((up, 1), (down, -1)):
+                    weights, biases = rates.W[step.layer].weights, rates.b[step.layer]
+                    weights += sign * smooth + W.gradient(kinked, xp.maximum(sign * o, 0))
+                    raised = sign * delta + max(sign, 0) * kinked
+                    biases += by_map(raised, biases).sum(axis=1)
+            if step.layer > 1:
+                delta = W.T @ (delta + kinked if active else delta)
+    return up, down
+
+
+def kinks_of(theta: Parameters, columns: Array) -> tuple[list[Step], dict[int, Array]]:
+    """Return the pass, and which units are at the kink for layers with a pattern.
+
+    With a smooth activation these are max poolings: units for which two entries are the largest.
+    """
+    trace = list(steps(theta, columns))
+    rounding = preactivation_rounding(abs(theta), trace, np.float64)
+    return trace, {
+        layer: least <= AT_THE_KINK * rounding[layer - 1] for layer, least in margins(trace).items()
+    }
+
+
+def in_float64(theta: Parameters) -> Parameters:
+    if not bool(namespace(theta.vector).isfinite(theta.vector).all()):
+        raise ValueError("escape: expected finite parameters, got NaN or infinite ones")
+    return Parameters(theta.net, theta.vector.astype(np.float64))

@@ -1,0 +1,106 @@
+"""Local minima for each activation and each width, beside what training finds ([SMOOTH])."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..certificates.rounding import risk_rounding
+from ..constructions.smooth import LOSS, SmoothMinimum, lower_point, smooth_minimum
+from ..engine.activations import Activation
+from ..engine.network import Network
+from ..engine.parameters import Parameters
+from ..layers import Dense
+
+STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
+
+
+@dataclass(frozen=True)
+class SmoothRow:
+    """A minimum, the lowest risk that was `reached` elsewhere in the same network, and lines.
+
+    Rounding errors may explain up to `rounding` of the difference between the two risks. `lines`
+    (D, len(STEPS)) are the risks at the distances STEPS along random directions.
+    """
+
+    name: str
+    found: SmoothMinimum
+    reached: float
+    rounding: float
+    lines: np.ndarray
+
+    @property
+    def lowest(self) -> float:
+        """Return the lowest risk on the lines, leaving out the minimum itself."""
+        return float(self.lines[:, 1:].min())
+
+    @property
+    def verdict(self) -> str:
+        """Return what was proved."""
+        if not self.found.certificate.holds:
+            return "not certified"
+        if self.reached < self.found.certificate.risk - self.rounding:
+            return "spurious local minimum"
+        return "local minimum, not shown to be spurious"
+
+    def as_dict(self) -> dict:
+        """Return what the program writes as JSON."""
+        return {
+            "name": self.name,
+            "network": self.found.theta.net.spec,
+            "samples": len(self.found.data),
+            "expansion_point": self.found.expansion_point,
+            "risk": self.found.certificate.risk,
+            "reached": self.reached,
+            "lowest_along_directions": self.lowest,
+            "certificate": self.found.certificate.as_dict(),
+            "verdict": self.verdict,
+        }
+
+    def __str__(self) -> str:
+        c = self.found.certificate
+        return (
+            f"{self.name:<12}a {self.found.expansion_point:+.2f}  R {c.risk:.3g}  "
+            f"lambda_min(H) {c.hessian:8.2g}  lambda_min(M) {c.moment:8.2g}  "
+            f"radius {c.radius:8.1e}  lowest of {len(self.lines)} lines R"
+            f"{self.lowest - c.risk:+.0e}  elsewhere {self.reached:.1e}  {self.verdict}"
+        )
+
+
+def survey(
+    x: np.ndarray,
+    networks: Iterable[tuple[str, Activation, Sequence[int]]],
+    directions: int = 40,
+    starts: int = 3,
+    iterations: int = 500,
+    seed: int = 0,
+    progress: Callable[[SmoothRow], None] | None = None,
+) -> list[SmoothRow]:
+    """Return a row for each (name, activation, widths of the hidden layers); one output each."""
+    rows = []
+    for name, sigma, widths in networks:
+        net = Network(x.shape[1:], [*map(Dense, widths), Dense(1)], sigma)
+        found = smooth_minimum(net, x, seed=seed)
+        lower = lower_point(found, starts, iterations, seed)
+        lines = risks_along(found, directions, seed)
+        reached, points = net.risk(lower, found.data, LOSS), (found.theta, lower)
+        rounding = sum(risk_rounding(point, found.data, LOSS) for point in points)
+        rows.append(SmoothRow(name, found, reached, rounding, lines))
+        if progress is not None:
+            progress(rows[-1])
+    return rows
+
+
+def risks_along(found: SmoothMinimum, directions: int, seed: int = 0) -> np.ndarray:
+    """Return R(theta + t d) for random d of Euclidean length 1 and t in STEPS."""
+    theta, rng = found.theta, np.random.default_rng(seed)
+    lines = np.empty((directions, len(STEPS)))
+    for line in lines:
+        d = rng.standard_normal(theta.net.size)
+        d /= np.linalg.norm(d)
+        for n, t in enumerate(STEPS):
+            point = Parameters(theta.net, theta.vector + t * d)
+            line[n] = theta.net.risk(point, found.data, LOSS)
+    return lines
