@@ -25,6 +25,7 @@ from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 
 TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
 TINY = 1e-6  # a step so small that it only shows to which side of the kink units go
+REACH = 0.02  # max-norm distance within which lower points are looked for, if none is given
 STEPS, SHRINK = 20, 4  # of a line search: how many, and the ratio of each to the next
 
 

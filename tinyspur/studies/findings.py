@@ -13,6 +13,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.losses import SquaredLoss
 from ..engine.parameters import Parameters
 from ..refutations.escapes import (
+    REACH,
     Escape,
     find_escape,
     first_order_directions,
@@ -23,7 +24,6 @@ from ..refutations.expansion import expand_risk
 POINTS = 21  # of a curve
 STATIONARY = 1e-9  # with a larger gradient a curve follows minus it, else the escape from the kink
 HALVINGS = 30  # of a move until the risk falls along it
-REACH = 0.02  # max-norm distance within which a lower point is looked for near a literal point
 LOSS = SquaredLoss()
 
 

@@ -1,0 +1,147 @@
+"""The command certify: certificate, evidence and lower points nearby, for any point."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import numpy as np
+
+from ..certificates import Certificate, round_down
+from ..certificates import certify as find_certificate
+from ..console import Stages
+from ..engine import backend
+from ..engine.losses import HuberLoss, loss_named
+from ..engine.parameters import Parameters
+from ..errors import AssumptionError
+from ..files import check_writable, write_json
+from ..refutations.escapes import (
+    REACH,
+    DescentDirection,
+    Escape,
+    find_descent_direction,
+    find_escape,
+)
+from ..refutations.evidence import gather_evidence
+from .inputs import load_data, other_data, read_point
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise an error for options of certify that are out of range."""
+    if options.seed < 0:
+        raise ValueError(f"--seed: expected 0 or more, got {options.seed}")
+    if options.radius is not None and not 0 < options.radius < math.inf:
+        raise ValueError(f"--radius: expected a finite number > 0, got {options.radius}")
+    if options.delta is not None and options.loss != HuberLoss.name:
+        raise ValueError(f"--delta: expected --loss huber, got --loss {options.loss}")
+    if options.json is not None:
+        check_writable(options.json.parent)
+        if options.json.exists() and not options.json.is_file():
+            kind = "the folder" if options.json.is_dir() else "a device or a pipe,"
+            raise OSError(f"--json: expected a file, got {kind} {options.json}")
+
+
+def judge(
+    certificate: Certificate | None,
+    obstacle: str,
+    escape: Escape | None,
+    downhill: DescentDirection | None,
+) -> tuple[str, str]:
+    """Return "certified", "refuted", "undecided" or "contradiction", and the reason."""
+    reason, lower = obstacle if certificate is None else certificate.words, ""
+    if escape is not None:
+        lower = f"; at distance {escape.distance:.3g} a point is lower by {escape.decrease:.3g}"
+    if certificate is not None and certificate.holds:
+        if escape is not None and escape.distance <= certificate.radius:
+            return "contradiction", reason + lower
+        return "certified", reason
+    if downhill is not None:
+        return "refuted", f"not a local minimum, {downhill}{lower}"
+    if escape is not None:
+        lower += ": so far from theta, this does not refute a local minimum"
+    return "undecided", reason + lower
+
+
+def certify(options: argparse.Namespace) -> int:
+    """Certify a point and look for lower ones; return 0 if it is certified, 1 if not."""
+    check(options)
+    chosen, stages = backend.select(options.backend), Stages()
+    loss = loss_named(options.loss) if options.delta is None else HuberLoss(options.delta)
+    stored = read_point(options)
+    net, theta = stored.net, stored.to(chosen.xp, np.float64)
+    if not net.size:
+        raise ValueError(f"{options.point}: expected a network with parameters, got {net}")
+    about, data, total = load_data(options, net)
+    with np.errstate(over="ignore", invalid="ignore"):
+        risk, gradient = net.risk_and_gradient(theta, data, loss)
+        length = float((gradient.vector**2).sum()) ** 0.5
+    if not math.isfinite(risk) or not math.isfinite(length):
+        raise ValueError(
+            f"{options.point} with the data {options.data or about['name']}: expected finite risk, "
+            f"gradient, got {risk}, {length}: numbers of the point or of the data are too large"
+        )
+    dtype = str(stored.vector.dtype)
+    note = ", taken as it is: a minimum may lie next to it" * (dtype != "float64")
+    print(f"point:   {net}, {net.activation}, {dtype}{note}")
+    print(f"loss:    {loss}, label smoothing {options.label_smoothing:g}")
+    if other := other_data(options, about, total):
+        print(f"note:    the report.json beside this point is for {other}", end=" ")
+        print("(a certificate belongs to its data and loss)")
+    print(f"backend: {chosen.reason}")
+    print(f"risk:    {risk:.9g}, gradient {length:.2g}", flush=True)
+
+    evidence = escape = downhill = None
+    certificate, obstacle = None, ""
+    with stages("certificate", "certifying"):
+        try:
+            certificate = find_certificate(theta, data, loss)
+        except AssumptionError as error:  # no kind of certificate is for such a point
+            obstacle = str(error)
+    print(certificate or obstacle, flush=True)
+    if hasattr(loss, "subgradients"):
+        print("no evidence: the loss has kinks, hence no Hessian")
+    elif not options.no_evidence:
+        with stages("evidence", "gathering evidence"):
+            evidence = gather_evidence(theta, data, loss, options.seed)
+        print(evidence, flush=True)
+    holds = certificate is not None and certificate.holds
+    radius = options.radius
+    if radius is None:
+        radius = certificate.radius if holds and math.isfinite(certificate.radius) else REACH
+    if not options.no_search:
+        with stages("search", "looking for lower points"):
+            escape = find_escape(theta, data, loss, radius, seed=options.seed)
+        found = escape or "nothing lower found" + ", which proves nothing" * (not holds)
+        print(f"search within max-norm distance {round_down(radius)}: {found}", flush=True)
+    if not holds:
+        with stages("descent", "looking for directions of descent"):
+            downhill = find_descent_direction(theta, data, loss, escape, options.seed)
+    verdict, reason = judge(certificate, obstacle, escape, downhill)
+    print(f"verdict: {reason}" if verdict == "certified" else f"verdict: {verdict}: {reason}")
+    if options.json is not None:
+        report = {
+            "point": str(options.point),
+            "dataset": about,
+            "network": net.spec,
+            "dtype": dtype,
+            "loss": {"name": loss.name, **vars(loss)},
+            "label_smoothing": options.label_smoothing,
+            "seed": options.seed,
+            "backend": chosen.name,
+            "risk": risk,
+            "gradient_norm": length,
+            "certificate": certificate and certificate.as_dict(),
+            "evidence": evidence and evidence.as_dict(),
+            "radius": None if options.no_search else radius,
+            "escape": escape and numbers_of(escape),
+            "descent_direction": downhill and numbers_of(downhill),
+            "verdict": verdict,
+            "reason": reason,
+        }
+        write_json(options.json, {**report, "seconds": stages.seconds})
+    return 0 if verdict == "certified" else 1
+
+
+def numbers_of(found: Escape | DescentDirection) -> dict:
+    """Return what a report says of a finding: all of its fields but points and directions."""
+    return {key: value for key, value in vars(found).items() if not isinstance(value, Parameters)}
