@@ -433,6 +433,17 @@ def test_with_all_residuals_in_the_lines_of_the_huber_loss_every_median_is_a_min
     assert fit.risk == pytest.approx(0.1 * (5 - 0.05), rel=1e-14)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_output_in_the_lines_of_the_huber_loss_disturbs_no_other(seed):
+    rng = np.random.default_rng(seed)
+    x = np.tile(rng.normal(size=(30, 2)), (2, 1))  # its gradient at 0 is rounding
+    y = np.hstack([np.repeat([[5.0], [-5.0]], 30, axis=0), 0.05 * rng.normal(size=(60, 1))])
+    fit, alone = fit_affine(x, y, HuberLoss(0.1)), fit_affine(x, y[:, 1:], HuberLoss(0.1))
+    np.testing.assert_allclose(fit.weights[1], alone.weights[0], atol=1e-12)
+    assert fit.risk == pytest.approx(alone.risk + 0.1 * (5 - 0.05), rel=1e-13)
+    assert fit.gradient <= 1e-16
+
+
 @pytest.mark.parametrize("delta", [1e-3, 1e-4])
 def test_a_huber_loss_far_narrower_than_the_residuals_has_a_fit_too(delta):
     x, y = regression("full rank")

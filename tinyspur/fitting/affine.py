@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
 import scipy.optimize
 import scipy.sparse
+import scipy.sparse.linalg
 
 from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
 from ..errors import AssumptionError
@@ -184,58 +186,104 @@ def _newton(
 ) -> tuple[np.ndarray, int]:
     """Return the coefficients (d_y, rank + 1) of the fit to targets (d_y, N), and the steps.
 
-    Newton's method with a trust region in an orthonormal basis of the features: there the length
-    of a step is the root mean square of the move of the logits, and conjugate gradients are short.
+    SciPy's trust region leads to where changes of the risk drown in rounding; Newton steps without
+    one go on until those of the gradient do. In an orthonormal basis of the features the length of
+    a step is the root mean square of the move of the logits, and conjugate gradients are short.
     """
-    entropy = isinstance(loss, CrossEntropy)
-    hard, positive = bool((y.max(axis=0) == 1).all()), entropy and bool(y.min() > 0)
-    logits = coefficients @ features
-    risk, radius = loss.value(logits, y).mean(), 1.0
-    goal = GRADIENT_GOAL * max(1.0, float(abs(loss.gradient(logits, y)).max()))
+    risk = _Risk(features, y, loss)
+    goal = GRADIENT_GOAL * max(1.0, float(abs(loss.gradient(coefficients @ features, y)).max()))
     goal = max(goal, 8 * np.finfo(float).eps * float(abs(y).max()))
-    for step in range(NEWTON_STEPS):
-        gradient = loss.gradient(logits, y) @ features.T / y.shape[1]
-        flat = abs(gradient).max() <= goal
-        reach = np.inf if flat else radius
-        direction, predicted = _newton_direction(loss, logits, y, features, gradient, reach)
-        moved = direction @ features
+    c = scipy.optimize.minimize(
+        risk.value_and_gradient,
+        coefficients.ravel(),
+        method="trust-ncg",
+        jac=True,
+        hessp=risk.hessian_product,
+        callback=risk.after_step,
+        options={"gtol": 1e4 * goal, "maxiter": NEWTON_STEPS, "max_trust_radius": np.inf},
+    ).x
+    while risk.steps < NEWTON_STEPS:
+        gradient = risk.value_and_gradient(c)[1]
+        hessian = scipy.sparse.linalg.LinearOperator(
+            (c.size, c.size), functools.partial(risk.hessian_product, c)
+        )
+        step, _ = scipy.sparse.linalg.cg(hessian, -gradient, rtol=1e-6, atol=risk.rounding(c))
+        flat, moved = abs(gradient).max() <= goal, abs(risk.moves(step)).max()
         # The third derivative of the risk along a line is at most the second times the move of the
         # logits: after a full step this short a minimiser exists and is this close. Where there is
         # none, the gradient and the curvature vanish together, and the steps stay about as long.
-        if flat and abs(moved).max() <= 1e-6:
-            return coefficients + direction, step
-        if flat and abs(moved).max() > 0.01 and not positive:
-            break
-        reached = loss.value(logits + moved, y).mean()
-        ratio = 1.0 if predicted <= 1e-14 * (1 + risk) else (risk - reached) / predicted
-        if ratio < 0.25:
-            radius = 0.25 * np.linalg.norm(direction)
-        elif ratio > 0.75:
-            radius = max(radius, 2 * np.linalg.norm(direction))
-        if ratio < 1e-3:
-            continue
-        coefficients = coefficients + direction
-        logits, risk = coefficients @ features, reached
-        if not entropy:
-            continue
-        lead = (logits * y).sum(axis=0) - logits.max(axis=0, where=y < 1, initial=-np.inf)
-        if (hard and lead.min() > 0) or np.ptp(logits, axis=0).max() > LOGIT_LIMIT:
-            break
-    else:
-        raise RuntimeError(
-            f"{loss.name} regression: expected a gradient of {goal:g} within {NEWTON_STEPS} "
-            f"Newton steps, got {abs(gradient).max():.1e} with logits up to {abs(logits).max():.3g}"
-        )
-    if not entropy:
-        raise AssumptionError(
-            f"{loss.name} regression has no minimiser: gradient and curvature vanish"
-        )
-    raise AssumptionError(
-        f"softmax regression has no minimiser: the risk ({risk:.3g}) falls as long as the logits "
-        f"grow ({abs(logits).max():.3g} after {step + 1} Newton steps), because an affine map "
-        "separates classes; no local minimum of this kind exists. Smooth the labels, or use the "
-        "squared loss"
+        if flat and moved <= 1e-6:
+            return (c + step).reshape(coefficients.shape), risk.steps
+        if flat and moved > 0.01 and not risk.bounded:
+            raise risk.without_minimiser(c)
+        c = c + step
+        risk.after_step(c)
+    raise RuntimeError(
+        f"{loss.name} regression: expected a gradient of {goal:g} within {NEWTON_STEPS} Newton "
+        f"steps, got {abs(risk.value_and_gradient(c)[1]).max():.1e} with logits up to "
+        f"{abs(risk.outputs(c)).max():.3g}"
     )
+
+
+class _Risk:
+    """The risk of coefficients c, the entries of C (d_y, rank + 1): the mean of l(C f_i, y_i)."""
+
+    def __init__(self, features: np.ndarray, y: np.ndarray, loss: Loss):
+        self.features, self.y, self.loss, self.steps = features, y, loss, 0
+        self.c, self.o = None, None
+        self.entropy = isinstance(loss, CrossEntropy)
+        self.bounded = self.entropy and bool(y.min() > 0)  # there is a minimiser
+        self.hard = bool((y.max(axis=0) == 1).all())
+
+    def outputs(self, c: np.ndarray) -> np.ndarray:
+        """Return o (d_y, N), computed once for all Hessian products with the same c."""
+        if self.c is None or not np.array_equal(c, self.c):
+            self.c, self.o = c.copy(), self.moves(c)
+        return self.o
+
+    def moves(self, d: np.ndarray) -> np.ndarray:
+        """Return how far a step d moves the outputs, (d_y, N)."""
+        return d.reshape(len(self.y), -1) @ self.features
+
+    def summed(self, g: np.ndarray) -> np.ndarray:
+        """Return (1/N) sum_i g_i f_i^T; of the cross-entropy no shift of o, which is rounding."""
+        total = g @ self.features.T / self.y.shape[1]
+        return (total - total.mean(axis=0) if self.entropy else total).ravel()
+
+    def value_and_gradient(self, c: np.ndarray) -> tuple[float, np.ndarray]:
+        o = self.outputs(c)
+        return self.loss.value(o, self.y).mean(), self.summed(self.loss.gradient(o, self.y))
+
+    def rounding(self, c: np.ndarray) -> float:
+        """Return the length of what rounding adds to the gradient."""
+        size = abs(self.loss.gradient(self.outputs(c), self.y)) @ abs(self.features.T)
+        return float(np.finfo(float).eps * np.linalg.norm(size) / self.y.shape[1])
+
+    def hessian_product(self, c: np.ndarray, d: np.ndarray) -> np.ndarray:
+        return self.summed(self.loss.curvature(self.outputs(c), self.y, self.moves(d)))
+
+    def after_step(self, c: np.ndarray) -> None:
+        """Raise AssumptionError if a map separates the classes, or its logits grow for ever."""
+        self.steps += 1
+        if not self.entropy:
+            return
+        o = self.outputs(c)
+        lead = (o * self.y).sum(axis=0) - o.max(axis=0, where=self.y < 1, initial=-np.inf)
+        if (self.hard and lead.min() > 0) or np.ptp(o, axis=0).max() > LOGIT_LIMIT:
+            raise self.without_minimiser(c)
+
+    def without_minimiser(self, c: np.ndarray) -> AssumptionError:
+        if not self.entropy:
+            return AssumptionError(
+                f"{self.loss.name} regression has no minimiser: gradient and curvature vanish"
+            )
+        risk, logits = self.value_and_gradient(c)[0], abs(self.outputs(c)).max()
+        return AssumptionError(
+            f"softmax regression has no minimiser: the risk ({risk:.3g}) falls as long as the "
+            f"logits grow ({logits:.3g} after {self.steps} Newton steps), because an affine map "
+            "separates classes; no local minimum of this kind exists. Smooth the labels, or use "
+            "the squared loss"
+        )
 
 
 def _orthonormal(x: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray, int]:
@@ -250,40 +298,3 @@ def _orthonormal(x: np.ndarray, rounding: float) -> tuple[np.ndarray, np.ndarray
         inverse = scipy.linalg.solve_triangular(triangle[:rank, :rank], np.eye(rank))
         back[order[:rank]] = inverse * np.sqrt(len(x))
     return x @ back, back, rank
-
-
-def _newton_direction(loss, logits, y, features, gradient, radius) -> tuple[np.ndarray, float]:
-    """Minimise <gradient, d> + <d, H d> / 2 over |d| <= radius; return d and what it gains.
-
-    H = (1/N) sum_i curvature_i (x) f_i f_i^T, by conjugate gradients that stop at the boundary.
-    """
-    samples = features.shape[1]
-    direction, curved = np.zeros_like(gradient), np.zeros_like(gradient)
-    entropy = isinstance(loss, CrossEntropy)  # a shift of all logits changes nothing
-    residual = gradient.mean(axis=0) - gradient if entropy else -gradient
-    search = residual.copy()
-    square = start = float((residual**2).sum())
-    accuracy = max(1e-8, min(1e-2, start**0.5))
-    for _ in range(10 * residual.size):
-        if square <= accuracy**2 * start:
-            break
-        bent = loss.curvature(logits, y, search @ features) @ features.T / samples
-        along = float((search * bent).sum())
-        dd, ds, ss = (
-            float((u * v).sum())
-            for u, v in ((direction, direction), (direction, search), (search, search))
-        )
-        to_boundary = (-ds + np.sqrt(ds**2 + ss * (radius**2 - dd))) / ss
-        stop = along <= 0 or along * to_boundary <= square
-        if stop and not np.isfinite(to_boundary):
-            return direction if direction.any() else search, np.inf
-        length = to_boundary if stop else square / along
-        direction, curved = direction + length * search, curved + length * bent
-        if stop:
-            break
-        residual = residual - length * bent
-        if entropy:
-            residual -= residual.mean(axis=0)
-        square, previous = float((residual**2).sum()), square
-        search = residual + square / previous * search
-    return direction, -float((direction * (gradient + curved / 2)).sum())
