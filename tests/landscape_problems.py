@@ -2,9 +2,9 @@
 
 import json
 import math
+import multiprocessing
+import multiprocessing.forkserver
 import pickle
-import subprocess
-import sys
 from concurrent.futures import Executor
 
 import numpy as np
@@ -17,7 +17,6 @@ from tinyspur.engine.activations import ReLU, SmoothActivation, Softplus, Tanh
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.engine.points import save_point
 from tinyspur.landscape.directions import RandomDirections
 from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
@@ -178,25 +177,25 @@ class Recorder(Executor):
         return sum(size > data.x.nbytes for size in self.bytes)
 
 
+def forkserver():
+    """Return the context of a server whose processes have imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tinyspur.landscape.scan", "distributed"])
+    multiprocessing.forkserver.ensure_running()
+    return context
+
+
 PREPARE = """
-import multiprocessing, os, sys, time
+import multiprocessing, sys, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-import numpy as np
+from tinyspur import SquaredLoss
 from tinyspur.landscape import executors, store
-from tinyspur import load_point, SquaredLoss, TrainingSet
-from tinyspur.landscape.planes import Plane
-from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
-folder = sys.argv[1]
-with np.load(folder + "/data.npz") as arrays:
-    data = TrainingSet(arrays["x"], arrays["y"])
-where = Plane.random(load_point(folder + "/theta.npz"), 0, "filter", steps=15)
 """
 
 
-def script(folder, where, data, text, **options):
-    """Start a program that has the plane of `problem` and its data."""
-    save_point(folder / "theta.npz", where.theta)
-    np.savez(folder / "data.npz", x=data.x, y=data.y)
-    command = [sys.executable, "-c", PREPARE + text, str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+def program(text, **values):
+    """Start a process of its own that runs a text, in which the values have their names."""
+    process = forkserver().Process(target=exec, args=(PREPARE + text, values))
+    process.start()
+    return process

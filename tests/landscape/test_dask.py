@@ -9,15 +9,17 @@ from unittest import mock
 import dask
 import distributed
 import pytest
-from landscape_problems import LOSS, Recorder, problem, same_bits
+from landscape_problems import LOSS, Recorder, forkserver, problem, same_bits
 
 from tinyspur.landscape.scan import scan
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
+    forkserver()  # where workers, the first and those that replace them, come from
     with (
         mock.patch.dict(os.environ),  # where Dask leaves what its workers need
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,

@@ -6,7 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from landscape_problems import LOSS, NET, PAIRS, point, problem, same_bits, samples, script
+from landscape_problems import (
+    LOSS,
+    NET,
+    PAIRS,
+    forkserver,
+    point,
+    problem,
+    program,
+    same_bits,
+    samples,
+)
 
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
@@ -41,19 +51,20 @@ value, calls = SquaredLoss.value, []
 def stuck(loss, o, y):
     calls.append(1)
     if len(calls) == 60:
-        print("stuck", flush=True)
+        reached.set()
         time.sleep(600)
     return value(loss, o, y)
 SquaredLoss.value, store.SAVE_SECONDS = stuck, -1
-scan(where, data, SquaredLoss(), path=folder + "/scan.npz")
+scan(where, data, SquaredLoss(), path=path)
 """
-    path = tmp_path / "scan.npz"
-    with script(tmp_path, where, data, text) as program:
-        try:
-            assert program.stdout.readline() == "stuck\n"
-        finally:
-            program.kill()
-        assert program.wait() == -signal.SIGKILL
+    path, reached = tmp_path / "scan.npz", forkserver().Event()
+    process = program(text, where=where, data=data, path=path, reached=reached)
+    try:
+        assert reached.wait(120)
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     with pytest.raises(
         ValueError, match=r"scan\.npz: expected a finished scan, got 57 of 225 risks"
     ):

@@ -7,8 +7,9 @@ import pytest
 from matplotlib.image import imread
 from shared import ROOT, run_python
 
+from tinyspur.refutations.escapes import REACH
 from tinyspur.studies import audit
-from tinyspur.studies.findings import REACH, table
+from tinyspur.studies.findings import table
 
 PROGRAM = ROOT / "demos" / "audit.py"
 COMPARED = ["E1", "E2", "E3", "E6b", "E7", "E8", "E10", "E11"]
