@@ -32,7 +32,7 @@ class Stages:
 
     @contextmanager
     def __call__(self, name: str, text: str, own_line: bool = False) -> Iterator[None]:
-        """Time the stage `name`; `own_line` leaves the line to a progress bar."""
+        """Time the stage `name`; with `own_line` the line is left to a progress bar."""
         start, done = time.perf_counter(), threading.Event()
 
         def count() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 @contextmanager
 def naming(cause: str) -> Iterator[None]:
-    """Turn any exception that damaged data provokes into a one-line ValueError, `cause` first."""
+    """Turn any exception that damaged data provoke into a ValueError of one line, `cause` first."""
     try:
         yield
     except Exception as error:
@@ -29,7 +29,7 @@ def naming(cause: str) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the name `path` once it is complete; on an error nothing stays."""
+    """Open a file that gets the name `path` once it is complete; after an error nothing is left."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -66,8 +66,8 @@ def check_writable(folder: str | Path) -> None:
 def read_arrays(path: str | Path, wanted: Container[str] | None = None) -> dict[str, np.ndarray]:
     """Return the arrays of an NPZ file, those that are `wanted` or all of them.
 
-    ValueError if the file is damaged, or if one of these arrays is pickled, OSError if it can't be
-    opened.
+    Raises ValueError if the file is damaged or one of these arrays is pickled, OSError if it can't
+    be opened.
     """
     with _open_npz(path) as file, naming(f"{path}: expected an NPZ of plain arrays, got"):
         if not zipfile.is_zipfile(file):

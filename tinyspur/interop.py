@@ -67,7 +67,7 @@ ACTIVATIONS = {
     activations.Softplus: nn.Softplus,
 }
 PARAMETER = {nn.ELU: "alpha", Swish: "beta", nn.LeakyReLU: "negative_slope"}
-LINE = 40.0  # nn.Softplus is a line beyond its threshold: here log(1 + exp z) is to the last bit
+LINE = 40.0  # threshold of nn.Softplus, a line beyond it: here log(1 + exp z) is z to the last bit
 LINES = (20, 80)  # thresholds that pass; float32 overflows above
 
 
@@ -75,9 +75,9 @@ def to_torch(theta: Parameters) -> nn.Sequential:
     """Return the network at theta as a model on the CPU, of its dtype, that shares no memory.
 
     The model takes (N, *input_shape) and returns (N, n_L) as `Network.forward` does: maps are
-    flattened before the first dense layer or at the end. Modules are PyTorch's own but for sine,
-    arctangent and swish. Raises ValueError for an activation of the user's own and for parameters
-    other than float32 and float64.
+    flattened before the first dense layer or at the end. All modules are PyTorch's own, except
+    those for sine, arctangent and swish. Raises ValueError for an activation of the user's own and
+    for parameters other than float32 and float64.
     """
     net, theta, modules = theta.net, theta.to(np), []
     if theta.vector.dtype not in (np.float32, np.float64):
@@ -98,13 +98,13 @@ def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
 
     `model` is an nn.Sequential, nested or not, of convolutions (zero padding kernel // 2, which
     keeps the size at stride 1), poolings whose windows do not overlap, nn.Flatten and nn.Linear,
-    with biases, and one activation after each of them but the poolings and the last layer.
-    nn.Identity is passed over, and so is dropout in evaluation mode. `input_shape` is (C, H, W) or
-    (C, W), without the samples.
-    The outputs are the model's, so maps must be flattened at the end. nn.Softplus() is taken for
-    log(1 + exp z), from which it differs by up to 2.1e-9 where it is a line. Where no activation
-    follows a layer the network's is ReLU. Raises ValueError that names the module for any other
-    model, and for weights that are shared, not finite, or not all float32 or all float64.
+    with biases, and one and the same activation after each convolution and nn.Linear except the
+    last layer. nn.Identity is passed over, and so is dropout in evaluation mode. `input_shape` is
+    (C, H, W) or (C, W), without the samples. The network has the outputs of the model, so a model
+    that ends with maps must flatten them. nn.Softplus() is read as log(1 + exp z); PyTorch replaces
+    that by a line for large z, which differs by up to 2.1e-9. Where no activation follows a layer
+    the network's is ReLU. Raises ValueError that names the module for any other model, and for
+    weights that are shared, not finite, or not all float32 or all float64.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Sequential, got {type(model).__name__}")
@@ -132,8 +132,10 @@ class _Reading:
         self.layers: list[Layer] = []
         self.numbers: list[np.ndarray] = []  # W, b, W, b, ...
         self.sigma: Activation | None = None
-        self.name = self.latest = ""  # of this module, and of the latest that is a layer
-        self.waits = False  # that one for its activation, unless it is the last
+        self.name = self.latest = ""  # names of this module and of the latest one that is a layer
+        self.waits = (
+            False  # whether that layer still waits for its activation, unless it is the last one
+        )
         self.flat = False
         self.dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32)
         self.owners: dict[int, str] = {}  # of the numbers, by address

@@ -13,9 +13,9 @@ from .rounding import AT_THE_KINK
 
 @dataclass(frozen=True)
 class Kink:
-    """Units of one map (or one dense neuron) at the kink, up to rounding, for some sample.
+    """Units of one map, or one dense neuron, that are at the kink, up to rounding, for some sample.
 
-    In max pooling: units for which two entries are the largest.
+    In max pooling these are units whose window has two equally large entries.
     """
 
     layer: int
@@ -41,7 +41,7 @@ def kink_lines(kinks: tuple[Kink, ...]) -> list[str]:
 def at_kink(
     margins: dict[int, Array], rounding: list[Array]
 ) -> tuple[float, dict[int, np.ndarray]]:
-    """Return the least margin, and for layers with units at the kink which they are, (n_l, N)."""
+    """Return the least margin, and which units are at the kink, (n_l, N) for layers with some."""
     ties = all_to_numpy(abs(z) <= AT_THE_KINK * rounding[n - 1] for n, z in margins.items())
     least = min(map(float, all_to_numpy(z.min() for z in margins.values())), default=np.inf)
     return least, {n: zero for n, zero in zip(margins, ties, strict=True) if zero.any()}

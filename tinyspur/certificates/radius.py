@@ -56,8 +56,8 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
     """Yield for each layer with a pattern whether it can't change.
 
     Per sample, with a = |o^{l-1}| and |change of o^{l-1}| <= d, z moves by at most
-    e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding
-    errors of z are added, and a relative 1e-9 of e for those of this very computation.
+    e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding errors of
+    z are added, and 1e-9 of e for those of this computation itself.
     """
     xp, d, inexact = namespace(at.trace[0].below), None, None
     last = max(at.magnitudes.net.pattern_layers, default=0)

@@ -25,7 +25,7 @@ from .rounding import preactivation_rounding
 
 @dataclass(frozen=True)
 class RelayCertificate(Certificate):
-    """What theta inherits from its `subnetwork` where the layers from `lower` on only relay.
+    """What theta inherits from its `subnetwork` if the layers from `lower` on are one affine map.
 
     The structure: on every sample each unit of these layers is strictly active or strictly
     inactive, the same for all samples. Then nearby o = V' f' + c' with f = o^{lower-1} and (V', c')
@@ -36,10 +36,11 @@ class RelayCertificate(Certificate):
 
     `holds` where the structure does and the subnetwork has a cell certificate: a proof. Otherwise
     `evidence` about the subnetwork is all there is (`evidence_only`), or the structure is broken:
-    `mixed` units of the relaying layers are active for some samples only, or some are in `kinks`.
-    `active` and `dead` (strictly inactive) count the others, `margin` is their least |z|. `unread`
-    are maps of layer lower - 1 that are not dead and that no output reads. `radius` is that of the
-    cell certificate of theta, 0 where there is none. Of a loss with kinks there is no evidence.
+    `mixed` counts units of the relaying layers that are active for some samples only, and `kinks`
+    lists those at the kink. `active` and `dead` (strictly inactive) count the others, `margin` is
+    their least |z|. `unread` are maps of layer lower - 1 that are not dead and that no output
+    reads. `radius` is that of the cell certificate of theta, or 0 where the relay certificate does
+    not hold. For a loss with kinks no evidence is gathered.
     """
 
     holds: bool

@@ -1,7 +1,7 @@
 """The official CIFAR-10 files: where they lie, how they are read safely, how they are fetched.
 
-Both formats are read, from a folder or a tar archive, without unpacking anything to disk and
-without running what a pickle names.
+Both formats are read, from a folder or a tar archive. Nothing is unpacked to disk, and nothing
+that a pickle names is imported or run.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ class _Unpickler(pickle.Unpickler):
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
             return _Array
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return lambda text, encoding: _latin1(text, encoding)  # fresh, as a pickle can alter it
+            # A new function each time, since a pickle could change the attributes of a shared one.
+            return lambda text, encoding: _latin1(text, encoding)
         raise ValueError(f"{module}.{name}")
 
 
@@ -192,7 +193,7 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 def _folder_files(folder: Path) -> dict[str, bytes]:
-    """Read the training batches and meta file of one format, the binary one if it is there."""
+    """Read the training batches and meta file of one format, the binary one if both are there."""
     present = [name for name in _FILES if (folder / name).is_file()]
     form = _format_of(present)
     paths = [folder / name for name in present if name in (*form.batches, form.meta)]

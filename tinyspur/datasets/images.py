@@ -25,7 +25,8 @@ _MAX_UNNAMED_CLASSES = 100_000
 class Dataset:
     """Labelled images: `images` (N, C, H, W), uint8 or floating, and `labels` (N,), int64.
 
-    ValueError if a shape or type is another, a pixel not finite or a label without class name.
+    Raises ValueError for other shapes or types, for pixels that are not finite, and for a label
+    without a class name.
     """
 
     name: str
@@ -98,7 +99,7 @@ class Dataset:
     def subset(self, samples: int, seed: int) -> Dataset:
         """Return `samples` distinct samples drawn with `seed`, in their original order.
 
-        ValueError if `samples` is not an integer from 1 to N.
+        Raises ValueError if `samples` is not an integer from 1 to N.
         """
         with naming(f"{self.name}:"):
             drawn = draw(len(self), samples, seed)
@@ -123,9 +124,9 @@ class Dataset:
 def load(path: str | os.PathLike | None = None) -> Dataset:
     """Read an NPZ file, or CIFAR-10 from a folder or archive.
 
-    Without `path` it is $TINYSPUR_DATA, else CIFAR-10 in the cache folder, else the bundled images;
-    the name of the data set says which. ValueError if what is read is not valid, OSError if
-    `path` or $TINYSPUR_DATA does not exist or cannot be read.
+    Without `path` the data come from $TINYSPUR_DATA if that is set, else from CIFAR-10 in the cache
+    folder, else from the bundled images; the name of the data set says which. Raises ValueError for
+    data that are not valid, OSError where `path` or $TINYSPUR_DATA does not exist or can't be read.
     """
     given = _given(path)
     if given is not None and str(given).lower().endswith(".npz"):
@@ -180,7 +181,7 @@ def load_npz(path: str | os.PathLike) -> Dataset:
 
 
 def load_samples(path: str | os.PathLike) -> TrainingSet | None:
-    """Read float arrays x and y, taken as they are, from an NPZ file; None if `path` is no such.
+    """Read float arrays x and y from an NPZ file, unscaled; None if `path` is no file of this kind.
 
     ValueError if it is damaged, holds x and y beside images and labels, or is no valid
     `TrainingSet`, OSError if it cannot be opened.
@@ -218,8 +219,9 @@ def _numbers(labels: np.ndarray) -> np.ndarray:
 def find_cifar10(path: str | os.PathLike | None = None) -> Path | None:
     """Find the folder or archive with CIFAR-10 in `path`, $TINYSPUR_DATA or the cache folder.
 
-    The first of the three that is given decides; None says that the cache folder holds none.
-    FileNotFoundError if `path` or $TINYSPUR_DATA does not exist, ValueError if it holds none.
+    It looks only in the first of the three that is given, and returns None if that is the cache
+    folder and holds no CIFAR-10. Raises FileNotFoundError if `path` or $TINYSPUR_DATA does not
+    exist, ValueError if it holds no CIFAR-10.
     """
     given = _given(path)
     if given is None:

@@ -44,7 +44,7 @@ class TrainingSet:
     def subset(self, samples: int, seed: int) -> TrainingSet:
         """Return `samples` distinct samples drawn with `seed`, in their original order.
 
-        ValueError if `samples` is not an integer from 1 to N.
+        Raises ValueError if `samples` is not an integer from 1 to N.
         """
         drawn = draw(len(self), samples, seed)
         return TrainingSet(self.x[drawn], self.y[drawn])

@@ -14,7 +14,7 @@ from functools import cached_property
 from ..layers import Layer, Shape, is_positive, layer_of, shapes_of, slots_of
 from .activations import Activation, ReLU, activation_named
 
-MEMORY_BUDGET = 64 * 2**20  # bytes of activations that each thread of a pass holds at once
+MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a thread may hold at once during a pass
 
 
 @dataclass(frozen=True, repr=False)

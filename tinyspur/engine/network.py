@@ -90,8 +90,9 @@ class Network(Architecture):
     ) -> Parameters:
         """Return H v, the Hessian of the risk at theta times `direction`, laid out as both are.
 
-        Exact (Pearlmutter 1994): forward and backward pass are differentiated along v, term by
-        term; a kink counts as inactive. A chunk holds up to twice the memory budget.
+        It is exact (Pearlmutter 1994): the forward and the backward pass are differentiated along
+        v, term by term. A unit at the kink counts as inactive. A chunk takes up to twice the memory
+        budget.
         """
         check_points(self, direction)
         y = self.targets(theta, data, loss)
@@ -113,8 +114,8 @@ class Network(Architecture):
     def patterns(self, theta: Parameters, x: np.ndarray) -> dict[int, np.ndarray]:
         """Return I^{l,i}: for each active layer l a boolean (N, n_l), true where z > 0.
 
-        For each max pooling integers (N, n_l): which entry of its window, counted row by row, is
-        the largest. A smooth activation has no pattern.
+        For each max pooling it has integers (N, n_l): the number of the largest entry of each
+        window, counted row by row. A smooth activation has no pattern.
         """
 
         def chunk(_: slice, columns: Array) -> dict[int, Array]:

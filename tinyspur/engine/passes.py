@@ -20,7 +20,7 @@ from .parameters import Parameters
 from .threads import in_order
 
 CACHED = 20 * 2**20  # bytes of activations of a chunk: more would leave the caches
-FEWEST = 8  # samples, though, that a chunk has at least where the budget allows
+FEWEST = 8  # the fewest samples of a chunk, if the budget allows as many
 
 
 class Step(NamedTuple):
@@ -59,8 +59,9 @@ def neurons(
 ) -> tuple[Array, Array]:
     """Return z^l and o^l = sigma(z^l) for the products W^l o^{l-1}, in their memory.
 
-    Without an activation the two are one array. With `overwrite` they are that in every layer:
-    o^l, from which the slopes of ReLU and leaky ReLU follow as from z^l, may take its memory.
+    Without an activation z^l and o^l are one array. With `overwrite` they are one array in every
+    layer: o^l may take the memory of z^l, since the slopes of ReLU and leaky ReLU can be read off
+    o^l too.
     """
     z, sigma = products, theta.net.activation_of(layer)
     if layer in theta.b:
@@ -104,7 +105,7 @@ def layer_output(theta: Parameters, columns: Array, layer: int, above: int = 0) 
 
 
 def add_gradient(trace: list[Step], delta: Array, gradient: Parameters) -> None:
-    """Add to `gradient` what the derivative `delta` of the losses in o^L gives."""
+    """Add to `gradient` the derivative of the losses in the parameters; `delta` is that in o^L."""
     for step in reversed(trace):
         if step.activation is not None:
             delta = delta * step.slopes
@@ -212,8 +213,9 @@ def patterns(trace: list[Step]) -> dict[int, Array]:
 def margins(trace: list[Step]) -> dict[int, Array]:
     """Return how far each unit is from where its pattern changes, (n_l, N).
 
-    That is |z| at a kink, and in max pooling half the gap between the selected entry and the next.
-    Infinite where these can't move, as both are inactive under ReLU.
+    After an activation with a kink that is |z|, after max pooling half the gap between the selected
+    entry and the next one. It is infinite where neither of the two can move, since both are
+    inactive under ReLU.
     """
     found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
     for step in trace:

@@ -28,8 +28,8 @@ def save_point(path: str | Path, theta: Parameters) -> None:
 def load_point(path: str | Path) -> Parameters:
     """Return the point that `save_point` wrote; its network is ``theta.net``.
 
-    Raises ValueError for a file that is not such an NPZ: damaged, with pickles, with arrays
-    missing, surplus, of other shapes or types or not finite; OSError if it can't be opened.
+    Raises ValueError for a file that is damaged, holds pickles, or whose arrays are missing,
+    surplus, not finite, or of other shapes or types; OSError if it can't be opened.
     """
     arrays = read_arrays(path)
     if "spec" not in arrays:

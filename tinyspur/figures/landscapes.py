@@ -1,7 +1,7 @@
 """Figures of landscapes: level sets, lines through a point, surfaces.
 
-Risks are drawn as differences to that of the point in the middle: what is lower is orange, and only
-that. An escape is black.
+The figures show the risk less the risk of the point in the middle. Orange means lower, and is used
+for nothing else. An escape is black.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ..landscape.risks import Landscape
 from ..studies.paper_figures import Panel
 from .style import HIGHER, LOWER, PAGE, open_frame, panel_letters, save_figure, set_title
 
-UP, DOWN = 9, 4  # levels above and below; the roots of their distances are equally far apart
+UP, DOWN = 9, 4  # levels above and below; their distances from 0 grow as squares
 WIDTH = 7.2  # inches of a page's text
 SMALL, LARGE = 6.5, 7.5  # points of fonts
-CONTOURS = "Contours: the risk less that of the point in the middle; shades are those of each panel"
+CONTOURS = "Contours: the risk less that of the point in the middle; each panel has its own shades"
 INSIDE = "all within the certified radius"
 
 
@@ -88,13 +88,13 @@ def _difference(panel: Panel) -> str:
 
 
 def _heights(landscape: Landscape) -> np.ndarray:
-    """Return the risks less that in the middle, and 0 for what rounding alone makes lower."""
+    """Return the risks less that in the middle, and 0 where a risk is lower only by rounding."""
     heights = landscape.risks - landscape.centre
     return np.where(landscape.lower, heights, np.maximum(heights, 0))
 
 
 def _levels(heights: np.ndarray) -> tuple[np.ndarray, ListedColormap, BoundaryNorm]:
-    """Return the levels and the colours between them; one level parts what is lower from 0."""
+    """Return the levels and the colours between them; one level separates what is lower from 0."""
     low, high = float(heights.min()), max(float(heights.max()), 0.0)
     up = (high or 1.0) * (np.arange(1, UP + 1) / UP) ** 2
     down = low * (np.arange(DOWN, 0, -1) / DOWN) ** 2 if low < 0 else np.zeros(0)
@@ -167,7 +167,7 @@ def _scale(axis: Axis, label: str, values: np.ndarray, bins: int = 4) -> str:
 def _lines(ax: Axes, panel: Panel) -> None:
     alpha, heights = panel.landscape.alpha, _heights(panel.landscape)
     low, high = float(heights.min()), float(heights.max())
-    for end, color in ((2 * high, HIGHER), (2 * low, LOWER)):  # each cut to its side of 0
+    for end, color in ((2 * high, HIGHER), (2 * low, LOWER)):  # drawn twice, each time cut off at 0
         segments = [np.c_[alpha, y] for y in heights]
         lines = LineCollection(segments, colors=color, linewidths=0.5, alpha=0.3)
         half = Rectangle((alpha[0], 0.0), np.ptp(alpha), end)
@@ -180,7 +180,7 @@ def _lines(ax: Axes, panel: Panel) -> None:
         ax.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(least) - 1))
         ax.set_ylabel(_difference(panel), fontsize=LARGE)
         ax.legend(loc="lower left", fontsize=SMALL, frameon=False)
-    else:  # what falls below 0 fills a fifth at least
+    else:  # at least a fifth of the height is for what falls below 0
         ends = (1.1 * low, min(1.05 * high, -4 * low)) if low < 0 else (-0.05 * high, 1.05 * high)
         _scale(ax.yaxis, _difference(panel), np.array(ends), 6)
     ax.axhline(0, color="k", lw=0.9, zorder=3)

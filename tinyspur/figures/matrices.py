@@ -18,12 +18,12 @@ from ..engine.backend import to_numpy
 from ..layers import ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
 from .style import ENTRIES, PAGE, NotebookFigure, figure_kind, save_figure, set_title
 
-EXTENT = 400  # rows and columns that a picture has at most where nothing else is asked for
+EXTENT = 400  # the most rows and columns of a picture by default
 LARGEST = 800  # and where it is
-FEWEST = 40  # positions of a block that are drawn before maps are left out
+FEWEST = 40  # positions of a block: if fewer would fit, maps are left out instead
 STRIP = 2**22  # entries of a dense matrix that are looked at in one go
 LONGEST, SHORTEST = 900, 260  # dots of the frame
-COARSEST = 60  # dots of an entry, where the frame doesn't need more
+COARSEST = 60  # the most dots of an entry, unless a small frame needs more
 MARGINS = {"left": 0.58, "right": 0.9, "bottom": 0.42, "top": 0.08}  # inches around the frame
 NARROWEST = 3.4  # inches of a figure, for its title
 LETTER, LINE = 0.063, 0.13  # inches of a letter and of a line of the title
@@ -79,11 +79,12 @@ def plot_matrix(
     """Draw the entries of W: blue is negative, red positive, and what is 0 is white.
 
     The lines separate the blocks W.block(t, c): map t, or neuron t of a dense layer, is a strip of
-    rows, channel c a strip of columns. A matrix of more than 400 rows or columns is drawn in part,
-    which the title says: the first positions of each block, and where these would be few the first
-    maps and channels. `maps` and `channels` are those to draw instead, and `corner` the number of
-    positions (of the longer side of a block; of the shorter one the same share), for up to 800
-    rows and columns. Only what is drawn is built.
+    rows, channel c a strip of columns. Of a matrix with more than 400 rows or columns a part is
+    drawn, and the title says which: the first positions of each block or, if these would be too
+    few, of the first maps and channels only. Choose others with `maps` and `channels`, and the
+    number of positions with `corner`, which counts along the longer side of a block (the shorter
+    side is cut to the same share). Up to 800 rows and columns can be drawn. Only entries that are
+    drawn are computed.
 
     With `filters` the blocks of a convolution are its filters, k x k each. The colours end at
     -`limit` and `limit`, by default the largest modulus of an entry that is drawn.
@@ -253,7 +254,7 @@ def _draw(ax: Axes, entries: np.ndarray, limit: float | None, place: dict) -> No
 
 
 def _colours() -> ListedColormap:
-    """Return RdBu_r without its middle: the smallest entries differ from 0 and tell their sign."""
+    """Return RdBu_r without its pale middle: the smallest entries show their sign."""
     shades = np.concatenate([np.linspace(0.02, 0.36, 128), np.linspace(0.64, 0.98, 128)])
     return ListedColormap(colormaps[ENTRIES](shades)).with_extremes(bad="white")
 

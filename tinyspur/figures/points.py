@@ -25,7 +25,7 @@ def draw_spurious_minimum(
 ) -> None:
     """Draw the matrices around the reserved maps at theta and theta', and the risk between them.
 
-    `risks` are R at theta' with the perturbed bias moved by each of `steps`. Writes a PNG.
+    `risks` are R at theta' with its perturbed bias moved by each of the `steps`. Writes a PNG.
     """
     figure = Figure(figsize=(12, 9.6), layout="constrained")
     matrices, curve = figure.subfigures(2, 1, height_ratios=[1.7, 1])

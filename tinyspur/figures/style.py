@@ -32,7 +32,7 @@ class NotebookFigure(Figure):
 
 
 def save_figure(path: str | Path, figure: Figure, dpi: int) -> None:
-    """Write a figure as PNG or PDF, by the suffix of `path`; the same one gives the same bytes."""
+    """Write a figure as PNG or PDF, by the suffix of `path`; equal figures give equal bytes."""
     kind = figure_kind(path)
     with whole_file(path) as file:
         dates = {"metadata": {"CreationDate": None}} if kind == "pdf" else {}

@@ -25,8 +25,8 @@ def random_direction(
     layer: each neuron's row) has the length of the same filter of theta, with ``"layer"`` each
     layer that of theta's layer ([Li et al. 2018], Section 4). A bias belongs to its filter, as the
     papers absorb it into the weights; if `biases` are ignored those of the direction are 0, and
-    lengths are those of the weights alone. Where theta is 0 so is a normalised direction: the dead
-    filters of the constructions don't move without their biases. Raises ValueError for another
+    lengths are those of the weights alone. A normalised direction is 0 where theta is 0: the dead
+    filters of the constructions move only along their biases. Raises ValueError for another
     normalization, and where nothing would move.
     """
     same_network(theta)
@@ -59,7 +59,9 @@ def random_direction(
 
 
 class RandomDirections(Sequence):
-    """`count` random directions around theta, each made from (seed, its number) when asked for."""
+    """`count` random directions around theta; each is made from the seed and its number when it is
+    needed.
+    """
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class RandomDirections(Sequence):
         self.seed, self.normalization, self.biases = seed, normalization, biases
         if not is_positive(count):
             raise ValueError(f"random directions: expected one or more, got {count!r}")
-        self[0]  # refuses what is no point, and what it can't normalise
+        self[0]  # raises an error now for a theta that is no point or can't be normalised
 
     def __len__(self) -> int:
         return self.count

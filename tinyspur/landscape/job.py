@@ -18,7 +18,9 @@ from ..engine.passes import neurons
 from .directions import RandomDirections
 from .planes import Lines, Plane
 
-TOGETHER = 4  # points whose first layers are one product; also what a worker gets at a time
+TOGETHER = (
+    4  # how many points share the product of their first layers; a worker gets as many at a time
+)
 
 
 class Block(NamedTuple):
@@ -61,7 +63,7 @@ class Job(NamedTuple):
         return self.where.theta.net.risk(self.where.theta, self.data, self.loss)
 
     def rounding(self, risks: np.ndarray) -> float:
-        """Return what of a difference to theta rounding may account for, see `Landscape`."""
+        """Return up to what difference to R(theta) rounding errors may explain, see `Landscape`."""
         numbers = [self.where.farthest]
         if np.isfinite(risks).any():
             numbers.append(int(np.nanargmin(risks)))
@@ -73,7 +75,7 @@ class Job(NamedTuple):
         return total if np.isfinite(total) else np.inf  # after overflow nothing counts as lower
 
     def key(self) -> str:
-        """Return a digest of what the risks depend on, but for functions of the user's own."""
+        """Return a digest of all that the risks depend on but functions of the user's own."""
         where, digest = self.where, hashlib.sha256()
         if isinstance(where.directions, RandomDirections):
             d = where.directions
@@ -95,7 +97,7 @@ class Job(NamedTuple):
 
 
 def first_moved(where: Plane | Lines) -> int:
-    """Return the lowest layer that some direction moves; of random ones it may be all."""
+    """Return the lowest layer that some direction moves; random directions may move all layers."""
     directions, net = where.directions, where.theta.net
     if isinstance(directions, RandomDirections):
         return min(where.theta.b)

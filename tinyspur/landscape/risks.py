@@ -17,9 +17,9 @@ from ..files import naming, read_arrays, whole_file
 class Landscape:
     """Risks on a plane (A, B), for `alpha` (A,) and `beta` (B,), or on K lines (K, A).
 
-    `centre` is R(theta). A risk is called lower where it is so by more than `rounding`: the sum of
-    the rounding errors estimated for theta and, whichever is larger, for the lowest point or the
-    one farthest from theta.
+    `centre` is R(theta). A risk counts as lower if it is lower by more than `rounding`: the
+    rounding error estimated for theta, plus that of the lowest point or of the point farthest from
+    theta, whichever is larger.
     """
 
     alpha: np.ndarray

@@ -28,22 +28,22 @@ def scan(
 ) -> Landscape:
     """Return the risks at the points of a plane or of lines.
 
-    No point is evaluated twice (theta lies on every line), and points share what they have in
-    common: the layers below the first one that the directions move, and the patches of that one.
-    Passes stream over the samples in chunks, as everywhere.
+    No point is evaluated twice, although theta lies on every line. What points have in common is
+    computed once: the layers below the first one that the directions move, and the patches of that
+    layer. Passes stream over the samples in chunks, as everywhere.
 
     `executor` is any `concurrent.futures.Executor`: a process pool, Dask's
     ``client.get_executor()``, mpi4py's pool. Each worker process reads the data once, from a
-    temporary file, however many points it evaluates (to one on another machine, which can't, they
-    are sent, about once), and keeps those of the last two scans. It runs on one thread. The risks
-    are the same bits with any executor and without one, where all cores work and a chunk holds up
-    to twice the memory budget.
+    temporary file, however many points it evaluates, and keeps the data of the last two scans. A
+    worker on another machine, which can't read the file, is sent the data, about once. Workers run
+    on one thread; without an executor all cores work, and a chunk holds up to twice the memory
+    budget. The risks are the same to the last bit either way.
 
-    To `path` (an NPZ) goes what is finished, as it comes. A scan that was killed goes on from there
-    when it is called again, with the same numbers; of a finished one they are read. `progress`
-    shows a bar, with a text of yours before it. Raises ValueError for a file of another scan,
-    RuntimeError when workers die that the executor does not replace, and OSError where a file can't
-    be written.
+    What is finished is written to `path` (an NPZ) as it comes. After a kill the same call goes on
+    from there and ends with the same numbers; if the scan is finished they are only read.
+    `progress` shows a bar, after a text of yours if it is one. Raises ValueError for a file of
+    another scan, RuntimeError when workers die that the executor does not replace, and OSError
+    where a file can't be written.
     """
     if not isinstance(where, Plane | Lines):
         raise ValueError(f"scan: expected a Plane or Lines, got a {type(where).__name__}")

@@ -37,7 +37,9 @@ class Store:
         arrays = read_arrays(self.path)
         with naming(f"{self.path}:"):
             same = str(arrays.get("key")) == self.key
-            if same and arrays["done"].any():  # functions of the user's own show in R(theta)
+            if (
+                same and arrays["done"].any()
+            ):  # the key does not cover functions of the user's own, but R(theta) does
                 eps = float(np.finfo(job.where.theta.vector.dtype).eps)
                 same = np.isclose(arrays["centre"], job.centre(), eps**0.5, 0, equal_nan=True)
             if not same:

@@ -58,7 +58,7 @@ def layer_of(spec: object) -> Layer:
 
 
 def shapes_of(input_shape: Shape, layers: tuple[Layer, ...]) -> tuple[Shape, ...]:
-    """Return the shapes of the input and of each layer's output, or ValueError for what can't be.
+    """Return the shapes of the input and of each layer's output; ValueError where layers don't fit.
 
     >>> shapes_of((1, 4, 4), (Conv(2), AveragePool(2), Dense(3)))
     ((1, 4, 4), (2, 4, 4), (2, 2, 2), (3,))

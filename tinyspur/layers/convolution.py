@@ -86,8 +86,8 @@ class ConvolutionMatrix(WeightMatrix):
     `filters` has shape (T, C, *k) with odd k, as in PyTorch; `map_shape` is (H, W) or (W,), the
     shape of a map below. With a `stride` s the rows are those of every s-th position in each
     direction alone.
-    Channels and maps that are zero throughout cost nothing in a product on the host, nor do taps
-    outside the smallest box that holds all others.
+    On the host a product skips channels and maps whose weights are all zero, and taps outside the
+    smallest box that holds all nonzero ones.
 
     >>> W = ConvolutionMatrix(np.array([[[1.0, 2.0, 3.0]]]), (5,))
     >>> W
@@ -239,8 +239,8 @@ class ConvolutionMatrix(WeightMatrix):
     def _used(self) -> tuple[slice | list[int], ...]:
         """Return the maps, the channels and the box of taps outside which all weights are zero.
 
-        Empty maps and channels, and no box, where all are. On a device, which would have to be
-        asked, it is all.
+        If all weights are zero, maps and channels are empty and there is no box. On a device the
+        answer is everything, since looking would take a transfer.
         """
         if namespace(self.weights) is not np or self.weights.all():
             return self._all()
@@ -267,7 +267,7 @@ class ConvolutionMatrix(WeightMatrix):
 
         `images` is (C, *map_shape, N); the patches are (taps * C, columns) for the taps in `box`,
         so that the filters times the patches is the convolution ([CNN] (1)), one matrix product.
-        The next strip, in the same thread, overwrites them.
+        The patches are valid until the same thread asks for the next strip, which overwrites them.
         """
         xp = namespace(images)
         channels, samples = images.shape[0], images.shape[-1]

@@ -2,13 +2,13 @@
 
 Each is a matrix in R^{n_l x n_{l-1}}: it has a `shape`, multiplies with ``@``, transposes with
 ``.T``, and shows its entries with ``W[i, j]``, ``W.block(t, c)``, ``W.toarray()`` and
-``W.tocsr()``. It stores filters, not entries: ``tocsr`` lists the entries one by one and defines
-what the products must equal. Neurons are numbered map by map, positions row by row, so neuron
-``t * P + p`` is position p of map t ([CNN] section 2.2, counted from 0). What is listed for
-looking at is on the host; products stay where the weights are.
+``W.tocsr()``. It stores filters, not entries. ``tocsr`` lists the entries one by one: it is the
+definition that all products have to agree with. Neurons are numbered map by map, positions row by
+row, so neuron ``t * P + p`` is position p of map t ([CNN] section 2.2, counted from 0). Entries
+that are listed are on the host; products are computed where the weights are.
 
-Max pooling is a matrix only for given inputs o^{l-1}: ``W.at(o)``, which is W itself for all other
-layers, is the matrix of zeros and ones that selects the largest entries.
+Max pooling is a matrix only for given inputs o^{l-1}: ``W.at(o)`` is the matrix of zeros and ones
+that selects the largest entries. For all other layers ``W.at(o)`` is W itself.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class WeightMatrix(ABC):
         return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
 
     def brief_product(self, o: Array, use: str) -> Array:
-        """Return W @ o for columns (n_{l-1}, N) until this thread's next one for the same `use`."""
+        """Return W @ o for columns (n_{l-1}, N) until this thread's next call for the same `use`."""
         return self._product(o)
 
     def at(self, o: Array) -> WeightMatrix:
@@ -127,7 +127,7 @@ class WeightMatrix(ABC):
     def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
         """Return the derivatives of <delta, W @ o> in `weights` and in o: `gradient`, W.T @ delta.
 
-        A convolution reads the same patches for both.
+        A convolution gathers its patches once for both.
         """
         return self.gradient(delta, o), self.T @ delta
 
@@ -149,8 +149,8 @@ class WeightMatrix(ABC):
     def support_sums(self, a: Array) -> Array | None:
         """Return S @ a for one map, shape (positions_out, N); None without weights.
 
-        S has a 1 wherever W has a trainable entry, zero or not. Its rows are the same for every
-        map, so one map tells all.
+        S has a 1 wherever W has a trainable entry, even if that is 0 now. Its rows are the same for
+        every map, so those of one map are enough.
         """
         return None
 

@@ -48,13 +48,14 @@ class MaxPoolingMatrix(PoolingMatrix):
     selects = True
 
     def at(self, o: Array) -> SelectionMatrix:
-        """Return the selection of the largest entries of o; of equal ones the first is taken."""
+        """Return the matrix that selects the largest entries of o, the first of equal ones."""
         return SelectionMatrix(self, self.choice(o if o.ndim == 2 else o[:, None]))
 
     def at_limit(self, terms: list[Array], tolerances: list[Array]) -> SelectionMatrix:
         """Return the selection at terms[0] + t terms[1] + ... for t -> 0+, all (n_{l-1}, N).
 
-        A term decides among the entries that those before it leave equal, up to the tolerances.
+        Each term decides among the entries that are equal, up to the tolerances, in all terms
+        before it.
         """
         xp, choice = namespace(terms[0]), None
         left = xp.ones(self.windows(terms[0]).shape, dtype=bool)
@@ -67,15 +68,15 @@ class MaxPoolingMatrix(PoolingMatrix):
         return SelectionMatrix(self, choice)
 
     def choice(self, o: Array) -> Array:
-        """Return which entry of its window is the largest, (n_l, N), counted row by row."""
+        """Return the number of the largest entry of each window, (n_l, N), counted row by row."""
         return self.windows(o).argmax(axis=0)
 
     def gaps(self, o: Array, still: Array, change: Array | float = 0) -> Array:
         """Return by how much the selected entries exceed all others of their windows, (n_l, N).
 
-        What is left of it where entries change by at most `change`, shape (n_{l-1}, N); a negative
-        gap may close. No gap is needed, and it is infinite, where there is no other entry or where
-        the selected entry and the others are `still`: they don't change at all.
+        The gap is what remains if entries change by at most `change`, (n_{l-1}, N); where it is
+        negative the selection may change. It is infinite where there is no other entry, and where
+        the selected entry and the others are `still`, so that they can't change.
         """
         xp, windows = namespace(o), self.windows(o)
         chosen = xp.arange(len(windows))[:, None, None] == windows.argmax(axis=0)

@@ -35,7 +35,8 @@ DEPENDENT = 1e-6  # singular values of the unit tangents up to this share of the
 class RitzValue:
     """A number `value` = u.Hu with |u| = 1, and the `residual` |Hu - value u|.
 
-    An eigenvalue lies within `residual` of it; 0 stands for one known up to rounding.
+    An eigenvalue lies within `residual` of `value`; a residual of 0 means that it is known up to
+    rounding.
     """
 
     value: float
@@ -51,16 +52,16 @@ class Evidence:
     `gradient_scale` is the root mean square over the samples of |grad l_i|, estimated within about
     a quarter, `relative_gradient` the norm of the gradient divided by it.
 
-    With ReLU or leaky ReLU, rescaling a map and, inversely, what reads it changes no output: its
-    tangent t has H t = 0 at a stationary point. There are `rescalings` such maps with `independent`
-    tangents, and `checked` of them have |H t| <= `rescaling_defect` |t| times the largest
-    eigenvalue. `largest` and `smallest` are the ends of the spectrum of the Hessian orthogonal to
-    all tangents. A Rayleigh quotient can only be too high for the smallest one: a positive value
-    that has not converged leaves room for negative curvature. `nullity` counts the eigenvalues of
-    the whole Hessian up to 1e-9 of the largest, `explained` those of them that rescaling explains;
-    both are None where only `products` Hessian products were taken, instead of the whole matrix. A
-    gradient g bends the direction of t by up to |g| / |t|, so flat directions show where the
-    gradient is about as small as that.
+    With ReLU or leaky ReLU no output changes if a map is multiplied by a number and what reads it
+    is divided by it. The tangent t of this motion has H t = 0 at a stationary point. There are
+    `rescalings` such maps with `independent` tangents, and `checked` of them have |H t| <=
+    `rescaling_defect` |t| times the largest eigenvalue. `largest` and `smallest` are the ends of
+    the spectrum of the Hessian orthogonal to all tangents. Before it has converged the value for
+    the smallest one can only be too high: even if it is positive there may be negative curvature.
+    `nullity` counts the eigenvalues of the whole Hessian up to 1e-9 of the largest, `explained`
+    those of them that rescaling explains; both are None where only `products` Hessian products were
+    taken, instead of the whole matrix. Where the gradient g is not 0, |H t| / |t| may be as large
+    as |g| / |t|: flat directions show only where that is small.
     """
 
     parameters: int
@@ -209,8 +210,8 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
 
     Map t of a layer with a ReLU or leaky ReLU may be scaled by c > 0 together with its bias, and
     what reads it by 1/c ([CNN] Theorem 1): the tangent at c = 1 is (W_t, b_t) there and minus the
-    outgoing weights, in the next layer that has weights. A map where all of them are zero has none,
-    and other activations have none at all.
+    outgoing weights, in the next layer that has weights. A map has no tangent if all of these
+    numbers are zero; with other activations there are none.
     """
     net, host = theta.net, theta.to(np, np.float64)
     places = Parameters(net, np.arange(net.size))  # of each weight and bias in the vector
@@ -265,8 +266,8 @@ def _hessian_operator(theta: Parameters, data: TrainingSet, loss: Loss) -> Calla
 def _lanczos(product: Callable, start: np.ndarray, steps: int) -> tuple[RitzValue, RitzValue, int]:
     """Return the smallest and the largest Ritz value after `steps` products, and the products.
 
-    Lanczos' method with full reorthogonalisation. SciPy's `eigsh` would do, but gives nothing where
-    it has not converged, and the products are bounded here. Ends early in an invariant subspace.
+    Lanczos' method with full reorthogonalisation. SciPy's `eigsh` returns nothing where it has not
+    converged; here the number of products is fixed. Ends early in an invariant subspace.
     """
     basis, alpha, beta = np.empty((steps, start.size)), [], []
     v = start / np.linalg.norm(start)

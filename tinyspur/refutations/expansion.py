@@ -1,7 +1,8 @@
 """The risk along a line theta + t d, for t -> 0+, exact where units sit at the kink.
 
-A unit at the kink takes the side of the first term of its z that is not zero; a max pooling with
-equal entries the one whose first term that differs is the largest. Smooth activations have no kink.
+A unit at the kink goes to the side of the first term of its z that is not zero. Of equal entries a
+max pooling takes the one that is larger in the first term in which they differ. Smooth activations
+have no kink.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def _expand(
             errors[2] = errors[2] + abs(D) @ inexact[1]
         if step.kinked:
             lead, tied = step.z, abs(step.z) <= AT_THE_KINK * errors[0]
-            passed = tied | (lead > 0)  # what an inactive unit hands on has the errors of slope * z
+            passed = tied | (
+                lead > 0
+            )  # an inactive unit hands on slope * z, and the errors of that
             errors[0] = xp.where(passed, errors[0], sigma.slope * errors[0])
             for k in (1, 2):
                 lead = xp.where(tied, o[k], lead)
@@ -130,11 +133,11 @@ def coordinate_rates(
 ) -> tuple[Parameters, Parameters]:
     """Return the one-sided derivatives of the risk along + and along - every coordinate.
 
-    Exact for a layer above which nothing is at the kink; kinks above it count as inactive, or as
-    `active`, and those of the loss as flat, which is good for choosing directions only. With
-    delta = (1/N) dl/do^l they are, for ReLU,
-    +-W.gradient(delta [z > 0], o) + W.gradient(delta [z = 0], max(+-o, 0)),
-    and +-W.gradient(delta sigma'(z), o) for a smooth activation.
+    They are exact for a layer above which nothing is at the kink. Units at the kink above it count
+    as inactive, or with `active` as active, and kinks of the loss as flat: good enough for choosing
+    directions, but no proof. With delta = (1/N) dl/do^l they are, for ReLU, +-W.gradient(delta [z >
+    0], o) + W.gradient(delta [z = 0], max(+-o, 0)), and +-W.gradient(delta sigma'(z), o) for a
+    smooth activation.
     """
     theta = in_float64(theta)
     net, xp = theta.net, namespace(theta.vector)
