@@ -64,7 +64,7 @@ class WeightMatrix(ABC):
         return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
 
     def brief_product(self, o: Array, use: str) -> Array:
-        """Return W @ o for columns (n_{l-1}, N) until this thread's next call for the same `use`."""
+        """Return W @ o for columns (n_{l-1}, N) until this thread's next one for `use`."""
         return self._product(o)
 
     def at(self, o: Array) -> WeightMatrix:
