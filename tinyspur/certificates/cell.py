@@ -20,17 +20,18 @@ from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .radius import Chunk, keeps_patterns, shrink
 from .rounding import EPSILON, ROUNDING, preactivation_rounding
 
-ROUNDING_LIMIT = 1e-6  # share of the largest target above which an output's error is no excuse
-MET = 8  # an output meets its target, at a kink of the loss, up to so many rounding errors
-STATIONARITY_LIMIT = 1e-3  # |G_s| that no rounding excuses, relative to the gradients' size
+ROUNDING_LIMIT = 1e-6  # errors of outputs explain gradients only up to this share of the targets
+MET = 8  # an output meets its target, a kink of the loss, up to so many rounding errors
+STATIONARITY_LIMIT = 1e-3  # a larger G_s, relative to the gradients, is not 0 for any rounding
 
 
 @dataclass(frozen=True)
 class CellCertificate(Certificate):
     """The cell certificate: all z nonzero and G_s = 0 for every activation pattern s.
 
-    The pattern counts which z are positive and which entries max poolings select; the margin of
-    these is half the gap to the next entry, and equal entries are kinks unless both are inactive.
+    A pattern says which z are positive and which entries max poolings select. The margin of a max
+    pooling is half the gap between the selected entry and the next one; equal entries are a kink
+    unless both are inactive.
 
     G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T with g_i the gradient of the loss in the output; at a
     kink of the loss any subgradient serves, and those with the least |G_s| are taken. Where
@@ -81,7 +82,7 @@ class CellCertificate(Certificate):
         if self.excess > 1:
             lines.append(f"not stationary: G_s is {self.excess:.2g} times its rounding error")
         elif self.stationarity > STATIONARITY_LIMIT:
-            lines.append("not decided: the gradients themselves are no larger than rounding errors")
+            lines.append("not decided: the samples' gradients are no larger than rounding errors")
         return lines
 
 
@@ -166,7 +167,7 @@ def _packed(patterns: list[np.ndarray], samples: int) -> list[bytes]:
 
 
 def _gradient_errors(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
-    """Return what errors of the outputs make of the loss's gradient, |H| errors, to first order."""
+    """Return the errors that those of the outputs cause in the gradient, |H| errors."""
     xp, total = namespace(o), namespace(o).zeros_like(o)
     for k in range(len(o)):
         one = xp.zeros_like(o)

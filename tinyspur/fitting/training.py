@@ -377,7 +377,7 @@ def training_cost(
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people to read.
+    """Return a time for people to read, in the one unit that fits (tqdm's has no days).
 
     >>> duration(0.0123), duration(59), duration(200), duration(9000), duration(5e5)
     ('0.012 s', '59 s', '3.3 min', '2.5 h', '5.8 days')
