@@ -38,7 +38,8 @@ from tinyspur.constructions.embedding import (
 )
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.piecewise_linear import Groups, gated_minimum, spurious_pair
-from tinyspur.constructions.relays import Tower, rescale
+from tinyspur.constructions.relays import rescale
+from tinyspur.constructions.towers import Tower
 from tinyspur.escapes import kink_escape
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import SquaredLoss

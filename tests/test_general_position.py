@@ -36,7 +36,7 @@ from tinyspur import (
     subnetwork,
 )
 from tinyspur.constructions.data_split import map_values, read_weights
-from tinyspur.constructions.relays import Tower
+from tinyspur.constructions.towers import Tower
 from tinyspur.layers import MaxPool
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()

@@ -53,8 +53,9 @@ from .constructions.piecewise_linear import (
     gated_minimum,
     spurious_pair,
 )
-from .constructions.relays import RelayedPair, rescale
+from .constructions.relays import rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
+from .constructions.towers import RelayedPair
 from .curvature import CurvatureCertificate, certify_curvature
 from .escapes import (
     DescentDirection,

@@ -37,7 +37,8 @@ from .data_split import (
     split_data,
 )
 from .embedding import check_assumption_1, check_variant
-from .relays import RelayedPair, outgoing
+from .relays import outgoing
+from .towers import RelayedPair
 
 IN_THE_GAP = 0.999  # share of the way to the next value that the line search may go
 

@@ -23,9 +23,9 @@ from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters
 from ..samples import TrainingSet
-from .embedding import MARGIN
 from .lattices import Lattice, trees
 from .piecewise_linear import Groups
+from .towers import MARGIN
 
 STARTS = 4  # filters that a fit below a max pooling begins with
 ROUNDED = 1e-12  # share of what a bias adds to a piece that is rounding

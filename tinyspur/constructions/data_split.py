@@ -17,7 +17,7 @@ from ..losses import Loss
 from ..parameters import Parameters
 from ..rounding import output_rounding
 from ..samples import TrainingSet
-from .relays import RelayedPair
+from .towers import RelayedPair
 
 SPLITS = ("steepest", "largest")
 TIE = 1e-9  # values closer than this share of their range count as equal

@@ -20,8 +20,8 @@ from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters
 from ..samples import TrainingSet
-from .embedding import MARGIN
 from .piecewise_linear import PiecewiseFit
+from .towers import MARGIN
 
 STEEPER = 1.25  # caps are so much steeper than the samples need
 TOLERANCE = 1e-9  # share of the values of the pieces that f_k >= f may be off by

@@ -21,8 +21,8 @@ from ..network import Network
 from ..parameters import Parameters
 from ..rounding import risk_rounding
 from ..samples import TrainingSet
-from .embedding import MARGIN, carry_outputs, first_dense, first_features
-from .relays import Tower, set_constant
+from .embedding import carry_outputs, first_dense, first_features
+from .towers import MARGIN, Tower
 
 ORDERS = 6  # groups up to which every order of them along a direction is tried
 
@@ -223,7 +223,11 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
         rows += [V + M * gate, M * gate[None]]
         sums.append(np.hstack([np.eye(d_y), -np.ones((d_y, 1))]))
     theta, rows, sums = net.zeros(), np.vstack(rows), np.hstack(sums)
-    _read_image(theta, dense, rows, x)
+    tower, channels = Tower(net, net.leading_poolings + 1, dense - 1), net.input_shape[0]
+    tower.check_room(channels, "one for each input channel that is relayed")
+    weights = rows[:, :-1].reshape(len(rows), channels, -1)
+    tower.read(theta, weights, rows[:, -1], tower.biases(float(x.min())))
+    theta.b[dense][len(rows) :] = -MARGIN
     theta.W[dense + 1].weights[:d_y, : len(rows)] = sums
     theta.b[dense + 1][:d_y] = -lift
     if dense + 1 < net.depth:
@@ -288,28 +292,6 @@ def spurious_pair(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
         (net.risk(coarse, data, loss), net.risk(fine, data, loss)),
         risk_rounding(coarse, data, loss) + risk_rounding(fine, data, loss),
     )
-
-
-def _read_image(theta: Parameters, dense: int, rows: np.ndarray, x: np.ndarray) -> None:
-    """Let the first dense layer compute affine functions `rows` (n, d_x + 1) of its input x."""
-    net, channels = theta.net, theta.net.input_shape[0]
-    tower = Tower(net, net.leading_poolings + 1, dense - 1)
-    tower.check_room(channels, "one for each input channel that is relayed")
-    biases = dict.fromkeys(tower.shifts, MARGIN)
-    if biases:
-        biases[tower.first] = MARGIN - min(0.0, float(x.min()))
-    for layer in tower.shifts:
-        for t in range(net.shapes[layer][0]):
-            set_constant(theta, layer, t, -MARGIN)
-        for c in range(channels):
-            tower.relay(theta, layer, c, c, biases[layer])
-    weights = tower.unseen(rows[:, :-1].reshape(len(rows), channels, -1))
-    constants, read, offset = tower.constants(biases), theta.W[dense].weights, theta.b[dense]
-    offset[: len(rows)] = rows[:, -1]
-    offset[len(rows) :] = -MARGIN
-    for c in range(channels):
-        read[: len(rows), tower.columns(c)] = weights[:, c]
-        offset[: len(rows)] -= weights[:, c] @ constants
 
 
 def _separate(x: np.ndarray, places: np.ndarray, K: int) -> tuple[np.ndarray, np.ndarray] | None:
