@@ -24,15 +24,11 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyspur import backend, datasets
-from tinyspur.constructions.convolutional import (
-    SpuriousMinimum,
-    find_spurious_minimum,
-    revive,
-    risk_along_bias,
-)
 from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
+from tinyspur.constructions.witnesses import revive
 from tinyspur.experiments import Figures, read_figures, scan_figures
 from tinyspur.landscape_figures import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.layers import Conv, Dense

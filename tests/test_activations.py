@@ -28,7 +28,6 @@ from tinyspur.activations import (
 )
 from tinyspur.backend import namespace, select, to_numpy
 from tinyspur.certificates import certify_cell, certify_relays
-from tinyspur.constructions.convolutional import revive
 from tinyspur.constructions.embedding import (
     embed,
     linear_minimum,
@@ -40,6 +39,7 @@ from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.piecewise_linear import Groups, gated_minimum, spurious_pair
 from tinyspur.constructions.relays import rescale
 from tinyspur.constructions.towers import Tower
+from tinyspur.constructions.witnesses import revive
 from tinyspur.escapes import kink_escape
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.losses import SquaredLoss

@@ -15,14 +15,6 @@ from tinyspur.activations import ReLU
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions import data_split
-from tinyspur.constructions.convolutional import (
-    equal_risk_point,
-    find_spurious_minimum,
-    lower_point,
-    perturbed_map,
-    revive,
-    risk_along_bias,
-)
 from tinyspur.constructions.data_split import (
     DataSplit,
     map_values,
@@ -37,7 +29,10 @@ from tinyspur.constructions.embedding import (
     linear_subnetwork,
     subnetwork,
 )
+from tinyspur.constructions.equal_risk import equal_risk_point
 from tinyspur.constructions.relays import outgoing, rescale
+from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias
+from tinyspur.constructions.witnesses import lower_point, perturbed_map, revive
 from tinyspur.escapes import kink_escape
 from tinyspur.fitting import AssumptionError, fit_affine
 from tinyspur.layers import AveragePool, Conv, Dense

@@ -21,15 +21,6 @@ from .certificates import (
     certify_cell,
     certify_relays,
 )
-from .constructions.convolutional import (
-    LowerPoint,
-    SpuriousMinimum,
-    equal_risk_point,
-    find_spurious_minimum,
-    lower_point,
-    revive,
-    risk_along_bias,
-)
 from .constructions.convolutional_lattices import (
     ConvolutionalLattice,
     convolutional_lattice,
@@ -43,6 +34,7 @@ from .constructions.embedding import (
     linear_subnetwork,
     subnetwork,
 )
+from .constructions.equal_risk import equal_risk_point
 from .constructions.lattices import Lattice, lattice_network, lattices_of, smallest_cases
 from .constructions.nontrivial import nontrivial_minimum
 from .constructions.piecewise_linear import (
@@ -55,7 +47,9 @@ from .constructions.piecewise_linear import (
 )
 from .constructions.relays import rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
+from .constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
 from .constructions.towers import RelayedPair
+from .constructions.witnesses import LowerPoint, lower_point, revive
 from .curvature import CurvatureCertificate, certify_curvature
 from .escapes import (
     DescentDirection,

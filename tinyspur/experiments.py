@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .certificates import certify_cell
-from .constructions.convolutional import SpuriousMinimum
+from .constructions.spurious import SpuriousMinimum
 from .landscape import Landscape, Lines, Plane, RandomDirections, random_direction
 from .losses import Loss
 from .parameters import Parameters

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from .atlas import Atlas
 from .backend import to_numpy
 from .certificates import CellCertificate
-from .constructions.convolutional import SpuriousMinimum
 from .constructions.lattices import Lattice, lattice_network
 from .constructions.piecewise_linear import PiecewiseFit
+from .constructions.spurious import SpuriousMinimum
 from .findings import Finding
 from .parameters import Parameters
 from .reports import save_figure
