@@ -20,7 +20,7 @@ from ..losses import Loss
 from ..network import Network
 from ..parameters import Parameters
 from ..rounding import risk_rounding
-from ..samples import TrainingSet
+from ..samples import TrainingSet, flattened
 from .embedding import carry_outputs, first_dense, first_features
 from .towers import MARGIN, Tower
 
@@ -82,7 +82,7 @@ class Groups:
         The order of the groups along it is any, with up to 6 of them, and that of the labels with
         more. Raises AssumptionError where no direction separates them.
         """
-        x, (names, numbers) = _flat(x), np.unique(labels, return_inverse=True)
+        x, (names, numbers) = flattened(x), np.unique(labels, return_inverse=True)
         if len(numbers) != len(x):
             raise ValueError(f"groups: expected labels ({len(x)},), got {np.shape(labels)}")
         K = len(names)
@@ -144,7 +144,7 @@ class PiecewiseFit:
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return the outputs (N, d_y) for the inputs whose groups these are."""
-        x = _flat(x)
+        x = flattened(x)
         outputs = np.zeros((len(x), len(self.fits[0].bias)))
         for k, fit in enumerate(self.fits):
             inside = self.groups.labels == k
@@ -162,7 +162,7 @@ def fit_groups(data: TrainingSet, groups: Groups, loss: Loss) -> PiecewiseFit:
     """
     if len(groups.labels) != len(data):
         raise ValueError(f"groups: expected those of {len(data)} samples, got {len(groups.labels)}")
-    x, fits, risk = _flat(data.x), [], 0.0
+    x, fits, risk = flattened(data.x), [], 0.0
     for k in range(len(groups)):
         inside = groups.labels == k
         try:
@@ -319,13 +319,9 @@ def _separate(x: np.ndarray, places: np.ndarray, K: int) -> tuple[np.ndarray, np
     return p, found.x[d : d + K - 1] + p @ mean
 
 
-def _flat(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x, np.float64).reshape(len(x), -1)
-
-
 def _along(x: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Return p . x for each sample."""
-    flat, p = _flat(x), np.asarray(direction, np.float64).ravel()
+    flat, p = flattened(x), np.asarray(direction, np.float64).ravel()
     if p.shape != flat.shape[1:] or not np.isfinite(p).all() or not p.any():
         raise ValueError(
             f"groups: expected a finite direction of {flat.shape[1]} numbers, not all 0, got "
