@@ -25,15 +25,11 @@ from tqdm import tqdm
 
 from tinyspur import datasets
 from tinyspur.console import Stages, exit_status
-from tinyspur.constructions.convolutional import (
-    SpuriousMinimum,
-    find_spurious_minimum,
-    revive,
-    risk_along_bias,
-)
 from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
+from tinyspur.constructions.witnesses import revive
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine import backend
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss, loss_named, one_hot

@@ -9,18 +9,19 @@ import pytest
 import strict_device
 import torch
 import torch_twin
-from shared import close, outputs_of, random_pixels, refuses, targets_for, twin_of, twin_risk
+from shared import (
+    close,
+    outputs_of,
+    random_pixels,
+    random_theta,
+    refuses,
+    targets_for,
+    twin_of,
+    twin_risk,
+)
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions import data_split
-from tinyspur.constructions.convolutional import (
-    equal_risk_point,
-    find_spurious_minimum,
-    lower_point,
-    perturbed_map,
-    revive,
-    risk_along_bias,
-)
 from tinyspur.constructions.data_split import (
     DataSplit,
     map_values,
@@ -35,7 +36,10 @@ from tinyspur.constructions.embedding import (
     linear_subnetwork,
     subnetwork,
 )
+from tinyspur.constructions.equal_risk import equal_risk_point
 from tinyspur.constructions.relays import outgoing, rescale
+from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias
+from tinyspur.constructions.witnesses import lower_point, perturbed_map, revive
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
 from tinyspur.engine.backend import to_numpy
@@ -1113,6 +1117,60 @@ def test_networks_of_another_kind_are_refused(layers, named):
         linear_minimum(net, data, SQUARED)
     with refuses(ValueError, "construction: expected " + named):
         embed(net, Network((1, 3, 3), [Dense(2)]).zeros(), data.x)
+
+
+STRIDED = Network((2, 7, 6), [Conv(3, 3, 2), Conv(4, 3, 2), Conv(6), Conv(7), Dense(2)])
+
+
+@pytest.mark.parametrize("all_relayed", [False, True])
+def test_a_subnetwork_keeps_its_strides_and_theta_has_its_outputs(all_relayed):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 2, 7, 6)), rng.normal(size=(30, 2))
+    below = subnetwork(STRIDED, all_relayed=all_relayed)
+    assert below.layers == (Conv(3, 3, 2), Conv(4, 3, 2), Dense(2))
+    phi = random_theta(below)
+    theta, pair = embed(STRIDED, phi, x)
+    close(theta.net.forward(theta, x), outputs_of(phi, x), 1e-12)
+    data = TrainingSet(x, y)
+    split = split_data(theta, pair, data, SQUARED)
+    prime = equal_risk_point(theta, pair, split)
+    close(outputs_of(prime, x), outputs_of(phi, x), 1e-11)
+    lower = lower_point(theta, prime, pair, split, data, SQUARED)
+    assert lower.decrease > lower.rounding
+    for layer in theta.net.active_layers:
+        close(outputs_of(rescale(theta, layer, 8.0), x), outputs_of(phi, x), 1e-11)
+
+
+def test_a_stride_among_the_layers_that_relay_is_refused():
+    for layers, at in (
+        ([Conv(3), Conv(4), Conv(6), Conv(7, 3, 2), Dense(2)], 4),
+        ([Conv(3), Conv(4, 3, 3), Conv(6), Dense(2)], 2),
+    ):
+        net = Network((2, 7, 6), layers)
+        words = f"layers that can relay a map, got {layers[at - 1]} as layer {at}"
+        with refuses(ValueError, f"construction: expected {words}"):
+            subnetwork(net, lower=2)
+    with refuses(ValueError, "two consecutive convolutions, got Network("):
+        subnetwork(Network((2, 7, 6), [Conv(3), Conv(4, 3, 2), Conv(4), Dense(2)]))
+    data = random_pixels(STRIDED, SQUARED, 40, seed=0)
+    with refuses(ValueError, f"a map, got {STRIDED.layers[0]} as layer 1"):
+        linear_minimum(STRIDED, data, SQUARED)
+
+
+def test_relays_of_another_network_are_refused():
+    theta, pair, data = small_problem(SQUARED)
+    split = split_data(theta, pair, data, SQUARED)
+    net = Network(theta.net.input_shape, theta.net.layers, ReLU(0.5))
+    other = Parameters(net, theta.vector)
+    words = f"expected points and directions of {theta.net}, got {net}"
+    for call in (
+        lambda: split_data(other, pair, data, SQUARED),
+        lambda: equal_risk_point(other, pair, split),
+        lambda: find_spurious_minimum(other, pair, data, SQUARED),
+        lambda: lower_point(other, theta, pair, split, data, SQUARED),
+    ):
+        with refuses(ValueError, words):
+            call()
 
 
 def test_other_activations_are_refused():

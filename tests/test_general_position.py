@@ -34,7 +34,7 @@ from tinyspur import (
     subnetwork,
 )
 from tinyspur.constructions.data_split import map_values, read_weights
-from tinyspur.constructions.relays import Tower
+from tinyspur.constructions.towers import Tower
 from tinyspur.layers import MaxPool
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
@@ -920,16 +920,17 @@ def test_max_poolings_that_would_have_to_be_relayed_are_refused():
         ([M(2), Conv(5), Conv(17), M(2), Dense(3)], 4),
     ):
         net = Network((1, 4, 4), layers)
-        message = "expected layers that can relay a map, got a max pooling as layer"
+        message = f"layers that can relay a map, got {layers[layer - 1]} as layer {layer}"
         lower = 2 if len(layers) > 5 else None
         for make in (lambda net=net, at=lower: subnetwork(net, at), lambda net=net: build(net)):
-            with refuses(ValueError, f"construction: {message} {layer}"):
+            with refuses(ValueError, f"construction: expected {message}"):
                 make()
     for name in BELOW:  # here the linear subnetwork needs relays below the pair
+        message = f"layers that can relay a map, got {net_of(name).layers[1]} as layer 2"
         for variant in ("repaired", "literal"):
-            with refuses(ValueError, f"construction: {message} 2"):
+            with refuses(ValueError, f"construction: expected {message}"):
                 build(net_of(name), variant)
-        with refuses(ValueError, f"construction: {message} 2"):
+        with refuses(ValueError, f"construction: expected {message}"):
             nontrivial_minimum(net_of(name), random_pixels(net_of(name), SQUARED, 9), SQUARED)
 
 

@@ -11,15 +11,6 @@ from .certificates import (
     certify_relays,
 )
 from .certificates.curvature import CurvatureCertificate, certify_curvature
-from .constructions.convolutional import (
-    LowerPoint,
-    SpuriousMinimum,
-    equal_risk_point,
-    find_spurious_minimum,
-    lower_point,
-    revive,
-    risk_along_bias,
-)
 from .constructions.convolutional_lattices import (
     ConvolutionalLattice,
     convolutional_lattice,
@@ -33,6 +24,7 @@ from .constructions.embedding import (
     linear_subnetwork,
     subnetwork,
 )
+from .constructions.equal_risk import equal_risk_point
 from .constructions.lattices import Lattice, lattice_network, lattices_of, smallest_cases
 from .constructions.nontrivial import nontrivial_minimum
 from .constructions.piecewise_linear import (
@@ -43,8 +35,10 @@ from .constructions.piecewise_linear import (
     gated_minimum,
     spurious_pair,
 )
-from .constructions.relays import RelayedPair, rescale
+from .constructions.relays import rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
+from .constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
+from .constructions.witnesses import LowerPoint, lower_point, revive
 from .datasets.samples import TrainingSet
 from .engine.activations import (
     ELU,

@@ -11,7 +11,6 @@ import torch
 import torch_twin
 
 from tinyspur.certificates import certify_cell, certify_relays
-from tinyspur.constructions.convolutional import revive
 from tinyspur.constructions.embedding import (
     embed,
     linear_minimum,
@@ -21,7 +20,9 @@ from tinyspur.constructions.embedding import (
 )
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.piecewise_linear import Groups, gated_minimum, spurious_pair
-from tinyspur.constructions.relays import Tower, rescale
+from tinyspur.constructions.relays import rescale
+from tinyspur.constructions.towers import Tower
+from tinyspur.constructions.witnesses import revive
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import (
     ELU,

@@ -6,7 +6,7 @@ from matplotlib.image import imread
 from paper_example import LOSS, build, readme_example
 
 from tinyspur import Conv, Dense, Network, TrainingSet
-from tinyspur.constructions.convolutional import risk_along_bias
+from tinyspur.constructions.spurious import risk_along_bias
 from tinyspur.figures.points import draw_spurious_minimum
 
 STEPS = np.linspace(-1, 1, 9)

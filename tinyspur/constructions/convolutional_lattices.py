@@ -24,9 +24,9 @@ from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import Conv, Dense, Layer, Pooling
-from .embedding import MARGIN
 from .lattices import Lattice, trees
 from .piecewise_linear import Groups
+from .towers import MARGIN
 
 STARTS = 4  # filters that a fit below a max pooling begins with
 ROUNDED = 1e-12  # what a bias adds to the pieces is the same up to this share of it

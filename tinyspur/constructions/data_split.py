@@ -15,9 +15,9 @@ from ..certificates.rounding import output_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
-from .relays import RelayedPair
+from .towers import RelayedPair
 
 SPLITS = ("steepest", "largest")
 TIE = 1e-9  # values closer than this share of their range count as equal
@@ -81,6 +81,7 @@ def split_data(
     ValueError for a map, an output or a rule that does not exist, AssumptionError where S vanishes
     throughout.
     """
+    check_points(pair.tower.net, theta)
     outputs = theta.net.shapes[-1][0]
     if rule not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")
@@ -144,6 +145,7 @@ def perturb_read_weights(
     t |sums| times half the gap, to first order, along the bias: t starts where the difference is
     largest and is halved from there. Raises AssumptionError where the sums of u vanish too.
     """
+    check_points(pair.tower.net, theta)
     net, xp = theta.net, namespace(theta.vector)
     u = output_derivatives(theta, data, loss).astype(np.float64)
     zero = np.maximum(output_rounding(theta, data.x).sum(axis=1), VANISHES * abs(u).sum(axis=1))
@@ -198,6 +200,7 @@ def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> n
     Below a pair that reads a pooling or the input there is no bias and no activation to come:
     there v is the map itself.
     """
+    check_points(pair.tower.net, theta)
     net, P = theta.net, theta.net.positions(pair.below)
     if pair.below in net.active_layers:
         return net.filter_responses(theta, pair.below, theta.W[pair.below].weights[m : m + 1], x)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
-from ..engine.backend import Array, namespace, to_numpy
+from ..engine.backend import Array, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
@@ -22,17 +23,16 @@ from ..engine.passes import steps
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import AveragePool, Conv, Dense, Layer
-from .relays import RelayedPair, Tower, set_constant, set_relay
+from .towers import MARGIN, RelayedPair, Tower, set_constant, set_relay
 
 VARIANTS = ("repaired", "literal")
-MARGIN = 1.0  # least |z| of relays and of dead maps
 EXACT_FIT = 1e-10  # residuals below this share of the targets count as zero
 
 
 def top_pair(net: Network) -> int:
-    """Return the lower one of the two topmost consecutive convolutions, or raise ValueError."""
+    """Return the lower of the topmost two convolutions in a row, of stride 1, or ValueError."""
     for lower in range(net.depth - 1, 0, -1):
-        if all(isinstance(layer, Conv) for layer in net.layers[lower - 1 : lower + 1]):
+        if all(isinstance(p, Conv) and p.relays for p in net.layers[lower - 1 : lower + 1]):
             return lower
     raise ValueError(f"construction: expected two consecutive convolutions, got {net}")
 
@@ -84,7 +84,7 @@ def subnetwork(
     tower.check_room(3, "two reserved ones and one for each map in use of the layer below")
     layers = list(net.layers[: tower.first - 1])
     if all_relayed and (n := _last_convolution(layers)) is not None:
-        layers[n] = Conv(min(layers[n].maps, tower.room - 2), layers[n].kernel)
+        layers[n] = replace(layers[n], maps=min(layers[n].maps, tower.room - 2))
     if variant == "literal":
         above = net.layers[tower.first - 1 : tower.last]
         layers += [layer for layer in above if isinstance(layer, AveragePool)]
@@ -129,23 +129,14 @@ def linear_subnetwork(
             f"{len(data)} samples exactly, so the linear minimum is global; expected {expected}"
         )
     phi = net.zeros()
-    # Copies that are shifted read zeros beyond the border: they need a bias of their own.
-    biases = {q: MARGIN if len(shifts) > 1 else 0.0 for q, shifts in tower.shifts.items()}
-    if biases:
-        biases[tower.first] = MARGIN - min(0.0, float(x.min()))
-    for layer, bias in biases.items():
-        for t in range(net.shapes[layer][0]):
-            set_constant(phi, layer, t, -MARGIN if variant == "repaired" else 0.0)
-        for c in range(channels):
-            tower.relay(phi, layer, c, c, bias)
-    read, offset = phi.W[net.depth].weights, phi.b[net.depth]
-    weights = fit.weights.reshape(len(offset), channels, -1)
-    weights = tower.unseen(weights) if variant == "repaired" else weights
-    constants = tower.constants(biases)
-    offset[:] = fit.bias
-    for c in range(channels):
-        read[:, tower.columns(c)] = weights[:, c]
-        offset -= weights[:, c] @ constants
+    # Above the first convolution relays read positive values. Only copies that are shifted need a
+    # bias there: beyond the border they read zeros.
+    biases = {
+        layer: bias if layer == tower.first or len(tower.shifts[layer]) > 1 else 0.0
+        for layer, bias in tower.biases(float(x.min())).items()
+    }
+    weights = fit.weights.reshape(len(fit.bias), channels, -1)
+    tower.read(phi, weights, fit.bias, biases, -MARGIN if variant == "repaired" else 0.0)
     return phi
 
 
@@ -169,10 +160,11 @@ def embed(
     _check_subnetwork(phi.net, net, tower.first, variant)
     theta = net.zeros(like=phi.vector)
     repaired = variant == "repaired"
+    kappa, spare = (MARGIN, -MARGIN) if repaired else (0.0, 0.0)
     for layer in phi.b:
         if layer < tower.first:
             for t in range(net.shapes[layer][0]):
-                set_constant(theta, layer, t, -MARGIN if repaired else 0.0)
+                set_constant(theta, layer, t, spare)
             maps = slice(phi.net.shapes[layer][0])
             theta.W[layer].weights[maps] = phi.W[layer].weights
             theta.b[layer][maps] = phi.b[layer]
@@ -193,7 +185,6 @@ def embed(
         raise AssumptionError(
             f"every map of layer {tower.first - 1} is dead: there is none to relay"
         )
-    kappa = MARGIN if repaired else 0.0
     lowest = min(0.0, float(x.min())) if tower.first - 1 <= net.leading_poolings else 0.0
     if lowest < 0 and not repaired:
         raise AssumptionError(
@@ -201,28 +192,13 @@ def embed(
             f"got {lowest:g}"
         )
     pair = RelayedPair(tower.first, relayed, kappa - lowest, kappa, kappa, tower)
-    for layer in tower.shifts:
-        for t in range(net.shapes[layer][0]):
-            set_constant(theta, layer, t, 0.0 - kappa)
-        bias = pair.kappa_lower if layer == pair.lower else kappa
-        for m in relayed:
-            r = pair.relay_of(m)
-            tower.relay(theta, layer, m if layer == pair.lower else r, r, bias)
+    tracks = {m: pair.relay_of(m) for m in relayed}
+    weights, offset = blocks[:, list(relayed)], phi.b[phi.net.depth]
+    tower.read(theta, weights, offset, pair.biases, spare, tracks)
     if not repaired:  # (23): each map above that relays nothing else hands on the same map
         for layer in list(tower.shifts)[1:]:
             for t in range(min(net.shapes[layer][0], net.shapes[layer - 1][0])):
                 set_relay(theta, layer, t, t, 0.0)
-    weights = blocks[:, list(relayed)]
-    weights = tower.unseen(weights) if repaired else weights
-    constants = pair.constants(pair.kappa_lower, pair.kappa_upper)
-    read, offset = theta.W[pair.dense].weights, theta.b[pair.dense]
-    d_y, xp = len(blocks), namespace(theta.vector)
-    offset[:d_y] = phi.b[phi.net.depth]
-    for n, m in enumerate(relayed):
-        block = weights[:, n]
-        columns = tower.columns(pair.relay_of(m))
-        read[:d_y, columns] = xp.asarray(block, dtype=read.dtype)
-        offset[:d_y] -= xp.asarray(block @ constants, dtype=read.dtype)
     if pair.dense < net.depth:
         carry_outputs(theta, pair.dense, phi.net.forward(phi, x))
     return theta, pair
@@ -277,7 +253,7 @@ def _check_subnetwork(phi: Network, net: Network, lower: int, variant: str) -> N
     expected = subnetwork(net, lower, variant)
     layers, n = list(phi.layers), _last_convolution(expected.layers)
     if n is not None and len(layers) > n and isinstance(layers[n], Conv):
-        layers[n] = Conv(max(layers[n].maps, expected.layers[n].maps), layers[n].kernel)
+        layers[n] = replace(layers[n], maps=max(layers[n].maps, expected.layers[n].maps))
     found = (phi.input_shape, tuple(layers), phi.activation)
     if found != (expected.input_shape, expected.layers, expected.activation):
         raise ValueError(f"embed: expected a point of {expected}, got one of {phi}")

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..datasets.samples import TrainingSet
+from ..datasets.samples import TrainingSet, flattened
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import Dense
-from .embedding import MARGIN
 from .piecewise_linear import PiecewiseFit
+from .towers import MARGIN
 
 STEEPER = 1.25  # caps are steeper than the samples need by this factor
 TOLERANCE = 1e-9  # f_k >= f may be off by this share of the values of the pieces
@@ -84,7 +84,7 @@ def lattices_of(fit: PiecewiseFit, x: np.ndarray) -> list[Lattice]:
     Where the fits alone are no lattice on the samples x, each F_k gets steep pieces F_k - M (p.x -
     m_k) and F_k + M (p.x - m_{k-1}), which cut it off outside its group in any dimension.
     """
-    flat, groups, found = _flat(x), fit.groups, []
+    flat, groups, found = flattened(x), fit.groups, []
     for k in range(len(fit.fits[0].bias)):
         pieces = np.array([np.append(f.weights[k], f.bias[k]) for f in fit.fits])
         regions = [(r, flat[groups.labels == r]) for r in range(len(groups))]
@@ -116,7 +116,7 @@ def connected_pieces(fit: PiecewiseFit, x: np.ndarray) -> tuple[np.ndarray, list
     Neighbours that don't meet in the gap between their samples are connected by an auxiliary piece
     over the middle half of it. Regions are (piece, their two ends).
     """
-    along = _flat(x)
+    along = flattened(x)
     if along.shape[1] != 1 or len(fit.fits[0].bias) != 1:
         raise ValueError(
             f"connected pieces: expected inputs of one dimension and one output, got "
@@ -155,7 +155,7 @@ def lattice_network(
     The minima take as many layers as the longest S_r of all outputs needs, the maxima as the most
     S_r of one; smaller trees hand their value on.
     """
-    flat = _flat(x)
+    flat = flattened(x)
     lift = MARGIN - min(0.0, *(float(_values(f.pieces, flat).min()) for f in lattices))
     rows = np.vstack([f.pieces for f in lattices])
     layers = [(rows[:, :-1], rows[:, -1] + lift)]
@@ -247,7 +247,7 @@ def smallest_cases(
     """
     if data.y.shape[1] != 1:
         raise ValueError(f"smallest case: expected one output, got {data.y.shape[1]}")
-    x, rng, found = _flat(data.x), np.random.default_rng(seed), {}
+    x, rng, found = flattened(data.x), np.random.default_rng(seed), {}
     for start in range(2 * starts):
         maximum = bool(start % 2)
         along = x @ rng.standard_normal(x.shape[1])
@@ -280,8 +280,4 @@ def _levels(terms: int) -> int:
 
 def _values(pieces: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return f_k(x), (n, N)."""
-    return pieces[:, :-1] @ _flat(x).T + pieces[:, -1:]
-
-
-def _flat(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x, np.float64).reshape(len(x), -1)
+    return pieces[:, :-1] @ flattened(x).T + pieces[:, -1:]

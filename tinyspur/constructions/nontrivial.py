@@ -15,8 +15,8 @@ from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from .embedding import MARGIN, carry_outputs, check_variant, first_dense, first_features
-from .relays import Tower, set_constant, set_relay
+from .embedding import carry_outputs, check_variant, first_dense, first_features
+from .towers import MARGIN, Tower, set_relay
 
 RANDOM_FILTERS = 100
 TIE = 1e-9  # responses closer than this share of their range count as equal
@@ -74,30 +74,20 @@ def nontrivial_minimum(
         p, threshold, samples, responses = _pixel(theta, tower, x, isolated)
     others = np.setdiff1d(np.arange(len(data)), samples)
     fit = fit_affine(x[others], data.y[others], loss)
-    biases = dict.fromkeys(tower.shifts, MARGIN)
-    biases[tower.first] = MARGIN - min(0.0, float(x.min()))
-    for layer in tower.shifts:
-        for t in range(net.shapes[layer][0]):
-            set_constant(theta, layer, t, -MARGIN if repaired else 0.0)
-        set_relay(theta, layer, 0, 0, MARGIN if repaired else 0.0)
-        for c in range(channels):
-            tower.relay(theta, layer, c, c, biases[layer])
-    theta.W[tower.first].weights[0] = p
-    theta.b[tower.first][0] = -threshold
     outputs = x @ fit.weights.T + fit.bias
     # Each isolated sample i reads its own neurons: responses (N_I, P) @ weights (P, d_y) = residual
     missing = np.linalg.pinv(responses) @ (data.y[samples] - outputs[samples])
     outputs[samples] += responses @ missing
-    weights = tower.unseen(fit.weights.reshape(len(fit.bias), channels, -1))
-    constants, P, d_y = tower.constants(biases), net.positions(dense - 1), len(fit.bias)
-    read, offset = theta.W[dense].weights[:d_y], theta.b[dense][:d_y]
-    read[:, :P] = missing.T
-    offset += fit.bias
-    if repaired:
-        offset -= MARGIN * (len(tower.shifts) - 1) * missing.sum(axis=0)
-    for c in range(channels):
-        read[:, tower.columns(c)] = weights[:, c]
-        offset -= weights[:, c] @ constants
+    biases, offset = tower.biases(float(x.min())), fit.bias
+    if repaired:  # the relays of map 0, in every convolution but the first
+        offset = offset - MARGIN * (len(tower.shifts) - 1) * missing.sum(axis=0)
+    weights = fit.weights.reshape(len(fit.bias), channels, -1)
+    tower.read(theta, weights, offset, biases, -MARGIN if repaired else 0.0)
+    for layer in tower.shifts:
+        set_relay(theta, layer, 0, 0, MARGIN if repaired else 0.0)
+    theta.W[tower.first].weights[0] = p
+    theta.b[tower.first][0] = -threshold
+    theta.W[dense].weights[: len(fit.bias), : net.positions(dense - 1)] = missing.T
     if dense < net.depth:
         carry_outputs(theta, dense, outputs)
     return theta

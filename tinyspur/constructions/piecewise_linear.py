@@ -14,7 +14,7 @@ import scipy.optimize
 
 from ..certificates import CellCertificate, certify_cell
 from ..certificates.rounding import risk_rounding
-from ..datasets.samples import TrainingSet
+from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import to_numpy
 from ..engine.losses import Loss
@@ -22,8 +22,8 @@ from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import AffineFit, fit_affine
-from .embedding import MARGIN, carry_outputs, first_dense, first_features
-from .relays import Tower, set_constant
+from .embedding import carry_outputs, first_dense, first_features
+from .towers import MARGIN, Tower
 
 ORDERS = 6  # for so many groups or fewer every order along a direction is tried
 
@@ -83,7 +83,7 @@ class Groups:
         Up to 6 groups may follow each other along it in any order, more groups have to do so in the
         order of their labels. Raises AssumptionError where no direction separates them.
         """
-        x, (names, numbers) = _flat(x), np.unique(labels, return_inverse=True)
+        x, (names, numbers) = flattened(x), np.unique(labels, return_inverse=True)
         if len(numbers) != len(x):
             raise ValueError(f"groups: expected labels ({len(x)},), got {np.shape(labels)}")
         K = len(names)
@@ -145,7 +145,7 @@ class PiecewiseFit:
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return the outputs (N, d_y) for the inputs whose groups these are."""
-        x = _flat(x)
+        x = flattened(x)
         outputs = np.zeros((len(x), len(self.fits[0].bias)))
         for k, fit in enumerate(self.fits):
             inside = self.groups.labels == k
@@ -163,7 +163,7 @@ def fit_groups(data: TrainingSet, groups: Groups, loss: Loss) -> PiecewiseFit:
     """
     if len(groups.labels) != len(data):
         raise ValueError(f"groups: expected those of {len(data)} samples, got {len(groups.labels)}")
-    x, fits, risk = _flat(data.x), [], 0.0
+    x, fits, risk = flattened(data.x), [], 0.0
     for k in range(len(groups)):
         inside = groups.labels == k
         try:
@@ -224,7 +224,11 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
         rows += [V + M * gate, M * gate[None]]
         sums.append(np.hstack([np.eye(d_y), -np.ones((d_y, 1))]))
     theta, rows, sums = net.zeros(), np.vstack(rows), np.hstack(sums)
-    _read_image(theta, dense, rows, x)
+    tower, channels = Tower(net, net.leading_poolings + 1, dense - 1), net.input_shape[0]
+    tower.check_room(channels, "one for each input channel that is relayed")
+    weights = rows[:, :-1].reshape(len(rows), channels, -1)
+    tower.read(theta, weights, rows[:, -1], tower.biases(float(x.min())))
+    theta.b[dense][len(rows) :] = -MARGIN
     theta.W[dense + 1].weights[:d_y, : len(rows)] = sums
     theta.b[dense + 1][:d_y] = -lift
     if dense + 1 < net.depth:
@@ -291,28 +295,6 @@ def spurious_pair(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     )
 
 
-def _read_image(theta: Parameters, dense: int, rows: np.ndarray, x: np.ndarray) -> None:
-    """Let the first dense layer compute affine functions `rows` (n, d_x + 1) of its input x."""
-    net, channels = theta.net, theta.net.input_shape[0]
-    tower = Tower(net, net.leading_poolings + 1, dense - 1)
-    tower.check_room(channels, "one for each input channel that is relayed")
-    biases = dict.fromkeys(tower.shifts, MARGIN)
-    if biases:
-        biases[tower.first] = MARGIN - min(0.0, float(x.min()))
-    for layer in tower.shifts:
-        for t in range(net.shapes[layer][0]):
-            set_constant(theta, layer, t, -MARGIN)
-        for c in range(channels):
-            tower.relay(theta, layer, c, c, biases[layer])
-    weights = tower.unseen(rows[:, :-1].reshape(len(rows), channels, -1))
-    constants, read, offset = tower.constants(biases), theta.W[dense].weights, theta.b[dense]
-    offset[: len(rows)] = rows[:, -1]
-    offset[len(rows) :] = -MARGIN
-    for c in range(channels):
-        read[: len(rows), tower.columns(c)] = weights[:, c]
-        offset[: len(rows)] -= weights[:, c] @ constants
-
-
 def _separate(x: np.ndarray, places: np.ndarray, K: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the direction and thresholds that put the groups at their places, or None.
 
@@ -338,13 +320,9 @@ def _separate(x: np.ndarray, places: np.ndarray, K: int) -> tuple[np.ndarray, np
     return p, found.x[d : d + K - 1] + p @ mean
 
 
-def _flat(x: np.ndarray) -> np.ndarray:
-    return np.asarray(x, np.float64).reshape(len(x), -1)
-
-
 def _along(x: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Return p . x for each sample."""
-    flat, p = _flat(x), np.asarray(direction, np.float64).ravel()
+    flat, p = flattened(x), np.asarray(direction, np.float64).ravel()
     if p.shape != flat.shape[1:] or not np.isfinite(p).all() or not p.any():
         raise ValueError(
             f"groups: expected a finite direction of {flat.shape[1]} numbers, not all 0, got "

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..certificates.curvature import CurvatureCertificate, certify_curvature, check_smooth
 from ..certificates.rounding import EPSILON, risk_rounding
-from ..datasets.samples import TrainingSet
+from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import Activation
 from ..engine.losses import SquaredLoss
 from ..engine.network import Network
@@ -88,7 +88,7 @@ def smooth_minimum(
             f"smooth minimum: expected sigma'(a) != 0 and sigma''(a) != 0, got {slope:.3g} and "
             f"{bend:.3g} for {sigma} at a = {a:g}"
         )
-    e = _residuals(x.reshape(len(x), -1).astype(np.float64), net.shapes[-1][0], rng)
+    e = _residuals(flattened(x), net.shapes[-1][0], rng)
     theta = net.zeros()
     theta.b[1][...] = a
     for layer in range(2, net.depth + 1):
@@ -120,7 +120,7 @@ def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
             f"interpolation: expected a last hidden layer of at least {len(data)} units, one for "
             f"each sample, got {width}"
         )
-    x = data.x.reshape(len(data), -1).astype(np.float64)
+    x = flattened(data.x)
     if len(np.unique(x, axis=0)) < len(x):
         raise AssumptionError("interpolation: expected samples that are all different")
     best, least = None, math.inf

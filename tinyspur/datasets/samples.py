@@ -50,6 +50,11 @@ class TrainingSet:
         return TrainingSet(self.x[drawn], self.y[drawn])
 
 
+def flattened(x: np.ndarray) -> np.ndarray:
+    """Return samples x (N, ...) as rows of numbers (N, n), in float64."""
+    return np.asarray(x, np.float64).reshape(len(x), -1)
+
+
 def draw(total: int, samples: int, seed: int) -> np.ndarray:
     """Return `samples` distinct indices below `total` drawn with `seed`, ascending, or ValueError.
 

@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import datasets
 from ..certificates import certify
-from ..constructions.convolutional import equal_risk_point, lower_point
 from ..constructions.convolutional_lattices import convolutional_lattice, patch_sums
 from ..constructions.data_split import (
     OrderedGroups,
@@ -24,9 +23,11 @@ from ..constructions.data_split import (
     split_data,
 )
 from ..constructions.embedding import embed, linear_minimum, subnetwork
+from ..constructions.equal_risk import equal_risk_point
 from ..constructions.lattices import Lattice, connected_pieces, lattice_network
 from ..constructions.nontrivial import nontrivial_minimum
 from ..constructions.piecewise_linear import Groups, fit_groups, gated_minimum
+from ..constructions.witnesses import lower_point
 from ..datasets.samples import TrainingSet
 from ..engine.losses import CrossEntropy, one_hot
 from ..engine.network import Network

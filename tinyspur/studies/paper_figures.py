@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..certificates import certify
-from ..constructions.convolutional import SpuriousMinimum
+from ..constructions.spurious import SpuriousMinimum
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters

@@ -1,0 +1,159 @@
+"""[CNN] Theorem 1: theta is a local minimum, by a certificate, and a lower point shows it spurious.
+
+theta comes from `embedding`, the threshold eta from `data_split`, theta' from `equal_risk` and the
+lower point from `witnesses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
+from ..datasets.samples import TrainingSet
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters, check_points
+from ..errors import AssumptionError
+from ..refutations.escapes import Escape, kink_escape
+from .data_split import DataSplit, perturb_read_weights, split_data
+from .embedding import check_assumption_1
+from .equal_risk import equal_risk_point
+from .towers import RelayedPair
+from .witnesses import LowerPoint, lower_point
+
+
+@dataclass(frozen=True)
+class SpuriousMinimum:
+    """theta with its certificate, theta', the lower point and, where one was found, the escape."""
+
+    theta: Parameters
+    pair: RelayedPair
+    risk: float
+    certificate: CellCertificate | RelayCertificate
+    split: DataSplit
+    theta_prime: Parameters
+    theta_prime_risk: float
+    lower: LowerPoint
+    escape: Escape | None = None
+
+    @property
+    def escapes(self) -> bool:
+        """Return whether the risk falls along an escape from theta beyond rounding."""
+        return self.escape is not None and self.escape.decrease > self.escape.rounding
+
+    @property
+    def verdict(self) -> str:
+        """Return what was proved: a certificate and a lower point make a spurious minimum."""
+        lower = self.lower.decrease > self.lower.rounding
+        if self.escapes:
+            return (
+                "not a local minimum: the risk falls along an escape that starts at theta "
+                f"(lower by {self.escape.decrease:.3g} at distance {self.escape.distance:.3g})"
+            )
+        if self.certificate.evidence_only:
+            return "not certified: the relays are proved, for the subnetwork there is evidence only"
+        if not self.certificate.holds:
+            return "not certified: whether theta is a local minimum is open"
+        if not lower:
+            return "local minimum, not shown to be spurious"
+        return "spurious local minimum"
+
+    def __str__(self) -> str:
+        difference = self.theta_prime_risk - self.risk
+        lines = [
+            f"R(theta)  = {self.risk:.12g}",
+            str(self.certificate),
+            str(self.split),
+            f"R(theta') = {self.theta_prime_risk:.12g}, difference {difference:.1e}",
+            str(self.lower),
+            *([str(self.escape)] if self.escape else []),
+            f"verdict: {self.verdict}",
+        ]
+        return "\n".join(lines)
+
+
+def find_spurious_minimum(
+    theta: Parameters,
+    pair: RelayedPair,
+    data: TrainingSet,
+    loss: Loss,
+    variant: str = "repaired",
+    rule: str = "steepest",
+    output: int | None = None,
+    seed: int = 0,
+    stage: Callable[[str, str], AbstractContextManager] = lambda name, text: nullcontext(),
+) -> SpuriousMinimum:
+    """Certify theta, split the data, and build theta' and the lower point (Theorem 1).
+
+    Where the cell certificate of theta does not hold, the relay certificate says what is left.
+    `theta` and `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and
+    `output` go to `split_data`. Literal: the escape from the kink is evaluated as well. `stage` is
+    entered around each part with its name and a text. Where S(eta) vanishes throughout, or gives no
+    decrease beyond rounding, W^L is perturbed first (Lemma 11): R(theta') is then a little higher
+    than R(theta), and the lower point is lower than theta. Raises AssumptionError where
+    Assumption 1 fails or no split exists.
+    """
+    check_points(pair.tower.net, theta)
+    with stage("certificate", "certifying theta"):
+        check_assumption_1(theta, data.x, pair.upper)
+        risk = theta.net.risk(theta, data, loss)
+        certificate = certify_cell(theta, data, loss)
+        if not certificate.holds and variant == "repaired":  # then what the subnetwork hands on
+            certificate = certify_relays(theta, data, loss, pair.lower, seed)
+    with stage("split", "splitting the data, building theta' and the lower point"):
+        best = None
+        try:
+            for start, split in _splits(theta, pair, data, loss, rule, output):
+                prime = equal_risk_point(start, pair, split, variant)
+                lower = lower_point(start, prime, pair, split, data, loss, risk)
+                if best is None or lower.decrease > lower.rounding:
+                    best = split, prime, lower
+                if lower.decrease > lower.rounding:
+                    break
+        except AssumptionError:
+            if best is None:
+                raise
+        split, prime, lower = best
+        prime_risk = theta.net.risk(prime, data, loss)
+    escape = None
+    if variant == "literal":
+        with stage("escape", "escaping from the kink"):
+            escape = kink_escape(theta, data, loss, seed=seed)
+    return SpuriousMinimum(theta, pair, risk, certificate, split, prime, prime_risk, lower, escape)
+
+
+def _splits(theta, pair, data, loss, rule, output) -> Iterator[tuple[Parameters, DataSplit]]:
+    """Yield theta with its split, if there is one, and then perturbed points with theirs."""
+    try:
+        split = split_data(theta, pair, data, loss, rule, output=output)
+    except AssumptionError:
+        split = None
+    if split is not None:
+        yield theta, split
+    yield from perturb_read_weights(theta, pair, data, loss, rule, output)
+
+
+def risk_along_bias(
+    found: SpuriousMinimum,
+    data: TrainingSet,
+    loss: Loss,
+    points: int = 33,
+    width: float = 3.0,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps of the perturbed bias and the network's risk at each, starting from theta'.
+
+    The steps, zero among them for odd `points`, reach `width` times the way to the next value.
+    """
+    reach = width * (found.split.gap[1] - found.split.gap[0]) / 2
+    steps, risks = np.linspace(-reach, reach, points), []
+    point = found.theta_prime.copy()
+    bias = point.b[found.lower.layer][found.lower.map : found.lower.map + 1]
+    start = float(bias[0])
+    for step in progress(steps):
+        bias[...] = start + float(step)
+        risks.append(point.net.risk(point, data, loss))
+    return steps, np.array(risks)

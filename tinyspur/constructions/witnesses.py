@@ -1,0 +1,153 @@
+"""[CNN] Points that are lower than theta: next to theta', or with a dead map that is revived.
+
+`lower_point` moves one bias of theta' (Lemmas 5 and 10). `revive` is a shorter witness, for any
+network with a dead map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+
+from ..certificates.rounding import risk_rounding
+from ..datasets.samples import TrainingSet
+from ..engine.activations import ReLU
+from ..engine.backend import namespace, to_numpy
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
+from ..errors import AssumptionError
+from ..refutations.escapes import Escape, measure_escape, random_unit
+from .data_split import DataSplit, map_values, read_weights
+from .equal_risk import bias_below
+from .relays import outgoing
+from .towers import RelayedPair
+
+IN_THE_GAP = 0.999  # share of the way to the next value that the line search may go
+
+
+@dataclass(frozen=True)
+class LowerPoint:
+    """theta' with the bias of `map` of `layer` moved by `step`; `decrease` = R(theta) - `risk`.
+
+    Rounding may account for `rounding` of the decrease.
+    """
+
+    theta: Parameters
+    layer: int
+    map: int
+    step: float
+    risk: float
+    decrease: float
+    rounding: float
+
+    def __str__(self) -> str:
+        return (
+            f"lower point: bias of layer {self.layer} map {self.map} moved by {self.step:.6g}, "
+            f"risk {self.risk:.9g}, lower by {self.decrease:.6g}"
+        )
+
+
+def perturbed_map(theta: Parameters, pair: RelayedPair, split: DataSplit) -> int:
+    """Return which reserved map's bias in layer L-2 Lemma 10 moves: B if eta >= -b, else A.
+
+    `theta` is the point before it was replaced by theta'.
+    """
+    first_case = split.threshold >= -bias_below(theta, pair, split)
+    return pair.reserved[1] if first_case else pair.reserved[0]
+
+
+def lower_point(
+    theta: Parameters,
+    theta_prime: Parameters,
+    pair: RelayedPair,
+    split: DataSplit,
+    data: TrainingSet,
+    loss: Loss,
+    risk: float | None = None,
+) -> LowerPoint:
+    """Return theta' moved along one bias to the least risk inside the gap ([CNN] (27), (28)).
+
+    Inside the gap the output k of sample i moves by step * sum_j w^j [v_i^j > eta], so that the
+    risk is a convex function of the step, least where its derivative vanishes or at the end of the
+    gap; the risk that is returned is the network's own. `risk` is what the decrease counts from,
+    that of `theta` by default.
+    """
+    v = map_values(theta, pair, split.map, data.x)
+    w = read_weights(theta, pair, split.map)[split.output]
+    rate = w @ (v > split.threshold)
+    o = to_numpy(theta.net.forward(theta_prime, data.x)).T.astype(np.float64)
+
+    def slope(step: float) -> float:
+        moved = o.copy()
+        moved[split.output] += step * rate
+        return float(loss.gradient(moved, data.y.T)[split.output] @ rate)
+
+    end = -np.sign(split.slope) * IN_THE_GAP * (split.gap[1] - split.gap[0]) / 2
+    turns = slope(0.0) * slope(end) < 0
+    step = scipy.optimize.brentq(slope, 0.0, end, xtol=1e-15 * abs(end)) if turns else end
+    map = perturbed_map(theta, pair, split)
+    point = theta_prime.copy()
+    point.b[pair.lower][map] += float(step)
+    before = theta.net.risk(theta, data, loss) if risk is None else risk
+    after = theta.net.risk(point, data, loss)
+    rounding = risk_rounding(theta, data, loss) + risk_rounding(point, data, loss)
+    return LowerPoint(point, pair.lower, map, float(step), after, before - after, rounding)
+
+
+def revive(
+    theta: Parameters, data: TrainingSet, loss: Loss, layer: int, map: int, seed: int = 0
+) -> Escape:
+    """Return a lower point that uses a dead map: any incoming weights, then its outgoing ones.
+
+    Random incoming weights change nothing while the outgoing weights are zero; the risk falls
+    along minus its derivative in those. A witness that theta is spurious for any network with a
+    dead map, not a refutation of its minimality: the distance is not small. Raises AssumptionError
+    for a map that some sample activates, or where the derivative vanishes.
+    """
+    net, rng = theta.net, np.random.default_rng(seed)
+    if net.activation != ReLU():
+        raise ValueError(f"revive: expected ReLU, got {net.activation}, where no map is dead")
+    if layer not in net.active_layers or not 0 <= map < net.shapes[layer][0]:
+        raise ValueError(
+            f"revive: expected a map of a layer with an activation, got {layer}, {map}"
+        )
+    P = net.positions(layer)
+    active = net.patterns(theta, data.x)[layer][:, map * P : (map + 1) * P]
+    if active.any():
+        raise AssumptionError(
+            f"map {map} of layer {layer} is not dead: "
+            f"{active.any(axis=1).sum()} samples activate it"
+        )
+    revived = theta.copy()
+    d, beta, _ = random_unit(theta, layer, data.x, rng)
+    weights = revived.W[layer].weights
+    weights[map] = namespace(weights).asarray(d, dtype=weights.dtype)
+    revived.b[layer][map] = beta
+    out, above = outgoing(revived, layer, map)
+    out[...] = 0
+    downhill = net.zeros(like=theta.vector)
+    chosen, _ = outgoing(downhill, layer, map)
+    chosen[...] = -outgoing(net.gradient(revived, data, loss), layer, map)[0]
+    largest = float(abs(chosen).max())
+    if largest == 0:
+        raise AssumptionError(f"the risk is flat along the outgoing weights of map {map}")
+    move = downhill.vector / largest
+
+    if above == net.depth:  # the outputs are affine in the step
+        y = data.y.T
+        o = to_numpy(net.forward(revived, data.x)).T
+        rate = to_numpy(net.forward(Parameters(net, revived.vector + move), data.x)).T - o
+
+        def risk(step: float) -> float:
+            return float(loss.value(o + step * rate, y).mean())
+
+    else:
+
+        def risk(step: float) -> float:
+            return net.risk(Parameters(net, revived.vector + step * move), data, loss)
+
+    step = float(scipy.optimize.minimize_scalar(risk, bracket=(0.0, 0.1 * largest)).x)
+    point = Parameters(net, revived.vector + step * move)
+    return measure_escape(theta, point, "revived map", step, data, loss)
