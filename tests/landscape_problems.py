@@ -139,10 +139,12 @@ def twice_sin(z):
 
 
 def with_activation(function, derivative):
+    """Return a plane of a network that has an activation of the user's own."""
     net = Network(NET.input_shape, NET.layers, SmoothActivation("own", function, derivative))
     return Plane.random(Parameters(net, point(NET).vector), steps=3)
 
 
+# scans that differ in little
 PAIRS = {
     "delta": lambda: [
         (Plane.random(point(NET), steps=3), HuberLoss(d)) for d in (0.1, 0.1000000004)

@@ -1,7 +1,4 @@
-"""The risks found on a plane or on lines, and their file.
-
-What they show is evidence: a scan samples, it proves nothing.
-"""
+"""The risks found on a plane or on lines, and their file."""
 
 from __future__ import annotations
 
