@@ -13,14 +13,14 @@ import torch
 import torch_twin
 
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import ReLU, SmoothActivation, Softplus, Tanh
-from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
+from tinyspur.engine.activations import (ReLU, SmoothActivation, Softplus, Tanh)
+from tinyspur.engine.losses import (AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss)
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.landscape.directions import RandomDirections
-from tinyspur.landscape.planes import Lines, Plane
+from tinyspur.landscape.planes import (Lines, Plane)
 from tinyspur.landscape.scan import scan
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
 
 LOSS = SquaredLoss()
 LOSSES = [LOSS, CrossEntropy(), AbsoluteLoss(), HuberLoss(0.7)]
@@ -139,10 +139,12 @@ def twice_sin(z):
 
 
 def with_activation(function, derivative):
+    """Return a plane of a network that has an activation of the user's own."""
     net = Network(NET.input_shape, NET.layers, SmoothActivation("own", function, derivative))
     return Plane.random(Parameters(net, point(NET).vector), steps=3)
 
 
+# scans that differ in little
 PAIRS = {
     "delta": lambda: [
         (Plane.random(point(NET), steps=3), HuberLoss(d)) for d in (0.1, 0.1000000004)

@@ -15,19 +15,8 @@ import torch
 import torch_twin
 
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (
-    ELU,
-    GELU,
-    Arctan,
-    Sigmoid,
-    SiLU,
-    Sine,
-    SmoothActivation,
-    Softplus,
-    Swish,
-    Tanh,
-)
-from tinyspur.engine.losses import SquaredLoss, one_hot
+from tinyspur.engine.activations import (ELU, GELU, Arctan, Sigmoid, SiLU, Sine, SmoothActivation, Softplus, Swish, Tanh)
+from tinyspur.engine.losses import (SquaredLoss, one_hot)
 from tinyspur.engine.parameters import Parameters
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,12 +8,12 @@ import torch
 import torch_twin
 
 from tinyspur.certificates import certify_cell
-from tinyspur.constructions.convolutional_lattices import convolutional_lattice, patch_sums
+from tinyspur.constructions.convolutional_lattices import (convolutional_lattice, patch_sums)
 from tinyspur.constructions.piecewise_linear import Groups
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot
+from tinyspur.engine.losses import (AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot)
 from tinyspur.errors import AssumptionError
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
 
 SQUARED = SquaredLoss()
 STACKS = {

@@ -10,42 +10,21 @@ import strict_device
 import torch
 import torch_twin
 
-from tinyspur.certificates import certify_cell, certify_relays
-from tinyspur.constructions.embedding import (
-    embed,
-    linear_minimum,
-    linear_subnetwork,
-    pair_tower,
-    subnetwork,
-)
+from tinyspur.certificates import (certify_cell, certify_relays)
+from tinyspur.constructions.embedding import (embed, linear_minimum, linear_subnetwork, pair_tower, subnetwork)
 from tinyspur.constructions.nontrivial import nontrivial_minimum
-from tinyspur.constructions.piecewise_linear import Groups, gated_minimum, spurious_pair
+from tinyspur.constructions.piecewise_linear import (Groups, gated_minimum, spurious_pair)
 from tinyspur.constructions.relays import rescale
 from tinyspur.constructions.towers import Tower
 from tinyspur.constructions.witnesses import revive
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (
-    ELU,
-    GELU,
-    KNOWN,
-    Activation,
-    Arctan,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Sine,
-    SmoothActivation,
-    Softplus,
-    Swish,
-    Tanh,
-    activation_named,
-)
-from tinyspur.engine.backend import namespace, select, to_numpy
+from tinyspur.engine.activations import (ELU, GELU, KNOWN, Activation, Arctan, ReLU, Sigmoid, SiLU, Sine, SmoothActivation, Softplus, Swish, Tanh, activation_named)
+from tinyspur.engine.backend import (namespace, select, to_numpy)
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.engine.passes import margins, steps
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.engine.passes import (margins, steps)
+from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
 from tinyspur.refutations.escapes import kink_escape
 
 ALL = [

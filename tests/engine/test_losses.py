@@ -7,15 +7,7 @@ import pytest
 import torch
 
 from tinyspur.engine.backend import to_numpy
-from tinyspur.engine.losses import (
-    AbsoluteLoss,
-    CrossEntropy,
-    HuberLoss,
-    SquaredLoss,
-    loss_named,
-    one_hot,
-    softmax,
-)
+from tinyspur.engine.losses import (AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, loss_named, one_hot, softmax)
 
 HUBERS = [HuberLoss(), HuberLoss(0.25), HuberLoss(20)]
 LOSSES = [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), *HUBERS]

@@ -4,6 +4,7 @@ import errno
 import itertools
 import operator
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -37,8 +38,8 @@ from tinyspur.engine.activations import SmoothActivation
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.landscape import executors, job, store
-from tinyspur.landscape.planes import Lines, Plane
+from tinyspur.landscape import (executors, job, store)
+from tinyspur.landscape.planes import (Lines, Plane)
 from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
 
@@ -309,6 +310,95 @@ def test_what_a_new_worker_was_given_waits_for_the_data(monkeypatch):
         same_bits(scan(where, data, LOSS, executor), expected)
         assert simulated.started == 2
         assert executor.payloads(data) == 2
+
+
+class Told(Executor):
+    """Answer calls as the steps say: which call, which process took it, and whether it has data.
+
+    Of the calls it knows the point of each, which carried the data, and how many there were at each
+    answer.
+    """
+
+    def __init__(self, steps, monkeypatch):
+        self.steps, self.futures, self.answered = deque(steps), [], deque()
+        self.points, self.sent, self.made = [], [], []
+        monkeypatch.setattr(executors, "SimpleQueue", lambda: self)
+
+    def put(self, future):
+        self.answered.append(future)
+
+    def submit(self, function, file, numbers, sent):
+        self.futures.append(Future())
+        self.points.append(int(numbers[0]))
+        self.sent.append(sent is not None)
+        return self.futures[-1]
+
+    def get(self):
+        call, process, has = self.steps.popleft()
+        self.made.append(len(self.futures))
+        risks = np.array([self.points[call]]) if has else None
+        self.futures[call].set_result(executors._Answer(process, 0, risks))
+        return self.answered.popleft()
+
+
+def shared_out(points, steps, monkeypatch):
+    """Share out blocks of one point each."""
+    told = Told(steps, monkeypatch)
+    blocks = [job.Block(slice(n, n + 1), np.array([n])) for n in range(points)]
+    found = list(executors._Sharing("a job", blocks, told, Path("a file")).risks())
+    assert all(risks == [place.start] for place, risks in found)
+    assert sorted(place.start for place, _ in found) == list(range(points))
+    assert not told.steps
+    return told
+
+
+def test_nothing_else_is_asked_before_a_process_has_the_data(monkeypatch):
+    steps = [(0, "a", False), (1, "a", True), (2, "a", True), (3, "a", True)]
+    told = shared_out(3, steps, monkeypatch)
+    assert told.made == [1, 2, 4, 4]
+    assert told.points == [0, 0, 1, 2]
+    assert told.sent == [False, True, False, False]
+
+
+def test_a_process_that_forgets_the_data_is_sent_them_once_more(monkeypatch):
+    steps = [(0, "a", True), (1, "a", False), (2, "a", False), (3, "a", True), (4, "a", True)]
+    told = shared_out(3, steps, monkeypatch)
+    assert told.points == [0, 1, 2, 1, 2]  # what it was given beside waits for them
+    assert told.made == [1, 3, 4, 4, 5]
+    assert told.sent == [False, False, False, True, False]
+
+
+def test_an_answer_from_before_the_data_came_does_not_send_them_again(monkeypatch):
+    steps = [
+        *((0, "a", True), (1, "b", False), (5, "b", True)),  # the data came to b with call 5
+        *((2, "b", False), (3, "a", True), (4, "a", True), (6, "b", True)),
+    ]
+    told = shared_out(5, steps, monkeypatch)
+    assert told.points == [0, 1, 2, 3, 4, 1, 2]
+    assert told.sent == [False] * 5 + [True, False]
+
+
+def test_what_waits_for_data_goes_on_where_another_process_takes_them(monkeypatch):
+    steps = [
+        *((0, "a", True), (1, "b", False), (2, "b", False)),  # call 5 has the data for b
+        *((5, "a", True), (6, "b", False), (7, "b", True), (3, "a", True), (4, "a", True)),
+    ]
+    told = shared_out(5, steps, monkeypatch)
+    assert told.points == [0, 1, 2, 3, 4, 1, 2, 2]
+    assert told.sent == [False] * 5 + [True, False, True]
+
+
+def test_a_process_keeps_the_data_of_the_last_two_scans(monkeypatch, tmp_path):
+    monkeypatch.setattr(executors, "_KEPT", {})
+    files = [tmp_path / name for name in "abc"]
+    for file in files:
+        file.write_bytes(pickle.dumps(f"the job in {file.name}"))
+        for _ in range(2):
+            assert executors._kept(file, None) == f"the job in {file.name}"
+            file.unlink(missing_ok=True)  # it is read once
+    assert [executors._kept(file, None) for file in files] == [
+        *(None, "the job in b", "the job in c")
+    ]
 
 
 def test_what_is_under_way_is_cancelled_when_the_scan_is_interrupted(monkeypatch, tmp_path):

@@ -23,8 +23,8 @@ from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from ..layers import Conv, Dense, Layer, Pooling
-from .lattices import Lattice, trees
+from ..layers import (Conv, Dense, Layer, Pooling)
+from .lattices import (Lattice, trees)
 from .piecewise_linear import Groups
 from .towers import MARGIN
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
-from .backend import Array, namespace, special
+from .backend import (Array, namespace, special)
 
 SAMPLED = np.linspace(-1, 1, 65)[:, None]  # where an activation without bounds is looked at
 STEP = 2.0**-10  # of differences: truncation and rounding are about equal

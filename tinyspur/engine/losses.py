@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .backend import Array, namespace
+from .backend import (Array, namespace)
 
 
 class SquaredLoss:

@@ -1,7 +1,4 @@
-"""The risks found on a plane or on lines, and their file.
-
-What they show is evidence: a scan samples, it proves nothing.
-"""
+"""The risks found on a plane or on lines, and their file."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import naming, read_arrays, whole_file
+from ..files import (naming, read_arrays, whole_file)
 
 
 @dataclass(frozen=True)
