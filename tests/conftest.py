@@ -1,10 +1,13 @@
 """Tests that need a device run where CuPy finds one; elsewhere the header says that they don't."""
 
 import os
+import sys
 
 # The arrays are small: a second thread costs more than it gives, and much more on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import pytest
+import strict_device
 import torch
 
 from tinyspur.backend import select
@@ -16,6 +19,13 @@ def obstacle():
     """Return why there is no device, None if there is one."""
     backend = select("auto")
     return None if backend.name == "cupy" else backend.reason.removeprefix("NumPy: ")
+
+
+@pytest.fixture(autouse=True)
+def special_functions(request, monkeypatch):
+    """Take those of the stand-in for a device in all tests but those of a device."""
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setitem(sys.modules, "cupyx.scipy.special", strict_device.special)
 
 
 def pytest_report_header():

@@ -18,7 +18,6 @@ from tinyspur.activations import (
     Sigmoid,
     SiLU,
     Sine,
-    SmoothActivation,
     Softplus,
     Swish,
     Tanh,
@@ -36,6 +35,7 @@ from tinyspur.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.samples import TrainingSet
+from tinyspur.user_activations import SmoothActivation
 
 SQUARED = SquaredLoss()
 KNOWN = [

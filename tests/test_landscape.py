@@ -35,7 +35,7 @@ import torch
 import torch_twin
 
 from tinyspur import backend, find_spurious_minimum, linear_minimum, scanning
-from tinyspur.activations import ReLU, SmoothActivation, Softplus, Tanh
+from tinyspur.activations import ReLU, Softplus, Tanh
 from tinyspur.backend import select, to_numpy
 from tinyspur.certificates import certify_cell
 from tinyspur.landscape import (
@@ -54,6 +54,7 @@ from tinyspur.reports import save_point
 from tinyspur.rounding import risk_rounding
 from tinyspur.samples import TrainingSet
 from tinyspur.scanning import scan
+from tinyspur.user_activations import SmoothActivation
 
 LOSS = SquaredLoss()
 LOSSES = [LOSS, CrossEntropy(), AbsoluteLoss(), HuberLoss(0.7)]

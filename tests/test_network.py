@@ -22,7 +22,6 @@ from tinyspur.activations import (
     Sigmoid,
     SiLU,
     Sine,
-    SmoothActivation,
     Softplus,
     Swish,
     Tanh,
@@ -34,6 +33,7 @@ from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.samples import TrainingSet
 from tinyspur.training import kaiming_start
+from tinyspur.user_activations import SmoothActivation
 
 over_networks = settings(
     max_examples=120,

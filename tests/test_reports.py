@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch_twin import Twin, from_npz
 
-from tinyspur.activations import ReLU, SmoothActivation, Swish, Tanh
+from tinyspur.activations import ReLU, Swish, Tanh
 from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.network import Network
 from tinyspur.reports import Stages, check_writable, load_point, save_point, whole_file, write_json
+from tinyspur.user_activations import SmoothActivation
 
 NETWORKS = {
     "convolutions and a pooling": Network((1, 4, 4), [Conv(2), AveragePool(2), Conv(3), Dense(3)]),

@@ -16,7 +16,6 @@ from tinyspur.activations import (
     Sigmoid,
     SiLU,
     Sine,
-    SmoothActivation,
     Softplus,
     Swish,
     Tanh,
@@ -31,6 +30,7 @@ from tinyspur.network import Network
 from tinyspur.parameters import Parameters
 from tinyspur.reports import load_point, save_point
 from tinyspur.samples import TrainingSet
+from tinyspur.user_activations import SmoothActivation
 
 SQUARED = SquaredLoss()
 

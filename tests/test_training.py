@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_twin import Twin, gradients, risk
 
 from tinyspur import datasets
-from tinyspur.activations import GELU, ReLU, SmoothActivation, Tanh
+from tinyspur.activations import GELU, ReLU, Tanh
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.fitting import fit_affine
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
@@ -33,6 +33,7 @@ from tinyspur.training import (
     training_cost,
     training_flops,
 )
+from tinyspur.user_activations import SmoothActivation
 
 NETWORKS = {
     "convolutions": Network((1, 4, 4), [Conv(3), Conv(4), Dense(3)]),

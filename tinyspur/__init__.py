@@ -9,7 +9,6 @@ from .activations import (
     Sigmoid,
     SiLU,
     Sine,
-    SmoothActivation,
     Softplus,
     Swish,
     Tanh,
@@ -78,6 +77,7 @@ from .reports import load_point, save_point
 from .samples import TrainingSet
 from .scanning import scan
 from .training import Adam, descend, kaiming_start, polish, train
+from .user_activations import SmoothActivation
 
 __all__ = [
     "ELU",
