@@ -27,7 +27,7 @@ from tinyspur.engine.network import Network
 from tinyspur.figures.studies import draw_atlas
 from tinyspur.files import check_writable
 from tinyspur.layers import Dense
-from tinyspur.studies.atlas import (map_minima, partitions)
+from tinyspur.studies.atlas import map_minima, partitions
 
 
 def surface(samples: int, seed: int) -> TrainingSet:

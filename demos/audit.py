@@ -14,9 +14,9 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-from tinyspur.console import (Stages, exit_status)
+from tinyspur.console import Stages, exit_status
 from tinyspur.figures.studies import draw_audit
-from tinyspur.files import (check_writable, write_json)
+from tinyspur.files import check_writable, write_json
 from tinyspur.studies.audit import audit
 from tinyspur.studies.findings import table
 

@@ -21,15 +21,15 @@ from threadpoolctl import ThreadpoolController
 from tinyspur import datasets
 from tinyspur.console import exit_status
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.losses import (SquaredLoss, one_hot)
+from tinyspur.engine.losses import SquaredLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.engine.threads import (WORKERS, in_order)
+from tinyspur.engine.threads import WORKERS, in_order
 from tinyspur.files import write_json
-from tinyspur.fitting.training import (kaiming_start, training_flops)
+from tinyspur.fitting.training import kaiming_start, training_flops
 from tinyspur.landscape.planes import Plane
 from tinyspur.landscape.scan import scan
-from tinyspur.layers import (Conv, ConvolutionMatrix, Dense)
+from tinyspur.layers import Conv, ConvolutionMatrix, Dense
 
 CONVOLUTIONS = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))
 PAPER = (64, 64, 128, 128, 256, 256, 256)  # maps of the paper's network

@@ -24,24 +24,33 @@ import numpy as np
 from tqdm import tqdm
 
 from tinyspur import datasets
-from tinyspur.console import (Stages, exit_status)
+from tinyspur.console import Stages, exit_status
 from tinyspur.constructions.data_split import SPLITS
-from tinyspur.constructions.embedding import (VARIANTS, embed, linear_subnetwork, subnetwork)
+from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
-from tinyspur.constructions.spurious import (SpuriousMinimum, find_spurious_minimum, risk_along_bias)
+from tinyspur.constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
 from tinyspur.constructions.witnesses import revive
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine import backend
-from tinyspur.engine.losses import (CrossEntropy, SquaredLoss, loss_named, one_hot)
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.points import save_point
-from tinyspur.figures.landscapes import (draw_level_sets, draw_lines, draw_surfaces)
+from tinyspur.figures.landscapes import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.figures.points import draw_spurious_minimum
-from tinyspur.files import (check_writable, write_json)
-from tinyspur.fitting.training import (Adam, descend, finished_epochs, kaiming_start, polish, train, training_cost, training_flops)
-from tinyspur.layers import (Conv, Dense)
-from tinyspur.studies.paper_figures import (Figures, read_figures, scan_figures)
+from tinyspur.files import check_writable, write_json
+from tinyspur.fitting.training import (
+    Adam,
+    descend,
+    finished_epochs,
+    kaiming_start,
+    polish,
+    train,
+    training_cost,
+    training_flops,
+)
+from tinyspur.layers import Conv, Dense
+from tinyspur.studies.paper_figures import Figures, read_figures, scan_figures
 
 DEFAULT_SAMPLES = 4000
 ARCHITECTURES = {  # maps of the convolutions, epochs; paper: [CNN] Appendix F

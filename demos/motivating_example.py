@@ -18,12 +18,12 @@ import numpy as np
 
 from tinyspur.certificates import certify_cell
 from tinyspur.console import exit_status
-from tinyspur.constructions.lattices import (Lattice, connected_pieces, lattice_network)
-from tinyspur.constructions.piecewise_linear import (Groups, fit_groups, gated_minimum)
+from tinyspur.constructions.lattices import Lattice, connected_pieces, lattice_network
+from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
-from tinyspur.figures.motivating_example import (CurveFit, draw_motivating_example)
+from tinyspur.figures.motivating_example import CurveFit, draw_motivating_example
 from tinyspur.files import check_writable
 from tinyspur.layers import Dense
 

@@ -20,9 +20,20 @@ import numpy as np
 
 from tinyspur import datasets
 from tinyspur.console import exit_status
-from tinyspur.engine.activations import (ELU, GELU, Activation, Arctan, Sigmoid, SiLU, Sine, Softplus, Swish, Tanh)
-from tinyspur.figures.studies import (draw_activations, draw_widths)
-from tinyspur.files import (check_writable, write_json)
+from tinyspur.engine.activations import (
+    ELU,
+    GELU,
+    Activation,
+    Arctan,
+    Sigmoid,
+    SiLU,
+    Sine,
+    Softplus,
+    Swish,
+    Tanh,
+)
+from tinyspur.figures.studies import draw_activations, draw_widths
+from tinyspur.files import check_writable, write_json
 from tinyspur.studies.smooth_survey import survey
 
 ACTIVATIONS: tuple[tuple[str, Activation], ...] = (

@@ -8,11 +8,11 @@ from shared import random_point, targets_for, twin_of
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
-from tinyspur.engine.losses import (CrossEntropy, SquaredLoss, one_hot)
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.affine import fit_affine
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 

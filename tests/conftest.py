@@ -47,6 +47,13 @@ def obstacle():
     return None if backend.name == "cupy" else backend.reason.removeprefix("NumPy: ")
 
 
+@pytest.fixture(autouse=True)
+def special_functions(request, monkeypatch):
+    """Take those of the stand-in for a device in all tests but those of a device."""
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setitem(sys.modules, "cupyx.scipy.special", strict_device.special)
+
+
 def pytest_report_header():
     """Say that tests are left out, and why."""
     reason = obstacle()

@@ -13,14 +13,15 @@ import torch
 import torch_twin
 
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (ReLU, SmoothActivation, Softplus, Tanh)
-from tinyspur.engine.losses import (AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss)
+from tinyspur.engine.activations import ReLU, Softplus, Tanh
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
+from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.landscape.directions import RandomDirections
-from tinyspur.landscape.planes import (Lines, Plane)
+from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
 LOSS = SquaredLoss()
 LOSSES = [LOSS, CrossEntropy(), AbsoluteLoss(), HuberLoss(0.7)]

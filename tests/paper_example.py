@@ -4,7 +4,20 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tinyspur import (Conv, Dense, Network, SquaredLoss, TrainingSet, datasets, embed, find_spurious_minimum, linear_minimum, nontrivial_minimum, one_hot, subnetwork)
+from tinyspur import (
+    Conv,
+    Dense,
+    Network,
+    SquaredLoss,
+    TrainingSet,
+    datasets,
+    embed,
+    find_spurious_minimum,
+    linear_minimum,
+    nontrivial_minimum,
+    one_hot,
+    subnetwork,
+)
 
 LOSS = SquaredLoss()
 

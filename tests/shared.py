@@ -15,9 +15,20 @@ import torch
 import torch_twin
 
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (ELU, GELU, Arctan, Sigmoid, SiLU, Sine, SmoothActivation, Softplus, Swish, Tanh)
-from tinyspur.engine.losses import (SquaredLoss, one_hot)
+from tinyspur.engine.activations import (
+    ELU,
+    GELU,
+    Arctan,
+    Sigmoid,
+    SiLU,
+    Sine,
+    Softplus,
+    Swish,
+    Tanh,
+)
+from tinyspur.engine.losses import SquaredLoss, one_hot
 from tinyspur.engine.parameters import Parameters
+from tinyspur.engine.user_activations import SmoothActivation
 
 ROOT = Path(__file__).resolve().parent.parent
 CIFAR10_SAMPLE = Path(__file__).parent / "cifar10_sample_20.npz"

@@ -597,8 +597,16 @@ def _special(ufunc: np.ufunc) -> Callable:
     return wrapped
 
 
+def _softmax(x: ndarray, axis: int | tuple[int, ...] | None = None) -> ndarray:
+    _refuse_lists("softmax", (x,))
+    return _Call()(scipy.special.softmax, x, axis=axis)
+
+
 # In the place of ``cupyx.scipy.special``.
-special = SimpleNamespace(erf=_special(scipy.special.erf), erfc=_special(scipy.special.erfc))
+special = SimpleNamespace(
+    **{name: _special(getattr(scipy.special, name)) for name in ("erf", "erfc", "expit", "ndtr")},
+    softmax=_softmax,
+)
 
 
 def _as_strided(x: ndarray, shape: Any = None, strides: Any = None) -> ndarray:

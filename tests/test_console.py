@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tinyspur.console import (Stages, exit_status)
+from tinyspur.console import Stages, exit_status
 
 
 def test_stages_keep_their_seconds_in_order():

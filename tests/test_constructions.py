@@ -22,21 +22,33 @@ from shared import (
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions import data_split
-from tinyspur.constructions.data_split import (DataSplit, map_values, output_derivatives, read_weights, split_data)
-from tinyspur.constructions.embedding import (check_assumption_1, embed, linear_minimum, linear_subnetwork, subnetwork)
+from tinyspur.constructions.data_split import (
+    DataSplit,
+    map_values,
+    output_derivatives,
+    read_weights,
+    split_data,
+)
+from tinyspur.constructions.embedding import (
+    check_assumption_1,
+    embed,
+    linear_minimum,
+    linear_subnetwork,
+    subnetwork,
+)
 from tinyspur.constructions.equal_risk import equal_risk_point
-from tinyspur.constructions.relays import (outgoing, rescale)
-from tinyspur.constructions.spurious import (find_spurious_minimum, risk_along_bias)
-from tinyspur.constructions.witnesses import (lower_point, perturbed_map, revive)
+from tinyspur.constructions.relays import outgoing, rescale
+from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias
+from tinyspur.constructions.witnesses import lower_point, perturbed_map, revive
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
 from tinyspur.engine.backend import to_numpy
-from tinyspur.engine.losses import (CrossEntropy, SquaredLoss, one_hot)
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.errors import AssumptionError
 from tinyspur.fitting.affine import fit_affine
-from tinyspur.layers import (AveragePool, Conv, Dense)
+from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.refutations.escapes import kink_escape
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyspur.files import (check_writable, whole_file, write_json)
+from tinyspur.files import check_writable, whole_file, write_json
 
 
 def content(folder):

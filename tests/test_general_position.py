@@ -11,8 +11,29 @@ import torch
 import torch_twin
 from shared import close, outputs_of, random_pixels, refuses, twin_of, twin_risk
 
-from tinyspur import (AssumptionError, AveragePool, Conv, CrossEntropy, Dense, Network, ReLU, SquaredLoss, TrainingSet, certify_cell, embed, equal_risk_point, find_spurious_minimum, linear_minimum, linear_subnetwork, lower_point, nontrivial_minimum, rescale, split_data, subnetwork)
-from tinyspur.constructions.data_split import (map_values, read_weights)
+from tinyspur import (
+    AssumptionError,
+    AveragePool,
+    Conv,
+    CrossEntropy,
+    Dense,
+    Network,
+    ReLU,
+    SquaredLoss,
+    TrainingSet,
+    certify_cell,
+    embed,
+    equal_risk_point,
+    find_spurious_minimum,
+    linear_minimum,
+    linear_subnetwork,
+    lower_point,
+    nontrivial_minimum,
+    rescale,
+    split_data,
+    subnetwork,
+)
+from tinyspur.constructions.data_split import map_values, read_weights
 from tinyspur.constructions.towers import Tower
 from tinyspur.layers import MaxPool
 

@@ -15,9 +15,9 @@ from torch import nn
 import tinyspur as ts
 from tinyspur import interop
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.losses import (CrossEntropy, SquaredLoss)
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss
 from tinyspur.engine.network import Network
-from tinyspur.interop import (from_torch, to_torch)
+from tinyspur.interop import from_torch, to_torch
 
 C, D, A, M = ts.Conv, ts.Dense, ts.AveragePool, ts.MaxPool
 ARCHITECTURES = {

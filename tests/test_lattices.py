@@ -7,8 +7,14 @@ import pytest
 from shared import SQUARED, outputs_of, random_direction, random_set, twin_gradient, twin_of
 
 from tinyspur.certificates import certify_cell
-from tinyspur.constructions.lattices import (Lattice, connected_pieces, lattice_network, lattices_of, smallest_cases)
-from tinyspur.constructions.piecewise_linear import (Groups, fit_groups, gated_minimum)
+from tinyspur.constructions.lattices import (
+    Lattice,
+    connected_pieces,
+    lattice_network,
+    lattices_of,
+    smallest_cases,
+)
+from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import AbsoluteLoss
 from tinyspur.engine.network import Network

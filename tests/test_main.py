@@ -19,7 +19,7 @@ from torch_twin import from_npz, gradients, risk
 import tinyspur as ts
 from tinyspur import __main__ as command
 from tinyspur import datasets
-from tinyspur.refutations.escapes import (REACH, find_descent_direction)
+from tinyspur.refutations.escapes import REACH, find_descent_direction
 
 SQUARED = ts.SquaredLoss()
 NET = ts.Network((1, 3, 3), [ts.Conv(1), ts.Conv(3), ts.Conv(3), ts.Dense(2)])

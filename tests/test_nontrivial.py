@@ -5,7 +5,23 @@ import pytest
 from shared import outputs_of, random_set, twin_of
 from torch_twin import gradients
 
-from tinyspur import (AssumptionError, AveragePool, Conv, CrossEntropy, Dense, Network, SquaredLoss, TrainingSet, certify_cell, datasets, embed, find_spurious_minimum, fit_affine, one_hot, subnetwork)
+from tinyspur import (
+    AssumptionError,
+    AveragePool,
+    Conv,
+    CrossEntropy,
+    Dense,
+    Network,
+    SquaredLoss,
+    TrainingSet,
+    certify_cell,
+    datasets,
+    embed,
+    find_spurious_minimum,
+    fit_affine,
+    one_hot,
+    subnetwork,
+)
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 
 LOSS = SquaredLoss()

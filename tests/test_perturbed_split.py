@@ -4,8 +4,21 @@ import numpy as np
 import pytest
 from shared import twin_risk
 
-from tinyspur import (AssumptionError, AveragePool, Conv, CrossEntropy, Dense, Network, SquaredLoss, TrainingSet, find_spurious_minimum, fit_affine, linear_minimum, one_hot)
-from tinyspur.constructions.data_split import (map_values, output_derivatives, perturb_read_weights)
+from tinyspur import (
+    AssumptionError,
+    AveragePool,
+    Conv,
+    CrossEntropy,
+    Dense,
+    Network,
+    SquaredLoss,
+    TrainingSet,
+    find_spurious_minimum,
+    fit_affine,
+    linear_minimum,
+    one_hot,
+)
+from tinyspur.constructions.data_split import map_values, output_derivatives, perturb_read_weights
 
 LOSS = SquaredLoss()
 NETWORKS = {

@@ -20,7 +20,27 @@ from shared import (
     twin_risk,
 )
 
-from tinyspur import (AbsoluteLoss, AssumptionError, AveragePool, Conv, CrossEntropy, Dense, Groups, HuberLoss, Network, Parameters, ReLU, TrainingSet, certify_cell, datasets, fit_affine, fit_groups, gated_minimum, one_hot, spurious_pair)
+from tinyspur import (
+    AbsoluteLoss,
+    AssumptionError,
+    AveragePool,
+    Conv,
+    CrossEntropy,
+    Dense,
+    Groups,
+    HuberLoss,
+    Network,
+    Parameters,
+    ReLU,
+    TrainingSet,
+    certify_cell,
+    datasets,
+    fit_affine,
+    fit_groups,
+    gated_minimum,
+    one_hot,
+    spurious_pair,
+)
 
 ABSOLUTE, HUBER = AbsoluteLoss(), HuberLoss(0.3)
 LOSSES = [SQUARED, CrossEntropy(), ABSOLUTE, HUBER, LogCosh()]

@@ -9,15 +9,27 @@ import torch_twin
 
 from tinyspur import datasets
 from tinyspur.certificates.curvature import certify_curvature
-from tinyspur.constructions.smooth import (interpolate, lower_point, smooth_minimum)
+from tinyspur.constructions.smooth import interpolate, lower_point, smooth_minimum
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (ELU, GELU, Arctan, ReLU, Sigmoid, SiLU, Sine, SmoothActivation, Softplus, Swish, Tanh)
+from tinyspur.engine.activations import (
+    ELU,
+    GELU,
+    Arctan,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Sine,
+    Softplus,
+    Swish,
+    Tanh,
+)
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.engine.points import (load_point, save_point)
+from tinyspur.engine.points import load_point, save_point
+from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.errors import AssumptionError
-from tinyspur.layers import (Conv, Dense)
+from tinyspur.layers import Conv, Dense
 from tinyspur.refutations.escapes import find_escape
 
 SQUARED = SquaredLoss()

@@ -1,36 +1,90 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
 
 from . import datasets
-from .certificates import (CellCertificate, Certificate, Kink, RelayCertificate, certify, certify_cell, certify_relays)
-from .certificates.curvature import (CurvatureCertificate, certify_curvature)
-from .constructions.convolutional_lattices import (ConvolutionalLattice, convolutional_lattice, patch_sums)
-from .constructions.data_split import (DataSplit, OrderedGroups, ordered_groups, split_data)
-from .constructions.embedding import (check_assumption_1, embed, linear_minimum, linear_subnetwork, subnetwork)
+from .certificates import (
+    CellCertificate,
+    Certificate,
+    Kink,
+    RelayCertificate,
+    certify,
+    certify_cell,
+    certify_relays,
+)
+from .certificates.curvature import CurvatureCertificate, certify_curvature
+from .constructions.convolutional_lattices import (
+    ConvolutionalLattice,
+    convolutional_lattice,
+    patch_sums,
+)
+from .constructions.data_split import DataSplit, OrderedGroups, ordered_groups, split_data
+from .constructions.embedding import (
+    check_assumption_1,
+    embed,
+    linear_minimum,
+    linear_subnetwork,
+    subnetwork,
+)
 from .constructions.equal_risk import equal_risk_point
-from .constructions.lattices import (Lattice, lattice_network, lattices_of, smallest_cases)
+from .constructions.lattices import Lattice, lattice_network, lattices_of, smallest_cases
 from .constructions.nontrivial import nontrivial_minimum
-from .constructions.piecewise_linear import (Groups, PiecewiseFit, SpuriousPair, fit_groups, gated_minimum, spurious_pair)
+from .constructions.piecewise_linear import (
+    Groups,
+    PiecewiseFit,
+    SpuriousPair,
+    fit_groups,
+    gated_minimum,
+    spurious_pair,
+)
 from .constructions.relays import rescale
-from .constructions.smooth import (SmoothMinimum, interpolate, smooth_minimum)
-from .constructions.spurious import (SpuriousMinimum, find_spurious_minimum, risk_along_bias)
-from .constructions.witnesses import (LowerPoint, lower_point, revive)
+from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
+from .constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
+from .constructions.towers import RelayedPair
+from .constructions.witnesses import LowerPoint, lower_point, revive
 from .datasets.samples import TrainingSet
-from .engine.activations import (ELU, GELU, Activation, Arctan, ReLU, Sigmoid, SiLU, Sine, SmoothActivation, Softplus, Swish, Tanh)
-from .engine.losses import (AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot)
+from .engine.activations import (
+    ELU,
+    GELU,
+    Activation,
+    Arctan,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Sine,
+    Softplus,
+    Swish,
+    Tanh,
+)
+from .engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, one_hot
 from .engine.network import Network
 from .engine.parameters import Parameters
-from .engine.points import (load_point, save_point)
+from .engine.points import load_point, save_point
+from .engine.user_activations import SmoothActivation
 from .errors import AssumptionError
 from .figures.matrices import plot_matrix
-from .fitting.affine import (AffineFit, fit_affine)
-from .fitting.training import (Adam, descend, kaiming_start, polish, train)
+from .fitting.affine import AffineFit, fit_affine
+from .fitting.training import Adam, descend, kaiming_start, polish, train
 from .landscape.directions import random_direction
-from .landscape.planes import (Lines, Plane)
+from .landscape.planes import Lines, Plane
 from .landscape.risks import Landscape
 from .landscape.scan import scan
-from .layers import (AveragePool, AveragePoolingMatrix, Conv, ConvolutionMatrix, Dense, DenseMatrix, MaxPool, MaxPoolingMatrix)
-from .refutations.escapes import (DescentDirection, Escape, find_descent_direction, find_escape, kink_escape)
-from .refutations.evidence import (Evidence, gather_evidence)
+from .layers import (
+    AveragePool,
+    AveragePoolingMatrix,
+    Conv,
+    ConvolutionMatrix,
+    Dense,
+    DenseMatrix,
+    MaxPool,
+    MaxPoolingMatrix,
+)
+from .refutations.escapes import (
+    DescentDirection,
+    Escape,
+    find_descent_direction,
+    find_escape,
+    kink_escape,
+)
+from .refutations.evidence import Evidence, gather_evidence
 from .refutations.expansion import one_sided_derivative
 
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from . import (__version__, datasets)
+from . import __version__, datasets
 from .commands.certify import certify
 from .commands.inspect import inspect
 from .console import exit_status

@@ -16,8 +16,8 @@ from .engine.activations import Activation
 from .engine.network import Network
 from .engine.parameters import Parameters
 from .files import naming
-from .layers import (KINDS, Dense, Layer)
-from .layers.layer import (expect, expect_options)
+from .layers import KINDS, Dense, Layer
+from .layers.layer import expect, expect_options
 
 try:
     import torch

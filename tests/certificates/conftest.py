@@ -9,7 +9,7 @@ from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import one_hot
 from tinyspur.engine.network import Network
-from tinyspur.layers import (Conv, Dense)
+from tinyspur.layers import Conv, Dense
 
 
 @pytest.fixture(scope="package")

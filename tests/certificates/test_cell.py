@@ -32,7 +32,7 @@ from tinyspur.engine.losses import one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.affine import fit_affine
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.refutations.escapes import measure_escape
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import tinyspur as ts
-from tinyspur.certificates import (CERTIFICATES, Certificate, certify)
+from tinyspur.certificates import CERTIFICATES, Certificate, certify
 from tinyspur.certificates.certificate import round_down
-from tinyspur.layers import (AveragePool, Conv, Dense)
+from tinyspur.layers import AveragePool, Conv, Dense
 
 RNG = np.random.default_rng(0)
 DATA = ts.TrainingSet(RNG.uniform(size=(30, 1, 3, 3)), RNG.normal(size=(30, 2)))

@@ -19,13 +19,31 @@ from shared import (
     twin_risk,
 )
 
-from tinyspur.certificates.curvature import (CurvatureCertificate, _Constant, certify_curvature, curvature_radius, output_hessians)
+from tinyspur.certificates.curvature import (
+    CurvatureCertificate,
+    _Constant,
+    certify_curvature,
+    curvature_radius,
+    output_hessians,
+)
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (ELU, GELU, Arctan, ReLU, Sigmoid, SiLU, Sine, SmoothActivation, Softplus, Swish, Tanh)
-from tinyspur.engine.losses import (AbsoluteLoss, CrossEntropy, HuberLoss)
+from tinyspur.engine.activations import (
+    ELU,
+    GELU,
+    Arctan,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Sine,
+    Softplus,
+    Swish,
+    Tanh,
+)
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import (AveragePool, Conv, Dense)
+from tinyspur.engine.user_activations import SmoothActivation
+from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.refutations.escapes import find_escape
 
 KNOWN = [

@@ -16,11 +16,11 @@ from certificate_problems import (
 )
 from shared import random_point, twin_of
 
-from tinyspur.certificates import (Kink, certify_cell)
+from tinyspur.certificates import Kink, certify_cell
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
 
 def test_the_memory_budget_does_not_decide_what_counts_as_a_kink():

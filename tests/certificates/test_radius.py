@@ -22,7 +22,7 @@ from tinyspur.constructions.relays import rescale
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import (AveragePool, Conv, Dense)
+from tinyspur.layers import AveragePool, Conv, Dense
 from tinyspur.refutations.escapes import kink_escape
 
 

@@ -7,7 +7,24 @@ import pytest
 import strict_device
 from shared import random_set
 
-from tinyspur import (AveragePool, Conv, CrossEntropy, Dense, Network, Parameters, SquaredLoss, TrainingSet, certify_cell, certify_relays, embed, find_spurious_minimum, linear_minimum, nontrivial_minimum, one_hot, subnetwork)
+from tinyspur import (
+    AveragePool,
+    Conv,
+    CrossEntropy,
+    Dense,
+    Network,
+    Parameters,
+    SquaredLoss,
+    TrainingSet,
+    certify_cell,
+    certify_relays,
+    embed,
+    find_spurious_minimum,
+    linear_minimum,
+    nontrivial_minimum,
+    one_hot,
+    subnetwork,
+)
 from tinyspur.layers import MaxPool
 
 LOSS = SquaredLoss()

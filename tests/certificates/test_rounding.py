@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from shared import SMOOTH
 
-from tinyspur.certificates.rounding import (ROUNDING, output_rounding, preactivation_rounding)
+from tinyspur.certificates.rounding import ROUNDING, output_rounding, preactivation_rounding
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
 from tinyspur.engine.losses import SquaredLoss
@@ -12,7 +12,7 @@ from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.passes import steps
 from tinyspur.layers import Dense
-from tinyspur.refutations.expansion import (expand_risk, through_smooth)
+from tinyspur.refutations.expansion import expand_risk, through_smooth
 
 over_smooth = pytest.mark.parametrize("sigma", SMOOTH, ids=repr)
 LARGE = 1e4

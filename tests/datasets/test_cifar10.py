@@ -24,7 +24,7 @@ from data_files import (
 )
 
 from tinyspur import datasets
-from tinyspur.datasets import (cifar10, load)
+from tinyspur.datasets import cifar10, load
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from data_files import ALONE, ARCHIVE, batches, check_sample, refused, write_archive
 
 from tinyspur import datasets
-from tinyspur.datasets import (cifar10, load)
+from tinyspur.datasets import cifar10, load
 
 LEFT_OUT = 20_000  # bytes at the end of an archive that is cut
 

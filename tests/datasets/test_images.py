@@ -21,7 +21,7 @@ from data_files import (
 )
 
 from tinyspur import datasets
-from tinyspur.datasets import (Dataset, load, load_cifar10, load_npz)
+from tinyspur.datasets import Dataset, load, load_cifar10, load_npz
 
 
 def small(images=None, labels=(0, 1, 1), class_names=("a", "b")):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from tinyspur.datasets.samples import (TrainingSet, draw)
+from tinyspur.datasets.samples import TrainingSet, draw
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tinyspur.constructions.embedding import subnetwork
 from tinyspur.engine.network import Network
 from tinyspur.fitting.training import training_flops
 from tinyspur.landscape import risks
-from tinyspur.layers import (Conv, Dense)
+from tinyspur.layers import Conv, Dense
 from tinyspur.studies.paper_figures import STEPS
 
 PROGRAM = ROOT / "demos" / "cifar_spurious.py"

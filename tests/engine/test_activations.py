@@ -1,8 +1,8 @@
 """Activations and their derivatives are PyTorch's, on hosts and devices, and name themselves."""
 
 import re
-import sys
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,21 +10,43 @@ import strict_device
 import torch
 import torch_twin
 
-from tinyspur.certificates import (certify_cell, certify_relays)
-from tinyspur.constructions.embedding import (embed, linear_minimum, linear_subnetwork, pair_tower, subnetwork)
+from tinyspur.certificates import certify_cell, certify_relays
+from tinyspur.certificates.rounding import EPSILON
+from tinyspur.constructions.embedding import (
+    embed,
+    linear_minimum,
+    linear_subnetwork,
+    pair_tower,
+    subnetwork,
+)
 from tinyspur.constructions.nontrivial import nontrivial_minimum
-from tinyspur.constructions.piecewise_linear import (Groups, gated_minimum, spurious_pair)
+from tinyspur.constructions.piecewise_linear import Groups, gated_minimum, spurious_pair
 from tinyspur.constructions.relays import rescale
 from tinyspur.constructions.towers import Tower
 from tinyspur.constructions.witnesses import revive
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (ELU, GELU, KNOWN, Activation, Arctan, ReLU, Sigmoid, SiLU, Sine, SmoothActivation, Softplus, Swish, Tanh, activation_named)
-from tinyspur.engine.backend import (namespace, select, to_numpy)
+from tinyspur.engine.activations import (
+    ELU,
+    GELU,
+    KNOWN,
+    Activation,
+    Arctan,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Sine,
+    Softplus,
+    Swish,
+    Tanh,
+    activation_named,
+)
+from tinyspur.engine.backend import namespace, select, to_numpy
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.engine.passes import (margins, steps)
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
+from tinyspur.engine.passes import margins, steps
+from tinyspur.engine.user_activations import SmoothActivation
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.refutations.escapes import kink_escape
 
 ALL = [
@@ -87,6 +109,26 @@ def test_the_derivatives_are_those_of_differences(sigma):
     for before, after in ((sigma, sigma.derivative), (sigma.derivative, sigma.second_derivative)):
         differences = (before(z + h) - before(z - h)) / (2 * h)
         np.testing.assert_allclose(after(z), differences, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_values_are_those_of_many_digits(far):
+    z = np.concatenate([-FAR[:-2], FAR]) if far else 10.0 ** np.linspace(-12, 1.5, 60)
+    z = z if far else np.concatenate([z, -z])
+    functions = {
+        Sigmoid(): lambda t: 1 / (1 + mpmath.exp(-t)),
+        Tanh(): mpmath.tanh,
+        Softplus(): lambda t: mpmath.log1p(mpmath.exp(t)),
+        SiLU(): lambda t: t / (1 + mpmath.exp(-t)),
+        GELU(): lambda t: t * mpmath.ncdf(t),
+        ELU(): lambda t: t if t > 0 else mpmath.expm1(t),
+    }
+    with mpmath.workdps(400), np.errstate(all="raise", under="ignore"):
+        for sigma, function in functions.items():
+            expected = np.array([float(function(mpmath.mpf(t))) for t in z])
+            slack = 2 * z * z if isinstance(sigma, GELU) else 0  # of exp(-z^2 / 2)
+            close = abs(sigma(z) - expected) <= (4 + slack) * EPSILON * abs(expected)
+            assert (close | (abs(expected) < 1e-300)).all()
 
 
 def test_tails_keep_their_digits():
@@ -356,11 +398,8 @@ def test_networks_with_other_functions_of_the_same_name_are_not_equal():
 
 
 @pytest.fixture(params=["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
-def device(request, monkeypatch):
-    if request.param == "cupy":
-        return select("cupy").xp
-    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", strict_device.special)
-    return strict_device
+def device(request):
+    return strict_device if request.param == "stand-in" else select("cupy").xp
 
 
 OWN = SmoothActivation("mish", mish, mish_slope)

@@ -9,14 +9,24 @@ import scipy.special
 import strict_device
 from shared import close, random_set
 
-from tinyspur.certificates import (cell, certify_cell, radius)
+from tinyspur.certificates import cell, certify_cell, radius
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (ReLU, Tanh)
-from tinyspur.engine.backend import (all_to_numpy, namespace, select, special, to_numpy)
-from tinyspur.engine.losses import (CrossEntropy, SquaredLoss, one_hot, softmax)
+from tinyspur.engine.activations import ReLU, Tanh
+from tinyspur.engine.backend import all_to_numpy, namespace, select, special, to_numpy
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss, one_hot, softmax
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import (AveragePool, AveragePoolingMatrix, Conv, ConvolutionMatrix, Dense, DenseMatrix, MaxPool, MaxPoolingMatrix, convolution)
+from tinyspur.layers import (
+    AveragePool,
+    AveragePoolingMatrix,
+    Conv,
+    ConvolutionMatrix,
+    Dense,
+    DenseMatrix,
+    MaxPool,
+    MaxPoolingMatrix,
+    convolution,
+)
 
 # The choice
 

@@ -2,12 +2,21 @@
 
 import re
 
+import mpmath
 import numpy as np
 import pytest
 import torch
 
 from tinyspur.engine.backend import to_numpy
-from tinyspur.engine.losses import (AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, loss_named, one_hot, softmax)
+from tinyspur.engine.losses import (
+    AbsoluteLoss,
+    CrossEntropy,
+    HuberLoss,
+    SquaredLoss,
+    loss_named,
+    one_hot,
+    softmax,
+)
 
 HUBERS = [HuberLoss(), HuberLoss(0.25), HuberLoss(20)]
 LOSSES = [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), *HUBERS]
@@ -238,6 +247,21 @@ def test_on_a_device_they_are_those_of_numpy(loss, device, rng):
         assert actual.dtype == np.float64
         np.testing.assert_allclose(to_numpy(actual), expected, rtol=1e-14)
     loss.check_targets(there[1])
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 30.0, 700.0, 1e5])
+def test_the_cross_entropy_has_the_value_and_the_gradient_of_many_digits(scale, rng):
+    y = targets("smoothed", rng)
+    o = scale * rng.normal(size=y.shape)
+    with mpmath.workdps(60):
+        exps = np.vectorize(mpmath.exp)(np.vectorize(mpmath.mpf, otypes=[object])(o))
+        p = exps / exps.sum(axis=0)
+        value = -(y * np.vectorize(mpmath.log)(p)).sum(axis=0)
+        gradient = p - y
+    np.testing.assert_allclose(CrossEntropy().value(o, y), value.astype(float), rtol=1e-15)
+    np.testing.assert_allclose(softmax(o), p.astype(float), rtol=1e-13)
+    found = CrossEntropy().gradient(o, y)
+    np.testing.assert_allclose(found, gradient.astype(float), rtol=1e-13, atol=1e-16)
 
 
 def test_the_softmax_is_pytorchs(rng):

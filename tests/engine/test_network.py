@@ -14,15 +14,22 @@ from threadpoolctl import ThreadpoolController
 
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine import threads as engine_threads
-from tinyspur.engine.activations import (ELU, GELU, ReLU, SmoothActivation, Swish, Tanh)
+from tinyspur.engine.activations import (
+    ELU,
+    GELU,
+    ReLU,
+    Swish,
+    Tanh,
+)
 from tinyspur.engine.backend import to_numpy
-from tinyspur.engine.losses import (CrossEntropy, SquaredLoss, one_hot)
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.passes import margins as margins_of
 from tinyspur.engine.passes import steps
+from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.fitting.training import kaiming_start
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool, Pooling)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 
 over_networks = settings(
     max_examples=120,

@@ -14,7 +14,7 @@ import tinyspur as ts
 from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
 NET = Network((2, 4, 4), [Conv(3), AveragePool(2), Conv(2), Dense(4), Dense(3)])
 

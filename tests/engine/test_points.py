@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch_twin import Twin, from_npz
 
-from tinyspur.engine.activations import (ReLU, SmoothActivation, Swish, Tanh)
+from tinyspur.engine.activations import ReLU, Swish, Tanh
 from tinyspur.engine.network import Network
-from tinyspur.engine.points import (load_point, save_point)
-from tinyspur.layers import (AveragePool, Conv, Dense)
+from tinyspur.engine.points import load_point, save_point
+from tinyspur.engine.user_activations import SmoothActivation
+from tinyspur.layers import AveragePool, Conv, Dense
 
 NETWORKS = {
     "convolutions and a pooling": Network((1, 4, 4), [Conv(2), AveragePool(2), Conv(3), Dense(3)]),

@@ -14,10 +14,10 @@ from matplotlib.text import Annotation
 from mpl_toolkits.mplot3d import proj3d
 from paper_example import LOSS, readme_example
 
-from tinyspur.figures.landscapes import (INSIDE, draw_level_sets, draw_lines, draw_surfaces)
-from tinyspur.figures.style import (HIGHER, LOWER)
+from tinyspur.figures.landscapes import INSIDE, draw_level_sets, draw_lines, draw_surfaces
+from tinyspur.figures.style import HIGHER, LOWER
 from tinyspur.landscape.risks import Landscape
-from tinyspur.studies.paper_figures import (Panel, scan_figures)
+from tinyspur.studies.paper_figures import Panel, scan_figures
 
 THETA, THETA_PRIME, THETA_1 = r"$\theta$", r"$\theta'$", r"$\theta_1$"
 DIRECTIONS = 4

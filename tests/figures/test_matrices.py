@@ -14,7 +14,15 @@ from matplotlib.figure import Figure
 from tinyspur.engine.network import Network
 from tinyspur.figures.matrices import plot_matrix
 from tinyspur.fitting.training import kaiming_start
-from tinyspur.layers import (AveragePool, AveragePoolingMatrix, Conv, ConvolutionMatrix, Dense, DenseMatrix, MaxPoolingMatrix)
+from tinyspur.layers import (
+    AveragePool,
+    AveragePoolingMatrix,
+    Conv,
+    ConvolutionMatrix,
+    Dense,
+    DenseMatrix,
+    MaxPoolingMatrix,
+)
 
 
 def normal(*shape, seed=0):

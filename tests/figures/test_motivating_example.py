@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from tinyspur import (Dense, Network, SquaredLoss, TrainingSet, certify_cell)
-from tinyspur.constructions.lattices import (Lattice, connected_pieces, lattice_network)
-from tinyspur.constructions.piecewise_linear import (Groups, fit_groups, gated_minimum)
-from tinyspur.figures.motivating_example import (CurveFit, draw_motivating_example)
-from tinyspur.figures.style import (MINUS, PLUS)
+from tinyspur import Dense, Network, SquaredLoss, TrainingSet, certify_cell
+from tinyspur.constructions.lattices import Lattice, connected_pieces, lattice_network
+from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
+from tinyspur.figures.motivating_example import CurveFit, draw_motivating_example
+from tinyspur.figures.style import MINUS, PLUS
 
 LOSS = SquaredLoss()
 

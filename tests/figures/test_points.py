@@ -5,7 +5,7 @@ import pytest
 from matplotlib.image import imread
 from paper_example import LOSS, build, readme_example
 
-from tinyspur import (Conv, Dense, Network, TrainingSet)
+from tinyspur import Conv, Dense, Network, TrainingSet
 from tinyspur.constructions.spurious import risk_along_bias
 from tinyspur.figures.points import draw_spurious_minimum
 

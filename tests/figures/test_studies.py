@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from tinyspur.engine.activations import (ELU, Softplus, Tanh)
-from tinyspur.figures.studies import (FLOOR, draw_activations, draw_atlas, draw_audit, draw_widths)
-from tinyspur.figures.style import (PRINTED, REPAIRED)
+from tinyspur.engine.activations import ELU, Softplus, Tanh
+from tinyspur.figures.studies import FLOOR, draw_activations, draw_atlas, draw_audit, draw_widths
+from tinyspur.figures.style import PRINTED, REPAIRED
 from tinyspur.studies.atlas import Atlas
-from tinyspur.studies.findings import (Finding, Side)
+from tinyspur.studies.findings import Finding, Side
 from tinyspur.studies.smooth_survey import survey
 
 # The audit

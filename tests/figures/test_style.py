@@ -9,7 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 import tinyspur
-from tinyspur.figures.style import (NotebookFigure, figure_kind, open_frame, ordered_colours, panel_letters, save_figure, set_title)
+from tinyspur.figures.style import (
+    NotebookFigure,
+    figure_kind,
+    open_frame,
+    ordered_colours,
+    panel_letters,
+    save_figure,
+    set_title,
+)
 
 PACKAGE = Path(tinyspur.__file__).parent
 

@@ -13,7 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import tinyspur
-from tinyspur.engine.losses import (AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot, softmax)
+from tinyspur.engine.losses import (
+    AbsoluteLoss,
+    CrossEntropy,
+    HuberLoss,
+    SquaredLoss,
+    one_hot,
+    softmax,
+)
 from tinyspur.errors import AssumptionError
 from tinyspur.fitting.affine import fit_affine
 

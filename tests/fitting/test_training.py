@@ -17,12 +17,24 @@ from torch_twin import Twin, risk
 from tinyspur import datasets
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (GELU, ReLU, SmoothActivation, Tanh)
-from tinyspur.engine.losses import (CrossEntropy, SquaredLoss, one_hot)
+from tinyspur.engine.activations import GELU, ReLU, Tanh
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.engine.network import Network
+from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.fitting.affine import fit_affine
-from tinyspur.fitting.training import (Adam, TrainingCost, descend, finished_epochs, kaiming_start, polish, seconds_per_batch, train, training_cost, training_flops)
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
+from tinyspur.fitting.training import (
+    Adam,
+    TrainingCost,
+    descend,
+    finished_epochs,
+    kaiming_start,
+    polish,
+    seconds_per_batch,
+    train,
+    training_cost,
+    training_flops,
+)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
 NETWORKS = {
     "convolutions": Network((1, 4, 4), [Conv(3), Conv(4), Dense(3)]),

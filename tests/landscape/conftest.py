@@ -9,7 +9,7 @@ from tinyspur.certificates import certify_cell
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.network import Network
 from tinyspur.landscape import job
-from tinyspur.layers import (Conv, ConvolutionMatrix, Dense, WeightMatrix)
+from tinyspur.layers import Conv, ConvolutionMatrix, Dense, WeightMatrix
 
 
 @pytest.fixture(scope="module")

@@ -18,13 +18,13 @@ from landscape_problems import (
 )
 
 from tinyspur.engine.activations import ReLU
-from tinyspur.engine.backend import (select, to_numpy)
+from tinyspur.engine.backend import select, to_numpy
 from tinyspur.engine.losses import CrossEntropy
 from tinyspur.engine.network import Network
-from tinyspur.landscape.directions import (RandomDirections, random_direction)
-from tinyspur.landscape.planes import (Lines, Plane)
+from tinyspur.landscape.directions import RandomDirections, random_direction
+from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
 
 @over_networks

@@ -10,7 +10,7 @@ from landscape_problems import network, over_networks, point
 
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.landscape.directions import (RandomDirections, random_direction)
+from tinyspur.landscape.directions import RandomDirections, random_direction
 from tinyspur.landscape.planes import Lines
 from tinyspur.layers import Dense
 

@@ -34,12 +34,12 @@ from landscape_problems import (
 )
 
 from tinyspur.engine import threads as engine_threads
-from tinyspur.engine.activations import SmoothActivation
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.landscape import (executors, job, store)
-from tinyspur.landscape.planes import (Lines, Plane)
+from tinyspur.engine.user_activations import SmoothActivation
+from tinyspur.landscape import executors, job, store
+from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
 

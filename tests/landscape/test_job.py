@@ -22,7 +22,7 @@ from landscape_problems import (
 from tinyspur.certificates.rounding import risk_rounding
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.passes import steps
-from tinyspur.landscape.planes import (Lines, Plane)
+from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
 
 

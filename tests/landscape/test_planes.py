@@ -19,8 +19,8 @@ from landscape_problems import (
 
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.landscape.directions import (RandomDirections, random_direction)
-from tinyspur.landscape.planes import (Lines, Plane)
+from tinyspur.landscape.directions import RandomDirections, random_direction
+from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
 from tinyspur.layers import Dense
 

@@ -6,7 +6,7 @@ from landscape_problems import LOSS, network, point, same_bits, samples
 
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.network import Network
-from tinyspur.landscape.planes import (Lines, Plane)
+from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
 from tinyspur.layers import Dense

@@ -17,8 +17,8 @@ from landscape_problems import (
 
 from tinyspur import find_spurious_minimum
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.losses import (CrossEntropy, SquaredLoss)
-from tinyspur.landscape.planes import (Lines, Plane)
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss
+from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
 
 

@@ -20,12 +20,12 @@ from landscape_problems import (
 
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
-from tinyspur.engine.losses import (CrossEntropy, HuberLoss, SquaredLoss)
+from tinyspur.engine.losses import CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.landscape import job
 from tinyspur.landscape.directions import RandomDirections
-from tinyspur.landscape.planes import (Lines, Plane)
+from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
 from tinyspur.layers import Dense

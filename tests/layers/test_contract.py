@@ -19,7 +19,7 @@ from tinyspur.certificates import certify_cell
 from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import (KINDS, AveragePool, Conv, Dense, Layer, MaxPool, layer_of)
+from tinyspur.layers import KINDS, AveragePool, Conv, Dense, Layer, MaxPool, layer_of
 from tinyspur.refutations.evidence import rescaling_tangents
 
 LAYERS = [  # a layer and the shape below it

@@ -8,7 +8,13 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tinyspur.layers import (AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix, MaxPoolingMatrix, wide_products)
+from tinyspur.layers import (
+    AveragePoolingMatrix,
+    ConvolutionMatrix,
+    DenseMatrix,
+    MaxPoolingMatrix,
+    wide_products,
+)
 from tinyspur.layers import convolution as convolutions
 
 # Entries are small whole numbers: sums come out the same in every order, and many are zero.

@@ -9,17 +9,22 @@ import torch_twin
 from shared import SMOOTH, moved, random_point, targets_for, twin_of, twin_risk
 
 from tinyspur.certificates import certify_cell
-from tinyspur.constructions.embedding import (embed, linear_minimum, subnetwork)
+from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (ReLU, Tanh)
-from tinyspur.engine.losses import (AbsoluteLoss, CrossEntropy, SquaredLoss)
+from tinyspur.engine.activations import ReLU, Tanh
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.errors import AssumptionError
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool)
-from tinyspur.refutations.escapes import (find_escape, first_order_directions, kink_escape, second_order_directions)
-from tinyspur.refutations.expansion import (coordinate_rates, expand_risk, one_sided_derivative)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.refutations.escapes import (
+    find_escape,
+    first_order_directions,
+    kink_escape,
+    second_order_directions,
+)
+from tinyspur.refutations.expansion import coordinate_rates, expand_risk, one_sided_derivative
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
 LAYOUTS = {

@@ -9,13 +9,19 @@ from shared import random_point, twin_gradient, twin_hessian, twin_of
 
 from tinyspur.constructions.relays import rescale
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import (GELU, ReLU, Sine, Tanh)
-from tinyspur.engine.losses import (CrossEntropy, SquaredLoss, softmax)
+from tinyspur.engine.activations import GELU, ReLU, Sine, Tanh
+from tinyspur.engine.losses import CrossEntropy, SquaredLoss, softmax
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import (AveragePool, Conv, Dense, MaxPool, Pooling)
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 from tinyspur.refutations import evidence
-from tinyspur.refutations.evidence import (RitzValue, _lanczos, gather_evidence, hessian, rescaling_tangents)
+from tinyspur.refutations.evidence import (
+    RitzValue,
+    _lanczos,
+    gather_evidence,
+    hessian,
+    rescaling_tangents,
+)
 
 NETWORKS = {
     "2-D": Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3), Dense(2)]),

@@ -10,9 +10,9 @@ from matplotlib.image import imread
 from shared import ROOT, SQUARED, load_program, random_set, run_python, twin_risk
 
 from tinyspur.engine.network import Network
-from tinyspur.fitting.training import (descend, kaiming_start)
+from tinyspur.fitting.training import descend, kaiming_start
 from tinyspur.layers import Dense
-from tinyspur.studies.atlas import (Atlas, map_minima, partitions)
+from tinyspur.studies.atlas import Atlas, map_minima, partitions
 
 MOST = 4  # groups
 PROGRAM = ROOT / "demos" / "atlas.py"

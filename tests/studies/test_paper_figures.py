@@ -13,15 +13,22 @@ import torch
 import torch_twin
 from paper_example import build, readme_example
 
-from tinyspur import (Conv, Dense, Network, TrainingSet)
+from tinyspur import Conv, Dense, Network, TrainingSet
 from tinyspur.certificates import certify_cell
 from tinyspur.engine.activations import ReLU
-from tinyspur.engine.losses import (AbsoluteLoss, CrossEntropy, SquaredLoss)
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, SquaredLoss
 from tinyspur.engine.parameters import Parameters
 from tinyspur.landscape.directions import random_direction
 from tinyspur.landscape.risks import Landscape
 from tinyspur.studies import paper_figures as experiments
-from tinyspur.studies.paper_figures import (FINE, STEPS, falling_distance, points_of, read_figures, scan_figures)
+from tinyspur.studies.paper_figures import (
+    FINE,
+    STEPS,
+    falling_distance,
+    points_of,
+    read_figures,
+    scan_figures,
+)
 
 LOSS = SquaredLoss()
 GRID, DIRECTIONS = 5, 4

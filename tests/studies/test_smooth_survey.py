@@ -11,10 +11,10 @@ from shared import ROOT, SQUARED, load_program, run_python
 
 from tinyspur import datasets
 from tinyspur.certificates.curvature import certify_curvature
-from tinyspur.constructions.smooth import (lower_point, smooth_minimum)
-from tinyspur.engine.activations import (ELU, GELU, Softplus, Tanh)
+from tinyspur.constructions.smooth import lower_point, smooth_minimum
+from tinyspur.engine.activations import ELU, GELU, Softplus, Tanh
 from tinyspur.engine.network import Network
-from tinyspur.studies.smooth_survey import (STEPS, risks_along, survey)
+from tinyspur.studies.smooth_survey import STEPS, risks_along, survey
 
 PROGRAM = ROOT / "demos" / "smooth_activations.py"
 FILES = ["smooth_activations.json", "smooth_activations.png", "smooth_widths.png"]

@@ -9,11 +9,11 @@ from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from .cell import (CellCertificate, certify_cell)
-from .certificate import (Certificate, round_down)
-from .curvature import (CurvatureCertificate, certify_curvature)
+from .cell import CellCertificate, certify_cell
+from .certificate import Certificate, round_down
+from .curvature import CurvatureCertificate, certify_curvature
 from .kinks import Kink
-from .relays import (RelayCertificate, certify_relays)
+from .relays import RelayCertificate, certify_relays
 
 __all__ = [
     "CERTIFICATES",

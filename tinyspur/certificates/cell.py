@@ -8,17 +8,17 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
-from ..engine.backend import (Array, all_to_numpy, namespace)
+from ..engine.backend import Array, all_to_numpy, namespace
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..fitting.affine import stationary_subgradient
-from .certificate import (Certificate, in_float64, round_down)
-from .kinks import (Kink, KinkCounter, at_kink, kink_lines)
-from .radius import (Chunk, keeps_patterns, shrink)
-from .rounding import (EPSILON, ROUNDING, preactivation_rounding)
+from .certificate import Certificate, in_float64, round_down
+from .kinks import Kink, KinkCounter, at_kink, kink_lines
+from .radius import Chunk, keeps_patterns, shrink
+from .rounding import EPSILON, ROUNDING, preactivation_rounding
 
 ROUNDING_LIMIT = 1e-6  # errors of outputs explain gradients only up to this share of the targets
 MET = 8  # an output meets its target, a kink of the loss, up to so many rounding errors

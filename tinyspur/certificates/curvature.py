@@ -15,15 +15,15 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.backend import to_numpy
-from ..engine.losses import (Loss, SquaredLoss)
+from ..engine.losses import Loss, SquaredLoss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..engine.passes import steps
 from ..layers import Dense
 from .cell import STATIONARITY_LIMIT
-from .certificate import (Certificate, in_float64, round_down)
+from .certificate import Certificate, in_float64, round_down
 from .radius import RADIUS_ACCURACY
-from .rounding import (EPSILON, ROUNDING, preactivation_rounding)
+from .rounding import EPSILON, ROUNDING, preactivation_rounding
 
 DEFINITE = 1000  # an eigenvalue counts as 0 up to so many rounding errors of the matrix
 LARGEST = 1e6  # no radius above this is looked for

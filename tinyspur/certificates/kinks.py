@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine.architecture import Architecture
-from ..engine.backend import (Array, all_to_numpy)
+from ..engine.backend import Array, all_to_numpy
 from .rounding import AT_THE_KINK
 
 

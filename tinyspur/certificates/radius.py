@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.backend import (Array, all_to_numpy, namespace)
+from ..engine.backend import Array, all_to_numpy, namespace
 from ..engine.parameters import Parameters
 from ..engine.passes import Step
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
-from ..engine.backend import (all_to_numpy, namespace, to_numpy)
+from ..engine.backend import all_to_numpy, namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
@@ -16,10 +16,10 @@ from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..layers import Dense
-from ..refutations.evidence import (Evidence, gather_evidence)
-from .cell import (CellCertificate, certify_cell)
-from .certificate import (Certificate, in_float64)
-from .kinks import (Kink, KinkCounter, at_kink, kink_lines)
+from ..refutations.evidence import Evidence, gather_evidence
+from .cell import CellCertificate, certify_cell
+from .certificate import Certificate, in_float64
+from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .rounding import preactivation_rounding
 
 

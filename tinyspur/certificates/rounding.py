@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..datasets.samples import TrainingSet
-from ..engine.backend import (Array, to_numpy)
+from ..engine.backend import Array, to_numpy
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
-from ..engine.passes import (Step, by_map, steps)
+from ..engine.passes import Step, by_map, steps
 
 ROUNDING = 4  # error of each sum, in units in the last place of its terms
 AT_THE_KINK = 1000  # z counts as 0 up to so many times its rounding error

@@ -7,17 +7,23 @@ import math
 
 import numpy as np
 
-from ..certificates import (Certificate, round_down)
+from ..certificates import Certificate, round_down
 from ..certificates import certify as find_certificate
 from ..console import Stages
 from ..engine import backend
-from ..engine.losses import (HuberLoss, loss_named)
+from ..engine.losses import HuberLoss, loss_named
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..files import (check_writable, write_json)
-from ..refutations.escapes import (REACH, DescentDirection, Escape, find_descent_direction, find_escape)
+from ..files import check_writable, write_json
+from ..refutations.escapes import (
+    REACH,
+    DescentDirection,
+    Escape,
+    find_descent_direction,
+    find_escape,
+)
 from ..refutations.evidence import gather_evidence
-from .inputs import (load_data, other_data, read_point)
+from .inputs import load_data, other_data, read_point
 
 
 def check(options: argparse.Namespace) -> None:

@@ -4,35 +4,42 @@ A piece is one filter w: the first convolution applies it, all weights above are
 first dense layer, which adds up the piece's map. With average pooling that is linear in the image,
 with max pooling convex and piecewise linear. The layers above take minima and maxima, as in
 `lattices`. Only the filters are fitted, so that the other gradients need not vanish (E11 of the
-audit): whether the point is a local minimum, only its certificate can tell.
+audit): the point is offered for what its certificate says.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.optimize
 
 from ..datasets.samples import TrainingSet
-from ..engine.activations import ReLU
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from ..layers import (Conv, Dense, Layer, Pooling)
-from .lattices import (Lattice, trees)
+from ..layers import (
+    AveragePoolingMatrix,
+    Conv,
+    Dense,
+    Pooling,
+    WeightMatrix,
+)
+from .lattices import Lattice, trees
 from .piecewise_linear import Groups
 from .towers import MARGIN
 
 STARTS = 4  # filters that a fit below a max pooling begins with
-ROUNDED = 1e-12  # what a bias adds to the pieces is the same up to this share of it
-EXACT = 1e-6  # outputs may differ from the fits by this share of their size
-ITERATIONS = 200  # of L-BFGS in such a fit
-STEEPEST = 30  # how often the slope of a cap, or the bias of the first convolution, is doubled
+ROUNDED = 1e-10  # share of what a bias adds to a piece that is rounding
+FLAT = 1e-12  # share of the largest variance of the features below which a direction has none
+EXACT = 1e-6  # share of the outputs that they may differ from the fits by
+STEEPEST = 30  # times that a cap's slope is doubled, or the bias of the first convolution
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,8 @@ def patch_sums(
 ) -> np.ndarray:
     """Return phi (N, C k^2): a filter w gives the piece phi . w, for groups along a filter.
 
-    `layers` are as in `convolutional_lattice`. With max poolings a filter `direction` is needed,
-    and they select the entries that they select for this filter.
+    `layers` as in `convolutional_lattice`. Max poolings select what they do for the filter
+    `direction`, which they need, where a large bias is added to its map.
     """
     stem = _Stem(layers, x)
     if direction is None and stem.selects:
@@ -67,7 +74,7 @@ def patch_sums(
     w = np.zeros(stem.filter) if direction is None else np.asarray(direction, np.float64)
     if w.size != math.prod(stem.filter):
         raise ValueError(f"patch sums: expected a filter {stem.filter}, got {w.shape}")
-    return stem.features(w.reshape(stem.filter), 0.0)[0]
+    return stem.features(w.reshape(stem.filter))
 
 
 def convolutional_lattice(
@@ -81,14 +88,14 @@ def convolutional_lattice(
 
     `layers` are those below the dense ones: sizes of filters, a convolution first, and poolings.
     `groups` are groups of the `patch_sums`; where the fits alone are no lattice, steep auxiliary
-    pieces are added along their direction. Below max poolings the outputs are fitted one by one,
-    which needs a loss that is a sum over them. The risk is not convex in the filter, and its minima
-    are often where two entries tie: L-BFGS starts from a few filters, drawn with `seed`.
+    pieces are added along their direction. Below max poolings outputs are fitted one by one, which
+    needs a loss that is a sum over them, by L-BFGS from a few filters, as `seed` draws them: the
+    risk is not convex in the filter, and its minima are often where two entries tie.
 
     Raises ValueError for other layers, groups or losses; AssumptionError where a group has no fit
     or no lattice is found.
     """
-    stem, lift = _Stem(layers, data.x), MARGIN
+    stem = _Stem(layers, data.x)
     if len(groups.labels) != len(data) or groups.direction.size != math.prod(stem.filter):
         raise ValueError(
             f"groups: expected {len(data)} samples along a filter {stem.filter}, got "
@@ -99,24 +106,9 @@ def convolutional_lattice(
             "convolutional lattice: expected a loss that is a sum over the outputs below a max "
             f"pooling, got {loss!r}"
         )
-    for _ in range(STEEPEST):
-        found = [
-            _with_caps(stem, pieces, groups, lift)
-            for pieces in _fits(stem, data, loss, groups, lift, seed)
-        ]
-        filters = np.concatenate([pieces.filters for pieces, _ in found])
-        biases = np.concatenate([pieces.biases for pieces, _ in found])
-        needed = MARGIN - float((stem.convolved(filters).min(axis=1) + biases).min())
-        lattices = tuple(lattice for _, lattice in found if lattice is not None)
-        if needed <= lift and len(lattices) == len(found):
-            break
-        lift = max(2 * lift, needed)
-    else:
-        raise AssumptionError(
-            "convolutional lattice: no bias keeps the first convolution active and adds the same "
-            "to all pieces"
-        )
-    theta = stem.network(filters, biases + lift, lattices, lift)
+    found = [_with_caps(stem, pieces, groups) for pieces in _fits(stem, data, loss, groups, seed)]
+    lattices = tuple(lattice for _, lattice in found)
+    theta = _lifted(stem, [pieces for pieces, _ in found], lattices)
     fitted = np.array([p.values[groups.labels, np.arange(len(data))] for p, _ in found])
     off = abs(theta.net.forward(theta, data.x).T - fitted).max()
     if off > EXACT * (1 + abs(fitted).max()):
@@ -129,88 +121,134 @@ def convolutional_lattice(
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Pieces of one output: `filters` (n, C, *k), `biases` (n,), `values` (n, N) on the samples.
-
-    `uniform` tells whether a bias of the first convolution adds the same to all of them.
-    """
+    """Pieces of one output: `filters` (n, C, *k), `biases` (n,), `values` (n, N) on the samples."""
 
     filters: np.ndarray
     biases: np.ndarray
     values: np.ndarray
-    uniform: bool
 
 
 class _Stem:
-    """What the layers below the first dense one, all weights 1, make of a filter's map."""
+    """What the layers below the first dense one, all weights 1, make of a filter's map.
+
+    Max poolings select as they do where a bias of the first convolution outweighs everything: of
+    the entries to which it adds most the largest. So the piece of a filter w and a bias b is
+    phi . w + total b, where phi depends on w and the sample and `total` on nothing.
+    """
 
     def __init__(self, layers: Sequence[int | Pooling], x: np.ndarray):
         if not layers or isinstance(layers[0], Pooling):
             raise ValueError(
                 f"convolutional lattice: expected the size of a filter first, got {layers}"
             )
-        self.layers = tuple(layers)
-        self.alone = Network(x.shape[1:], self._stack(1), ReLU(slope=1.0))  # sigma(z) = z
-        self.theta = self.alone.zeros()
-        for layer in self.theta.b:
-            self.theta.W[layer].weights[...] = layer > 1
-        self.filter = self.theta.W[1].weights.shape[1:]
-        self.selects = any(isinstance(layer, Layer) and layer.selects for layer in layers)
-        taps = np.eye(math.prod(self.filter)).reshape(-1, *self.filter)
-        patches = self.alone.filter_responses(self.theta, 1, taps, x)
-        self.patches = patches.reshape(len(taps), -1, len(x))
+        self.layers, self.x, self.kept = tuple(layers), x, None
+        self.selects = any(isinstance(layer, Pooling) and layer.selects for layer in layers)
+        self.ones = Network(x.shape[1:], self._layers(1)).zeros()
+        for layer in self.ones.b:
+            self.ones.W[layer].weights[...] = 1
+        self.filter = self.ones.W[1].weights.shape[1:]
+        taps = math.prod(self.filter)
+        self.taps = Network(x.shape[1:], [Conv(taps, layers[0])]).zeros()
+        self.taps.W[1].weights[...] = np.eye(taps).reshape(taps, *self.filter)
+        lift, self.lifted = np.ones((self.ones.W[1].shape[0], 1)), {}
+        for layer, W in self._above():
+            if W.selects:
+                spread = AveragePoolingMatrix(1, W.map_shape, W.size).T
+                most = spread @ (W @ lift) / (spread @ np.ones((W.shape[0], 1)))
+                self.lifted[layer] = lift >= (1 - ROUNDED) * most
+            lift = W @ lift
+        self.total = float(lift.sum())
 
-    def _stack(self, maps: int) -> list:
+    def of(self, samples: np.ndarray) -> _Stem:
+        """Return the same of some of the samples."""
+        part = copy.copy(self)
+        part.x, part.kept = self.x[samples], None
+        return part
+
+    def _layers(self, maps: int) -> list[Conv | Pooling]:
         return [layer if isinstance(layer, Pooling) else Conv(maps, layer) for layer in self.layers]
 
-    def convolved(self, filters: np.ndarray, samples: np.ndarray | slice = slice(None)):
-        """Return what the first convolution makes of the samples, (n, P * samples)."""
-        patches = self.patches[..., samples]
-        return filters.reshape(len(filters), -1) @ patches.reshape(len(patches), -1)
+    def _above(self) -> list[tuple[int, WeightMatrix]]:
+        return [(layer, self.ones.W[layer]) for layer in range(2, len(self.layers) + 1)]
 
-    def features(
-        self, w: np.ndarray, bias: float, samples: np.ndarray | slice = slice(None)
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return phi (N, C k^2) and s (N,): phi . v + s beta is the piece of filter v, bias beta.
+    def _over(self, function: Callable) -> list:
+        """Return function(rows, patches) for chunks of samples that keep the memory budget.
 
-        With the selection that max poolings make for the filter w and `bias`.
+        The `patches` (C k^2, P, n) are what each tap of a filter reads; those of one chunk for all
+        are kept.
         """
-        P = self.patches.shape[1]
-        below = self.convolved(w[None], samples).reshape(P, -1) + bias
-        chain = []
-        for layer in range(2, self.alone.depth + 1):
-            chain.append(self.theta.W[layer].at(below))
-            below = chain[-1] @ below
-        delta = np.ones_like(below)
+        if self.kept is not None:
+            return [function(*self.kept)]
+
+        def unfold(rows: slice, columns: np.ndarray) -> Any:
+            taps, n = self.taps.W[1], columns.shape[1]
+            patches = (taps @ columns).reshape(taps.maps_out, taps.positions_out, n)
+            if n == len(self.x):
+                self.kept = rows, patches
+            return function(rows, patches)
+
+        return list(self.taps.net.over(self.taps, self.x, unfold))
+
+    def _sums(self, w: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sum of what a filter w makes of each sample, (n,).
+
+        And its derivative in the outputs of the first convolution, (P, n).
+        """
+        z, chain = np.tensordot(w.ravel(), patches, 1), []
+        for layer, W in self._above():
+            if layer in self.lifted:
+                W = W.at(np.where(self.lifted[layer], z, -np.inf))
+            chain.append(W)
+            z = W @ z
+        delta = np.ones_like(z)
         for W in reversed(chain):
             delta = W.T @ delta
-        return (self.patches[..., samples] * delta).sum(axis=1).T, delta.sum(axis=0)
+        return z.sum(axis=0), delta
 
-    def pieces(self, filters: np.ndarray, biases: np.ndarray, lift: float) -> _Pieces:
-        """Return the pieces of filters and biases where `lift` is added to the latter."""
-        values, uniform, total = [], True, self.total
-        for w, b in zip(filters, biases, strict=True):
-            phi, s = self.features(w, b + lift)
-            values.append(phi @ w.ravel() + s * b)
-            uniform = uniform and bool((abs(s - total) <= ROUNDED * total).all())
-        return _Pieces(np.asarray(filters), np.asarray(biases), np.array(values), uniform)
+    def features(self, w: np.ndarray) -> np.ndarray:
+        """Return phi (N, C k^2) with the selection for the filter w."""
+        found = self._over(lambda _, p: np.einsum("tpn,pn->nt", p, self._sums(w, p)[1]))
+        return np.concatenate(found)
 
-    @property
-    def total(self) -> float:
-        """Return what a bias of 1 adds to every piece where max poolings select the most of it."""
-        zero = np.zeros(self.filter)
-        return float(self.features(zero, 1.0, slice(0, 1))[1][0])
+    def pieces(self, filters: np.ndarray, biases: np.ndarray) -> _Pieces:
+        """Return the pieces of filters (n, C, *k) and biases (n,)."""
+        found = self._over(lambda _, p: np.array([self._sums(w, p)[0] for w in filters]))
+        values = np.concatenate(found, axis=1) + self.total * biases[:, None]
+        return _Pieces(filters, biases, values)
+
+    def risk(self, v: np.ndarray, y: np.ndarray, loss: Loss) -> tuple[float, np.ndarray]:
+        """Return the risk of the piece of the filter and constant v, and its derivative in v."""
+
+        def chunk(rows: slice, patches: np.ndarray) -> tuple[float, np.ndarray]:
+            values, delta = self._sums(v[:-1], patches)
+            o, target = (values + v[-1])[None], y[rows].T
+            g = loss.gradient(o, target)
+            slopes = np.tensordot(patches, g * delta, 2)
+            return loss.value(o, target).sum(), np.append(slopes, g.sum())
+
+        values, slopes = zip(*self._over(chunk), strict=True)
+        return sum(values) / len(y), sum(slopes) / len(y)
+
+    def lowest(self, filters: np.ndarray, biases: np.ndarray) -> float:
+        """Return the least output of the first convolution."""
+        flat = filters.reshape(len(filters), -1)
+        found = self._over(lambda _, p: np.tensordot(flat, p, 1).min(axis=(1, 2)))
+        return float((np.min(found, axis=0) + biases).min())
 
     def network(
         self, filters: np.ndarray, biases: np.ndarray, lattices: Sequence[Lattice], lift: float
     ) -> Parameters:
-        """Return the whole network: the stem once for each piece, their sums, and the trees."""
+        """Return the whole network: the stem once for each piece, their sums, and the trees.
+
+        `lift` is added to the biases, and what it adds to the outputs is taken off.
+        """
         n, above = len(filters), trees(lattices)
         dense = [Dense(n), *(Dense(len(matrix)) for matrix in above)]
-        theta = Network(self.alone.input_shape, [*self._stack(n), *dense]).zeros()
+        theta = Network(self.x.shape[1:], [*self._layers(n), *dense]).zeros()
         for layer in range(2, len(self.layers) + 1):
             for t in range(n if layer in theta.b else 0):
                 theta.W[layer].weights[t, t] = 1
-        theta.W[1].weights[...], theta.b[1][...] = filters, biases
+        theta.W[1].weights[...], theta.b[1][...] = filters, biases + lift
         first = len(self.layers) + 1
         theta.W[first].weights[...] = np.repeat(np.eye(n), theta.W[first].shape[1] // n, axis=1)
         for layer, matrix in enumerate(above, start=first + 1):
@@ -219,64 +257,75 @@ class _Stem:
         return theta
 
 
-def _fits(
-    stem: _Stem, data: TrainingSet, loss: Loss, groups: Groups, lift: float, seed: int
-) -> list[_Pieces]:
+def _lifted(stem: _Stem, outputs: Sequence[_Pieces], lattices: Sequence[Lattice]) -> Parameters:
+    """Return the network with a bias that keeps all units active and adds the same to all pieces.
+
+    AssumptionError where there is none.
+    """
+    filters, biases, values = (
+        np.concatenate([getattr(pieces, name) for pieces in outputs])
+        for name in ("filters", "biases", "values")
+    )
+    lift, first = max(MARGIN, MARGIN - stem.lowest(filters, biases)), len(stem.layers) + 1
+    for _ in range(STEEPEST):
+        theta = stem.network(filters, biases, lattices, lift)
+        found = theta.net.over(
+            theta, stem.x, lambda _, o, theta=theta: theta.net.layer_output(theta, o, first)
+        )
+        added = np.concatenate(list(found), axis=1) - values
+        if abs(added / (lift * stem.total) - 1).max() <= ROUNDED:
+            return theta
+        lift *= 2
+    raise AssumptionError(
+        "convolutional lattice: no bias keeps the first convolution active and adds the same to "
+        "all pieces"
+    )
+
+
+def _fits(stem: _Stem, data: TrainingSet, loss: Loss, groups: Groups, seed: int) -> list[_Pieces]:
     """Return for each output the pieces that are optimal for the groups."""
     d_y, K = data.y.shape[1], len(groups)
-    filters, biases = np.zeros((d_y, K, *stem.filter)), np.zeros((d_y, K))
+    maps = np.zeros((d_y, K, math.prod(stem.filter) + 1))  # filters and constants
     for r in range(K):
-        inside = np.flatnonzero(groups.labels == r)
-        if not stem.selects:
-            phi, _ = stem.features(np.zeros(stem.filter), lift, inside)
-            fit = fit_affine(phi, data.y[inside], loss)
-            filters[:, r] = fit.weights.reshape(d_y, *stem.filter)
-            biases[:, r] = fit.bias / stem.total
-            continue
-        for k in range(d_y):
-            one = data.y[inside, k : k + 1]
-            filters[k, r], biases[k, r] = _descend(stem, one, inside, loss, lift, seed)
-    return [stem.pieces(*pair, lift) for pair in zip(filters, biases, strict=True)]
+        inside = groups.labels == r
+        part, y = stem.of(inside), data.y[inside]
+        if stem.selects:
+            maps[:, r] = [_descend(part, y[:, k : k + 1], loss, seed) for k in range(d_y)]
+        else:
+            fit = fit_affine(part.features(np.zeros(stem.filter)), y, loss)
+            maps[:, r] = np.column_stack([fit.weights, fit.bias])
+    return [
+        stem.pieces(maps[k, :, :-1].reshape(K, *stem.filter), maps[k, :, -1] / stem.total)
+        for k in range(d_y)
+    ]
 
 
-def _descend(
-    stem: _Stem, y: np.ndarray, inside: np.ndarray, loss: Loss, lift: float, seed: int
-) -> tuple[np.ndarray, float]:
-    """Return the filter and bias of the lowest risk that L-BFGS finds below max poolings.
+def _descend(stem: _Stem, y: np.ndarray, loss: Loss, seed: int) -> np.ndarray:
+    """Return the filter and constant (C k^2 + 1,) of the lowest risk found below max poolings.
 
-    It starts from the constant fit, and from the optimal fits for the selections that the zero
-    filter and random filters make.
+    L-BFGS starts from the constant fit, and from the optimum for the selection that a filter makes,
+    of zeros and random ones, in coordinates u in which the features have unit covariance.
     """
-    rng, scale = np.random.default_rng(seed), abs(stem.patches).max() or 1.0
+    rng = np.random.default_rng(seed)
+    directions = [np.zeros(stem.filter), *rng.standard_normal((STARTS - 1, *stem.filter))]
+    features = [stem.features(w) for w in directions]
+    fits = [fit_affine(phi, y, loss) for phi in (np.zeros_like(features[0]), *features)]
+    rows = np.vstack([np.column_stack([phi, np.ones(len(phi))]) for phi in features])
+    squares, axes = np.linalg.eigh(rows.T @ rows / len(rows))
+    back = axes / np.sqrt(np.maximum(squares, FLAT * squares.max()))
+    starts = [np.linalg.solve(back, np.append(fit.weights, fit.bias)) for fit in fits]
+    size = stem.risk(back @ starts[0], y, loss)[0] or 1.0
 
-    def risk(v: np.ndarray) -> tuple[float, np.ndarray]:
-        phi, s = stem.features(v[:-1].reshape(stem.filter) / scale, v[-1] + lift, inside)
-        o = (phi @ v[:-1] / scale + s * v[-1])[None]
-        g = loss.gradient(o, y.T)[0] / len(y)
-        return float(loss.value(o, y.T).mean()), np.append(g @ phi / scale, g @ s)
+    def risk(u: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slopes = stem.risk(back @ u, y, loss)
+        return value / size, slopes @ back / size
 
-    found = []
-    for start in range(-1, STARTS):
-        w = rng.standard_normal(stem.filter) if start > 0 else np.zeros(stem.filter)
-        phi, _ = stem.features(w, lift, inside)
-        fit = fit_affine(phi if start >= 0 else np.zeros_like(phi), y, loss)
-        v = np.append(scale * fit.weights, fit.bias / stem.total)
-        options = {"maxiter": ITERATIONS, "ftol": 0.0, "gtol": 1e-12}
-        ended = scipy.optimize.minimize(risk, v, jac=True, method="L-BFGS-B", options=options)
-        found.append((ended.fun, start, ended.x))
-    best = min(found)[2]
-    return best[:-1].reshape(stem.filter) / scale, float(best[-1])
+    ended = [scipy.optimize.minimize(risk, u, jac=True, method="L-BFGS-B") for u in starts]
+    return back @ min(ended, key=lambda end: end.fun).x
 
 
-def _with_caps(
-    stem: _Stem, fitted: _Pieces, groups: Groups, lift: float
-) -> tuple[_Pieces, Lattice | None]:
-    """Return the pieces and their lattice, with steep pieces that cut the fits off if need be.
-
-    The lattice is None where `lift` is so small that it does not add the same to all pieces.
-    """
-    if not fitted.uniform:
-        return fitted, None
+def _with_caps(stem: _Stem, fitted: _Pieces, groups: Groups) -> tuple[_Pieces, Lattice]:
+    """Return the pieces and their lattice, with steep pieces that cut the fits off if need be."""
     labels, direction = groups.labels, groups.direction.reshape(stem.filter)
 
     def lattice(values: np.ndarray) -> Lattice:
@@ -295,11 +344,9 @@ def _with_caps(
                 continue
             for slope in 2.0 ** np.arange(STEEPEST):
                 w, b = fitted.filters[r] + side * slope * direction, fitted.biases[r]
-                cap = stem.pieces(w[None], b[None], lift)
+                cap = stem.pieces(w[None], b[None])
                 low = float((fitted.values[r] - cap.values[0])[labels == r].max())
                 high = float((selected - cap.values[0])[beyond].min())
-                if not cap.uniform:
-                    return cap, None
                 if low < high:
                     break
             else:
@@ -310,12 +357,12 @@ def _with_caps(
                 )
             filters.append(w)
             biases.append(b + (low + high) / 2 / stem.total)
-    pieces = stem.pieces(np.array(filters), np.array(biases), lift)
-    return pieces, lattice(pieces.values) if pieces.uniform else None
+    pieces = stem.pieces(np.array(filters), np.array(biases))
+    return pieces, lattice(pieces.values)
 
 
 def _is_sum(loss: Loss, y: np.ndarray) -> bool:
-    """Return whether, at random outputs, the gradient in each of them depends on no other."""
+    """Return whether the gradient in each output depends on no other one, at random outputs."""
     rng = np.random.default_rng(0)
     o, other = rng.standard_normal((2, *y.T.shape))
     for k in range(len(o)):

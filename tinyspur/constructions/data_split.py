@@ -13,9 +13,9 @@ import numpy as np
 
 from ..certificates.rounding import output_rounding
 from ..datasets.samples import TrainingSet
-from ..engine.backend import (namespace, to_numpy)
+from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.parameters import (Parameters, check_points)
+from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from .towers import RelayedPair
 

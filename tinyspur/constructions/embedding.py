@@ -15,15 +15,15 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
-from ..engine.backend import (Array, to_numpy)
+from ..engine.backend import Array, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..engine.passes import steps
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from ..layers import (AveragePool, Conv, Dense, Layer)
-from .towers import (MARGIN, RelayedPair, Tower, set_constant, set_relay)
+from ..layers import AveragePool, Conv, Dense, Layer
+from .towers import MARGIN, RelayedPair, Tower, set_constant, set_relay
 
 VARIANTS = ("repaired", "literal")
 EXACT_FIT = 1e-10  # residuals below this share of the targets count as zero

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..engine.backend import (Array, namespace)
-from ..engine.parameters import (Parameters, check_points)
+from ..engine.backend import Array, namespace
+from ..engine.parameters import Parameters, check_points
 from .data_split import DataSplit
 from .embedding import check_variant
 from .towers import RelayedPair

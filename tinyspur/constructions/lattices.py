@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..datasets.samples import (TrainingSet, flattened)
+from ..datasets.samples import TrainingSet, flattened
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters

@@ -10,13 +10,13 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
-from ..engine.losses import (Loss, SquaredLoss)
+from ..engine.losses import Loss, SquaredLoss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from .embedding import (carry_outputs, check_variant, first_dense, first_features)
-from .towers import (MARGIN, Tower, set_relay)
+from .embedding import carry_outputs, check_variant, first_dense, first_features
+from .towers import MARGIN, Tower, set_relay
 
 RANDOM_FILTERS = 100
 TIE = 1e-9  # responses closer than this share of their range count as equal

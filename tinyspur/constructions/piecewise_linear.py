@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
-from ..certificates import (CellCertificate, certify_cell)
+from ..certificates import CellCertificate, certify_cell
 from ..certificates.rounding import risk_rounding
-from ..datasets.samples import (TrainingSet, flattened)
+from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting.affine import (AffineFit, fit_affine)
-from .embedding import (carry_outputs, first_dense, first_features)
-from .towers import (MARGIN, Tower)
+from ..fitting.affine import AffineFit, fit_affine
+from .embedding import carry_outputs, first_dense, first_features
+from .towers import MARGIN, Tower
 
 ORDERS = 6  # for so many groups or fewer every order along a direction is tried
 

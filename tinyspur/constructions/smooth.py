@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..certificates.curvature import (CurvatureCertificate, certify_curvature, check_smooth)
-from ..certificates.rounding import (EPSILON, risk_rounding)
-from ..datasets.samples import (TrainingSet, flattened)
+from ..certificates.curvature import CurvatureCertificate, certify_curvature, check_smooth
+from ..certificates.rounding import EPSILON, risk_rounding
+from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import Activation
 from ..engine.losses import SquaredLoss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting.training import (descend, kaiming_start)
+from ..fitting.training import descend, kaiming_start
 
 LOSS = SquaredLoss()
 WINDOW, POINTS = 0.5, np.linspace(-3, 3, 601)  # where expansion points are looked for

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..certificates import (CellCertificate, RelayCertificate, certify_cell, certify_relays)
+from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
-from ..engine.parameters import (Parameters, check_points)
+from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
-from ..refutations.escapes import (Escape, kink_escape)
-from .data_split import (DataSplit, perturb_read_weights, split_data)
+from ..refutations.escapes import Escape, kink_escape
+from .data_split import DataSplit, perturb_read_weights, split_data
 from .embedding import check_assumption_1
 from .equal_risk import equal_risk_point
 from .towers import RelayedPair
-from .witnesses import (LowerPoint, lower_point)
+from .witnesses import LowerPoint, lower_point
 
 
 @dataclass(frozen=True)

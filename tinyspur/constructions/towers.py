@@ -14,12 +14,12 @@ from functools import cached_property
 
 import numpy as np
 
-from ..engine.activations import (ReLU, check_piecewise_linear)
-from ..engine.backend import (Array, namespace)
+from ..engine.activations import ReLU, check_piecewise_linear
+from ..engine.backend import Array, namespace
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..layers import (AveragePool, Conv)
+from ..layers import AveragePool, Conv
 
 MARGIN = 1.0  # least |z| of relays and of dead maps
 

@@ -14,12 +14,12 @@ import scipy.optimize
 from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
-from ..engine.backend import (namespace, to_numpy)
+from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..refutations.escapes import (Escape, measure_escape, random_unit)
-from .data_split import (DataSplit, map_values, read_weights)
+from ..refutations.escapes import Escape, measure_escape, random_unit
+from .data_split import DataSplit, map_values, read_weights
 from .equal_risk import bias_below
 from .relays import outgoing
 from .towers import RelayedPair

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..files import (naming, read_arrays)
+from ..files import naming, read_arrays
 from . import cifar10
 from .cifar10 import cache_folder
-from .samples import (TrainingSet, draw)
+from .samples import TrainingSet, draw
 
 DATA_VARIABLE = "TINYSPUR_DATA"
 BUNDLED_NAME = "Fashion-MNIST (4,000 bundled images)"

@@ -11,8 +11,8 @@ import reprlib
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..layers import (Layer, Shape, is_positive, layer_of, shapes_of, slots_of)
-from .activations import (Activation, ReLU, activation_named)
+from ..layers import Layer, Shape, is_positive, layer_of, shapes_of, slots_of
+from .activations import Activation, ReLU, activation_named
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a thread may hold at once during a pass
 

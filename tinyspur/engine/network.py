@@ -15,11 +15,11 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from . import passes
-from .activations import (ReLU, check_piecewise_linear)
+from .activations import ReLU, check_piecewise_linear
 from .architecture import Architecture
-from .backend import (Array, all_to_numpy, namespace, to_numpy)
+from .backend import Array, all_to_numpy, namespace, to_numpy
 from .losses import Loss
-from .parameters import (Parameters, check_points)
+from .parameters import Parameters, check_points
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..layers import WeightMatrix
 from .architecture import Architecture
-from .backend import (Array, overwrite, to_numpy)
+from .backend import Array, overwrite, to_numpy
 
 
 class Parameters:

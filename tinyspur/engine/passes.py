@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..layers import WeightMatrix
-from .activations import (KNOWN, Activation)
-from .backend import (Array, namespace)
+from .activations import KNOWN, Activation
+from .backend import Array, namespace
 from .parameters import Parameters
 from .threads import in_order
 

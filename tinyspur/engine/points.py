@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import (naming, read_arrays, whole_file)
+from ..files import naming, read_arrays, whole_file
 from .network import Network
 from .parameters import Parameters
 

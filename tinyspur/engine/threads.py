@@ -17,7 +17,7 @@ from types import ModuleType
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from .backend import (Array, namespace)
+from .backend import Array, namespace
 
 WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 KEPT_BYTES = 12 * 2**20  # what a thread keeps at most for each use

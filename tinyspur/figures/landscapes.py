@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..landscape.risks import Landscape
 from ..studies.paper_figures import Panel
-from .style import (HIGHER, LOWER, PAGE, open_frame, panel_letters, save_figure, set_title)
+from .style import HIGHER, LOWER, PAGE, open_frame, panel_letters, save_figure, set_title
 
 UP, DOWN = 9, 4  # levels above and below; their distances from 0 grow as squares
 WIDTH = 7.2  # inches of a page's text

@@ -15,8 +15,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from ..engine.backend import to_numpy
-from ..layers import (ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive)
-from .style import (ENTRIES, PAGE, NotebookFigure, figure_kind, save_figure, set_title)
+from ..layers import ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
+from .style import ENTRIES, PAGE, NotebookFigure, figure_kind, save_figure, set_title
 
 EXTENT = 400  # the most rows and columns of a picture by default
 LARGEST = 800  # and where it is

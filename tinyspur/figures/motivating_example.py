@@ -11,12 +11,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..certificates import Certificate
-from ..constructions.lattices import (Lattice, lattice_network)
+from ..constructions.lattices import Lattice, lattice_network
 from ..constructions.piecewise_linear import PiecewiseFit
 from ..datasets.samples import TrainingSet
 from ..engine.backend import to_numpy
 from ..engine.parameters import Parameters
-from .style import (MINUS, PLUS, SCREEN, open_frame, ordered_colours, panel_letters, save_figure, set_title)
+from .style import (
+    MINUS,
+    PLUS,
+    SCREEN,
+    open_frame,
+    ordered_colours,
+    panel_letters,
+    save_figure,
+    set_title,
+)
 
 
 @dataclass(frozen=True)

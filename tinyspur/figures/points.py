@@ -13,7 +13,7 @@ from ..constructions.spurious import SpuriousMinimum
 from ..constructions.towers import RelayedPair
 from ..engine.backend import to_numpy
 from ..engine.parameters import Parameters
-from .style import (ENTRIES, open_frame, save_figure, set_title)
+from .style import ENTRIES, open_frame, save_figure, set_title
 
 DPI = 110  # dots per inch
 CORNER = 10  # positions of each block of a matrix that are drawn

@@ -11,8 +11,18 @@ from matplotlib.figure import Figure
 
 from ..studies.atlas import Atlas
 from ..studies.findings import Finding
-from ..studies.smooth_survey import (STEPS, SmoothRow)
-from .style import (ELSEWHERE, MINIMUM, PRINTED, REPAIRED, SCREEN, open_frame, ordered_colours, save_figure, set_title)
+from ..studies.smooth_survey import STEPS, SmoothRow
+from .style import (
+    ELSEWHERE,
+    MINIMUM,
+    PRINTED,
+    REPAIRED,
+    SCREEN,
+    open_frame,
+    ordered_colours,
+    save_figure,
+    set_title,
+)
 
 FLOOR = 1e-32  # a risk that is lower, or zero, is drawn here
 AUDIT_LEGEND = (

@@ -11,7 +11,7 @@ import scipy.optimize
 import scipy.sparse
 import scipy.sparse.linalg
 
-from ..engine.losses import (AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss)
+from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
 from ..errors import AssumptionError
 
 NEWTON_STEPS = 500

@@ -14,11 +14,11 @@ import numpy as np
 import scipy.optimize
 
 from ..datasets.samples import TrainingSet
-from ..engine.backend import (namespace, to_numpy)
+from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
-from ..files import (read_arrays, whole_file)
+from ..files import read_arrays, whole_file
 
 GPU_RATE = 10e12  # floating-point operations per second, sustained, of the estimate for a GPU
 

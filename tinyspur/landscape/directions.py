@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..engine.backend import namespace
-from ..engine.parameters import (Parameters, check_points)
+from ..engine.parameters import Parameters, check_points
 from ..layers import is_positive
 
 NORMALIZATIONS = (None, "filter", "layer")

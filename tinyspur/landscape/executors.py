@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.threads import one_thread
-from .job import (Block, Job)
+from .job import Block, Job
 
 KEPT_JOBS = 2  # scans whose data a worker keeps
 

@@ -11,12 +11,12 @@ import numpy as np
 
 from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
-from ..engine.backend import (Array, all_to_numpy, namespace, to_numpy)
+from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..engine.passes import neurons
 from .directions import RandomDirections
-from .planes import (Lines, Plane)
+from .planes import Lines, Plane
 
 TOGETHER = (
     4  # how many points share the product of their first layers; a worker gets as many at a time

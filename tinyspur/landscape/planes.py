@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine.backend import (all_to_numpy, to_numpy)
+from ..engine.backend import all_to_numpy, to_numpy
 from ..engine.parameters import Parameters
 from ..layers import is_positive
-from .directions import (RandomDirections, same_network)
+from .directions import RandomDirections, same_network
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
-from .executors import (ExecutorError, evaluated)
-from .job import (Job, first_moved)
-from .planes import (Lines, Plane)
+from .executors import ExecutorError, evaluated
+from .job import Job, first_moved
+from .planes import Lines, Plane
 from .risks import Landscape
 from .store import Store
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import (naming, read_arrays)
-from .job import (TOGETHER, Block, Job)
+from ..files import naming, read_arrays
+from .job import TOGETHER, Block, Job
 from .risks import Landscape
 
 SAVE_SECONDS = 1.0  # between two writings of what is finished

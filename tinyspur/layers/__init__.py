@@ -9,12 +9,12 @@ import math
 import reprlib
 from dataclasses import asdict, fields
 
-from .average_pooling import (AveragePool, AveragePoolingMatrix)
-from .convolution import (Conv, ConvolutionMatrix)
-from .dense import (Dense, DenseMatrix)
-from .layer import (Layer, Shape, is_positive)
-from .matrix import (TransposedMatrix, WeightMatrix)
-from .max_pooling import (MaxPool, MaxPoolingMatrix, SelectionMatrix)
+from .average_pooling import AveragePool, AveragePoolingMatrix
+from .convolution import Conv, ConvolutionMatrix
+from .dense import Dense, DenseMatrix
+from .layer import Layer, Shape, is_positive
+from .matrix import TransposedMatrix, WeightMatrix
+from .max_pooling import MaxPool, MaxPoolingMatrix, SelectionMatrix
 from .windows import Pooling
 
 __all__ = [

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse
 
-from ..engine.backend import (Array, namespace)
+from ..engine.backend import Array, namespace
 from .layer import Shape
 from .matrix import TransposedMatrix
-from .windows import (Pooling, PoolingMatrix)
+from .windows import Pooling, PoolingMatrix
 
 if TYPE_CHECKING:
     from torch import nn

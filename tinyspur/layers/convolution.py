@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse
 
-from ..engine.backend import (Array, namespace, to_numpy)
+from ..engine.backend import Array, namespace, to_numpy
 from ..engine.threads import scratch
-from .layer import (Layer, Shape, expect_options, maps_of)
-from .matrix import (TransposedMatrix, WeightMatrix)
-from .wide_products import (STRIP_BYTES, outer, product)
+from .layer import Layer, Shape, expect_options, maps_of
+from .matrix import TransposedMatrix, WeightMatrix
+from .wide_products import STRIP_BYTES, outer, product
 
 if TYPE_CHECKING:
     from torch import nn

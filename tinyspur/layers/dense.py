@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import scipy.sparse
 
-from ..engine.backend import (Array, namespace, to_numpy)
-from .layer import (Layer, Shape)
+from ..engine.backend import Array, namespace, to_numpy
+from .layer import Layer, Shape
 from .matrix import WeightMatrix
 from .wide_products import outer
 

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import scipy.sparse
 
-from ..engine.backend import (Array, overwrite)
+from ..engine.backend import Array, overwrite
 
 
 class WeightMatrix(ABC):

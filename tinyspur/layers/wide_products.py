@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..engine.backend import (Array, namespace)
+from ..engine.backend import Array, namespace
 
 STRIP_BYTES = 3 * 2**20  # patches that a convolution holds at once: small enough for the caches
 KEPT_BYTES = 4 * STRIP_BYTES  # the most memory that a thread keeps for each use

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..engine.backend import Array
-from .layer import (Layer, Shape, expect_options, maps_of)
+from .layer import Layer, Shape, expect_options, maps_of
 from .matrix import WeightMatrix
 
 

@@ -17,11 +17,11 @@ import scipy.optimize
 from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
-from ..engine.backend import (Array, namespace, to_numpy)
+from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from .expansion import (coordinate_rates, expand_risk, in_float64, kinks_of)
+from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 
 TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
 TINY = 1e-6  # a step so small that it only shows to which side of the kink units go

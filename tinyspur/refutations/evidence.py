@@ -16,11 +16,11 @@ import scipy.sparse
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
-from ..engine.backend import (namespace, to_numpy)
+from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
-from ..engine.passes import (margins, steps)
+from ..engine.passes import margins, steps
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
 LANCZOS_PRODUCTS = 90  # Hessian products that the two ends of the spectrum get otherwise

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..certificates.rounding import (AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding)
+from ..certificates.rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.activations import Activation
-from ..engine.backend import (Array, namespace)
+from ..engine.backend import Array, namespace
 from ..engine.losses import Loss
-from ..engine.parameters import (Parameters, check_points)
-from ..engine.passes import (Step, by_map, margins, steps)
+from ..engine.parameters import Parameters, check_points
+from ..engine.passes import Step, by_map, margins, steps
 
 
 class Expansion(NamedTuple):

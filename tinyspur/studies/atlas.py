@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from ..certificates import certify
-from ..constructions.piecewise_linear import (Groups, gated_minimum)
+from ..constructions.piecewise_linear import Groups, gated_minimum
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..files import whole_file
-from ..fitting.training import (descend, kaiming_start)
+from ..fitting.training import descend, kaiming_start
 
 CHUNK = 100  # partitions that a worker gets at once
 MISSES = 1000  # draws in a row without a new partition, after which no more are looked for

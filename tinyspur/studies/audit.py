@@ -14,22 +14,28 @@ import numpy as np
 
 from .. import datasets
 from ..certificates import certify
-from ..constructions.convolutional_lattices import (convolutional_lattice, patch_sums)
-from ..constructions.data_split import (OrderedGroups, ordered_groups, perturb_read_weights, read_weights, split_data)
-from ..constructions.embedding import (embed, linear_minimum, subnetwork)
+from ..constructions.convolutional_lattices import convolutional_lattice, patch_sums
+from ..constructions.data_split import (
+    OrderedGroups,
+    ordered_groups,
+    perturb_read_weights,
+    read_weights,
+    split_data,
+)
+from ..constructions.embedding import embed, linear_minimum, subnetwork
 from ..constructions.equal_risk import equal_risk_point
-from ..constructions.lattices import (Lattice, connected_pieces, lattice_network)
+from ..constructions.lattices import Lattice, connected_pieces, lattice_network
 from ..constructions.nontrivial import nontrivial_minimum
-from ..constructions.piecewise_linear import (Groups, fit_groups, gated_minimum)
+from ..constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from ..constructions.witnesses import lower_point
 from ..datasets.samples import TrainingSet
-from ..engine.losses import (CrossEntropy, one_hot)
+from ..engine.losses import CrossEntropy, one_hot
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting.training import (kaiming_start, train)
-from ..layers import (AveragePool, Conv, Dense)
-from .findings import (LOSS, POINTS, Finding, Side, compare)
+from ..fitting.training import kaiming_start, train
+from ..layers import AveragePool, Conv, Dense
+from .findings import LOSS, POINTS, Finding, Side, compare
 
 SIDE = 4  # images are averaged to SIDE x SIDE pixels
 

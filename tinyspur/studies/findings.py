@@ -12,7 +12,13 @@ from ..certificates import certify
 from ..datasets.samples import TrainingSet
 from ..engine.losses import SquaredLoss
 from ..engine.parameters import Parameters
-from ..refutations.escapes import (REACH, Escape, find_escape, first_order_directions, second_order_directions)
+from ..refutations.escapes import (
+    REACH,
+    Escape,
+    find_escape,
+    first_order_directions,
+    second_order_directions,
+)
 from ..refutations.expansion import expand_risk
 
 POINTS = 21  # of a curve

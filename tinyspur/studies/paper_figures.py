@@ -21,9 +21,9 @@ from ..constructions.spurious import SpuriousMinimum
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
-from ..files import (naming, write_json)
-from ..landscape.directions import (RandomDirections, random_direction)
-from ..landscape.planes import (Lines, Plane)
+from ..files import naming, write_json
+from ..landscape.directions import RandomDirections, random_direction
+from ..landscape.planes import Lines, Plane
 from ..landscape.risks import Landscape
 from ..landscape.scan import scan
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..certificates.rounding import risk_rounding
-from ..constructions.smooth import (LOSS, SmoothMinimum, lower_point, smooth_minimum)
+from ..constructions.smooth import LOSS, SmoothMinimum, lower_point, smooth_minimum
 from ..engine.activations import Activation
 from ..engine.network import Network
 from ..engine.parameters import Parameters
