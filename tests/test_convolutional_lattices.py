@@ -13,7 +13,7 @@ from tinyspur.certificates import certify_cell
 from tinyspur.constructions.convolutional_lattices import convolutional_lattice, patch_sums
 from tinyspur.constructions.piecewise_linear import Groups
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine import network
+from tinyspur.engine import architecture, passes
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot
 from tinyspur.errors import AssumptionError
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
@@ -175,7 +175,7 @@ def test_max_poolings_select_what_they_do_where_a_large_bias_is_added(layers):
 def test_chunks_of_samples_change_nothing_but_rounding(layers, monkeypatch):
     data, groups = bright_groups(layers, 24, outputs=1)
     whole = convolutional_lattice(layers, data, SQUARED, groups)
-    monkeypatch.setattr(network, "CACHED", 0)
+    monkeypatch.setattr(passes, "CACHED", 0)
     parts = convolutional_lattice(layers, data, SQUARED, groups)
     assert parts.risk == pytest.approx(whole.risk, rel=1e-6)
 
@@ -187,7 +187,7 @@ def test_patches_of_many_images_keep_the_memory_budget():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sums.shape == (1000, 49)
-    assert peak < 2 * network.MEMORY_BUDGET
+    assert peak < 2 * architecture.MEMORY_BUDGET
 
 
 @pytest.mark.parametrize("stack", [[3], [3, AveragePool(2)]], ids=str)
