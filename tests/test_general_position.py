@@ -35,7 +35,7 @@ from tinyspur import (
     split_data,
     subnetwork,
 )
-from tinyspur.constructions.data_split import map_values, read_weights
+from tinyspur.constructions.split_terms import map_values, read_weights
 from tinyspur.constructions.towers import Tower
 from tinyspur.layers import MaxPool
 

@@ -23,9 +23,10 @@ from ..fitting import AssumptionError
 from ..losses import Loss
 from ..parameters import Parameters
 from ..samples import TrainingSet
-from .data_split import DataSplit, perturb_read_weights, split_data
+from .data_split import DataSplit, split_data
 from .embedding import check_assumption_1
 from .equal_risk import equal_risk_point
+from .perturbed_split import perturb_read_weights
 from .towers import RelayedPair
 from .witnesses import LowerPoint, lower_point
 
