@@ -68,7 +68,7 @@ def is_function(name):
 def is_test(name):
     """Return whether file::test_name is a function of that file."""
     file, _, test = name.partition("::")
-    if not re.fullmatch(r"tests/test_\w+\.py", file) or not (ROOT / file).is_file():
+    if not re.fullmatch(r"tests/(?:\w+/)*test_\w+\.py", file) or not (ROOT / file).is_file():
         return False
     names = {n.name for n in ast.parse((ROOT / file).read_text()).body if hasattr(n, "name")}
     return test.startswith("test_") and test in names
@@ -126,7 +126,7 @@ def check_statements(text):
 
 
 def check_tests(text):
-    named = re.findall(r"tests/\w+\.py(?:::\w+)?", text)
+    named = re.findall(r"tests/(?:\w+/)*\w+\.py(?:::\w+)?", text)
     wrong = [] if named else ["no test is named"]
     for name in named:
         if not (is_test(name) if "::" in name else (ROOT / name).is_file()):
