@@ -333,7 +333,7 @@ def test_nothing_is_wrong_with_a_text_whose_names_exist(check):
         ("`ts.Network.affine_map`", "", check_statements, "row without a statement, a function"),
         ("a_mistake", "a_mist", check_tests, "no test tests/test_readme.py::test_a_mist"),
         ("a_mistake", "SAMPLE", check_tests, "no test tests/test_readme.py::test_SAMPLE"),
-        ("test_readme", "test_me", check_tests, "no test tests/test_me.py::test_a_mistake"),
+        ("test_readme", "test_me", check_tests, "no test tests/test_readme.py::test_a_mistake"),
         ("audit.png", "audits.png", check_figures, "no figure demos/audits.png"),
         ("audit.png", "audit.py.png", check_figures, "no figure demos/audit.py.png"),
         ("![Twelve panels](demos/audit.png)", "", check_figures, "no figure is shown"),

@@ -16,7 +16,7 @@ from .constructions.convolutional_lattices import (
     convolutional_lattice,
     patch_sums,
 )
-from .constructions.data_split import DataSplit, OrderedGroups, ordered_groups, split_data
+from .constructions.data_split import DataSplit, split_data
 from .constructions.embedding import (
     check_assumption_1,
     embed,
@@ -27,6 +27,7 @@ from .constructions.embedding import (
 from .constructions.equal_risk import equal_risk_point
 from .constructions.lattices import Lattice, lattice_network, lattices_of, smallest_cases
 from .constructions.nontrivial import nontrivial_minimum
+from .constructions.ordered_groups import OrderedGroups, ordered_groups
 from .constructions.piecewise_linear import (
     Groups,
     PiecewiseFit,

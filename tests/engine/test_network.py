@@ -14,13 +14,7 @@ from threadpoolctl import ThreadpoolController
 
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine import threads as engine_threads
-from tinyspur.engine.activations import (
-    ELU,
-    GELU,
-    ReLU,
-    Swish,
-    Tanh,
-)
+from tinyspur.engine.activations import ELU, GELU, ReLU, Swish, Tanh
 from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.engine.network import Network

@@ -24,13 +24,7 @@ from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from ..layers import (
-    AveragePoolingMatrix,
-    Conv,
-    Dense,
-    Pooling,
-    WeightMatrix,
-)
+from ..layers import AveragePoolingMatrix, Conv, Dense, Pooling, WeightMatrix
 from .lattices import Lattice, trees
 from .piecewise_linear import Groups
 from .towers import MARGIN

@@ -18,9 +18,10 @@ from ..engine.losses import Loss
 from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
-from .data_split import DataSplit, perturb_read_weights, split_data
+from .data_split import DataSplit, split_data
 from .embedding import check_assumption_1
 from .equal_risk import equal_risk_point
+from .perturbed_split import perturb_read_weights
 from .towers import RelayedPair
 from .witnesses import LowerPoint, lower_point
 

@@ -19,9 +19,10 @@ from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, measure_escape, random_unit
-from .data_split import DataSplit, map_values, read_weights
+from .data_split import DataSplit
 from .equal_risk import bias_below
 from .relays import outgoing
+from .split_terms import map_values, read_weights
 from .towers import RelayedPair
 
 IN_THE_GAP = 0.999  # share of the way to the next value that the line search may go

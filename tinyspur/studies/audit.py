@@ -15,18 +15,15 @@ import numpy as np
 from .. import datasets
 from ..certificates import certify
 from ..constructions.convolutional_lattices import convolutional_lattice, patch_sums
-from ..constructions.data_split import (
-    OrderedGroups,
-    ordered_groups,
-    perturb_read_weights,
-    read_weights,
-    split_data,
-)
+from ..constructions.data_split import split_data
 from ..constructions.embedding import embed, linear_minimum, subnetwork
 from ..constructions.equal_risk import equal_risk_point
 from ..constructions.lattices import Lattice, connected_pieces, lattice_network
 from ..constructions.nontrivial import nontrivial_minimum
+from ..constructions.ordered_groups import OrderedGroups, ordered_groups
+from ..constructions.perturbed_split import perturb_read_weights
 from ..constructions.piecewise_linear import Groups, fit_groups, gated_minimum
+from ..constructions.split_terms import read_weights
 from ..constructions.witnesses import lower_point
 from ..datasets.samples import TrainingSet
 from ..engine.losses import CrossEntropy, one_hot

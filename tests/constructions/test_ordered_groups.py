@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyspur import Conv, Dense, Network, SquaredLoss, TrainingSet, linear_minimum, ordered_groups
-from tinyspur.constructions.data_split import output_derivatives, split_data
+from tinyspur.constructions.data_split import split_data
+from tinyspur.constructions.split_terms import output_derivatives
 from tinyspur.errors import AssumptionError
 
 NET = Network((1, 2, 3), [Conv(1), Conv(3), Conv(3), Dense(2)])

@@ -18,7 +18,8 @@ from tinyspur import (
     linear_minimum,
     one_hot,
 )
-from tinyspur.constructions.data_split import map_values, output_derivatives, perturb_read_weights
+from tinyspur.constructions.perturbed_split import perturb_read_weights
+from tinyspur.constructions.split_terms import map_values, output_derivatives
 
 LOSS = SquaredLoss()
 NETWORKS = {

@@ -1,0 +1,141 @@
+"""theta': every output is kept, and the slope along one bias is that of the split."""
+
+import numpy as np
+import pytest
+from construction_problems import (
+    SQUARED,
+    all_splits,
+    moved,
+    over_losses,
+    over_seeds,
+    random_embedding,
+)
+from shared import close
+
+from tinyspur.constructions.data_split import split_data
+from tinyspur.constructions.embedding import embed
+from tinyspur.constructions.equal_risk import equal_risk_point
+from tinyspur.constructions.witnesses import perturbed_map
+
+
+@over_losses
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("maps", [(3, 5, 6), (2, 2, 4, 5)])
+def test_theta_prime_keeps_every_output_and_has_the_slope_of_the_split(loss, seed, maps):
+    theta, pair, data, _ = random_embedding(seed, loss, maps=maps)
+    outputs, risk = theta.net.forward(theta, data.x), theta.net.risk(theta, data, loss)
+    cases = {True: 0, False: 0}
+    for m in pair.relayed:
+        b = theta.b[pair.below][m]
+        for k in range(3):
+            for split in all_splits(theta, pair, data, loss, m, k, width=4e-3):
+                prime = equal_risk_point(theta, pair, split)
+                close(theta.net.forward(prime, data.x), outputs)
+                close(theta.net.risk(prime, data, loss), risk)
+                target = perturbed_map(theta, pair, split)
+                assert target == pair.reserved[1 if split.threshold >= -b else 0]
+                h = min(1e-4, 0.25 * (split.gap[1] - split.gap[0]))
+                up, down = (
+                    theta.net.risk(moved(prime, pair.lower, target, s), data, loss) for s in (h, -h)
+                )
+                rounding = 1e-14 * risk / h
+                assert (
+                    abs((up - down) / (2 * h) - split.slope) <= 1e-5 * abs(split.slope) + rounding
+                )
+                cases[bool(split.threshold >= -b)] += 1
+    assert min(cases.values()) >= 20
+
+
+@over_seeds
+def test_theta_prime_is_equal_for_every_gap_between_tied_values(seed):
+    theta, pair, data, _ = random_embedding(seed, quantised=True)
+    outputs = theta.net.forward(theta, data.x)
+    cases = set()
+    for m in pair.relayed:
+        for split in all_splits(theta, pair, data, SQUARED, m, 1, width=1e-6):
+            prime = equal_risk_point(theta, pair, split)
+            assert np.array_equal(theta.net.forward(prime, data.x), outputs)
+            cases.add(bool(split.threshold >= -theta.b[pair.below][m]))
+    assert cases == {True, False}
+
+
+@over_seeds
+def test_theta_prime_changes_only_what_the_lemma_names(seed):
+    theta, pair, data, _ = random_embedding(seed, maps=(2, 2, 5, 5))
+    split = split_data(theta, pair, data, SQUARED)
+    before = theta.vector.copy()
+    prime = equal_risk_point(theta, pair, split)
+    assert np.array_equal(theta.vector, before)
+    for layer in range(1, pair.below):
+        assert np.array_equal(prime.W[layer].weights, theta.W[layer].weights)
+        assert np.array_equal(prime.b[layer], theta.b[layer])
+    assert np.array_equal(prime.W[pair.below].weights, theta.W[pair.below].weights)
+    P = theta.net.positions(pair.upper)
+    changed = (prime.W[pair.dense].weights != theta.W[pair.dense].weights).any(axis=1)
+    assert changed.tolist() == [k == split.output for k in range(3)]
+    r = pair.relay_of(split.map)
+    free = [t for t in range(5) if t not in (*pair.reserved, r)]
+    for layer in (pair.lower, pair.upper):
+        assert np.array_equal(prime.W[layer].weights[free], theta.W[layer].weights[free])
+        assert np.array_equal(prime.b[layer][free], theta.b[layer][free])
+    for t in free:
+        block = slice(t * P, (t + 1) * P)
+        assert np.array_equal(
+            prime.W[pair.dense].weights[:, block], theta.W[pair.dense].weights[:, block]
+        )
+
+
+@over_seeds
+def test_the_literal_theta_prime_keeps_the_risk_with_one_output(seed):
+    options = {"outputs": 1, "maps": (3, 5, 6), "variant": "literal"}
+    theta, pair, data, _ = random_embedding(seed, **options)
+    outputs = theta.net.forward(theta, data.x)
+    cases = {True: 0, False: 0}
+    for m in pair.relayed:
+        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3):
+            prime = equal_risk_point(theta, pair, split, "literal")
+            close(theta.net.forward(prime, data.x), outputs)
+            case = bool(split.threshold >= -theta.b[pair.below][m])
+            target = perturbed_map(theta, pair, split)
+            h = 0.25 * (split.gap[1] - split.gap[0])
+            up, down = (
+                theta.net.risk(moved(prime, pair.lower, target, s), data, SQUARED) for s in (h, -h)
+            )
+            assert (up - down) / (2 * h) == pytest.approx(split.slope, rel=1e-5, abs=1e-10)
+            cases[case] += 1
+    assert min(cases.values()) >= 10
+
+
+@over_seeds
+def test_the_literal_theta_prime_changes_the_other_outputs_where_a_bias_was_raised(seed):
+    """E6: it keeps the risk with several outputs only where eta < -b or no bias was raised."""
+    theta, pair, data, phi = random_embedding(seed, variant="literal")
+    repaired, relays = embed(theta.net, phi, data.x)
+    risk, outputs = theta.net.risk(theta, data, SQUARED), theta.net.forward(theta, data.x)
+    close(repaired.net.risk(repaired, data, SQUARED), risk)
+    seen = set()
+    for m in pair.relayed:
+        b = theta.b[pair.below][m]
+        for k in range(3):
+            for split in all_splits(theta, pair, data, SQUARED, m, k, width=4e-3):
+                prime = equal_risk_point(theta, pair, split, "literal")
+                found = theta.net.forward(prime, data.x)
+                close(found[:, k], outputs[:, k])
+                kept = abs(found - outputs).max() < 1e-12 * abs(outputs).max()
+                assert kept == (split.threshold < -b)
+                if not kept:
+                    assert abs(theta.net.risk(prime, data, SQUARED) - risk) > 1e-3 * risk
+                other = equal_risk_point(repaired, relays, split)
+                close(theta.net.forward(other, data.x), outputs)
+                seen.add(kept)
+    assert seen == {True, False}
+
+
+def test_the_literal_theta_prime_keeps_every_output_where_no_bias_is_raised():
+    theta, pair, data, _ = random_embedding(2, variant="literal")
+    theta.b[pair.below][:] = 50
+    outputs = theta.net.forward(theta, data.x)
+    for m in pair.relayed:
+        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3):
+            prime = equal_risk_point(theta, pair, split, "literal")
+            close(theta.net.forward(prime, data.x), outputs)

@@ -1,0 +1,88 @@
+"""[CNN] Lemma 11: where S(eta) vanishes throughout, moved read weights split the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..certificates.rounding import output_rounding
+from ..datasets.samples import TrainingSet
+from ..engine.backend import namespace, to_numpy
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
+from ..errors import AssumptionError
+from .data_split import DataSplit, split_data
+from .split_terms import VANISHES, map_values, output_derivatives, tie_of
+from .towers import RelayedPair
+
+HALVINGS = 12  # of a perturbation of the read weights that raises R more than it lets it fall
+
+
+def perturb_read_weights(
+    theta: Parameters,
+    pair: RelayedPair,
+    data: TrainingSet,
+    loss: Loss,
+    rule: str = "steepest",
+    output: int | None = None,
+) -> Iterator[tuple[Parameters, DataSplit]]:
+    """Yield points with W^L(k, .) moved by less and less, and a split of each ([CNN] Lemma 11).
+
+    For a theta where S(eta) vanishes throughout although sums of u do not. Of all maps, outputs and
+    locations j the one is taken whose sum of u over {v^j > eta}, times the gap around eta, is
+    largest; its weights w move by t along the sums of all locations at that eta, so that
+    |S(eta)| = t |sums|. R rises by O(t^2), since the dense layer is optimal at theta, and falls by
+    t |sums| times half the gap, to first order, along the bias: t starts where the difference is
+    largest and is halved from there. Raises AssumptionError where the sums of u vanish too.
+    """
+    u = output_derivatives(theta, data, loss).astype(np.float64)
+    m, k, eta, gap, v = _greatest_gain(theta, pair, data, u, output)
+    sums = (v > eta) @ u[k] / len(data)
+    net, tower, move = theta.net, pair.tower, theta.net.zeros()
+    along = (tower.matrix @ sums if tower.pooled else sums) / np.linalg.norm(sums)
+    move.W[pair.dense].weights[k, tower.columns(pair.relay_of(m))] = along
+    move.b[pair.dense][k] = -along @ pair.constants(pair.kappa_lower, pair.kappa_upper)
+    direction = namespace(theta.vector).asarray(move.vector, dtype=theta.vector.dtype)
+    change = net.forward(Parameters(net, theta.vector + direction), data.x)
+    change = to_numpy(change - net.forward(theta, data.x)).T.astype(np.float64)
+    o = to_numpy(net.forward(theta, data.x)).T.astype(np.float64)
+    bend = float((change * loss.curvature(o, data.y.T, change)).sum()) / len(data)
+    slope = abs(float(tower.seen(along) @ sums))
+    t = slope * gap / 2 / bend if bend > 0 else 1.0
+    for _ in range(HALVINGS):
+        start = Parameters(net, theta.vector + t * direction)
+        yield start, split_data(start, pair, data, loss, rule, m, k)
+        t /= 2
+
+
+def _greatest_gain(
+    theta: Parameters, pair: RelayedPair, data: TrainingSet, u: np.ndarray, output: int | None
+) -> tuple[int, int, float, float, np.ndarray]:
+    """Return the map, the output and eta for which |sum of u| times the gap around eta is largest.
+
+    The sum is over the samples with v > eta at some location. The width of the gap and the values v
+    of the map follow. Raises AssumptionError where all sums vanish.
+    """
+    zero = np.maximum(output_rounding(theta, data.x).sum(axis=1), VANISHES * abs(u).sum(axis=1))
+    best = None
+    for m in pair.relayed:
+        v = map_values(theta, pair, m, data.x)
+        values, order, tie = np.unique(v), np.argsort(-v, axis=1), tie_of(v)
+        ranked = np.take_along_axis(v, order, axis=1)
+        below = values[np.maximum(np.searchsorted(values, ranked - tie) - 1, 0)]
+        gaps = np.where(ranked - below > tie, ranked - below, 0)
+        ends = np.hstack([ranked[:, :-1] - ranked[:, 1:] > tie, np.ones((len(v), 1), bool)])
+        for k in range(len(u)) if output is None else [output]:
+            sums = np.where(ends, abs(np.cumsum(u[k][order], axis=1)), 0)
+            gain = np.where(sums > zero[k], sums * gaps, 0)
+            j, n = np.unravel_index(gain.argmax(), gain.shape)
+            if gain[j, n] > 0 and (best is None or gain[j, n] > best[0]):
+                best = gain[j, n], m, k, (ranked[j, n] + below[j, n]) / 2, gaps[j, n], v
+    if best is None:
+        raise AssumptionError(
+            "no data split: S(eta) and the sums of u vanish, up to rounding, for every threshold "
+            f"of the maps {pair.relayed} and "
+            f"{'every output' if output is None else f'output {output}'}"
+        )
+    return best[1:]
