@@ -11,11 +11,7 @@ import torch
 import torch_twin
 
 from tinyspur.constructions.data_split import split_data
-from tinyspur.constructions.embedding import (
-    embed,
-    linear_minimum,
-    subnetwork,
-)
+from tinyspur.constructions.embedding import embed, linear_minimum, subnetwork
 from tinyspur.fitting import fit_affine
 from tinyspur.layers import Conv, Dense
 from tinyspur.losses import CrossEntropy, SquaredLoss, one_hot

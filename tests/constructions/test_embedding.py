@@ -24,12 +24,7 @@ from tinyspur.activations import ReLU
 from tinyspur.backend import select
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.data_split import split_data
-from tinyspur.constructions.embedding import (
-    check_assumption_1,
-    embed,
-    linear_minimum,
-    subnetwork,
-)
+from tinyspur.constructions.embedding import check_assumption_1, embed, linear_minimum, subnetwork
 from tinyspur.constructions.spurious import find_spurious_minimum
 from tinyspur.fitting import AssumptionError
 from tinyspur.layers import AveragePool, Conv, Dense

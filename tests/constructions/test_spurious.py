@@ -25,12 +25,7 @@ from construction_problems import (
 
 from tinyspur.backend import select, to_numpy
 from tinyspur.constructions.data_split import split_data
-from tinyspur.constructions.embedding import (
-    embed,
-    linear_minimum,
-    linear_subnetwork,
-    subnetwork,
-)
+from tinyspur.constructions.embedding import embed, linear_minimum, linear_subnetwork, subnetwork
 from tinyspur.constructions.equal_risk import equal_risk_point
 from tinyspur.constructions.relays import rescale
 from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias

@@ -20,9 +20,7 @@ from construction_problems import (
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.data_split import split_data
-from tinyspur.constructions.embedding import (
-    linear_minimum,
-)
+from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.constructions.equal_risk import equal_risk_point
 from tinyspur.constructions.relays import outgoing
 from tinyspur.constructions.witnesses import lower_point, perturbed_map, revive
