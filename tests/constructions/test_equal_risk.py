@@ -10,12 +10,44 @@ from construction_problems import (
     over_seeds,
     random_embedding,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shared import close
 
 from tinyspur.constructions.data_split import split_data
 from tinyspur.constructions.embedding import embed
-from tinyspur.constructions.equal_risk import equal_risk_point
+from tinyspur.constructions.equal_risk import case_above, case_below, equal_risk_point
 from tinyspur.constructions.witnesses import perturbed_map
+
+sizes = st.integers(-8, 8).map(float)
+
+
+@settings(max_examples=500, deadline=None)
+@given(v=sizes, eta=sizes.map(lambda n: n + 0.5), b=sizes, raised=st.integers(0, 8))
+def test_the_tracks_of_a_single_number_are_those_of_the_lemma(v, eta, b, raised):
+    """A + B = sigma(v + b) + (eta + b), or A - B = 0, with the slope [v > eta] in a bias of L-2."""
+
+    def sigma(z):
+        return max(z, 0.0)
+
+    b_prime = max(b, -v) + raised
+    o_m = sigma(v + b_prime)
+    tracks = (case_above if eta >= -b else case_below)(eta, b, b_prime, (b - b_prime, 2.0))
+
+    def output(lift):
+        """Return what output k reads, in units of w, with more bias of B, or A, in L-2."""
+        total = 0.0
+        for n, ((sign_2, bias_2), (sign_1, bias_1), share) in enumerate(tracks):
+            lifted = bias_2 + (lift if n == (1 if eta >= -b else 0) else 0)
+            total += share * sigma(sign_1 * sigma(sign_2 * o_m + lifted) + bias_1)
+        return total
+
+    (sign_2, bias_2), (sign_1, bias_1), share = tracks[2]
+    assert sigma(sign_1 * sigma(sign_2 * o_m + bias_2) + bias_1) == sigma(v + b) + 2.0
+    assert output(0.0) == sigma(v + b) + (eta + b if eta >= -b else 2.0)
+    assert share == (0 if eta >= -b else 1)
+    for lift in (-0.25, 0.25):
+        assert output(lift) - output(0.0) == lift * (v > eta)
 
 
 @over_losses

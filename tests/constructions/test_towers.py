@@ -69,6 +69,48 @@ def test_the_constants_are_what_an_input_of_zeros_leaves_behind(name):
     assert pair.kappa_lower == 1 - reads
 
 
+@over_cases
+@pytest.mark.parametrize("spread", [True, False])
+def test_the_dense_layer_reads_an_affine_function_of_the_maps_below(name, spread):
+    """In whatever tracks they go up, with values of both signs; without copies, of their means."""
+    _, pair, _, _ = random_problem(name, variant="repaired" if spread else "literal")
+    tower, net, rng = pair.tower, pair.tower.net, np.random.default_rng(0)
+    maps = rng.uniform(NEGATIVE, 1, (7, *net.shapes[pair.below]))
+    count = min(maps.shape[1], tower.room)
+    sources = rng.permutation(maps.shape[1])[:count].tolist()
+    tracks = dict(zip(sources, rng.permutation(tower.room)[:count].tolist(), strict=True))
+    d_y = net.shapes[pair.dense][0] - 1 or 1
+    weights, offset = rng.normal(size=(d_y, count, len(tower.matrix))), rng.normal(size=d_y)
+    theta = net.zeros()
+    tower.read(theta, weights, offset, tower.biases(maps.min()), -1.0, tracks)
+    o = run(theta, torch.as_tensor(maps), pair.lower, tower.last).detach().numpy()
+    W, b = theta.W[pair.dense].weights, theta.b[pair.dense]
+    values = maps[:, sources].reshape(7, count, -1)
+    values = values if spread else values @ tower.matrix.T
+    expected = np.einsum("kcp,ncp->nk", weights, values) + offset
+    close(o.reshape(7, -1) @ W[:d_y].T + b[:d_y], expected)
+    assert not W[d_y:].any() and not b[d_y:].any()
+    for layer in tower.shifts:  # every other map is dead
+        used = np.zeros(net.shapes[layer][0], bool)
+        for track in tracks.values():
+            used[tower.maps(layer, track)] = True
+        assert (theta.b[layer][~used] == -1).all() and not theta.W[layer].weights[~used].any()
+
+
+@over_cases
+def test_relays_with_the_biases_of_a_tower_are_strictly_active_and_just_so(name):
+    _, pair, _, _ = random_problem(name)
+    tower, net, rng = pair.tower, pair.tower.net, np.random.default_rng(0)
+    maps = rng.uniform(NEGATIVE, 1, (7, *net.shapes[pair.below]))
+    maps[0, 0].flat[0] = NEGATIVE
+    theta = net.zeros()
+    tower.read(theta, np.zeros((1, 1, len(tower.matrix))), np.zeros(1), tower.biases(NEGATIVE))
+    for layer in tower.shifts:
+        o = run(theta, torch.as_tensor(maps), pair.lower, layer).detach().numpy()
+        least = o[:, tower.maps(layer, 0)].min()
+        assert least == 1 if layer == pair.lower else least >= 1
+
+
 @pytest.mark.parametrize("spread", [True, False])
 @pytest.mark.parametrize("offset", [0, 1, 3])
 def test_a_tower_holds_its_tracks_from_an_offset_on(spread, offset):
