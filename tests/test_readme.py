@@ -20,7 +20,7 @@ import tinyspur
 
 ROOT = Path(__file__).resolve().parent.parent
 STATEMENTS = ["Statement of the paper", "function", "test"]
-PROGRAM = re.compile(r"(demos/\w+\.py|-m\s+tinyspur[\w.]*)([^\n`&;|]*)")
+PROGRAM = re.compile(r"(?<!tests/)(demos/\w+\.py|-m\s+tinyspur[\w.]*)([^\n`&;|]*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 TEST_FILE = r"tests/(?:\w+/)*test_\w+\.py"
 
@@ -75,7 +75,7 @@ def is_function(name):
     """Return whether ts.name is public, or module.name in a module of the package, and callable."""
     first, *path = name.split(".")
     if first == "ts":
-        found = tinyspur if path and path[0] in tinyspur.__all__ else None
+        found = tinyspur if path and not path[0].startswith("_") else None
     else:
         known = modules_named(first)
         found = importlib.import_module(known[0]) if len(known) == 1 and path else None
@@ -225,7 +225,17 @@ def check_links(text, folder):
 def check_public_names(text, folder):
     named = set(re.findall(r"\bts\.([A-Za-z]\w*)", text))
     wrong = [] if named else [NOTHING[check_public_names]]
-    return wrong + [f"no name ts.{name}" for name in sorted(named - set(tinyspur.__all__))]
+    return wrong + [f"no name ts.{name}" for name in sorted(named) if not hasattr(tinyspur, name)]
+
+
+def check_modules(text, folder):
+    """A module is named by its folder and file below the package, or below the repository."""
+    named = re.findall(r"`(\w+/\w+\.py)`", without_code(text))
+    wrong = [] if named else [NOTHING[check_modules]]
+    for name in named:
+        if not any((top / name).is_file() for top in (ROOT / "tinyspur", ROOT)):
+            wrong.append(f"no module {name}")
+    return wrong
 
 
 def check_shell(text, folder):
@@ -247,6 +257,7 @@ NOTHING = {  # what a check says of a text that has nothing for it
     check_option_tables: "no table of options",
     check_links: "no link",
     check_public_names: "no public name",
+    check_modules: "no module is named",
     check_shell: "no block of commands",
 }
 CHECKS = (*NOTHING, check_other_options)
@@ -254,7 +265,12 @@ READMES = {  # what each of them must have
     "README.md": {check_figures, check_commands, check_links, check_public_names, check_shell},
     "demos/README.md": {check_figures, check_commands, check_option_tables, check_links},
     "tests/README.md": {check_statements, check_tests, check_commands, check_links},
-    "tinyspur/constructions/README.md": {check_commands, check_links, check_public_names},
+    "tinyspur/constructions/README.md": {
+        check_commands,
+        check_links,
+        check_modules,
+        check_public_names,
+    },
 }
 
 
@@ -307,6 +323,8 @@ python demos/audit.py --samples 3 \\
     --seed 1 && true --unknown
 ```
 
+`engine/passes.py` is a module.
+
 `demos/cifar_spurious.py` takes `--theta trained`, see [the limits](README.md#limits):
 
 | option | meaning |
@@ -333,7 +351,7 @@ def test_nothing_is_wrong_with_a_text_whose_names_exist(check):
         ("`ts.Network.affine_map`", "", check_statements, "row without a statement, a function"),
         ("a_mistake", "a_mist", check_tests, "no test tests/test_readme.py::test_a_mist"),
         ("a_mistake", "SAMPLE", check_tests, "no test tests/test_readme.py::test_SAMPLE"),
-        ("test_readme", "test_me", check_tests, "no test tests/test_readme.py::test_a_mistake"),
+        ("test_readme", "test_me", check_tests, "no test tests/test_me.py::test_a_mistake"),
         ("audit.png", "audits.png", check_figures, "no figure demos/audits.png"),
         ("audit.png", "audit.py.png", check_figures, "no figure demos/audit.py.png"),
         ("![Twelve panels](demos/audit.png)", "", check_figures, "no figure is shown"),
@@ -352,6 +370,7 @@ def test_nothing_is_wrong_with_a_text_whose_names_exist(check):
         ("ts.split_data", "ts.split_it", check_public_names, "no name ts.split_it"),
         ("ts.", "tinyspur.", check_public_names, "no public name"),
         ("cifar_spurious.py\n", "audit.py\n", check_shell, "block 1 of commands: expected"),
+        ("engine/passes", "engine/pass", check_modules, "no module engine/pass.py"),
         ("-m pytest", "-m unittest", check_shell, "block 2 of commands: expected"),
         ("```sh", "```", check_shell, "no block of commands"),
     ],
