@@ -1,7 +1,7 @@
 """theta: a local minimum of a subnetwork, embedded under a pair of relaying convolutions.
 
 [CNN] Lemmas 1 and 6 to 8. The variant ``repaired`` (default) keeps every relay strictly active and
-every map without a use dead; ``literal`` follows the printed formulas, whose biases are zero.
+every unused map dead; ``literal`` follows the printed formulas, with biases of zero.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired"
 
 
 def first_dense(net: Network) -> int:
-    """Return the first dense layer, which reads the maps; ValueError if the last one is none."""
+    """Return the first dense layer, which reads the maps; ValueError unless the last is dense."""
     kinds = [type(layer) for layer in net.layers]
     if kinds[-1] is not Dense:
         raise ValueError(f"construction: expected a dense layer at the end, got {net.layers[-1]}")
@@ -74,7 +74,7 @@ def first_dense(net: Network) -> int:
 def subnetwork(
     net: Network, lower: int | None = None, variant: str = "repaired", all_relayed: bool = False
 ) -> Network:
-    """Return the layers below the pair and a dense layer of the outputs: what the pair relays.
+    """Return the network whose maps the pair relays: the layers below the pair and a dense layer.
 
     With `all_relayed` its last convolution has no more maps than the layers above can relay.
     Literal: the poolings above the pair are part of it, since the dense layer reads pooled maps
@@ -153,8 +153,8 @@ def embed(
     is not dead on the samples `x` is relayed with a positive bias, in shifted copies where poolings
     lie above, which the first dense layer undoes; the two reserved tracks and all spare maps are
     dead. Literal: relays and reserved maps have bias zero, and as many maps are relayed as there
-    is room for. Dense layers above the first hand the outputs on, strictly active. Raises
-    AssumptionError for too few maps.
+    is room for. Dense layers above the first one only hand the outputs on, by strictly active
+    units. Raises AssumptionError for too few maps.
     """
     tower = pair_tower(net, lower, variant)
     _check_subnetwork(phi.net, net, tower.first, variant)
@@ -195,7 +195,7 @@ def embed(
     tracks = {m: pair.relay_of(m) for m in relayed}
     weights, offset = blocks[:, list(relayed)], phi.b[phi.net.depth]
     tower.read(theta, weights, offset, pair.biases, spare, tracks)
-    if not repaired:  # (23): each map above that relays nothing else hands on the same map
+    if not repaired:  # (23): in the layers above every map hands on the map of the same number
         for layer in list(tower.shifts)[1:]:
             for t in range(min(net.shapes[layer][0], net.shapes[layer - 1][0])):
                 set_relay(theta, layer, t, t, 0.0)
@@ -266,10 +266,10 @@ def check_variant(variant: str) -> None:
 
 
 def _live_maps(phi: Parameters, x: np.ndarray) -> tuple[int, ...]:
-    """Return the maps below the dense layer that some sample activates or leaves at the kink.
+    """Return the maps below the dense layer that are not dead on the samples.
 
-    Those of the last convolution; a pooling above it keeps their number. Without a convolution
-    they are the channels.
+    They are maps of the last convolution, since a pooling above it keeps their number; without a
+    convolution, all channels.
     """
     net, n = phi.net, _last_convolution(phi.net.layers)
     if n is None:
@@ -285,9 +285,9 @@ def _live_maps(phi: Parameters, x: np.ndarray) -> tuple[int, ...]:
 def check_assumption_1(theta: Parameters, x: np.ndarray, layer: int | None = None) -> None:
     """Raise AssumptionError unless o^layer differs between all samples ([CNN] Assumption 1).
 
-    `layer` is L-1 by default, and for a pair of convolutions further down the upper one.
+    `layer` is L-1 by default; give the upper one of the pair where the pair lies further down.
 
-    Differences below 1e-12 of the largest feature count as none.
+    Differences below 1e-12 of the largest feature count as 0.
     """
     net = theta.net
     layer = net.depth - 1 if layer is None else layer

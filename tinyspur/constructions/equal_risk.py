@@ -58,7 +58,8 @@ def case_below(eta: float, b: float, b_prime: float, relay: tuple[float, float])
 def bias_below(theta: Parameters, pair: RelayedPair, split: DataSplit) -> float:
     """Return b, the bias of map m below the pair.
 
-    Where the pair reads a pooling or the input there is none: then what makes the map nonnegative.
+    Where the pair reads a pooling or the input there is no bias; then it is the number that, added
+    to the map, makes it nonnegative.
     """
     if pair.below in theta.net.active_layers:
         return float(theta.b[pair.below][split.map])

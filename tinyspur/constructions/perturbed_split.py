@@ -16,7 +16,7 @@ from .data_split import DataSplit, split_data
 from .split_terms import VANISHES, map_values, output_derivatives, tie_of
 from .towers import RelayedPair
 
-HALVINGS = 12  # of a perturbation of the read weights that raises R more than it lets it fall
+HALVINGS = 12  # of a perturbation that raises R more than the step along the bias lowers it
 
 
 def perturb_read_weights(
@@ -29,12 +29,14 @@ def perturb_read_weights(
 ) -> Iterator[tuple[Parameters, DataSplit]]:
     """Yield points with W^L(k, .) moved by less and less, and a split of each ([CNN] Lemma 11).
 
-    For a theta where S(eta) vanishes throughout although sums of u do not. Of all maps, outputs and
-    locations j the one is taken whose sum of u over {v^j > eta}, times the gap around eta, is
-    largest; its weights w move by t along the sums of all locations at that eta, so that
-    |S(eta)| = t |sums|. R rises by O(t^2), since the dense layer is optimal at theta, and falls by
-    t |sums| times half the gap, to first order, along the bias: t starts where the difference is
-    largest and is halved from there. Raises AssumptionError where the sums of u vanish too.
+    For a theta where S(eta) vanishes throughout although sums of u do not. Of all maps, outputs,
+    thresholds and locations j it takes those for which the sum of u over {v^j > eta}, times the gap
+    around eta, is largest. The weights w of that map move by t along the vector of the sums of all
+    locations at that eta: where w was 0, |S(eta)| becomes t |sums| to first order (otherwise the
+    change of u adds a term of the same order, so the split is looked for anew). R rises by O(t^2),
+    since the dense layer is optimal at theta, and moving the bias later lowers it by about t |sums|
+    times half the gap. t starts where the second less the first is largest, and is halved from
+    there. Raises AssumptionError where the sums of u vanish too.
     """
     u = output_derivatives(theta, data, loss).astype(np.float64)
     m, k, eta, gap, v = _greatest_gain(theta, pair, data, u, output)

@@ -26,8 +26,8 @@ def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.n
 def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:
     """Return v_i^j = (W^{L-3} o^{L-4,i})(m, j), shape (P, N), on the host ([CNN] (6)).
 
-    Below a pair that reads a pooling or the input there is no bias and no activation to come:
-    there v is the map itself.
+    Where the pair reads a pooling or the input, no bias or activation follows: there v is the map
+    itself.
     """
     check_points(pair.tower.net, theta)
     net, P = theta.net, theta.net.positions(pair.below)

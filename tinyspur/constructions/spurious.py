@@ -28,7 +28,7 @@ from .witnesses import LowerPoint, lower_point
 
 @dataclass(frozen=True)
 class SpuriousMinimum:
-    """theta with its certificate, theta', the lower point and, where one was found, the escape."""
+    """theta with its certificate, theta', the lower point, and the escape from theta if any."""
 
     theta: Parameters
     pair: RelayedPair
@@ -89,13 +89,13 @@ def find_spurious_minimum(
 ) -> SpuriousMinimum:
     """Certify theta, split the data, and build theta' and the lower point (Theorem 1).
 
-    Where the cell certificate of theta does not hold, the relay certificate says what is left.
-    `theta` and `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and
-    `output` go to `split_data`. Literal: the escape from the kink is evaluated as well. `stage` is
-    entered around each part with its name and a text. Where S(eta) vanishes throughout, or gives no
-    decrease beyond rounding, W^L is perturbed first (Lemma 11): R(theta') is then a little higher
-    than R(theta), and the lower point is lower than theta. Raises AssumptionError where
-    Assumption 1 fails or no split exists.
+    Where the cell certificate of theta does not hold, the relay certificate is tried. `theta` and
+    `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and `output` go to
+    `split_data`. Literal: the escape from the kink is evaluated as well. `stage` is entered around
+    each part with its name and a text. Where S(eta) vanishes throughout, or gives no decrease
+    beyond rounding, W^L is perturbed first (Lemma 11): R(theta') is then a little higher than
+    R(theta), and the lower point is lower than theta. Raises AssumptionError where Assumption 1
+    fails or no split exists.
     """
     check_points(pair.tower.net, theta)
     with stage("certificate", "certifying theta"):

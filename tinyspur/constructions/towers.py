@@ -1,9 +1,9 @@
 """Towers of layers that hand maps on, up to a dense layer that reads them.
 
-A relay of map c is an identity filter: its map reads the centre tap of c alone. With a positive
-bias on a nonnegative map it is strictly active, and the layer above has to take the bias off again.
-Below an average pooling of size k a relay is k^d maps, shifted copies, whose pooled values are all
-the box sums of the map: an invertible linear function of it.
+A relay of map c is a map with an identity filter: it reads the centre tap of c and nothing else.
+With a positive bias on a nonnegative map it is strictly active, and the layer above has to take the
+bias off again. Below an average pooling of size k a relay is k^d maps, shifted copies, whose pooled
+values are all the box sums of the map: an invertible linear function of it.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def set_constant(theta: Parameters, layer: int, target: int, bias: float) -> Non
 
 
 class Tower:
-    """Layers `first` to `last`, convolutions and poolings, as relays see them: one track alone.
+    """How relays carry one map through the layers `first` to `last`, convolutions and poolings.
 
-    A track is what carries one map of layer ``first - 1`` up: ``copies[l]`` maps of layer l, which
-    are numbered track by track from `offset` on. With `spread` a convolution that poolings of
-    total size k follow holds shifted copies, else one copy, of which the poolings keep the means.
-    Raises AssumptionError where a filter is too small to hold the copies, ValueError for a layer
-    that can't relay, such as a max pooling, since no copies determine the map below it, and for a
-    smooth activation.
+    A track consists of the maps that carry one map of layer ``first - 1`` up: ``copies[l]`` maps of
+    layer l, numbered track by track from `offset` on. With `spread` a convolution below poolings of
+    total size k holds k shifted copies in each direction. Without it there is one copy, and the
+    poolings keep only its means. Raises AssumptionError where a filter is too small to hold the
+    copies, ValueError for a layer that can't relay, such as a max pooling, since no copies
+    determine the map below it, and for a smooth activation.
     """
 
     def __init__(self, net: Network, first: int, last: int, spread: bool = True, offset: int = 0):
@@ -171,15 +171,15 @@ class Tower:
 
     @cached_property
     def matrix(self) -> np.ndarray:
-        """Return what the relays make of the map in the track's neurons, linear, (n, P)."""
+        """Return the matrix (n, P) from the map to the track's neurons."""
         return self._run(np.eye(self.net.positions(self.first - 1)), {})
 
     def seen(self, weights: np.ndarray) -> np.ndarray:
-        """Return the weights (..., P) in the map for `weights` (..., n) of the track's neurons."""
+        """Return the weights (..., P) on the map that `weights` (..., n) on the neurons come to."""
         return weights @ self.matrix if self.pooled else weights
 
     def unseen(self, weights: np.ndarray) -> np.ndarray:
-        """Return the weights (..., n) of the track's neurons for `weights` (..., P) in the map."""
+        """Return the weights (..., n) on the neurons that come to `weights` (..., P) on the map."""
         if not self.pooled:
             return weights
         flat = weights.reshape(-1, weights.shape[-1])
@@ -212,9 +212,9 @@ class Tower:
 def _shifts(net: Network, layer: int, spread: bool) -> list[tuple[int, ...]]:
     """Return the shifts of the copies that convolution `layer` holds of each map.
 
-    As many consecutive ones in each direction as the poolings above it are wide, from 0 on if the
-    filters reach so far. The sums over the windows determine the map: one whose sums all vanish
-    has, with the zeros of its border, that width as a period, hence is zero.
+    In each direction there are as many consecutive shifts as the poolings above are wide, beginning
+    with 0 if the filters reach far enough. The sums over the windows determine the map: if all of
+    them vanish, the map, continued by zeros, has the width as a period, hence is zero.
     """
     size, axes = 1, len(net.input_shape) - 1
     for above in net.layers[layer:] if spread else ():
@@ -279,6 +279,6 @@ class RelayedPair:
         return biases | {self.lower: self.kappa_lower, self.upper: self.kappa_upper}
 
     def constants(self, lower: float, upper: float, tracks: int = 1) -> np.ndarray:
-        """Return what biases of the pair, and those above of so many tracks, add up to, (n,)."""
+        """Return what biases of the pair, and those above it of so many `tracks`, add, (n,)."""
         biases = dict.fromkeys(self.tower.shifts, tracks * self.kappa_above)
         return self.tower.constants(biases | {self.lower: lower, self.upper: upper})

@@ -25,14 +25,14 @@ from .relays import outgoing
 from .split_terms import map_values, read_weights
 from .towers import RelayedPair
 
-IN_THE_GAP = 0.999  # share of the way to the next value that the line search may go
+IN_THE_GAP = 0.999  # the line search may go this share of the way to the next value
 
 
 @dataclass(frozen=True)
 class LowerPoint:
     """theta' with the bias of `map` of `layer` moved by `step`; `decrease` = R(theta) - `risk`.
 
-    Rounding may account for `rounding` of the decrease.
+    Rounding errors may explain up to `rounding` of the decrease.
     """
 
     theta: Parameters
@@ -72,8 +72,8 @@ def lower_point(
 
     Inside the gap the output k of sample i moves by step * sum_j w^j [v_i^j > eta], so that the
     risk is a convex function of the step, least where its derivative vanishes or at the end of the
-    gap; the risk that is returned is the network's own. `risk` is what the decrease counts from,
-    that of `theta` by default.
+    gap; the risk that is returned is the network's own. The decrease is counted from `risk`, by
+    default the risk of `theta`.
     """
     v = map_values(theta, pair, split.map, data.x)
     w = read_weights(theta, pair, split.map)[split.output]
@@ -100,12 +100,13 @@ def lower_point(
 def revive(
     theta: Parameters, data: TrainingSet, loss: Loss, layer: int, map: int, seed: int = 0
 ) -> Escape:
-    """Return a lower point that uses a dead map: any incoming weights, then its outgoing ones.
+    """Return a lower point that uses a dead map.
 
-    Random incoming weights change nothing while the outgoing weights are zero; the risk falls
-    along minus its derivative in those. A witness that theta is spurious for any network with a
-    dead map, not a refutation of its minimality: the distance is not small. Raises AssumptionError
-    for a map that some sample activates, or where the derivative vanishes.
+    First the outgoing weights are set to zero and the
+    incoming ones to random numbers, which changes no output; then the risk falls along minus its
+    derivative in the outgoing weights. A witness that theta is spurious for any network with a dead
+    map, not a refutation of its minimality: the distance is not small. Raises AssumptionError for a
+    map that some sample activates, or where the derivative vanishes.
     """
     net, rng = theta.net, np.random.default_rng(seed)
     if net.activation != ReLU():

@@ -1,8 +1,8 @@
 """Activations sigma, applied to each entry of z, with their first two derivatives.
 
 ReLU and leaky ReLU are piecewise linear, the others smooth; `user_activations` has those of users.
-All of them keep the shape, the type and the namespace of z; none overflows or loses more than a few
-units in the last place of the largest term, for any |z| whose square is finite.
+All of them keep the shape, the type and the namespace of z. For any z whose square is finite none
+overflows, and errors are a few units in the last place of the largest term.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class Activation:
     bounds: tuple[float, float] | None  # of the second and the third derivative
 
     def in_place(self, z: Array) -> Array:
-        """Return sigma(z), in the memory of z where that saves some; z is lost."""
+        """Return sigma(z); it may overwrite z to save memory."""
         return self(z)
 
     def changes(self, z: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how far sigma' and sigma'' may be from those at z, at most `r` away from it.
 
-        By the mean value theorem and `bounds`; without these, the most that a few samples show.
+        Bounds follow from `bounds` and the mean value theorem; without `bounds` it is the largest
+        change at a few samples.
         """
         if self.bounds is not None:
             return self.bounds[0] * r, self.bounds[1] * r
@@ -237,7 +238,7 @@ class ELU(Activation):
     """sigma(z) = z for z > 0 and `alpha` * (exp z - 1) elsewhere.
 
     Smooth away from its kink at z = 0: there sigma'' jumps, and with alpha != 1 sigma' does. At 0
-    the derivatives are those of the left side, and nothing in the engine watches how close z is.
+    the derivatives are those of the left side; the engine does not check how close to 0 z is.
     Raises ValueError unless alpha > 0 is finite.
     """
 

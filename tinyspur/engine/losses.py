@@ -39,8 +39,8 @@ class SquaredLoss:
 class CrossEntropy:
     """l(o, y) = -sum_k y_k log softmax(o)_k with hard (one-hot) or soft targets.
 
-    [CNN] (69) and (70) print exp(-o), which contradicts the derivative used there; this is the
-    usual exp(+o).
+    [CNN] (69) and (70) print exp(-o), with which (70) is not the derivative of (69); this is the
+    usual softmax, with exp(+o).
     """
 
     name = "cross-entropy"
@@ -142,12 +142,12 @@ class HuberLoss:
 
 
 class Loss(Protocol):
-    """A convex loss l(o, y): what any object needs to serve as one.
+    """A convex loss l(o, y): what an object must have to serve as a loss.
 
     Outputs `o`, targets `y` and directions `d` are columns (d_y, N); `value` is (N,), `gradient` a
     subgradient in o and `curvature` the product of the Hessian in o with `d`, both (d_y, N).
-    `check_targets` raises ValueError for targets that make no sense. A loss with kinks has also
-    ``subgradients(o, y, errors)``, as `AbsoluteLoss` has.
+    `check_targets` raises ValueError for targets that the loss is not defined for. A loss with
+    kinks has also ``subgradients(o, y, errors)``, as `AbsoluteLoss` has.
     """
 
     name: str

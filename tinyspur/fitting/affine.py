@@ -17,7 +17,7 @@ from ..errors import AssumptionError
 NEWTON_STEPS = 500
 GRADIENT_GOAL = 1e-12
 LOGIT_LIMIT = 1e4
-MET = 1e-12  # a target is met where the residual is below this share of the terms of the output
+MET = 1e-12  # a target counts as met up to this share of the terms that the output is summed from
 CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
 
 
@@ -48,12 +48,12 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
     """Return the optimal affine fit of targets y (N, d_y) to features x (N, d_x), in float64.
 
     Squared loss: the least-norm least squares solution, rank-deficient features included. Absolute
-    loss: a linear program for each output; its minimiser meets as many targets as there are
+    loss: a linear program for each output, whose minimiser meets as many targets as there are
     features. Any other loss, which has to be convex and differentiable: Newton's method, to a
     gradient of 1e-12; raises AssumptionError where no minimiser exists, as for the cross-entropy of
-    separable classes ([CNN] Lemma 8 needs one). A loss whose gradient underflows on its way down
-    may pass for one that has a minimiser. Raises ValueError for shapes that don't match,
-    RuntimeError if the method stalls.
+    separable classes ([CNN] Lemma 8 needs one). If the gradient of a loss underflows while it
+    falls, a fit without a minimiser may go unnoticed. Raises ValueError for shapes that don't
+    match, RuntimeError if the method stalls.
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
         raise ValueError(
@@ -74,7 +74,8 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
     elif isinstance(loss, AbsoluteLoss):
         weights, offset, rank, met = _least_deviations(centred, y, rounding)
         bias, steps = offset - mean @ weights, 0
-        for k, rows in list(enumerate(met)) * 2:  # the vertex once more, in the numbers as they are
+        # The vertices are solved for again, with the features as they are, not centred or scaled.
+        for k, rows in list(enumerate(met)) * 2:
             if not rows.size:
                 continue
             missed = y[rows, k] - (x[rows] @ weights[:, k] + bias[k])
@@ -99,11 +100,12 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
 def stationary_subgradient(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return g (d_y, N) between `low` and `high` with the least |g x|, for features x (N, d).
 
-    The last feature is the constant 1. Zero is the optimality condition of a loss with kinks; the
-    least is that of bounded least squares over the samples where there is a choice.
+    The last feature is the constant 1. If g x = 0 can be reached, the fit of a loss with kinks is
+    optimal. The least is found by bounded least squares over the samples where there is a choice.
     """
     g, x = low.copy(), x.astype(np.float64)
-    x[:, :-1] -= x[:, :-1].mean(axis=0)  # beside the ones, this changes nothing but the numbers
+    # Since the ones are a feature too, the condition stays the same, and is better scaled.
+    x[:, :-1] -= x[:, :-1].mean(axis=0)
     x /= np.maximum(abs(x).max(axis=0), np.finfo(float).tiny)
     for k, free in enumerate(low < high):
         if free.any():
@@ -134,7 +136,8 @@ def _least_deviations(
 ) -> tuple[np.ndarray, np.ndarray, int, list[np.ndarray]]:
     """Return weights (d_x, d_y), offset (d_y,), the rank and the samples whose targets are met.
 
-    The vertex that a linear program finds is solved for again, from the targets that it meets.
+    The linear program finds a vertex, which is then solved for again from the targets that it
+    meets.
     """
     basis, back, rank = _orthonormal(x, rounding)
     features = np.hstack([basis, np.ones((len(x), 1))])
@@ -167,7 +170,7 @@ def _newton_regression(
 ) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Return weights (d_x, d_y), offset (d_y,), rank and steps for centred features x.
 
-    A Huber loss is reached from wider ones, each a start for the next.
+    For a Huber loss the fits of losses with larger delta come first, each the start of the next.
     """
     basis, back, rank = _orthonormal(x, rounding)
     features = np.vstack([basis.T, np.ones(len(x))])  # (rank + 1, N), rows of mean square 1
