@@ -118,6 +118,18 @@ def test_theta_prime_changes_only_what_the_lemma_names(seed):
 
 
 @over_seeds
+def test_the_weights_that_read_the_dead_tracks_before_do_not_matter(seed):
+    theta, pair, data, _ = random_embedding(seed)
+    outputs, other = theta.net.forward(theta, data.x), theta.copy()
+    for track in pair.reserved:
+        other.W[pair.dense].weights[:, pair.tower.columns(track)] = 1.0
+    close(theta.net.forward(other, data.x), outputs)
+    for split in all_splits(theta, pair, data, SQUARED, 0, 1, width=0.02):
+        prime = equal_risk_point(other, pair, split)
+        assert np.array_equal(prime.vector, equal_risk_point(theta, pair, split).vector)
+
+
+@over_seeds
 def test_the_literal_theta_prime_keeps_the_risk_with_one_output(seed):
     options = {"outputs": 1, "maps": (3, 5, 6), "variant": "literal"}
     theta, pair, data, _ = random_embedding(seed, **options)

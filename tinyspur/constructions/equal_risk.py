@@ -15,9 +15,12 @@ under a ReLU and o_m has the bias b':
                 W^L   (k, A) = w              (k, B) = -w            (k, r) = w
 
 No other output reads A or B. As printed (literal) r keeps its biases where eta >= -b; where
-eta < -b they are -(eta + b') and eta + b. The layers are called as if the pair of convolutions were
-L - 2 and L - 1 and the first dense layer were L; other layers may lie between and above (Appendix
-D): then kappa and eta + b are summed over what the relays above make of them.
+eta < -b they are -(eta + b') and eta + b. Where the pair reads the input or a pooling there is no
+bias to raise: o_m = v, b' = 0, b = max(0, -min v), the first case applies, and r stays as it is.
+
+The layers are called as if the pair of convolutions were L - 2 and L - 1 and the first dense layer
+were L; other layers may lie between and above (Appendix D). Then b^L_k takes off what the relays
+above make of kappa and of eta + b.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ def equal_risk_point(
     check_variant(variant)
     check_points(pair.tower.net, theta)
     theta, eta, kappa = theta.copy(), split.threshold, pair.kappa_lower + pair.kappa_upper
-    has_bias = pair.below in theta.net.active_layers  # else o_m = v, and r stays as it is
+    has_bias = pair.below in theta.net.active_layers
     b = bias_below(theta, pair, split)
     b_prime = max(b, -split.lowest) if has_bias else 0.0
     relay = added = pair.kappa_lower, pair.kappa_upper
@@ -131,7 +134,9 @@ def _read(
     W[:, B] = 0
     for columns, track in zip((A, B, r), tracks, strict=True):
         W[k, columns] = track.share * w if track.share else 0
-    if eta >= -b:  # A + B = sigma(v + b) + (eta + b), and 2 (eta + b) beyond the border
-        more = 0.0 if pair.below in theta.net.active_layers else b  # there sigma(v + b) = v + b
+    if eta >= -b:
+        # A + B = sigma(v + b) + (eta + b), and 2 (eta + b) beyond the border. With no bias
+        # sigma(v + b) = v + b is more than v by b.
+        more = 0.0 if pair.below in theta.net.active_layers else b
         both = constants(more - (eta + b), 2 * (eta + b), tracks=2)
         offset[k] += w @ (constants(*added) - both)
