@@ -234,8 +234,12 @@ def test_an_interrupted_download(server, fetch, untouched):
     server.cuts = 1
     server.release.clear()
     server.while_cut = lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        fetch()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fetch()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_disk_that_is_full(server, fetch, folder, untouched, monkeypatch):
