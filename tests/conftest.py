@@ -3,6 +3,7 @@
 Elsewhere the header says that they do not.
 """
 
+import functools
 import os
 import sys
 
@@ -16,7 +17,9 @@ import torch
 
 from tinyspur.engine.backend import select
 
-pytest.register_assert_rewrite("shared")
+pytest.register_assert_rewrite("command_line", "matrix_problems", "shared")
+import command_line
+
 torch.set_num_threads(1)
 
 
@@ -39,6 +42,25 @@ def surroundings(tmp_path, monkeypatch):
     """An empty cache folder and no variable that names other data."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("TINYSPUR_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """A folder with points, data sets and files that are neither."""
+    folder = tmp_path_factory.mktemp("files")
+    command_line.write_files(folder)
+    return folder
+
+
+@pytest.fixture
+def in_the_folder(surroundings, files, monkeypatch):
+    monkeypatch.chdir(files)
+
+
+@pytest.fixture
+def run(in_the_folder, capsys, tmp_path):
+    """Call the program in the folder of the files, see `command_line.called`."""
+    return functools.partial(command_line.called, capsys, tmp_path / "new" / "report.json")
 
 
 def obstacle():

@@ -88,7 +88,7 @@ def test_the_dense_layer_reads_an_affine_function_of_the_maps_below(name, spread
     values = maps[:, sources].reshape(7, count, -1)
     values = values if spread else values @ tower.matrix.T
     expected = np.einsum("kcp,ncp->nk", weights, values) + offset
-    close(o.reshape(7, -1) @ W[:d_y].T + b[:d_y], expected)
+    close(o.reshape(7, -1) @ W[:d_y].T + b[:d_y], expected, 1e-11)
     assert not W[d_y:].any() and not b[d_y:].any()
     for layer in tower.shifts:  # every other map is dead
         used = np.zeros(net.shapes[layer][0], bool)

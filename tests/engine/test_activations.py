@@ -9,6 +9,7 @@ import scipy.stats
 import strict_device
 import torch
 import torch_twin
+from activation_problems import ALL, BOUNDED, mish, mish_slope
 
 from tinyspur.certificates import certify_cell, certify_relays
 from tinyspur.certificates.rounding import EPSILON
@@ -28,7 +29,6 @@ from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import (
     ELU,
     GELU,
-    KNOWN,
     Activation,
     Arctan,
     ReLU,
@@ -40,7 +40,7 @@ from tinyspur.engine.activations import (
     Tanh,
     activation_named,
 )
-from tinyspur.engine.backend import namespace, select, to_numpy
+from tinyspur.engine.backend import select, to_numpy
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
@@ -49,10 +49,6 @@ from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.refutations.escapes import kink_escape
 
-ALL = [
-    *(ReLU(), ReLU(0.2), Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), ELU(0.5)),
-    *(Sine(), Arctan(), Swish(), Swish(2.5)),
-]
 over_all = pytest.mark.parametrize("sigma", ALL, ids=repr)
 over_smooth = pytest.mark.parametrize("sigma", ALL[2:], ids=repr)
 FAR = np.array([20.5, 37.0, 100.0, 710.0, 745.5, 1e3, 1e4])
@@ -73,21 +69,6 @@ def torch_parts(sigma, z):
         return o.detach().numpy(), first.numpy(), np.zeros(z.shape)
     (second,) = torch.autograd.grad(first.sum(), z, materialize_grads=True)
     return o.detach().numpy(), first.detach().numpy(), second.numpy()
-
-
-def mish(z):
-    xp = namespace(z)
-    return z * xp.tanh(Softplus()(z))
-
-
-def mish_slope(z):
-    t, s = namespace(z).tanh(Softplus()(z)), Sigmoid()(z)
-    return t + z * s * (1 - t * t)
-
-
-def mish_bend(z):
-    t, s = namespace(z).tanh(Softplus()(z)), Sigmoid()(z)
-    return (1 - t * t) * s * (2 + z * (1 - s) - 2 * z * t * s)
 
 
 # Values and derivatives
@@ -164,6 +145,14 @@ def test_relu_alone_is_piecewise_linear():
     assert not ReLU(0.2).second_derivative(Z).any()
 
 
+def test_the_activation_leaves_positive_numbers_and_flattens_the_others():
+    z = np.array([-2.0, 0.0, 3.0])
+    assert ReLU()(z).tolist() == [0, 0, 3]
+    assert ReLU().derivative(z).tolist() == [0, 0, 1]
+    assert ReLU(0.5)(z).tolist() == [-1, 0, 3]
+    assert ReLU(0.5).derivative(z).tolist() == [0.5, 0.5, 1]
+
+
 # Bounds and changes
 
 
@@ -175,9 +164,6 @@ def torch_third(sigma, z):
         (o,) = torch.autograd.grad(o.sum(), z, create_graph=True)
         found.append(o.detach().numpy())
     return found[1:]
-
-
-BOUNDED = [sigma for sigma in ALL[2:] if not isinstance(sigma, ELU)]
 
 
 @pytest.mark.parametrize("sigma", BOUNDED, ids=repr)
@@ -227,25 +213,6 @@ def test_changes_of_elu_are_exact_up_to_its_kink_and_infinite_from_there(alpha):
     )  # its second derivative jumps, with alpha != 1 the first
 
 
-@pytest.mark.parametrize("known", BOUNDED, ids=repr)
-def test_without_bounds_changes_are_an_estimate_from_samples(known):
-    own = SmoothActivation("own", known, known.derivative, known.second_derivative)
-    given = SmoothActivation("own", known, known.derivative, known.second_derivative, known.bounds)
-    assert own.bounds is None
-    rng = np.random.default_rng(0)
-    z, r = rng.uniform(-4, 4, 200), 10.0 ** rng.uniform(-4, 0, 200)
-    near = z + r * np.linspace(-1, 1, 2001)[:, None]
-    found, proved = own.changes(z, r), given.changes(z, r)
-    for estimate, bound, f in zip(
-        found, proved, (known.derivative, known.second_derivative), strict=True
-    ):
-        change = abs(f(near) - f(z)).max(axis=0)
-        assert (estimate <= bound * (1 + 1e-9) + 1e-13).all()
-        assert (estimate <= change * (1 + 1e-9) + 1e-13).all()
-        assert (estimate >= 0.99 * change).all()
-    assert [c.tolist() for c in proved] == [c.tolist() for c in known.changes(z, r)]
-
-
 @pytest.mark.parametrize("beta", [0.1, 1.0, 7.0])
 def test_bounds_of_swish_scale_with_beta(beta):
     for bound, values in zip(
@@ -254,64 +221,6 @@ def test_bounds_of_swish_scale_with_beta(beta):
         strict=True,
     ):
         assert abs(values).max() <= bound <= 1.01 * abs(values).max()
-
-
-# Users' own
-
-
-def test_an_activation_of_your_own_has_the_derivatives_that_you_give():
-    z = np.linspace(-5, 5, 31)
-    sigma = SmoothActivation("mish", mish, mish_slope, mish_bend)
-    expected = torch.tensor(z, requires_grad=True)
-    (slope,) = torch.autograd.grad(torch.nn.functional.mish(expected).sum(), expected)
-    np.testing.assert_allclose(sigma(z), torch.nn.functional.mish(torch.tensor(z)), atol=1e-14)
-    np.testing.assert_allclose(sigma.derivative(z), slope, atol=1e-14)
-    assert np.array_equal(sigma.second_derivative(z), mish_bend(z))
-    assert not sigma.piecewise_linear
-    assert repr(sigma) == "SmoothActivation(name='mish')"
-    assert sigma == SmoothActivation("mish", mish, mish_slope)
-    assert sigma != SmoothActivation("mish", mish, lambda z: mish_slope(z))
-
-
-@pytest.mark.parametrize("known", [s for s in ALL[2:] if not isinstance(s, ELU)], ids=repr)
-def test_differences_of_the_derivative_are_as_accurate_as_they_say(known):
-    sigma = SmoothActivation("own", known, known.derivative)
-    z, h = np.linspace(-6, 6, 121), 2.0**-5
-    ends = (known.second_derivative(z + k * h) for k in range(-2, 3))
-    fifth = abs(sum(c * end for c, end in zip((1, -4, 6, -4, 1), ends, strict=True))).max() / h**4
-    error = abs(sigma.second_derivative(z) - known.second_derivative(z)).max()
-    assert 1e-15 < error < 1e-12 * abs(known.derivative(z)).max() + 4e-14 * fifth
-    single = sigma.second_derivative(z.astype(np.float32))
-    assert single.dtype == np.float32
-    np.testing.assert_allclose(single, known.second_derivative(z), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("functions", "message"),
-    [
-        ((np.tanh, np.cos), "expected the derivative at z = -3 to be 0.0098660"),
-        ((np.sin, np.cos, np.sin), "expected the second derivative at z = -3 to be 0.14112"),
-        ((np.sin, lambda z: np.cos(z) + 1e-4 * (z == 0.4)), "the derivative at z = 0.4"),
-        ((abs, np.sign), "the second derivative at z = 0 to be"),
-        ((lambda z: z**3 / z, lambda z: 2 * z), "expected finite values .* nan"),
-        ((np.exp, lambda z: np.where(z < 2, np.exp(z), np.nan)), "expected finite .* nan"),
-        ((np.sin, lambda z: 1.0), r"shape of z, \(7, 1\), got array\(1.\)"),
-        ((np.sum, np.cos), r"shape of z, \(7, 1\), got array\("),
-    ],
-    ids=range(8),
-)
-def test_derivatives_that_differences_contradict_are_refused(functions, message):
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(ValueError, match=rf"(?s)^SmoothActivation\(name='own'\): .*{message}"),
-    ):
-        SmoothActivation("own", *functions)
-
-
-@pytest.mark.parametrize("name", [*KNOWN, None, 3])
-def test_the_name_of_another_activation_is_refused(name):
-    with pytest.raises(ValueError, match=f"a name other than relu, .*, got {name!r}"):
-        SmoothActivation(name, np.sin, np.cos)
 
 
 # Descriptions
@@ -382,16 +291,6 @@ def test_parameters_out_of_range_are_refused(value):
 def test_a_network_takes_activations_only(wrong):
     with pytest.raises(ValueError, match="expected an activation as ReLU"):
         Network((1, 3), [Dense(2)], wrong)
-
-
-def test_networks_with_other_functions_of_the_same_name_are_not_equal():
-    one, other = (
-        Network((1, 3), [Dense(2)], SmoothActivation("own", f, slope))
-        for f, slope in ((np.sin, np.cos), (np.exp, np.exp))
-    )
-    assert one.spec == other.spec
-    assert one != other
-    assert one == Network((1, 3), [Dense(2)], SmoothActivation("own", np.sin, np.cos))
 
 
 # Devices

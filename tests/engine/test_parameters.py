@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinyspur as ts
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.backend import to_numpy
+from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
@@ -211,3 +213,98 @@ def test_a_vector_that_does_not_fit_is_refused(vector):
         Parameters(NET, vector)
     with pytest.raises(ValueError, match="expected a Network, got a str"):
         Parameters("net", np.zeros(3))
+
+
+# How numbers are laid out
+
+
+SHAPES = {
+    **{"W1": (3, 2, 3, 3), "b1": (3,), "W3": (2, 3, 1, 1), "b3": (2,)},
+    **{"W4": (5, 8), "b4": (5,), "W5": (2, 5), "b5": (2,)},
+}
+
+
+def test_the_vector_holds_weights_and_biases_layer_by_layer(net, theta):
+    arrays = theta.arrays()
+    assert {name: values.shape for name, values in arrays.items()} == SHAPES
+    laid_out = np.concatenate([values.ravel() for values in arrays.values()])
+    assert np.array_equal(laid_out, theta.vector)
+    assert net.size == sum(np.prod(shape) for shape in SHAPES.values())
+
+
+def test_writing_weights_or_biases_changes_the_vector(theta):
+    for layer in theta.b:
+        for view in (theta.W[layer].weights, theta.b[layer]):
+            assert np.shares_memory(view, theta.vector)
+            before = theta.vector.copy()
+            view[...] = -1
+            assert (theta.vector != before).sum() == view.size
+    assert (theta.vector == -1).all()
+
+
+def test_writing_the_vector_changes_the_outputs(net, theta):
+    x = np.ones((1, 2, 4, 4))
+    theta.vector[:] = 0
+    assert net.forward(theta, x).tolist() == [[0, 0]]
+    theta.vector[-2:] = 3, 4
+    assert net.forward(theta, x).tolist() == [[3, 4]]
+
+
+def test_the_gradient_is_laid_out_as_the_parameters(net):
+    rng = np.random.default_rng(0)
+    theta = Parameters(net, rng.normal(size=net.size))
+    data = TrainingSet(rng.normal(size=(3, 2, 4, 4)), rng.normal(size=(3, 2)))
+    gradient = net.gradient(theta, data, SquaredLoss())
+    assert isinstance(gradient, Parameters)
+    assert gradient.net is net
+    for name, values in gradient.arrays().items():
+        assert values.shape == SHAPES[name]
+        assert np.shares_memory(values, gradient.vector)
+    product = net.hessian_product(theta, gradient, data, SquaredLoss())
+    assert isinstance(product, Parameters)
+    assert product.net is net
+    before = theta.vector.copy()
+    gradient.vector[:] = 0
+    assert np.array_equal(theta.vector, before)
+
+
+def test_a_copy_is_independent(theta):
+    copy = theta.copy()
+    assert copy.net is theta.net
+    assert np.array_equal(copy.vector, theta.vector)
+    copy.W[1].weights[...] = -1
+    copy.b[5][...] = -1
+    assert np.array_equal(theta.vector, np.arange(float(theta.net.size)))
+
+
+def test_pooling_has_a_weight_matrix_and_no_biases(theta):
+    assert theta.W[2].shape == (3 * 4, 3 * 16)
+    assert sorted(theta.W) == [1, 2, 3, 4, 5]
+    assert sorted(theta.b) == [1, 3, 4, 5]
+    with pytest.raises(KeyError, match="layer 2 is a pooling"):
+        theta.b[2]
+
+
+@pytest.mark.parametrize("layer", [0, 6, -1, "W1"])
+def test_layers_that_do_not_exist_are_named(theta, layer):
+    for view in (theta.W, theta.b):
+        with pytest.raises(KeyError, match=rf"1\.\.5, got {layer!r}"):
+            view[layer]
+
+
+@pytest.mark.parametrize("shape", [(0,), (124,), (123, 1), ()])
+def test_a_vector_of_another_size_is_refused(net, shape):
+    assert shape != (net.size,)
+    with pytest.raises(ValueError, match=rf"vector \({net.size},\)"):
+        Parameters(net, np.zeros(shape))
+
+
+def test_dense_layers_know_the_maps_below_them(theta):
+    assert [theta.W[layer].maps_in for layer in (4, 5)] == [2, 5]
+    assert np.array_equal(theta.W[4].block(3, 1), theta.W[4].weights[3:4, 4:8])
+
+
+def test_zero_parameters_are_zero(net, theta):
+    for zeros in (net.zeros(), net.zeros(like=theta.vector)):
+        assert zeros.vector.dtype == np.float64
+        assert not zeros.vector.any()

@@ -408,6 +408,14 @@ def test_newtons_method_reaches_the_risk_of_another_method_and_leaves_no_gradien
     assert fit.rank == RANKS[kind]
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_targets_are_reached_from_where_the_curvature_all_but_vanishes():
+    x, y = regression("full rank")
+    near, far = fit_affine(x, y, Linex()), fit_affine(x, y + 2000, Linex())  # exp(-2000) is 0
+    np.testing.assert_allclose(far.weights, near.weights, atol=1e-10)
+    np.testing.assert_allclose(far.bias, near.bias + 2000, rtol=1e-12)
+
+
 def test_a_huber_loss_beyond_all_residuals_is_least_squares():
     x, y = regression("full rank")
     fit, squares = fit_affine(x, y, HuberLoss(1e3)), fit_affine(x, y, SquaredLoss())

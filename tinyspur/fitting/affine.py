@@ -17,6 +17,7 @@ from ..errors import AssumptionError
 NEWTON_STEPS = 500
 GRADIENT_GOAL = 1e-12
 LOGIT_LIMIT = 1e4
+LEAST_CURVATURE = 1e-200
 MET = 1e-12  # a target counts as met up to this share of the terms that the output is summed from
 CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
 
@@ -210,8 +211,11 @@ def _newton(
         hessian = scipy.sparse.linalg.LinearOperator(
             (c.size, c.size), functools.partial(risk.hessian_product, c)
         )
-        step, _ = scipy.sparse.linalg.cg(hessian, -gradient, rtol=1e-6, atol=risk.rounding(c))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step, _ = scipy.sparse.linalg.cg(hessian, -gradient, rtol=1e-6, atol=risk.rounding(c))
         flat, moved = abs(gradient).max() <= goal, abs(risk.moves(step)).max()
+        if not np.isfinite(moved):  # there is no curvature along the gradient
+            break
         # The third derivative of the risk along a line is at most the second times the move of the
         # logits: after a full step this short a minimiser exists and is this close. Where there is
         # none, the gradient and the curvature vanish together, and the steps stay about as long.
@@ -263,7 +267,9 @@ class _Risk:
         return float(np.finfo(float).eps * np.linalg.norm(size) / self.y.shape[1])
 
     def hessian_product(self, c: np.ndarray, d: np.ndarray) -> np.ndarray:
-        return self.summed(self.loss.curvature(self.outputs(c), self.y, self.moves(d)))
+        """Return H d; 0 for a curvature so small that its inverse overflows."""
+        bent = self.summed(self.loss.curvature(self.outputs(c), self.y, self.moves(d)))
+        return np.where(abs(bent) < LEAST_CURVATURE * abs(d).max(), 0, bent)
 
     def after_step(self, c: np.ndarray) -> None:
         """Raise AssumptionError if a map separates the classes, or its logits grow for ever."""

@@ -1,0 +1,117 @@
+"""A convolution is the matrix of the paper and PyTorch's, in strips of any size."""
+
+import numpy as np
+import pytest
+import torch
+from matrix_problems import convolution, operands, over_all_kinds, same
+
+from tinyspur.layers import ConvolutionMatrix
+from tinyspur.layers import convolution as convolutions
+
+
+def test_a_one_dimensional_convolution_is_the_matrix_of_equation_2():
+    w1, w2, w3 = 2.0, 3.0, 5.0
+    W = ConvolutionMatrix(np.array([[[w1, w2, w3]]]), (5,))
+    expected = [
+        [w2, w3, 0, 0, 0],
+        [w1, w2, w3, 0, 0],
+        [0, w1, w2, w3, 0],
+        [0, 0, w1, w2, w3],
+        [0, 0, 0, w1, w2],
+    ]
+    assert W.toarray().tolist() == expected
+    a, b, c, d, e = 7.0, 11.0, 13.0, 17.0, 19.0
+    assert (W @ np.array([a, b, c, d, e])).tolist() == [
+        w2 * a + w3 * b,
+        w1 * a + w2 * b + w3 * c,
+        w1 * b + w2 * c + w3 * d,
+        w1 * c + w2 * d + w3 * e,
+        w1 * d + w2 * e,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "map_shape"), [((1,), (4,)), ((5,), (3,)), ((3, 3), (3, 4)), ((7, 5), (2, 3))]
+)
+def test_the_identity_filter_is_the_identity_matrix(kernel, map_shape):
+    filters = np.zeros((1, 1, *kernel))
+    W = ConvolutionMatrix(filters, map_shape)
+    filters[(0, 0, *W.centre)] = 1
+    assert np.array_equal(W.toarray(), np.eye(np.prod(map_shape)))
+    o, _ = operands(W)
+    assert np.array_equal(W @ o, o)
+
+
+def test_neurons_are_numbered_map_by_map_and_row_by_row():
+    filters = np.zeros((2, 3, 3, 3))
+    filters[1, 2, 2, 1] = 1  # map 1 shows channel 2, one row further down
+    W = ConvolutionMatrix(filters, (2, 4))
+    o = np.zeros(24)
+    o[2 * 8 + 1 * 4 + 3] = 1
+    assert np.flatnonzero(W @ o).tolist() == [1 * 8 + 0 * 4 + 3]
+
+
+@pytest.mark.parametrize(
+    ("filters", "map_shape"),
+    [
+        ((2, 3, 3), (7,)),
+        ((3, 1, 7), (4,)),
+        ((2, 3, 3, 3), (5, 6)),
+        ((3, 2, 5, 1), (4, 7)),
+        ((1, 2, 7, 7), (3, 4)),
+    ],
+)
+def test_convolution_and_its_derivatives_are_those_of_pytorch(filters, map_shape):
+    rng = np.random.default_rng(0)
+    W = ConvolutionMatrix(rng.normal(size=filters), map_shape)
+    x, delta = rng.normal(size=(4, filters[1], *map_shape)), rng.normal(size=(4, W.shape[0]))
+    weights, inputs = (torch.tensor(v, requires_grad=True) for v in (W.weights, x))
+    convolve = {1: torch.conv1d, 2: torch.conv2d}[len(map_shape)]
+    outputs = convolve(inputs, weights, padding=[k // 2 for k in filters[2:]]).flatten(1)
+    same(W @ x.reshape(4, -1).T, outputs.detach().T)
+    expected = torch.autograd.grad((outputs * torch.tensor(delta)).sum(), [weights, inputs])
+    same(W.gradient(delta.T, x.reshape(4, -1).T), expected[0])
+    same(W.T @ delta.T, expected[1].flatten(1).T)
+
+
+@over_all_kinds
+def test_the_size_of_the_strips_changes_nothing(W):
+    o, delta = operands(W, columns=2)
+    with pytest.MonkeyPatch.context() as patch:
+        for size in (1, 300, 2000):
+            patch.setattr(convolutions, "STRIP_BYTES", size)
+            same(W @ o, W.toarray() @ o)
+            if W.weights is not None:
+                gradient = W.gradient(delta, o)
+                patch.undo()
+                assert np.array_equal(gradient, W.gradient(delta, o))
+
+
+def test_strips_bound_the_patches():
+    W = convolution((2, 3, 3, 3), (8, 4), seed=13)
+    images = operands(W, columns=2)[0].reshape(3, 8, 4, 2)
+    box = (slice(0, 3), slice(0, 3))
+
+    def sizes():
+        return [patches.nbytes for patches, _ in W._patches(images, box)]
+
+    (whole_size,) = sizes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolutions, "STRIP_BYTES", whole_size // 3)
+        assert len(sizes()) == 4
+        assert max(sizes()) <= whole_size // 3
+        assert sum(sizes()) == whole_size
+
+
+@pytest.mark.parametrize("kernel", [(2,), (4,), (2, 3), (3, 2)])
+def test_filters_of_even_size_are_refused(kernel):
+    with pytest.raises(ValueError, match="odd"):
+        ConvolutionMatrix(np.ones((1, 1, *kernel)), (4,) * len(kernel))
+
+
+@pytest.mark.parametrize(
+    ("filters", "map_shape"), [((1, 1, 3), (4, 4)), ((1, 1, 3, 3), (4,)), ((1, 1), ())]
+)
+def test_filters_that_do_not_fit_the_maps_are_refused(filters, map_shape):
+    with pytest.raises(ValueError, match="filters"):
+        ConvolutionMatrix(np.ones(filters), map_shape)
