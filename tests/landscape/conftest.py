@@ -7,6 +7,7 @@ from landscape_problems import LOSS
 from tinyspur import linear_minimum
 from tinyspur.certificates import certify_cell
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine import passes
 from tinyspur.engine.network import Network
 from tinyspur.landscape import job
 from tinyspur.layers import Conv, ConvolutionMatrix, Dense, WeightMatrix
@@ -27,12 +28,12 @@ def certified():
 @pytest.fixture
 def work(monkeypatch):
     """Record the layer and the point of each pass through a layer, and count the products."""
-    passes, products = [], []
-    neurons = Network.neurons
+    seen, products = [], []
+    neurons = passes.neurons
 
-    def passing(net, theta, layer, *args, **options):
-        passes.append((layer, theta.vector.tobytes()))
-        return neurons(net, theta, layer, *args, **options)
+    def passing(theta, layer, *args, **options):
+        seen.append((layer, theta.vector.tobytes()))
+        return neurons(theta, layer, *args, **options)
 
     def count(kind, name):
         product = getattr(kind, name)
@@ -43,9 +44,10 @@ def work(monkeypatch):
 
         monkeypatch.setattr(kind, name, multiplying)
 
-    monkeypatch.setattr(Network, "neurons", passing)
+    for module in (passes, job):
+        monkeypatch.setattr(module, "neurons", passing)
     count(WeightMatrix, "__matmul__")
     count(WeightMatrix, "brief_product")
     count(ConvolutionMatrix, "brief_product")
     monkeypatch.setattr(job, "risk_rounding", lambda *_: 0.0)
-    return passes, products
+    return seen, products
