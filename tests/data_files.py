@@ -6,12 +6,10 @@ import io
 import pickle
 import struct
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-SAMPLE = Path(__file__).parent / "cifar10_sample_20.npz"
 ARCHIVE = "cifar-10-binary.tar.gz"
 ALONE = """
 import importlib.machinery, importlib.util, sys

@@ -1,11 +1,16 @@
 """[SMOOTH]: minima for every activation with curvature, any widths; interpolation; refusals."""
 
-import math
-
 import numpy as np
 import pytest
-import torch
 import torch_twin
+from shared import (
+    LOG_COSH,
+    SQUARED,
+    UNBOUNDED_LOG_COSH,
+    twin_hessian,
+    twin_of,
+    twin_risk,
+)
 
 from tinyspur import datasets
 from tinyspur.certificates.curvature import certify_curvature
@@ -23,7 +28,6 @@ from tinyspur.engine.activations import (
     Swish,
     Tanh,
 )
-from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.points import load_point, save_point
@@ -32,24 +36,11 @@ from tinyspur.errors import AssumptionError
 from tinyspur.layers import Conv, Dense
 from tinyspur.refutations.escapes import find_escape
 
-SQUARED = SquaredLoss()
-
-
-def log_cosh(z):
-    return np.logaddexp(z, -z) - math.log(2)
-
-
-def log_cosh_bend(z):
-    return 1 - np.tanh(z) ** 2
-
-
-OWN = SmoothActivation("log cosh", log_cosh, np.tanh, log_cosh_bend, (1.0, 0.7699))
-UNBOUNDED = SmoothActivation("log cosh", log_cosh, np.tanh)
 KNOWN = [
     *(Sigmoid(), Tanh(), Softplus(), SiLU(), GELU(), ELU(), ELU(0.5), Sine(), Arctan()),
     *(Swish(), Swish(2.0)),
 ]
-ALL = [*KNOWN, OWN, UNBOUNDED]
+ALL = [*KNOWN, LOG_COSH, UNBOUNDED_LOG_COSH]
 over_all = pytest.mark.parametrize("sigma", ALL, ids=lambda s: f"{s!r}{'' if s.bounds else ' ?'}")
 SHAPES = [  # widths, the last of the outputs; dimension of the inputs; samples
     ((1, 1), 1, 3),
@@ -76,39 +67,6 @@ def minimum(sigma=None, widths=(4, 3, 1), dimension=3, samples=20, seed=0, **opt
     return smooth_minimum(net, inputs(samples, dimension, seed), seed=seed, **options)
 
 
-def twin_of(theta):
-    """Return the network in PyTorch; a user's activation is log cosh."""
-    spec = theta.net.spec
-    own = spec["activation"]["name"] == "log cosh"
-    if own:
-        spec["activation"] = {"name": "tanh"}
-    twin = torch_twin.Twin(spec).load(theta.arrays())
-    if own:
-        twin.activation = lambda z: torch.logaddexp(z, -z) - math.log(2)
-    return twin
-
-
-def torch_risk(theta, data):
-    return float(torch_twin.risk(twin_of(theta)(data.x).detach(), data.y, "squared"))
-
-
-def torch_hessian(theta, data):
-    """Return the Hessian of the risk in all parameters, by PyTorch."""
-    twin = twin_of(theta)
-    names = [name for name, _ in twin.named_parameters()]
-    shapes = [p.shape for p in twin.parameters()]
-    sizes = [shape.numel() for shape in shapes]
-
-    def risk(vector):
-        parts = zip(names, vector.split(sizes), shapes, strict=True)
-        parameters = {name: part.view(shape) for name, part, shape in parts}
-        outputs = torch.func.functional_call(twin, parameters, data.x)
-        return torch_twin.risk(outputs, data.y, "squared")
-
-    vector = torch.cat([p.detach().flatten() for p in twin.parameters()])
-    return torch.autograd.functional.hessian(risk, vector, vectorize=True).numpy()
-
-
 # The minimum
 
 
@@ -122,7 +80,7 @@ def test_the_minimum_is_certified_and_has_the_risk_that_was_asked_for(
     assert c.holds, found
     assert c == certify_curvature(found.theta, found.data, SQUARED)
     assert c.risk == pytest.approx(0.7, rel=1e-12)
-    assert torch_risk(found.theta, found.data) == pytest.approx(0.7, rel=1e-12)
+    assert twin_risk(found.theta, found.data) == pytest.approx(0.7, rel=1e-12)
     assert c.radius > 1e-8
     assert c.bounded == (sigma.bounds is not None)
     assert found.data.y.shape == (samples, widths[-1])
@@ -160,7 +118,7 @@ def test_pytorch_finds_no_slope_and_no_negative_curvature(sigma, widths, dimensi
     found = minimum(sigma, widths, dimension, samples)
     slopes = torch_twin.gradients(twin_of(found.theta), found.data.x, found.data.y, "squared")
     assert max(abs(slope).max() for slope in slopes.values()) < 1e-12
-    values = np.linalg.eigvalsh(torch_hessian(found.theta, found.data))
+    values = np.linalg.eigvalsh(twin_hessian(found.theta, found.data))
     assert values[0] > -1e-12 * values[-1]
 
 
@@ -218,7 +176,7 @@ def test_any_depth_will_do(sigma, hidden):
 def test_any_risk_will_do(risk):
     found = minimum(Sigmoid(), risk=risk)
     assert found.certificate.holds, found
-    assert torch_risk(found.theta, found.data) == pytest.approx(risk, rel=1e-6)
+    assert twin_risk(found.theta, found.data) == pytest.approx(risk, rel=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e4])
@@ -275,7 +233,7 @@ def test_principal_components_of_images_are_inputs():
         found = smooth_minimum(network(sigma, (7, 5, 4, 1), 5), x)
         c = found.certificate
         assert c.holds, found
-        assert torch_risk(found.theta, found.data) == pytest.approx(1, rel=1e-12)
+        assert twin_risk(found.theta, found.data) == pytest.approx(1, rel=1e-12)
         assert find_escape(found.theta, found.data, SQUARED, c.radius, starts=2) is None
 
 
@@ -325,13 +283,13 @@ def test_a_lower_point_is_found_elsewhere(sigma):
     found = minimum(sigma, (6, 5, 1), 2, 20)
     lower = lower_point(found, starts=1, iterations=60)
     assert lower.net == found.theta.net
-    assert torch_risk(lower, found.data) < 0.7 * found.certificate.risk
+    assert twin_risk(lower, found.data) < 0.7 * found.certificate.risk
 
 
 def test_more_starts_are_no_worse_and_the_seed_decides():
     found = minimum(Tanh(), (4, 1), 2, 20)
     risks = [
-        torch_risk(lower_point(found, starts, iterations=20, seed=1), found.data)
+        twin_risk(lower_point(found, starts, iterations=20, seed=1), found.data)
         for starts in (1, 2, 4)
     ]
     assert risks == sorted(risks, reverse=True)
@@ -341,7 +299,7 @@ def test_more_starts_are_no_worse_and_the_seed_decides():
 
 def test_where_the_last_hidden_layer_is_wide_the_lower_point_interpolates():
     found = minimum(Tanh(), (3, 20, 2), 2, 20)
-    assert torch_risk(lower_point(found, starts=1, iterations=5), found.data) < 1e-20
+    assert twin_risk(lower_point(found, starts=1, iterations=5), found.data) < 1e-20
 
 
 @over_all
@@ -356,10 +314,10 @@ def test_interpolation_has_no_risk(sigma, widths, dimension, samples):
     data = TrainingSet(inputs(samples, dimension), rng.normal(size=(samples, widths[-1])))
     theta = interpolate(net, data)
     assert net.risk(theta, data, SQUARED) < 1e-20
-    assert torch_risk(theta, data) < 1e-20
+    assert twin_risk(theta, data) < 1e-20
     found = minimum(sigma, widths, dimension, max(samples, dimension * (dimension + 3) // 2 + 1))
     if len(found.data) <= widths[-2]:
-        assert torch_risk(interpolate(net, found.data), found.data) < 1e-20
+        assert twin_risk(interpolate(net, found.data), found.data) < 1e-20
 
 
 def test_interpolation_takes_inputs_of_any_scale_and_shift_and_images():
@@ -367,17 +325,17 @@ def test_interpolation_takes_inputs_of_any_scale_and_shift_and_images():
     net = network(Tanh(), (4, 25, 1), 2)
     for scale, shift in ((1e-6, 0), (1e6, 0), (1.0, 100.0)):
         data = TrainingSet(inputs(20, 2) * scale + shift, rng.normal(size=(20, 1)))
-        assert torch_risk(interpolate(net, data), data) < 1e-20
+        assert twin_risk(interpolate(net, data), data) < 1e-20
     images = datasets.bundled().subset(60, 0).pixels()
     data = TrainingSet(images, rng.normal(size=(60, 3)))
     net = Network((1, 28, 28), [Dense(10), Dense(60), Dense(3)], GELU())
-    assert torch_risk(interpolate(net, data), data) < 1e-20
+    assert twin_risk(interpolate(net, data), data) < 1e-20
 
 
 def test_a_single_sample_is_interpolated():
     net = network(Tanh(), (3, 2), 2)
     data = TrainingSet(inputs(1, 2), np.array([[1.0, -2.0]]))
-    assert torch_risk(interpolate(net, data), data) < 1e-20
+    assert twin_risk(interpolate(net, data), data) < 1e-20
 
 
 def test_interpolations_repeat_with_the_seed():
@@ -455,7 +413,7 @@ def test_degenerate_inputs_are_refused(flat, message):
         (Arctan(), 0, "got 1 and -?0 for Arctan"),
         (Sine(), np.pi / 2, "got 6.12e-17 and -1 for Sine.* at a = 1.5708$"),
         (Sine(), 0.0, "got 1 and -?0 for Sine"),
-        (OWN, 0.0, "got 0 and 1 for SmoothActivation"),
+        (LOG_COSH, 0.0, "got 0 and 1 for SmoothActivation"),
         (ELU(), 1.0, "got 1 and 0 for ELU"),
         (Tanh(), 40.0, "got 7.2.*e-35 and -1.4.*e-34 for Tanh.* at a = 40$"),
         (Softplus(), -60.0, "got 8.7.*e-27 and 8.7.*e-27 for Softplus"),

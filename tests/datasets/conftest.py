@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from data_files import ARCHIVE, SAMPLE, batches, write_archive
+from data_files import ARCHIVE, batches, write_archive
+from shared import CIFAR10_SAMPLE
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +16,7 @@ def surroundings(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def sample():
     """Return the arrays of 20 images of CIFAR-10."""
-    with np.load(SAMPLE) as npz:
+    with np.load(CIFAR10_SAMPLE) as npz:
         return {key: npz[key] for key in npz.files}
 
 

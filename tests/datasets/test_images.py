@@ -12,13 +12,13 @@ import pytest
 from data_files import (
     ALONE,
     ARCHIVE,
-    SAMPLE,
     batches,
     check_sample,
     refused,
     write_archive,
     write_folder,
 )
+from shared import CIFAR10_SAMPLE
 
 from tinyspur import datasets
 from tinyspur.datasets import Dataset, load, load_cifar10, load_npz
@@ -197,7 +197,7 @@ def npz(path, **arrays):
 
 
 def test_load_npz(sample, tmp_path):
-    dataset = load_npz(SAMPLE)
+    dataset = load_npz(CIFAR10_SAMPLE)
     np.testing.assert_array_equal(dataset.images, sample["images"])
     np.testing.assert_array_equal(dataset.labels, sample["labels"])
     assert dataset.name == "cifar10_sample_20" and dataset.class_names[3] == "cat"
@@ -254,7 +254,7 @@ def test_load_npz_refuses_other_files(tmp_path):
 
 
 def test_load_npz_refuses_truncated_and_tampered_files(tmp_path):
-    content = SAMPLE.read_bytes()
+    content = CIFAR10_SAMPLE.read_bytes()
     path = tmp_path / "own.npz"
     spoilt = [content[:length] for length in range(1, len(content), 5003)]
     for at in (2000, 20000, 40000):

@@ -6,7 +6,6 @@ import mpmath
 import numpy as np
 import pytest
 import scipy.stats
-import strict_device
 import torch
 import torch_twin
 from activation_problems import ALL, BOUNDED, mish, mish_slope
@@ -40,7 +39,7 @@ from tinyspur.engine.activations import (
     Tanh,
     activation_named,
 )
-from tinyspur.engine.backend import select, to_numpy
+from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
@@ -294,11 +293,6 @@ def test_a_network_takes_activations_only(wrong):
 
 
 # Devices
-
-
-@pytest.fixture(params=["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
-def device(request):
-    return strict_device if request.param == "stand-in" else select("cupy").xp
 
 
 OWN = SmoothActivation("mish", mish, mish_slope)

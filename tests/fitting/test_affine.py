@@ -11,6 +11,7 @@ import scipy.optimize
 import scipy.special
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from shared import LogCosh
 
 import tinyspur
 from tinyspur.engine.losses import (
@@ -290,23 +291,6 @@ def test_outliers_that_move_further_out_leave_the_least_deviations():
 
 
 # Huber loss, and losses that a user supplies
-
-
-class LogCosh:
-    name = "log-cosh"
-
-    def value(self, o, y):
-        return (np.logaddexp(o - y, y - o) - np.log(2)).sum(axis=0)
-
-    def gradient(self, o, y):
-        return np.tanh(o - y)
-
-    def curvature(self, o, y, d):
-        return d * (1 - np.tanh(o - y) ** 2)
-
-    def check_targets(self, y):
-        if (y < -100).any():
-            raise ValueError("log-cosh: expected targets above -100")
 
 
 class SmoothQuantile(LogCosh):
