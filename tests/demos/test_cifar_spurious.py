@@ -1355,7 +1355,7 @@ def test_replot_draws_the_same_bytes_without_evaluating_anything(
     def never(*_, **__):
         raise AssertionError("evaluated")
 
-    for name in ("risk", "forward", "gradient", "neurons"):
+    for name in ("risk", "forward", "gradient", "over"):
         monkeypatch.setattr(Network, name, never)
     for name in ("load", "find_spurious_minimum", "scan_figures"):
         monkeypatch.setattr(demo, name, never)
