@@ -14,7 +14,7 @@ import numpy as np
 from .engine import activations
 from .engine.activations import Activation
 from .engine.network import Network
-from .engine.parameters import Parameters
+from .engine.parameters import Parameters, check_points
 from .files import naming
 from .layers import KINDS, Dense, Layer
 from .layers.layer import expect, expect_options
@@ -79,6 +79,7 @@ def to_torch(theta: Parameters) -> nn.Sequential:
     those for sine, arctangent and swish. Raises ValueError for an activation of the user's own and
     for parameters other than float32 and float64.
     """
+    check_points(None, theta)
     net, theta, modules = theta.net, theta.to(np), []
     if theta.vector.dtype not in (np.float32, np.float64):
         raise ValueError(f"parameters: expected float32 or float64, got {theta.vector.dtype}")

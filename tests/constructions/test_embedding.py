@@ -224,13 +224,19 @@ def test_separable_classes_are_refused():
 @pytest.mark.parametrize(
     ("layers", "named"),
     [
-        ([Conv(3), Dense(2)], "two consecutive convolutions, got Network(1x3x3 -> 3x3x3 -> 2"),
+        (
+            [Conv(3), Dense(2)],
+            "two consecutive convolutions of stride 1, got Network(1x3x3 -> 3x",
+        ),
         (
             [Conv(3), AveragePool(3), Conv(3), Dense(2)],
-            "two consecutive convolutions, got Network(",
+            "two consecutive convolutions of stride 1, got Network(",
         ),
-        ([Dense(3), Dense(2)], "two consecutive convolutions, got Network(1x3x3 -> 3 -> 2"),
-        ([AveragePool(3), Dense(2)], "two consecutive convolutions, got Network("),
+        (
+            [Dense(3), Dense(2)],
+            "two consecutive convolutions of stride 1, got Network(1x3x3 -> 3",
+        ),
+        ([AveragePool(3), Dense(2)], "two consecutive convolutions of stride 1, got Network("),
         ([Conv(3), Conv(3), Conv(3), Conv(2)], "a dense layer at the end, got Conv(maps=2"),
         ([Conv(3), Conv(3), AveragePool(3)], "a dense layer at the end, got AveragePool(size=3)"),
     ],
@@ -297,7 +303,7 @@ def test_a_stride_among_the_layers_that_relay_is_refused():
         words = f"layers that can relay a map, got {layers[at - 1]} as layer {at}"
         with refuses(ValueError, f"construction: expected {words}"):
             subnetwork(net, lower=2)
-    with refuses(ValueError, "two consecutive convolutions, got Network("):
+    with refuses(ValueError, "two consecutive convolutions of stride 1, got Network("):
         subnetwork(Network((2, 7, 6), [Conv(3), Conv(4, 3, 2), Conv(4), Dense(2)]))
     data = random_pixels(STRIDED, SQUARED, 40, seed=0)
     with refuses(ValueError, f"a map, got {STRIDED.layers[0]} as layer 1"):

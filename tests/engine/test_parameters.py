@@ -16,7 +16,7 @@ from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, ConvolutionMatrix, Dense, MaxPool
 
 NET = Network((2, 4, 4), [Conv(3), AveragePool(2), Conv(2), Dense(4), Dense(3)])
 
@@ -115,6 +115,19 @@ def test_biases_of_poolings_and_layers_that_are_not_there_are_refused():
         theta.W[6] = 1.0
 
 
+def test_a_matrix_of_another_kind_or_shape_is_refused_even_where_its_weights_fit():
+    theta = random_point()
+    W = theta.W[1]
+    strided = ConvolutionMatrix(W.weights, W.map_shape, stride=2)
+    larger = ConvolutionMatrix(W.weights, (9, 9))
+    for matrix in (strided, larger, W.T, theta.W[2], strided.T):
+        with pytest.raises(ValueError, match=r"theta\.W\[1\]: expected a matrix like Conv.*got "):
+            theta.W[1] = matrix
+    with pytest.raises(ValueError, match=r"expected a matrix like DenseMatrix.*got Conv"):
+        theta.W[4] = W
+    assert np.array_equal(theta.vector, random_point().vector)
+
+
 @pytest.mark.parametrize("name", ["net", "W", "b", "other"])
 def test_nothing_else_is_replaced_and_the_error_says_how_to_write(name):
     theta = random_point()
@@ -174,6 +187,8 @@ FOREIGN = [
 ]
 CALLS = {
     "forward": lambda t: NET.forward(t, X),
+    "layer_output": lambda t: NET.layer_output(t, X.reshape(3, -1).T, 2),
+    "a gradient": lambda t: ts.Adam().step(NET.zeros(), t, [0.0, 0.0], 1),
     "risk": lambda t: NET.risk(t, DATA, LOSS),
     "sample_losses": lambda t: NET.sample_losses(t, DATA, LOSS),
     "gradient": lambda t: NET.gradient(t, DATA, LOSS),
@@ -196,7 +211,25 @@ def test_a_point_of_another_network_is_refused_everywhere(call, net):
         call(random_point(net=net))
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+ALONE = {  # functions of a point that bring its network along
+    "certify": lambda t: ts.certify(t, DATA, LOSS),
+    "certify_cell": lambda t: ts.certify_cell(t, DATA, LOSS),
+    "certify_relays": lambda t: ts.certify_relays(t, DATA, LOSS, 2),
+    "certify_curvature": lambda t: ts.certify_curvature(t, DATA, LOSS),
+    "evidence": lambda t: ts.gather_evidence(t, DATA, LOSS),
+    "find_escape": lambda t: ts.find_escape(t, DATA, LOSS, 0.1),
+    "find_descent_direction": lambda t: ts.find_descent_direction(t, DATA, LOSS),
+    "rescale": lambda t: ts.rescale(t, 1, 2.0),
+    "save_point": lambda t: ts.save_point("nowhere.npz", t),
+    "train": lambda t: ts.train(t, DATA, LOSS, 1),
+    "descend": lambda t: ts.descend(t, DATA, LOSS, 1),
+    "polish": lambda t: ts.polish(t, DATA, LOSS, 1),
+    "embed": lambda t: ts.embed(NET, t, X),
+    "random direction": lambda t: ts.Lines.random(t),
+}
+
+
+@pytest.mark.parametrize("call", [*CALLS.values(), *ALONE.values()], ids=[*CALLS, *ALONE])
 def test_what_is_no_point_is_refused_everywhere(call):
     with pytest.raises(ValueError, match="expected points and directions as Parameters, got a "):
         call(np.zeros(NET.size))

@@ -1,11 +1,14 @@
 """A convolution is the matrix of the paper and PyTorch's, in strips of any size."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from matrix_problems import convolution, operands, over_all_kinds, same
 
-from tinyspur.layers import ConvolutionMatrix
+from tinyspur.engine.network import Network
+from tinyspur.layers import Conv, ConvolutionMatrix
 from tinyspur.layers import convolution as convolutions
 
 
@@ -115,3 +118,19 @@ def test_filters_of_even_size_are_refused(kernel):
 def test_filters_that_do_not_fit_the_maps_are_refused(filters, map_shape):
     with pytest.raises(ValueError, match="filters"):
         ConvolutionMatrix(np.ones(filters), map_shape)
+
+
+@pytest.mark.parametrize("stride", [0, -1, 1.5, None, "2", True])
+def test_a_stride_that_is_no_positive_whole_number_is_refused(stride):
+    with pytest.raises(ValueError, match="expected a stride of 1 or more, got "):
+        ConvolutionMatrix(np.ones((1, 1, 3)), (5,), stride)
+    words = re.escape(f"stride={stride!r}): expected positive whole numbers")
+    with pytest.raises(ValueError, match=words):
+        Network((1, 5), [Conv(1, 3, stride)])
+
+
+def test_a_convolution_is_printed_with_what_was_given():
+    assert repr(Conv(2)) == "Conv(maps=2, kernel=3)"
+    assert repr(Conv(2, 5, 3)) == "Conv(maps=2, kernel=5, stride=3)"
+    with pytest.raises(ValueError, match=re.escape("Conv(maps='3', kernel=3): expected positive")):
+        Network((1, 5), [Conv("3")])

@@ -10,7 +10,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import Array, all_to_numpy, namespace
 from ..engine.losses import Loss
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
@@ -60,6 +60,7 @@ class CellCertificate(Certificate):
     @classmethod
     def require(cls, theta: Parameters, loss: Loss) -> None:
         """Raise ValueError unless the activation is piecewise linear."""
+        check_points(None, theta)
         check_piecewise_linear(theta.net.activation, "cell certificate")
 
     @property
@@ -93,8 +94,8 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     directions. A float32 theta is taken for the numbers that it holds, in float64 arithmetic.
     Raises ValueError where parameters or outputs are not finite, and for a smooth activation.
     """
-    net, xp = theta.net, namespace(theta.vector)
     CellCertificate.require(theta, loss)
+    net, xp = theta.net, namespace(theta.vector)
     theta = in_float64(theta)
     y = net.targets(theta, data, loss)
     magnitudes = abs(theta)

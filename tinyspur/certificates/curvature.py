@@ -17,7 +17,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.backend import to_numpy
 from ..engine.losses import Loss, SquaredLoss
 from ..engine.network import Network
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..engine.passes import steps
 from ..layers import Dense
 from .cell import STATIONARITY_LIMIT
@@ -68,6 +68,7 @@ class CurvatureCertificate(Certificate):
     @classmethod
     def require(cls, theta: Parameters, loss: Loss) -> None:
         """Raise ValueError unless the network is dense and smooth and the loss the squared one."""
+        check_points(None, theta)
         check_smooth(theta.net)
         if not isinstance(loss, SquaredLoss):
             raise ValueError(f"curvature certificate: expected the squared loss, got {loss!r}")

@@ -11,7 +11,7 @@ from ..engine.activations import check_piecewise_linear
 from ..engine.backend import all_to_numpy, namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
@@ -61,6 +61,7 @@ class RelayCertificate(Certificate):
     @classmethod
     def require(cls, theta: Parameters, loss: Loss) -> None:
         """Raise ValueError unless the activation is piecewise linear."""
+        check_points(None, theta)
         check_piecewise_linear(theta.net.activation, "relay certificate")
 
     @property
@@ -126,8 +127,8 @@ def certify_relays(
     it is not certified, `seed` goes to `gather_evidence`. Raises ValueError for a layer that does
     not exist, where parameters or outputs are not finite, and for a smooth activation.
     """
-    net, xp = theta.net, namespace(theta.vector)
     RelayCertificate.require(theta, loss)
+    net, xp = theta.net, namespace(theta.vector)
     if not 1 <= lower <= net.depth:
         raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower}")
     if any(layer.selects for layer in net.layers[lower - 1 : net.leading_poolings]):

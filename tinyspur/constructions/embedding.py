@@ -18,7 +18,7 @@ from ..engine.activations import ReLU
 from ..engine.backend import Array, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..engine.passes import steps
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
@@ -34,7 +34,7 @@ def top_pair(net: Network) -> int:
     for lower in range(net.depth - 1, 0, -1):
         if all(isinstance(p, Conv) and p.relays for p in net.layers[lower - 1 : lower + 1]):
             return lower
-    raise ValueError(f"construction: expected two consecutive convolutions, got {net}")
+    raise ValueError(f"construction: expected two consecutive convolutions of stride 1, got {net}")
 
 
 def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired") -> Tower:
@@ -156,6 +156,7 @@ def embed(
     is room for. Dense layers above the first one only hand the outputs on, by strictly active
     units. Raises AssumptionError for too few maps.
     """
+    check_points(None, phi)
     tower = pair_tower(net, lower, variant)
     _check_subnetwork(phi.net, net, tower.first, variant)
     theta = net.zeros(like=phi.vector)

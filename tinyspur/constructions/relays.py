@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..engine.activations import check_piecewise_linear
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 
 
 def outgoing(theta: Parameters, layer: int, target: int):
@@ -27,6 +27,7 @@ def rescale(theta: Parameters, layer: int, factor: float, target: int | None = N
     since sigma is positively homogeneous ([CNN] Theorem 1). Raises ValueError for a factor that is
     not positive, a layer without an activation, and a smooth activation.
     """
+    check_points(None, theta)
     check_piecewise_linear(theta.net.activation, "rescale")
     if not 0 < factor < math.inf:
         raise ValueError(f"rescale: expected a finite factor > 0, got {factor}")

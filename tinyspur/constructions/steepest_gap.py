@@ -38,9 +38,11 @@ def steepest_gaps(
     bins, N = _Bins(v), v.shape[1]
     for w_k, u_k, zero in zip(w, u, noise, strict=True):
         sums = bins.sums(w_k, u_k)
-        total = sums.sum(axis=(0, 2))
+        equal, total = sums[..., 0].sum(axis=0), sums.sum(axis=(0, 2))
         above = np.append(np.cumsum(total[:0:-1])[::-1], 0)  # N S between a bin and the next
-        bounds = _bounds(sums, above)[bins.occupied]
+        # N S starts at above + total, ends at above, and goes up and down by `way` in between.
+        way = abs(equal) + abs(sums[..., 1]).sum(axis=0)
+        bounds = (abs(2 * above + total) + way)[bins.occupied] / 2
         found, reached = None, N * zero
         # First the bins that may exceed all |S| between bins. Some of those may be ties and no
         # gaps: then the bins that may exceed what was found.
@@ -49,7 +51,7 @@ def steepest_gaps(
             if not chosen.any():
                 continue
             bounds[chosen] = 0
-            values, slopes, gaps = _inside(bins, chosen, w_k, u_k, sums, above)
+            values, slopes, gaps = _inside(bins, chosen, w_k, u_k, equal, above)
             n = np.where(gaps, abs(slopes), -1).argmax()
             if gaps[n] and abs(slopes[n]) > reached:
                 reached = abs(slopes[n])
@@ -57,19 +59,12 @@ def steepest_gaps(
         yield found
 
 
-def _bounds(sums: np.ndarray, above: np.ndarray) -> np.ndarray:
-    """Return what |N S| is at most inside and at the ends of each bin, (BINS,)."""
-    start_and_end = 2 * above + sums.sum(axis=(0, 2))
-    equal, strays = sums[..., 0].sum(axis=0), sums[..., 1]
-    return (abs(start_and_end) + (abs(equal) + abs(strays).sum(axis=0))) / 2
-
-
 def _inside(
     bins: _Bins,
     chosen: np.ndarray,
     w: np.ndarray,
     u: np.ndarray,
-    sums: np.ndarray,
+    equal: np.ndarray,
     above: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the sorted values of the `chosen` occupied bins, N S above each, and which have a gap.
@@ -82,7 +77,7 @@ def _inside(
     places, N = bins.strays(needed), len(u)
     # The other entries of a bin have its value: one stands for all of them.
     values = np.append(np.take(bins.v, places), bins.value[needed])
-    parts = np.append(w[places // N] * u[places % N], sums[..., 0].sum(axis=0)[needed])
+    parts = np.append(w[places // N] * u[places % N], equal[needed])
     inside = np.append(np.take(bins.keys, places) // 2, np.flatnonzero(needed))
     order = np.argsort(values)
     values, parts, inside = values[order], parts[order], inside[order]

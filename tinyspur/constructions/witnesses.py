@@ -16,7 +16,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, measure_escape, random_unit
 from .data_split import DataSplit
@@ -55,6 +55,7 @@ def perturbed_map(theta: Parameters, pair: RelayedPair, split: DataSplit) -> int
 
     `theta` is the point before it was replaced by theta'.
     """
+    check_points(pair.tower.net, theta)
     first_case = split.threshold >= -bias_below(theta, pair, split)
     return pair.reserved[1] if first_case else pair.reserved[0]
 

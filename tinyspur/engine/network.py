@@ -154,6 +154,7 @@ class Network(Architecture):
 
     def layer_output(self, theta: Parameters, columns: Array, layer: int, above: int = 0) -> Array:
         """Return o^layer for the columns (n_above, N) of o^above; o^0 is the input."""
+        check_points(self, theta)
         return passes.layer_output(theta, columns, layer, above)
 
     def filter_responses(

@@ -124,16 +124,24 @@ class Matrices(ByLayer):
         if self[layer].weights is None:
             raise ValueError(f"theta.{self._name}[{layer}]: expected no weights for a pooling")
         weights = values.weights if isinstance(values, WeightMatrix) else values
+        if isinstance(values, WeightMatrix) and not values.is_like(self[layer]):
+            raise ValueError(
+                f"theta.{self._name}[{layer}]: expected a matrix like {self[layer]}, got {values}"
+            )
         overwrite(f"theta.{self._name}[{layer}].weights", self[layer].weights, weights)
 
 
-def check_points(net: Architecture, *points: Parameters) -> None:
-    """Raise ValueError for what is no point or direction, or one of another network."""
+def check_points(net: Architecture | None, *points: Parameters) -> None:
+    """Raise ValueError for what is no point or direction, or one of another network.
+
+    Of any network, but all of the same one, where `net` is None.
+    """
     for point in points:
         if not isinstance(point, Parameters):
             raise ValueError(
                 f"expected points and directions as Parameters, got a {type(point).__name__}"
             )
+        net = point.net if net is None else net
         if point.net is not net and point.net != net:
             other = str(point.net)
             same = " of other layers or another activation" if other == str(net) else ""

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..files import naming, read_arrays, whole_file
 from .network import Network
-from .parameters import Parameters
+from .parameters import Parameters, check_points
 
 
 def save_point(path: str | Path, theta: Parameters) -> None:
@@ -18,6 +18,7 @@ def save_point(path: str | Path, theta: Parameters) -> None:
     Raises ValueError, and writes nothing, for a network that `load_point` could not read again:
     one with an activation of your own.
     """
+    check_points(None, theta)
     spec = json.dumps(theta.net.spec)
     with naming(f"{path}: not written, since its network can't be read from JSON:"):
         Network.from_spec(spec)

@@ -17,7 +17,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..files import read_arrays, whole_file
 
 GPU_RATE = 10e12  # floating-point operations per second, sustained, of the estimate for a GPU
@@ -61,6 +61,7 @@ class Adam:
 
     def step(self, theta: Parameters, gradient: Parameters, memory: list, number: int) -> None:
         """Move theta and the two moments in `memory` by step `number` (from 1), in place."""
+        check_points(theta.net, gradient)
         xp = namespace(theta.vector)
         g = gradient.vector + self.weight_decay * theta.vector
         mean, square = memory
@@ -94,6 +95,7 @@ def train(
     Raises ValueError for settings out of range and for a checkpoint of another run, RuntimeError
     where the risk is no longer finite.
     """
+    check_points(None, theta)
     optimiser = optimiser or Adam()
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"training: expected epochs, batch size >= 1, got {epochs}, {batch_size}")
@@ -196,6 +198,7 @@ def descend(
     never ends higher than it began. Raises ValueError for fewer than one iteration and for a
     negative goal.
     """
+    check_points(None, theta)
     if iterations < 1:
         raise ValueError(f"descent: expected at least one iteration, got {iterations}")
     if not gradient_goal >= 0:
@@ -268,6 +271,7 @@ def polish(
     It takes at most `iterations` steps, 0 for none. The goal is a gradient whose largest entry is
     `share` times that at `theta`. `progress` is called with the risk after each iteration.
     """
+    check_points(None, theta)
     risk_before, before = _risk_and_slope(theta, data, loss)
     goal, taken = share * before, 0
 

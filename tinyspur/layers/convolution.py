@@ -12,7 +12,7 @@ import scipy.sparse
 
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.threads import scratch
-from .layer import Layer, Shape, expect_options, maps_of
+from .layer import Layer, Shape, expect_options, is_positive, maps_of
 from .matrix import TransposedMatrix, WeightMatrix
 from .wide_products import STRIP_BYTES, outer, product
 
@@ -35,8 +35,9 @@ class Conv(Layer):
     type = "conv"
 
     def __repr__(self) -> str:
-        stride = f", stride={self.stride}" if self.stride != 1 else ""
-        return f"Conv(maps={self.maps}, kernel={self.kernel}{stride})"
+        usual = type(self.stride) is int and self.stride == 1
+        stride = "" if usual else f", stride={self.stride!r}"
+        return f"Conv(maps={self.maps!r}, kernel={self.kernel!r}{stride})"
 
     @property
     def spec(self) -> dict:
@@ -105,6 +106,8 @@ class ConvolutionMatrix(WeightMatrix):
                 f"convolution: expected filters (T, C{', k' * len(map_shape)}) on maps "
                 f"{tuple(map_shape)}, got {filters.shape}"
             )
+        if not is_positive(stride):
+            raise ValueError(f"convolution: expected a stride of 1 or more, got {stride!r}")
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"convolution: expected filters of odd size, got {kernel}")
         self._weights = filters
@@ -126,6 +129,12 @@ class ConvolutionMatrix(WeightMatrix):
 
     def with_weights(self, weights: Array) -> ConvolutionMatrix:
         return ConvolutionMatrix(weights, self.map_shape, self.stride)
+
+    def is_like(self, other: WeightMatrix) -> bool:
+        """Return whether `other` has the same maps, filters and stride."""
+        if type(self) is not type(other) or self.weights.shape != other.weights.shape:
+            return False
+        return (self.map_shape, self.stride) == (other.map_shape, other.stride)
 
     def tocsr(self, rows: np.ndarray | None = None) -> scipy.sparse.csr_array:
         filters = to_numpy(self.weights).reshape(self.maps_out, self.maps_in, -1)

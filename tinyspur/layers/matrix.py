@@ -63,6 +63,10 @@ class WeightMatrix(ABC):
             )
         return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
 
+    def is_like(self, other: WeightMatrix) -> bool:
+        """Return whether `other` is the same matrix but for the numbers of its weights."""
+        return type(self) is type(other) and self.shape == other.shape
+
     def brief_product(self, o: Array, use: str) -> Array:
         """Return W @ o for columns (n_{l-1}, N) until this thread's next one for `use`."""
         return self._product(o)

@@ -19,7 +19,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 
@@ -269,6 +269,8 @@ def find_descent_direction(
     the direction that leads to an `escape`.
     """
     theta = in_float64(theta)
+    if escape is not None:
+        check_points(theta.net, escape.theta)
     for name, vector in _directions(theta, data, loss, escape, seed):
         if not (size := float(abs(vector).max())):
             continue
@@ -338,6 +340,7 @@ class _Ball:
 
     def __init__(self, theta: Parameters, radius: float):
         _check_positive("radius", radius)
+        check_points(None, theta)
         self.theta, self.radius = theta, radius
         self.low, self.high = self._corner(-radius), self._corner(radius)
 

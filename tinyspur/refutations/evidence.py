@@ -19,7 +19,7 @@ from ..engine.activations import ReLU
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins, steps
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
@@ -142,6 +142,7 @@ def gather_evidence(
     ValueError for less than one product, for a network without parameters, and where parameters
     or outputs are not finite.
     """
+    check_points(None, theta)
     net, xp = theta.net, namespace(theta.vector)
     if hasattr(loss, "subgradients"):
         raise ValueError(f"evidence: expected a differentiable loss, got {loss!r}")

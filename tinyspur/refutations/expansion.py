@@ -178,6 +178,7 @@ def kinks_of(theta: Parameters, columns: Array) -> tuple[list[Step], dict[int, A
 
 
 def in_float64(theta: Parameters) -> Parameters:
+    check_points(None, theta)
     if not bool(namespace(theta.vector).isfinite(theta.vector).all()):
         raise ValueError("escape: expected finite parameters, got NaN or infinite ones")
     return Parameters(theta.net, theta.vector.astype(np.float64))
