@@ -128,8 +128,9 @@ def _read(
     def constants(lower: float, upper: float, tracks: int = 1) -> Array:
         return namespace(W).asarray(pair.constants(lower, upper, tracks), dtype=W.dtype)
 
-    w = W[k, r].copy()
-    offset += W[:, r] @ (constants(pair.kappa_lower, pair.kappa_upper) - constants(*added))
+    w, relayed = W[k, r].copy(), constants(*added)
+    if added != (pair.kappa_lower, pair.kappa_upper):
+        offset += W[:, r] @ (constants(pair.kappa_lower, pair.kappa_upper) - relayed)
     W[:, A] = 0
     W[:, B] = 0
     for columns, track in zip((A, B, r), tracks, strict=True):
@@ -139,4 +140,4 @@ def _read(
         # sigma(v + b) = v + b is more than v by b.
         more = 0.0 if pair.below in theta.net.active_layers else b
         both = constants(more - (eta + b), 2 * (eta + b), tracks=2)
-        offset[k] += w @ (constants(*added) - both)
+        offset[k] += w @ (relayed - both)
