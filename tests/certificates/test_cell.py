@@ -10,6 +10,7 @@ import torch_twin
 from certificate_problems import (
     ENTROPY,
     SQUARED,
+    dead_below,
     gate,
     half_gaps,
     inputs_of,
@@ -28,7 +29,7 @@ from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.constructions.relays import rescale
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.losses import one_hot
+from tinyspur.engine.losses import AbsoluteLoss, HuberLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.affine import fit_affine
@@ -77,6 +78,7 @@ def reference(theta, data, loss):
         len(data) * torch_twin.risk(outputs, data.y, loss.name), outputs, create_graph=False
     )
     scale = (g.abs().T @ x.abs()).max().item() / len(data)
+    dead = dead_below(theta, data.x)
     largest = 0.0
     for s in classes.values():
         F = torch.tensor(theta.net.affine_map(theta, data.x[s[0]], leading), requires_grad=True)
@@ -84,6 +86,8 @@ def reference(theta, data, loss):
         assert torch.allclose(affine, outputs[s], rtol=0, atol=1e-11 * outputs.abs().max().item())
         risk = torch_twin.risk(affine, data.y[s], loss.name) * len(s) / len(data)
         (G,) = torch.autograd.grad(risk, F)
+        if dead[s[0]]:
+            G = G[:, -1]
         largest = max(largest, G.abs().max().item())
     return len(classes), largest / scale if scale else 0.0
 
@@ -103,7 +107,7 @@ def test_classes_and_stationarity_are_those_of_pytorch(layout, activation, loss)
     assert abs(certificate.stationarity - stationarity) <= 1e-10 * stationarity
     assert stationarity > 1e-3
     assert not certificate.holds
-    assert "not stationary" in str(certificate)
+    assert "G_s is not 0" in str(certificate)
     twin = twin_of(theta)
     before = [*twin.preactivations(data.x).values(), *half_gaps(twin, data.x).values()]
     before = [z for z in before if z.numel()]
@@ -151,13 +155,38 @@ def test_two_groups_fitted_apart_are_certified_with_two_classes(loss, depth):
     assert certificate.margin >= 0.5
 
 
-def test_every_residual_zero_in_many_classes_is_certified():
-    theta, data = random_point(net_of("conv", "relu"), samples=30, seed=8)
-    data = TrainingSet(data.x, theta.net.forward(theta, data.x))
+def met(layout, decimals):
+    """Return a random point and data that its outputs meet, of numbers with so many decimals."""
+    theta, data = random_point(net_of(layout, "relu"), samples=30, seed=8)
+    theta = Parameters(theta.net, np.round(theta.vector * 2.0**decimals) / 2.0**decimals)
+    x = np.round(data.x * 2.0**decimals) / 2.0**decimals
+    return theta, TrainingSet(x, theta.net.forward(theta, x))
+
+
+@pytest.mark.parametrize("loss", [SQUARED, AbsoluteLoss(), HuberLoss(0.1)])
+def test_a_risk_of_exactly_0_is_a_global_minimum_kinks_or_not(loss):
+    theta, data = met("pooling", 10)
+    certificate = certify_cell(theta, data, loss)
+    assert certificate.holds and certificate.zero
+    assert (certificate.delta, certificate.radius) == (0, np.inf)
+    assert "global minimum" in certificate.words
+    x = np.linspace(-1, 1, 9)[:, None, None, None]
+    absolute = Parameters(
+        Network((1, 1, 1), [Dense(2), Dense(1)]), np.array([1.0, -1, 0, 0, 1, 1, 0])
+    )
+    certificate = certify_cell(absolute, TrainingSet(x, abs(x[:, 0, 0])), loss)
+    assert certificate.holds and certificate.kinks
+
+
+def test_a_risk_that_may_be_0_up_to_rounding_is_not_called_a_minimum():
+    theta, data = met("conv", 52)
+    assert theta.net.risk(theta, data, SQUARED) == 0
     certificate = certify_cell(theta, data, SQUARED)
-    assert certificate.holds
+    assert not certificate.holds
     assert certificate.classes > 5
     assert certificate.stationarity == 0
+    assert 0 < certificate.delta < 1e-20
+    assert "no larger than its rounding error" in certificate.words
 
 
 def stationary_saddle():

@@ -26,7 +26,7 @@ from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 def test_the_memory_budget_does_not_decide_what_counts_as_a_kink():
     net = Network((1, 1, 1), [Dense(1), Dense(1)])
     theta = Parameters(net, np.array([1.0, -1.0, 1.0, 0.0]))
-    x = np.array([2.0, 1 + 1e-13, 1e6])[:, None, None, None]
+    x = np.array([2.0, 1 + 2.0**-52, 1e6])[:, None, None, None]
     data = TrainingSet(x, x.reshape(3, 1))
     expected = certify_cell(theta, data, SQUARED)
     assert expected.kinks == (Kink(1, 0, 1, 1),)
@@ -107,7 +107,7 @@ def test_where_all_entries_are_inactive_there_is_no_gap_to_keep(between):
     theta = Parameters(net, np.random.default_rng(1).normal(size=net.size))
     x = np.random.default_rng(0).uniform(-1, 1, (5, 1, 8))
     theta.b[1][:] = -10, -20
-    data = TrainingSet(x, np.zeros((5, 1)) + theta.b[net.depth])
+    data = TrainingSet(x, theta.b[net.depth] + np.array([[-2.0], [1], [1], [1], [-1]]))
     certificate = certify_cell(theta, data, SQUARED)
     assert certificate.holds
     assert certificate.classes == 1

@@ -14,6 +14,7 @@ from certificate_problems import (
     over_layouts,
     patterns_of,
     same_patterns,
+    stationary_in_each_class,
 )
 from shared import random_point, twin_of
 
@@ -220,8 +221,9 @@ def test_a_network_that_begins_with_a_pooling_gets_a_certificate():
     rng = np.random.default_rng(14)
     net = Network((1, 4, 4), [AveragePool(2), Conv(2), Dense(2)])
     theta = Parameters(net, rng.normal(size=net.size))
-    x = rng.normal(size=(5, 1, 4, 4))
-    data = TrainingSet(x, net.forward(theta, x))
+    x = rng.normal(size=(3, 1, 4, 4)).repeat(20, axis=0)
+    data = stationary_in_each_class(theta, x + 0.01 * rng.normal(size=x.shape), rng)
+    x = data.x
     certificate = certify_cell(theta, data, SQUARED)
     assert certificate.holds
     assert certificate.classes == len(np.unique(patterns_of(theta, x), axis=0))

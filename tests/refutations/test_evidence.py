@@ -200,8 +200,9 @@ def test_lanczos_gives_the_ritz_values_of_the_krylov_space():
         krylov = np.array([diagonal**n * start for n in range(steps)]).T
         q, _ = np.linalg.qr(krylov)
         values, vectors = np.linalg.eigh(q.T @ (diagonal[:, None] * q))
-        low, high, taken = _lanczos(lambda v: diagonal * v, start, steps)
+        low, high, vector, taken = _lanczos(lambda v: diagonal * v, start, steps)
         assert taken == steps
+        assert abs(vector @ (q @ vectors[:, 0])) == pytest.approx(1)
         for end, i in ((low, 0), (high, -1)):
             u = q @ vectors[:, i]
             assert end.value == pytest.approx(values[i])
@@ -215,7 +216,7 @@ def test_lanczos_gives_the_ritz_values_of_the_krylov_space():
 )
 def test_lanczos_finds_the_ends_and_stops_where_there_is_no_more(diagonal):
     start = np.random.default_rng(0).normal(size=len(diagonal))
-    low, high, taken = _lanczos(lambda v: np.array(diagonal) * v, start, len(diagonal))
+    low, high, _, taken = _lanczos(lambda v: np.array(diagonal) * v, start, len(diagonal))
     assert taken <= len(set(diagonal)) + 1
     for end, expected in ((low, min(diagonal)), (high, max(diagonal))):
         assert end.value == pytest.approx(expected, abs=1e-12)

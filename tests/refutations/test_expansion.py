@@ -128,7 +128,8 @@ def test_the_derivative_does_not_depend_on_the_chunks():
     found = expand_risk(
         Parameters(small, theta.vector), Parameters(small, direction.vector), data, SQUARED
     )
-    assert found == pytest.approx(expand_risk(theta, direction, data, SQUARED), rel=1e-12)
+    expected = expand_risk(theta, direction, data, SQUARED)
+    assert tuple(found) == pytest.approx(tuple(expected), rel=1e-12)
     rates = coordinate_rates(Parameters(small, theta.vector), data, SQUARED)
     for part, expected in zip(rates, coordinate_rates(theta, data, SQUARED), strict=True):
         assert part.vector == pytest.approx(expected.vector, rel=1e-11, abs=1e-13)
@@ -275,7 +276,7 @@ def test_both_terms_are_the_gradients_and_the_hessians_of_pytorch(layout, loss, 
         (found.first_rounding, abs(float(slope.detach()))),
         (found.second_rounding, abs(bend)),
     ):
-        assert 1e-15 * size < rounding < 1e-10 * (1 + size)
+        assert 1e-15 * size < rounding < 1e-8 * (1 + size)
 
 
 @over_smooth

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ..datasets.samples import TrainingSet
-from ..engine.activations import check_piecewise_linear
-from ..engine.backend import Array, all_to_numpy, namespace
-from ..engine.losses import Loss
+from ..engine.activations import ReLU
+from ..engine.backend import Array, all_to_numpy
+from ..engine.losses import KNOWN, Loss
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..fitting.affine import stationary_subgradient
+from .assumptions import assumed, check_loss, distance_to_fit
 from .certificate import Certificate, in_float64, round_down
+from .decrease import FARTHEST, SHARE, Classes
+from .exact import meets_targets
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
-from .radius import Chunk, keeps_patterns, shrink
-from .rounding import EPSILON, ROUNDING, preactivation_rounding
+from .radius import Chunk, highest_dead_layer, keeps_patterns, shrink
+from .rounding import EPSILON, gamma, gradient_rounding, mean_rounding, preactivation_rounding
 
-ROUNDING_LIMIT = 1e-6  # errors of outputs explain gradients only up to this share of the targets
-MET = 8  # an output meets its target, a kink of the loss, up to so many rounding errors
-STATIONARITY_LIMIT = 1e-3  # a larger G_s, relative to the gradients, is not 0 for any rounding
+SETTLED = 1e-3  # an optimal fit counts as near where it moves no output by more than this
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,22 @@ class CellCertificate(Certificate):
 
     A pattern says which z are positive and which entries max poolings select. The margin of a max
     pooling is half the gap between the selected entry and the next one; equal entries are a kink
-    unless both are inactive.
+    unless both are inactive. Where a whole layer is strictly inactive for a sample, what is below
+    it does not count, and of G_s only the column of the constants.
 
     G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T with g_i the gradient of the loss in the output; at a
     kink of the loss any subgradient serves, and those with the least |G_s| are taken. Where
-    poolings come first, x_i is the pooled input. Where it `holds`, R(theta) <= R(theta') for every
-    theta' within max-norm distance `radius` of theta, since all patterns are constant there and l
-    is convex: theta is a local minimum.
+    poolings come first, x_i is the pooled input. Within max-norm distance `radius` of theta all
+    patterns are constant, o_i = F_s (x_i, 1) and l is convex, so that R(theta) - R(theta') <=
+    sum_s <G_s, F_s - F'_s> <= `delta`: it is 0 where every G_s is, and theta a local minimum.
 
-    `classes` counts the patterns, `margin` is the least |z| or half gap, `stationarity` the largest
-    entry of any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at
-    z = 0 or with a gap of 0.
-    An entry of G_s counts as zero up to the rounding error that is estimated for it, from a few
-    units in the last place for every sum of the forward pass; `excess` is the largest ratio of an
-    entry to its estimate, and at most 1 where the certificate holds.
+    An entry of G_s counts as 0 where the bound of its rounding error allows it; `excess` is the
+    largest ratio of an entry to its bound. The certificate `holds` where this is at most 1, where
+    `delta` is small against the risk at a radius that is no rounding error, and where each class
+    has an optimal fit close by: a gradient that underflows is not 0. It holds too where the risk is
+    exactly 0. `classes` counts the patterns, `margin` is the least |z| or half gap, `stationarity`
+    the largest entry of any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks`
+    the units at z = 0 or with a gap of 0, `obstacle` what is missing, `assumes` what is not proved.
     """
 
     holds: bool
@@ -54,23 +59,33 @@ class CellCertificate(Certificate):
     stationarity: float
     excess: float
     kinks: tuple[Kink, ...]
+    delta: float = 0.0
+    obstacle: str = ""
+    assumes: str = ""
+    zero: bool = False
 
     kind = "cell"
 
     @classmethod
     def require(cls, theta: Parameters, loss: Loss) -> None:
-        """Raise ValueError unless the activation is piecewise linear."""
+        """Raise ValueError unless the activation is ReLU or leaky ReLU."""
         check_points(None, theta)
-        check_piecewise_linear(theta.net.activation, "cell certificate")
+        check_relu(theta, "cell certificate")
 
     @property
     def words(self) -> str:
         """Return what was found in half a line."""
         classes = f"{self.classes} pattern class{'es' * (self.classes > 1)}"
         if self.holds:
-            return f"certified local minimum, {classes}"
-        obstacle = "units at the kink" if self.kinks else f"stationarity {self.stationarity:.1e}"
-        return f"not certified, {classes}, {obstacle}"
+            if self.zero:
+                return "certified global minimum, the risk is exactly 0"
+            assumes = f", if {self.assumes}" if self.assumes else ""
+            return f"certified local minimum, {classes}{assumes}"
+        return f"not certified, {classes}, {self.obstacle}"
+
+    def as_dict(self) -> dict:
+        """Return what a report holds, the bound of the decrease with it."""
+        return super().as_dict() | {"delta": self.delta if math.isfinite(self.delta) else None}
 
     def lines(self) -> list[str]:
         """Return classes, margin, radius and stationarity, and what is missing."""
@@ -80,11 +95,22 @@ class CellCertificate(Certificate):
             f"({self.excess:.2g} of its rounding)",
             *kink_lines(self.kinks),
         ]
-        if self.excess > 1:
-            lines.append(f"not stationary: G_s is {self.excess:.2g} times its rounding error")
-        elif self.stationarity > STATIONARITY_LIMIT:
-            lines.append("not decided: the samples' gradients are no larger than rounding errors")
-        return lines
+        if self.zero:
+            lines.append("the risk is exactly 0, and no risk is negative: a global minimum")
+        elif self.delta < math.inf:
+            lines.append(f"no point within the radius is lower by more than {self.delta:.2g}")
+        if self.assumes:
+            lines.append(f"not proved, and assumed: {self.assumes}")
+        return lines if self.holds else [*lines, *self.obstacle.split("; ")]
+
+
+def check_relu(theta: Parameters, purpose: str) -> None:
+    """Raise ValueError unless the activation is ReLU or leaky ReLU, and no class of a user's."""
+    if type(theta.net.activation) is not ReLU:
+        raise ValueError(
+            f"{purpose}: expected a piecewise linear activation, ReLU or leaky ReLU, "
+            f"got {theta.net.activation}"
+        )
 
 
 def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertificate:
@@ -92,86 +118,191 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
 
     Sufficient, not necessary, for a local minimum; holds for tied weights, pooling and flat
     directions. A float32 theta is taken for the numbers that it holds, in float64 arithmetic.
-    Raises ValueError where parameters or outputs are not finite, and for a smooth activation.
+    Raises ValueError where parameters or outputs are not finite, and for a smooth activation;
+    AssumptionError for a loss of a user's that is seen not to be convex, or not to have the
+    derivatives that it returns.
     """
     CellCertificate.require(theta, loss)
-    net, xp = theta.net, namespace(theta.vector)
     theta = in_float64(theta)
-    y = net.targets(theta, data, loss)
-    magnitudes = abs(theta)
-    limit = ROUNDING_LIMIT * float(abs(data.y).max())
+    seen = _look(theta, data, loss)
+    check_loss(loss, seen.o, data.y.T)
+    found = _class_gradients(seen, data, loss)
+    cells = Classes.of(theta, data.x[[s[0] for s in seen.groups]], found.bounds, found.slack)
+    losses = loss.value(seen.o, data.y.T)
+    risk = float(losses.mean())
+    rounding = mean_rounding(loss, seen.o, data.y.T, losses, seen.inexact_o)
+    kinks = seen.counter.found()
+    radius = 0.0 if kinks else seen.radius
+    common = {
+        "classes": len(seen.groups),
+        "margin": seen.counter.margin,
+        "stationarity": found.stationarity,
+        "excess": found.excess,
+        "kinks": kinks,
+        "assumes": assumed(loss),
+    }
+    if risk <= rounding and meets_targets(theta, data, loss):
+        return CellCertificate(holds=True, radius=math.inf, zero=True, **common)
+    obstacles = []
+    if kinks:
+        obstacles.append("units at the kink")
+    elif not radius:
+        obstacles.append("not decided: rounding errors may change a pattern at any distance")
+    if found.excess > 1:
+        obstacles.append(f"G_s is not 0: {found.where}")
+    elif risk <= rounding:
+        obstacles.append("not decided: the risk is no larger than its rounding error")
+    elif found.far > SETTLED:
+        obstacles.append(
+            f"not decided: no optimal affine fit is known near the outputs of {found.unsettled}, "
+            "whose gradients are no larger than rounding errors, or underflow"
+        )
+    if not obstacles:
+        reached, delta = cells.reach(theta, radius, SHARE * (risk - rounding))
+        if reached > EPSILON * float(abs(theta.vector).max(initial=0)):
+            return CellCertificate(holds=True, radius=reached, delta=delta, **common)
+        obstacles.append(f"not decided: rounding errors hide decreases of more than {SHARE:g} R")
+    delta = cells.decrease(theta, min(radius, FARTHEST)) if radius else math.inf
+    if type(loss) in KNOWN:  # no risk is negative
+        delta = min(delta, risk + rounding)
+    return CellCertificate(
+        holds=False, radius=radius, delta=float(delta), obstacle="; ".join(obstacles), **common
+    )
+
+
+class _Seen(NamedTuple):
+    """What passes over all samples show, on the host.
+
+    Outputs o and gradients g (d_y, N) with bounds of the errors of both, the least and the greatest
+    subgradient where the loss has kinks, features (N, n + 1) with a 1 at the end and bounds of
+    their errors (0 for inputs), the samples of each class, the layers below which nothing counts
+    for each sample, the radius and the kinks.
+    """
+
+    o: np.ndarray
+    inexact_o: np.ndarray
+    g: np.ndarray
+    errors: np.ndarray
+    subgradients: list[np.ndarray]
+    hats: np.ndarray
+    inexact: np.ndarray
+    groups: list[np.ndarray]
+    dead: np.ndarray
+    radius: float
+    counter: KinkCounter
+
+
+def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
+    net, magnitudes = theta.net, abs(theta)
+    y, first = net.targets(theta, data, loss), net.leading_poolings
 
     def chunk(rows: slice, columns: Array) -> tuple:
         trace = list(steps(theta, columns))
-        o = trace[-1].o
         rounding = preactivation_rounding(magnitudes, trace, np.float64)
-        inexact = xp.minimum(rounding[-1], limit)
-        parts = [loss.gradient(o, y[:, rows]), _gradient_errors(loss, o, y[:, rows], inexact)]
+        o, cut = trace[-1].o, highest_dead_layer(trace, rounding)
+        parts = [o, rounding[-1], loss.gradient(o, y[:, rows])]
+        parts.append(gradient_rounding(loss, o, y[:, rows], rounding[-1]))
+        if first:
+            parts += [trace[first - 1].o, rounding[first - 1]]
         if hasattr(loss, "subgradients"):
-            parts += loss.subgradients(o, y[:, rows], MET * inexact)
-        if net.leading_poolings:
-            parts.append(trace[net.leading_poolings - 1].o)
+            parts += loss.subgradients(o, y[:, rows], rounding[-1])
         patterns = patterns_of(trace)
-        keys = _packed(all_to_numpy(patterns[layer] for layer in net.pattern_layers), len(o.T))
-        at = Chunk(magnitudes, trace, rounding)
+        counted = [cut[None], *(patterns[n] * (cut <= n) for n in net.pattern_layers)]
+        counted = all_to_numpy(counted)
+        at = Chunk(magnitudes, trace, rounding, cut)
         kept = not radius or (radius < np.inf and keeps_patterns(radius, at))  # and any below
-        kinks = at_kink(margins_of(trace), rounding)
-        return all_to_numpy(parts), keys, kinks, None if kept else at
+        kinks = at_kink(margins_of(trace), rounding, cut)
+        return all_to_numpy(parts), counted[0][0], _packed(counted), kinks, None if kept else at
 
-    found, keys, radius, counter = [], [], np.inf, KinkCounter(net)
-    for parts, packed, kinks, at in net.over(theta, data.x, chunk):
+    found, keys, dead, radius, counter = [], [], [], np.inf, KinkCounter(net)
+    for parts, cut, packed, kinks, at in net.over(theta, data.x, chunk):
         found.append(parts)
         keys += packed
+        dead.append(cut)
         counter.add(*kinks)
         radius = radius if at is None else shrink(radius, at)
-    g, errors, *rest = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    joined = [np.concatenate(parts, axis=1) for parts in zip(*found, strict=True)]
+    o, inexact_o, g, errors, *rest = joined
     if not np.isfinite(g).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
-    x = rest.pop().T if net.leading_poolings else data.x.reshape(len(data), -1)
-    x = np.concatenate([x, np.ones((len(data), 1))], axis=1)
+    x, inexact = data.x.reshape(len(data), -1), np.zeros((len(data), 1))
+    if first:
+        x, inexact, *rest = rest[0].T, np.pad(rest[1].T, ((0, 0), (0, 1))), *rest[2:]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     classes = np.array([numbers[key] for key in keys])
     order = np.argsort(classes, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
-    scale, largest, excess = float((abs(g) @ abs(x)).max()), 0.0, 0.0
-    terms = abs(g)
-    if rest:  # any subgradients will do: the best choice in each class
-        low, high = rest
-        for s in groups:
-            g[:, s] = stationary_subgradient(x[s], low[:, s], high[:, s])
-        terms = np.maximum(abs(low), abs(high))
-    for s in groups:
-        G = abs(g[:, s] @ x[s])
-        summing = ROUNDING * EPSILON * (1 + np.sqrt(len(s))) * terms[:, s]
-        explained = (errors[:, s] + summing) @ abs(x[s])
-        ratios = np.divide(G, explained, where=explained > 0, out=np.where(G > 0, np.inf, 0.0))
-        largest, excess = max(largest, float(G.max())), max(excess, float(ratios.max()))
-    kinks, stationarity = counter.found(), largest / scale if scale else 0.0
-    return CellCertificate(
-        holds=not kinks and radius > 0 and excess <= 1 and stationarity <= STATIONARITY_LIMIT,
-        classes=len(groups),
-        margin=counter.margin,
-        radius=0.0 if kinks else radius,
-        stationarity=stationarity,
-        excess=excess,
-        kinks=kinks,
+    hats = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    return _Seen(
+        o, inexact_o, g, errors, rest, hats, inexact, groups, np.concatenate(dead), radius, counter
     )
 
 
-def _packed(patterns: list[np.ndarray], samples: int) -> list[bytes]:
+class _ClassGradients(NamedTuple):
+    """What is known of all G_s.
+
+    The largest entry relative to the gradients, the largest ratio to a bound of its rounding error
+    and `where` that is; bounds of all |G_s|, (S, d_y, n + 1); by how much a
+    choice of subgradients lowers the risk at most; how far the farthest optimal fit is, of which
+    class.
+    """
+
+    stationarity: float
+    excess: float
+    where: str
+    bounds: np.ndarray
+    slack: float
+    far: float
+    unsettled: str
+
+
+def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradients:
+    g, errors, slack = seen.g.copy(), seen.errors, 0.0
+    scale = float((abs(g) @ abs(seen.hats)).max())
+    if seen.subgradients:  # any will do: the best choice in each class
+        low, high = seen.subgradients
+        slack = float(((high - low) * (abs(seen.o - data.y.T) + errors)).sum()) / len(data)
+        errors = np.where(low < high, 0, errors)
+    constant = np.arange(seen.hats.shape[1]) == seen.hats.shape[1] - 1
+    largest, worst, far, bounds = 0.0, (0.0, ""), (0.0, ""), []
+    for s in seen.groups:
+        hats = seen.hats[s] * constant if seen.dead[s[0]] else seen.hats[s]
+        if seen.subgradients:
+            g[:, s] = stationary_subgradient(hats, low[:, s], high[:, s])
+        G, terms = _summed(g[:, s], hats)
+        off = abs(g[:, s]) @ (gamma(terms) * abs(hats) + seen.inexact[s])
+        G, off = abs(G), (off + errors[:, s] @ abs(hats)) * (1 + gamma(len(s)))
+        ratios = np.divide(G, off, where=off > 0, out=np.where(G > 0, np.inf, 0.0))
+        largest = max(largest, float(G.max()))
+        name = f"the class of sample {s[0]} ({len(s)} sample{'s' * (len(s) > 1)})"
+        if ratios.max() > worst[0]:
+            k, j = np.unravel_index(ratios.argmax(), ratios.shape)
+            column = "the constant" if constant[j] else f"feature {j}"
+            share, times = G[k, j] / scale if scale else 0.0, float(ratios[k, j])
+            where = f"in {name}, output {k}, {column}"
+            said = f"{share:.2g} of the gradients, {times:.2g} times its rounding error, {where}"
+            worst = times, said
+        bounds.append((G + off) / len(data))
+        if worst[0] <= 1:
+            moved = distance_to_fit(loss, hats, seen.o[:, s], data.y[s].T, g[:, s], errors[:, s])
+            far = max(far, (moved, name))
+    stationarity = largest / scale if scale else 0.0
+    return _ClassGradients(stationarity, *worst, np.array(bounds), slack, *far)
+
+
+def _summed(g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return g @ x (d_y, n), summed by blocks, and how many terms its rounding is that of."""
+    size = math.isqrt(len(x))
+    whole = len(x) // size * size
+    blocks = g[:, :whole].reshape(len(g), -1, size).swapaxes(0, 1)
+    blocks = blocks @ x[:whole].reshape(-1, size, x.shape[1])
+    return blocks.sum(axis=0) + g[:, whole:] @ x[whole:], 2 * size + len(blocks) + 2
+
+
+def _packed(patterns: list[np.ndarray]) -> list[bytes]:
     """Return for each sample all its patterns, (n_l, N) each, as one key."""
-    bits = [np.zeros((samples, 1), np.uint8)]
+    bits = []
     for pattern in patterns:
         packed = np.packbits(pattern, axis=0) if pattern.dtype == bool else pattern
         bits.append(np.ascontiguousarray(packed.T).view(np.uint8))
     return [row.tobytes() for row in np.concatenate(bits, axis=1)]
-
-
-def _gradient_errors(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
-    """Return the errors that those of the outputs cause in the gradient, |H| errors."""
-    xp, total = namespace(o), namespace(o).zeros_like(o)
-    for k in range(len(o)):
-        one = xp.zeros_like(o)
-        one[k] = errors[k]
-        total += abs(loss.curvature(o, y, one))
-    return total

@@ -20,11 +20,11 @@ from ..engine.network import Network
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import steps
 from ..layers import Dense
-from .cell import STATIONARITY_LIMIT
 from .certificate import Certificate, in_float64, round_down
 from .radius import RADIUS_ACCURACY
-from .rounding import EPSILON, ROUNDING, preactivation_rounding
+from .rounding import EPSILON, gamma, preactivation_rounding
 
+STATIONARITY_LIMIT = 1e-3  # a larger sum of residuals, relative to them, is 0 for no rounding
 DEFINITE = 1000  # an eigenvalue counts as 0 up to so many rounding errors of the matrix
 LARGEST = 1e6  # no radius above this is looked for
 VISIBLE = 10  # a radius counts if it moves z^1 by more than so many rounding errors of any z
@@ -125,8 +125,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     e = np.concatenate(outputs, axis=1) - y
     if not np.isfinite(e).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
-    errors = np.concatenate(errors, axis=1) + ROUNDING * EPSILON * abs(y)
-    errors += ROUNDING * EPSILON * (1 + math.sqrt(len(x))) * abs(e)  # of a sum of so many terms
+    errors = np.concatenate(errors, axis=1) + gamma(len(x)) * abs(e)  # of a sum of so many terms
     hats = np.hstack([x, np.ones((len(x), 1))])
     sums = abs(e @ hats)
     excess, orthogonality = (_share(sums, whole @ abs(hats)) for whole in (errors, abs(e)))

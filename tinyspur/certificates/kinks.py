@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..engine.architecture import Architecture
-from ..engine.backend import Array, all_to_numpy
-from .rounding import AT_THE_KINK
+from ..engine.backend import Array, all_to_numpy, namespace
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,16 @@ def kink_lines(kinks: tuple[Kink, ...]) -> list[str]:
 
 
 def at_kink(
-    margins: dict[int, Array], rounding: list[Array]
+    margins: dict[int, Array], rounding: list[Array], cut: Array | None = None
 ) -> tuple[float, dict[int, np.ndarray]]:
-    """Return the least margin, and which units are at the kink, (n_l, N) for layers with some."""
-    ties = all_to_numpy(abs(z) <= AT_THE_KINK * rounding[n - 1] for n, z in margins.items())
+    """Return the least margin, and which units are at the kink, (n_l, N) for layers with some.
+
+    At the kink is what rounding can't tell from it; below layer `cut` of a sample nothing counts.
+    """
+    if cut is not None:
+        xp = namespace(cut)
+        margins = {n: xp.where(cut > n, np.inf, z) for n, z in margins.items()}
+    ties = all_to_numpy(~(abs(z) > rounding[n - 1]) for n, z in margins.items())
     least = min(map(float, all_to_numpy(z.min() for z in margins.values())), default=np.inf)
     return least, {n: zero for n, zero in zip(margins, ties, strict=True) if zero.any()}
 

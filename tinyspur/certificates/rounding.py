@@ -1,48 +1,103 @@
-"""Estimates of the rounding errors of pre-activations, outputs and risks.
+"""Bounds of the rounding errors of pre-activations, outputs, gradients and risks.
 
-They decide what counts as zero. Every sum is taken to be off by a few units in the last place, and
-these errors are carried through the layers. Where sums have very many terms that is no bound.
+A product of n terms, computed in any order, in blocks, with or without fused additions, is off by
+at most gamma_n = n u / (1 - n u) times the sum of the sizes of its terms, u half a unit in the last
+place (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), and by n times the smallest
+number where terms underflow. The errors of a layer are those of its own sums and those that it
+reads. Exponentials and other functions are taken to be within four units in the last place; of
+losses and activations of users only estimates are known.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..datasets.samples import TrainingSet
-from ..engine.backend import Array, to_numpy
-from ..engine.losses import Loss
+from ..engine.backend import Array, namespace, to_numpy
+from ..engine.losses import KNOWN as KNOWN_LOSSES
+from ..engine.losses import CrossEntropy, Loss
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, by_map, steps
 
-ROUNDING = 4  # error of each sum, in units in the last place of its terms
-AT_THE_KINK = 1000  # z counts as 0 up to so many times its rounding error
 EPSILON = float(np.finfo(np.float64).eps)
+SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
+
+
+def gamma(terms: int, dtype: type = np.float64) -> float:
+    """Return gamma_n for sums of so many `terms`, a little enlarged; infinite where n u > 1/4.
+
+    A sum of sizes that is rounded itself is enough: of n sizes it is too small by a share of at
+    most gamma_n.
+    """
+    share = (terms + 4) * float(np.finfo(dtype).eps) / 2
+    return share / (1 - 2 * share) if share <= 0.25 else math.inf
 
 
 def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: type) -> list[Array]:
-    """Return for each layer an estimate of the rounding errors of z^l in `dtype`, (n_l, N).
+    """Return for each layer a bound of the rounding errors of z^l in `dtype`, (n_l, N).
 
-    `magnitudes` is |theta|, which is the same for all samples, `trace` a pass at theta.
-    It is |W^l| (delta^{l-1} + c |o^{l-1}|) + c |b^l|, with the errors delta of the layer below and
-    c a few units in the last place, which is no bound for sums of very many terms. To first order
-    the activation turns an error delta into |sigma'(z)| delta.
+    `magnitudes` is |theta|, which is the same for all samples, `trace` a pass at theta. The bound
+    is |W^l| (delta^{l-1} + gamma |o^{l-1}|) + gamma |b^l| with the errors delta of the layer below,
+    and those of the inputs where `dtype` can't hold them.
     """
-    c = ROUNDING * float(np.finfo(dtype).eps)
-    found, reach = [], c * abs(trace[0].below)
+    smallest = float(np.finfo(dtype).smallest_subnormal)
+    reach = 0 * trace[0].below if dtype == np.float64 else gamma(1, dtype) * abs(trace[0].below)
+    found = []
     for step in trace:
-        errors = magnitudes.W[step.layer] @ reach
+        terms = step.W.fan_in + 2
+        share = gamma(terms, dtype)
+        if step.W.selects:  # the largest entry is off by no more than the largest error
+            errors = step.W @ reach
+        else:
+            errors = magnitudes.W[step.layer] @ (reach + share * abs(step.below))
+        errors += terms * _underflow(magnitudes.W[step.layer].weights, step.below, smallest)
         if step.b is not None:
             maps = by_map(errors, step.b)
-            maps += c * magnitudes.b[step.layer][:, None]
+            maps += share * magnitudes.b[step.layer][:, None]
+        errors = errors * (1 + 2 * share)
         found.append(errors)
-        if step.activation is not None:
-            errors = abs(step.slopes) * errors
-        reach = errors + c * abs(step.o)
+        reach = errors if step.activation is None else step.activation.spread(step.z, errors)
     return found
 
 
+def _underflow(weights: Array | None, below: Array, smallest: float) -> Array | float:
+    """Return the smallest number where a product of these, or its rounding, may underflow, else 0.
+
+    A sum of zeros is exactly 0 then.
+    """
+    xp, found = namespace(below), []
+    for values in (below,) if weights is None else (weights, below):
+        sizes = abs(values)
+        found.append(xp.where(sizes > 0, sizes, xp.inf).min())
+    return xp.where(math.prod(found) > smallest**0.6, 0.0, smallest)
+
+
+def gradient_rounding(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
+    """Return how far gradients of the loss may be off if outputs are by `errors`, (d_y, N).
+
+    A bound for the losses of this package, an estimate of first order for those of users.
+    """
+    if type(loss) in KNOWN_LOSSES:
+        return loss.gradient_rounding(o, y, errors)
+    xp, total = namespace(o), gamma(len(o)) * abs(loss.gradient(o, y))
+    for k in range(len(o)):
+        one = xp.zeros_like(o)
+        one[k] = errors[k]
+        total += abs(loss.curvature(o, y, one))
+    return total
+
+
+def curvature_rounding(loss: Loss, o: Array, y: Array, d: Array, errors: Array) -> Array:
+    """Return an estimate of how far Hessian products of the loss with `d` may be off, (d_y, N)."""
+    share = 2 * errors.max(axis=0) + (2 * len(o) + 16) * EPSILON
+    size = loss.curvature_size if isinstance(loss, CrossEntropy) else loss.curvature
+    return share * abs(size(o, y, abs(d)))
+
+
 def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
-    """Return an estimate of the rounding errors of the outputs in theta's type, (d_y, N)."""
+    """Return a bound of the rounding errors of the outputs in theta's type, (d_y, N)."""
     magnitudes, dtype = abs(theta), theta.vector.dtype
 
     def chunk(_: slice, columns: Array) -> np.ndarray:
@@ -54,12 +109,34 @@ def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
 
 
 def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
-    """Return an estimate of the rounding error of R(theta), to first order.
+    """Return a bound of the error of R(theta) as `Network.risk` computes it.
 
-    Two risks that differ by less than the sum of their errors can't be told apart.
+    Two risks that differ by more than the sum of their errors are so in exact arithmetic.
     """
+    y = theta.net.targets(theta, data, loss)
     o = theta.net.forward(theta, data.x).T
-    g = to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss))).astype(np.float64)
-    losses = float(abs(loss.value(to_numpy(o).astype(np.float64), data.y.T)).mean())
-    own = ROUNDING * float(np.finfo(theta.vector.dtype).eps) * losses
-    return float((abs(g) * output_rounding(theta, data.x)).sum()) / len(data) + own
+    values, dtype = to_numpy(loss.value(o, y)), theta.vector.dtype
+    o, errors = to_numpy(o).astype(np.float64), output_rounding(theta, data.x)
+    if dtype != np.float64:  # targets are rounded too
+        errors = errors + gamma(1, dtype) * (abs(o) + abs(data.y.T))
+    return mean_rounding(loss, o, data.y.T, values, errors)
+
+
+def mean_rounding(
+    loss: Loss, o: np.ndarray, y: np.ndarray, values: np.ndarray, errors: np.ndarray
+) -> float:
+    """Return a bound of the error of the mean of loss `values` (N,) of outputs that are off.
+
+    By the mean value theorem a loss is off by at most sum_k (|g_k| + its change) |do_k|, and by the
+    rounding of its own value. The mean is compared with a sum that is rounded only once.
+    """
+    dtype, off = values.dtype, gradient_rounding(loss, o, y, errors)
+    size = loss.value_size(o, y) if type(loss) in KNOWN_LOSSES else abs(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = ((abs(loss.gradient(o, y)) + off) * errors).sum(axis=0)
+        off = off + gamma(len(o) + 16, dtype) * size + len(o) * SMALLEST
+        if not np.isfinite(values.sum() + off.sum()):
+            return math.inf
+        mean = math.fsum(values.astype(np.float64)) / len(values)
+        off = float(off.mean()) * (1 + gamma(len(off))) + abs(float(np.mean(values)) - mean)
+    return off + 4 * EPSILON * abs(mean)

@@ -55,7 +55,9 @@ def judge(
         if escape is not None and escape.distance <= certificate.radius:
             return "contradiction", reason + lower
         return "certified", reason
-    if downhill is not None:
+    if downhill is not None and downhill.beyond:
+        lower = f"; {downhill}{lower}"
+    elif downhill is not None:
         return "refuted", f"not a local minimum, {downhill}{lower}"
     if escape is not None:
         lower += ": so far from theta, this does not refute a local minimum"

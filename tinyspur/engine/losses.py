@@ -29,6 +29,14 @@ class SquaredLoss:
         """Return the product of the Hessian in o with `d`, shape (d_y, N): here `d` itself."""
         return d.copy()
 
+    def gradient_rounding(self, o: Array, y: Array, errors: Array) -> Array:
+        """Return by how much g may be off if outputs are by `errors`, all (d_y, N)."""
+        return _of_differences(o, y, errors)
+
+    def value_size(self, o: Array, y: Array) -> Array:
+        """Return the size of the terms that the loss of each sample is summed from, (N,)."""
+        return self.value(o, y)
+
     def check_targets(self, y: Array) -> None:
         """Accept every target."""
 
@@ -60,6 +68,35 @@ class CrossEntropy:
         p = softmax(o)
         weighted = p * d
         return weighted - p * weighted.sum(axis=0)
+
+    def curvature_size(self, o: Array, y: Array, d: Array) -> Array:
+        """Return the size of the terms that `curvature` is summed from, for d >= 0."""
+        p = softmax(o)
+        weighted = p * d
+        return weighted + p * weighted.sum(axis=0)
+
+    def gradient_rounding(self, o: Array, y: Array, errors: Array) -> Array:
+        """Return by how much g may be off if outputs are by `errors`, all (d_y, N).
+
+        Then all p_k are off by a factor of at most exp(2 max_k errors_k), and by what rounds.
+        Exponents below -800 don't matter: what they give is no number but 0.
+        """
+        xp, unit, p = namespace(o), float(np.finfo(o.dtype).eps), softmax(o)
+        shift = xp.minimum(o.max(axis=0) - o.min(axis=0), 800)
+        factor = xp.expm1(
+            2 * xp.minimum(errors.max(axis=0), 300) + (2 * shift + len(o) + 16) * unit
+        )
+        total = abs(1 - y.sum(axis=0)) + len(o) * unit  # l is that of targets with any sum
+        smallest = 8 * float(np.finfo(o.dtype).smallest_subnormal)
+        moved = xp.minimum(p * factor, 1) * (1 + 8 * unit) + smallest
+        return moved + p * total + unit * abs(p - y)
+
+    def value_size(self, o: Array, y: Array) -> Array:
+        """Return the size of the terms that the loss of each sample is summed from, (N,)."""
+        xp, unit = namespace(o), float(np.finfo(o.dtype).eps)
+        shifted = o - o.max(axis=0)
+        missing = (abs(1 - y.sum(axis=0)) / unit + len(o)) * abs(o).max(axis=0)
+        return 1 + xp.log(xp.exp(shifted).sum(axis=0)) + (y * abs(shifted)).sum(axis=0) + missing
 
     def check_targets(self, y: Array) -> None:
         """Raise ValueError unless every column of `y` is a probability distribution."""
@@ -101,6 +138,14 @@ class AbsoluteLoss:
         """Return zeros (d_y, N): away from its kinks the loss is linear."""
         return namespace(d).zeros_like(d)
 
+    def gradient_rounding(self, o: Array, y: Array, errors: Array) -> Array:
+        """Return by how much g may be off if outputs are by `errors`: 2 where these reach y."""
+        return 2.0 * (abs(o - y) <= _of_differences(o, y, errors))
+
+    def value_size(self, o: Array, y: Array) -> Array:
+        """Return the size of the terms that the loss of each sample is summed from, (N,)."""
+        return self.value(o, y)
+
     def check_targets(self, y: Array) -> None:
         """Accept every target."""
 
@@ -134,11 +179,28 @@ class HuberLoss:
         """Return `d` where |o - y| < delta and 0 elsewhere, shape (d_y, N)."""
         return d * (abs(o - y) < self.delta)
 
+    def gradient_rounding(self, o: Array, y: Array, errors: Array) -> Array:
+        """Return by how much g may be off if outputs are by `errors`, all (d_y, N)."""
+        return _of_differences(o, y, errors)
+
+    def value_size(self, o: Array, y: Array) -> Array:
+        """Return the size of the terms that the loss of each sample is summed from, (N,)."""
+        return self.value(o, y)
+
     def check_targets(self, y: Array) -> None:
         """Accept every target."""
 
     def __repr__(self) -> str:
         return f"HuberLoss({self.delta:g})"
+
+
+KNOWN = (SquaredLoss, CrossEntropy, AbsoluteLoss, HuberLoss)
+
+
+def _of_differences(o: Array, y: Array, errors: Array) -> Array:
+    """Return by how much o - y may be off if o is by `errors`."""
+    unit = float(np.finfo(o.dtype).eps)
+    return (errors + unit * abs(o - y)) * (1 + 8 * unit)
 
 
 class Loss(Protocol):
@@ -163,7 +225,7 @@ def loss_named(name: str) -> Loss:
 
     Raises ValueError for another name.
     """
-    losses = {loss.name: loss for loss in (SquaredLoss, CrossEntropy, AbsoluteLoss, HuberLoss)}
+    losses = {loss.name: loss for loss in KNOWN}
     if name not in losses:
         raise ValueError(f"loss: expected one of {', '.join(losses)}, got {name!r}")
     return losses[name]()

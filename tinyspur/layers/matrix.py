@@ -63,6 +63,16 @@ class WeightMatrix(ABC):
             )
         return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
 
+    @property
+    def fan_in(self) -> int:
+        """Return how many terms an entry of W @ o has at most, on the host those that are not 0."""
+        if self.weights is None:
+            return self.shape[1]
+        if not isinstance(self.weights, np.ndarray):
+            return self.weights[0].size
+        rows = self.weights.reshape(len(self.weights), -1)
+        return int(np.count_nonzero(rows, axis=1).max())
+
     def is_like(self, other: WeightMatrix) -> bool:
         """Return whether `other` is the same matrix but for the numbers of its weights."""
         return type(self) is type(other) and self.shape == other.shape

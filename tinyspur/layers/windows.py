@@ -50,6 +50,11 @@ class PoolingMatrix(WeightMatrix):
         self.positions_out = self.positions_in // size ** len(map_shape)
         self.split = [m for n in self.map_shape for m in (n // size, size)]
 
+    @property
+    def fan_in(self) -> int:
+        """Return the number of entries of a window."""
+        return self.size ** len(self.map_shape)
+
     def _details(self) -> str:
         return f", {self.maps_in} map{'s' * (self.maps_in > 1)}, size {self.size}"
 

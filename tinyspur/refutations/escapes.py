@@ -114,7 +114,7 @@ def first_order_directions(
         for vector in tried:
             direction = Parameters(net, here.vector * xp.asarray(vector))
             rate = expand_risk(theta, direction, data, loss)
-            if rate.first < -rate.first_rounding:
+            if rate.order == 1:
                 yield direction, rate.first
 
 
@@ -183,7 +183,7 @@ def second_order_directions(
             direction = filters.copy()
             direction.W[-minus_q].weights.reshape(-1)[entry] += float(sign)
             rate = expand_risk(theta, direction, data, loss)
-            if abs(rate.first) <= rate.first_rounding and rate.second < -rate.second_rounding:
+            if rate.order == 2:
                 yield direction, rate.second
 
 
@@ -246,17 +246,21 @@ class DescentDirection:
     """R(theta + t d) = R(theta) - `rate` t^order + O(t^(order + 1)), t -> 0+, for d = `direction`.
 
     Its largest entry is 1 in size. The rate is exact at kinks too, and positive beyond rounding:
-    theta is not a local minimum.
+    theta is not a local minimum. That is so where `beyond` is 0. Otherwise units count as at the
+    kink, or a first term as 0, that may be next to it: the risk falls from a distance of about
+    `beyond` on, and theta may still be a local minimum.
     """
 
     name: str
     order: int
     rate: float
     direction: Parameters
+    beyond: float = 0.0
 
     def __str__(self) -> str:
         power = "t" if self.order == 1 else f"t^{self.order}"
-        fall = f"by {self.rate:.3g} {power} at max-norm distances t -> 0"
+        where = f"from {self.beyond:.1g} on" if self.beyond else "-> 0"
+        fall = f"by {self.rate:.3g} {power} at max-norm distances t {where}"
         return f"the risk falls along {self.name}, {fall}"
 
 
@@ -266,9 +270,10 @@ def find_descent_direction(
     """Return the first direction found along which the risk falls, or None, which proves nothing.
 
     It tries minus the gradient, one direction of first and one of second order from the kinks, and
-    the direction that leads to an `escape`.
+    the direction that leads to an `escape`. One along which it is proved to fall from distance 0 on
+    comes before all others.
     """
-    theta = in_float64(theta)
+    theta, found = in_float64(theta), None
     if escape is not None:
         check_points(theta.net, escape.theta)
     for name, vector in _directions(theta, data, loss, escape, seed):
@@ -276,11 +281,13 @@ def find_descent_direction(
             continue
         direction = Parameters(theta.net, vector / size)
         rate = expand_risk(theta, direction, data, loss)
-        if rate.first < -rate.first_rounding:
-            return DescentDirection(name, 1, -rate.first, direction)
-        if abs(rate.first) <= rate.first_rounding and rate.second < -rate.second_rounding:
-            return DescentDirection(name, 2, -rate.second, direction)
-    return None
+        if rate.order:
+            fall = -(rate.first if rate.order == 1 else rate.second)
+            downhill = DescentDirection(name, rate.order, fall, direction, rate.beyond)
+            if not downhill.beyond:
+                return downhill
+            found = found or downhill
+    return found
 
 
 def _directions(

@@ -21,6 +21,7 @@ from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins, steps
+from .expansion import expand_risk
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
 LANCZOS_PRODUCTS = 90  # Hessian products that the two ends of the spectrum get otherwise
@@ -58,6 +59,7 @@ class Evidence:
     `rescaling_defect` |t| times the largest eigenvalue. `largest` and `smallest` are the ends of
     the spectrum of the Hessian orthogonal to all tangents. Before it has converged the value for
     the smallest one can only be too high: even if it is positive there may be negative curvature.
+    Up to `curvature_rounding` of it may be rounding errors of the outputs and of the loss.
     `nullity` counts the eigenvalues of the whole Hessian up to 1e-9 of the largest, `explained`
     those of them that rescaling explains; both are None where only `products` Hessian products were
     taken, instead of the whole matrix. Where the gradient g is not 0, |H t| / |t| may be as large
@@ -77,6 +79,7 @@ class Evidence:
     nullity: int | None
     explained: int | None
     products: int
+    curvature_rounding: float = 0.0
     kind: str = "second order"
     evidence_only: bool = True
 
@@ -121,8 +124,15 @@ class Evidence:
             f"  {margin}"
             + ": the risk is not smooth, the Hessian says little" * (self.margin == 0),
         ]
-        if smallest.value < -NULL_SHARE * max(abs(largest.value), abs(smallest.value)):
-            lines.append("  negative curvature: evidence against a local minimum")
+        beyond = NULL_SHARE * max(abs(largest.value), abs(smallest.value))
+        if smallest.value < -beyond:
+            known = smallest.value < -self.curvature_rounding
+            lines.append(
+                "  negative curvature: evidence against a local minimum"
+                if known
+                else "  the smallest eigenvalue is no larger than its rounding error, "
+                f"{self.curvature_rounding:.1g}"
+            )
         return "\n".join(lines)
 
 
@@ -165,8 +175,9 @@ def gather_evidence(
         _, sizes, axes = np.linalg.svd(t)
         independent = int((sizes > DEPENDENT * sizes.max(initial=0)).sum())
         span, rest = axes[:independent], axes[independent:]
-        ends = np.linalg.eigvalsh(rest @ H @ rest.T)[[0, -1]]
-        smallest, largest = (RitzValue(float(value), 0.0) for value in ends)
+        ends, vectors = np.linalg.eigh(rest @ H @ rest.T)
+        smallest, largest = (RitzValue(float(value), 0.0) for value in ends[[0, -1]])
+        lowest = rest.T @ vectors[:, 0]
         sizes = abs(np.linalg.eigvalsh(H))
         zero = NULL_SHARE * sizes.max()
         nullity = int((sizes <= zero).sum())
@@ -176,11 +187,13 @@ def gather_evidence(
         project, independent = _projection(tangents)
         start = project(rng.standard_normal(net.size))
         steps = min(lanczos_products, net.size - independent)
-        smallest, largest, taken = _lanczos(lambda v: project(product(v)), start, steps)
+        smallest, largest, lowest, taken = _lanczos(lambda v: project(product(v)), start, steps)
         checked = min(RESCALINGS_CHECKED, tangents.shape[0])
         chosen = np.sort(rng.choice(tangents.shape[0], checked, replace=False))
         images = [product(tangents[[i]].toarray()[0]) for i in chosen]
         products = taken + checked
+    along = Parameters(net, xp.asarray(lowest))
+    inexact = 2 * expand_risk(theta, along, data, loss).second_rounding
     defect = max((float(np.linalg.norm(image)) for image in images), default=0.0)
     return Evidence(
         parameters=net.size,
@@ -196,6 +209,7 @@ def gather_evidence(
         nullity=nullity,
         explained=explained,
         products=products,
+        curvature_rounding=inexact,
     )
 
 
@@ -264,8 +278,11 @@ def _hessian_operator(theta: Parameters, data: TrainingSet, loss: Loss) -> Calla
     return product
 
 
-def _lanczos(product: Callable, start: np.ndarray, steps: int) -> tuple[RitzValue, RitzValue, int]:
-    """Return the smallest and the largest Ritz value after `steps` products, and the products.
+def _lanczos(
+    product: Callable, start: np.ndarray, steps: int
+) -> tuple[RitzValue, RitzValue, np.ndarray, int]:
+    """Return the smallest and the largest Ritz value after `steps` products, the Ritz vector of the
+    smallest one, and the number of products.
 
     Lanczos' method with full reorthogonalisation. SciPy's `eigsh` returns nothing where it has not
     converged; here the number of products is fixed. Ends early in an invariant subspace.
@@ -285,7 +302,7 @@ def _lanczos(product: Callable, start: np.ndarray, steps: int) -> tuple[RitzValu
     values, vectors = scipy.linalg.eigh_tridiagonal(alpha, beta[:-1])
     residuals = beta[-1] * abs(vectors[-1]) + EPSILON * abs(values).max()
     low, high = (RitzValue(float(values[i]), float(residuals[i])) for i in (0, -1))
-    return low, high, len(alpha)
+    return low, high, vectors[:, 0] @ basis[: len(alpha)], len(alpha)
 
 
 def _gradient_scale(theta: Parameters, data: TrainingSet, loss: Loss, rng) -> float:

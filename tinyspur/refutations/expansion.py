@@ -11,7 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..certificates.rounding import AT_THE_KINK, EPSILON, ROUNDING, preactivation_rounding
+from ..certificates.rounding import (
+    curvature_rounding,
+    gamma,
+    gradient_rounding,
+    preactivation_rounding,
+)
 from ..datasets.samples import TrainingSet
 from ..engine.activations import Activation
 from ..engine.backend import Array, namespace
@@ -21,12 +26,41 @@ from ..engine.passes import Step, by_map, margins, steps
 
 
 class Expansion(NamedTuple):
-    """R(theta + t d) = R(theta) + `first` t + `second` t^2 + O(t^3), and their rounding errors."""
+    """R(theta + t d) = R(theta) + `first` t + `second` t^2 + O(t^3), and their rounding errors.
+
+    Units that rounding can't tell from the kink are taken to be there. What the terms may be off by
+    if they are next to it is `first_unsure` and `second_unsure`; such units are at most `unsure`
+    away in z.
+    """
 
     first: float
     second: float
     first_rounding: float
     second_rounding: float
+    first_unsure: float
+    second_unsure: float
+    unsure: float
+
+    @property
+    def order(self) -> int:
+        """Return the order at which the risk is seen to fall, 0 for none.
+
+        With every unit that is unsure at the kink; the second where the first term is rounding.
+        """
+        if self.first < -self.first_rounding:
+            return 1
+        flat = abs(self.first) <= self.first_rounding
+        return 2 if flat and self.second < -self.second_rounding else 0
+
+    @property
+    def beyond(self) -> float:
+        """Return from about which step t on the risk falls; 0 where it is proved for t -> 0."""
+        if self.order == 1:
+            sure = self.first < -(self.first_rounding + self.first_unsure)
+            return 0.0 if sure else self.unsure
+        exact = self.first == 0 == self.first_rounding + self.first_unsure
+        sure = exact and self.second < -(self.second_rounding + self.second_unsure)
+        return 0.0 if sure else max(self.unsure, self.first_rounding / -self.second)
 
 
 def one_sided_derivative(
@@ -47,65 +81,87 @@ def expand_risk(
     """Return the first two terms of the risk for t -> 0+; see `one_sided_derivative`."""
     check_points(theta.net, direction)
     theta, direction = in_float64(theta), in_float64(direction)
-    y, sums = theta.net.targets(theta, data, loss), np.zeros(4)
+    y, sums, far = theta.net.targets(theta, data, loss), np.zeros(6), 0.0
     for rows, columns in theta.net.chunks(theta, data.x):
-        o, errors = _expand(theta, direction, columns)
-        g = loss.gradient(o[0], y[:, rows])
+        o, errors, unsure, distance = _expand(theta, direction, columns)
+        targets, far = y[:, rows], max(far, distance)
+        g, off = loss.gradient(o[0], targets), gradient_rounding(loss, o[0], targets, errors[0])
         if hasattr(loss, "subgradients"):  # where o meets y, its first move tells the side
-            low, high = loss.subgradients(o[0], y[:, rows], AT_THE_KINK * errors[0])
             where = namespace(g).where
-            move = where(abs(o[1]) > AT_THE_KINK * errors[1], o[1], o[2])
-            g = where(move > 0, high, low)
-        bent = loss.curvature(o[0], y[:, rows], o[1])
+            low, high = loss.subgradients(o[0], targets, errors[0])
+            move = where(abs(o[1]) > errors[1], o[1], o[2])
+            g, off = where(move > 0, high, low), where(errors[0] > 0, off, 0.0)
+        bent = loss.curvature(o[0], targets, o[1])
+        inexact = curvature_rounding(loss, o[0], targets, o[1], errors[0])
         terms = (
             g * o[1],
             g * o[2] + bent * o[1] / 2,
-            abs(g) * errors[1] + errors[0] * abs(o[1]),
-            abs(g) * errors[2] + errors[0] * abs(o[2]) + abs(bent) * errors[1],
+            abs(g) * errors[1] + off * (abs(o[1]) + errors[1]),
+            abs(g) * errors[2]
+            + off * (abs(o[2]) + errors[2])
+            + abs(bent) * errors[1]
+            + inexact * abs(o[1]),
+            (abs(g) + off) * unsure[0],
+            (abs(g) + off) * unsure[1] + abs(bent) * unsure[0],
         )
         sums += [float(term.sum()) for term in terms]
-    return Expansion(*(sums / len(data)).tolist())
+        for k in (0, 1):
+            sums[2 + k] += gamma(len(data)) * float(abs(terms[k]).sum())
+    return Expansion(*(sums / len(data)).tolist(), far)
 
 
 def _expand(
     theta: Parameters, direction: Parameters, columns: Array
-) -> tuple[list[Array], list[Array]]:
+) -> tuple[list[Array], list[Array], list[Array], float]:
     """Return o and errors: o[0] + t o[1] + t^2 o[2] is what columns (n_0, N) give at theta + t d.
 
-    The errors are those of rounding. At the kink the first term of z that is not zero decides.
+    The errors are those of rounding. At the kink the first term of z that is not zero decides. Of
+    units that only rounding puts there, return what they may change in o[1] and o[2], and the
+    largest bound of their |z|.
     """
-    xp, unit = namespace(columns), ROUNDING * EPSILON
+    xp, far = namespace(columns), 0.0
     trace = list(steps(theta, columns))
     rounding = preactivation_rounding(abs(theta), trace, np.float64)
     zeros = xp.zeros_like(columns)
-    o, errors = [columns, zeros, zeros], [unit * abs(columns), zeros, zeros]
+    o, errors, unsure = [columns, zeros, zeros], [zeros, zeros, zeros], [zeros, zeros]
     for step, inexact_z in zip(trace, rounding, strict=True):
-        W, sigma, below, inexact = step.W, step.activation, o, errors
+        W, sigma, below, inexact, doubt = step.W, step.activation, o, errors, unsure
+        unit = gamma(W.fan_in + 2)
         if W.selects:
-            W = W.at_limit(below, [AT_THE_KINK * e for e in inexact])
+            apart = W.gaps(below[0], still=inexact[0] == 0, change=inexact[0]) > 0
+            near = ~apart & (W @ inexact[0] > 0)
+            far = max(far, float(xp.where(near, 2 * (W @ inexact[0]), 0.0).max()))
+            doubt = [xp.where(near, 2 * (W @ abs(below[k])), W @ doubt[k - 1]) for k in (1, 2)]
+            W = W.at_limit(below, inexact)
+        size = abs(W)
         o = [step.o, *(W @ below[k] for k in (1, 2))]
-        errors = [inexact_z, *(abs(W) @ inexact[k] for k in (1, 2))]
+        errors = [inexact_z, *(size @ (inexact[k] + unit * abs(below[k])) for k in (1, 2))]
+        unsure = doubt if step.W.selects else [size @ doubt[k] for k in (0, 1)]
         if step.b is not None:
-            D = direction.W[step.layer]
+            D, widest = direction.W[step.layer], abs(direction.W[step.layer])
             bias = xp.repeat(direction.b[step.layer], W.positions_out)[:, None]
             o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
-            errors[1] = errors[1] + abs(D) @ inexact[0] + unit * abs(bias)
-            errors[2] = errors[2] + abs(D) @ inexact[1]
+            errors[1] = errors[1] + widest @ (inexact[0] + unit * abs(below[0])) + unit * abs(bias)
+            errors[2] = errors[2] + widest @ (inexact[1] + unit * abs(below[1]))
+            unsure[1] = unsure[1] + widest @ doubt[0]
         if step.kinked:
-            lead, tied = step.z, abs(step.z) <= AT_THE_KINK * errors[0]
-            passed = tied | (
-                lead > 0
-            )  # an inactive unit hands on slope * z, and the errors of that
-            errors[0] = xp.where(passed, errors[0], sigma.slope * errors[0])
+            lead, tied = step.z, ~(abs(step.z) > errors[0])
+            near = tied & (errors[0] > 0)
+            far = max(far, float(xp.where(near, abs(step.z) + errors[0], 0.0).max()))
+            jump = abs(1 - sigma.slope)
             for k in (1, 2):
                 lead = xp.where(tied, o[k], lead)
-                tied = tied & (abs(o[k]) <= AT_THE_KINK * errors[k])
+                tied = tied & ~(abs(o[k]) > errors[k])
                 slopes = sigma.derivative(lead)
-                o[k], errors[k] = slopes * o[k], slopes * errors[k]
+                steepest = xp.where(near, max(1.0, sigma.slope), slopes)
+                unsure[k - 1] = steepest * unsure[k - 1] + xp.where(near, jump * abs(o[k]), 0.0)
+                o[k], errors[k] = slopes * o[k], steepest * errors[k]
         elif sigma is not None:
+            unsure = [abs(step.slopes) * doubt for doubt in unsure]
             o, errors = through_smooth(sigma, step.z, o, errors)
-        errors = [e + unit * abs(term) for e, term in zip(errors, o, strict=True)]
-    return o, errors
+        if sigma is not None:
+            errors[0] = sigma.spread(step.z, inexact_z)
+    return o, errors, unsure, far
 
 
 def through_smooth(
@@ -116,7 +172,7 @@ def through_smooth(
     z1 and z2 come as o[1] and o[2]. The errors are of first order, with the third derivative from
     differences.
     """
-    unit, (e0, e1, e2), (_, z1, z2) = ROUNDING * EPSILON, errors, o
+    unit, (e0, e1, e2), (_, z1, z2) = gamma(2), errors, o
     slope, bend = sigma.derivative(z0), sigma.second_derivative(z0)
     turn = sigma.second_derivative(z0 + e0) - sigma.second_derivative(z0 - e0)
     slope_error = abs(bend) * e0 + unit * abs(slope)
@@ -172,9 +228,7 @@ def kinks_of(theta: Parameters, columns: Array) -> tuple[list[Step], dict[int, A
     """
     trace = list(steps(theta, columns))
     rounding = preactivation_rounding(abs(theta), trace, np.float64)
-    return trace, {
-        layer: least <= AT_THE_KINK * rounding[layer - 1] for layer, least in margins(trace).items()
-    }
+    return trace, {layer: ~(least > rounding[layer - 1]) for layer, least in margins(trace).items()}
 
 
 def in_float64(theta: Parameters) -> Parameters:

@@ -1,0 +1,140 @@
+"""What certificates take from objects of users: checked where it is used, and said to be assumed.
+
+A check can find that a loss is not convex, or that a derivative is not one; it can't prove that
+they are. A certificate that rests on such an object says so.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
+from ..engine.activations import Activation
+from ..engine.losses import KNOWN as KNOWN_LOSSES
+from ..engine.losses import CrossEntropy, Loss
+from ..errors import AssumptionError
+
+CHECKED = 2000  # samples at which a loss is looked at
+STEPS = 10.0 ** np.arange(-5, 4)  # of the moves that are tried, relative to |o - y|
+TOLERANCE = 1e-10  # what rounding may add to a loss, relative to its size
+CURVED = 1e-4  # the relative error of a Hessian product; a difference of gradients is as exact
+NULL = 1e-12  # a Hessian product counts as 0 up to this share of the Hessian
+
+
+def assumed(loss: Loss, sigma: Activation | None = None) -> str:
+    """Return what a proof takes from a user's loss or activation without proof; "" for none."""
+    found = []
+    if type(loss) not in KNOWN_LOSSES:
+        found.append(f"the loss {loss!r} is convex and has the derivatives that it returns")
+    if sigma is not None and type(sigma) not in KNOWN_ACTIVATIONS.values():
+        found.append(f"{sigma} has the derivatives that it returns")
+    return " and ".join(found)
+
+
+def check_loss(loss: Loss, o: np.ndarray, y: np.ndarray, seed: int = 0) -> None:
+    """Raise AssumptionError where a user's loss is seen not to be convex, or its derivatives wrong.
+
+    At outputs o and targets y (d_y, N), on the host: l(o + d) >= l(o) + g . d for moves d of all
+    sizes, towards the targets and in random directions, with g the gradient and, at a kink, any
+    corner of the subgradients; Hessian products are differences of gradients, and d . H d >= 0.
+    """
+    if type(loss) in KNOWN_LOSSES:
+        return
+    rng = np.random.default_rng(seed)
+    some = np.sort(rng.permutation(o.shape[1])[:CHECKED])
+    o, y = o[:, some], y[:, some]
+    value, slopes = loss.value(o, y), [loss.gradient(o, y)]
+    if hasattr(loss, "subgradients"):
+        low, high = loss.subgradients(o, y, 16 * np.finfo(float).eps * (abs(o) + abs(y)))
+        slopes += [low, high, np.where(rng.random(o.shape) < 0.5, low, high)]
+    size = np.maximum(abs(o - y).max(axis=0), np.finfo(float).eps * abs(o).max(axis=0))
+    size = np.where(size > 0, size, 1.0)
+    moves = [sign * d for d in (y - o, size * rng.normal(size=o.shape)) for sign in (1, -1)]
+    for step in STEPS:
+        for d in moves:
+            near = loss.value(o + step * d, y)
+            for g in slopes:
+                below = value + step * (g * d).sum(axis=0) - near
+                terms = abs(value) + abs(near) + step * abs(g * d).sum(axis=0)
+                _expect(
+                    below <= TOLERANCE * terms,
+                    loss,
+                    some,
+                    "l(o + d) >= l(o) + g . d, as of a convex loss with gradient g,",
+                    below,
+                )
+    h = 1e-6
+    for d in moves:
+        bent, unit = loss.curvature(o, y, d), slopes[0]
+        _expect(
+            (d * bent).sum(axis=0) >= -NULL * abs(d * bent).sum(axis=0),
+            loss,
+            some,
+            "d . H d >= 0",
+            (d * bent).sum(axis=0),
+        )
+        sides = [(loss.gradient(o + s * h * d, y) - unit) / (s * h) for s in (1, -1)]
+        slack = CURVED * (abs(sides[0]) + abs(sides[1]) + abs(unit)) + 1e-9 * abs(unit).max()
+        fits = (bent >= np.minimum(*sides) - slack) & (bent <= np.maximum(*sides) + slack)
+        _expect(
+            fits.all(axis=0),
+            loss,
+            some,
+            "Hessian products as differences of gradients",
+            abs(bent - sides[0]).max(axis=0),
+        )
+
+
+def _expect(true: np.ndarray, loss: Loss, samples: np.ndarray, what: str, off: np.ndarray) -> None:
+    if not true.all():
+        n = int((~true).argmax())
+        raise AssumptionError(
+            f"loss {loss!r}: expected {what} got a difference of {float(off[n]):.3g} at sample "
+            f"{int(samples[n])}"
+        )
+
+
+def distance_to_fit(
+    loss: Loss, x: np.ndarray, o: np.ndarray, y: np.ndarray, g: np.ndarray, errors: np.ndarray
+) -> float:
+    """Return how far the optimal affine fit of some samples moves their outputs, at most about.
+
+    For features x (N, d), outputs and targets (d_y, N), gradients g and what they may be off by:
+    |sum_i (|g_i| + errors) q_i| / lambda for an orthonormal basis q of the features, lambda the
+    least eigenvalue of sum_i c_i q_i q_i^T, and c_i the least curvature of the loss at sample i. It
+    is infinite where a curvature underflows. Losses that reach their least value for any data,
+    squared, absolute and Huber, need no such bound: 0.
+    """
+    if type(loss) in KNOWN_LOSSES and not isinstance(loss, CrossEntropy):
+        return 0.0
+    lengths = np.linalg.norm(x, axis=0)
+    u, sizes, _ = np.linalg.svd(x[:, lengths > 0] / lengths[lengths > 0], full_matrices=False)
+    q = u[:, sizes > max(x.shape) * np.finfo(float).eps * sizes[0]]
+    weights = q * least_curvature(loss, o, y)[:, None]
+    least = float(np.linalg.eigvalsh(q.T @ weights)[0])
+    left = float(np.linalg.norm(abs(g @ q) + errors @ abs(q)))
+    if not least > np.finfo(float).tiny:
+        return np.inf
+    return left / least * float(np.linalg.norm(q, axis=1).max())
+
+
+def least_curvature(loss: Loss, o: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the least eigenvalue of the Hessian of the loss in o, shape (N,).
+
+    Where a shift of all outputs changes no loss, the least one orthogonal to it; for the
+    cross-entropy at least min_k p_k, by interlacing.
+    """
+    d_y, samples = o.shape
+    if d_y == 1 and type(loss) is CrossEntropy:
+        return np.ones(samples)  # the loss is constant
+    if type(loss) is CrossEntropy:
+        shifted = np.exp(o - o.max(axis=0))
+        return shifted.min(axis=0) / shifted.sum(axis=0)
+    H = np.empty((samples, d_y, d_y))
+    for k in range(d_y):
+        one = np.zeros_like(o)
+        one[k] = 1
+        H[:, :, k] = loss.curvature(o, y, one).T
+    values = np.linalg.eigvalsh((H + H.swapaxes(1, 2)) / 2)
+    shifts = d_y > 1 and (abs(H.sum(axis=2)).max() <= NULL * abs(H).max())
+    return values[:, 1] if shifts else values[:, 0]
