@@ -23,9 +23,9 @@ from certificate_problems import (
     two_groups,
     with_budget,
 )
-from shared import random_point, twin_of
+from shared import random_point, targets_for, twin_of
 
-from tinyspur.certificates import certify_cell
+from tinyspur.certificates import Kink, certify_cell
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.constructions.relays import rescale
 from tinyspur.datasets.samples import TrainingSet
@@ -413,3 +413,73 @@ def test_where_no_minimiser_exists_a_point_far_out_is_not_certified():
     for height in (5.0, 10.0, 14.0):
         theta.W[1].weights[:, 1] = [-height, height]
         assert not certify_cell(theta, data, ENTROPY).holds, height
+
+
+# Dead layers
+
+
+def dead_network(layers, seed, loss=SQUARED, depth=4):
+    """Return a network with dead `layers` whose output is the best constant, and noisy data."""
+    rng = np.random.default_rng(seed)
+    net = Network((1, 1, 3), [*[Dense(4)] * (depth - 1), Dense(2)])
+    theta = Parameters(net, rng.normal(size=net.size))
+    x, y = rng.normal(size=(40, 1, 1, 3)), targets_for(loss, rng, 40, 2)
+    for layer in layers:
+        theta.b[layer][...] = -1e3
+    best = fit_affine(np.zeros((40, 1)), y, loss).bias
+    theta.b[depth][...] += best - net.forward(theta, x[:1])[0]
+    return theta, TrainingSet(x, y)
+
+
+@pytest.mark.parametrize("layers", [(1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)])
+@pytest.mark.parametrize("loss", [SQUARED, ENTROPY, HuberLoss(0.5)], ids=repr)
+def test_a_dead_network_at_the_best_constant_is_certified(layers, loss):
+    theta, data = dead_network(layers, seed=3, loss=loss)
+    certificate = certify_cell(theta, data, loss)
+    assert certificate.holds
+    assert certificate.classes == 1
+    risk = theta.net.risk(theta, data, loss)
+    rng = np.random.default_rng(0)
+    for move in rng.choice([-1.0, 1.0], (50, theta.net.size)):
+        near = Parameters(theta.net, theta.vector + certificate.radius * move)
+        assert theta.net.risk(near, data, loss) >= risk * (1 - 1e-14)
+
+
+def test_what_is_below_a_dead_layer_may_be_at_the_kink():
+    theta, data = dead_network((2,), seed=4)
+    theta.W[1].weights[1], theta.b[1][1] = 0, 0
+    certificate = certify_cell(theta, data, SQUARED)
+    assert certificate.holds and certificate.kinks == ()
+    theta.b[2][...] = 1e3  # the same unit at the kink below a layer that is alive
+    assert certify_cell(theta, data, SQUARED).kinks == (Kink(1, 1, 1, 40),)
+
+
+def test_a_dead_network_at_another_constant_is_not_certified():
+    theta, data = dead_network((2,), seed=5)
+    theta.b[4][0] += 1e-9
+    certificate = certify_cell(theta, data, SQUARED)
+    assert not certificate.holds
+    assert "G_s is not 0" in certificate.words
+    assert "output 0, the constant" in certificate.words
+
+
+def test_dead_samples_and_live_ones_are_classes_of_their_own():
+    net = Network((1, 1, 1), [Dense(1), Dense(1)])
+    theta = Parameters(net, np.array([1.0, 0.0, 1.0, 0.0]))
+    x = np.array([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0])
+    y = np.array([1.0, -2.0, 1.0, 1 + 1, 2 - 2, 3 + 1])  # residuals orthogonal to 1, and to (x, 1)
+    certificate = certify_cell(theta, TrainingSet(x[:, None, None, None], y[:, None]), SQUARED)
+    assert certificate.holds
+    assert certificate.classes == 2
+
+
+@pytest.mark.parametrize("distance", [2.0**-45, 1e-10, 1e-3])
+def test_a_unit_that_is_dead_by_little_is_dead(distance):
+    net = Network((1, 1, 1), [Dense(1), Dense(1)])
+    theta = Parameters(net, np.array([1.0, -distance, 1.0, 0.0]))
+    x = np.array([-1.0, -0.5, -0.25, 0.0])[:, None, None, None]
+    data = TrainingSet(x, np.array([[1.0], [-1], [-1], [1]]))
+    certificate = certify_cell(theta, data, SQUARED)
+    assert certificate.holds
+    assert certificate.margin == distance
+    assert 0.9 * distance < certificate.radius <= distance

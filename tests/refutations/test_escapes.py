@@ -30,9 +30,11 @@ from tinyspur.engine.parameters import Parameters
 from tinyspur.errors import AssumptionError
 from tinyspur.layers import Conv, Dense, MaxPool
 from tinyspur.refutations.escapes import (
+    find_descent_direction,
     find_escape,
     first_order_directions,
     kink_escape,
+    measure_escape,
     second_order_directions,
 )
 from tinyspur.refutations.expansion import coordinate_rates, expand_risk, one_sided_derivative
@@ -402,3 +404,58 @@ def test_other_arguments_are_refused():
     theta.vector[3] = np.nan
     with pytest.raises(ValueError, match="expected finite parameters, got NaN"):
         find_escape(theta, data, SQUARED, 1.0)
+
+
+# What is proved for every distance, and what is seen from some on
+
+
+def one_unit(bias, inputs, targets):
+    """Return sigma(w x + bias), w = 1, and data."""
+    net = Network((1, 1, 1), [Dense(1), Dense(1)])
+    theta = Parameters(net, np.array([1.0, bias, 1.0, 0.0]))
+    x = np.array(inputs)[:, None, None, None]
+    return theta, TrainingSet(x, np.array(targets)[:, None])
+
+
+@pytest.mark.parametrize("distance", [2.0**-45, 2.0**-30])
+def test_a_minimum_next_to_the_kink_is_not_refuted(distance):
+    """Strictly dead on all samples: a local minimum, although the risk falls from there on."""
+    theta, data = one_unit(-distance, [-1.0, -0.5, 0.0], [-0.5, -0.5, 1.0])
+    lower = theta.copy()
+    lower.b[1][0] = 0.1
+    assert theta.net.risk(lower, data, SQUARED) < theta.net.risk(theta, data, SQUARED)
+    assert certify_cell(theta, data, SQUARED).holds
+    escape = measure_escape(theta, lower, "by hand", 0.1, data, SQUARED)
+    assert find_descent_direction(theta, data, SQUARED, escape) is None
+
+
+def test_where_the_sign_of_a_unit_is_not_known_the_risk_falls_from_some_distance_on():
+    theta, data = one_unit(0.0, [-1.0, -0.5, 0.0], [-0.5, -0.5, 1.0])
+    exact = find_descent_direction(theta, data, SQUARED)
+    assert exact.beyond == 0 and exact.order == 1
+    assert "t -> 0" in str(exact)
+    net = Network((1, 1, 2), [Dense(1), Dense(1)])  # z = 0.1 + 0.2 - 0.3 is no 0 in either sense
+    theta = Parameters(net, np.array([0.1, 0.2, -0.3, 1.0, 0.0]))
+    x = np.array([[-9.0, 0], [-5, 0], [1, 1]]).reshape(3, 1, 1, 2)
+    data = TrainingSet(x, data.y)
+    z = 0.1 + 0.2 - 0.3
+    assert 0 < z < 1e-16
+    found = find_descent_direction(theta, data, SQUARED)
+    assert found.beyond >= abs(z)
+    assert found.beyond < 1e-14
+    assert f"from {found.beyond:.1g} on" in str(found)
+
+
+def test_a_decrease_that_rounding_may_explain_is_no_lower_point():
+    """The mean of very many losses, of which some are a little lower and others a little higher."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2**17, 1, 1, 1))
+    theta = Parameters(Network((1, 1, 1), [Dense(1)]), np.zeros(2))
+    data = TrainingSet(x, 1e3 + rng.normal(size=(2**17, 1)))
+    for step in 2.0 ** np.arange(-60, -30, 3):
+        near = Parameters(theta.net, np.array([0.0, -step]))  # away from the targets: higher
+        escape = measure_escape(theta, near, "by hand", step, data, SQUARED)
+        assert escape.decrease <= escape.rounding
+    near = Parameters(theta.net, np.array([0.0, 2.0**-20]))
+    escape = measure_escape(theta, near, "by hand", step, data, SQUARED)
+    assert escape.decrease > escape.rounding

@@ -475,3 +475,27 @@ def test_a_network_without_parameters_is_refused():
     data = TrainingSet(np.zeros((2, 1, 4)), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="one parameter, got 90 and 0"):
         gather_evidence(net.zeros(), data, SquaredLoss())
+
+
+def test_the_sign_of_a_curvature_is_only_told_beyond_its_rounding():
+    """Softmax regression is convex; at separable data its Hessian cancels to nothing."""
+    rng = np.random.default_rng(0)
+    net = Network((1, 1, 2), [Dense(2)])
+    x = rng.normal(size=(40, 1, 1, 2))
+    y = np.eye(2)[(x[:, 0, 0, 0] > 0).astype(int)]
+    theta, negative = net.zeros(), 0
+    for height in (10.0, 20, 40, 100, 500, 3000):
+        theta.W[1].weights[...] = np.outer([-height, height], [1, 0])
+        found = gather_evidence(theta, TrainingSet(x, y), CrossEntropy())
+        negative += found.smallest.value < 0
+        assert "negative curvature" not in str(found)
+        assert found.smallest.value >= -found.curvature_rounding
+    assert negative  # seen without the rounding
+
+
+def test_a_negative_curvature_is_still_called_one():
+    theta, data = random_point(Network((1, 1, 3), [Dense(4), Dense(2)], Tanh()), samples=20, seed=0)
+    found = gather_evidence(theta, data, SquaredLoss())
+    assert found.smallest.value < 0
+    assert found.curvature_rounding < 1e-10 * abs(found.smallest.value)
+    assert "negative curvature: evidence against" in str(found)

@@ -12,12 +12,16 @@ from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
 from ..engine.activations import Activation
 from ..engine.losses import KNOWN as KNOWN_LOSSES
 from ..engine.losses import CrossEntropy, Loss
+from ..engine.user_activations import check_derivatives
 from ..errors import AssumptionError
 
+NEAR = (0.0, -0.1, 0.1)  # where, seen from its arguments, an activation is looked at
 CHECKED = 2000  # samples at which a loss is looked at
 STEPS = 10.0 ** np.arange(-5, 4)  # of the moves that are tried, relative to |o - y|
 TOLERANCE = 1e-10  # what rounding may add to a loss, relative to its size
+STEP = 1e-6  # of the moves that give differences of gradients
 CURVED = 1e-4  # the relative error of a Hessian product; a difference of gradients is as exact
+FLOOR = 1e-290  # differences of numbers so close to underflow show nothing
 NULL = 1e-12  # a Hessian product counts as 0 up to this share of the Hessian
 
 
@@ -25,10 +29,22 @@ def assumed(loss: Loss, sigma: Activation | None = None) -> str:
     """Return what a proof takes from a user's loss or activation without proof; "" for none."""
     found = []
     if type(loss) not in KNOWN_LOSSES:
-        found.append(f"the loss {loss!r} is convex and has the derivatives that it returns")
+        kinks = ", has optimal fits" if hasattr(loss, "subgradients") else ""
+        found.append(f"the loss {loss!r} is convex{kinks} and has the derivatives that it returns")
     if sigma is not None and type(sigma) not in KNOWN_ACTIVATIONS.values():
         found.append(f"{sigma} has the derivatives that it returns")
     return " and ".join(found)
+
+
+def check_activation(sigma: Activation, z: np.ndarray) -> None:
+    """Raise AssumptionError where the derivatives of a user's activation are wrong at or near z."""
+    if type(sigma) in KNOWN_ACTIVATIONS.values():
+        return
+    near = np.concatenate([z + step for step in NEAR])
+    try:
+        check_derivatives(sigma, near)
+    except ValueError as error:
+        raise AssumptionError(str(error)) from error
 
 
 def check_loss(loss: Loss, o: np.ndarray, y: np.ndarray, seed: int = 0) -> None:
@@ -38,51 +54,45 @@ def check_loss(loss: Loss, o: np.ndarray, y: np.ndarray, seed: int = 0) -> None:
     sizes, towards the targets and in random directions, with g the gradient and, at a kink, any
     corner of the subgradients; Hessian products are differences of gradients, and d . H d >= 0.
     """
-    if type(loss) in KNOWN_LOSSES:
-        return
-    rng = np.random.default_rng(seed)
-    some = np.sort(rng.permutation(o.shape[1])[:CHECKED])
-    o, y = o[:, some], y[:, some]
-    value, slopes = loss.value(o, y), [loss.gradient(o, y)]
+    if type(loss) not in KNOWN_LOSSES:
+        rng = np.random.default_rng(seed)
+        some = np.sort(rng.permutation(o.shape[1])[:CHECKED])
+        with np.errstate(over="ignore"):
+            _check(loss, o[:, some], y[:, some], some, rng)
+
+
+def _check(
+    loss: Loss, o: np.ndarray, y: np.ndarray, samples: np.ndarray, rng: np.random.Generator
+) -> None:
+    value, slopes, unit = loss.value(o, y), [loss.gradient(o, y)], 16 * np.finfo(float).eps
     if hasattr(loss, "subgradients"):
-        low, high = loss.subgradients(o, y, 16 * np.finfo(float).eps * (abs(o) + abs(y)))
+        low, high = loss.subgradients(o, y, unit * (abs(o) + abs(y)))
         slopes += [low, high, np.where(rng.random(o.shape) < 0.5, low, high)]
-    size = np.maximum(abs(o - y).max(axis=0), np.finfo(float).eps * abs(o).max(axis=0))
+    size = np.maximum(abs(o - y).max(axis=0), unit * abs(o).max(axis=0))
     size = np.where(size > 0, size, 1.0)
     moves = [sign * d for d in (y - o, size * rng.normal(size=o.shape)) for sign in (1, -1)]
+    what = "l(o + d) >= l(o) + g . d, as of a convex loss with gradient g,"
     for step in STEPS:
         for d in moves:
             near = loss.value(o + step * d, y)
             for g in slopes:
                 below = value + step * (g * d).sum(axis=0) - near
                 terms = abs(value) + abs(near) + step * abs(g * d).sum(axis=0)
-                _expect(
-                    below <= TOLERANCE * terms,
-                    loss,
-                    some,
-                    "l(o + d) >= l(o) + g . d, as of a convex loss with gradient g,",
-                    below,
-                )
-    h = 1e-6
+                slack = TOLERANCE * terms + unit * (abs(g) * (abs(o) + abs(y))).sum(axis=0)
+                slack += FLOOR
+                _expect(below <= slack, loss, samples, what, below)
+    g = slopes[0]
     for d in moves:
-        bent, unit = loss.curvature(o, y, d), slopes[0]
-        _expect(
-            (d * bent).sum(axis=0) >= -NULL * abs(d * bent).sum(axis=0),
-            loss,
-            some,
-            "d . H d >= 0",
-            (d * bent).sum(axis=0),
+        bent = loss.curvature(o, y, d)
+        along = (d * bent).sum(axis=0)
+        _expect(along >= -NULL * abs(d * bent).sum(axis=0), loss, samples, "d . H d >= 0", along)
+        sides = [(loss.gradient(o + h * d, y) - g) / h for h in (STEP, -STEP)]
+        slack = (
+            CURVED * (abs(sides[0]) + abs(sides[1]) + abs(g)) + 1e-9 * abs(g).max() + FLOOR / STEP
         )
-        sides = [(loss.gradient(o + s * h * d, y) - unit) / (s * h) for s in (1, -1)]
-        slack = CURVED * (abs(sides[0]) + abs(sides[1]) + abs(unit)) + 1e-9 * abs(unit).max()
         fits = (bent >= np.minimum(*sides) - slack) & (bent <= np.maximum(*sides) + slack)
-        _expect(
-            fits.all(axis=0),
-            loss,
-            some,
-            "Hessian products as differences of gradients",
-            abs(bent - sides[0]).max(axis=0),
-        )
+        what = "Hessian products as differences of gradients,"
+        _expect(fits.all(axis=0), loss, samples, what, abs(bent - sides[0]).max(axis=0))
 
 
 def _expect(true: np.ndarray, loss: Loss, samples: np.ndarray, what: str, off: np.ndarray) -> None:
@@ -103,9 +113,10 @@ def distance_to_fit(
     |sum_i (|g_i| + errors) q_i| / lambda for an orthonormal basis q of the features, lambda the
     least eigenvalue of sum_i c_i q_i q_i^T, and c_i the least curvature of the loss at sample i. It
     is infinite where a curvature underflows. Losses that reach their least value for any data,
-    squared, absolute and Huber, need no such bound: 0.
+    squared, absolute and Huber, need no such bound: 0. Of a user's loss with kinks it is assumed.
     """
-    if type(loss) in KNOWN_LOSSES and not isinstance(loss, CrossEntropy):
+    attained = type(loss) in KNOWN_LOSSES and not isinstance(loss, CrossEntropy)
+    if attained or hasattr(loss, "subgradients"):
         return 0.0
     lengths = np.linalg.norm(x, axis=0)
     u, sizes, _ = np.linalg.svd(x[:, lengths > 0] / lengths[lengths > 0], full_matrices=False)

@@ -261,7 +261,7 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
     scale = float((abs(g) @ abs(seen.hats)).max())
     if seen.subgradients:  # any will do: the best choice in each class
         low, high = seen.subgradients
-        slack = float(((high - low) * (abs(seen.o - data.y.T) + errors)).sum()) / len(data)
+        slack = float(((high - low) * (abs(seen.o - data.y.T) + seen.inexact_o)).sum()) / len(data)
         errors = np.where(low < high, 0, errors)
     constant = np.arange(seen.hats.shape[1]) == seen.hats.shape[1] - 1
     largest, worst, far, bounds = 0.0, (0.0, ""), (0.0, ""), []

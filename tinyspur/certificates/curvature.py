@@ -20,6 +20,7 @@ from ..engine.network import Network
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import steps
 from ..layers import Dense
+from .assumptions import assumed, check_activation
 from .certificate import Certificate, in_float64, round_down
 from .radius import RADIUS_ACCURACY
 from .rounding import EPSILON, gamma, preactivation_rounding
@@ -60,6 +61,7 @@ class CurvatureCertificate(Certificate):
     radius: float
     bounded: bool
     obstacle: str
+    assumes: str = ""
 
     kind = "curvature"
     classes = 1  # nothing has a kink
@@ -70,7 +72,7 @@ class CurvatureCertificate(Certificate):
         """Raise ValueError unless the network is dense and smooth and the loss the squared one."""
         check_points(None, theta)
         check_smooth(theta.net)
-        if not isinstance(loss, SquaredLoss):
+        if type(loss) is not SquaredLoss:
             raise ValueError(f"curvature certificate: expected the squared loss, got {loss!r}")
 
     @property
@@ -90,7 +92,8 @@ class CurvatureCertificate(Certificate):
     def words(self) -> str:
         """Return what was found in half a line."""
         if self.holds:
-            return f"certified local minimum, lambda_min(H) {self.hessian:.2g}"
+            assumes = f", if {self.assumes}" if self.assumes else ""
+            return f"certified local minimum, lambda_min(H) {self.hessian:.2g}{assumes}"
         return f"not certified, {self.obstacle}"
 
     def lines(self) -> list[str]:
@@ -101,6 +104,8 @@ class CurvatureCertificate(Certificate):
             f"orthogonal to (x, 1) to {self.orthogonality:.1e} ({self.excess:.2g} of its rounding)",
             f"radius {round_down(self.radius)}{kind}",
         ]
+        if self.assumes:
+            lines.append(f"not proved, and assumed: {self.assumes}")
         return lines + ([] if self.holds else [self.obstacle])
 
 
@@ -129,6 +134,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     hats = np.hstack([x, np.ones((len(x), 1))])
     sums = abs(e @ hats)
     excess, orthogonality = (_share(sums, whole @ abs(hats)) for whole in (errors, abs(e)))
+    check_activation(net.activation, np.concatenate(_Constant(theta).z))
     u, terms = x - x.mean(axis=0), []  # centred inputs give the same M, more exactly
     for k, H in enumerate(output_hessians(theta)):
         if e[k].any():
@@ -161,6 +167,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
         radius=0.0 if obstacle else radius,
         bounded=net.activation.bounds is not None,
         obstacle=obstacle,
+        assumes=assumed(loss, net.activation),
     )
 
 

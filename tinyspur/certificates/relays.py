@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..datasets.samples import TrainingSet
-from ..engine.activations import check_piecewise_linear
 from ..engine.backend import all_to_numpy, namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network
@@ -17,7 +16,7 @@ from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..layers import Dense
 from ..refutations.evidence import Evidence, gather_evidence
-from .cell import CellCertificate, certify_cell
+from .cell import CellCertificate, certify_cell, check_relu
 from .certificate import Certificate, in_float64
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .rounding import preactivation_rounding
@@ -39,8 +38,8 @@ class RelayCertificate(Certificate):
     `mixed` counts units of the relaying layers that are active for some samples only, and `kinks`
     lists those at the kink. `active` and `dead` (strictly inactive) count the others, `margin` is
     their least |z|. `unread` are maps of layer lower - 1 that are not dead and that no output
-    reads. `radius` is that of the cell certificate of theta, or 0 where the relay certificate does
-    not hold. For a loss with kinks no evidence is gathered.
+    reads. `radius` and `delta` are those of the cell certificate of theta, or 0 where the relay
+    certificate does not hold. For a loss with kinks no evidence is gathered.
     """
 
     holds: bool
@@ -51,6 +50,7 @@ class RelayCertificate(Certificate):
     unread: tuple[int, ...]
     margin: float
     radius: float
+    delta: float
     kinks: tuple[Kink, ...]
     subnetwork: CellCertificate
     point: Parameters
@@ -62,7 +62,7 @@ class RelayCertificate(Certificate):
     def require(cls, theta: Parameters, loss: Loss) -> None:
         """Raise ValueError unless the activation is piecewise linear."""
         check_points(None, theta)
-        check_piecewise_linear(theta.net.activation, "relay certificate")
+        check_relu(theta, "relay certificate")
 
     @property
     def structure(self) -> bool:
@@ -90,7 +90,8 @@ class RelayCertificate(Certificate):
     def words(self) -> str:
         """Return what was found in half a line."""
         if self.holds:
-            return f"certified local minimum, relays from layer {self.lower} on"
+            assumes = f", if {self.subnetwork.assumes}" if self.subnetwork.assumes else ""
+            return f"certified local minimum, relays from layer {self.lower} on{assumes}"
         if self.structure:
             return f"not certified, relays from layer {self.lower} on, evidence only"
         return f"not certified, no relays from layer {self.lower} on"
@@ -175,6 +176,7 @@ def certify_relays(
     structure = not kinks and not mixed
     holds = structure and cell.holds
     unproved = not holds and not hasattr(loss, "subgradients")  # a loss with kinks has no Hessian
+    whole = certify_cell(theta, data, loss) if holds else cell
     return RelayCertificate(
         holds=holds,
         lower=lower,
@@ -183,7 +185,8 @@ def certify_relays(
         mixed=mixed,
         unread=tuple(map(int, unread)),
         margin=counter.margin,
-        radius=certify_cell(theta, data, loss).radius if holds else 0.0,
+        radius=whole.radius if holds else 0.0,
+        delta=whole.delta if holds else 0.0,
         kinks=kinks,
         subnetwork=cell,
         point=phi,

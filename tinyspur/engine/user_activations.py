@@ -50,8 +50,7 @@ class SmoothActivation(Activation):
         if self.second_derivative is None:
             differences = functools.partial(_differences, self.derivative)
             object.__setattr__(self, "second_derivative", differences)
-        self._check("derivative", self.function, self.derivative)
-        self._check("second derivative", self.derivative, self.second_derivative)
+        check_derivatives(self, np.array(POINTS))
         if self.bounds is not None:
             self._check_bounds()
 
@@ -70,24 +69,6 @@ class SmoothActivation(Activation):
                 f"{found[0]:.4g} and {found[1]:.4g} as in [-{GRID}, {GRID}], got {self.bounds!r}"
             )
 
-    def _check(self, kind: str, function: Callable, derivative: Callable) -> None:
-        """Raise ValueError unless `derivative` is what differences of `function` give."""
-        z = np.array(POINTS)[:, None]
-        for values in (function(z), derivative(z)):
-            if np.shape(values) != z.shape or not np.isfinite(values).all():
-                raise ValueError(
-                    f"{self}: expected finite values of the shape of z, {z.shape}, got "
-                    f"{np.array_repr(np.asarray(values))}"
-                )
-        found, expected = derivative(z).ravel(), _differences(function, z, STEP / 4).ravel()
-        wrong = ~(abs(found - expected) <= CHECKED_TO * (1 + abs(expected)))
-        if wrong.any():
-            n = int(wrong.argmax())
-            raise ValueError(
-                f"{self}: expected the {kind} at z = {POINTS[n]:g} to be {expected[n]:.7g}, as "
-                f"differences give it, got {found[n]:.7g}"
-            )
-
     def __call__(self, z: Array) -> Array:
         """Return sigma(z)."""
         return self.function(z)
@@ -96,6 +77,27 @@ class SmoothActivation(Activation):
     def spec(self) -> dict:
         """Return the name; a description in JSON can't hold the functions."""
         return {"name": self.name}
+
+
+def check_derivatives(sigma: Activation, z: np.ndarray) -> None:
+    """Raise ValueError unless both derivatives are what differences give at the numbers z (n,)."""
+    z, kinds = z[:, None], ("derivative", "second derivative")
+    functions = (sigma, sigma.derivative, sigma.second_derivative)
+    for kind, function, derivative in zip(kinds, functions, functions[1:], strict=False):
+        for values in (function(z), derivative(z)):
+            if np.shape(values) != z.shape or not np.isfinite(values).all():
+                raise ValueError(
+                    f"{sigma}: expected finite values of the shape of z, {z.shape}, got "
+                    f"{np.array_repr(np.asarray(values))}"
+                )
+        found, expected = derivative(z).ravel(), _differences(function, z, STEP / 4).ravel()
+        wrong = ~(abs(found - expected) <= CHECKED_TO * (1 + abs(expected)))
+        if wrong.any():
+            n = int(wrong.argmax())
+            raise ValueError(
+                f"{sigma}: expected the {kind} at z = {z[n, 0]:g} to be {expected[n]:.7g}, as "
+                f"differences give it, got {found[n]:.7g}"
+            )
 
 
 def _differences(function: Callable, z: Array, step: float = STEP) -> Array:

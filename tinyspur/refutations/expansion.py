@@ -30,7 +30,8 @@ class Expansion(NamedTuple):
 
     Units that rounding can't tell from the kink are taken to be there. What the terms may be off by
     if they are next to it is `first_unsure` and `second_unsure`; such units are at most `unsure`
-    away in z.
+    away in z. `kinked` says whether anything at a kink moves: where nothing does the risk is smooth
+    along the line, in both directions.
     """
 
     first: float
@@ -40,6 +41,7 @@ class Expansion(NamedTuple):
     first_unsure: float
     second_unsure: float
     unsure: float
+    kinked: bool
 
     @property
     def order(self) -> int:
@@ -54,12 +56,16 @@ class Expansion(NamedTuple):
 
     @property
     def beyond(self) -> float:
-        """Return from about which step t on the risk falls; 0 where it is proved for t -> 0."""
+        """Return from about which step t on the risk falls; 0 where theta is proved no minimum.
+
+        At second order the first term has to be exactly 0, or the risk smooth along the line: then
+        it falls in one of the two directions in any case.
+        """
         if self.order == 1:
             sure = self.first < -(self.first_rounding + self.first_unsure)
             return 0.0 if sure else self.unsure
-        exact = self.first == 0 == self.first_rounding + self.first_unsure
-        sure = exact and self.second < -(self.second_rounding + self.second_unsure)
+        flat = self.first == 0 == self.first_rounding + self.first_unsure or not self.kinked
+        sure = flat and self.second < -(self.second_rounding + self.second_unsure)
         return 0.0 if sure else max(self.unsure, self.first_rounding / -self.second)
 
 
@@ -81,16 +87,18 @@ def expand_risk(
     """Return the first two terms of the risk for t -> 0+; see `one_sided_derivative`."""
     check_points(theta.net, direction)
     theta, direction = in_float64(theta), in_float64(direction)
-    y, sums, far = theta.net.targets(theta, data, loss), np.zeros(6), 0.0
+    y, sums = theta.net.targets(theta, data, loss), np.zeros(6)
+    far, kinked = 0.0, False
     for rows, columns in theta.net.chunks(theta, data.x):
-        o, errors, unsure, distance = _expand(theta, direction, columns)
-        targets, far = y[:, rows], max(far, distance)
+        o, errors, unsure, distance, moving = _expand(theta, direction, columns)
+        targets, far, kinked = y[:, rows], max(far, distance), kinked or moving
         g, off = loss.gradient(o[0], targets), gradient_rounding(loss, o[0], targets, errors[0])
         if hasattr(loss, "subgradients"):  # where o meets y, its first move tells the side
             where = namespace(g).where
             low, high = loss.subgradients(o[0], targets, errors[0])
             move = where(abs(o[1]) > errors[1], o[1], o[2])
             g, off = where(move > 0, high, low), where(errors[0] > 0, off, 0.0)
+            kinked = kinked or bool(((low < high) & (abs(move) > 0)).any())
         bent = loss.curvature(o[0], targets, o[1])
         inexact = curvature_rounding(loss, o[0], targets, o[1], errors[0])
         terms = (
@@ -107,19 +115,19 @@ def expand_risk(
         sums += [float(term.sum()) for term in terms]
         for k in (0, 1):
             sums[2 + k] += gamma(len(data)) * float(abs(terms[k]).sum())
-    return Expansion(*(sums / len(data)).tolist(), far)
+    return Expansion(*(sums / len(data)).tolist(), far, kinked)
 
 
 def _expand(
     theta: Parameters, direction: Parameters, columns: Array
-) -> tuple[list[Array], list[Array], list[Array], float]:
+) -> tuple[list[Array], list[Array], list[Array], float, bool]:
     """Return o and errors: o[0] + t o[1] + t^2 o[2] is what columns (n_0, N) give at theta + t d.
 
     The errors are those of rounding. At the kink the first term of z that is not zero decides. Of
     units that only rounding puts there, return what they may change in o[1] and o[2], and the
-    largest bound of their |z|.
+    largest bound of their |z|; at last whether anything at a kink moves.
     """
-    xp, far = namespace(columns), 0.0
+    xp, far, kinked = namespace(columns), 0.0, False
     trace = list(steps(theta, columns))
     rounding = preactivation_rounding(abs(theta), trace, np.float64)
     zeros = xp.zeros_like(columns)
@@ -128,6 +136,8 @@ def _expand(
         W, sigma, below, inexact, doubt = step.W, step.activation, o, errors, unsure
         unit = gamma(W.fan_in + 2)
         if W.selects:
+            still = (abs(below[1]) + abs(below[2])) == 0
+            kinked = kinked or not bool((W.gaps(below[0], still, inexact[0]) > 0).all())
             apart = W.gaps(below[0], still=inexact[0] == 0, change=inexact[0]) > 0
             near = ~apart & (W @ inexact[0] > 0)
             far = max(far, float(xp.where(near, 2 * (W @ inexact[0]), 0.0).max()))
@@ -147,6 +157,7 @@ def _expand(
         if step.kinked:
             lead, tied = step.z, ~(abs(step.z) > errors[0])
             near = tied & (errors[0] > 0)
+            kinked = kinked or bool((tied & (abs(o[1]) + abs(o[2]) > 0)).any())
             far = max(far, float(xp.where(near, abs(step.z) + errors[0], 0.0).max()))
             jump = abs(1 - sigma.slope)
             for k in (1, 2):
@@ -161,7 +172,7 @@ def _expand(
             o, errors = through_smooth(sigma, step.z, o, errors)
         if sigma is not None:
             errors[0] = sigma.spread(step.z, inexact_z)
-    return o, errors, unsure, far
+    return o, errors, unsure, far, kinked
 
 
 def through_smooth(
