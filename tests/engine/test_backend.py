@@ -1,5 +1,6 @@
 """The engine computes on a device what it computes with NumPy, and says which of them it takes."""
 
+import math
 import sys
 import types
 
@@ -9,7 +10,7 @@ import scipy.special
 import strict_device
 from shared import close, random_set
 
-from tinyspur.certificates import cell, certify_cell, radius
+from tinyspur.certificates import cell, certify_cell, decrease, radius
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU, Tanh
 from tinyspur.engine.backend import all_to_numpy, namespace, select, special, to_numpy
@@ -335,14 +336,27 @@ def test_transfers_of_a_certificate_do_not_grow_with_layers(
             monkeypatch.setattr(
                 module, name, lambda rho, at, f=function, r=radii: r.append(rho) or f(rho, at)
             )
+    monkeypatch.setattr(decrease.Classes, "decrease", lambda *_: 0.0)  # see the next test
     with strict_device.transfers() as count:
         certify_cell(theta, data, loss)
-    assert count.to_device == 2 + chunks  # theta in float64 and the targets
+    assert count.to_device == 5 + chunks  # theta in float64, the targets, and the bounds of G_s
     once = 2 + (kind == "soft")  # theta, whether it is finite, whether the targets make sense
-    of_a_chunk = 3 + kinds_of_patterns(theta.net)  # residuals with errors, kinks, margins
+    of_a_chunk = 5  # residuals with errors, signs, dead layers and choices, kinks, margins
     radii = sum(map(len, tried.values()))
     assert count.to_host == once + chunks * of_a_chunk + radii
     assert radii >= chunks
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_transfers_of_a_bound_of_decreases_do_not_grow_with_layers(pooling):
+    for convolutions in (2, 8):
+        theta = deep_point(convolutions, pooling, ReLU(), False, 2**26).to(strict_device)
+        x = training_set(theta.net, "squared")[0].x[:3]
+        bounds = np.ones((3, math.prod(theta.net.shapes[-1]), 1 + x[0].size))
+        cells = decrease.Classes.of(theta, x, bounds, 0.0)
+        with strict_device.transfers() as count:
+            cells.decrease(theta, 1e-3)
+        assert (count.to_device, count.to_host) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", TARGETS)

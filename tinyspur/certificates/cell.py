@@ -25,6 +25,7 @@ from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .radius import Chunk, highest_dead_layer, keeps_patterns, shrink
 from .rounding import EPSILON, gamma, gradient_rounding, mean_rounding, preactivation_rounding
 
+CHOSEN = 1e-12  # the accuracy of the best subgradients, relative to their largest sum
 SETTLED = 1e-3  # an optimal fit counts as near where it moves no output by more than this
 
 
@@ -159,7 +160,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         )
     if not obstacles:
         reached, delta = cells.reach(theta, radius, SHARE * (risk - rounding))
-        if reached > EPSILON * float(abs(theta.vector).max(initial=0)):
+        if not theta.net.size or reached > EPSILON * float(abs(theta.vector).max()):
             return CellCertificate(holds=True, radius=reached, delta=delta, **common)
         obstacles.append(f"not decided: rounding errors hide decreases of more than {SHARE:g} R")
     delta = cells.decrease(theta, min(radius, FARTHEST)) if radius else math.inf
@@ -272,6 +273,8 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
         G, terms = _summed(g[:, s], hats)
         off = abs(g[:, s]) @ (gamma(terms) * abs(hats) + seen.inexact[s])
         G, off = abs(G), (off + errors[:, s] @ abs(hats)) * (1 + gamma(len(s)))
+        if seen.subgradients:  # another choice may be better than the one that was found
+            off = off + CHOSEN * np.maximum(abs(low), abs(high))[:, s] @ abs(hats)
         ratios = np.divide(G, off, where=off > 0, out=np.where(G > 0, np.inf, 0.0))
         largest = max(largest, float(G.max()))
         name = f"the class of sample {s[0]} ({len(s)} sample{'s' * (len(s) > 1)})"
