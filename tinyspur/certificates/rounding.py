@@ -130,6 +130,7 @@ def mean_rounding(
     By the mean value theorem a loss is off by at most sum_k (|g_k| + its change) |do_k|, and by the
     rounding of its own value. The mean is compared with a sum that is rounded only once.
     """
+    o, y = np.ascontiguousarray(o), np.ascontiguousarray(y)  # the same sums for any layout
     dtype, off = values.dtype, gradient_rounding(loss, o, y, errors)
     size = loss.value_size(o, y) if type(loss) in KNOWN_LOSSES else abs(values)
     with np.errstate(over="ignore", invalid="ignore"):
