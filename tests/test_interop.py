@@ -575,11 +575,6 @@ def test_an_activation_of_the_users_own_is_refused_by_name(sigma):
         to_torch(theta)
 
 
-def test_parameters_of_another_type_are_refused():
-    with pytest.raises(ValueError, match="expected float32 or float64, got float16"):
-        to_torch(Network((1, 2), [D(1)]).zeros(dtype=np.float16))
-
-
 # PyTorch is optional
 
 

@@ -76,13 +76,10 @@ def to_torch(theta: Parameters) -> nn.Sequential:
 
     The model takes (N, *input_shape) and returns (N, n_L) as `Network.forward` does: maps are
     flattened before the first dense layer or at the end. All modules are PyTorch's own, except
-    those for sine, arctangent and swish. Raises ValueError for an activation of the user's own and
-    for parameters other than float32 and float64.
+    those for sine, arctangent and swish. Raises ValueError for an activation of the user's own.
     """
     check_points(None, theta)
     net, theta, modules = theta.net, theta.to(np), []
-    if theta.vector.dtype not in (np.float32, np.float64):
-        raise ValueError(f"parameters: expected float32 or float64, got {theta.vector.dtype}")
     for number, layer in enumerate(net.layers, start=1):
         below = net.shapes[number - 1]
         modules += [nn.Flatten()] if len(below) > 1 and not layer.spatial else []

@@ -10,6 +10,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import Array, all_to_numpy, namespace
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
@@ -94,6 +95,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     directions. A float32 theta is taken for the numbers that it holds, in float64 arithmetic.
     Raises ValueError where parameters or outputs are not finite, and for a smooth activation.
     """
+    check_at(theta, data, loss)
     CellCertificate.require(theta, loss)
     net, xp = theta.net, namespace(theta.vector)
     theta = in_float64(theta)

@@ -25,6 +25,7 @@ from ..certificates.rounding import output_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from .split_terms import VANISHES, map_values, output_derivatives, read_weights, tie_of
@@ -87,6 +88,7 @@ def split_data(
     S that the rounding of the outputs explains counts as zero. Raises ValueError for a map, an
     output or a rule that does not exist, AssumptionError where S vanishes throughout.
     """
+    check_at(theta, data, loss)
     check_points(pair.tower.net, theta)
     outputs = theta.net.shapes[-1][0]
     if rule not in SPLITS:

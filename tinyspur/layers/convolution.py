@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse
 
 from ..engine.backend import Array, namespace, to_numpy
+from ..engine.plain import whole
 from ..engine.threads import scratch
 from .layer import Layer, Shape, expect_options, is_positive, maps_of
 from .matrix import TransposedMatrix, WeightMatrix
@@ -111,8 +112,8 @@ class ConvolutionMatrix(WeightMatrix):
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"convolution: expected filters of odd size, got {kernel}")
         self._weights = filters
-        self.map_shape, self.stride = tuple(map_shape), stride
-        self.output_map_shape = _coarse(self.map_shape, stride)
+        self.map_shape, self.stride = tuple(map_shape), whole(stride)
+        self.output_map_shape = _coarse(self.map_shape, self.stride)
         self.maps_out, self.maps_in = filters.shape[:2]
         self.positions_in = math.prod(map_shape)
         self.positions_out = math.prod(self.output_map_shape)

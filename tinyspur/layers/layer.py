@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar
 
 from ..engine.backend import Array
+from ..engine.plain import whole
 from .matrix import WeightMatrix
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class Layer(ABC):
     """Whether its matrix depends on what it is multiplied with."""
     spatial: ClassVar[bool] = True
     """Whether it reads maps, and not any neurons."""
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, whole(value) or value)
 
     @property
     def relays(self) -> bool:
@@ -77,7 +82,7 @@ class Layer(ABC):
 
 def is_positive(n: object) -> bool:
     """Return whether `n` is a whole number above 0."""
-    return isinstance(n, int) and not isinstance(n, bool) and n > 0
+    return (whole(n) or 0) > 0
 
 
 def maps_of(shape: Shape) -> tuple[int, Shape]:

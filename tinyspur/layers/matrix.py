@@ -18,7 +18,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 import scipy.sparse
 
-from ..engine.backend import Array, overwrite
+from ..engine.backend import Array
+from ..engine.plain import overwrite
 
 
 class WeightMatrix(ABC):

@@ -19,7 +19,9 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
+from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 
@@ -97,6 +99,7 @@ def first_order_directions(
     and vanish along all coordinates. Rates are yielded if they are negative beyond rounding: any
     one of them proves that theta is not a local minimum.
     """
+    check_at(theta, data, loss)
     net, xp, theta = theta.net, namespace(theta.vector), in_float64(theta)
     rng, top = np.random.default_rng(seed), 0
     for _, columns in net.chunks(theta, data.x):
@@ -163,6 +166,7 @@ def second_order_directions(
     are tried, and the highest layers q come first. Any one direction proves that theta is not a
     local minimum. Smooth activations have none.
     """
+    check_at(theta, data, loss)
     theta, rng, unused = in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
     gradient = theta.net.gradient(theta, data, loss).vector if unused else None
     for first in range(0, len(unused), TRIALS):
@@ -198,6 +202,7 @@ def kink_escape(
     Raises AssumptionError where there is no such map or no rate is negative, ValueError for a
     smooth activation.
     """
+    check_at(theta, data, loss)
     _check_positive("step", step)
     check_piecewise_linear(theta.net.activation, "escape from the kink")
     direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
@@ -268,6 +273,7 @@ def find_descent_direction(
     It tries minus the gradient, one direction of first and one of second order from the kinks, and
     the direction that leads to an `escape`.
     """
+    check_at(theta, data, loss)
     theta = in_float64(theta)
     if escape is not None:
         check_points(theta.net, escape.theta)
@@ -316,9 +322,9 @@ def find_escape(
     there is nothing to be found. Raises ValueError for a radius that is not positive and finite,
     for fewer than one start or iteration, and for parameters that are not finite.
     """
+    check_at(theta, data, loss)
+    starts, iterations = whole_number("starts", starts), whole_number("iterations", iterations)
     ball, rng = _Ball(theta, radius), np.random.default_rng(seed)
-    if starts < 1 or iterations < 1:
-        raise ValueError(f"escape: expected starts, iterations >= 1, got {starts}, {iterations}")
     found = []
     steepest = sorted(first_order_directions(theta, data, loss, seed), key=operator.itemgetter(1))
     for direction, rate in steepest[:TRIALS]:
@@ -340,7 +346,6 @@ class _Ball:
 
     def __init__(self, theta: Parameters, radius: float):
         _check_positive("radius", radius)
-        check_points(None, theta)
         self.theta, self.radius = theta, radius
         self.low, self.high = self._corner(-radius), self._corner(radius)
 
