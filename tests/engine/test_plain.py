@@ -189,7 +189,7 @@ def test_whole_numbers_of_any_type_are_one():
         assert type(whole(n)) is int and whole(n) == whole_number("n", n) == 2
     for n in (2.0, True, np.True_, "2", None, [2], np.array([2, 3])):
         assert whole(n) is None
-        with pytest.raises(ValueError, match=r"^n: expected a whole number, 1\.\.3, got "):
+        with pytest.raises(ValueError, match=r"^n: expected a whole number in 1\.\.3, got "):
             whole_number("n", n, 1, 3)
     with pytest.raises(ValueError, match=r"^n: expected a whole number, 0 or more, got -1$"):
         whole_number("n", -1, 0)

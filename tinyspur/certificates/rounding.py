@@ -11,6 +11,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, to_numpy
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, by_map, steps
 
@@ -58,6 +59,7 @@ def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
 
     Two risks that differ by less than the sum of their errors can't be told apart.
     """
+    check_at(theta, data, loss)
     o = theta.net.forward(theta, data.x).T
     g = to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss))).astype(np.float64)
     losses = float(abs(loss.value(to_numpy(o).astype(np.float64), data.y.T)).mean())

@@ -120,6 +120,6 @@ def whole_number(name: str, n: object, low: int = 1, high: int | None = None) ->
     """Return a whole number from `low` to `high` as Python's, or raise ValueError."""
     found = whole(n)
     if found is None or found < low or (high is not None and found > high):
-        expected = f"{low} or more" if high is None else f"{low}..{high}"
-        raise ValueError(f"{name}: expected a whole number, {expected}, got {n!r}")
+        expected = f", {low} or more" if high is None else f" in {low}..{high}"
+        raise ValueError(f"{name}: expected a whole number{expected}, got {n!r}")
     return found

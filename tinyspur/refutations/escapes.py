@@ -70,6 +70,8 @@ def measure_escape(
     derivative: float | None = None,
 ) -> Escape:
     """Evaluate a point near theta and return it with its distance and its decrease."""
+    check_at(nearby, data, loss)
+    check_points(nearby.net, theta)
     move = nearby.vector.astype(np.float64) - theta.vector.astype(np.float64)
     before, after = theta.net.risk(theta, data, loss), theta.net.risk(nearby, data, loss)
     return Escape(

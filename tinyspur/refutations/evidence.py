@@ -201,6 +201,7 @@ def gather_evidence(
 
 def hessian(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
     """Return the Hessian of the risk, shape (size, size), on the host: one product for each row."""
+    check_at(theta, data, loss)
     product = _hessian_operator(theta, data, loss)
     rows = np.array([product(v) for v in np.eye(theta.net.size)])
     return (rows + rows.T) / 2
