@@ -156,7 +156,7 @@ def test_principal_components_of_bytes_do_not_depend_on_their_scale():
     assert (np.diff(covariance.diagonal()) < 0).all()
 
 
-@pytest.mark.parametrize("dimensions", [0, -1, 25, 2.0, "2", None])
+@pytest.mark.parametrize("dimensions", [0, -1, 25, 2.0, "2", None, True])
 def test_principal_components_refuses(dimensions):
     with refused("t: expected 1 to 24 dimensions, got", repr(dimensions)):
         many_pixels().principal_components(dimensions)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..engine.plain import whole
 from ..files import naming, read_arrays
 from . import cifar10
 from .cifar10 import cache_folder
@@ -115,9 +116,10 @@ class Dataset:
         flat = self.pixels().reshape(len(self), -1)
         scores, sizes, _ = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
         rank = int((sizes > 1e-9 * max(np.linalg.norm(flat), np.finfo(float).tiny)).sum())
-        if not isinstance(dimensions, int | np.integer) or not 1 <= dimensions <= rank:
+        d = whole(dimensions)
+        if d is None or not 1 <= d <= rank:
             raise ValueError(f"{self.name}: expected 1 to {rank} dimensions, got {dimensions!r}")
-        scaled = scores[:, :dimensions] * (sizes[:dimensions] / sizes[0] * len(self) ** 0.5)
+        scaled = scores[:, :d] * (sizes[:d] / sizes[0] * len(self) ** 0.5)
         return scaled[:, None]
 
 

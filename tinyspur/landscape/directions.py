@@ -73,7 +73,8 @@ class RandomDirections(Sequence):
         biases: bool = True,
     ):
         self.theta, self.count = theta, whole(count) or count
-        self.seed, self.normalization, self.biases = seed, normalization, biases
+        self.seed = whole(seed) or seed
+        self.normalization, self.biases = normalization, biases
         if not is_positive(count):
             raise ValueError(f"random directions: expected one or more, got {count!r}")
         self[0]  # raises an error now for a theta that is no point or can't be normalised

@@ -21,6 +21,7 @@ from ..engine.losses import Loss
 from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import margins, steps
+from ..engine.plain import whole_number
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
 LANCZOS_PRODUCTS = 90  # Hessian products that the two ends of the spectrum get otherwise
@@ -146,11 +147,9 @@ def gather_evidence(
     net, xp = theta.net, namespace(theta.vector)
     if hasattr(loss, "subgradients"):
         raise ValueError(f"evidence: expected a differentiable loss, got {loss!r}")
-    if lanczos_products < 1 or not net.size:
-        raise ValueError(
-            "evidence: expected at least one product and one parameter, "
-            f"got {lanczos_products} and {net.size}"
-        )
+    lanczos_products = whole_number("lanczos_products", lanczos_products)
+    if not net.size:
+        raise ValueError(f"evidence: expected at least one parameter, got {net}")
     theta = theta.to(xp, np.float64)
     risk, gradient = net.risk_and_gradient(theta, data, loss)
     if not (math.isfinite(risk) and bool(xp.isfinite(theta.vector).all())):
