@@ -520,6 +520,7 @@ def test_a_kill_while_the_checkpoint_is_written_keeps_the_one_before(tmp_path, m
     [
         ({"epochs": 0}, ValueError, "epochs: expected a whole number, 1 or more, got 0"),
         ({"epochs": 1, "batch_size": 0}, ValueError, "batch size: expected .* 1 or more, got 0"),
+        ({"epochs": 1, "optimiser": Adam}, ValueError, r"expected an optimiser as Adam\(\), got "),
         ({"epochs": 1, "seed": -1}, ValueError, "seed: expected a whole number, 0 or more, got -1"),
         ({"epochs": 1, "resume": True}, ValueError, "expected a checkpoint to resume from"),
     ],

@@ -197,6 +197,7 @@ def one_hot(labels: object, classes: int | None = None, smoothing: float = 0.0) 
     >>> one_hot([1], 2, smoothing=0.2)
     array([[0.1, 0.9]])
     """
+    smoothing = float(smoothing)
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing: expected 0 <= s < 1, got {smoothing}")
     numbers = _labels(labels)

@@ -20,7 +20,7 @@ from .architecture import Architecture
 from .backend import Array, all_to_numpy, namespace, to_numpy
 from .losses import Loss, check_loss
 from .parameters import Parameters, check_points
-from .plain import float_type, plain_like, plain_on_host
+from .plain import float_type, is_array, plain_like, plain_on_host
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,6 +45,8 @@ class Network(Architecture):
         """
         if like is None:
             return Parameters(self, np.zeros(self.size, dtype=float_type("dtype", dtype)))
+        if not is_array(like):
+            raise ValueError(f"zeros: expected like to be an array, got a {type(like).__name__}")
         return Parameters(self, namespace(like).zeros(self.size, dtype=like.dtype))
 
     def forward(self, theta: Parameters, x: np.ndarray) -> Array:

@@ -99,6 +99,8 @@ def train(
     """
     check_at(theta, data, loss)
     optimiser = optimiser or Adam()
+    if not isinstance(optimiser, Adam):
+        raise ValueError(f"training: expected an optimiser as Adam(), got {optimiser!r}")
     epochs, batch_size = whole_number("epochs", epochs), whole_number("batch size", batch_size)
     seed = whole_number("seed", seed, 0)
     if resume and checkpoint is None:

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse
 
 from ..engine.backend import Array, namespace, to_numpy
-from ..engine.plain import whole
+from ..engine.plain import plain_array, whole
 from ..engine.threads import scratch
 from .layer import Layer, Shape, expect_options, is_positive, maps_of
 from .matrix import TransposedMatrix, WeightMatrix
@@ -78,7 +78,8 @@ class Conv(Layer):
         expect_options(
             module, groups=1, kernel_size=k, stride=stride, dilation=1, padding_mode="zeros"
         )
-        expect_options(module, padding="same" if module.padding == "same" else k // 2)
+        if module.padding != "same" and (k, module.padding) != (1, "valid"):  # by words of PyTorch
+            expect_options(module, padding=k // 2)
         return cls(maps, k, stride)
 
 
@@ -101,6 +102,7 @@ class ConvolutionMatrix(WeightMatrix):
     """
 
     def __init__(self, filters: Array, map_shape: tuple[int, ...], stride: int = 1):
+        filters = plain_array("convolution", filters)
         kernel = filters.shape[2:]
         if len(kernel) != len(map_shape) or not kernel:
             raise ValueError(

@@ -97,8 +97,9 @@ def expect_options(module: nn.Module, **options: object) -> None:
     """Raise ValueError unless the module's options are these, in each direction."""
     for name, expected in options.items():
         found = getattr(module, name, expected)
-        same = isinstance(found, tuple) and len(set(found)) == 1
-        expect(name, found[0] if same else found, expected)
+        if isinstance(found, tuple) and len(set(found)) > 1:
+            raise ValueError(f"expected the same {name} in each direction, got {found}")
+        expect(name, found[0] if isinstance(found, tuple) else found, expected)
 
 
 def expect(name: str, found: object, expected: object) -> None:
