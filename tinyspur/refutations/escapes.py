@@ -70,10 +70,8 @@ def measure_escape(
     derivative: float | None = None,
 ) -> Escape:
     """Evaluate a point near theta and return it with its distance and its decrease."""
-    check_at(nearby, data, loss)
-    check_points(nearby.net, theta)
-    move = nearby.vector.astype(np.float64) - theta.vector.astype(np.float64)
     before, after = theta.net.risk(theta, data, loss), theta.net.risk(nearby, data, loss)
+    move = nearby.vector.astype(np.float64) - theta.vector.astype(np.float64)
     return Escape(
         kind=kind,
         step=step,
@@ -204,10 +202,9 @@ def kink_escape(
     Raises AssumptionError where there is no such map or no rate is negative, ValueError for a
     smooth activation.
     """
-    check_at(theta, data, loss)
+    direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
     _check_positive("step", step)
     check_piecewise_linear(theta.net.activation, "escape from the kink")
-    direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
     if direction is None:
         raise AssumptionError(
             "no escape from the kink: expected a map with zero weights and bias, at z = 0 for all "
@@ -275,7 +272,6 @@ def find_descent_direction(
     It tries minus the gradient, one direction of first and one of second order from the kinks, and
     the direction that leads to an `escape`.
     """
-    check_at(theta, data, loss)
     theta = in_float64(theta)
     if escape is not None:
         check_points(theta.net, escape.theta)
@@ -321,16 +317,14 @@ def find_escape(
     radius, and so on. A point counts where its risk is below R(theta) by more than rounding
     explains. What a descent reaches does not refute a local minimum: it shows that theta is not the
     lowest point of the ball. Finding nothing proves nothing; within the radius of a certificate
-    there is nothing to be found. Raises ValueError for a radius that is not positive and finite,
-    for fewer than one start or iteration, and for parameters that are not finite.
+    there is nothing to be found. Raises ValueError for settings or parameters out of range.
     """
     check_at(theta, data, loss)
     starts, iterations = whole_number("starts", starts), whole_number("iterations", iterations)
     ball, rng = _Ball(theta, radius), np.random.default_rng(seed)
-    found = []
     steepest = sorted(first_order_directions(theta, data, loss, seed), key=operator.itemgetter(1))
-    for direction, rate in steepest[:TRIALS]:
-        found.append(ball.line_search(direction, "kink, first order", data, loss, rate))
+    kind = "kink, first order"
+    found = [ball.line_search(d, kind, data, loss, rate) for d, rate in steepest[:TRIALS]]
     for direction, rate in itertools.islice(second_order_directions(theta, data, loss, seed), 1):
         found.append(ball.line_search(direction, "kink, second order", data, loss, rate))
     for number in range(starts):
