@@ -179,6 +179,8 @@ def load(options: argparse.Namespace) -> datasets.Dataset:
     dataset = datasets.load(options.data)
     if dataset.name == datasets.BUNDLED_NAME:
         print("No CIFAR-10 found: using the bundled Fashion-MNIST images (see --data, --download).")
+    for note in dataset.notes:
+        print(f"{dataset.name}: {note}.")
     most = DEFAULT_SAMPLES if options.architecture == "small" else len(dataset)
     samples = getattr(options, "samples", min(most, len(dataset)))
     return dataset.subset(samples, options.seed)

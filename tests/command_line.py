@@ -87,6 +87,7 @@ def write_files(folder):
         "pickle": {"x": np.array([None]), "y": y},
         "negative_label": {"images": images, "labels": labels - 1},
         "two_classes": {"images": images, "labels": labels % 2},
+        "as_elsewhere": {"images": images[:, 0], "labels": labels[:, None] + 1},
         "big_images": {"images": np.zeros((3, 1, 4, 4)), "labels": np.arange(3)},
     }.items():
         np.savez(folder / f"{name}.npz", **arrays)

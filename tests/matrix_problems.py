@@ -19,13 +19,13 @@ def whole(rng, *shape, zeros=0.3):
     return values * (rng.random(shape) >= zeros)
 
 
-def convolution(filters, map_shape, seed, zero_maps=(), zero_channels=(), zero_taps=()):
+def convolution(filters, map_shape, seed, zero_maps=(), zero_channels=(), zero_taps=(), stride=1):
     """Return a convolution, some of whose maps, channels and taps (flat indices) are zero."""
     weights = whole(np.random.default_rng(seed), *filters)
     weights[list(zero_maps)] = 0
     weights[:, list(zero_channels)] = 0
     weights.reshape(*filters[:2], -1)[:, :, list(zero_taps)] = 0
-    return ConvolutionMatrix(weights, map_shape)
+    return ConvolutionMatrix(weights, map_shape, stride)
 
 
 def dense(shape, maps_in, seed):
@@ -54,6 +54,9 @@ CORNERS = {
     "convolution 2-D, gaps": convolution((4, 4, 3, 3), (4, 3), 10, [1], [0, 2], [1, 2, 3, 6, 7]),
     "convolution 2-D, gaps at the ends": convolution((4, 5, 3, 3), (3, 3), 11, [0, 3], [0, 3, 4]),
     "convolution 2-D, outer taps only": convolution((2, 2, 3, 3), (1, 1), 12, (), (), [4]),
+    "convolution 1-D, strided": convolution((2, 3, 3), (7,), seed=17, stride=3),
+    "convolution 2-D, strided": convolution((3, 2, 3, 3), (4, 5), seed=18, stride=2),
+    "convolution 2-D, strided, gaps": convolution((4, 3, 3, 3), (4, 3), 19, [1], [0], [1, 2], 2),
     "pooling 1-D": AveragePoolingMatrix(2, (6,), 3),
     "pooling 2-D": AveragePoolingMatrix(3, (4, 6), 2),
     "pooling 2-D to one position": AveragePoolingMatrix(2, (3, 3), 3),
@@ -84,7 +87,7 @@ def weight_matrices(draw):
             filters *= (rng.random(filters.shape[axis]) >= draw(st.sampled_from([0, 0.5]))).reshape(
                 [-1 if other == axis else 1 for other in range(2 + directions)]
             )
-        W = ConvolutionMatrix(filters, tuple(map_shape))
+        W = ConvolutionMatrix(filters, tuple(map_shape), draw(st.integers(1, 3)))
     else:
         window = draw(st.integers(1, 3))
         windows = [draw(size) for _ in range(draw(st.integers(1, 2)))]

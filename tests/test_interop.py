@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import strict_device
 import torch
 from shared import close, run_python
 from torch import nn
+from torch.nn.utils import prune
 
 import tinyspur as ts
 from tinyspur import interop
@@ -344,6 +346,17 @@ def normed(model):
     return model
 
 
+def by_hook():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.utils.weight_norm(nn.Conv2d(2, 3, 3, padding=1))
+
+
+def pruned(model):
+    prune.random_unstructured(model.upper, "weight", amount=0.5)
+    return model
+
+
 def parts(layer, input_shape=(2, 8, 8)):
     """Return a model that begins with one layer, and its input."""
     return nn.Sequential(layer, nn.Flatten()), input_shape
@@ -361,7 +374,7 @@ REFUSED = {
     ),
     "batch norm": (
         whole(nn.Sequential(conv(2, 3, 1), nn.BatchNorm2d(3))),
-        r"module '1' \(BatchNorm2d\(3.*fuse_conv_bn_eval folds it .*; expected nn.Sequential of",
+        r"module '1' \(BatchNorm2d\(3.*expected no batch normalisation; .* folded into module '0'",
     ),
     "a forward of its own": (
         whole(Doubled(conv(2, 3, 1))),
@@ -374,11 +387,13 @@ REFUSED = {
     "a hook before": (whole(spectral()), r"module 'upper' .*expected no hooks"),
     "a forward of the module's own": (whole(overridden()), r"'first' .*no forward of its own"),
     "a bias of one number": (whole(narrow()), r"'top' .*expected bias of shape \(3,\), got \(1,\)"),
-    "weight norm": (whole(normed(cnn())), r"module 'lower' \(Parametrized.*expected nn.Sequential"),
+    "weight norm": (whole(normed(cnn())), r"module 'lower' \(Param.*a parametrization of weight: "),
+    "weight norm by a hook": (whole(cnn(lower=by_hook())), r"'lower' .*hooks.*remove_weight_norm"),
+    "pruned": (whole(pruned(cnn())), r"module 'upper' .*expected no hooks.*prune.remove"),
     "lazy": (parts(nn.LazyConv2d(3, 1)), r"module '0' \(LazyConv2d.*run the model on one batch"),
     "stride of one direction": (
         parts(conv(2, 3, 3, (1, 2), 1)),
-        r"expected stride 1, got \(1, 2\)",
+        r"expected the same stride in each direction, got \(1, 2\)",
     ),
     "no padding": (parts(conv(2, 3, 3)), r"expected padding 1, got 0"),
     "valid": (parts(conv(2, 3, 3, padding="valid")), r"expected padding 1, got valid"),
@@ -391,7 +406,7 @@ REFUSED = {
     "even": (parts(conv(2, 3, 4, padding=2)), r"kernel=4\): expected an odd filter size"),
     "not square": (
         parts(conv(2, 3, (3, 5), padding=(1, 2))),
-        r"expected kernel_size 3, got \(3, 5\)",
+        r"expected the same kernel_size in each direction, got \(3, 5\)",
     ),
     "no bias": (
         parts(conv(2, 3, 1, bias=False)),
@@ -427,7 +442,10 @@ REFUSED = {
     "pooling stride": (parts(pool(2, stride=1)), r"expected stride 2, got 1"),
     "pooling padding": (parts(nn.AvgPool2d(2, padding=1)), r"expected padding 0, got 1"),
     "pooling dilation": (parts(pool(2, dilation=2)), r"expected dilation 1, got 2"),
-    "pooling windows": (parts(pool((2, 4))), r"expected kernel_size 2, got \(2, 4\)"),
+    "pooling windows": (
+        parts(pool((2, 4))),
+        r"expected the same kernel_size .*, got \(2, 4\)",
+    ),
     "ceil mode": (parts(pool(2, ceil_mode=True)), r"expected ceil_mode False, got True"),
     "indices": (parts(pool(2, return_indices=True)), r"expected return_indices False, got True"),
     "divisor": (
@@ -549,6 +567,83 @@ def test_the_model_that_the_refused_ones_change_is_accepted():
     assert from_torch(cnn(), (2, 8, 8)).net.depth == 5
 
 
+@pytest.mark.parametrize("padding", ["same", "valid", 0])
+def test_a_convolution_of_size_one_needs_no_padding_in_any_words(padding):
+    model = nn.Sequential(nn.Conv2d(2, 3, 1, padding=padding), nn.Flatten()).double()
+    x = torch.randn(4, 2, 3, 5).double()
+    theta = from_torch(model, (2, 3, 5))
+    assert np.allclose(theta.net.forward(theta, x), model(x).detach(), rtol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_hooks_on_all_modules_are_refused(kind):
+    def change(_module, values, output=None):
+        return values if output is None else output + 1
+
+    register = getattr(nn.modules.module, f"register_module_{kind}")
+    handle = register(change)
+    try:
+        with pytest.raises(ValueError, match=r"^model: expected no hooks on all modules"):
+            from_torch(cnn(), (2, 8, 8))
+    finally:
+        handle.remove()
+    assert from_torch(cnn(), (2, 8, 8)).net.depth == 5
+
+
+def trained_norm(kind, width):
+    """Return a batch normalisation whose numbers are no defaults, in evaluation mode."""
+    norm = kind(width).double().eval()
+    for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        nn.init.uniform_(values, 0.5, 2.0)
+    return norm
+
+
+def folded_after(norm, layer):
+    """Follow the advice: fold a normalisation into the layer after it."""
+    s = norm.weight / (norm.running_var + norm.eps).sqrt()
+    shape, layer = (1, -1, *(1,) * (layer.weight.ndim - 2)), copy.deepcopy(layer)
+    grown = (layer.weight * (norm.bias - s * norm.running_mean).view(shape)).flatten(1).sum(1)
+    layer.bias = nn.Parameter(layer.bias + grown)
+    layer.weight = nn.Parameter(layer.weight * s.view(shape))
+    return layer
+
+
+CONV, POINTWISE = nn.Conv2d(2, 3, 3, padding=1), [nn.Conv2d(3, 2, 1), nn.Flatten()]
+DENSE, TOP = [nn.Flatten(), nn.Linear(32, 5)], [nn.ReLU(), nn.Linear(5, 2)]
+
+
+@pytest.mark.parametrize(
+    ("before", "norm", "after", "advice"),
+    [
+        ([CONV], (nn.BatchNorm2d, 3), [nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)], "conv_bn"),
+        (DENSE, (nn.BatchNorm1d, 5), TOP, "linear_bn"),
+        ([CONV, nn.ReLU()], (nn.BatchNorm2d, 3), POINTWISE, None),
+        ([CONV, nn.ReLU(), nn.MaxPool2d(2)], (nn.BatchNorm2d, 3), POINTWISE, None),
+        ([CONV, nn.ReLU(), nn.Flatten()], (nn.BatchNorm1d, 48), [nn.Linear(48, 2)], None),
+        ([], (nn.BatchNorm2d, 2), [nn.Conv2d(2, 2, 1), nn.Flatten()], None),
+    ],
+    ids=["convolution", "linear", "ReLU", "pooling", "flatten", "first"],
+)
+def test_the_advice_for_batch_normalisation_keeps_the_outputs(before, norm, after, advice):
+    torch.manual_seed(0)
+    norm = trained_norm(*norm)
+    before, after = (copy.deepcopy(nn.Sequential(*p)).double().eval() for p in (before, after))
+    model, x = nn.Sequential(*before, norm, *after), torch.rand(5, 2, 4, 4).double()
+    with pytest.raises(ValueError) as caught:
+        from_torch(model, (2, 4, 4))
+    if advice is None:
+        assert "folded into the layer after it" in str(caught.value)
+        folded = nn.Sequential(*before, folded_after(norm, after[0]), *after[1:])
+    else:
+        fuse = f"fuse_{advice}_eval"
+        where = f"module '{len(before) - 1}', by torch.nn.utils.{fuse}"
+        assert f"folded into {where}" in str(caught.value)
+        fused = getattr(nn.utils, fuse)(before[-1], norm)
+        folded = nn.Sequential(*before[:-1], fused, *after)
+    theta = from_torch(folded, (2, 4, 4))
+    assert np.allclose(theta.net.forward(theta, x), model(x).detach(), rtol=1e-12)
+
+
 def test_a_module_that_serves_two_layers_is_refused():
     layer = nn.Linear(4, 4)
     model = nn.Sequential(nn.Flatten(), layer, nn.Tanh(), layer)
@@ -573,11 +668,6 @@ def test_an_activation_of_the_users_own_is_refused_by_name(sigma):
     theta = Network((1, 2), [D(2), D(1)], sigma).zeros()
     with pytest.raises(ValueError, match=f"activation: expected .* got {re.escape(str(sigma))}"):
         to_torch(theta)
-
-
-def test_parameters_of_another_type_are_refused():
-    with pytest.raises(ValueError, match="expected float32 or float64, got float16"):
-        to_torch(Network((1, 2), [D(1)]).zeros(dtype=np.float16))
 
 
 # PyTorch is optional

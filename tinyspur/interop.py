@@ -22,6 +22,8 @@ from .layers.layer import expect, expect_options
 try:
     import torch
     from torch import nn
+    from torch.nn.modules import module as all_modules
+    from torch.nn.utils import parametrize
 except ImportError as error:
     raise ImportError(f"tinyspur.interop needs PyTorch (pip install torch): {error}") from error
 
@@ -67,6 +69,7 @@ ACTIVATIONS = {
     activations.Softplus: nn.Softplus,
 }
 PARAMETER = {nn.ELU: "alpha", Swish: "beta", nn.LeakyReLU: "negative_slope"}
+GLOBAL_HOOKS = (all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks)
 LINE = 40.0  # threshold of nn.Softplus, a line beyond it: here log(1 + exp z) is z to the last bit
 LINES = (20, 80)  # thresholds that pass; float32 overflows above
 
@@ -76,13 +79,10 @@ def to_torch(theta: Parameters) -> nn.Sequential:
 
     The model takes (N, *input_shape) and returns (N, n_L) as `Network.forward` does: maps are
     flattened before the first dense layer or at the end. All modules are PyTorch's own, except
-    those for sine, arctangent and swish. Raises ValueError for an activation of the user's own and
-    for parameters other than float32 and float64.
+    those for sine, arctangent and swish. Raises ValueError for an activation of the user's own.
     """
     check_points(None, theta)
     net, theta, modules = theta.net, theta.to(np), []
-    if theta.vector.dtype not in (np.float32, np.float64):
-        raise ValueError(f"parameters: expected float32 or float64, got {theta.vector.dtype}")
     for number, layer in enumerate(net.layers, start=1):
         below = net.shapes[number - 1]
         modules += [nn.Flatten()] if len(below) > 1 and not layer.spatial else []
@@ -105,12 +105,18 @@ def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
     that ends with maps must flatten them. nn.Softplus() is read as log(1 + exp z); PyTorch replaces
     that by a line for large z, which differs by up to 2.1e-9. Where no activation follows a layer
     the network's is ReLU. Raises ValueError that names the module for any other model, and for
-    weights that are shared, not finite, or not all float32 or all float64.
+    weights that are shared, not finite, or not all float32 or all float64, and for hooks that run
+    in a forward pass, also those that are registered for all modules.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Sequential, got {type(model).__name__}")
     if not isinstance(input_shape, Sequence):
         raise ValueError(f"input_shape: expected (C, H, W) or (C, W), got {input_shape!r}")
+    if any(GLOBAL_HOOKS):
+        raise ValueError(
+            "model: expected no hooks on all modules (torch.nn.modules.module.register_module_"
+            "forward_hook and its like): they may change outputs; remove them by their handles"
+        )
     found = _Reading(tuple(input_shape))
     for place, module in model.named_modules(remove_duplicate=False):
         found.name = f"module '{place}'" if place else "model"
@@ -146,8 +152,17 @@ class _Reading:
         kind, d = type(module), len(self.input_shape) - 1
         if isinstance(module, nn.modules.lazy.LazyModuleMixin):
             raise ValueError("expected an initialised module: run the model on one batch first")
+        if parametrize.is_parametrized(module):
+            named = ", ".join(module.parametrizations)
+            raise ValueError(
+                f"expected plain numbers, got a parametrization of {named}: "
+                "torch.nn.utils.parametrize.remove_parametrizations makes them plain"
+            )
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            raise ValueError("expected no hooks and no forward of its own: they may change outputs")
+            raise ValueError(
+                "expected no hooks and no forward of its own: they may change outputs (torch.nn."
+                "utils.remove_weight_norm, remove_spectral_norm and prune.remove take theirs away)"
+            )
         if kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d):
             if module.training and module.p:
                 raise ValueError("expected evaluation mode: call .eval() on the model first")
@@ -165,6 +180,8 @@ class _Reading:
             two, three = "two numbers (C, W)", "three numbers (C, H, W)"
             expected, got = (three, two) if d == 1 else (two, three)
             raise ValueError(f"expected input_shape of {expected}, got {got}: {self.input_shape}")
+        elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
+            raise ValueError(self._normalisation())
         elif kind is not nn.Identity and kind.forward is not nn.Sequential.forward:
             sigma = _sigma(module, d)
             if not self.waits:
@@ -183,6 +200,21 @@ class _Reading:
         theta = net.zeros(dtype=str(self.dtypes[0]).removeprefix("torch."))
         theta.vector[:] = np.concatenate([*map(np.ravel, self.numbers), theta.vector[:0]])
         return theta
+
+    def _normalisation(self) -> str:
+        """Return where a batch normalisation can be folded into a layer without other outputs."""
+        if self.waits and self.flat != self.layers[-1].spatial:
+            fuse = "conv_bn" if self.layers[-1].spatial else "linear_bn"
+            where = f"{self.latest}, by torch.nn.utils.fuse_{fuse}_eval"
+        else:
+            where = (
+                "the layer after it, if that is nn.Linear or a convolution of size 1: with "
+                "s = weight / sqrt(running_var + eps) that layer's weights are multiplied by s, "
+                "input by input, and its bias grows by its old weights times bias - s running_mean "
+                "(a larger convolution pads with zeros that were not normalised: no other one has "
+                "its outputs)"
+            )
+        return f"expected no batch normalisation; in evaluation mode it can be folded into {where}"
 
     def _add(self, layer: Layer) -> tuple[int, ...]:
         """Add a layer; return the shape below it."""
@@ -256,8 +288,4 @@ def _sigma(module: nn.Module, directions: int) -> Activation:
     layers = (kind.torch_class(directions) for kind in KINDS)
     kinds = (*layers, nn.Flatten, nn.ReLU, *ACTIVATIONS.values())
     names = ("interop." * (k.__module__ == __name__) + k.__name__ for k in kinds)
-    fold = "torch.nn.utils.fuse_conv_bn_eval folds it into the convolution before it; "
-    raise ValueError(
-        f"{fold if kind in (nn.BatchNorm1d, nn.BatchNorm2d) else ''}"
-        f"expected nn.Sequential of {', '.join(names)}, Identity or Dropout"
-    )
+    raise ValueError(f"expected nn.Sequential of {', '.join(names)}, Identity or Dropout")

@@ -25,6 +25,17 @@ def test_images_with_labels(run):
         assert run("certify", "classes.npz", "--data", "images.npz", *options, *QUICK).status == 1
 
 
+def test_images_without_channels_and_labels_from_1_are_read_and_it_is_said(run):
+    options = ["--samples", 60, "--seed", 5, *QUICK]
+    expected = run("certify", "classes.npz", "--data", "images.npz", *options, report=True)
+    done = run("certify", "classes.npz", "--data", "as_elsewhere.npz", *options, report=True)
+    assert done.report["risk"] == expected.report["risk"]
+    assert done.lines[:2] == [
+        "data:    as_elsewhere: images (90, 3, 3) are read as (N, H, W), of one channel",
+        "data:    as_elsewhere: labels 1..3, 3 of them, are classes 0..2 with these names",
+    ]
+
+
 def test_samples_are_drawn_as_those_of_images(run):
     options = ["--samples", 9, "--seed", 4, *QUICK]
     done = run("certify", "random.npz", "--data", "certified_data.npz", *options, report=True)
@@ -71,7 +82,10 @@ BAD = [
         ["certify", "certified.npz", "--data", "larger.npz"],
         r"larger: the network expects samples x of shape \(1, 3, 3\), got \(1, 4, 4\)$",
     ),
-    (["certify", "certified.npz", "--data", "flat_x.npz"], r"flat_x.npz: .*got \(40, 9\)"),
+    (
+        ["certify", "certified.npz", "--data", "flat_x.npz"],
+        r"flat_x: the .* 3, 3\), got \(1, 9\)$",
+    ),
     (["certify", "certified.npz", "--data", "integers.npz"], "floats 'x', got uint8"),
     (["certify", "certified.npz", "--data", "fewer.npz"], "with the same N"),
     (["certify", "certified.npz", "--data", "only_x.npz"], "x and y, or images and labels, got x$"),

@@ -185,9 +185,9 @@ def test_no_split_exists_where_nothing_is_left_to_fit():
 @pytest.mark.parametrize("output", [-1, 3])
 def test_an_output_that_does_not_exist_is_refused(output):
     theta, pair, data = small_problem(SQUARED)
-    with refuses(ValueError, f"output unit: expected 0..2, got {output}"):
+    with refuses(ValueError, f"output unit: expected a whole number in 0..2, got {output}"):
         split_data(theta, pair, data, SQUARED, output=output)
-    with refuses(ValueError, f"output unit: expected 0..2, got {output}"):
+    with refuses(ValueError, f"output unit: expected a whole number in 0..2, got {output}"):
         find_spurious_minimum(theta, pair, data, SQUARED, output=output)
 
 

@@ -1,5 +1,7 @@
 """theta: the linear minimum, and any subnetwork under a pair of relaying convolutions."""
 
+import math
+
 import numpy as np
 import pytest
 import strict_device
@@ -245,7 +247,7 @@ def test_networks_of_another_kind_are_refused(layers, named):
     net = Network((1, 3, 3), layers)
     with refuses(ValueError, "construction: expected " + named):
         subnetwork(net)
-    data = random_pixels(Network((1, 3, 3), [Dense(2)]), SQUARED, 30, seed=0)
+    data = random_pixels(Network((1, 3, 3), [Dense(math.prod(net.shapes[-1]))]), SQUARED, 30)
     with refuses(ValueError, "construction: expected " + named):
         linear_minimum(net, data, SQUARED)
     with refuses(ValueError, "construction: expected " + named):

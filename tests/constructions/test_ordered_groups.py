@@ -84,5 +84,5 @@ def test_maps_and_outputs_that_do_not_exist_are_refused():
     theta, pair = linear_minimum(NET, data, LOSS)
     with pytest.raises(ValueError, match="map 1 of layer 1 is not relayed"):
         ordered_groups(theta, pair, data, LOSS, 1, 0)
-    with pytest.raises(ValueError, match=r"expected 0\.\.1, got 2"):
+    with pytest.raises(ValueError, match=r"expected a whole number in 0\.\.1, got 2"):
         ordered_groups(theta, pair, data, LOSS, 0, 2)

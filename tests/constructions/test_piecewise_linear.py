@@ -136,7 +136,7 @@ def test_ties_at_the_end_are_split_from_what_lies_below():
 @pytest.mark.parametrize("count", [0, 7, -1])
 @pytest.mark.parametrize("split", [Groups.equal, Groups.gaps])
 def test_more_groups_than_samples_and_none_are_refused(split, count):
-    with pytest.raises(ValueError, match=re.escape(f"expected 1..6 of them, got {count}")):
+    with pytest.raises(ValueError, match=re.escape(f"a whole number in 1..6, got {count}")):
         split(LINE, UP, count)
 
 
@@ -575,7 +575,7 @@ LAYERS = [Dense(8), Dense(2)]
         (Network((1, 4), LAYERS, ReLU(1.0)), ValueError, "expected an activation with a kink, got"),
         (Network((1, 4), [Dense(2)]), ValueError, "expected a hidden dense layer below the last"),
         (Network((1, 4), [Conv(4), Dense(2)]), ValueError, "expected a hidden dense layer"),
-        (Network((1, 2), [Conv(1)]), ValueError, "expected a dense layer at the end"),
+        (Network((1, 4), [Conv(2), AveragePool(4)]), ValueError, "a dense layer at the end"),
     ],
 )
 def test_networks_without_room_or_of_another_kind_are_refused(net, error, cause):

@@ -447,12 +447,12 @@ def test_other_networks_are_refused():
 
 def test_inputs_of_other_shapes_or_not_finite_are_refused():
     net, x = network(Tanh(), (3, 1), 2), inputs(20, 2)
-    wrong = [x[:, 0], x[:, :, :1], x.reshape(20, 2, 1), x.reshape(10, 1, 4)]
+    wrong = [x[:, 0, 0], x[:, 0, :1], x[:, :, :1], x.reshape(20, 2, 1), x.reshape(10, 1, 4), x[:0]]
     for value in (np.nan, np.inf):
         wrong.append(x.copy())
         wrong[-1][3, 0, 1] = value
     for bad in wrong:
-        with pytest.raises(ValueError, match=r"^inputs: expected .*finite"):
+        with pytest.raises(ValueError, match=r"^inputs: expected "):
             smooth_minimum(net, bad)
 
 

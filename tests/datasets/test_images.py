@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import subprocess
 import sys
 import zipfile
@@ -156,7 +157,7 @@ def test_principal_components_of_bytes_do_not_depend_on_their_scale():
     assert (np.diff(covariance.diagonal()) < 0).all()
 
 
-@pytest.mark.parametrize("dimensions", [0, -1, 25, 2.0, "2", None])
+@pytest.mark.parametrize("dimensions", [0, -1, 25, 2.0, "2", None, True])
 def test_principal_components_refuses(dimensions):
     with refused("t: expected 1 to 24 dimensions, got", repr(dimensions)):
         many_pixels().principal_components(dimensions)
@@ -213,7 +214,9 @@ def test_load_npz(sample, tmp_path):
         ({"labels": None}, ["'labels'"]),
         ({"images": np.full((3, 1, 2, 2), np.nan)}, ["12 pixels", "sample 0"]),
         ({"images": np.full((3, 1, 2, 2), np.inf)}, ["12 pixels", "sample 0"]),
-        ({"images": np.zeros((3, 2, 2))}, ["(3, 2, 2)"]),
+        ({"images": np.zeros((3, 4))}, ["(3, 4)"]),
+        ({"labels": np.zeros((3, 2), int)}, ["(3,)", "(3, 2)"]),
+        ({"labels": np.array([1, 2, 4]), "class_names": np.array(["a", "b"])}, ["0 to 1"]),
         ({"images": np.zeros((3, 1, 2, 2), np.int64)}, ["int64"]),
         ({"images": np.array([None, 1, 2])}, ["plain arrays", "allow_pickle"]),
         ({"labels": np.array([0, 1, None])}, ["plain arrays", "allow_pickle"]),
@@ -233,6 +236,62 @@ def test_load_npz_refuses(tmp_path, arrays, words):
     path = npz(tmp_path / "own.npz", **arrays)
     with refused(path, *words):
         load_npz(path)
+
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (3, 3, 6, 7), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("stored", "note"),
+    [
+        (PICTURES, None),
+        (PICTURES.transpose(0, 2, 3, 1), r"\(3, 6, 7, 3\) .*\(N, H, W, C\), channels last"),
+        (np.repeat(PICTURES, 2, 1)[:, :4].transpose(0, 2, 3, 1), r"\(3, 6, 7, 4\) .*channels last"),
+        (PICTURES[:, :1, :, :6].transpose(0, 2, 3, 1), r"\(3, 6, 6, 1\) .*channels last"),
+        (PICTURES[:, 0], r"\(3, 6, 7\) .*\(N, H, W\), of one channel"),
+        (PICTURES[:, :, :, :3], None),  # (N, 3, 6, 3) may be both
+        (PICTURES[:, :, :4, :4].repeat(5, 1), None),  # (N, 15, 4, 4): many maps of few positions
+        (PICTURES[:, :, :, :1].repeat(5, 1), None),  # (N, 15, 6, 1): signals
+    ],
+    ids=["first", "last", "four", "grey, last", "none", "both", "maps", "signals"],
+)
+def test_channels_are_found_where_only_one_order_can_be_meant(stored, note, tmp_path):
+    found = load_npz(npz(tmp_path / "own.npz", images=stored))
+    if note is None:
+        assert found.notes == () and np.array_equal(found.images, stored)
+        return
+    assert len(found.notes) == 1 and re.search(note, found.notes[0])
+    expected = stored[:, None] if stored.ndim == 3 else np.moveaxis(stored, 3, 1)
+    assert np.array_equal(found.images, expected)
+    assert found.subset(2, 0).notes == found.notes
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "expected", "note"),
+    [
+        ([3, 5, 3], None, ("3", "5"), r"labels 3\.\.5, 2 of them, are classes 0\.\.1"),
+        ([2, 1, 3], None, ("1", "2", "3"), r"labels 1\.\.3, 3 of them, are classes 0\.\.2"),
+        ([2, 1, 3], ["a", "b", "c"], ("a", "b", "c"), "labels 1..3 count from 1"),
+        ([1, 3, 3], ["a", "b", "c"], ("a", "b", "c"), "labels 1..3 count from 1"),
+        ([1, 2, 2], ["a", "b", "c"], ("a", "b", "c"), None),
+        ([0, 2, 2], None, ("0", "1", "2"), None),
+        ([[0], [1], [0]], None, ("0", "1"), None),
+        ([[7], [8], [7]], None, ("7", "8"), r"labels 7\.\.8, 2 of them, are classes 0\.\.1"),
+    ],
+)
+def test_labels_that_do_not_begin_with_0_are_numbered_and_keep_their_names(
+    labels, names, expected, note, tmp_path
+):
+    arrays = {"labels": np.array(labels)} | (
+        {} if names is None else {"class_names": np.array(names)}
+    )
+    found = load_npz(npz(tmp_path / "own.npz", **arrays))
+    assert found.class_names == expected
+    assert len(found.notes) == (note is not None) and re.search(note or "", " ".join(found.notes))
+    if names is None:
+        assert [expected[n] for n in found.labels] == [str(n) for n in np.ravel(labels)]
+    else:
+        assert found.labels.tolist() == [n - (note is not None) for n in labels]
 
 
 def test_load_npz_refuses_other_files(tmp_path):
@@ -347,7 +406,8 @@ def test_readers_of_data_import_neither_networks_nor_anything_above_them():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == ""
     inside = [f"tinyspur.datasets{name}" for name in ("", ".cifar10", ".images", ".samples")]
-    assert done.stdout.split() == ["4000", *inside, "tinyspur.files"]
+    lowest = [f"tinyspur.engine{name}" for name in ("", ".backend", ".plain")]
+    assert done.stdout.split() == ["4000", *inside, *lowest, "tinyspur.files"]
 
 
 def test_the_package_has_the_data_sets_and_imports_what_downloads_only_for_a_download():

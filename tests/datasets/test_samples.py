@@ -5,8 +5,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from tinyspur.datasets.samples import TrainingSet, draw
+from tinyspur.engine.losses import SquaredLoss
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+from tinyspur.layers import Dense
 
 
 @pytest.mark.parametrize(
@@ -14,8 +19,9 @@ from tinyspur.datasets.samples import TrainingSet, draw
     [
         ((3, 1, 4), (2, 1)),
         ((0, 1, 4), (0, 1)),
-        ((3, 4), (3, 1)),
-        ((3, 1, 4), (3,)),
+        ((3,), (3, 1)),
+        ((3, 4), (4,)),
+        ((), (1,)),
         ((3, 1, 4), (3, 1, 1)),
     ],
 )
@@ -43,10 +49,26 @@ def test_a_training_set_shows_its_sizes_and_is_pickled():
     assert np.array_equal(again.x, data.x) and np.array_equal(again.y, data.y)
 
 
-def test_lists_are_refused():
-    for data in ({"x": [[[0.0]]], "y": np.zeros((1, 1))}, {"x": np.zeros((1, 1, 1)), "y": [[0.0]]}):
-        with pytest.raises(ValueError, match=r"expected [xy] as a NumPy array, got a list"):
-            TrainingSet(**data)
+def test_vectors_are_inputs_of_one_channel_and_numbers_are_targets_of_width_one():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5, 3)), rng.normal(size=5)
+    data = TrainingSet(x, y)
+    assert np.array_equal(data.x, x[:, None]) and np.array_equal(data.y, y[:, None])
+    net = Network((1, 3), [Dense(4), Dense(1)])
+    theta = Parameters(net, rng.normal(size=net.size))
+    (W1, b1, W2, b2) = (torch.tensor(a) for a in theta.arrays().values())
+    o = torch.relu(torch.tensor(x) @ W1.T + b1) @ W2.T + b2
+    assert np.allclose(net.forward(theta, x), o, rtol=1e-14)
+    assert np.allclose(
+        net.risk(theta, data, SquaredLoss()), ((o[:, 0] - torch.tensor(y)) ** 2).mean() / 2
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_plain_arrays_are_not_copied(dtype):
+    x, y = np.zeros((3, 1, 4), dtype), np.zeros((3, 2), dtype)
+    data = TrainingSet(x, y)
+    assert data.x is x and data.y is y
 
 
 def test_a_subset_has_distinct_samples_in_order_with_their_targets():
@@ -59,7 +81,7 @@ def test_a_subset_has_distinct_samples_in_order_with_their_targets():
     assert not np.array_equal(kept, draw(50, 20, seed=4))
 
 
-@pytest.mark.parametrize("samples", [0, -1, 4, 1.5, "2", None])
+@pytest.mark.parametrize("samples", [0, -1, 4, 1.5, "2", None, True])
 def test_a_number_of_samples_that_there_are_not_is_refused(samples):
     with pytest.raises(ValueError, match=f"^expected 1 to 3 samples, got {samples!r}$"):
         TrainingSet(np.zeros((3, 1, 2)), np.zeros((3, 1))).subset(samples, seed=0)

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from network_problems import networks, over_networks
 
@@ -56,6 +57,33 @@ def test_the_layers_with_a_pattern_are_those_that_parameters_move():
         assert (net.leading_poolings, net.active_layers) == (leading, active)
         assert net.max_layers == poolings
         assert net.pattern_layers == tuple(sorted(active + poolings))
+
+
+@pytest.mark.parametrize("whole", [np.int8, np.uint64, np.array, torch.tensor], ids=repr)
+def test_whole_numbers_of_any_type_describe_the_same_network(whole):
+    n = whole
+    layers = [Conv(n(2), n(3), n(2)), AveragePool(n(2)), MaxPool(n(1)), Dense(n(3))]
+    net = Network([n(1), n(8), n(8)], layers)
+    expected = Network((1, 8, 8), [Conv(2, 3, 2), AveragePool(2), MaxPool(1), Dense(3)])
+    assert net == expected and hash(net) == hash(expected) and repr(net) == repr(expected)
+    assert json.dumps(net.spec) == json.dumps(expected.spec)
+    assert all(type(m) is int for layer in net.layers for m in vars(layer).values())
+
+
+@pytest.mark.parametrize("wrong", [True, np.True_, 2.0, "2", None, 0, -1])
+def test_what_is_no_positive_whole_number_is_refused(wrong):
+    for layer in (Conv(wrong), Conv(2, wrong), Conv(2, 3, wrong), AveragePool(wrong), Dense(wrong)):
+        with pytest.raises(ValueError, match=r"layer 1, .* expected positive whole numbers"):
+            Network((1, 4, 4), [layer])
+    with pytest.raises(ValueError, match=r"expected an input \(C, H, W\) or \(C, W\), for vectors"):
+        Network((1, wrong), [Dense(1)])
+
+
+def test_a_size_or_a_layer_alone_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"^network: expected an input .*\(C, W\), got 4$"):
+        Network(4, [Dense(1)])
+    with pytest.raises(ValueError, match=r"^network: expected a list of layers, got Dense"):
+        Network((1, 4), Dense(1))
 
 
 def test_networks_that_differ_are_not_equal():

@@ -301,10 +301,67 @@ def test_smoothing_outside_0_to_1_is_refused(smoothing):
         one_hot(np.array([0]), 2, smoothing=smoothing)
 
 
-@pytest.mark.parametrize("labels", [[0, 3], [-1, 0], [0.0, 1.0], [[0], [1]], 1, [True, False]])
-def test_labels_that_are_no_classes_are_refused(labels):
-    with pytest.raises(ValueError, match="labels"):
-        one_hot(np.array(labels), 3)
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 3], "expected 0..2, got 0..3; number them by labels = np.unique("),
+        ([-1, 0], "expected 0..2, got -1..0"),
+        ([0.5, 1.0], "expected whole numbers (N,), got 0.5"),
+        ([np.nan, 1.0], "expected whole numbers (N,), got nan"),
+        ([[0, 1], [1, 0]], "expected whole numbers (N,), got (2, 2)"),
+        (1, "expected whole numbers (N,), got ()"),
+        (["cat", "dog"], "expected plain real numbers, got <U3"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, words):
+    for given in (labels, np.array(labels)):
+        with pytest.raises(ValueError, match=f"^labels: {re.escape(words)}"):
+            one_hot(given, 3)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [2, 0, 1, 0],
+        np.array([[2], [0], [1], [0]], np.uint8),
+        np.array([2.0, 0.0, 1.0, 0.0], np.float32),
+        torch.tensor([2, 0, 1, 0]),
+    ],
+    ids=["list", "column", "floats", "tensor"],
+)
+def test_one_hot_finds_the_classes_of_labels_from_anywhere(labels):
+    expected = torch.nn.functional.one_hot(torch.tensor([2, 0, 1, 0])).double().numpy()
+    assert np.array_equal(one_hot(labels), expected)
+    assert np.array_equal(one_hot(labels, np.int64(4))[:, :3], expected)
+
+
+def test_truth_values_are_two_classes():
+    assert one_hot(np.array([True, False])).tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (range(1, 11), "expected 0..9, got 1..10; give classes=11, or number them by"),
+        ([3, 5], "expected 0..1, got 3..5; give classes=6, or number them by"),
+        ([0, 2], "expected 0..1, got 0..2; give classes=3, or number them by"),
+        ([-1, 1], "expected 0..1, got -1..1; number them by"),
+    ],
+)
+def test_labels_with_gaps_need_the_number_of_classes_or_new_numbers(labels, words):
+    labels = np.array(labels)
+    with pytest.raises(ValueError, match=f"^labels: {re.escape(words)}"):
+        one_hot(labels)
+    again = np.unique(labels, return_inverse=True)[1]
+    assert one_hot(again).shape == (len(labels), len(set(labels.tolist())))
+
+
+@pytest.mark.parametrize("classes", [0, -1, 2.0, True, "3"])
+def test_a_number_of_classes_that_is_none_is_refused(classes):
+    with pytest.raises(ValueError, match=r"^classes: expected a whole number, 1 or more, got "):
+        one_hot([0, 1], classes)
+    with pytest.raises(ValueError, match=r"^classes: expected a whole number, 1 or more, got 0"):
+        one_hot([])
 
 
 @pytest.mark.parametrize("kind", TARGETS)

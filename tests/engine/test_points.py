@@ -14,6 +14,7 @@ from torch_twin import Twin, from_npz
 
 from tinyspur.engine.activations import ReLU, Swish, Tanh
 from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.points import load_point, save_point
 from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.layers import AveragePool, Conv, Dense
@@ -128,6 +129,22 @@ def test_a_point_whose_activation_no_file_can_hold_is_not_written(tmp_path):
     with pytest.raises(ValueError, match=r"point.npz: not written, .*got {'name': 'own'}"):
         save_point(path, theta)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_point_that_is_not_finite_is_not_written(value, tmp_path):
+    theta = point(NET)
+    theta.W[3].weights[1, 0] = value
+    with pytest.raises(ValueError, match=r"point.npz: not written, since W3 has NaN or infinite"):
+        save_point(tmp_path / "points" / "point.npz", theta)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", np.float16, np.int64, np.longdouble, bool])
+def test_a_point_of_numbers_of_any_type_comes_back(dtype, tmp_path):
+    values = np.random.default_rng(0).integers(0, 2, NET.size).astype(dtype)
+    save_point(tmp_path / "point.npz", Parameters(NET, values))
+    assert np.array_equal(load_point(tmp_path / "point.npz").vector, values)
 
 
 def test_a_point_that_cannot_be_written_keeps_the_older_one(tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ def test_the_least_squares_weights_are_those_of_numpy():
 @pytest.mark.parametrize("iterations", [0, -1, -12])
 def test_fewer_than_one_iteration_is_refused(iterations):
     net = NETWORKS["leaky"]
-    with pytest.raises(ValueError, match=f"at least one iteration, got {iterations}"):
+    with pytest.raises(ValueError, match=f"iterations: .* 1 or more, got {iterations}"):
         descend(
             random_theta(net, scale=0.5), training_set(net.input_shape), SquaredLoss(), iterations
         )
@@ -518,8 +518,10 @@ def test_a_kill_while_the_checkpoint_is_written_keeps_the_one_before(tmp_path, m
 @pytest.mark.parametrize(
     ("settings", "error", "cause"),
     [
-        ({"epochs": 0}, ValueError, "expected epochs"),
-        ({"epochs": 1, "batch_size": 0}, ValueError, "batch size"),
+        ({"epochs": 0}, ValueError, "epochs: expected a whole number, 1 or more, got 0"),
+        ({"epochs": 1, "batch_size": 0}, ValueError, "batch size: expected .* 1 or more, got 0"),
+        ({"epochs": 1, "optimiser": Adam}, ValueError, r"expected an optimiser as Adam\(\), got "),
+        ({"epochs": 1, "seed": -1}, ValueError, "seed: expected a whole number, 0 or more, got -1"),
         ({"epochs": 1, "resume": True}, ValueError, "expected a checkpoint to resume from"),
     ],
 )

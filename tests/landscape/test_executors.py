@@ -97,7 +97,9 @@ class Read:
 def test_each_process_reads_the_data_once(pool, tmp_path):
     where, data, expected = problem()
     with pool() as executor:
-        same_bits(scan(where, data, Read(tmp_path / "log"), executor), expected)
+        found = scan(where, data, Read(tmp_path / "log"), executor)
+    assert found.risks.tobytes() == expected.risks.tobytes()
+    assert found.rounding == pytest.approx(expected.rounding)  # a bound only for known losses
     readers = (tmp_path / "log").read_text().split()
     assert 1 <= len(readers) == len(set(readers)) <= 2
     assert (str(os.getpid()) in readers) == (pool is threads)

@@ -395,9 +395,9 @@ def test_a_radius_that_is_not_positive_and_finite_is_refused(radius):
 
 def test_other_arguments_are_refused():
     theta, data = point_of("dense", 0.0, SQUARED, 0)
-    for options in ({"starts": 0}, {"iterations": 0}):
-        with pytest.raises(ValueError, match="expected starts, iterations >= 1, got"):
-            find_escape(theta, data, SQUARED, 1.0, **options)
+    for name in ("starts", "iterations"):
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number, 1 or more, got 0"):
+            find_escape(theta, data, SQUARED, 1.0, **{name: 0})
     other, _ = point_of("conv", 0.0, SQUARED, 0)
     with pytest.raises(ValueError, match="expected points and directions of Network"):
         one_sided_derivative(theta, other, data, SQUARED)

@@ -466,14 +466,14 @@ def test_parameters_that_are_not_finite_are_refused(value):
 
 def test_less_than_one_product_is_refused():
     theta, data = random_point(NETWORKS["2-D"], SquaredLoss(), 7)
-    with pytest.raises(ValueError, match="one product and one parameter, got 0 and 55"):
+    with pytest.raises(ValueError, match=r"lanczos_products: .*1 or more, got 0"):
         gather_evidence(theta, data, SquaredLoss(), lanczos_products=0)
 
 
 def test_a_network_without_parameters_is_refused():
     net = Network((1, 4), [AveragePool(2)])
     data = TrainingSet(np.zeros((2, 1, 4)), np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="one parameter, got 90 and 0"):
+    with pytest.raises(ValueError, match="at least one parameter, got Network"):
         gather_evidence(net.zeros(), data, SquaredLoss())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from .cell import CellCertificate, certify_cell
@@ -38,6 +39,7 @@ def certify(theta: Parameters, data: TrainingSet, loss: Loss) -> Certificate:
     Raises AssumptionError that says why where no kind of certificate applies, and ValueError where
     parameters or outputs are not finite.
     """
+    check_at(theta, data, loss)
     found, obstacles = None, []
     for kind, check in CERTIFICATES:
         try:

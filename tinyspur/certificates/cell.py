@@ -11,7 +11,8 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
-from ..engine.losses import KNOWN, Loss
+from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
@@ -26,6 +27,7 @@ from .radius import Chunk, highest_dead_layer, keeps_patterns, shrink
 from .rounding import EPSILON, gamma, gradient_rounding, mean_rounding, preactivation_rounding
 
 CHOSEN = 1e-12  # the accuracy of the best subgradients, relative to their largest sum
+ZERO_AT_TARGETS = (SquaredLoss, AbsoluteLoss, HuberLoss)
 SETTLED = 1e-3  # an optimal fit counts as near where it moves no output by more than this
 
 
@@ -123,6 +125,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     AssumptionError for a loss of a user's that is seen not to be convex, or not to have the
     derivatives that it returns.
     """
+    check_at(theta, data, loss)
     CellCertificate.require(theta, loss)
     theta = in_float64(theta)
     seen = _look(theta, data, loss)
@@ -142,7 +145,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         "kinks": kinks,
         "assumes": assumed(loss),
     }
-    if risk <= rounding and meets_targets(theta, data, loss):
+    if risk <= rounding and type(loss) in ZERO_AT_TARGETS and meets_targets(theta, data):
         return CellCertificate(holds=True, radius=math.inf, zero=True, **common)
     obstacles = []
     if kinks:

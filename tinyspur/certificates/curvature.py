@@ -16,7 +16,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.backend import to_numpy
 from ..engine.losses import Loss, SquaredLoss
-from ..engine.network import Network
+from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import steps
 from ..layers import Dense
@@ -117,6 +117,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     it holds, in float64 arithmetic. Raises ValueError for other networks and losses, and where
     parameters or outputs are not finite.
     """
+    check_at(theta, data, loss)
     CurvatureCertificate.require(theta, loss)
     net, theta = theta.net, in_float64(theta, np)
     y, x = net.targets(theta, data, loss), data.x.reshape(len(data), -1).astype(np.float64)

@@ -9,7 +9,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.backend import all_to_numpy, namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.network import Network
+from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
@@ -128,6 +128,7 @@ def certify_relays(
     it is not certified, `seed` goes to `gather_evidence`. Raises ValueError for a layer that does
     not exist, where parameters or outputs are not finite, and for a smooth activation.
     """
+    check_at(theta, data, loss)
     RelayCertificate.require(theta, loss)
     net, xp = theta.net, namespace(theta.vector)
     if not 1 <= lower <= net.depth:

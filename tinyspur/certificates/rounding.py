@@ -18,6 +18,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import KNOWN as KNOWN_LOSSES
 from ..engine.losses import CrossEntropy, Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, by_map, steps
 
@@ -113,6 +114,7 @@ def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
 
     Two risks that differ by more than the sum of their errors are so in exact arithmetic.
     """
+    check_at(theta, data, loss)
     y = theta.net.targets(theta, data, loss)
     o = theta.net.forward(theta, data.x).T
     values, dtype = to_numpy(loss.value(o, y)), theta.vector.dtype
@@ -130,7 +132,7 @@ def mean_rounding(
     By the mean value theorem a loss is off by at most sum_k (|g_k| + its change) |do_k|, and by the
     rounding of its own value. The mean is compared with a sum that is rounded only once.
     """
-    o, y = np.ascontiguousarray(o), np.ascontiguousarray(y)  # the same sums for any layout
+    o, y, errors = map(np.ascontiguousarray, (o, y, errors))  # the same sums for any layout
     dtype, off = values.dtype, gradient_rounding(loss, o, y, errors)
     size = loss.value_size(o, y) if type(loss) in KNOWN_LOSSES else abs(values)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -55,7 +55,7 @@ def load_data(options: argparse.Namespace, net: Network) -> tuple[dict, Training
     if isinstance(data, TrainingSet):
         if options.label_smoothing:
             raise ValueError(f"--label-smoothing: expected labels, got targets y: {options.data}")
-        name, classes = options.data.stem, None
+        name, classes, notes = options.data.stem, None, ()
         check_fit(
             name,
             ("samples x of shape", net.input_shape, data.x.shape[1:]),
@@ -65,7 +65,7 @@ def load_data(options: argparse.Namespace, net: Network) -> tuple[dict, Training
             with naming(f"{name}:"):
                 data = data.subset(options.samples, options.seed)
     else:
-        images, name, classes = data, data.name, data.classes
+        images, name, classes, notes = data, data.name, data.classes, data.notes
         check_fit(
             name,
             ("images of shape", net.input_shape, images.input_shape),
@@ -75,6 +75,8 @@ def load_data(options: argparse.Namespace, net: Network) -> tuple[dict, Training
             images = images.subset(options.samples, options.seed)
         y = one_hot(images.labels, classes, options.label_smoothing)
         data = TrainingSet(images.pixels(), y)
+    for note in notes:
+        print(f"data:    {name}: {note}")
     print(f"data:    {name}: {len(data)} samples {data.x.shape[1:]}, targets {data.y.shape[1:]}")
     about = {"name": name, "samples": len(data), "input_shape": list(data.x.shape[1:])}
     return {**about, "classes": classes}, data, total

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import scipy.optimize
 
-from ..datasets.samples import TrainingSet
-from ..engine.losses import Loss
+from ..datasets.samples import TrainingSet, check_data
+from ..engine.losses import Loss, check_loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
+from ..engine.plain import plain_on_host, vectors_as_samples
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import AveragePoolingMatrix, Conv, Dense, Pooling, WeightMatrix
@@ -62,10 +63,10 @@ def patch_sums(
     `layers` as in `convolutional_lattice`. Max poolings select what they do for the filter
     `direction`, which they need, where a large bias is added to its map.
     """
-    stem = _Stem(layers, x)
+    stem = _Stem(layers, vectors_as_samples(plain_on_host("x", x)))
     if direction is None and stem.selects:
         raise ValueError("patch sums: expected a direction, a filter, for the max pooling")
-    w = np.zeros(stem.filter) if direction is None else np.asarray(direction, np.float64)
+    w = np.zeros(stem.filter) if direction is None else plain_on_host("direction", direction)
     if w.size != math.prod(stem.filter):
         raise ValueError(f"patch sums: expected a filter {stem.filter}, got {w.shape}")
     return stem.features(w.reshape(stem.filter))
@@ -89,6 +90,8 @@ def convolutional_lattice(
     Raises ValueError for other layers, groups or losses; AssumptionError where a group has no fit
     or no lattice is found.
     """
+    check_data(data)
+    check_loss(loss)
     stem = _Stem(layers, data.x)
     if len(groups.labels) != len(data) or groups.direction.size != math.prod(stem.filter):
         raise ValueError(

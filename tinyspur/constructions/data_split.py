@@ -25,7 +25,9 @@ from ..certificates.rounding import output_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
+from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from .split_terms import VANISHES, map_values, output_derivatives, read_weights, tie_of
 from .steepest_gap import steepest_gaps
@@ -87,12 +89,13 @@ def split_data(
     S that the rounding of the outputs explains counts as zero. Raises ValueError for a map, an
     output or a rule that does not exist, AssumptionError where S vanishes throughout.
     """
+    check_at(theta, data, loss)
     check_points(pair.tower.net, theta)
     outputs = theta.net.shapes[-1][0]
     if rule not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")
-    if output is not None and not 0 <= output < outputs:
-        raise ValueError(f"output unit: expected 0..{outputs - 1}, got {output}")
+    if output is not None:
+        output = whole_number("output unit", output, 0, outputs - 1)
     maps = pair.relayed if map is None else (map,)
     chosen = list(range(outputs)) if output is None else [output]
     theta = theta.to(namespace(theta.vector), np.float64)
@@ -142,7 +145,7 @@ def _split_at(
     above = above[location]
     return DataSplit(
         layer=pair.below,
-        map=m,
+        map=int(m),
         location=int(location),
         output=k,
         threshold=float(eta),

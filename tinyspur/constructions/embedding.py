@@ -17,9 +17,9 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, to_numpy
 from ..engine.losses import Loss
-from ..engine.network import Network
+from ..engine.network import Network, check_network, check_problem
 from ..engine.parameters import Parameters, check_points
-from ..engine.passes import steps
+from ..engine.passes import as_inputs, steps
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import AveragePool, Conv, Dense, Layer
@@ -43,6 +43,7 @@ def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired"
     Raises ValueError unless `lower` and the next layer are convolutions, a dense layer ends the
     network, no other kind lies above a dense one, and the activation is ReLU.
     """
+    check_network(net)
     check_variant(variant)
     if net.activation != ReLU():
         raise ValueError(f"construction: expected ReLU, got {net.activation}")
@@ -105,6 +106,7 @@ def linear_subnetwork(
     one. Raises AssumptionError for too few maps, for an affine map that fits the data exactly
     (R = 0), and where `fit_affine` finds no minimiser.
     """
+    check_problem(net, data, loss)
     check_variant(variant)
     if len(data) < 2:
         raise AssumptionError(f"Assumption 1 needs at least two samples, got {len(data)}")
@@ -158,6 +160,7 @@ def embed(
     """
     check_points(None, phi)
     tower = pair_tower(net, lower, variant)
+    x = as_inputs(net, x)
     _check_subnetwork(phi.net, net, tower.first, variant)
     theta = net.zeros(like=phi.vector)
     repaired = variant == "repaired"
@@ -233,6 +236,7 @@ def linear_minimum(
 
     `lower` is the first layer of the pair of convolutions, the topmost pair by default.
     """
+    check_problem(net, data, loss)
     phi = linear_subnetwork(subnetwork(net, lower, variant), data, loss, variant)
     return embed(net, phi, data.x, variant, lower)
 
@@ -290,7 +294,8 @@ def check_assumption_1(theta: Parameters, x: np.ndarray, layer: int | None = Non
 
     Differences below 1e-12 of the largest feature count as 0.
     """
-    net = theta.net
+    check_points(None, theta)
+    net, x = theta.net, as_inputs(theta.net, x)
     layer = net.depth - 1 if layer is None else layer
     width = net.shapes[layer]
     direction = np.random.default_rng(0).standard_normal(math.prod(width))

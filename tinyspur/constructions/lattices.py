@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..datasets.samples import TrainingSet, flattened
-from ..engine.losses import Loss
+from ..datasets.samples import TrainingSet, check_data, flattened
+from ..engine.losses import Loss, check_loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
@@ -245,6 +245,8 @@ def smallest_cases(
     larger (the smaller) one, until the samples no longer change. All are points of one network.
     Raises ValueError for more than one output, AssumptionError where no start gets there.
     """
+    check_data(data)
+    check_loss(loss)
     if data.y.shape[1] != 1:
         raise ValueError(f"smallest case: expected one output, got {data.y.shape[1]}")
     x, rng, found = flattened(data.x), np.random.default_rng(seed), {}

@@ -11,8 +11,9 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.losses import Loss, SquaredLoss
-from ..engine.network import Network
+from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
+from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from .embedding import carry_outputs, check_variant, first_dense, first_features
@@ -49,6 +50,7 @@ def nontrivial_minimum(
     Raises AssumptionError for the cross-entropy, where no minimiser exists for an isolated sample,
     for too few maps and where no filter isolates samples; ValueError for another kind of network.
     """
+    check_problem(net, data, loss)
     check_variant(variant)
     channels, *_ = net.input_shape
     if not isinstance(loss, SquaredLoss):
@@ -64,8 +66,7 @@ def nontrivial_minimum(
         )
     if tower.pooled and not repaired:
         raise ValueError(f"literal theta_1: [CNN] prints no formulas with pooling, got {net}")
-    if not 1 <= isolated < len(data):
-        raise ValueError(f"isolated samples: expected 1..{len(data) - 1}, got {isolated}")
+    isolated = whole_number("isolated samples", isolated, 1, len(data) - 1)
     tower.check_room(channels, "one that isolates samples, and one for each input channel")
     theta, x = net.zeros(), first_features(net, data.x)
     if repaired:

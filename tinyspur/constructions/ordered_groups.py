@@ -10,7 +10,9 @@ import numpy as np
 from ..certificates.rounding import output_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters
+from ..engine.plain import whole_number
 from .split_terms import VANISHES, map_values, output_derivatives, tie_of
 from .towers import RelayedPair
 
@@ -74,9 +76,9 @@ def ordered_groups(
     equations make every sum zero. Raises ValueError for a map that is not relayed or an output
     that does not exist.
     """
+    check_at(theta, data, loss)
     outputs = theta.net.shapes[-1][0]
-    if not 0 <= output < outputs:
-        raise ValueError(f"output unit: expected 0..{outputs - 1}, got {output}")
+    output = whole_number("output unit", output, 0, outputs - 1)
     pair.relay_of(map)
     v, u = map_values(theta, pair, map, data.x), output_derivatives(theta, data, loss)[output]
     order = np.argsort(-v, axis=1, kind="stable")

@@ -14,12 +14,13 @@ import scipy.optimize
 
 from ..certificates import CellCertificate, certify_cell
 from ..certificates.rounding import risk_rounding
-from ..datasets.samples import TrainingSet, flattened
+from ..datasets.samples import TrainingSet, check_data, flattened
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import to_numpy
-from ..engine.losses import Loss
-from ..engine.network import Network
+from ..engine.losses import Loss, check_loss
+from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
+from ..engine.plain import plain_on_host, whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import AffineFit, fit_affine
 from .embedding import carry_outputs, first_dense, first_features
@@ -45,7 +46,7 @@ class Groups:
     def at(cls, x: np.ndarray, direction: np.ndarray, thresholds) -> Groups:
         """Return the groups of inputs x (N, ...) between the given thresholds."""
         along = _along(x, direction)
-        thresholds = np.sort(np.asarray(thresholds, np.float64).ravel())
+        thresholds = np.sort(plain_on_host("thresholds", thresholds).astype(np.float64).ravel())
         hit = np.isin(along, thresholds)
         if hit.any():
             raise ValueError(
@@ -58,13 +59,13 @@ class Groups:
             raise ValueError(
                 f"groups: expected samples in each of {len(sizes)}, group {sizes.argmin()} has none"
             )
-        return cls(np.asarray(direction, np.float64).ravel(), thresholds, labels)
+        return cls(_numbers(direction), thresholds, labels)
 
     @classmethod
     def equal(cls, x: np.ndarray, direction: np.ndarray, groups: int) -> Groups:
         """Return groups of equal size, up to one sample, split where neighbours differ."""
         along = np.sort(_along(x, direction))
-        _check_count(groups, len(along))
+        groups = whole_number("groups", groups, 1, len(along))
         cuts = [round(k * len(along) / groups) for k in range(1, groups)]
         return cls.at(x, direction, _between(along, cuts))
 
@@ -72,7 +73,7 @@ class Groups:
     def gaps(cls, x: np.ndarray, direction: np.ndarray, groups: int) -> Groups:
         """Return the groups on both sides of the largest gaps between neighbours."""
         along = np.sort(_along(x, direction))
-        _check_count(groups, len(along))
+        groups = whole_number("groups", groups, 1, len(along))
         cuts = np.sort(np.argsort(-np.diff(along), kind="stable")[: groups - 1] + 1)
         return cls.at(x, direction, _between(along, cuts))
 
@@ -161,6 +162,8 @@ def fit_groups(data: TrainingSet, groups: Groups, loss: Loss) -> PiecewiseFit:
 
     Raises AssumptionError, naming the group, where one has no minimiser.
     """
+    check_data(data)
+    check_loss(loss)
     if len(groups.labels) != len(data):
         raise ValueError(f"groups: expected those of {len(data)} samples, got {len(groups.labels)}")
     x, fits, risk = flattened(data.x), [], 0.0
@@ -187,6 +190,7 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     Raises AssumptionError for too few units or maps, and for a group without a fit; ValueError for
     a smooth activation.
     """
+    check_problem(net, data, loss)
     dense = first_dense(net)
     if dense == net.depth:
         raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
@@ -194,7 +198,6 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     slope = net.activation.slope
     if slope == 1:
         raise ValueError(f"gates: expected an activation with a kink, got {net.activation}")
-    net.targets(net.zeros(), data, loss)
     d_y, K, width = net.shapes[-1][0], len(groups), net.shapes[dense][0]
     needed = d_y + (K - 1) * (d_y + 1)
     if width < needed:
@@ -322,7 +325,7 @@ def _separate(x: np.ndarray, places: np.ndarray, K: int) -> tuple[np.ndarray, np
 
 def _along(x: np.ndarray, direction: np.ndarray) -> np.ndarray:
     """Return p . x for each sample."""
-    flat, p = flattened(x), np.asarray(direction, np.float64).ravel()
+    flat, p = flattened(x), _numbers(direction)
     if p.shape != flat.shape[1:] or not np.isfinite(p).all() or not p.any():
         raise ValueError(
             f"groups: expected a finite direction of {flat.shape[1]} numbers, not all 0, got "
@@ -331,9 +334,8 @@ def _along(x: np.ndarray, direction: np.ndarray) -> np.ndarray:
     return flat @ p
 
 
-def _check_count(groups: int, samples: int) -> None:
-    if not 1 <= groups <= samples:
-        raise ValueError(f"groups: expected 1..{samples} of them, got {groups}")
+def _numbers(direction: object) -> np.ndarray:
+    return plain_on_host("direction", direction).astype(np.float64).ravel()
 
 
 def _between(along: np.ndarray, cuts) -> np.ndarray:

@@ -17,8 +17,9 @@ from ..certificates.rounding import EPSILON, risk_rounding
 from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import Activation
 from ..engine.losses import SquaredLoss
-from ..engine.network import Network
+from ..engine.network import Network, check_network, check_problem
 from ..engine.parameters import Parameters
+from ..engine.passes import as_inputs
 from ..errors import AssumptionError
 from ..fitting.training import descend, kaiming_start
 
@@ -69,13 +70,11 @@ def smooth_minimum(
     AssumptionError where sigma' or sigma'' vanish at a, where N < d(d+3)/2 + 1, and where the
     inputs are degenerate, so that no such residuals exist.
     """
+    check_network(net)
     check_smooth(net)
-    x = np.asarray(x)
-    expected = f"real and finite (N, {', '.join(map(str, net.input_shape))})"
-    if x.dtype.kind not in "fiu" or x.shape[1:] != net.input_shape or not x.size:
-        raise ValueError(f"inputs: expected {expected}, got {x.dtype} {x.shape}")
+    x = as_inputs(net, x)
     if not np.isfinite(x).all():
-        raise ValueError(f"inputs: expected {expected}, got NaN or infinite values")
+        raise ValueError("inputs: expected finite numbers, got NaN or infinite values")
     if expansion_point is not None and not math.isfinite(expansion_point):
         raise ValueError(f"expansion point: expected a finite number, got {expansion_point!r}")
     if not (isinstance(risk, float | int) and 0 < risk < math.inf):
@@ -112,8 +111,8 @@ def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
     tried both ways, and the lowest risk counts. Raises AssumptionError where the last hidden layer
     has fewer units than there are samples, or the samples are not all different.
     """
+    check_problem(net, data, LOSS)
     check_smooth(net)
-    net.targets(net.zeros(), data, LOSS)
     width = net.shapes[-2][0]
     if width < len(data):
         raise AssumptionError(

@@ -10,6 +10,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.backend import to_numpy
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from .towers import RelayedPair
 
@@ -19,6 +20,7 @@ VANISHES = 1e-12  # sums of u below this share of sum |u| count as zero
 
 def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
     """Return u = dl/do, shape (d_y, N), on the host."""
+    check_at(theta, data, loss)
     o = theta.net.forward(theta, data.x).T
     return to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss)))
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
@@ -97,6 +98,7 @@ def find_spurious_minimum(
     R(theta), and the lower point is lower than theta. Raises AssumptionError where Assumption 1
     fails or no split exists.
     """
+    check_at(theta, data, loss)
     check_points(pair.tower.net, theta)
     with stage("certificate", "certifying theta"):
         check_assumption_1(theta, data.x, pair.upper)

@@ -16,6 +16,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, measure_escape, random_unit
@@ -76,6 +77,7 @@ def lower_point(
     gap; the risk that is returned is the network's own. The decrease is counted from `risk`, by
     default the risk of `theta`.
     """
+    check_at(theta, data, loss)
     v = map_values(theta, pair, split.map, data.x)
     w = read_weights(theta, pair, split.map)[split.output]
     rate = w @ (v > split.threshold)
@@ -109,6 +111,7 @@ def revive(
     map, not a refutation of its minimality: the distance is not small. Raises AssumptionError for a
     map that some sample activates, or where the derivative vanishes.
     """
+    check_at(theta, data, loss)
     net, rng = theta.net, np.random.default_rng(seed)
     if net.activation != ReLU():
         raise ValueError(f"revive: expected ReLU, got {net.activation}, where no map is dead")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..engine.plain import whole
 from ..files import naming, read_arrays
 from . import cifar10
 from .cifar10 import cache_folder
@@ -25,14 +26,16 @@ _MAX_UNNAMED_CLASSES = 100_000
 class Dataset:
     """Labelled images: `images` (N, C, H, W), uint8 or floating, and `labels` (N,), int64.
 
-    Raises ValueError for other shapes or types, for pixels that are not finite, and for a label
-    without a class name.
+    `notes` say in words how the arrays of a file were read, where that isn't plain. Raises
+    ValueError for other shapes or types, for pixels that are not finite, and for a label without a
+    class name.
     """
 
     name: str
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = np.asarray(self.images), np.asarray(self.labels)
@@ -115,9 +118,10 @@ class Dataset:
         flat = self.pixels().reshape(len(self), -1)
         scores, sizes, _ = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)
         rank = int((sizes > 1e-9 * max(np.linalg.norm(flat), np.finfo(float).tiny)).sum())
-        if not isinstance(dimensions, int | np.integer) or not 1 <= dimensions <= rank:
+        d = whole(dimensions)
+        if d is None or not 1 <= d <= rank:
             raise ValueError(f"{self.name}: expected 1 to {rank} dimensions, got {dimensions!r}")
-        scaled = scores[:, :dimensions] * (sizes[:dimensions] / sizes[0] * len(self) ** 0.5)
+        scaled = scores[:, :d] * (sizes[:d] / sizes[0] * len(self) ** 0.5)
         return scaled[:, None]
 
 
@@ -159,8 +163,12 @@ def bundled() -> Dataset:
 def load_npz(path: str | os.PathLike) -> Dataset:
     """Read `images` (N, C, H, W), `labels` (N,) and, if there, `class_names` from an NPZ file.
 
-    ValueError if it is damaged, holds pickles, lacks an array or is no valid `Dataset`, OSError
-    if it cannot be opened.
+    Images (N, H, W) get a channel. Channels come first, or last where only that can be meant: 3 or
+    4 of them, or 1 on square images, with more than 4 rows and columns. Labels may be (N, 1). Those
+    that don't begin with 0 are numbered anew: their values are the names of the classes, unless
+    there are K `class_names` and labels up to K. The data set's `notes` say so. ValueError if the
+    file is damaged, holds pickles, lacks an array or is no valid `Dataset`, OSError if it cannot be
+    opened.
     """
     path = Path(path).expanduser()
     arrays = read_arrays(path, ("images", "labels", "class_names"))
@@ -172,12 +180,46 @@ def load_npz(path: str | os.PathLike) -> Dataset:
             if not isinstance(array, np.ndarray):
                 raise ValueError(f"expected an array {key!r}, got {type(array).__name__}")
         images, labels = arrays["images"], arrays["labels"]
-        names = arrays["class_names"] if "class_names" in arrays else _numbers(labels)
+        images, notes = _with_channels_first(images)
+        labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
+        names = arrays.get("class_names")
+        if labels.dtype.kind in "iu" and labels.size and labels.min() > 0:
+            labels, names, note = _from_zero(labels, names)
+            notes += note
+        names = _numbers(labels) if names is None else names
         if names.ndim != 1 or names.dtype.kind != "U":
             raise ValueError(
                 f"expected class_names to be a list of strings, got {names.dtype} {names.shape}"
             )
-        return Dataset(path.stem, images, labels, tuple(names.tolist()))
+        return Dataset(path.stem, images, labels, tuple(names.tolist()), notes)
+
+
+def _with_channels_first(images: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return images (N, C, H, W), and in words what was done for that."""
+    if images.ndim == 3:
+        return images[:, None], (f"images {images.shape} are read as (N, H, W), of one channel",)
+    if images.ndim != 4:
+        return images, ()
+    _, rows, columns, channels = images.shape
+    last = channels in (3, 4) or (channels == 1 and rows == columns)
+    if not (last and min(rows, columns) > 4):
+        return images, ()
+    first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return first, (f"images {images.shape} are read as (N, H, W, C), channels last",)
+
+
+def _from_zero(
+    labels: np.ndarray, names: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """Return labels that begin with 0 and the classes' names, for labels > 0; and this in words."""
+    values, numbers = np.unique(labels, return_inverse=True)
+    said = f"labels {values[0]}..{values[-1]}"
+    if names is None:
+        note = f"{said}, {len(values)} of them, are classes 0..{len(values) - 1} with these names"
+        return numbers, values.astype(str), (note,)
+    if names.shape == (values[-1],):
+        return labels - 1, names, (f"{said} count from 1, they are classes 0..{values[-1] - 1}",)
+    return labels, names, ()
 
 
 def load_samples(path: str | os.PathLike) -> TrainingSet | None:

@@ -6,34 +6,43 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..engine.plain import plain_on_host, vectors_as_samples, whole
+
 
 @dataclass(frozen=True, repr=False)
 class TrainingSet:
     """Inputs x (N, C, H, W) or (N, C, W) and targets y (N, d_y); finite, N >= 1.
 
-    Raises ValueError for other shapes and for values that are not finite.
+    Vectors x (N, d) become (N, 1, d), the inputs of a network that reads (1, d), and numbers y (N,)
+    become (N, 1). Both are arrays, lists, PyTorch's tensors, DataFrames or Series. float32 and
+    float64 stay; integers, bool, float16 and longdouble become float64. Raises ValueError for other
+    shapes, for values that are not finite, and for complex numbers, objects, strings, dates and
+    masked arrays.
+
+    >>> TrainingSet([[1, 2], [3, 4], [5, 6]], [0, 1, 0])
+    TrainingSet(3 samples (1, 2), targets (1,))
     """
 
     x: np.ndarray
     y: np.ndarray
 
     def __post_init__(self):
-        for name, values in (("x", self.x), ("y", self.y)):
-            if not isinstance(values, np.ndarray):
-                kind = type(values).__name__
-                raise ValueError(f"training set: expected {name} as a NumPy array, got a {kind}")
-        if self.x.ndim < 3 or self.y.ndim != 2 or len(self.x) != len(self.y) or not len(self.x):
+        x, y = plain_on_host("x", self.x), plain_on_host("y", self.y)
+        got = f"{x.shape} and {y.shape}"
+        x, y = vectors_as_samples(x), y[:, None] if y.ndim == 1 else y
+        if x.ndim < 3 or y.ndim != 2 or len(x) != len(y) or not len(x):
             raise ValueError(
-                "training set: expected x (N, C, H, W) and y (N, d_y) with the same N >= 1, "
-                f"got {self.x.shape} and {self.y.shape}"
+                "training set: expected x (N, C, H, W), (N, C, W) or (N, d) and y (N, d_y) or (N,) "
+                f"with the same N >= 1, got {got}"
             )
-        for name, values in (("x", self.x), ("y", self.y)):
+        for name, values in (("x", x), ("y", y)):
             bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
             if bad.any():
                 raise ValueError(
                     f"training set: {name} has NaN or infinite values in {bad.sum()} of "
                     f"{bad.size} samples, the first is sample {bad.argmax()}"
                 )
+            object.__setattr__(self, name, values)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -50,9 +59,16 @@ class TrainingSet:
         return TrainingSet(self.x[drawn], self.y[drawn])
 
 
-def flattened(x: np.ndarray) -> np.ndarray:
+def check_data(data: object) -> None:
+    """Raise ValueError for what is no training set."""
+    if not isinstance(data, TrainingSet):
+        raise ValueError(f"data: expected a TrainingSet, got a {type(data).__name__}")
+
+
+def flattened(x: object) -> np.ndarray:
     """Return samples x (N, ...) as rows of numbers (N, n), in float64."""
-    return np.asarray(x, np.float64).reshape(len(x), -1)
+    x = plain_on_host("x", x).astype(np.float64, copy=False)
+    return x.reshape(len(x), -1)
 
 
 def draw(total: int, samples: int, seed: int) -> np.ndarray:
@@ -61,8 +77,9 @@ def draw(total: int, samples: int, seed: int) -> np.ndarray:
     >>> draw(9, 4, seed=0)
     array([2, 4, 5, 7])
     """
-    if not isinstance(samples, int | np.integer) or not 1 <= samples <= total:
+    number = whole(samples)
+    if number is None or not 1 <= number <= total:
         raise ValueError(f"expected 1 to {total} samples, got {samples!r}")
-    drawn = np.random.default_rng(seed).choice(total, size=samples, replace=False)
+    drawn = np.random.default_rng(seed).choice(total, size=number, replace=False)
     drawn.sort()
     return drawn

@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 
 from ..layers import Layer, Shape, is_positive, layer_of, shapes_of, slots_of
 from .activations import Activation, ReLU, activation_named
+from .plain import whole
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a thread may hold at once during a pass
 
@@ -30,12 +33,14 @@ class Architecture:
         def put(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        put("input_shape", tuple(self.input_shape))
-        put("layers", tuple(self.layers))
+        sizes = _listed("an input (C, H, W) or (C, W)", self.input_shape)
+        put("input_shape", tuple(whole(n) or n for n in sizes))
+        put("layers", _listed("a list of layers", self.layers))
         put("activation", ReLU() if self.activation is None else self.activation)
         if len(self.input_shape) not in (2, 3) or not all(map(is_positive, self.input_shape)):
             raise ValueError(
-                f"network: expected an input (C, H, W) or (C, W), got {self.input_shape}"
+                "network: expected an input (C, H, W) or (C, W), for vectors (1, d), got "
+                f"{self.input_shape}"
             )
         if not self.layers:
             raise ValueError("network: expected at least one layer")
@@ -52,10 +57,13 @@ class Architecture:
         """Return the shapes of the input and of each layer's output."""
         return shapes_of(self.input_shape, self.layers)
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.input_shape, self.layers, self.activation, self.memory_budget)
+
     @cached_property
-    def slots(self) -> dict[int, tuple[int, Shape]]:
+    def slots(self) -> Mapping[int, tuple[int, Shape]]:
         """Return, by layer, where its numbers start in the vector, and the shape of its weights."""
-        return slots_of(self.layers, self.shapes)
+        return MappingProxyType(slots_of(self.layers, self.shapes))
 
     @cached_property
     def size(self) -> int:
@@ -135,3 +143,10 @@ class Architecture:
     def positions(self, layer: int) -> int:
         """Return the number of positions of a map of `layer`; 0 is the input."""
         return math.prod(self.shapes[layer][1:])
+
+
+def _listed(expected: str, values: object) -> tuple:
+    try:
+        return tuple(values)
+    except TypeError:
+        raise ValueError(f"network: expected {expected}, got {values!r}") from None

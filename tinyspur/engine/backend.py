@@ -80,14 +80,3 @@ def all_to_numpy(arrays: Iterable[Array]) -> list[np.ndarray]:
         for n, part in zip(places, np.split(to_numpy(flat), ends[:-1]), strict=True):
             found[n] = part.reshape(found[n].shape)
     return found
-
-
-def overwrite(name: str, memory: Array, values: object) -> None:
-    """Write values of the same shape, or one number, to `memory`; ValueError for others."""
-    if not isinstance(values, type(memory)):
-        values = namespace(memory).asarray(values)
-    if not np.can_cast(values.dtype, memory.dtype, "same_kind"):
-        raise ValueError(f"{name}: expected {memory.dtype} numbers, got {values.dtype}")
-    if values.shape not in (memory.shape, ()):
-        raise ValueError(f"{name}: expected numbers {memory.shape}, got {values.shape}")
-    memory[...] = values

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from .backend import Array, namespace, special
+from .plain import plain_on_host, whole_number
 
 
 class SquaredLoss:
@@ -220,6 +221,12 @@ class Loss(Protocol):
     def check_targets(self, y: Array) -> None: ...
 
 
+def check_loss(loss: object) -> None:
+    """Raise ValueError for what is no loss, a class of losses included."""
+    if isinstance(loss, type) or not hasattr(loss, "check_targets"):
+        raise ValueError(f"loss: expected one as SquaredLoss(), got {loss!r}")
+
+
 def loss_named(name: str) -> Loss:
     """Return the loss called ``squared``, ``cross-entropy``, ``absolute`` or ``huber``.
 
@@ -236,21 +243,44 @@ def softmax(o: Array) -> Array:
     return special(o).softmax(o, axis=0)
 
 
-def one_hot(labels: np.ndarray, classes: int, smoothing: float = 0.0) -> np.ndarray:
+def one_hot(labels: object, classes: int | None = None, smoothing: float = 0.0) -> np.ndarray:
     """Return targets (N, classes): 1 for the label, smoothed towards 1 / classes.
 
-    With `smoothing` s the targets are 1 - s + s / classes for the label and s / classes elsewhere
-    (s = 0.1 and ten classes: 0.91 and 0.01). Raises ValueError for s outside [0, 1) or a label
-    outside 0..classes - 1.
+    `labels` are whole numbers from 0 on, (N,) or (N, 1), also as bool or as floats, in an array, a
+    list, a tensor or a Series. Without `classes` there are as many as differ in the labels. With
+    `smoothing` s the targets are 1 - s + s / classes for the label and s / classes elsewhere
+    (s = 0.1 and ten classes: 0.91 and 0.01). Raises ValueError for s outside [0, 1), a label
+    outside 0..classes - 1, and, without `classes`, a class below the largest label that has none.
 
-    >>> one_hot(np.array([1]), 2, smoothing=0.2)
+    >>> one_hot([1, 0, 2])
+    array([[0., 1., 0.],
+           [1., 0., 0.],
+           [0., 0., 1.]])
+    >>> one_hot([1], 2, smoothing=0.2)
     array([[0.1, 0.9]])
     """
-    labels = np.asarray(labels)
+    smoothing = float(smoothing)
     if not 0 <= smoothing < 1:
         raise ValueError(f"label smoothing: expected 0 <= s < 1, got {smoothing}")
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels: expected integers (N,), got {labels.dtype} {labels.shape}")
-    if labels.size and not (labels.min() >= 0 and labels.max() < classes):
-        raise ValueError(f"labels: expected 0..{classes - 1}, got {labels.min()}..{labels.max()}")
-    return np.eye(classes)[labels] * (1 - smoothing) + smoothing / classes
+    numbers = _labels(labels)
+    names = np.unique(numbers)
+    found = whole_number("classes", len(names) if classes is None else classes)
+    if names.size and not 0 <= names[0] <= names[-1] < found:
+        hint = "number them by labels = np.unique(labels, return_inverse=True)[1]"
+        if classes is None and names[0] >= 0:
+            hint = f"give classes={names[-1] + 1}, or {hint}"
+        got = f"{names[0]}..{names[-1]}"
+        raise ValueError(f"labels: expected 0..{found - 1}, got {got}; {hint}")
+    return np.eye(found)[numbers] * (1 - smoothing) + smoothing / found
+
+
+def _labels(labels: object) -> np.ndarray:
+    """Return labels (N,) or (N, 1) as int64 (N,)."""
+    numbers = plain_on_host("labels", labels)
+    if numbers.shape[1:] not in ((), (1,)) or numbers.ndim == 0:
+        raise ValueError(f"labels: expected whole numbers (N,), got {numbers.shape}")
+    whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (abs(numbers) < 2**53)
+    if not whole.all():
+        wrong = numbers[~whole][0]
+        raise ValueError(f"labels: expected whole numbers (N,), got {wrong}")
+    return numbers.ravel().astype(np.int64)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..datasets.samples import TrainingSet
+from ..datasets.samples import TrainingSet, check_data
 from . import passes
 from .activations import ReLU, check_piecewise_linear
 from .architecture import Architecture
 from .backend import Array, all_to_numpy, namespace, to_numpy
-from .losses import Loss
+from .losses import Loss, check_loss
 from .parameters import Parameters, check_points
+from .plain import float_type, is_array, plain_like, plain_on_host
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,13 +39,18 @@ class Network(Architecture):
     """
 
     def zeros(self, like: Array | None = None, dtype: type = np.float64) -> Parameters:
-        """Return parameters that are all zero, in the namespace and type of `like` if given."""
+        """Return parameters that are all zero, in the namespace and type of `like` if given.
+
+        Without it they are NumPy's, of `dtype` float32 or float64; ValueError for another one.
+        """
         if like is None:
-            return Parameters(self, np.zeros(self.size, dtype=dtype))
+            return Parameters(self, np.zeros(self.size, dtype=float_type("dtype", dtype)))
+        if not is_array(like):
+            raise ValueError(f"zeros: expected like to be an array, got a {type(like).__name__}")
         return Parameters(self, namespace(like).zeros(self.size, dtype=like.dtype))
 
     def forward(self, theta: Parameters, x: np.ndarray) -> Array:
-        """Return the outputs (N, d_y) for the inputs x (N, *input_shape)."""
+        """Return the outputs (N, d_y) for the inputs x (N, *input_shape), or (N, d) for (1, d)."""
         outputs = self.over(theta, x, lambda _, o: self.layer_output(theta, o, self.depth))
         return namespace(theta.vector).concatenate(list(outputs), axis=1).T
 
@@ -136,7 +142,7 @@ class Network(Architecture):
         """
         check_points(self, theta)
         check_piecewise_linear(self.activation, "affine map")
-        _, columns = next(self.chunks(theta, x[None]))
+        _, columns = next(self.chunks(theta, plain_on_host("inputs", x)[None]))
         rows = namespace(columns).eye(math.prod(self.shapes[-1]), dtype=theta.vector.dtype)
         return passes.affine_map(list(passes.steps(theta, columns)), rows, above)
 
@@ -161,6 +167,12 @@ class Network(Architecture):
         self, theta: Parameters, layer: int, filters: Array, x: np.ndarray
     ) -> np.ndarray:
         """Return what `filters` (T, ...) make of o^{layer-1}, shape (T * P, N), on the host."""
+        check_points(self, theta)
+        own = theta.W[layer].weights
+        filters = plain_like("filters", filters, theta.vector)
+        if own is None or filters.shape[1:] != own.shape[1:]:
+            expected = "a layer with filters" if own is None else f"(T, {str(own.shape[1:])[1:]}"
+            raise ValueError(f"filters: expected {expected}, got {filters.shape}")
         W = theta.W[layer].with_weights(filters)
         parts = self.over(theta, x, lambda _, o: W @ self.layer_output(theta, o, layer - 1))
         return np.concatenate([to_numpy(part) for part in parts], axis=1)
@@ -168,13 +180,34 @@ class Network(Architecture):
     def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
         """Return the targets as columns (d_y, N), on the device of `theta`, checked."""
         check_points(self, theta)
-        width = math.prod(self.shapes[-1])
-        if not isinstance(data, TrainingSet):
-            raise ValueError(f"data: expected a TrainingSet, got a {type(data).__name__}")
-        if isinstance(loss, type) or not hasattr(loss, "check_targets"):
-            raise ValueError(f"loss: expected one as SquaredLoss(), got {loss!r}")
-        if data.y.shape[1] != width:
-            raise ValueError(f"targets: expected (N, {width}), got {data.y.shape}")
-        y = namespace(theta.vector).asarray(data.y, dtype=theta.vector.dtype).T
-        loss.check_targets(y)
-        return y
+        check_problem(self, data, loss)
+        return namespace(theta.vector).asarray(data.y, dtype=theta.vector.dtype).T
+
+
+def check_at(theta: Parameters, data: TrainingSet, loss: Loss) -> None:
+    """Raise ValueError for what is no point, and as `check_problem` does for its network."""
+    check_points(None, theta)
+    check_problem(theta.net, data, loss)
+
+
+def check_network(net: object) -> None:
+    """Raise ValueError for what is no network."""
+    if not isinstance(net, Network):
+        raise ValueError(f"network: expected a Network, got a {type(net).__name__}")
+
+
+def check_problem(net: Network, data: TrainingSet, loss: Loss) -> None:
+    """Raise ValueError for what is no network, training set or loss, and where they don't fit.
+
+    The inputs must have the network's shape, the targets its width, and be the loss's.
+    """
+    check_network(net)
+    check_data(data)
+    check_loss(loss)
+    passes.as_inputs(net, data.x)
+    width = math.prod(net.shapes[-1])
+    if data.y.shape[1] != width:
+        labels = data.y.shape[1] == 1 and (data.y == np.floor(data.y)).all()
+        hint = "; give labels as one_hot(labels)" if labels else ""
+        raise ValueError(f"targets: expected (N, {width}), got {data.y.shape}{hint}")
+    loss.check_targets(data.y.T)

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..layers import WeightMatrix
 from .architecture import Architecture
-from .backend import Array, overwrite, to_numpy
+from .backend import Array, to_numpy
+from .plain import float_type, is_array, overwrite, plain_array, whole
 
 
 class Parameters:
@@ -19,8 +20,13 @@ class Parameters:
     `W[l]` is the weight matrix of layer l, pooling included; `W[l].weights` (PyTorch's shape) and
     `b[l]` (one number for each map or neuron) are views of the vector. All of them are one point,
     always: writing to a view changes the vector, and what is assigned to ``theta.vector``,
-    ``theta.b[l]``, ``theta.W[l]`` or ``theta.W[l].weights`` is copied into it. Raises ValueError
-    for numbers of another shape or of a kind that the vector can't hold.
+    ``theta.b[l]``, ``theta.W[l]`` or ``theta.W[l].weights`` is copied into it. To swap two of them,
+    copy one first: ``first = theta.b[1].copy()``.
+
+    A `vector` of float32 or float64, NumPy's or CuPy's, is taken as it is, not copied. Any other
+    real numbers are copied, to float64 where they are neither float32 nor float64: integers, bool,
+    float16, longdouble, lists, PyTorch's tensors. Raises ValueError for numbers of another shape
+    and for those that `plain_array` refuses: complex ones, objects, masked arrays, strings.
     """
 
     net: Architecture
@@ -31,9 +37,10 @@ class Parameters:
     def __init__(self, net: Architecture, vector: Array):
         if not isinstance(net, Architecture):
             raise ValueError(f"parameters: expected a Network, got a {type(net).__name__}")
-        if getattr(vector, "shape", None) != (net.size,):
-            got = getattr(vector, "shape", f"a {type(vector).__name__}")
-            raise ValueError(f"parameters: expected a vector ({net.size},), got {got}")
+        given, vector = vector, plain_array("parameters", vector)
+        vector = vector if is_array(given) else vector.copy()
+        if vector.shape != (net.size,):
+            raise ValueError(f"parameters: expected a vector ({net.size},), got {vector.shape}")
         matrices: dict[int, WeightMatrix] = {}
         biases: dict[int, Array] = {}
         for number, layer in enumerate(net.layers, start=1):
@@ -71,7 +78,13 @@ class Parameters:
         return Parameters(self.net, self.vector.copy())
 
     def to(self, xp: ModuleType, dtype: type | str | None = None) -> Parameters:
-        """Return a copy in the array namespace `xp` and, if given, of another `dtype`."""
+        """Return a copy in the array namespace `xp`, of `dtype` float32 or float64 if given.
+
+        Raises ValueError for another `xp` than NumPy or CuPy, and another `dtype`.
+        """
+        if not isinstance(xp, ModuleType) or not hasattr(xp, "ndarray"):
+            raise ValueError(f"theta.to: expected the module numpy or cupy first, got {xp!r}")
+        dtype = self.vector.dtype if dtype is None else float_type("theta.to", dtype)
         return Parameters(self.net, xp.array(to_numpy(self.vector), dtype=dtype))
 
     def __abs__(self) -> Parameters:
@@ -94,11 +107,12 @@ class ByLayer(Mapping):
         self._name, self._net, self._parts = name, net, parts
 
     def __getitem__(self, layer: int):
-        if layer in self._parts:
-            return self._parts[layer]
-        if layer in range(1, self._net.depth + 1):
-            raise KeyError(f"layer {layer} is a pooling: it has no biases")
-        raise KeyError(f"expected a layer in 1..{self._net.depth}, got {layer!r}")
+        number, depth = whole(layer), self._net.depth
+        if number in self._parts:
+            return self._parts[number]
+        if number is not None and 1 <= number <= depth:
+            raise KeyError(f"layer {number} is a pooling: it has no biases")
+        raise KeyError(f"expected a layer in 1..{depth}, got {layer!r}")
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._parts)

@@ -15,8 +15,10 @@ import numpy as np
 
 from ..layers import WeightMatrix
 from .activations import KNOWN, Activation
+from .architecture import Architecture
 from .backend import Array, namespace
 from .parameters import Parameters
+from .plain import plain_on_host, vectors_as_samples
 from .threads import in_order
 
 CACHED = 20 * 2**20  # bytes of activations of a chunk: more would leave the caches
@@ -234,8 +236,9 @@ def margins(trace: list[Step]) -> dict[int, Array]:
 # Samples in chunks
 
 
-def over(theta: Parameters, x: np.ndarray, function: Callable) -> Iterator:
+def over(theta: Parameters, x: object, function: Callable) -> Iterator:
     """Yield function(rows, columns) for all `chunks` in their order, see `in_order`."""
+    x = as_inputs(theta.net, x)
     return in_order(
         lambda rows: function(rows, _columns(theta, x, rows)),
         _slices(theta, x),
@@ -243,17 +246,29 @@ def over(theta: Parameters, x: np.ndarray, function: Callable) -> Iterator:
     )
 
 
-def chunks(theta: Parameters, x: np.ndarray) -> Iterator[tuple[slice, Array]]:
+def chunks(theta: Parameters, x: object) -> Iterator[tuple[slice, Array]]:
     """Yield slices of samples and their columns (n_0, chunk), on the device of `theta`."""
+    x = as_inputs(theta.net, x)
     return ((rows, _columns(theta, x, rows)) for rows in _slices(theta, x))
+
+
+def as_inputs(net: Architecture, x: object) -> np.ndarray:
+    """Return samples x (N, *input_shape), or vectors (N, d) for (1, d), plain and on the host.
+
+    Raises ValueError for another shape and for what `plain_array` refuses.
+    """
+    given = plain_on_host("inputs", x)
+    x = vectors_as_samples(given)
+    if x.shape[1:] != net.input_shape or not len(x):
+        expected, hint = ", ".join(map(str, net.input_shape)), ""
+        if x.ndim == 3 and x.shape[1] == 1:
+            hint = f"; vectors (N, {x.shape[2]}) are inputs (1, {x.shape[2]})"
+        raise ValueError(f"inputs: expected (N, {expected}), got {given.shape}{hint}")
+    return x
 
 
 def _slices(theta: Parameters, x: np.ndarray) -> list[slice]:
     net = theta.net
-    if x.shape[1:] != net.input_shape or not len(x):
-        raise ValueError(
-            f"inputs: expected (N, {', '.join(map(str, net.input_shape))}), got {x.shape}"
-        )
     sample = 2 * sum(math.prod(shape) for shape in net.shapes) * theta.vector.dtype.itemsize
     size = max(1, min(net.memory_budget // sample, max(CACHED // sample, FEWEST)))
     needed = -(-len(x) // size)  # a power of two gives each core as much to do

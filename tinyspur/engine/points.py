@@ -15,10 +15,13 @@ from .parameters import Parameters, check_points
 def save_point(path: str | Path, theta: Parameters) -> None:
     """Write a point as NPZ: `spec` (JSON) and W1, b1, W2, ... in PyTorch's shapes.
 
-    Raises ValueError, and writes nothing, for a network that `load_point` could not read again:
-    one with an activation of your own.
+    Raises ValueError, and writes nothing, for what `load_point` could not read again: a network
+    with an activation of your own, and numbers that are NaN or infinite.
     """
     check_points(None, theta)
+    for key, array in theta.arrays().items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path}: not written, since {key} has NaN or infinite values")
     spec = json.dumps(theta.net.spec)
     with naming(f"{path}: not written, since its network can't be read from JSON:"):
         Network.from_spec(spec)

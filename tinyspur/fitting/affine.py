@@ -11,7 +11,8 @@ import scipy.optimize
 import scipy.sparse
 import scipy.sparse.linalg
 
-from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
+from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, check_loss
+from ..engine.plain import plain_on_host
 from ..errors import AssumptionError
 
 NEWTON_STEPS = 500
@@ -56,12 +57,14 @@ def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
     falls, a fit without a minimiser may go unnoticed. Raises ValueError for shapes that don't
     match, RuntimeError if the method stalls.
     """
+    x, y = plain_on_host("x", x), plain_on_host("y", y)
+    check_loss(loss)
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or not len(x):
         raise ValueError(
             "fit: expected x (N, d_x) and y (N, d_y) with the same N >= 1, "
             f"got {x.shape} and {y.shape}"
         )
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    x, y = x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("fit: expected finite x and y, got NaN or infinite values")
     loss.check_targets(y.T)

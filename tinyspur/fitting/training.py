@@ -16,8 +16,9 @@ import scipy.optimize
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.network import Network
+from ..engine.network import Network, check_at, check_network
 from ..engine.parameters import Parameters, check_points
+from ..engine.plain import whole_number
 from ..files import read_arrays, whole_file
 
 GPU_RATE = 10e12  # floating-point operations per second, sustained, of the estimate for a GPU
@@ -29,6 +30,7 @@ def kaiming_start(net: Network, seed: int = 0) -> Parameters:
     For leaky ReLU of slope a the variance is 2 / (1 + a^2) / fan-in, as in PyTorch; for smooth
     activations it is that of ReLU.
     """
+    check_network(net)
     rng, theta = np.random.default_rng(seed), net.zeros()
     slope = net.activation.slope if net.activation.piecewise_linear else 0.0
     for layer in theta.b:
@@ -95,10 +97,12 @@ def train(
     Raises ValueError for settings out of range and for a checkpoint of another run, RuntimeError
     where the risk is no longer finite.
     """
-    check_points(None, theta)
+    check_at(theta, data, loss)
     optimiser = optimiser or Adam()
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"training: expected epochs, batch size >= 1, got {epochs}, {batch_size}")
+    if not isinstance(optimiser, Adam):
+        raise ValueError(f"training: expected an optimiser as Adam(), got {optimiser!r}")
+    epochs, batch_size = whole_number("epochs", epochs), whole_number("batch size", batch_size)
+    seed = whole_number("seed", seed, 0)
     if resume and checkpoint is None:
         raise ValueError("training: expected a checkpoint to resume from")
     net, xp = theta.net, namespace(theta.vector)
@@ -198,9 +202,8 @@ def descend(
     never ends higher than it began. Raises ValueError for fewer than one iteration and for a
     negative goal.
     """
-    check_points(None, theta)
-    if iterations < 1:
-        raise ValueError(f"descent: expected at least one iteration, got {iterations}")
+    check_at(theta, data, loss)
+    iterations = whole_number("iterations", iterations)
     if not gradient_goal >= 0:
         raise ValueError(f"descent: expected a gradient goal >= 0, got {gradient_goal}")
     net, xp, dtype = theta.net, namespace(theta.vector), theta.vector.dtype
@@ -271,7 +274,8 @@ def polish(
     It takes at most `iterations` steps, 0 for none. The goal is a gradient whose largest entry is
     `share` times that at `theta`. `progress` is called with the risk after each iteration.
     """
-    check_points(None, theta)
+    check_at(theta, data, loss)
+    iterations = whole_number("iterations", iterations, 0)
     risk_before, before = _risk_and_slope(theta, data, loss)
     goal, taken = share * before, 0
 
@@ -316,6 +320,7 @@ def seconds_per_batch(
     theta: Parameters, data: TrainingSet, loss: Loss, batch_size: int = 128
 ) -> float:
     """Return the seconds that a step of `train` takes here, the least of a few steps."""
+    check_at(theta, data, loss)
     theta = theta.copy()
     memory = [namespace(theta.vector).zeros_like(theta.vector) for _ in range(2)]
 
@@ -373,6 +378,7 @@ def training_cost(
     theta: Parameters, data: TrainingSet, loss: Loss, epochs: int, batch_size: int, polish: int
 ) -> TrainingCost:
     """Return the cost of training from `theta` on and of the polish, after timing a mini-batch."""
+    check_at(theta, data, loss)
     batch = min(batch_size, len(data))
     seconds = seconds_per_batch(theta, data, loss, batch)
     flops = training_flops(theta.net, len(data), 1)

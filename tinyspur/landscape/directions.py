@@ -8,6 +8,7 @@ import numpy as np
 
 from ..engine.backend import namespace
 from ..engine.parameters import Parameters, check_points
+from ..engine.plain import whole
 from ..layers import is_positive
 
 NORMALIZATIONS = (None, "filter", "layer")
@@ -71,8 +72,9 @@ class RandomDirections(Sequence):
         normalization: str | None = None,
         biases: bool = True,
     ):
-        self.theta, self.count = theta, count
-        self.seed, self.normalization, self.biases = seed, normalization, biases
+        self.theta, self.count = theta, whole(count) or count
+        self.seed = whole(seed) or seed
+        self.normalization, self.biases = normalization, biases
         if not is_positive(count):
             raise ValueError(f"random directions: expected one or more, got {count!r}")
         self[0]  # raises an error now for a theta that is no point or can't be normalised

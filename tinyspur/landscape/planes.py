@@ -9,6 +9,7 @@ import numpy as np
 
 from ..engine.backend import all_to_numpy, to_numpy
 from ..engine.parameters import Parameters
+from ..engine.plain import plain_on_host, whole, whole_number
 from ..layers import is_positive
 from .directions import RandomDirections, same_network
 
@@ -50,6 +51,7 @@ class Plane:
         and `margin` times their range around them. Raises ValueError for points on one line.
         """
         same_network(origin, a, b)
+        steps = whole_number("steps", steps)
         d1, move = a.vector - origin.vector, b.vector - origin.vector
         noise = 8 * float(np.finfo(d1.dtype).eps) * float(b.vector @ b.vector) ** 0.5
         if not d1.any() or not _independent(to_numpy(d1), to_numpy(move), noise):
@@ -138,6 +140,7 @@ class Lines:
     def between(cls, a: Parameters, b: Parameters, steps: int = 51, margin: float = 0.25) -> Lines:
         """Return the line through `a`, at alpha = 0, and `b`, at alpha = 1, and `margin` beyond."""
         same_network(a, b)
+        steps = whole_number("steps", steps)
         move = Parameters(a.net, b.vector - a.vector)
         return cls(a, (move,), np.linspace(-margin, 1 + margin, steps))
 
@@ -176,14 +179,14 @@ def _ticks(extent: float, steps: int) -> np.ndarray:
         raise ValueError(
             f"expected an extent > 0 and one step or more, got {extent!r} and {steps!r}"
         )
-    return np.linspace(-extent, extent, steps)
+    return np.linspace(-extent, extent, whole(steps))
 
 
 def _check(where: Plane | Lines, count: int | None) -> None:
     """Make the ticks arrays, and raise ValueError for what no scan can use."""
     name, theta, directions = type(where).__name__.lower(), where.theta, where.directions
     for axis in ("alpha", "beta") if count else ("alpha",):
-        ticks = np.array(getattr(where, axis), dtype=np.float64)
+        ticks = plain_on_host(axis, getattr(where, axis)).astype(np.float64)
         if ticks.ndim != 1 or not ticks.size or not np.isfinite(ticks).all():
             raise ValueError(f"{name}: expected finite numbers {axis} (n,), got {ticks}")
         object.__setattr__(where, axis, ticks)

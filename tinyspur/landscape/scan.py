@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from .executors import ExecutorError, evaluated
 from .job import Job, first_moved
 from .planes import Lines, Plane
@@ -49,6 +50,7 @@ def scan(
         raise ValueError(f"scan: expected a Plane or Lines, got a {type(where).__name__}")
     if executor is not None and not hasattr(executor, "submit"):
         raise ValueError(f"scan: expected an executor, got a {type(executor).__name__}")
+    check_at(where.theta, data, loss)
     job = Job(where, data, loss, first_moved(where))
     store = Store(path, job)
     text = progress if isinstance(progress, str) else "risks"

@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse
 
 from ..engine.backend import Array, namespace, to_numpy
+from ..engine.plain import plain_array, whole
 from ..engine.threads import scratch
 from .layer import Layer, Shape, expect_options, is_positive, maps_of
 from .matrix import TransposedMatrix, WeightMatrix
@@ -77,7 +78,8 @@ class Conv(Layer):
         expect_options(
             module, groups=1, kernel_size=k, stride=stride, dilation=1, padding_mode="zeros"
         )
-        expect_options(module, padding="same" if module.padding == "same" else k // 2)
+        if module.padding != "same" and (k, module.padding) != (1, "valid"):  # by words of PyTorch
+            expect_options(module, padding=k // 2)
         return cls(maps, k, stride)
 
 
@@ -100,6 +102,7 @@ class ConvolutionMatrix(WeightMatrix):
     """
 
     def __init__(self, filters: Array, map_shape: tuple[int, ...], stride: int = 1):
+        filters = plain_array("convolution", filters)
         kernel = filters.shape[2:]
         if len(kernel) != len(map_shape) or not kernel:
             raise ValueError(
@@ -111,8 +114,8 @@ class ConvolutionMatrix(WeightMatrix):
         if any(k % 2 == 0 for k in kernel):
             raise ValueError(f"convolution: expected filters of odd size, got {kernel}")
         self._weights = filters
-        self.map_shape, self.stride = tuple(map_shape), stride
-        self.output_map_shape = _coarse(self.map_shape, stride)
+        self.map_shape, self.stride = tuple(map_shape), whole(stride)
+        self.output_map_shape = _coarse(self.map_shape, self.stride)
         self.maps_out, self.maps_in = filters.shape[:2]
         self.positions_in = math.prod(map_shape)
         self.positions_out = math.prod(self.output_map_shape)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import scipy.sparse
 
 from ..engine.backend import Array, namespace, to_numpy
+from ..engine.plain import plain_array
 from .layer import Layer, Shape
 from .matrix import WeightMatrix
 from .wide_products import outer
@@ -58,7 +59,8 @@ class DenseMatrix(WeightMatrix):
     """
 
     def __init__(self, weights: Array, maps_in: int = 1, maps_out: int | None = None):
-        maps_out = weights.shape[0] if maps_out is None else maps_out
+        weights = plain_array("dense", weights)
+        maps_out = weights.shape[0] if maps_out is None and weights.ndim else maps_out
         if weights.ndim != 2 or weights.shape[0] % maps_out or weights.shape[1] % maps_in:
             raise ValueError(
                 f"dense: expected weights (out, in) with out a multiple of {maps_out} and in of "

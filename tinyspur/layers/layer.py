@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, ClassVar
 
 from ..engine.backend import Array
+from ..engine.plain import whole
 from .matrix import WeightMatrix
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class Layer(ABC):
     """Whether its matrix depends on what it is multiplied with."""
     spatial: ClassVar[bool] = True
     """Whether it reads maps, and not any neurons."""
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, whole(value) or value)
 
     @property
     def relays(self) -> bool:
@@ -77,7 +82,7 @@ class Layer(ABC):
 
 def is_positive(n: object) -> bool:
     """Return whether `n` is a whole number above 0."""
-    return isinstance(n, int) and not isinstance(n, bool) and n > 0
+    return (whole(n) or 0) > 0
 
 
 def maps_of(shape: Shape) -> tuple[int, Shape]:
@@ -92,8 +97,9 @@ def expect_options(module: nn.Module, **options: object) -> None:
     """Raise ValueError unless the module's options are these, in each direction."""
     for name, expected in options.items():
         found = getattr(module, name, expected)
-        same = isinstance(found, tuple) and len(set(found)) == 1
-        expect(name, found[0] if same else found, expected)
+        if isinstance(found, tuple) and len(set(found)) > 1:
+            raise ValueError(f"expected the same {name} in each direction, got {found}")
+        expect(name, found[0] if isinstance(found, tuple) else found, expected)
 
 
 def expect(name: str, found: object, expected: object) -> None:

@@ -18,7 +18,8 @@ from abc import ABC, abstractmethod
 import numpy as np
 import scipy.sparse
 
-from ..engine.backend import Array, overwrite
+from ..engine.backend import Array, namespace
+from ..engine.plain import is_array, overwrite, plain_on_host
 
 
 class WeightMatrix(ABC):
@@ -56,6 +57,7 @@ class WeightMatrix(ABC):
 
     def __matmul__(self, o: Array) -> Array:
         """Return W @ o for a vector (n_{l-1},) or columns (n_{l-1}, N)."""
+        o = o if is_array(o) else plain_on_host("W @ o", o)
         if o.ndim not in (1, 2) or o.shape[0] != self.shape[1]:
             raise ValueError(
                 f"{self!r} @ o: expected o of shape ({self.shape[1]},) or ({self.shape[1]}, N), "
@@ -185,10 +187,13 @@ class WeightMatrix(ABC):
 
 
 class TransposedMatrix(WeightMatrix):
-    """The transpose of a matrix that multiplies with it by its `adjoint`."""
+    """The transpose of a matrix that multiplies with it by its `adjoint`.
+
+    Its weights, if any, are those of the matrix, as PyTorch's transposed convolutions have them.
+    """
 
     def __init__(self, matrix: WeightMatrix):
-        self.matrix = matrix
+        self.matrix, self._weights = matrix, matrix.weights
         self.maps_in, self.maps_out = matrix.maps_out, matrix.maps_in
         self.positions_in, self.positions_out = matrix.positions_out, matrix.positions_in
 
@@ -206,6 +211,26 @@ class TransposedMatrix(WeightMatrix):
 
     def __abs__(self) -> WeightMatrix:
         return abs(self.matrix).T
+
+    def is_like(self, other: WeightMatrix) -> bool:
+        return type(self) is type(other) and self.matrix.is_like(other.matrix)
+
+    def with_weights(self, weights: Array) -> WeightMatrix:
+        return self if self.weights is None else self.matrix.with_weights(weights).T
+
+    def gradient(self, delta: Array, o: Array) -> Array:
+        if self.weights is None:
+            return super().gradient(delta, o)
+        return self.matrix.gradient(o, delta)  # <delta, W.T @ o> = <o, W @ delta>
+
+    def outgoing(self, c: int) -> Array:
+        return super().outgoing(c) if self.weights is None else self.weights[c]
+
+    def support_sums(self, a: Array) -> Array | None:
+        if self.weights is None:
+            return None
+        ones = namespace(a).ones(self.weights.shape, dtype=a.dtype)
+        return (self.with_weights(ones) @ a)[: self.positions_out]
 
     def _product(self, o: Array) -> Array:
         return self.matrix.adjoint(o)

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from ..engine.backend import Array
-from .layer import Layer, Shape, expect_options, maps_of
+from ..engine.plain import whole
+from .layer import Layer, Shape, expect_options, is_positive, maps_of
 from .matrix import WeightMatrix
 
 
@@ -40,11 +41,11 @@ class PoolingMatrix(WeightMatrix):
     """What poolings share: windows of `size` in each direction that do not overlap."""
 
     def __init__(self, maps: int, map_shape: tuple[int, ...], size: int):
-        if size < 1 or any(n % size for n in map_shape):
+        if not is_positive(size) or any(n % size for n in map_shape):
             raise ValueError(
                 f"pooling: expected a size that divides the maps {tuple(map_shape)}, got {size}"
             )
-        self.map_shape, self.size = tuple(map_shape), size
+        self.map_shape, self.size = tuple(map_shape), whole(size)
         self.maps_in = self.maps_out = maps
         self.positions_in = math.prod(map_shape)
         self.positions_out = self.positions_in // size ** len(map_shape)

@@ -19,7 +19,9 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
+from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 
@@ -68,8 +70,8 @@ def measure_escape(
     derivative: float | None = None,
 ) -> Escape:
     """Evaluate a point near theta and return it with its distance and its decrease."""
-    move = nearby.vector.astype(np.float64) - theta.vector.astype(np.float64)
     before, after = theta.net.risk(theta, data, loss), theta.net.risk(nearby, data, loss)
+    move = nearby.vector.astype(np.float64) - theta.vector.astype(np.float64)
     return Escape(
         kind=kind,
         step=step,
@@ -97,6 +99,7 @@ def first_order_directions(
     and vanish along all coordinates. Rates are yielded if they are negative beyond rounding: any
     one of them proves that theta is not a local minimum.
     """
+    check_at(theta, data, loss)
     net, xp, theta = theta.net, namespace(theta.vector), in_float64(theta)
     rng, top = np.random.default_rng(seed), 0
     for _, columns in net.chunks(theta, data.x):
@@ -163,6 +166,7 @@ def second_order_directions(
     are tried, and the highest layers q come first. Any one direction proves that theta is not a
     local minimum. Smooth activations have none.
     """
+    check_at(theta, data, loss)
     theta, rng, unused = in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
     gradient = theta.net.gradient(theta, data, loss).vector if unused else None
     for first in range(0, len(unused), TRIALS):
@@ -198,9 +202,9 @@ def kink_escape(
     Raises AssumptionError where there is no such map or no rate is negative, ValueError for a
     smooth activation.
     """
+    direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
     _check_positive("step", step)
     check_piecewise_linear(theta.net.activation, "escape from the kink")
-    direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
     if direction is None:
         raise AssumptionError(
             "no escape from the kink: expected a map with zero weights and bias, at z = 0 for all "
@@ -320,16 +324,14 @@ def find_escape(
     radius, and so on. A point counts where its risk is below R(theta) by more than rounding
     explains. What a descent reaches does not refute a local minimum: it shows that theta is not the
     lowest point of the ball. Finding nothing proves nothing; within the radius of a certificate
-    there is nothing to be found. Raises ValueError for a radius that is not positive and finite,
-    for fewer than one start or iteration, and for parameters that are not finite.
+    there is nothing to be found. Raises ValueError for settings or parameters out of range.
     """
+    check_at(theta, data, loss)
+    starts, iterations = whole_number("starts", starts), whole_number("iterations", iterations)
     ball, rng = _Ball(theta, radius), np.random.default_rng(seed)
-    if starts < 1 or iterations < 1:
-        raise ValueError(f"escape: expected starts, iterations >= 1, got {starts}, {iterations}")
-    found = []
     steepest = sorted(first_order_directions(theta, data, loss, seed), key=operator.itemgetter(1))
-    for direction, rate in steepest[:TRIALS]:
-        found.append(ball.line_search(direction, "kink, first order", data, loss, rate))
+    kind = "kink, first order"
+    found = [ball.line_search(d, kind, data, loss, rate) for d, rate in steepest[:TRIALS]]
     for direction, rate in itertools.islice(second_order_directions(theta, data, loss, seed), 1):
         found.append(ball.line_search(direction, "kink, second order", data, loss, rate))
     for number in range(starts):
@@ -347,7 +349,6 @@ class _Ball:
 
     def __init__(self, theta: Parameters, radius: float):
         _check_positive("radius", radius)
-        check_points(None, theta)
         self.theta, self.radius = theta, radius
         self.low, self.high = self._corner(-radius), self._corner(radius)
 

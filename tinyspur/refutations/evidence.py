@@ -18,9 +18,10 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.network import Network
-from ..engine.parameters import Parameters, check_points
+from ..engine.network import Network, check_at
+from ..engine.parameters import Parameters
 from ..engine.passes import margins, steps
+from ..engine.plain import whole_number
 from .expansion import expand_risk
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
@@ -152,15 +153,13 @@ def gather_evidence(
     ValueError for less than one product, for a network without parameters, and where parameters
     or outputs are not finite.
     """
-    check_points(None, theta)
+    check_at(theta, data, loss)
     net, xp = theta.net, namespace(theta.vector)
     if hasattr(loss, "subgradients"):
         raise ValueError(f"evidence: expected a differentiable loss, got {loss!r}")
-    if lanczos_products < 1 or not net.size:
-        raise ValueError(
-            "evidence: expected at least one product and one parameter, "
-            f"got {lanczos_products} and {net.size}"
-        )
+    lanczos_products = whole_number("lanczos_products", lanczos_products)
+    if not net.size:
+        raise ValueError(f"evidence: expected at least one parameter, got {net}")
     theta = theta.to(xp, np.float64)
     risk, gradient = net.risk_and_gradient(theta, data, loss)
     if not (math.isfinite(risk) and bool(xp.isfinite(theta.vector).all())):
@@ -215,6 +214,7 @@ def gather_evidence(
 
 def hessian(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
     """Return the Hessian of the risk, shape (size, size), on the host: one product for each row."""
+    check_at(theta, data, loss)
     product = _hessian_operator(theta, data, loss)
     rows = np.array([product(v) for v in np.eye(theta.net.size)])
     return (rows + rows.T) / 2
@@ -229,7 +229,9 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
     numbers are zero; with other activations there are none.
     """
     net, host = theta.net, theta.to(np, np.float64)
-    places = Parameters(net, np.arange(net.size))  # of each weight and bias in the vector
+    places = Parameters(
+        net, np.arange(net.size, dtype=np.float64)
+    )  # of each weight and bias in the vector
     values, columns, ends = [np.zeros(0)], [np.zeros(0, int)], [0]
     for layer in net.active_layers if isinstance(net.activation, ReLU) else ():
         above = _next_weights(net, layer)
@@ -238,7 +240,8 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
             length = np.linalg.norm(tangent)
             if length:
                 values.append(tangent / length)
-                columns.append(np.concatenate([p for p, _ in _scaled(places, layer, above, t)]))
+                numbers = np.concatenate([p for p, _ in _scaled(places, layer, above, t)])
+                columns.append(numbers.astype(np.int64))
                 ends.append(ends[-1] + tangent.size)
     entries = (np.concatenate(values), np.concatenate(columns), ends)
     return scipy.sparse.csr_array(entries, shape=(len(ends) - 1, net.size))

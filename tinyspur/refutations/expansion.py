@@ -21,6 +21,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import Activation
 from ..engine.backend import Array, namespace
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import Step, by_map, margins, steps
 
@@ -85,6 +86,7 @@ def expand_risk(
     theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss
 ) -> Expansion:
     """Return the first two terms of the risk for t -> 0+; see `one_sided_derivative`."""
+    check_at(theta, data, loss)
     check_points(theta.net, direction)
     theta, direction = in_float64(theta), in_float64(direction)
     y, sums = theta.net.targets(theta, data, loss), np.zeros(6)
@@ -206,6 +208,7 @@ def coordinate_rates(
     0], o) + W.gradient(delta [z = 0], max(+-o, 0)), and +-W.gradient(delta sigma'(z), o) for a
     smooth activation.
     """
+    check_at(theta, data, loss)
     theta = in_float64(theta)
     net, xp = theta.net, namespace(theta.vector)
     y, up, down = net.targets(theta, data, loss), *(net.zeros(like=theta.vector) for _ in "+-")
