@@ -13,6 +13,7 @@ import os
 import sys
 from argparse import SUPPRESS
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,6 +31,7 @@ from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork,
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
 from tinyspur.constructions.witnesses import revive
+from tinyspur.datasets.duplicates import find_duplicates
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine import backend
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
@@ -263,7 +265,7 @@ def draw_figures(folder: Path, figures: Figures) -> None:
 
 
 def report(
-    options, dataset, found: SpuriousMinimum, training_set, loss, descended, training
+    options, dataset, duplicates, found: SpuriousMinimum, training_set, loss, descended, training
 ) -> dict:
     """Return what goes to report.json."""
     net = found.theta.net
@@ -309,6 +311,7 @@ def report(
             "samples": len(dataset),
             "input_shape": list(dataset.input_shape),
             "classes": dataset.classes,
+            "duplicates": asdict(duplicates),
         },
         "network": net.spec,
         "loss": loss.name,
@@ -344,7 +347,9 @@ def run(options: argparse.Namespace) -> None:
         )
     layers = [*map(Conv, options.maps), Dense(dataset.classes)]
     net = Network(dataset.input_shape, layers)
-    print(f"data:    {dataset}\nnetwork: {net}")
+    duplicates = find_duplicates(dataset.images, dataset.labels)
+    equal = f", {duplicates}" if duplicates.samples else ""
+    print(f"data:    {dataset}{equal}\nnetwork: {net}")
     print(f"loss:    {loss.name}, label smoothing {options.label_smoothing:g}")
     print(f"backend: {chosen.reason}; {options.dtype}", flush=True)
 
@@ -390,7 +395,8 @@ def run(options: argparse.Namespace) -> None:
             descended = descend(lower, training_set, loss, options.descend, show)
 
     with stages("files", f"writing to {options.out}"):
-        summary = report(options, dataset, found, training_set, loss, descended, training)
+        about = (dataset, duplicates, found, training_set, loss)
+        summary = report(options, *about, descended, training)
         points = {
             "theta": found.theta,
             "theta_prime": found.theta_prime,

@@ -156,7 +156,7 @@ SPLIT_KEYS = {*("layer", "map", "location", "output", "threshold", "above", "bel
 
 def check_keys(report, points):
     assert set(report) == REPORT_KEYS
-    assert set(report["dataset"]) == {"name", "samples", "input_shape", "classes"}
+    assert set(report["dataset"]) == {"name", "samples", "input_shape", "classes", "duplicates"}
     assert set(report["points"]) == set(points)
     for name, point in report["points"].items():
         assert set(point) == POINT_KEYS[name]
@@ -264,6 +264,7 @@ def test_by_default_a_spurious_minimum_of_the_bundled_images_is_proved(default_r
         "samples": 4000,
         "input_shape": [1, 28, 28],
         "classes": 10,
+        "duplicates": {"samples": 0, "differing_targets": 0},
     }
     convolutions = [{"type": "conv", "maps": maps, "kernel": 3} for maps in (4, 6, 6)]
     assert report["network"] == {
@@ -584,6 +585,7 @@ def check_cifar10(run, samples=200):
         "samples": samples,
         "input_shape": [3, 32, 32],
         "classes": 10,
+        "duplicates": {"samples": 0, "differing_targets": 0},
     }
     assert run.report["network"]["input"] == [3, 32, 32]
 
@@ -1020,10 +1022,12 @@ def bad_images(name):
         images[17, 0, 2, 3] = -np.inf
     elif name == "whole numbers":
         images = (images * 9).astype(int)
-    elif name == "duplicate":
-        images[91] = images[17]
     elif name == "all alike":
         images[:] = images[0]
+    elif name == "two values":
+        images = np.round(images)
+    elif name == "few repeated":
+        images, labels = np.tile(images[:30], (5, 1, 1, 1)), np.tile(labels[:30], 5)
     elif name == "few":
         images, labels = images[:30], labels[:30]
     elif name == "one class":
@@ -1049,10 +1053,11 @@ BAD_IMAGES = {
     "NaN": ["NaN", "sample 17"],
     "infinite": ["infinite", "sample 17"],
     "whole numbers": ["int64"],
-    "duplicate": ["Assumption 1", "samples 17 and 91"],
-    "all alike": ["Assumption 1", "samples 0 and 1"],
-    "few": ["fits all 30 samples exactly"],
-    "one class": ["fits all 150 samples exactly"],
+    "all alike": ["no data split", "expected more samples that differ, got 1"],
+    "two values": ["no data split", "two values"],
+    "few": ["fits all 30 samples exactly", "more than 37 samples that differ, or fewer pixels"],
+    "few repeated": ["fits all 150 samples exactly", "or fewer pixels; 30 of them differ"],
+    "one class": ["fits all 150 samples exactly", "targets that are not all equal"],
     "affine": ["fits all 150 samples exactly"],
     "too many labels": ["labels", "(151,)"],
     "negative label": ["-1", "sample 23"],
@@ -1065,7 +1070,8 @@ BAD_IMAGES = {
 def test_bad_images_are_refused(name, words, program, tmp_path):
     path = tmp_path / "bad.npz"
     np.savez(path, **bad_images(name))
-    about_the_file = name not in ("duplicate", "all alike", "few", "one class", "affine")
+    inside = ("all alike", "two values", "few", "few repeated", "one class", "affine")
+    about_the_file = name not in inside
     check_refused(program("--data", path, *QUICK), *words, *[str(path)] * about_the_file)
 
 

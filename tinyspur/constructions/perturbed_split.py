@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..certificates.rounding import output_rounding
+from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
@@ -16,6 +17,7 @@ from .data_split import DataSplit, split_data
 from .split_terms import VANISHES, map_values, output_derivatives, tie_of
 from .towers import RelayedPair
 
+INEXACT = 1e-6  # share of sum |u| from which on rounding hides the sums of u
 HALVINGS = 12  # of a perturbation that raises R more than the step along the bias lowers it
 
 
@@ -85,6 +87,29 @@ def _greatest_gain(
         raise AssumptionError(
             "no data split: S(eta) and the sums of u vanish, up to rounding, for every threshold "
             f"of the maps {pair.relayed} and "
-            f"{'every output' if output is None else f'output {output}'}"
+            f"{'every output' if output is None else f'output {output}'}: "
+            f"{_reason(data, u, zero)}"
         )
     return best[1:]
+
+
+def _reason(data: TrainingSet, u: np.ndarray, zero: np.ndarray) -> str:
+    """Return why all sums of u are `zero` (d_y,), and what to change."""
+    if (zero > INEXACT * abs(u).sum(axis=1)).any():
+        return (
+            f"outputs are exact up to {zero.max() / len(data):.1g} only, since the weights are "
+            "large; expected features that are less dependent, or fewer"
+        )
+    numbers = identical(data.x)
+    if all(
+        (abs(np.bincount(numbers, u_k)) <= zero_k).all()
+        for u_k, zero_k in zip(u, zero, strict=True)
+    ):
+        return (
+            "those over equal samples do, so that no function of the samples has a lower risk; "
+            f"expected more samples that differ, got {numbers.max() + 1}"
+        )
+    return (
+        "so it is at a linear minimum for images of two values; expected more values, or a "
+        "subnetwork that is not linear"
+    )

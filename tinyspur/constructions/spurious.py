@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
+from ..datasets.duplicates import Duplicates
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
 from .data_split import DataSplit, split_data
-from .embedding import check_assumption_1
+from .embedding import identical_features
 from .equal_risk import equal_risk_point
 from .perturbed_split import perturb_read_weights
 from .towers import RelayedPair
@@ -28,7 +29,10 @@ from .witnesses import LowerPoint, lower_point
 
 @dataclass(frozen=True)
 class SpuriousMinimum:
-    """theta with its certificate, theta', the lower point, and the escape from theta if any."""
+    """theta with its certificate, theta', the lower point, and the escape from theta if any.
+
+    `duplicates` counts the samples whose features at the upper convolution of the pair are equal.
+    """
 
     theta: Parameters
     pair: RelayedPair
@@ -38,6 +42,7 @@ class SpuriousMinimum:
     theta_prime: Parameters
     theta_prime_risk: float
     lower: LowerPoint
+    duplicates: Duplicates
     escape: Escape | None = None
 
     @property
@@ -63,8 +68,9 @@ class SpuriousMinimum:
         return "spurious local minimum"
 
     def __str__(self) -> str:
-        difference = self.theta_prime_risk - self.risk
+        difference, equal = self.theta_prime_risk - self.risk, self.duplicates
         lines = [
+            *([f"features at layer {self.pair.upper}: {equal}"] if equal.samples else []),
             f"R(theta)  = {self.risk:.12g}",
             str(self.certificate),
             str(self.split),
@@ -94,12 +100,13 @@ def find_spurious_minimum(
     `split_data`. Literal: the escape from the kink is evaluated as well. `stage` is entered around
     each part with its name and a text. Where S(eta) vanishes throughout, or gives no decrease
     beyond rounding, W^L is perturbed first (Lemma 11): R(theta') is then a little higher than
-    R(theta), and the lower point is lower than theta. Raises AssumptionError where Assumption 1
-    fails or no split exists.
+    R(theta), and the lower point is lower than theta. Samples with equal features lie on the same
+    side of every threshold and count as one with the sum of their u. Raises AssumptionError where
+    no split exists.
     """
     check_points(pair.tower.net, theta)
     with stage("certificate", "certifying theta"):
-        check_assumption_1(theta, data.x, pair.upper)
+        duplicates = Duplicates.of(identical_features(theta, data.x, pair.upper), data.y)
         risk = theta.net.risk(theta, data, loss)
         certificate = certify_cell(theta, data, loss)
         if not certificate.holds and variant == "repaired":  # then what the subnetwork hands on
@@ -123,7 +130,9 @@ def find_spurious_minimum(
     if variant == "literal":
         with stage("escape", "escaping from the kink"):
             escape = kink_escape(theta, data, loss, seed=seed)
-    return SpuriousMinimum(theta, pair, risk, certificate, split, prime, prime_risk, lower, escape)
+    return SpuriousMinimum(
+        theta, pair, risk, certificate, split, prime, prime_risk, lower, duplicates, escape
+    )
 
 
 def _splits(theta, pair, data, loss, rule, output) -> Iterator[tuple[Parameters, DataSplit]]:
