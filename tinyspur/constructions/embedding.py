@@ -202,7 +202,8 @@ def embed(
     )
     if not relayed:
         raise AssumptionError(
-            f"every map of layer {tower.first - 1} is dead: there is none to relay"
+            f"every map of layer {tower.first - 1} is dead: there is none to relay; expected one "
+            "that some sample activates, as after another start or with smaller inputs"
         )
     lowest = min(0.0, float(x.min())) if tower.first - 1 <= net.leading_poolings else 0.0
     if lowest < 0 and not repaired:

@@ -7,7 +7,7 @@ lower point from `witnesses`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,12 +97,12 @@ def find_spurious_minimum(
 
     Where the cell certificate of theta does not hold, the relay certificate is tried. `theta` and
     `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and `output` go to
-    `split_data`. Literal: the escape from the kink is evaluated as well. `stage` is entered around
-    each part with its name and a text. Where S(eta) vanishes throughout, or gives no decrease
-    beyond rounding, W^L is perturbed first (Lemma 11): R(theta') is then a little higher than
-    R(theta), and the lower point is lower than theta. Samples with equal features lie on the same
-    side of every threshold and count as one with the sum of their u. Raises AssumptionError where
-    no split exists.
+    `split_data`. Literal: the escape from the kink, if any, is evaluated too. `stage` is entered
+    around each part with its name and a text. Where S(eta) vanishes throughout, or gives no
+    decrease beyond rounding, W^L is perturbed first (Lemma 11): R(theta') is then a little higher
+    than R(theta), and the lower point is lower than theta. Samples with equal features lie on the
+    same side of every threshold and count as one with the sum of their u. Raises AssumptionError
+    where no split exists.
     """
     check_points(pair.tower.net, theta)
     with stage("certificate", "certifying theta"):
@@ -112,14 +112,15 @@ def find_spurious_minimum(
         if not certificate.holds and variant == "repaired":  # then what the subnetwork hands on
             certificate = certify_relays(theta, data, loss, pair.lower, seed)
     with stage("split", "splitting the data, building theta' and the lower point"):
-        best = None
+        best, most = None, -np.inf
         try:
             for start, split in _splits(theta, pair, data, loss, rule, output):
                 prime = equal_risk_point(start, pair, split, variant)
                 lower = lower_point(start, prime, pair, split, data, loss, risk)
-                if best is None or lower.decrease > lower.rounding:
-                    best = split, prime, lower
-                if lower.decrease > lower.rounding:
+                sure = lower.decrease - lower.rounding
+                if best is None or sure > most:
+                    best, most = (split, prime, lower), sure
+                if sure > 0:
                     break
         except AssumptionError:
             if best is None:
@@ -128,7 +129,8 @@ def find_spurious_minimum(
         prime_risk = theta.net.risk(prime, data, loss)
     escape = None
     if variant == "literal":
-        with stage("escape", "escaping from the kink"):
+        unless_none = suppress(AssumptionError)  # then no map at the kink lowers the risk
+        with stage("escape", "escaping from the kink"), unless_none:
             escape = kink_escape(theta, data, loss, seed=seed)
     return SpuriousMinimum(
         theta, pair, risk, certificate, split, prime, prime_risk, lower, duplicates, escape
