@@ -19,7 +19,7 @@ from ..engine.losses import Loss
 from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
-from .data_split import DataSplit, split_data
+from .data_split import SPLITS, DataSplit, split_data
 from .embedding import identical_features
 from .equal_risk import equal_risk_point
 from .perturbed_split import perturb_read_weights
@@ -97,12 +97,12 @@ def find_spurious_minimum(
 
     Where the cell certificate of theta does not hold, the relay certificate is tried. `theta` and
     `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and `output` go to
-    `split_data`. Literal: the escape from the kink, if any, is evaluated too. `stage` is entered
-    around each part with its name and a text. Where S(eta) vanishes throughout, or gives no
-    decrease beyond rounding, W^L is perturbed first (Lemma 11): R(theta') is then a little higher
-    than R(theta), and the lower point is lower than theta. Samples with equal features lie on the
-    same side of every threshold and count as one with the sum of their u. Raises AssumptionError
-    where no split exists.
+    `split_data`. Where the split of one rule gives no decrease beyond rounding, that of the other
+    is tried; then, or where S(eta) vanishes throughout, W^L is perturbed first (Lemma 11), so that
+    R(theta') is a little higher than R(theta), and the lower point is lower than theta. Samples
+    with equal features lie on the same side of every threshold and count as one with the sum of
+    their u. Literal: the escape from the kink, if any, is evaluated as well. `stage` is entered
+    around each part with its name and a text. Raises AssumptionError where no split exists.
     """
     check_points(pair.tower.net, theta)
     with stage("certificate", "certifying theta"):
@@ -138,12 +138,15 @@ def find_spurious_minimum(
 
 
 def _splits(theta, pair, data, loss, rule, output) -> Iterator[tuple[Parameters, DataSplit]]:
-    """Yield theta with its split, if there is one, and then perturbed points with theirs."""
-    try:
-        split = split_data(theta, pair, data, loss, rule, output=output)
-    except AssumptionError:
-        split = None
-    if split is not None:
+    """Yield theta with its split by `rule` and by the other one, and perturbed points with theirs.
+
+    A loss with kinks need not fall at the rate S(eta), so that one split may fail.
+    """
+    for each in sorted(SPLITS, key=lambda name: name != rule):
+        try:
+            split = split_data(theta, pair, data, loss, each, output=output)
+        except AssumptionError:
+            continue
         yield theta, split
     yield from perturb_read_weights(theta, pair, data, loss, rule, output)
 
