@@ -1717,15 +1717,15 @@ PEOPLES_DATA = [
     "images and their negatives",
 ]
 SMOOTHED = ["--loss", "cross-entropy", "--label-smoothing", "0.1"]
-KINDS = [[], ["--theta", "nontrivial"], SMOOTHED, ["--split", "largest"]]
+SETTINGS = [[], ["--theta", "nontrivial"], SMOOTHED, ["--split", "largest"]]
 
 
 @pytest.mark.parametrize("name", PEOPLES_DATA)
 def test_real_data_are_not_refused_and_duplicates_are_counted(name, program, tmp_path):
     images, labels, equal = peoples_data(name)
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
-    kind = KINDS[PEOPLES_DATA.index(name) % len(KINDS)]
-    run = program("--data", tmp_path / "data.npz", "--descend", 0, "--backend", "numpy", *kind)
+    setting = SETTINGS[PEOPLES_DATA.index(name) % len(SETTINGS)]
+    run = program("--data", tmp_path / "data.npz", "--descend", 0, "--backend", "numpy", *setting)
     assert run.status == 0, run.errors
     report = run.report
     assert report["verdict"] == SPURIOUS
@@ -1747,6 +1747,6 @@ def test_real_data_are_not_refused_and_duplicates_are_counted(name, program, tmp
 def test_samples_that_no_function_fits_better_are_no_spurious_minimum(program, tmp_path):
     images, labels = np.repeat(smooth_images((1, 4, 4), 10), 9, axis=0), np.arange(90) % 4 // 2
     np.savez(tmp_path / "data.npz", images=images, labels=labels)
-    for kind in KINDS:
-        run = program("--data", tmp_path / "data.npz", *QUICK, *kind)
+    for setting in SETTINGS:
+        run = program("--data", tmp_path / "data.npz", *QUICK, *setting)
         check_refused(run, "no data split", "no function of the samples", "differ, got 10")
