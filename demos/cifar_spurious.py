@@ -13,6 +13,7 @@ import os
 import sys
 from argparse import SUPPRESS
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,12 +31,14 @@ from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork,
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
 from tinyspur.constructions.witnesses import revive
+from tinyspur.datasets.duplicates import find_duplicates
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine import backend
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss, loss_named, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.points import save_point
+from tinyspur.errors import AssumptionError
 from tinyspur.figures.landscapes import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.figures.points import draw_spurious_minimum
 from tinyspur.files import check_writable, write_json
@@ -50,6 +53,7 @@ from tinyspur.fitting.training import (
     training_flops,
 )
 from tinyspur.layers import Conv, Dense
+from tinyspur.refutations.escapes import Escape
 from tinyspur.studies.paper_figures import Figures, read_figures, scan_figures
 
 DEFAULT_SAMPLES = 4000
@@ -253,6 +257,14 @@ def theta_1(options, net: Network, training_set, loss, xp) -> Parameters | None:
     return None
 
 
+def shorter_witness(theta: Parameters, training_set, loss, pair, seed: int) -> Escape | None:
+    """Return a lower point that uses a dead map; None where the risk is flat along its weights."""
+    try:
+        return revive(theta, training_set, loss, pair.upper, pair.reserved[0], seed)
+    except AssumptionError:
+        return None
+
+
 def draw_figures(folder: Path, figures: Figures) -> None:
     """Write Figures 2 and 3 and the surfaces, and say what they show."""
     for panel in chain.from_iterable(figures.lines):
@@ -265,7 +277,7 @@ def draw_figures(folder: Path, figures: Figures) -> None:
 
 
 def report(
-    options, dataset, found: SpuriousMinimum, training_set, loss, descended, training
+    options, dataset, duplicates, found: SpuriousMinimum, training_set, loss, descended, training
 ) -> dict:
     """Return what goes to report.json."""
     net = found.theta.net
@@ -311,6 +323,7 @@ def report(
             "samples": len(dataset),
             "input_shape": list(dataset.input_shape),
             "classes": dataset.classes,
+            "duplicates": asdict(duplicates),
         },
         "network": net.spec,
         "loss": loss.name,
@@ -346,7 +359,9 @@ def run(options: argparse.Namespace) -> None:
         )
     layers = [*map(Conv, options.maps), Dense(dataset.classes)]
     net = Network(dataset.input_shape, layers)
-    print(f"data:    {dataset}\nnetwork: {net}")
+    duplicates = find_duplicates(dataset.images, dataset.labels)
+    equal = f", {duplicates}" if duplicates.samples else ""
+    print(f"data:    {dataset}{equal}\nnetwork: {net}")
     print(f"loss:    {loss.name}, label smoothing {options.label_smoothing:g}")
     print(f"backend: {chosen.reason}; {options.dtype}", flush=True)
 
@@ -379,8 +394,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{found}")
     if options.variant == "repaired":
         with stages("witness", "reviving a dead map"):
-            witness = revive(theta, training_set, loss, pair.upper, pair.reserved[0], options.seed)
-        if witness.decrease > witness.rounding:
+            witness = shorter_witness(theta, training_set, loss, pair, options.seed)
+        if witness is not None and witness.decrease > witness.rounding:
             print(f"shorter witness that theta is not global, {witness}")
     curve = partial(tqdm, desc="risk along the bias", leave=False)
     with stages("curve", "", own_line=True):
@@ -392,7 +407,8 @@ def run(options: argparse.Namespace) -> None:
             descended = descend(lower, training_set, loss, options.descend, show)
 
     with stages("files", f"writing to {options.out}"):
-        summary = report(options, dataset, found, training_set, loss, descended, training)
+        about = (dataset, duplicates, found, training_set, loss)
+        summary = report(options, *about, descended, training)
         points = {
             "theta": found.theta,
             "theta_prime": found.theta_prime,

@@ -21,10 +21,15 @@ from shared import close, outputs_of, random_pixels, random_theta, refuses, twin
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.data_split import split_data
-from tinyspur.constructions.embedding import check_assumption_1, embed, linear_minimum, subnetwork
+from tinyspur.constructions.embedding import (
+    check_assumption_1,
+    embed,
+    identical_features,
+    linear_minimum,
+    subnetwork,
+)
 from tinyspur.constructions.equal_risk import equal_risk_point
 from tinyspur.constructions.relays import rescale
-from tinyspur.constructions.spurious import find_spurious_minimum
 from tinyspur.constructions.witnesses import lower_point
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
@@ -32,6 +37,7 @@ from tinyspur.engine.backend import select
 from tinyspur.engine.losses import one_hot
 from tinyspur.engine.network import Network
 from tinyspur.errors import AssumptionError
+from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import AveragePool, Conv, Dense
 
 
@@ -182,12 +188,27 @@ def test_identical_samples_are_named(budget):
     theta, _ = linear_minimum(net, data, SQUARED)
     check_assumption_1(theta, data.x)
     data.x[17] = data.x[4]
-    theta, pair = linear_minimum(net, data, SQUARED)
+    theta, _ = linear_minimum(net, data, SQUARED)
     message = "Assumption 1 fails: samples 4 and 17 have identical features at layer 3"
     with refuses(AssumptionError, message):
         check_assumption_1(theta, data.x)
-    with refuses(AssumptionError, message):
-        find_spurious_minimum(theta, pair, data, SQUARED)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("budget", [1, 2**26])
+def test_equal_features_have_equal_numbers_and_others_have_not(budget, dtype):
+    net = Network((1, 3, 3), [Conv(4), Conv(5), Dense(2)], memory_budget=budget)
+    rng = np.random.default_rng(0)
+    copies = rng.integers(12, size=40)
+    x = rng.random((12, 1, 3, 3))[copies]
+    x[5, 0, 1, 1] += 1e-2
+    copies[5] = 12
+    theta = kaiming_start(net, 0).to(np, dtype)
+    theta.b[1][:] = theta.b[2][:] = 5
+    expected = copies[:, None] == copies
+    for layer in (0, 1, 2):
+        numbers = identical_features(theta, x, layer)
+        assert ((numbers[:, None] == numbers) == expected).all()
 
 
 def test_samples_that_differ_where_the_network_is_blind_are_named():

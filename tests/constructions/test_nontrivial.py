@@ -85,6 +85,54 @@ def test_ties_of_the_pixels_are_broken_by_a_seeded_random_filter():
     assert certify_cell(theta, saturated, LOSS).holds
 
 
+@pytest.mark.parametrize("isolated", [1, 3])
+def test_a_sample_that_occurs_once_is_isolated_rather_than_a_repeated_one(isolated):
+    data = random_set((1, 5, 5), 120, 3)
+    brightest = np.argsort(-data.x.max(axis=(1, 2, 3)))
+    drawn = np.concatenate([np.arange(120), brightest[:60]])
+    data, net = TrainingSet(data.x[drawn], data.y[drawn]), small_net()
+    theta = nontrivial_minimum(net, data, LOSS, isolated)
+    certificate = certify_cell(theta, data, LOSS)
+    assert certificate.holds
+    assert certificate.classes == isolated + 1
+    fired = net.patterns(theta, data.x)[1][:, :25].any(axis=1)
+    assert fired.sum() == isolated
+    assert not np.isin(drawn[fired], brightest[:60]).any()
+
+
+@pytest.mark.parametrize("isolated", [1, 2])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_where_every_sample_is_repeated_equal_ones_are_isolated_with_the_mean_of_their_targets(
+    isolated, pooled
+):
+    once = random_set((1, 4, 4), 60, 3)
+    x, y = np.tile(once.x, (3, 1, 1, 1)), np.concatenate([once.y, once.y[::-1], once.y])
+    if pooled:  # what the pooling makes of an image is equal up to rounding
+        x = np.repeat(np.repeat(x, 2, axis=2), 2, axis=3)
+        x[60:] += np.tile(np.array([[0.25, -0.25], [-0.25, 0.25]]), (4, 4))
+    data = TrainingSet(x, y)
+    net = Network(x.shape[1:], [*[AveragePool(2)] * pooled, Conv(2), Dense(3)])
+    theta = nontrivial_minimum(net, data, LOSS, isolated)
+    certificate = certify_cell(theta, data, LOSS)
+    assert certificate.holds
+    assert certificate.classes == isolated + 1
+    fired = net.patterns(theta, x)[1 + pooled][:, :16].any(axis=1)
+    assert fired.reshape(3, 60).all(axis=0).sum() == isolated == fired.sum() / 3
+    means = y.reshape(3, 60, 3).mean(axis=0)[np.flatnonzero(fired) % 60]
+    assert abs(outputs_of(theta, x)[fired] - means).max() < 1e-9
+
+
+def test_where_all_is_fitted_exactly_there_is_no_nontrivial_minimum():
+    data = random_set((1, 5, 5), 20, 3)
+    for repeats in (1, 4):
+        same = TrainingSet(np.tile(data.x, (repeats, 1, 1, 1)), np.tile(data.y, (repeats, 1)))
+        with pytest.raises(AssumptionError, match=r"R\(theta\) > 0 fails.* more than 26 samples"):
+            nontrivial_minimum(small_net(), same, LOSS)
+    alike = TrainingSet(np.tile(data.x[:1], (5, 1, 1, 1)), data.y[:5])
+    with pytest.raises(AssumptionError, match="two samples that differ, or more, got 1"):
+        nontrivial_minimum(small_net(), alike, LOSS)
+
+
 WITH_POOLING = {
     "above": ((1, 4, 4), [Conv(5), AveragePool(2), Dense(3)]),
     "between": ((1, 4, 4), [Conv(2), Conv(5), AveragePool(2), Conv(5), Dense(3)]),

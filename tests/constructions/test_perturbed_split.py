@@ -18,6 +18,7 @@ from tinyspur import (
     linear_minimum,
     one_hot,
 )
+from tinyspur.constructions.data_split import split_data
 from tinyspur.constructions.perturbed_split import perturb_read_weights
 from tinyspur.constructions.split_terms import map_values, output_derivatives
 
@@ -53,6 +54,23 @@ def test_where_every_sum_vanishes_the_perturbed_point_still_leads_lower(name, lo
     assert prime - before == pytest.approx(found.theta_prime_risk - found.risk, rel=1e-6)
     assert lower < before - 1e-9 * before
     assert before - lower == pytest.approx(found.lower.decrease, rel=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["steepest", "largest"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_weights_that_are_rounding_give_no_split_and_moved_ones_gain_at_any_scale(scale, rule):
+    half = scale * np.random.default_rng(1).random((60, 1, 4, 4))
+    y = one_hot(np.arange(60) % 2, 2)
+    data = TrainingSet(np.concatenate([half, scale - half]), np.concatenate([y, y]))
+    theta, pair = linear_minimum(Network((1, 4, 4), NETWORKS["top"]), data, LOSS)
+    assert 0 < abs(theta.W[4].weights).max() * scale < 1e-13
+    with pytest.raises(AssumptionError, match=r"S.eta. vanishes, up to rounding"):
+        split_data(theta, pair, data, LOSS, rule)
+    found = find_spurious_minimum(theta, pair, data, LOSS, rule=rule)
+    assert found.verdict == "spurious local minimum"
+    decrease = twin_risk(theta, data) - twin_risk(found.lower.theta, data)
+    assert decrease == pytest.approx(found.lower.decrease, rel=1e-3)
+    assert decrease > (1e-8 if rule == "steepest" else 5e-14)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

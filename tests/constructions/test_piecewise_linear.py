@@ -942,6 +942,37 @@ def test_a_pair_of_exact_fits_is_not_called_spurious():
     assert pair.verdict != "spurious local minimum"
 
 
+def test_of_repeated_samples_none_is_set_apart_but_the_next_one_is():
+    rng = np.random.default_rng(3)
+    drawn = np.array([*range(30), *range(20)])  # the last ten occur once
+    data = TrainingSet(rng.normal(size=(30, 1, 3))[drawn], rng.normal(size=(50, 1)))
+    data.y[:20] += 9 * (-1) ** np.arange(20)[:, None]
+    net = Network((1, 3), [Dense(9), Dense(1)])
+    pair = spurious_pair(net, data, SQUARED, Groups.equal(data.x, rng.normal(size=3), 2))
+    assert pair.verdict == "spurious local minimum"
+    losses = (outputs_of(pair.coarse, data.x) - data.y)[:, 0] ** 2
+    once = np.bincount(drawn)[drawn] == 1
+    assert losses.argmax() not in np.flatnonzero(once)
+    labels = pair.groups[1].labels
+    alone = np.flatnonzero(np.bincount(labels)[labels] == 1)
+    assert alone.tolist() == [np.where(once, losses, -1).argmax()]
+
+
+def test_places_that_differ_by_rounding_only_are_the_same():
+    """Sums of many whole numbers over 255, added in another order."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(256, size=(200, 1, 30)) / 255
+    x = np.concatenate([x, x[..., rng.permutation(30)]])
+    places = x.reshape(400, 30) @ np.ones(30)
+    assert (places[:200] != places[200:]).any()
+    for groups in (Groups.equal(x, np.ones(30), 7), Groups.gaps(x, np.ones(30), 7)):
+        assert (groups.labels[:200] == groups.labels[200:]).all()
+        assert abs(places[:, None] - groups.thresholds).min() > 1e-9
+    for sample in (3, 203):
+        with pytest.raises(AssumptionError, match=f"sample {sample} can't be alone"):
+            Groups.equal(x, np.ones(30), 2).refine(x, sample)
+
+
 def test_samples_that_share_their_places_leave_no_pair():
     x = np.repeat(np.linspace(-1, 1, 6), 2)
     data = TrainingSet(x[:, None, None], np.random.default_rng(0).normal(size=(12, 1)))

@@ -360,6 +360,24 @@ def test_equal_samples_do_not_interpolate():
         interpolate(network(Tanh(), (30, 1), 2), data)
 
 
+def test_equal_samples_with_equal_targets_interpolate_with_a_unit_for_each_that_differs():
+    drawn = np.random.default_rng(1).integers(20, size=40)
+    distinct = len(set(drawn.tolist()))
+    data = TrainingSet(inputs(20, 2)[drawn], np.random.default_rng(0).normal(size=(20, 1))[drawn])
+    assert twin_risk(interpolate(network(Tanh(), (distinct, 1), 2), data), data) < 1e-20
+    with pytest.raises(AssumptionError, match=rf"at least {distinct} units"):
+        interpolate(network(Tanh(), (distinct - 1, 1), 2), data)
+
+
+def test_a_minimum_at_repeated_inputs_has_lower_points_without_an_interpolation():
+    x = inputs(30, 2)[np.random.default_rng(1).integers(30, size=50)]
+    found = smooth_minimum(network(Tanh(), (60, 1), 2), x)
+    assert found.certificate.holds
+    with pytest.raises(AssumptionError, match="the equal samples"):
+        interpolate(found.theta.net, found.data)
+    assert twin_risk(lower_point(found, 1, 20), found.data) < found.certificate.risk
+
+
 def test_other_networks_do_not_interpolate():
     data = TrainingSet(inputs(5, 2), np.ones((5, 1)))
     for layers, sigma in (([Dense(9), Dense(1)], ReLU()), ([Conv(9), Dense(1)], Tanh())):

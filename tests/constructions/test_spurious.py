@@ -17,16 +17,19 @@ from construction_problems import (
     random_embedding,
     small_problem,
 )
-from shared import close, random_pixels, refuses, twin_of
+from shared import close, outputs_of, random_pixels, refuses, twin_of
 
 from tinyspur.constructions.data_split import split_data
 from tinyspur.constructions.embedding import embed, linear_minimum, linear_subnetwork, subnetwork
 from tinyspur.constructions.equal_risk import equal_risk_point
 from tinyspur.constructions.relays import rescale
+from tinyspur.constructions.split_terms import map_values, output_derivatives, read_weights
 from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias
 from tinyspur.constructions.witnesses import lower_point, revive
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
 from tinyspur.engine.backend import select, to_numpy
+from tinyspur.engine.losses import AbsoluteLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 
@@ -67,6 +70,45 @@ def test_the_repaired_point_is_a_spurious_local_minimum(loss, rule, seed):
     assert str(found).endswith("verdict: spurious local minimum")
     for line in (found.certificate, found.split, found.lower):
         assert str(line) in str(found)
+
+
+@over_losses
+@over_rules
+@over_seeds
+def test_in_a_bootstrap_sample_equal_samples_count_as_one_with_the_sum_of_their_u(loss, rule, seed):
+    theta, pair, once = small_problem(loss, seed)
+    net, drawn = theta.net, np.random.default_rng(seed).integers(len(once), size=2 * len(once))
+    data = TrainingSet(once.x[drawn], np.roll(once.y[drawn], np.arange(len(drawn)) < 9, axis=1))
+    theta, pair = linear_minimum(net, data, loss)
+    found = find_spurious_minimum(theta, pair, data, loss, rule=rule)
+    assert found.verdict == "spurious local minimum"
+    numbers, twins = np.unique(drawn, return_inverse=True)
+    assert found.duplicates.samples == (np.bincount(twins)[twins] > 1).sum() > 0
+    assert f"features at layer {pair.upper}: {found.duplicates}\n" in str(found)
+    split, after = found.split, twin_of(found.lower.theta)(data.x)
+    assert torch_twin.risk(after, data.y, loss.name).item() < found.risk
+    u = output_derivatives(theta, data, loss)[split.output]
+    of_one = np.bincount(twins, u)
+    above = map_values(theta, pair, split.map, once.x[numbers]) > split.threshold
+    w = read_weights(theta, pair, split.map)[split.output]
+    assert split.slope == pytest.approx(float(w @ (above @ of_one)) / len(data), rel=1e-9)
+
+
+@over_rules
+@pytest.mark.parametrize("seed", [0, 2])
+def test_where_one_rule_gives_no_lower_point_the_other_is_tried(rule, seed):
+    """The absolute loss need not fall at the rate S: the fit meets some of the targets."""
+    loss = AbsoluteLoss()
+    theta, pair, data = small_problem(loss, seed, outputs=1)
+    steepest = split_data(theta, pair, data, loss, "steepest")
+    prime = equal_risk_point(theta, pair, steepest)
+    alone = lower_point(theta, prime, pair, steepest, data, loss)
+    assert alone.decrease < alone.rounding
+    found = find_spurious_minimum(theta, pair, data, loss, rule=rule)
+    assert found.verdict == "spurious local minimum"
+    assert found.split == split_data(theta, pair, data, loss, "largest")
+    before, after = (outputs_of(point, data.x) for point in (theta, found.lower.theta))
+    assert abs(after - data.y).mean() < abs(before - data.y).mean() - 1e-9
 
 
 @over_losses

@@ -156,7 +156,7 @@ SPLIT_KEYS = {*("layer", "map", "location", "output", "threshold", "above", "bel
 
 def check_keys(report, points):
     assert set(report) == REPORT_KEYS
-    assert set(report["dataset"]) == {"name", "samples", "input_shape", "classes"}
+    assert set(report["dataset"]) == {"name", "samples", "input_shape", "classes", "duplicates"}
     assert set(report["points"]) == set(points)
     for name, point in report["points"].items():
         assert set(point) == POINT_KEYS[name]
@@ -264,6 +264,7 @@ def test_by_default_a_spurious_minimum_of_the_bundled_images_is_proved(default_r
         "samples": 4000,
         "input_shape": [1, 28, 28],
         "classes": 10,
+        "duplicates": {"samples": 0, "differing_targets": 0},
     }
     convolutions = [{"type": "conv", "maps": maps, "kernel": 3} for maps in (4, 6, 6)]
     assert report["network"] == {
@@ -584,6 +585,7 @@ def check_cifar10(run, samples=200):
         "samples": samples,
         "input_shape": [3, 32, 32],
         "classes": 10,
+        "duplicates": {"samples": 0, "differing_targets": 0},
     }
     assert run.report["network"]["input"] == [3, 32, 32]
 
@@ -1018,10 +1020,12 @@ def bad_images(name):
         images[17, 0, 2, 3] = -np.inf
     elif name == "whole numbers":
         images = (images * 9).astype(int)
-    elif name == "duplicate":
-        images[91] = images[17]
     elif name == "all alike":
         images[:] = images[0]
+    elif name == "two values":
+        images = np.round(images)
+    elif name == "few repeated":
+        images, labels = np.tile(images[:30], (5, 1, 1, 1)), np.tile(labels[:30], 5)
     elif name == "few":
         images, labels = images[:30], labels[:30]
     elif name == "one class":
@@ -1046,10 +1050,11 @@ BAD_IMAGES = {
     "NaN": ["NaN", "sample 17"],
     "infinite": ["infinite", "sample 17"],
     "whole numbers": ["int64"],
-    "duplicate": ["Assumption 1", "samples 17 and 91"],
-    "all alike": ["Assumption 1", "samples 0 and 1"],
-    "few": ["fits all 30 samples exactly"],
-    "one class": ["fits all 150 samples exactly"],
+    "all alike": ["no data split", "expected more samples that differ, got 1"],
+    "two values": ["no data split", "two values"],
+    "few": ["fits all 30 samples exactly", "more than 37 samples that differ, or fewer pixels"],
+    "few repeated": ["fits all 150 samples exactly", "or fewer pixels; 30 of them differ"],
+    "one class": ["fits all 150 samples exactly", "targets that are not all equal"],
     "affine": ["fits all 150 samples exactly"],
     "too many labels": ["labels", "(151,)"],
     "negative label": ["-1", "sample 23"],
@@ -1062,7 +1067,8 @@ BAD_IMAGES = {
 def test_bad_images_are_refused(name, words, program, tmp_path):
     path = tmp_path / "bad.npz"
     np.savez(path, **bad_images(name))
-    about_the_file = name not in ("duplicate", "all alike", "few", "one class", "affine")
+    inside = ("all alike", "two values", "few", "few repeated", "one class", "affine")
+    about_the_file = name not in inside
     check_refused(program("--data", path, *QUICK), *words, *[str(path)] * about_the_file)
 
 
@@ -1623,3 +1629,121 @@ def test_without_the_option_there_are_no_figures(program, small):
     assert not figure_files(run)
     assert "around" not in run.printed
     assert "figures" not in run.report["seconds"]
+
+
+# Data as people have them
+
+
+def smooth_images(shape, samples=150, seed=0):
+    """Return images whose neighbouring pixels are alike."""
+    x = np.random.default_rng(seed).random((samples, *shape[:-2], shape[-2] + 1, shape[-1] + 1))
+    return (x[..., 1:, 1:] + x[..., :-1, 1:] + x[..., 1:, :-1] + x[..., :-1, :-1]) / 4
+
+
+def photo_patches():
+    """Patches of photographs: the background is flat, so that many are equal."""
+    rng, photos = np.random.default_rng(0), datasets.bundled()
+    corners = rng.integers(23, size=(250, 2))
+    chosen = photos.subset(250, seed=0)
+    images = [
+        image[:, r : r + 5, c : c + 5] for image, (r, c) in zip(chosen.images, corners, strict=True)
+    ]
+    return np.array(images), chosen.labels % 3
+
+
+def peoples_data(name):
+    """Return images, labels, and how many images are not distinct, or None where chance decides."""
+    rng = np.random.default_rng(7)
+    images, labels, equal = smooth_images((1, 4, 4)), rng.integers(3, size=150), 0
+    if name == "patches":
+        (images, labels), equal = photo_patches(), None
+    elif name == "black borders":
+        images = np.pad((255 * images).astype(np.uint8), ((0, 0), (0, 0), (2, 2), (2, 2)))
+    elif name == "bootstrap":
+        drawn = rng.integers(60, size=150)
+        images, labels = images[drawn], labels[drawn]
+        equal = (np.bincount(drawn)[drawn] > 1).sum()
+    elif name == "oversampled":
+        images, labels = np.tile(images, (3, 1, 1, 1)), np.tile(labels, 3)
+        equal = 450
+    elif name == "relabelled copies":
+        images, labels = np.tile(images, (2, 1, 1, 1)), np.append(labels, (labels + 1) % 3)
+        labels[150:200] = labels[:50]
+        equal = 300
+    elif name == "black images":
+        images[::5], equal = 0, 30
+    elif name == "constant images":
+        images[::5] = rng.integers(3, size=(30, 1, 1, 1)) / 2
+        equal = 30
+    elif name == "sensors":
+        images = np.round(rng.normal(size=(150, 1, 1, 6)), 2)
+        images[..., 2], images[..., 4] = 20, 1.8 * images[..., 0] + 32
+        labels = (images[:, 0, 0, 0] * images[:, 0, 0, 1] > 0).astype(int)
+    elif name == "spectra":
+        peaks = 20 * rng.random((150, 1, 1, 1))
+        images = np.exp(-((np.arange(20) - peaks) ** 2) / 8) + 0.01 * rng.random((150, 1, 1, 20))
+        labels = (peaks.ravel() // 7).astype(int)
+    elif name == "categories and a number":
+        images = np.eye(3)[rng.integers(3, size=(150, 2))].reshape(150, 1, 1, 6)
+        images = np.concatenate([images, rng.integers(4, size=(150, 1, 1, 1))], axis=3)
+        equal = None
+    elif name == "one of a class":
+        labels = (np.arange(150) == 17) + 2 * (np.arange(150) % 3 == 0)
+    elif name == "a class is missing":
+        labels = 3 * (labels // 2)
+    elif name == "quantised":
+        images = np.round(2 * smooth_images((1, 2, 5))) / 2
+        equal = None
+    elif name == "saturated":
+        images = np.clip(3 * images - 1, 0, 1)
+    elif name == "colour crops":
+        images = (255 * smooth_images((3, 2, 5))).astype(np.uint8)
+    elif name == "one pixel":
+        images, equal = rng.integers(256, size=(150, 1, 1, 1)).astype(np.uint8), None
+    elif name == "five numbers":
+        images, labels = rng.random((5, 1, 1, 1)), np.array([0, 1, 0, 1, 1])
+    elif name == "images and their negatives":
+        images, labels = np.concatenate([images, 1 - images]), np.tile(labels, 2)
+    return images, labels, equal
+
+
+PEOPLES_DATA = [
+    *("patches", "black borders", "bootstrap", "oversampled", "relabelled copies", "black images"),
+    *("constant images", "sensors", "categories and a number", "spectra", "one of a class"),
+    *("a class is missing", "quantised", "saturated", "colour crops", "one pixel", "five numbers"),
+    "images and their negatives",
+]
+SMOOTHED = ["--loss", "cross-entropy", "--label-smoothing", "0.1"]
+SETTINGS = [[], ["--theta", "nontrivial"], SMOOTHED, ["--split", "largest"]]
+
+
+@pytest.mark.parametrize("name", PEOPLES_DATA)
+def test_real_data_are_not_refused_and_duplicates_are_counted(name, program, tmp_path):
+    images, labels, equal = peoples_data(name)
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    setting = SETTINGS[PEOPLES_DATA.index(name) % len(SETTINGS)]
+    run = program("--data", tmp_path / "data.npz", "--descend", 0, "--backend", "numpy", *setting)
+    assert run.status == 0, run.errors
+    report = run.report
+    assert report["verdict"] == SPURIOUS
+    rows = [image.tobytes() for image in images]
+    twins = np.array([[a == b for a in rows] for b in rows])
+    np.fill_diagonal(twins, False)
+    found = report["dataset"]["duplicates"]
+    assert found["samples"] == twins.any(axis=1).sum()
+    assert equal is None or found["samples"] == equal
+    other = twins & (labels[:, None] != labels)
+    assert found["differing_targets"] == other.any(axis=1).sum()
+    said = f"{found['samples']} not distinct, {found['differing_targets']} of them differ"
+    assert (said in run.printed) == (found["samples"] > 0)
+    x, y = training_arrays(images, labels, labels.max() + 1, report["label_smoothing"])
+    risks = [twin_risk(run.out / f"{p}.npz", x, y, report["loss"]) for p in ("theta", "lower")]
+    assert risks[1] < risks[0]
+
+
+def test_samples_that_no_function_fits_better_are_no_spurious_minimum(program, tmp_path):
+    images, labels = np.repeat(smooth_images((1, 4, 4), 10), 9, axis=0), np.arange(90) % 4 // 2
+    np.savez(tmp_path / "data.npz", images=images, labels=labels)
+    for setting in SETTINGS:
+        run = program("--data", tmp_path / "data.npz", *QUICK, *setting)
+        check_refused(run, "no data split", "no function of the samples", "differ, got 10")

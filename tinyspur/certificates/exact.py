@@ -47,7 +47,7 @@ def exact_outputs(theta: Parameters, x: np.ndarray) -> np.ndarray | None:
 
 
 def meets_targets(theta: Parameters, data: TrainingSet) -> bool:
-    """Return whether every output is exactly its target; False where there are too many products."""
+    """Return whether every output is its target exactly; False for too many products."""
     outputs = exact_outputs(theta.to(np), data.x)
     if outputs is None:
         return False

@@ -86,8 +86,9 @@ def split_data(
 
     It is midway in the gap that the `rule` takes, ``steepest`` or ``largest``. All relayed maps and
     all outputs are tried unless one is given: the steepest gap of all, or the largest threshold. An
-    S that the rounding of the outputs explains counts as zero. Raises ValueError for a map, an
-    output or a rule that does not exist, AssumptionError where S vanishes throughout.
+    S that the rounding of the outputs explains counts as zero, as does one for weights by which the
+    map moves the output by no more than 1e-12 of the largest target. Raises ValueError for a map,
+    an output or a rule that does not exist, AssumptionError where S vanishes throughout.
     """
     check_at(theta, data, loss)
     check_points(pair.tower.net, theta)
@@ -106,6 +107,8 @@ def split_data(
     for m in maps:
         w, v = read_weights(theta, pair, m), map_values(theta, pair, m, data.x)
         noise = abs(w).sum(axis=1) * np.maximum(errors, VANISHES * abs(u).sum(axis=1)) / len(data)
+        moved = abs(w) @ np.ptp(v, axis=1)
+        noise[moved <= VANISHES * abs(data.y).max()] = np.inf
         gaps = search(v, w[chosen], u[chosen], noise[chosen])
         for k, gap in zip(chosen, gaps, strict=True):
             if gap is None:
@@ -120,10 +123,10 @@ def split_data(
             f"{tuple(maps)} and {'every output' if output is None else f'output {output}'}"
         )
     m, k, v, gap = best
-    return _split_at(pair, m, k, v, read_weights(theta, pair, m)[k], u[k], gap)
+    return split_at(pair, m, k, v, read_weights(theta, pair, m)[k], u[k], gap)
 
 
-def _split_at(
+def split_at(
     pair: RelayedPair,
     m: int,
     k: int,

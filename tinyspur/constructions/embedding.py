@@ -13,9 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
-from ..engine.backend import Array, to_numpy
+from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network, check_network, check_problem
 from ..engine.parameters import Parameters, check_points
@@ -27,6 +28,8 @@ from .towers import MARGIN, RelayedPair, Tower, set_constant, set_relay
 
 VARIANTS = ("repaired", "literal")
 EXACT_FIT = 1e-10  # residuals below this share of the targets count as zero
+DIRECTIONS = 4  # along which features are compared
+EQUAL = 64  # units in the last place of the largest feature that equal ones may differ by
 
 
 def top_pair(net: Network) -> int:
@@ -123,13 +126,7 @@ def linear_subnetwork(
     fit = fit_affine(features, data.y, loss)
     o = fit.weights @ features.T + fit.bias[:, None]
     residuals = o - data.y.T if hasattr(loss, "subgradients") else loss.gradient(o, data.y.T)
-    if abs(residuals).max() <= EXACT_FIT * abs(data.y).max():
-        few = features.shape[1] + 1 >= len(data)
-        expected = f"more than {features.shape[1] + 1} samples" if few else "other targets"
-        raise AssumptionError(
-            "R(theta) > 0 fails, or R is the entropy of soft targets: an affine map fits all "
-            f"{len(data)} samples exactly, so the linear minimum is global; expected {expected}"
-        )
+    check_not_exact(residuals, features, data.y)
     phi = net.zeros()
     # Above the first convolution relays read positive values. Only copies that are shifted need a
     # bias there: beyond the border they read zeros.
@@ -140,6 +137,27 @@ def linear_subnetwork(
     weights = fit.weights.reshape(len(fit.bias), channels, -1)
     tower.read(phi, weights, fit.bias, biases, -MARGIN if variant == "repaired" else 0.0)
     return phi
+
+
+def check_not_exact(residuals: np.ndarray, features: np.ndarray, y: np.ndarray) -> None:
+    """Raise AssumptionError where all residuals vanish, up to rounding, and say what to change.
+
+    They are those of an affine map of the features (N, d).
+    """
+    if abs(residuals).max() > EXACT_FIT * abs(y).max():
+        return
+    parameters, distinct = features.shape[1] + 1, int(identical(features).max()) + 1
+    expected = "targets that no affine map gives"
+    if not np.ptp(y, axis=0).any():
+        expected = "targets that are not all equal"
+    elif distinct <= parameters:
+        expected = f"more than {parameters} samples that differ, or fewer pixels"
+        if distinct < len(y):
+            expected += f"; {distinct} of them differ"
+    raise AssumptionError(
+        "R(theta) > 0 fails, or R is the entropy of soft targets: an affine map fits all "
+        f"{len(y)} samples exactly, so the minimum is global; expected {expected}"
+    )
 
 
 def embed(
@@ -187,7 +205,8 @@ def embed(
     )
     if not relayed:
         raise AssumptionError(
-            f"every map of layer {tower.first - 1} is dead: there is none to relay"
+            f"every map of layer {tower.first - 1} is dead: there is none to relay; expected one "
+            "that some sample activates, as after another start or with smaller inputs"
         )
     lowest = min(0.0, float(x.min())) if tower.first - 1 <= net.leading_poolings else 0.0
     if lowest < 0 and not repaired:
@@ -287,35 +306,44 @@ def _live_maps(phi: Parameters, x: np.ndarray) -> tuple[int, ...]:
     return tuple(int(t) for t in np.flatnonzero(highest >= 0))
 
 
+def identical_features(theta: Parameters, x: np.ndarray, layer: int) -> np.ndarray:
+    """Return for each sample x a number, the same for samples whose features o^layer are equal.
+
+    The input, layer 0, is compared exactly. Features are compared along a few random directions,
+    and are equal where they differ by no more than rounding, in theta's type, of the largest one.
+    """
+    if layer == 0:
+        return identical(x)
+    net, rng = theta.net, np.random.default_rng(0)
+    directions = rng.standard_normal((DIRECTIONS, math.prod(net.shapes[layer])))
+    shadows, size = [], 0.0
+    for _, columns in net.chunks(theta, x):
+        features = net.layer_output(theta, columns, layer)
+        size = max(size, float(abs(features).max()))
+        shadows.append(to_numpy(namespace(features).asarray(directions) @ features))
+    near = np.finfo(theta.vector.dtype).eps * EQUAL * size * np.linalg.norm(directions, axis=1)
+    groups = []
+    for shadow, least in zip(np.concatenate(shadows, axis=1), near, strict=True):
+        order = np.argsort(shadow)
+        starts = np.diff(shadow[order], prepend=shadow[order[0]]) > least
+        groups.append(np.cumsum(starts)[np.argsort(order)])
+    return identical(np.stack(groups, axis=1))
+
+
 def check_assumption_1(theta: Parameters, x: np.ndarray, layer: int | None = None) -> None:
     """Raise AssumptionError unless o^layer differs between all samples ([CNN] Assumption 1).
 
-    `layer` is L-1 by default; give the upper one of the pair where the pair lies further down.
-
-    Differences below 1e-12 of the largest feature count as 0.
+    `layer` is L-1 by default; give the upper one of the pair where the pair lies further down. The
+    paper's existence proof needs it; the construction does not, and does not call this.
     """
     check_points(None, theta)
-    net, x = theta.net, as_inputs(theta.net, x)
-    layer = net.depth - 1 if layer is None else layer
-    width = net.shapes[layer]
-    direction = np.random.default_rng(0).standard_normal(math.prod(width))
-    shadow, size = [], 0.0
-    for _, columns in net.chunks(theta, x):
-        features = to_numpy(net.layer_output(theta, columns, layer))
-        size = max(size, float(abs(features).max()))
-        shadow.append(direction @ features)
-    shadow = np.concatenate(shadow)
-    order = np.argsort(shadow, kind="stable")
-    near = 1e-12 * size * abs(direction).sum()
-    for first, second in itertools.pairwise(order):
-        if shadow[second] - shadow[first] > near:
-            continue
-        two = [
-            to_numpy(net.layer_output(theta, columns, layer))
-            for _, columns in net.chunks(theta, x[[first, second]])
-        ]
-        if abs(np.diff(np.concatenate(two, axis=1))).max() <= 1e-12 * size:
-            i, j = sorted((int(first), int(second)))
-            raise AssumptionError(
-                f"Assumption 1 fails: samples {i} and {j} have identical features at layer {layer}"
-            )
+    x = as_inputs(theta.net, x)
+    layer = theta.net.depth - 1 if layer is None else layer
+    numbers = identical_features(theta, x, layer)
+    _, firsts = np.unique(numbers, return_index=True)
+    twins = np.setdiff1d(np.arange(len(x)), firsts)
+    if twins.size:
+        i, j = firsts[numbers[twins[0]]], twins[0]
+        raise AssumptionError(
+            f"Assumption 1 fails: samples {i} and {j} have identical features at layer {layer}"
+        )

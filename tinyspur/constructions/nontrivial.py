@@ -16,7 +16,14 @@ from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from .embedding import carry_outputs, check_variant, first_dense, first_features
+from .embedding import (
+    carry_outputs,
+    check_not_exact,
+    check_variant,
+    first_dense,
+    first_features,
+    identical_features,
+)
 from .towers import MARGIN, Tower, set_relay
 
 RANDOM_FILTERS = 100
@@ -41,14 +48,16 @@ def nontrivial_minimum(
     position. The maps above relay map 0, and also the channels, as the linear subnetwork does, in
     shifted copies below poolings. The dense weights of the channels are the least squares fit of
     the other samples, and those of map 0 fit the isolated samples exactly: there are isolated + 1
-    pattern classes, each stationary.
+    pattern classes, each stationary. Equal samples count as one, with the mean of their targets,
+    and one that occurs once is isolated where a filter does that.
 
     Literal: the samples are those with the largest values of one pixel of the first channel, the
     bias of map 0 lets that pixel pass for them only, and one weight for each output reads it
     ([CNN] Theorem 3, (15) to (22)). The map fires at other positions too.
 
     Raises AssumptionError for the cross-entropy, where no minimiser exists for an isolated sample,
-    for too few maps and where no filter isolates samples; ValueError for another kind of network.
+    for too few maps, where no filter isolates samples and where all are fitted exactly (R = 0);
+    ValueError for another kind of network.
     """
     check_problem(net, data, loss)
     check_variant(variant)
@@ -66,19 +75,31 @@ def nontrivial_minimum(
         )
     if tower.pooled and not repaired:
         raise ValueError(f"literal theta_1: [CNN] prints no formulas with pooling, got {net}")
-    isolated = whole_number("isolated samples", isolated, 1, len(data) - 1)
     tower.check_room(channels, "one that isolates samples, and one for each input channel")
     theta, x = net.zeros(), first_features(net, data.x)
+    numbers = np.arange(len(x))
     if repaired:
-        p, threshold, samples, responses = _isolate(theta, tower, x, isolated, seed)
+        numbers = identical_features(theta, data.x, net.leading_poolings)
+    _, firsts, counts = np.unique(numbers, return_index=True, return_counts=True)
+    if len(firsts) < 2:
+        raise AssumptionError(
+            f"nontrivial minimum: expected two samples that differ, or more, got {len(firsts)}"
+        )
+    isolated = whole_number("isolated samples", isolated, 1, len(firsts) - 1)
+    if repaired:
+        found = _isolate(theta, tower, x[firsts], counts == 1, isolated, seed)
     else:
-        p, threshold, samples, responses = _pixel(theta, tower, x, isolated)
-    others = np.setdiff1d(np.arange(len(data)), samples)
+        found = _pixel(theta, tower, x, isolated)
+    p, threshold, chosen, responses = found
+    others = ~np.isin(numbers, chosen)
     fit = fit_affine(x[others], data.y[others], loss)
     outputs = x @ fit.weights.T + fit.bias
     # Each isolated sample i reads its own neurons: responses (N_I, P) @ weights (P, d_y) = residual
-    missing = np.linalg.pinv(responses) @ (data.y[samples] - outputs[samples])
-    outputs[samples] += responses @ missing
+    residuals = [(data.y - outputs)[numbers == i].mean(axis=0) for i in chosen]
+    missing = np.linalg.pinv(responses) @ np.array(residuals)
+    for i, response in zip(chosen, responses, strict=True):
+        outputs[numbers == i] += response @ missing
+    check_not_exact(outputs - data.y, x, data.y)
     biases, offset = tower.biases(float(x.min())), fit.bias
     if repaired:  # the relays of map 0, in every convolution but the first
         offset = offset - MARGIN * (len(tower.shifts) - 1) * missing.sum(axis=0)
@@ -94,14 +115,19 @@ def nontrivial_minimum(
     return theta
 
 
-def _isolate(theta: Parameters, tower: Tower, x: np.ndarray, isolated: int, seed: int):
-    """Return p, the threshold, the isolated samples, and their values of map 0 at the top."""
+def _isolate(
+    theta: Parameters, tower: Tower, x: np.ndarray, once: np.ndarray, isolated: int, seed: int
+):
+    """Return p, the threshold, the isolated samples, and their values of map 0 at the top.
+
+    The samples x are distinct; a filter that isolates such as occur `once`, (N,), goes first.
+    """
     rng, W = np.random.default_rng(seed), theta.W[tower.first]
     shape = W.weights.shape[1:]
     centre = np.zeros(shape)
     centre[(0, *W.centre)] = 1
-    best = (TIE, None)
-    pool = _pooling(tower)
+    best, most = None, (False, TIE)
+    pool, enough = _pooling(tower), bool(once.sum() >= isolated)
     for trial in range(1 + RANDOM_FILTERS):
         p = rng.standard_normal(shape) if trial else centre
         responses = W.with_weights(p[None]) @ x.T
@@ -112,18 +138,20 @@ def _isolate(theta: Parameters, tower: Tower, x: np.ndarray, isolated: int, seed
         gap = (values[1] - values[0]) / (values[-1] - responses.min() or 1.0)
         pooled = pool[:, positions].argmax(axis=0)
         apart = len(set(pooled.tolist())) == len(set(samples.tolist())) == isolated
-        if apart and gap > best[0]:
+        rank = bool(gap > WIDE and once[samples].all()), gap
+        if apart and rank > most:
             threshold = (values[0] + values[1]) / 2
             fired = np.maximum(responses[:, samples] - threshold, 0)
-            best = gap, (p, threshold, samples, (pool @ fired).T)
-        if best[0] > WIDE:
+            best, most = (p, threshold, samples, (pool @ fired).T), rank
+        if most > (enough, WIDE):
             break
-    if best[1] is None:
+    if best is None:
         raise AssumptionError(
             f"nontrivial minimum: none of {1 + RANDOM_FILTERS} filters has its {isolated} largest "
-            "responses at different samples and different positions, apart from the next"
+            "responses at different samples and different positions, apart from the next; expected "
+            "fewer isolated samples, or patches that differ more"
         )
-    return best[1]
+    return best
 
 
 def _pooling(tower: Tower) -> np.ndarray:

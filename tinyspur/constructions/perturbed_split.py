@@ -7,15 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..certificates.rounding import output_rounding
+from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from .data_split import DataSplit, split_data
-from .split_terms import VANISHES, map_values, output_derivatives, tie_of
+from .data_split import DataSplit, split_at, split_data
+from .split_terms import VANISHES, map_values, output_derivatives, read_weights, tie_of
 from .towers import RelayedPair
 
+INEXACT = 1e-6  # share of sum |u| from which on rounding hides the sums of u
 HALVINGS = 12  # of a perturbation that raises R more than the step along the bias lowers it
 
 
@@ -39,32 +41,46 @@ def perturb_read_weights(
     there. Raises AssumptionError where the sums of u vanish too.
     """
     u = output_derivatives(theta, data, loss).astype(np.float64)
-    m, k, eta, gap, v = _greatest_gain(theta, pair, data, u, output)
-    sums = (v > eta) @ u[k] / len(data)
+    m, k, low, high, v = _greatest_gain(theta, pair, data, u, output)
+    above, gap = v > (low + high) / 2, high - low
+    sums = above @ u[k] / len(data)
     net, tower, move = theta.net, pair.tower, theta.net.zeros()
     along = (tower.matrix @ sums if tower.pooled else sums) / np.linalg.norm(sums)
-    move.W[pair.dense].weights[k, tower.columns(pair.relay_of(m))] = along
-    move.b[pair.dense][k] = -along @ pair.constants(pair.kappa_lower, pair.kappa_upper)
+    track = tower.columns(pair.relay_of(m))
+    read = np.concatenate(
+        [
+            along @ to_numpy(net.layer_output(theta, columns, tower.last)[track])
+            for _, columns in net.chunks(theta, data.x)
+        ]
+    )
+    move.W[pair.dense].weights[k, track] = along
+    move.b[pair.dense][k] = -read.mean()  # the output keeps its mean, so that R rises less
     direction = namespace(theta.vector).asarray(move.vector, dtype=theta.vector.dtype)
-    change = net.forward(Parameters(net, theta.vector + direction), data.x)
-    change = to_numpy(change - net.forward(theta, data.x)).T.astype(np.float64)
     o = to_numpy(net.forward(theta, data.x)).T.astype(np.float64)
+    change = np.zeros_like(o)
+    change[k] = read - read.mean()
     bend = float((change * loss.curvature(o, data.y.T, change)).sum()) / len(data)
-    slope = abs(float(tower.seen(along) @ sums))
-    t = slope * gap / 2 / bend if bend > 0 else 1.0
+    rate = abs(float(tower.seen(along) @ sums))
+    t = rate * gap / 2 / bend if bend > 0 else 1.0
     for _ in range(HALVINGS):
         start = Parameters(net, theta.vector + t * direction)
-        yield start, split_data(start, pair, data, loss, rule, m, k)
+        split = split_data(start, pair, data, loss, rule, m, k)
+        if rule == "steepest":  # S may be larger in a gap that is too narrow to gain by
+            w, u_k = read_weights(start, pair, m)[k], output_derivatives(start, data, loss)[k]
+            slope = float(w @ (above @ u_k)) / len(data)
+            wide = split_at(pair, m, k, v, w, u_k, (low, high, slope))
+            split = max(split, wide, key=lambda s: abs(s.slope) * (s.gap[1] - s.gap[0]))
+        yield start, split
         t /= 2
 
 
 def _greatest_gain(
     theta: Parameters, pair: RelayedPair, data: TrainingSet, u: np.ndarray, output: int | None
 ) -> tuple[int, int, float, float, np.ndarray]:
-    """Return the map, the output and eta for which |sum of u| times the gap around eta is largest.
+    """Return the map, the output and the gap for which |sum of u| times its width is largest.
 
-    The sum is over the samples with v > eta at some location. The width of the gap and the values v
-    of the map follow. Raises AssumptionError where all sums vanish.
+    The sum is over the samples with v above the gap at some location. The gap is given by its ends;
+    the values v of the map follow. Raises AssumptionError where all sums vanish.
     """
     zero = np.maximum(output_rounding(theta, data.x).sum(axis=1), VANISHES * abs(u).sum(axis=1))
     best = None
@@ -80,11 +96,34 @@ def _greatest_gain(
             gain = np.where(sums > zero[k], sums * gaps, 0)
             j, n = np.unravel_index(gain.argmax(), gain.shape)
             if gain[j, n] > 0 and (best is None or gain[j, n] > best[0]):
-                best = gain[j, n], m, k, (ranked[j, n] + below[j, n]) / 2, gaps[j, n], v
+                best = gain[j, n], m, k, below[j, n], ranked[j, n], v
     if best is None:
         raise AssumptionError(
             "no data split: S(eta) and the sums of u vanish, up to rounding, for every threshold "
             f"of the maps {pair.relayed} and "
-            f"{'every output' if output is None else f'output {output}'}"
+            f"{'every output' if output is None else f'output {output}'}: "
+            f"{_reason(data, u, zero)}"
         )
     return best[1:]
+
+
+def _reason(data: TrainingSet, u: np.ndarray, zero: np.ndarray) -> str:
+    """Return why all sums of u are `zero` (d_y,), and what to change."""
+    if (zero > INEXACT * abs(u).sum(axis=1)).any():
+        return (
+            f"outputs are exact up to {zero.max() / len(data):.1g} only, since the weights are "
+            "large; expected features that are less dependent, or fewer"
+        )
+    numbers = identical(data.x)
+    if all(
+        (abs(np.bincount(numbers, u_k)) <= zero_k).all()
+        for u_k, zero_k in zip(u, zero, strict=True)
+    ):
+        return (
+            "those over equal samples do, so that no function of the samples has a lower risk; "
+            f"expected more samples that differ, got {numbers.max() + 1}"
+        )
+    return (
+        "so it is at a linear minimum for images of two values; expected more values, or a "
+        "subnetwork that is not linear"
+    )

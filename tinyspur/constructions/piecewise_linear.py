@@ -26,6 +26,7 @@ from ..fitting.affine import AffineFit, fit_affine
 from .embedding import carry_outputs, first_dense, first_features
 from .towers import MARGIN, Tower
 
+SAME = 8  # units in the last place of |p| . |x| that places along p may differ by to be the same
 ORDERS = 6  # for so many groups or fewer every order along a direction is tried
 
 
@@ -213,7 +214,7 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     features = TrainingSet(x.reshape(len(x), 1, -1), data.y)
     fit = fit_groups(features, groups, loss)
     p, maps = groups.direction, [np.hstack([f.weights, f.bias[:, None]]) for f in fit.fits]
-    if (np.searchsorted(groups.thresholds, x @ p) != groups.labels).any():
+    if (np.searchsorted(groups.thresholds, _along(x, p)) != groups.labels).any():
         raise ValueError("groups: expected groups of these samples, got those of other ones")
     hats = np.hstack([x, np.ones((len(x), 1))])
     # An inactive gate hands on `slope` times V: what it adds when it becomes active is the rest.
@@ -324,14 +325,19 @@ def _separate(x: np.ndarray, places: np.ndarray, K: int) -> tuple[np.ndarray, np
 
 
 def _along(x: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Return p . x for each sample."""
+    """Return p . x for each sample; the same for samples that differ there by rounding only."""
     flat, p = flattened(x), _numbers(direction)
     if p.shape != flat.shape[1:] or not np.isfinite(p).all() or not p.any():
         raise ValueError(
             f"groups: expected a finite direction of {flat.shape[1]} numbers, not all 0, got "
             f"{np.shape(direction)}"
         )
-    return flat @ p
+    along = flat @ p
+    near = SAME * np.finfo(float).eps * float((abs(flat) @ abs(p)).max())
+    order = np.argsort(along, kind="stable")
+    starts = np.append(True, np.diff(along[order]) > near)
+    along[order] = along[order][starts][np.cumsum(starts) - 1]
+    return along
 
 
 def _numbers(direction: object) -> np.ndarray:

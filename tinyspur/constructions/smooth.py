@@ -8,12 +8,14 @@ apply to given targets.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..certificates.curvature import CurvatureCertificate, certify_curvature, check_smooth
 from ..certificates.rounding import EPSILON, risk_rounding
+from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import Activation
 from ..engine.losses import SquaredLoss
@@ -109,23 +111,30 @@ def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
     each unit of the last one steps or bends between two neighbours; or all hidden weights are
     random. The last layer is then fitted by least squares. Several steepnesses of the units are
     tried both ways, and the lowest risk counts. Raises AssumptionError where the last hidden layer
-    has fewer units than there are samples, or the samples are not all different.
+    has fewer units than there are different samples, or equal samples have different targets.
     """
     check_problem(net, data, LOSS)
     check_smooth(net)
-    width = net.shapes[-2][0]
-    if width < len(data):
+    numbers = identical(data.x)
+    firsts = np.unique(numbers, return_index=True)[1]
+    other = (data.y != data.y[firsts][numbers]).any(axis=1)
+    if other.any():
+        second = int(other.argmax())
         raise AssumptionError(
-            f"interpolation: expected a last hidden layer of at least {len(data)} units, one for "
+            "interpolation: expected samples that are all different, or have the same targets, got "
+            f"the equal samples {firsts[numbers[second]]} and {second} with different ones"
+        )
+    width, once = net.shapes[-2][0], TrainingSet(data.x[firsts], data.y[firsts])
+    if width < len(once):
+        raise AssumptionError(
+            f"interpolation: expected a last hidden layer of at least {len(once)} units, one for "
             f"each sample, got {width}"
         )
-    x = flattened(data.x)
-    if len(np.unique(x, axis=0)) < len(x):
-        raise AssumptionError("interpolation: expected samples that are all different")
+    x = flattened(once.x)
     best, least = None, math.inf
     for steepness in STEEPNESS:
         for hidden in (_stairs, _random_features):
-            theta = _fit_last(hidden(net, x, steepness, np.random.default_rng(seed)), data)
+            theta = _fit_last(hidden(net, x, steepness, np.random.default_rng(seed)), once)
             risk = net.risk(theta, data, LOSS) + risk_rounding(theta, data, LOSS)
             if best is None or np.nan_to_num(risk, nan=math.inf) < least:
                 best, least = theta, np.nan_to_num(risk, nan=math.inf)
@@ -199,7 +208,7 @@ def lower_point(
         raise ValueError(f"lower point: expected one start or more, got {starts}")
     net, data = found.theta.net, found.data
     points = [descend(kaiming_start(net, seed + n), data, LOSS, iterations) for n in range(starts)]
-    if net.shapes[-2][0] >= len(data):
+    with suppress(AssumptionError):  # too few units, or equal samples with different targets
         points.append(interpolate(net, data, seed))
     risks = [net.risk(point, data, LOSS) for point in points]
     return points[int(np.nan_to_num(risks, nan=np.inf).argmin())]

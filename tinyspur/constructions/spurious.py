@@ -7,20 +7,21 @@ lower point from `witnesses`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
+from ..datasets.duplicates import Duplicates
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
-from .data_split import DataSplit, split_data
-from .embedding import check_assumption_1
+from .data_split import SPLITS, DataSplit, split_data
+from .embedding import identical_features
 from .equal_risk import equal_risk_point
 from .perturbed_split import perturb_read_weights
 from .towers import RelayedPair
@@ -29,7 +30,10 @@ from .witnesses import LowerPoint, lower_point
 
 @dataclass(frozen=True)
 class SpuriousMinimum:
-    """theta with its certificate, theta', the lower point, and the escape from theta if any."""
+    """theta with its certificate, theta', the lower point, and the escape from theta if any.
+
+    `duplicates` counts the samples whose features at the upper convolution of the pair are equal.
+    """
 
     theta: Parameters
     pair: RelayedPair
@@ -39,6 +43,7 @@ class SpuriousMinimum:
     theta_prime: Parameters
     theta_prime_risk: float
     lower: LowerPoint
+    duplicates: Duplicates
     escape: Escape | None = None
 
     @property
@@ -64,8 +69,9 @@ class SpuriousMinimum:
         return "spurious local minimum"
 
     def __str__(self) -> str:
-        difference = self.theta_prime_risk - self.risk
+        difference, equal = self.theta_prime_risk - self.risk, self.duplicates
         lines = [
+            *([f"features at layer {self.pair.upper}: {equal}"] if equal.samples else []),
             f"R(theta)  = {self.risk:.12g}",
             str(self.certificate),
             str(self.split),
@@ -92,29 +98,31 @@ def find_spurious_minimum(
 
     Where the cell certificate of theta does not hold, the relay certificate is tried. `theta` and
     `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and `output` go to
-    `split_data`. Literal: the escape from the kink is evaluated as well. `stage` is entered around
-    each part with its name and a text. Where S(eta) vanishes throughout, or gives no decrease
-    beyond rounding, W^L is perturbed first (Lemma 11): R(theta') is then a little higher than
-    R(theta), and the lower point is lower than theta. Raises AssumptionError where Assumption 1
-    fails or no split exists.
+    `split_data`. Where the split of one rule gives no decrease beyond rounding, that of the other
+    is tried; then, or where S(eta) vanishes throughout, W^L is perturbed first (Lemma 11), so that
+    R(theta') is a little higher than R(theta), and the lower point is lower than theta. Samples
+    with equal features lie on the same side of every threshold and count as one with the sum of
+    their u. Literal: the escape from the kink, if any, is evaluated as well. `stage` is entered
+    around each part with its name and a text. Raises AssumptionError where no split exists.
     """
     check_at(theta, data, loss)
     check_points(pair.tower.net, theta)
     with stage("certificate", "certifying theta"):
-        check_assumption_1(theta, data.x, pair.upper)
+        duplicates = Duplicates.of(identical_features(theta, data.x, pair.upper), data.y)
         risk = theta.net.risk(theta, data, loss)
         certificate = certify_cell(theta, data, loss)
         if not certificate.holds and variant == "repaired":  # then what the subnetwork hands on
             certificate = certify_relays(theta, data, loss, pair.lower, seed)
     with stage("split", "splitting the data, building theta' and the lower point"):
-        best = None
+        best, most = None, -np.inf
         try:
             for start, split in _splits(theta, pair, data, loss, rule, output):
                 prime = equal_risk_point(start, pair, split, variant)
                 lower = lower_point(start, prime, pair, split, data, loss, risk)
-                if best is None or lower.decrease > lower.rounding:
-                    best = split, prime, lower
-                if lower.decrease > lower.rounding:
+                sure = lower.decrease - lower.rounding
+                if best is None or sure > most:
+                    best, most = (split, prime, lower), sure
+                if sure > 0:
                     break
         except AssumptionError:
             if best is None:
@@ -123,18 +131,24 @@ def find_spurious_minimum(
         prime_risk = theta.net.risk(prime, data, loss)
     escape = None
     if variant == "literal":
-        with stage("escape", "escaping from the kink"):
+        unless_none = suppress(AssumptionError)  # then no map at the kink lowers the risk
+        with stage("escape", "escaping from the kink"), unless_none:
             escape = kink_escape(theta, data, loss, seed=seed)
-    return SpuriousMinimum(theta, pair, risk, certificate, split, prime, prime_risk, lower, escape)
+    return SpuriousMinimum(
+        theta, pair, risk, certificate, split, prime, prime_risk, lower, duplicates, escape
+    )
 
 
 def _splits(theta, pair, data, loss, rule, output) -> Iterator[tuple[Parameters, DataSplit]]:
-    """Yield theta with its split, if there is one, and then perturbed points with theirs."""
-    try:
-        split = split_data(theta, pair, data, loss, rule, output=output)
-    except AssumptionError:
-        split = None
-    if split is not None:
+    """Yield theta with its split by `rule` and by the other one, and perturbed points with theirs.
+
+    A loss with kinks need not fall at the rate S(eta), so that one split may fail.
+    """
+    for each in sorted(SPLITS, key=lambda name: name != rule):
+        try:
+            split = split_data(theta, pair, data, loss, each, output=output)
+        except AssumptionError:
+            continue
         yield theta, split
     yield from perturb_read_weights(theta, pair, data, loss, rule, output)
 

@@ -45,10 +45,10 @@ class LowerPoint:
     rounding: float
 
     def __str__(self) -> str:
-        return (
-            f"lower point: bias of layer {self.layer} map {self.map} moved by {self.step:.6g}, "
-            f"risk {self.risk:.9g}, lower by {self.decrease:.6g}"
-        )
+        moved = f"bias of layer {self.layer} map {self.map} moved by {self.step:.6g}"
+        if self.decrease > self.rounding:
+            return f"lower point: {moved}, risk {self.risk:.9g}, lower by {self.decrease:.6g}"
+        return f"no lower point: {moved}, risk {self.risk:.9g}, not lower beyond rounding"
 
 
 def perturbed_map(theta: Parameters, pair: RelayedPair, split: DataSplit) -> int:
