@@ -74,8 +74,20 @@ def step(
 
 @contextmanager
 def _filling(**options) -> Iterator[Bar]:
-    with tqdm(leave=False, mininterval=0.5, **options) as drawn:
+    options |= {"leave": False, "mininterval": 0.5, "unit_scale": options["unit"] == "B"}
+    with _Drawn(**options) as drawn:
         yield Bar(drawn)
+
+
+class _Drawn(tqdm):
+    """A bar that pooch takes, too: it asks whether there is one and fills it at the end."""
+
+    def __bool__(self) -> bool:
+        return True  # also while the total is unknown
+
+    def reset(self, total: float | None = None) -> None:
+        """Go back to the start before it is filled, but not in time."""
+        self.n = 0 if self.total else self.n
 
 
 @contextmanager

@@ -347,7 +347,7 @@ def test_readers_of_data_import_neither_networks_nor_anything_above_them():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == ""
     inside = [f"tinyspur.datasets{name}" for name in ("", ".cifar10", ".images", ".samples")]
-    assert done.stdout.split() == ["4000", *inside, "tinyspur.files"]
+    assert done.stdout.split() == ["4000", "tinyspur.console", *inside, "tinyspur.files"]
 
 
 def test_the_package_has_the_data_sets_and_imports_what_downloads_only_for_a_download():
