@@ -9,31 +9,46 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 # The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
-from tqdm import tqdm
 
-from tinyspur.console import exit_status
+from tinyspur.console import Stages, exit_status
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.figures.studies import draw_atlas
-from tinyspur.files import check_writable
+from tinyspur.files import check_outputs
 from tinyspur.layers import Dense
-from tinyspur.studies.atlas import map_minima, partitions
+from tinyspur.studies.atlas import Atlas, map_minima, partitions
 
 
 def surface(samples: int, seed: int) -> TrainingSet:
     """Return random points of [-1, 1]^2 and the targets sin(3 x_1) cos(2 x_2)."""
     x = np.random.default_rng(seed).uniform(-1, 1, (samples, 1, 2))
     return TrainingSet(x, np.sin(3 * x[:, 0, :1]) * np.cos(2 * x[:, 0, 1:]))
+
+
+@contextmanager
+def processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of processes that leave Ctrl-C to this one, and then only end what they do."""
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(count, **quiet) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -60,7 +75,8 @@ def run(options: argparse.Namespace) -> None:
     for name, least in (bounds | {"starts": 0, "workers": 1, "seed": 0}).items():
         if getattr(options, name) < least:
             raise ValueError(f"--{name}: expected {least} or more, got {getattr(options, name)}")
-    check_writable(options.out)
+    arrays = [field.name for field in fields(Atlas)]
+    check_outputs(options.out, {"atlas.npz": arrays, "atlas.png": []})
     started = time.perf_counter()
     data = surface(options.samples, options.seed)
     net = Network((1, 2), [Dense(2 * options.groups - 1), Dense(1)])
@@ -68,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     found = partitions(data.x, directions, options.groups, options.minima, options.seed)
     print(f"network: {net}, {options.samples} samples, {len(found)} different partitions")
-    with ProcessPoolExecutor(options.workers) as executor:
+    with processes(options.workers) as executor:
         atlas = map_minima(
             net,
             data,
@@ -77,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
             options.starts,
             seed=options.seed,
             executor=executor,
-            progress=lambda parts, total: tqdm(parts, total=total, leave=False),
+            stage=Stages(),
         )
     print(atlas)
     atlas.save(options.out / "atlas.npz")
@@ -86,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after a one-line error."""
+    """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
     return exit_status(lambda: run(options))
 

@@ -16,7 +16,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tinyspur.console import Stages, exit_status
 from tinyspur.figures.studies import draw_audit
-from tinyspur.files import check_writable, write_json
+from tinyspur.files import check_outputs, write_json
 from tinyspur.studies.audit import audit
 from tinyspur.studies.findings import table
 
@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write."""
-    check_writable(options.out)
+    check_outputs(options.out, {"audit.json": ["rows", "seconds"], "audit.png": []})
     stages = Stages()
     findings = audit(options.samples, options.seed, stages)
     print(table(findings))
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after a one-line error."""
+    """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
     return exit_status(lambda: run(options))
 

@@ -19,13 +19,13 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from tinyspur import datasets
-from tinyspur.console import exit_status
+from tinyspur.console import exit_status, step
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import SquaredLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.threads import WORKERS, in_order
-from tinyspur.files import write_json
+from tinyspur.files import check_outputs, write_json
 from tinyspur.fitting.training import kaiming_start, training_flops
 from tinyspur.landscape.planes import Plane
 from tinyspur.landscape.scan import scan
@@ -176,9 +176,8 @@ def plane_rows(torch, net: Network, data: TrainingSet, dtype: type, steps: int) 
     own = [seconds(lambda: scan(plane, data, LOSS)) for _ in range(2)]
     rows = [Row(f"{name}, PyTorch in {batch}s", kind, own[0], seconds(lambda: loop(batch)), flops)]
     try:
-        from loss_landscapes import metrics, random_plane
+        from loss_landscapes import metrics, random_plane  # as in version 3
     except ImportError:
-        print("loss-landscapes is not installed: no row for it")
         return rows
     metric = metrics.Loss(mean, x, y)
     theirs = seconds(lambda: random_plane(twin, metric, 1, steps, "model", deepcopy_model=True))
@@ -277,6 +276,8 @@ def run(options: argparse.Namespace) -> None:
     for name in ("repeats", "batch", "plane"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name}: expected 1 or more, got {getattr(options, name)}")
+    if options.json is not None:
+        check_outputs(options.json.parent, {options.json.name: ["peaks", "rows"]})
     try:
         import torch
     except ImportError as error:
@@ -292,21 +293,27 @@ def run(options: argparse.Namespace) -> None:
     paper = Network(colours.x.shape[1:], [*map(Conv, PAPER), Dense(10)])
     little = Network(small.x.shape[1:], [*map(Conv, SMALL), Dense(10)])
     print(f"{WORKERS} cores, {blas()}; GFLOP/s of the engine and of PyTorch (CSR in the last rows)")
-    print(f"{'':<40}{'':>8}{'median':>13}{'engine':>8}{'other':>8}{'ratio':>8}{'of peak':>8}")
+    columns = f"{'median':>13}{'engine':>8}{'other':>8}{'ratio':>8}{'of peak':>8}"
+    print(f"{'':<40}{'':>8}{columns}", flush=True)
     rows, peaks = [], {}
     for dtype in (np.float64, np.float32):
-        top = peaks[np.dtype(dtype).name] = peak(dtype, options.repeats)
-        print(f"{'matrix product':<40}{np.dtype(dtype).name:>8}{'':>13}{top / 1e9:8.0f}")
-        found = convolution_rows(torch, dtype, options.batch, options.repeats)
-        for name, net, data in (
-            (f"paper's network, batch {options.batch}, step", paper, colours),
-            (f"small network, {len(small)} images, step", little, small),
-        ):
-            found.append(step_row(torch, name, net, data, dtype, options.repeats))
-        found += plane_rows(torch, little, small, dtype, options.plane)
+        kind = np.dtype(dtype).name
+        top = peaks[kind] = peak(dtype, options.repeats)
+        print(f"{'matrix product':<40}{kind:>8}{'':>13}{top / 1e9:8.0f}", flush=True)
+        with step(f"timing in {kind}"):
+            found = convolution_rows(torch, dtype, options.batch, options.repeats)
+            for name, net, data in (
+                (f"paper's network, batch {options.batch}, step", paper, colours),
+                (f"small network, {len(small)} images, step", little, small),
+            ):
+                found.append(step_row(torch, name, net, data, dtype, options.repeats))
+            found += plane_rows(torch, little, small, dtype, options.plane)
         print("\n".join(row.text(top) for row in found), flush=True)
         rows += found
-    found = sparse_rows(little, small, options.batch, options.repeats)
+    if not any("loss-landscapes" in row.name for row in rows):
+        print("no row for loss-landscapes: its version 3 is not installed")
+    with step("timing sparse matrices"):
+        found = sparse_rows(little, small, options.batch, options.repeats)
     print("\n".join(row.text(peaks["float64"]) for row in found))
     rows += found
     if options.json is not None:
@@ -315,7 +322,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after a one-line error."""
+    """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
     return exit_status(lambda: run(options))
 

@@ -12,9 +12,7 @@ import argparse
 import os
 import sys
 from argparse import SUPPRESS
-from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -22,14 +20,13 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
-from tqdm import tqdm
 
 from tinyspur import datasets
-from tinyspur.console import Stages, exit_status
+from tinyspur.console import Bar, Stages, exit_status
 from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.nontrivial import nontrivial_minimum
-from tinyspur.constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
+from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias
 from tinyspur.constructions.witnesses import revive
 from tinyspur.datasets.duplicates import find_duplicates
 from tinyspur.datasets.samples import TrainingSet
@@ -41,7 +38,7 @@ from tinyspur.engine.points import save_point
 from tinyspur.errors import AssumptionError
 from tinyspur.figures.landscapes import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.figures.points import draw_spurious_minimum
-from tinyspur.files import check_writable, write_json
+from tinyspur.files import check_outputs, check_writable, kept_name, write_json
 from tinyspur.fitting.training import (
     Adam,
     descend,
@@ -54,7 +51,8 @@ from tinyspur.fitting.training import (
 )
 from tinyspur.layers import Conv, Dense
 from tinyspur.refutations.escapes import Escape
-from tinyspur.studies.paper_figures import Figures, read_figures, scan_figures
+from tinyspur.studies.paper_figures import NUMBERS, Figures, read_figures, scan_figures
+from tinyspur.studies.reports import findings_of, other_settings, settings_of
 
 DEFAULT_SAMPLES = 4000
 ARCHITECTURES = {  # maps of the convolutions, epochs; paper: [CNN] Appendix F
@@ -71,8 +69,10 @@ LANDSCAPES = {  # defaults of --figures
     "grid": (21, "of N x N points in a plane"),
     "directions": (200, "random lines through each point"),
 }
-CHECKPOINT, FIGURES = "checkpoint.npz", "figures"
-QUIET = {"leave": False, "mininterval": 0.5}  # of a progress bar
+REPORT, CHECKPOINT, FIGURES = "report.json", "checkpoint.npz", "figures"
+POINTS = ("theta", "theta_prime", "lower", "descended", "escape")
+DRAWN = ("figure2", "figure3", "surfaces")  # with --figures
+CURVE = 33  # points of the curve along a bias
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -200,23 +200,27 @@ def trained_point(options, net: Network, training_set, loss, xp, stages):
     done = finished_epochs(checkpoint) if options.resume else 0
     print(f"trained: {net}")
     if checkpoint.exists() and not options.resume:
-        print(f"{checkpoint} of an earlier run will be replaced, see --resume", file=sys.stderr)
+        name = kept_name(checkpoint).name
+        text = f"{checkpoint} is of an earlier run, from which --resume goes on: kept as {name}"
+        print(f"{text} once there is a new one", file=sys.stderr)
     cost = (epochs - done, options.batch_size, options.polish)
     print(training_cost(theta, training_set, loss, *cost), file=sys.stderr, flush=True)
     adam = Adam(options.learning_rate, options.weight_decay)
-    size = {"total": epochs * samples, "initial": done * samples, "unit": " images"}
-    with stages("training", "", own_line=True), tqdm(desc="Adam", **size, **QUIET) as bar:
+    counts, shown = (epochs * samples, done * samples, " images"), done * samples
+    with stages("training", "Adam", *counts) as bar:
 
         def show(epoch: int, images: int, risk: float) -> None:
+            nonlocal shown
             options.resumable = options.resumable or epoch > 1
-            bar.set_postfix_str(f"epoch {epoch} of {epochs}, R = {risk:.6g}", refresh=False)
-            bar.update((epoch - 1) * samples + images - bar.n)
+            now = (epoch - 1) * samples + images
+            bar.advance(now - shown, f"epoch {epoch} of {epochs}, R = {risk:.6g}")
+            shown = now
 
         settings = (epochs, options.batch_size, adam, options.seed, checkpoint, options.resume)
         theta = train(theta, training_set, loss, *settings, show)
     options.resumable = True
-    with stages("polish", "", own_line=True), steps_bar("L-BFGS", options.polish) as show:
-        polished = polish(theta, training_set, loss, options.polish, progress=show)
+    with stages("polish", "L-BFGS", options.polish) as bar:
+        polished = polish(theta, training_set, loss, options.polish, progress=stepping(bar))
     print(f"trained: {polished}")
     return polished.theta, {
         "epochs": epochs,
@@ -229,16 +233,9 @@ def trained_point(options, net: Network, training_set, loss, xp, stages):
     }
 
 
-@contextmanager
-def steps_bar(text: str, steps: int):
-    """Show a progress bar over `steps`, and yield what to call with the risk after each."""
-    with tqdm(total=steps, desc=text, **QUIET) as bar:
-
-        def show(risk: float) -> None:
-            bar.set_postfix_str(f"R = {risk:.6g}", refresh=False)
-            bar.update()
-
-        yield show
+def stepping(bar: Bar) -> Callable[[float], None]:
+    """Return what to call with the risk after each step."""
+    return lambda risk: bar.advance(note=f"R = {risk:.6g}")
 
 
 def theta_1(options, net: Network, training_set, loss, xp) -> Parameters | None:
@@ -276,78 +273,28 @@ def draw_figures(folder: Path, figures: Figures) -> None:
         draw_surfaces(folder / f"surfaces.{kind}", figures.level_sets[-1:])
 
 
-def report(
-    options, dataset, duplicates, found: SpuriousMinimum, training_set, loss, descended, training
-) -> dict:
-    """Return what goes to report.json."""
-    net = found.theta.net
-    gradient = net.gradient(found.theta, training_set, loss).vector
-    points = {
-        "theta": {
-            "risk": found.risk,
-            "gradient_norm": float((gradient**2).sum()) ** 0.5,
-            "certificate": found.certificate.as_dict(),
-            "file": "theta.npz",
-        },
-        "theta_prime": {
-            "risk": found.theta_prime_risk,
-            "risk_difference": found.theta_prime_risk - found.risk,
-            "file": "theta_prime.npz",
-        },
-        "lower": {
-            "risk": found.lower.risk,
-            "decrease": found.lower.decrease,
-            "layer": found.lower.layer,
-            "map": found.lower.map,
-            "step": found.lower.step,
-            "file": "lower.npz",
-        },
-    }
-    if descended is not None:
-        points["descended"] = {
-            "risk": net.risk(descended, training_set, loss),
-            "file": "descended.npz",
-        }
-    if found.escape is not None:
-        points["escape"] = {
-            "kind": found.escape.kind,
-            "risk": found.escape.risk,
-            "decrease": found.escape.decrease,
-            "step": found.escape.step,
-            "distance": found.escape.distance,
-            "file": "escape.npz",
-        }
-    return {
-        "dataset": {
-            "name": dataset.name,
-            "samples": len(dataset),
-            "input_shape": list(dataset.input_shape),
-            "classes": dataset.classes,
-            "duplicates": asdict(duplicates),
-        },
-        "network": net.spec,
-        "loss": loss.name,
-        "label_smoothing": options.label_smoothing,
-        "seed": options.seed,
-        "backend": options.backend,
-        "dtype": options.dtype,
-        "variant": options.variant,
-        "points": points,
-        "split": found.split.as_dict(),
-        "verdict": found.verdict,
-        **({"training": training} if training else {}),
-    }
+def outputs(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the names of the files that a run writes, each with what tells one of ours."""
+    figures = {f"{name}.{kind}": [] for name in DRAWN for kind in ("png", "pdf")}
+    if options.replot:
+        return figures
+    files = {REPORT: ["points", "verdict"], "figure.png": []}
+    files |= {f"{name}.npz": ["spec"] for name in POINTS}
+    if options.figures:
+        files |= figures | {f"{FIGURES}/{NUMBERS}": ["level_sets", "lines"]}
+    return files
 
 
 def run(options: argparse.Namespace) -> None:
     """Build, certify, descend, print and write."""
     check(options)
-    check_writable(options.out)
+    check_outputs(options.out, outputs(options))
+    if options.figures:
+        check_writable(options.out / FIGURES)
     if options.replot:
         draw_figures(options.out, read_figures(options.out / FIGURES))
         return
     chosen = backend.select(options.backend)
-    options.backend = chosen.name
     loss, stages = loss_named(options.loss), Stages()
     dataset = load(options)
     training_set = TrainingSet(
@@ -364,6 +311,11 @@ def run(options: argparse.Namespace) -> None:
     print(f"data:    {dataset}{equal}\nnetwork: {net}")
     print(f"loss:    {loss.name}, label smoothing {options.label_smoothing:g}")
     print(f"backend: {chosen.reason}; {options.dtype}", flush=True)
+    settings = (options.label_smoothing, options.seed, chosen.name, options.dtype, options.variant)
+    settings = settings_of(dataset, duplicates, net, loss, *settings)
+    if other := other_settings(options.out / REPORT, settings, options.theta == "trained"):
+        text = f"the files of an earlier run, which has another {', '.join(other)}"
+        print(f"{options.out}: {text}, will be replaced", file=sys.stderr)
 
     training = None
     if options.theta == "trained":
@@ -397,32 +349,26 @@ def run(options: argparse.Namespace) -> None:
             witness = shorter_witness(theta, training_set, loss, pair, options.seed)
         if witness is not None and witness.decrease > witness.rounding:
             print(f"shorter witness that theta is not global, {witness}")
-    curve = partial(tqdm, desc="risk along the bias", leave=False)
-    with stages("curve", "", own_line=True):
-        steps, risks = risk_along_bias(found, training_set, loss, progress=curve)
+    with stages("curve", "risk along the bias", CURVE) as bar:
+        steps, risks = risk_along_bias(found, training_set, loss, CURVE, progress=bar.over)
     descended = None
     if options.descend:
         text, lower = "L-BFGS from the lower point", found.lower.theta
-        with stages("descent", "", own_line=True), steps_bar(text, options.descend) as show:
-            descended = descend(lower, training_set, loss, options.descend, show)
+        with stages("descent", text, options.descend) as bar:
+            descended = descend(lower, training_set, loss, options.descend, stepping(bar))
 
     with stages("files", f"writing to {options.out}"):
-        about = (dataset, duplicates, found, training_set, loss)
-        summary = report(options, *about, descended, training)
-        points = {
-            "theta": found.theta,
-            "theta_prime": found.theta_prime,
-            "lower": found.lower.theta,
-            "descended": descended,
-            "escape": found.escape and found.escape.theta,
-        }
-        for name, point in points.items():
+        summary = settings | findings_of(found, descended, training_set, loss)
+        escape = found.escape and found.escape.theta
+        points = (found.theta, found.theta_prime, found.lower.theta, descended, escape)
+        for name, point in zip(POINTS, points, strict=True):
             if point is not None:
                 save_point(options.out / f"{name}.npz", point)
             else:  # that of an earlier run has no place beside these
                 (options.out / f"{name}.npz").unlink(missing_ok=True)
         draw_spurious_minimum(options.out / "figure.png", found, np.array(steps), risks)
-    write_json(options.out / "report.json", {**summary, "seconds": stages.seconds})
+    trained = {"training": training} if training else {}
+    write_json(options.out / REPORT, {**summary, **trained, "seconds": stages.seconds})
     if descended is not None:
         risk = summary["points"]["descended"]["risk"]
         print(
@@ -439,20 +385,23 @@ def run(options: argparse.Namespace) -> None:
     print(f"verdict: {found.verdict}")
 
 
+def how_to_go_on(options: argparse.Namespace) -> str:
+    """Return what there is after Ctrl-C that the same command goes on from."""
+    checkpoint = options.out / CHECKPOINT
+    if options.scanning:
+        resume = " with --resume" if options.theta == "trained" else ""
+        return f"the same command{resume} goes on from {options.out / FIGURES}"
+    if options.resumable:
+        return f"the same command with --resume goes on from {checkpoint}"
+    if options.theta == "trained" and checkpoint.exists():
+        return f"{checkpoint} is still that of the earlier run"
+    return "nothing to resume"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
-    try:
-        return exit_status(lambda: run(options))
-    except KeyboardInterrupt:
-        how = "nothing to resume"
-        if options.resumable:
-            how = f"the same command with --resume goes on from {options.out / CHECKPOINT}"
-        if options.scanning:
-            resume = " with --resume" if options.theta == "trained" else ""
-            how = f"the same command{resume} goes on from {options.out / FIGURES}"
-        print(f"interrupted: {how}", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(options), lambda: how_to_go_on(options))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.figures.motivating_example import CurveFit, draw_motivating_example
-from tinyspur.files import check_writable
+from tinyspur.files import check_outputs
 from tinyspur.layers import Dense
 
 
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     """Build, certify, print and draw."""
     if options.samples < 8:
         raise ValueError(f"--samples: expected 8 or more, got {options.samples}")
-    check_writable(options.out)
+    check_outputs(options.out, {"motivating_example.png": []})
     data, loss = curve(options.samples), SquaredLoss()
     net = Network((1, 1), [Dense(9), Dense(1)])  # wide enough for five groups
     fits = []
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after a one-line error."""
+    """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
     return exit_status(lambda: run(options))
 

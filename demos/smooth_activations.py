@@ -19,7 +19,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from tinyspur import datasets
-from tinyspur.console import exit_status
+from tinyspur.console import Stages, exit_status
 from tinyspur.engine.activations import (
     ELU,
     GELU,
@@ -33,8 +33,8 @@ from tinyspur.engine.activations import (
     Tanh,
 )
 from tinyspur.figures.studies import draw_activations, draw_widths
-from tinyspur.files import check_writable, write_json
-from tinyspur.studies.smooth_survey import survey
+from tinyspur.files import check_outputs, write_json
+from tinyspur.studies.smooth_survey import SmoothRow, survey
 
 ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
     ("sigmoid", Sigmoid()),
@@ -79,6 +79,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def print_now(row: SmoothRow) -> None:
+    """Print a row when it is found, also to a file."""
+    print(row, flush=True)
+
+
 def run(options: argparse.Namespace) -> None:
     """Build, certify, train, print and write."""
     least = {"samples": 2, "dimensions": 1, "directions": 1, "starts": 1, "iterations": 1}
@@ -88,13 +93,15 @@ def run(options: argparse.Namespace) -> None:
     for name in ("hidden", "widths"):
         if min(getattr(options, name)) < 1:
             raise ValueError(f"--{name}: expected 1 or more, got {min(getattr(options, name))}")
-    check_writable(options.out)
+    figures = {"smooth_activations.png": [], "smooth_widths.png": []}
+    check_outputs(options.out, {"smooth_activations.json": ["activations", "widths"], **figures})
     started, x = time.perf_counter(), inputs(options)
-    settings = (options.directions, options.starts, options.iterations, options.seed, print)
+    settings = (options.directions, options.starts, options.iterations, options.seed)
+    says = (print_now, Stages())
     print(f"{len(x)} inputs of dimension {options.dimensions}, hidden layers {options.hidden}")
-    rows = survey(x, [(name, s, options.hidden) for name, s in ACTIVATIONS], *settings)
+    rows = survey(x, [(name, s, options.hidden) for name, s in ACTIVATIONS], *settings, *says)
     print("one hidden layer, tanh")
-    wide = survey(x, [(f"width {n}", Tanh(), [n]) for n in options.widths], *settings)
+    wide = survey(x, [(f"width {n}", Tanh(), [n]) for n in options.widths], *settings, *says)
     write_json(
         options.out / "smooth_activations.json",
         {"activations": [r.as_dict() for r in rows], "widths": [r.as_dict() for r in wide]},
@@ -106,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the program; return 0, or 2 after a one-line error."""
+    """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
     return exit_status(lambda: run(options))
 

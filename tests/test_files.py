@@ -1,15 +1,27 @@
-"""Files are whole or absent, folders are known to be writable, and JSON has finite numbers."""
+"""Files are whole or absent and replace only their like, and JSON has finite numbers."""
 
+import errno
 import json
 import os
 import re
 import stat
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from tinyspur.files import check_writable, whole_file, write_json
+from tinyspur.figures.style import save_figure
+from tinyspur.files import (
+    check_outputs,
+    check_replaceable,
+    check_writable,
+    keep,
+    kept_name,
+    whole_file,
+    write_json,
+)
 
 
 def content(folder):
@@ -68,6 +80,125 @@ def test_a_file_has_the_permissions_of_the_umask(tmp_path):
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
+
+
+def failing(code):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code), "/somewhere/else")
+
+    return fail
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("where", ["mkdir", "mkstemp", "chmod", "replace", "write"])
+def test_an_error_of_the_disk_names_the_file_and_leaves_what_was_there(
+    code, where, tmp_path, monkeypatch
+):
+    path = tmp_path / "file.txt"
+    path.write_bytes(b"old")
+    places = {"mkdir": Path, "mkstemp": tempfile, "chmod": os, "replace": os}
+    words = f"{path}: expected a file that can be written, got '{os.strerror(code)}'"
+    with monkeypatch.context() as patch:
+        if where in places:
+            patch.setattr(places[where], where, failing(code))
+        refused = pytest.raises(OSError, match=f"^{re.escape(words)}$")
+        with refused as caught, whole_file(path) as file:
+            file.write(b"new")
+            if where == "write":
+                failing(code)()
+    assert type(caught.value) is type(OSError(code, ""))
+    assert content(tmp_path) == {Path("file.txt"): b"old"}
+
+
+def test_a_file_or_a_folder_in_place_of_the_other_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    for name, got in (
+        ("file/new.txt", "a file in place of its folder"),
+        ("file/new/new.txt", "a file in place of its folder"),
+        ("folder", "a folder"),
+    ):
+        words = f"{tmp_path / name}: expected a file that can be written, got {got}"
+        with pytest.raises(OSError, match=re.escape(words)), whole_file(tmp_path / name) as file:
+            file.write(b"new")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a /dev/full")
+def test_a_full_disk_is_noticed_where_the_last_bytes_are_written(tmp_path, monkeypatch):
+    def full(**_):
+        (tmp_path / "link").symlink_to("/dev/full")
+        return os.open(os.devnull, os.O_RDONLY), str(tmp_path / "link")
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+    with pytest.raises(OSError, match=r"report\.json: expected .*, got 'No space left on device'$"):
+        write_json(tmp_path / "report.json", {"risk": 1.0})
+    assert not list(tmp_path.iterdir())
+
+
+# What is kept
+
+
+def test_what_is_kept_never_takes_the_place_of_what_was_kept_before(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    keep(path)
+    assert not content(tmp_path)
+    for n in (1, 2, 3):
+        path.write_bytes(bytes([n]))
+        assert kept_name(path) == tmp_path / f"earlier-{n}-checkpoint.npz"
+        keep(str(path))
+    kept = {Path(f"earlier-{n}-checkpoint.npz"): bytes([n]) for n in (1, 2, 3)}
+    assert content(tmp_path) == kept
+
+
+# What is replaced
+
+
+def test_only_files_of_the_same_kind_are_replaced(tmp_path):
+    np.savez(tmp_path / "point.npz", spec="{}", W1=np.ones(1))
+    np.savez(tmp_path / "data.npz", images=np.ones(1), labels=np.ones(1))
+    write_json(tmp_path / "report.json", {"rows": [], "seconds": {}})
+    save_figure(tmp_path / "figure.png", Figure(), 50)
+    save_figure(tmp_path / "figure.pdf", Figure(), 50)
+    Figure().savefig(tmp_path / "other.png")
+    (tmp_path / "text").write_text("notes")
+    (tmp_path / "list").write_text("[1, 2]")
+    (tmp_path / "cut").write_bytes((tmp_path / "point.npz").read_bytes()[:100])
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    before = content(tmp_path)
+    kinds = {"point.npz": ["spec"], "report.json": ["rows", "seconds"]}
+    kinds |= {"figure.png": [], "figure.pdf": []}
+    for kind in kinds.values():
+        for name in ("missing", "empty", "dangling"):
+            check_replaceable(tmp_path / name, kind)
+        for name in before:
+            if kinds.get(str(name)) == kind or str(name) == "empty":
+                check_replaceable(tmp_path / name, kind)
+                continue
+            words = f"{tmp_path / name}: expected no file, or one of an earlier run"
+            with pytest.raises(FileExistsError, match=re.escape(words)):
+                check_replaceable(tmp_path / name, kind)
+    assert content(tmp_path) == before
+
+
+def test_folders_and_devices_are_not_replaced(tmp_path):
+    with pytest.raises(OSError, match="expected a file, got a folder"):
+        check_replaceable(tmp_path)
+    with pytest.raises(OSError, match=f"{os.devnull}: expected a file, got a device or a pipe"):
+        check_replaceable(os.devnull)
+
+
+def test_outputs_are_checked_one_by_one(tmp_path):
+    files = {"audit.json": ["rows"], "figures/audit.png": []}
+    check_outputs(tmp_path / "new", files)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "audit.png").write_bytes(b"another")
+    with pytest.raises(FileExistsError, match=r"figures/audit\.png: expected no file"):
+        check_outputs(tmp_path, files)
+    with pytest.raises(NotADirectoryError):
+        check_outputs(tmp_path / "figures" / "audit.png", files)
 
 
 # Folders

@@ -78,10 +78,9 @@ from .layers import (
     MaxPool,
     MaxPoolingMatrix,
 )
+from .refutations.descent import DescentDirection, find_descent_direction
 from .refutations.escapes import (
-    DescentDirection,
     Escape,
-    find_descent_direction,
     find_escape,
     kink_escape,
 )

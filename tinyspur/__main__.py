@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; return its status, 2 without one or after an error, 130 after Ctrl-C."""
-    program, status = parser(), []
+    program = parser()
     options = program.parse_args(arguments)
     if options.version:
         print(f"tinyspur {__version__}")
@@ -104,11 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command is None:
         program.print_help()
         return 2
-    try:
-        return exit_status(lambda: status.append(options.run(options))) or status[0]
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: options.run(options))
 
 
 if __name__ == "__main__":

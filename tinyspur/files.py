@@ -1,20 +1,25 @@
-"""Files: how they are written and read.
+"""Files: how they are written and read, and what of others they may replace.
 
-Every file is written to a temporary name and renamed, so that it appears whole or not at all.
+Every file is written to a temporary name and renamed, so that it appears whole or not at all. A
+function that is given a path replaces what is there, as those of NumPy do. A program that chooses
+the names itself first makes sure that it replaces only what it wrote.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+MARK = "tinyspur"  # in figures: the program that wrote them
 
 
 @contextmanager
@@ -29,21 +34,53 @@ def naming(cause: str) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a file that gets the name `path` once it is complete; after an error nothing is left."""
+    """Open a file that gets the name `path` once it is complete; after an error nothing is left.
+
+    Raises an OSError that names `path` where it can't be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    with _naming_the_file(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        try:
+            with open(name, "wb") as file:
+                yield file
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(name, 0o666 & ~umask)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)  # it may have its new name already
+            raise
+
+
+@contextmanager
+def _naming_the_file(path: Path) -> Iterator[None]:
+    """Name `path` in the system's errors; others that are an OSError have words of their own."""
     try:
-        with open(name, "wb") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)  # it may have its new name already
-        raise
+        yield
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        got = f"'{error.strerror}'"
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            got = "a file in place of its folder"
+        elif isinstance(error, IsADirectoryError):
+            got = "a folder"
+        raise type(error)(f"{path}: expected a file that can be written, got {got}") from error
+
+
+def kept_name(path: str | Path) -> Path:
+    """Return the name that `keep` will give to `path`: earlier-1-NAME, or with the next number."""
+    names = (Path(path).with_name(f"earlier-{n}-{Path(path).name}") for n in itertools.count(1))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def keep(path: str | Path) -> None:
+    """Give what is at `path`, if anything, a name that no later file of that name replaces."""
+    if os.path.lexists(path):
+        os.rename(path, kept_name(path))
 
 
 def check_writable(folder: str | Path) -> None:
@@ -61,6 +98,48 @@ def check_writable(folder: str | Path) -> None:
             f"output folder {folder}: expected one that files can be written to, got "
             f"'{error.strerror}' in {existing}"
         ) from error
+
+
+def check_outputs(folder: str | Path, files: Mapping[str, Collection[str]]) -> None:
+    """Raise OSError unless these files can be written to `folder` and replace only their like.
+
+    `files` are names, each with what `check_replaceable` knows such a file by.
+    """
+    check_writable(folder)
+    for name, parts in files.items():
+        check_replaceable(Path(folder) / name, parts)
+
+
+def check_replaceable(path: str | Path, parts: Collection[str] = ()) -> None:
+    """Raise OSError for a folder or device, and for a file that is not one of ours.
+
+    A file of ours has all of these `parts`, arrays of an NPZ or keys of a JSON object; without any
+    it is a figure. In an empty file there is nothing to lose.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "a device or a pipe"
+        raise OSError(f"{path}: expected a file, got {got}")
+    own = set(parts) <= _parts(path) if parts else MARK.encode() in path.read_bytes()
+    if path.stat().st_size and not own:
+        raise FileExistsError(
+            f"{path}: expected no file, or one of an earlier run, which is replaced, got another "
+            "one: move it away, or choose another place"
+        )
+
+
+def _parts(path: Path) -> set[str]:
+    """Return the names of the arrays of an NPZ, or the keys of a JSON object, if it is either."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return {name.removesuffix(".npy") for name in archive.namelist()}
+        found = json.loads(path.read_bytes())
+    except (ValueError, zipfile.BadZipFile, RecursionError):
+        return set()
+    return set(found) if isinstance(found, dict) else set()
 
 
 def read_arrays(path: str | Path, wanted: Container[str] | None = None) -> dict[str, np.ndarray]:

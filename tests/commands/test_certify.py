@@ -23,7 +23,8 @@ from torch_twin import from_npz, gradients, risk
 
 import tinyspur as ts
 from tinyspur.commands import certify as command
-from tinyspur.refutations.escapes import REACH, find_descent_direction
+from tinyspur.refutations.descent import find_descent_direction
+from tinyspur.refutations.escapes import REACH
 
 pytestmark = pytest.mark.usefixtures("in_the_folder")
 
@@ -122,6 +123,20 @@ def test_a_random_point_is_refuted_by_its_gradient(run):
         "verdict: refuted: not a local minimum, the risk falls along minus the gradient, by "
         f"{found['rate']:.3g} t at max-norm distances t -> 0"
     )
+
+
+def test_what_refutes_a_point_at_once_is_said_before_what_takes_long(run, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in ("gather_evidence", "find_escape"):
+        with monkeypatch.context() as patch:
+            patch.setattr(command, name, interrupt)
+            done = run("certify", "random.npz", "--data", "certified_data.npz")
+        assert done.status == 130
+        refuted = [line for line in done.lines if line.startswith("refuted: ")]
+        assert len(refuted) == 1
+        assert refuted[0].startswith("refuted: the risk falls along minus the gradient, by ")
 
 
 @pytest.mark.parametrize("name", ["literal", "random", "saddle"])
@@ -273,8 +288,8 @@ BAD = [
     ([*POINT, "--seed", "-1"], "--seed: expected 0 or more, got -1"),
     ([*POINT, "--radius", "0"], "--radius: expected a finite number > 0, got 0"),
     ([*POINT, "--radius", "nan"], "--radius: expected a finite number > 0, got nan"),
-    ([*POINT, "--json", "."], "--json: expected a file, got the folder"),
-    ([*POINT, "--json", os.devnull], "--json: expected a file, got a device or a pipe, /dev/null"),
+    ([*POINT, "--json", "."], "--json: .: expected a file, got a folder"),
+    ([*POINT, "--json", os.devnull], "--json: /dev/null: expected a file, got a device or a pipe"),
     ([*POINT, "--json", "text.npz/report.json"], "text.npz is not a folder"),
 ]
 
@@ -284,6 +299,21 @@ def test_bad_input_is_one_line(run, options, message):
     is_refused_in_one_line(run(*options), message)
 
 
+@pytest.mark.parametrize("name", ["certified.npz", "certified_data.npz", "text.npz"])
+def test_a_report_takes_the_place_of_no_other_file(name, run, files):
+    before = (files / name).read_bytes()
+    done = run(*POINT, *QUICK, "--json", name)
+    assert done.text == ""
+    is_refused_in_one_line(done, f"--json: {name}: expected no file, or one of an earlier run")
+    assert (files / name).read_bytes() == before
+
+
+def test_a_report_takes_the_place_of_an_earlier_one(run):
+    first = run(*POINT, *QUICK, report=True)
+    second = run(*POINT, *QUICK, "--seed", 1, report=True)
+    assert (first.report["seed"], second.report["seed"]) == (0, 1)
+
+
 def test_a_report_that_cannot_be_written_is_refused_before_the_run(run, monkeypatch):
     def refuse(**_):
         raise FileNotFoundError(2, "No such file or directory")
@@ -291,4 +321,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(run, monkeypa
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     done = run(*POINT, *QUICK, "--json", "report.json")
     assert (done.status, done.text) == (2, "")
-    assert "error: output folder .: expected one that files can be written to, got " in done.errors
+    assert (
+        "error: --json: output folder .: expected one that files can be written to, got "
+        in done.errors
+    )

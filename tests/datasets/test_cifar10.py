@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from data_files import (
     batches,
+    binary_batch,
     check_sample,
     member,
     py2_array,
@@ -97,6 +98,79 @@ def test_archive_without_batches(tmp_path):
         load(path)
 
 
+@pytest.mark.parametrize("kind", ["bin", "py"])
+@pytest.mark.parametrize("last", [0, 4])
+def test_a_batch_cut_at_a_whole_image_is_named(tmp_path, sample, kind, last):
+    files = batches(sample, kind)
+    name = [n for n in sorted(files) if n.startswith("data_batch")][last]
+    write = binary_batch if kind == "bin" else py2_batch
+    where = slice(4 * last, 4 * last + 3)
+    files[name] = write(sample["images"][where], sample["labels"][where])
+    why = "as in another batch" if kind == "bin" else "as batches.meta says"
+    for path in (
+        write_folder(tmp_path / "folder", files),
+        write_archive(tmp_path / "some.tar.gz", files),
+    ):
+        with refused(path, f"{name}: expected 4 images, {why}, got 3"):
+            load(path)
+
+
+def test_a_batch_with_too_many_images_is_named(tmp_path, sample):
+    files = batches(sample, "py")
+    files["data_batch_4"] = py2_batch(sample["images"][:5], sample["labels"][:5])
+    with refused(tmp_path, "data_batch_4: expected 4 images, as batches.meta says, got 5"):
+        load(write_folder(tmp_path, files))
+    (tmp_path / "batches.meta").unlink()
+    with refused(tmp_path, "data_batch_1: expected 5 images, as in another batch, got 4"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["bin", "py"])
+def test_all_batches_of_another_length_than_the_meta_file_says_are_named(tmp_path, sample, kind):
+    def three(images, labels):
+        return (binary_batch if kind == "bin" else py2_batch)(images[:3], labels[:3])
+
+    folder = write_folder(tmp_path, batches(sample, kind, three))
+    if kind == "bin":  # its text has the names of the classes only
+        assert len(load(folder)) == 15
+        return
+    with refused(folder, "data_batch_1: expected 4 images, as batches.meta says, got 3"):
+        load(folder)
+
+
+def cifar100(sample, kind):
+    """Return the files of CIFAR-100, with 20 images for training."""
+    coarse = sample["labels"] * 2
+    flat = sample["images"].reshape(20, -1)
+    if kind == "bin":
+        records = np.hstack([coarse[:, None], sample["labels"][:, None], flat]).astype(np.uint8)
+        names = {"fine_label_names.txt": b"apple\n", "coarse_label_names.txt": b"fruit\n"}
+        return {"train.bin": records.tobytes(), "test.bin": records[:4].tobytes(), **names}
+    train = {b"data": flat, b"fine_labels": [0] * 20, b"coarse_labels": [0] * 20}
+    meta = {b"fine_label_names": [b"apple"], b"coarse_label_names": [b"fruit"]}
+    return {"train": pickle.dumps(train, 2), "test": b"", "meta": pickle.dumps(meta, 2)}
+
+
+@pytest.mark.parametrize("kind", ["bin", "py"])
+def test_cifar100_is_named(tmp_path, sample, kind):
+    files = cifar100(sample, kind)
+    name = f"cifar-100-{'binary' if kind == 'bin' else 'python'}"
+    folder = write_folder(tmp_path / "a" / name, files)
+    other = write_folder(tmp_path / "b" / "renamed", files)
+    train = folder / ("train.bin" if kind == "bin" else "train")
+    for path in (folder, folder.parent, other, train):
+        with refused(path, "expected a CIFAR-10 archive", "got CIFAR-100"):
+            load(path)
+    members = [member(f"{name}/{n}", content) for n, content in files.items()]
+    (tmp_path / "renamed.tar.gz").write_bytes(gzip.compress(tar_bytes({}, members)))
+    with refused(tmp_path / "renamed.tar.gz", "expected CIFAR-10, got CIFAR-100"):
+        load(tmp_path / "renamed.tar.gz")
+    batch = batches(sample, kind)
+    batch["data_batch_2" + ".bin" * (kind == "bin")] = train.read_bytes()
+    with refused(tmp_path, "data_batch_2", "expected CIFAR-10, got", "CIFAR-100"):
+        load(write_folder(tmp_path / "c", batch))
+
+
 @pytest.mark.parametrize("cut", [1, 3073 * 4, 5000])
 def test_truncated_binary_batch(tmp_path, sample, cut):
     files = batches(sample, "bin")
@@ -131,6 +205,60 @@ def test_size_of_a_batch_is_limited(tmp_path, sample, archive, monkeypatch):
 
 def python_folder(tmp_path, sample, batch):
     return write_folder(tmp_path, {**batches(sample, "py"), "data_batch_3": batch})
+
+
+LABELS = {
+    "list": list,
+    "int": lambda labels: [int(n) for n in labels],
+    "uint8": lambda labels: list(labels.astype(np.uint8)),
+    "array": np.array,
+    "big-endian array": lambda labels: labels.astype(">i4"),
+    "tuple": tuple,
+}
+
+
+@pytest.mark.parametrize("key", [str, str.encode], ids=["str", "bytes"])
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("protocol", range(6))
+def test_batches_that_were_pickled_again_are_read(tmp_path, sample, protocol, labels, key):
+    def write(images, numbers):
+        data = images.reshape(len(images), -1)
+        batch = {key("data"): data, key("labels"): labels(numbers.astype(np.int64))}
+        return pickle.dumps(batch | {key("batch_label"): key("some")}, protocol=protocol)
+
+    files = batches(sample, "py", write)
+    names = [key(name) for name in sample["class_names"].tolist()]
+    meta = {key("label_names"): names, key("num_cases_per_batch"): np.int64(4)}
+    files["batches.meta"] = pickle.dumps(meta, protocol=protocol)
+    check_sample(load(write_folder(tmp_path, files)), sample)
+
+
+def test_names_of_numpy_1_are_read(tmp_path, sample):
+    def write(images, labels):
+        batch = {b"data": images.reshape(len(images), -1), b"labels": list(labels.astype(np.int64))}
+        new = pickle.dumps(batch, protocol=2)
+        assert b"numpy._core.multiarray" in new
+        return new.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+    check_sample(load(write_folder(tmp_path, batches(sample, "py", write))), sample)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("numeric\n_frombuffer", b"(]cnumpy\ndtype\nU\x02u1\x85R)U\x01CtR."),
+        ("numeric\n_frombuffer", b"(U\x01aU\x02u1)U\x01CtR."),
+        ("multiarray\nscalar", b"(cnumpy\ndtype\nU\x02O8\x85RU\x08aaaaaaaatR."),
+        ("multiarray\nscalar", b"(cnumpy\ndtype\nU\x02i8\x85RNtR."),
+        ("multiarray\nscalar", b"(cnumpy\ndtype\nU\x02i8\x85RU\x04aaaatR."),
+    ],
+)
+def test_arrays_and_numbers_of_anything_but_plain_bytes_are_refused(
+    tmp_path, sample, name, arguments
+):
+    batch = b"\x80\x02cnumpy.core." + name.encode() + b"\n" + arguments
+    with refused(tmp_path, "data_batch_3", "expected a pickle of numeric arrays and plain"):
+        load(python_folder(tmp_path, sample, batch))
 
 
 class Attack:
@@ -234,8 +362,8 @@ def test_malformed_python_batches(tmp_path, sample):
         good[:5000]: "pickle",
         good.replace(py2_string(b"u1"), py2_string(b"i8")): "data",
         pickle.dumps([1], protocol=2): "dictionary",
-        pickle.dumps({"data": 0, "labels": 0}, protocol=2): "b'data'",
-        pickle.dumps({b"data": 0}, protocol=2): "b'labels'",
+        pickle.dumps({"data": 0, "labels": 0}, protocol=2): "data",
+        pickle.dumps({b"data": 0}, protocol=2): "'labels'",
         batch(data=data[:, :3071]): "(4, 3071)",
         batch(data=data.astype(np.int64)): "int64",
         batch(data=[1, 2]): "list",

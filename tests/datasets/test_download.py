@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import http.server
+import io
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -15,7 +17,7 @@ import pooch
 import pytest
 from data_files import ALONE, ARCHIVE, batches, check_sample, refused, write_archive
 
-from tinyspur import datasets
+from tinyspur import console, datasets
 from tinyspur.datasets import cifar10, load
 
 LEFT_OUT = 20_000  # bytes at the end of an archive that is cut
@@ -116,7 +118,7 @@ def test_download(server, tmp_path, sample, kind, capsys):
     assert path == datasets.cache_folder() / ARCHIVE
     assert names(path.parent) == [ARCHIVE]
     assert path.read_bytes() == server.body
-    assert "100%" in capsys.readouterr().err
+    assert re.fullmatch(rf"downloading {ARCHIVE} \.\.\. \d+\.\d s\n", capsys.readouterr().err)
     check_sample(load(), sample)
 
 
@@ -125,11 +127,17 @@ def test_quiet_download(fetch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_server_may_keep_the_length_to_itself(server, fetch, capsys):
-    server.length = False
+@pytest.mark.parametrize("length", [True, False], ids=["length", "no length"])
+def test_a_terminal_shows_how_much_has_come(length, server, fetch, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
+    stream.isatty = lambda: True
+    shown, close = [], console.tqdm.close
+    monkeypatch.setattr(console.tqdm, "close", lambda bar: (shown.append(str(bar)), close(bar)))
+    server.length = length
     assert fetch(progress=True).read_bytes() == server.body
-    shown = capsys.readouterr().err.split("\r")[-1]
-    assert "B/s" in shown and not shown.startswith("0.00B")
+    assert shown[0].startswith(f"downloading {ARCHIVE}: ")
+    assert ("100%" in shown[0]) == length
+    assert "B/s" in shown[0] and " 0.00B" not in shown[0]
 
 
 def test_a_download_has_the_permissions_of_the_umask(fetch):
@@ -151,11 +159,14 @@ def test_an_archive_that_is_there_and_right_is_not_asked_for(server, fetch, fold
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_wrong_archive_is_replaced_by_the_right_one(server, fetch, folder):
+def test_a_wrong_archive_is_kept_beside_the_right_one(server, fetch, folder, capsys):
     (folder / ARCHIVE).write_bytes(b"wrong")
-    assert fetch().read_bytes() == server.body
-    assert names(folder) == [ARCHIVE]
+    assert fetch(progress=True).read_bytes() == server.body
+    assert (folder / f"earlier-1-{ARCHIVE}").read_bytes() == b"wrong"
+    assert sorted(names(folder)) == [ARCHIVE, f"earlier-1-{ARCHIVE}"]
     assert server.requests == 1
+    said = f"{folder / ARCHIVE}, another archive, is kept as earlier-1-{ARCHIVE}"
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 # What does not
@@ -272,7 +283,7 @@ def test_a_folder_without_permission_is_named(server, fetch, folder, untouched, 
 
 def test_a_folder_of_the_name_of_the_archive_is_kept(server, fetch, folder):
     (folder / ARCHIVE).mkdir()
-    with refused(f"{folder / ARCHIVE}: expected", "Is a directory", error=OSError):
+    with refused(f"{folder / ARCHIVE}: expected", "got a folder", error=OSError):
         fetch()
     assert names(folder) == [ARCHIVE] and (folder / ARCHIVE).is_dir()
 

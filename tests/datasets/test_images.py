@@ -407,7 +407,8 @@ def test_readers_of_data_import_neither_networks_nor_anything_above_them():
     assert done.stderr == ""
     inside = [f"tinyspur.datasets{name}" for name in ("", ".cifar10", ".images", ".samples")]
     lowest = [f"tinyspur.engine{name}" for name in ("", ".backend", ".plain")]
-    assert done.stdout.split() == ["4000", *inside, *lowest, "tinyspur.files"]
+    used = ["tinyspur.console", *inside, *lowest, "tinyspur.files"]
+    assert done.stdout.split() == ["4000", *used]
 
 
 def test_the_package_has_the_data_sets_and_imports_what_downloads_only_for_a_download():

@@ -476,6 +476,13 @@ def test_a_second_run_replaces_the_files_of_the_first(program, small):
     check_spurious(run)
     assert run.report["label_smoothing"] == 0.2
     check_files(run)
+    words = "the files of an earlier run, which has another label_smoothing, will be replaced"
+    assert run.errors.splitlines().count(f"{run.out}: {words}") == 1
+    same = program("--data", small, *QUICK, "--label-smoothing", 0.2)
+    assert "earlier run" not in same.errors
+    program("--data", small, *TRAINED)
+    run = program("--data", small, *QUICK, "--maps", 3, 6, 6)
+    assert f"{run.out}: the files of an earlier run, which has another theta, " in run.errors
 
 
 # Precision
@@ -769,13 +776,13 @@ def test_other_subnetworks_leave_no_training_in_the_report(program, small):
 def test_the_cost_is_printed_before_the_training(program, small):
     run = program("--data", small, *TRAINED, "--epochs", 4, "--polish", 10)
     operations = 150 * 3 * (2 * 3 * 9 * 36 + 2 * 108 * 3)
-    cost, _, rest = run.errors.partition("Adam:")
+    cost, _, rest = run.errors.partition("Adam ...")
     assert f"training, 4 epochs of 150 samples: {4 * operations:.4g} floating-point" in cost
     assert f"polish, 10 steps at most: {10 * operations:.4g}, about" in cost
     assert re.search(r"measured: [\d.e-]+ s for a mini-batch of 40, [\d.e+]+ operations/s", cost)
     assert "a GPU that sustains 10 TFLOP/s in float32: " in cost
     assert "floating-point" not in rest
-    assert "L-BFGS:" in rest
+    assert "L-BFGS ..." in rest
 
 
 def test_measuring_the_cost_does_not_change_the_training(demo, program, small, monkeypatch):
@@ -876,12 +883,45 @@ def test_a_finished_training_goes_on_for_more_epochs(program, small, tmp_path):
     assert longer.report["training"] == whole.report["training"]
 
 
-def test_a_checkpoint_that_will_be_replaced_is_named(program, small):
+def test_the_checkpoint_of_an_earlier_run_is_kept_and_named(program, small):
     first = program("--data", small, *TRAINED)
     assert "earlier run" not in first.errors
+    kept = {"earlier-1-checkpoint.npz": first.files["checkpoint.npz"]}
     second = program("--data", small, *TRAINED, "--seed", 1)
-    assert f"{second.out / 'checkpoint.npz'} of an earlier run will be replaced" in second.errors
-    assert second.status == 0
+    assert second.status == 0, second.errors
+    [line] = [text for text in second.errors.splitlines() if "--resume" in text]
+    assert line == (
+        f"{second.out / 'checkpoint.npz'} is of an earlier run, from which --resume goes on: kept "
+        "as earlier-1-checkpoint.npz once there is a new one"
+    )
+    assert second.files.items() >= kept.items()
+    kept["earlier-2-checkpoint.npz"] = second.files["checkpoint.npz"]
+    third = program("--data", small, *TRAINED, "--seed", 1)
+    assert "kept as earlier-2-checkpoint.npz" in third.errors
+    assert third.files.items() >= kept.items()
+    names = third.files.keys()
+    resumed = program("--data", small, *TRAINED, "--seed", 1, "--resume")
+    assert "kept as" not in resumed.errors
+    assert resumed.files.keys() == names
+
+
+def test_an_interrupt_before_the_first_epoch_leaves_the_earlier_checkpoint(
+    demo, program, small, monkeypatch
+):
+    first = program("--data", small, *TRAINED)
+    before = first.files
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.Bar, "advance", interrupt)
+    run = program("--data", small, *TRAINED, "--seed", 1)
+    assert run.status == 130
+    checkpoint = first.out / "checkpoint.npz"
+    assert run.errors.splitlines()[-1] == (
+        f"interrupted: {checkpoint} is still that of the earlier run"
+    )
+    assert run.files == before
 
 
 def test_the_architecture_of_the_paper(demo):
@@ -1227,6 +1267,53 @@ def test_numpy_is_taken_where_cupy_is_not_installed(program, small, monkeypatch)
     check_spurious(run)
     assert run.report["backend"] == "numpy"
     assert "CuPy is not installed" in run.printed
+
+
+FOREIGN = {
+    "a report of something else": ("report.json", b'{"points": [], "grade": "A"}'),
+    "data": ("lower.npz", "small.npz"),
+    "data that are given": ("out/theta.npz", "small.npz"),
+    "a figure": ("figure.png", b"\x89PNG of another program"),
+    "a text": ("escape.npz", b"notes"),
+    "a figure of the landscapes": ("figure3.pdf", b"%PDF-1.4"),
+    "numbers of the landscapes": ("figures/figures.json", b"[1, 2]"),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), FOREIGN.values(), ids=FOREIGN)
+def test_a_file_that_is_not_of_this_program_is_not_replaced(name, content, program, small):
+    if isinstance(content, str):
+        content = small.read_bytes()
+    data, out = small, small.parent / "out"
+    path = out / name.removeprefix("out/")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    if name.startswith("out/"):
+        data = path
+    run = program("--data", data, *QUICK, "--figures")
+    assert run.status == 2
+    assert run.errors == (
+        f"error: {path}: expected no file, or one of an earlier run, which is replaced, got "
+        "another one: move it away, or choose another place\n"
+    )
+    assert run.files == {str(path.relative_to(out)): content}
+
+
+def test_a_figure_of_another_program_that_would_not_be_drawn_does_not_matter(program, small):
+    (small.parent / "out").mkdir()
+    (small.parent / "out" / "figure2.png").write_bytes(b"another")
+    run = program("--data", small, *QUICK)
+    assert run.status == 0
+    assert run.files["figure2.png"] == b"another"
+
+
+def test_a_file_in_place_of_the_folder_of_figures_is_refused_before_any_work(program, small):
+    (small.parent / "out").mkdir()
+    (small.parent / "out" / "figures").write_bytes(b"a file")
+    run = program("--data", small, *QUICK, "--figures")
+    assert run.status == 2
+    assert re.fullmatch(r"error: output folder .*figures is not a folder\n", run.errors)
+    assert run.files == {"figures": b"a file"}
 
 
 def test_an_error_keeps_the_files_of_an_earlier_run(program, small):

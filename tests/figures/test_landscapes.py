@@ -613,8 +613,9 @@ def test_risks_that_are_not_finite_are_refused(draw, value, tmp_path):
     heights[1, 2] = value
     row = [panel(heights[:1] if lines else BOWL, lines=lines)]
     row.append(panel(heights, lines=lines, symbol=THETA_PRIME))
-    cause = f"figure of {THETA_PRIME}: expected finite risks"
-    with pytest.raises(ValueError, match=f"^{re.escape(cause)}$"):
+    size = row[1].landscape.risks.size
+    cause = f"figure of {THETA_PRIME}: expected finite risks, got 1 of {size} that are not, and 2 "
+    with pytest.raises(ValueError, match=f"^{re.escape(cause)}in the middle$"):
         draw(tmp_path / "figure.png", [row])
     assert not files(tmp_path)
 

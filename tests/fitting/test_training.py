@@ -498,6 +498,28 @@ def test_a_killed_run_resumes_to_the_same_bytes(last, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
 
 
+def test_a_training_from_the_start_keeps_the_checkpoint_of_an_earlier_one(tmp_path):
+    (net, data), checkpoint = training_problem(), tmp_path / "checkpoint.npz"
+    checkpoint.write_bytes(b"days of work")
+
+    def kill(epoch, images, risk):
+        if epoch == 2:
+            raise Killed
+
+    with pytest.raises(RuntimeError, match="diverged"), np.errstate(all="ignore"):
+        train(kaiming_start(net), data, SquaredLoss(), 9, 16, Adam(1e80), checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == b"days of work"
+    with pytest.raises(Killed):
+        train(kaiming_start(net), data, SquaredLoss(), 5, checkpoint=checkpoint, progress=kill)
+    assert finished_epochs(checkpoint) == 1
+    train(kaiming_start(net), data, SquaredLoss(), 2, checkpoint=checkpoint, resume=True)
+    train(kaiming_start(net), data, SquaredLoss(), 1, checkpoint=checkpoint)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["checkpoint.npz", "earlier-1-checkpoint.npz", "earlier-2-checkpoint.npz"]
+    assert (tmp_path / "earlier-1-checkpoint.npz").read_bytes() == b"days of work"
+    assert finished_epochs(tmp_path / "earlier-2-checkpoint.npz") == 2
+
+
 def test_a_kill_while_the_checkpoint_is_written_keeps_the_one_before(tmp_path, monkeypatch):
     net, data = training_problem()
     checkpoint, start = tmp_path / "checkpoint.npz", kaiming_start(net)

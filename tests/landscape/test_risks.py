@@ -20,14 +20,44 @@ def test_a_risk_is_lower_by_more_than_the_rounding_error():
     found = lines_found([[0.75, 1.0, 2.0], [0.7, 0.0, 1.0], [np.nan, 0.9, 0.76]])
     assert found.lower.tolist() == [[False] * 3, [True, True, False], [False] * 3]
     assert found.lower_lines == 1
-    assert str(found) == "R = 1 at the centre; 1 of 3 lines reach a lower risk, by 1 at most"
+    said = "1 of 3 lines reach a lower risk, by 1 at most; 1 of 9 risks are not finite"
+    assert str(found) == f"R = 1 at the centre; {said}"
     plane = Landscape(np.arange(3.0), np.arange(2.0), found.risks[:, :2], 1.0, 0.05)
     assert plane.lower.tolist() == [[True, False], [True, True], [False, True]]
-    assert str(plane) == "R = 1 at the centre; 4 of 6 points are lower, by 1 at most"
+    said = "4 of 6 points are lower, by 1 at most; 1 of 6 risks are not finite"
+    assert str(plane) == f"R = 1 at the centre; {said}"
     with pytest.raises(ValueError, match="lower lines: expected lines, got a plane"):
         _ = plane.lower_lines
     above = lines_found([[0.9, 1.0, 2.0]])
     assert str(above) == "R = 1 at the centre; 0 of 1 lines reach a lower risk"
+
+
+def test_risks_that_are_not_finite_are_counted_and_never_lower():
+    values = np.array([[np.nan, np.inf, -np.inf], [1.0, 0.5, 2.0]])
+    for beta, counted in (
+        (None, "1 of 2 lines reach a lower risk"),
+        (np.arange(3), "1 of 6 points"),
+    ):
+        found = Landscape(np.arange(3.0), beta, values, 1.0, 0.25)
+        assert found.not_finite == 3
+        assert found.lower.tolist() == [[False] * 3, [False, True, False]]
+        assert counted in str(found)
+        assert str(found).endswith(", by 0.5 at most; 3 of 6 risks are not finite")
+    assert lines_found([[0.9, 1.0, 2.0]]).not_finite == 0
+
+
+def test_a_scan_that_overflows_says_that_nothing_counts_as_lower():
+    net = Network((1, 1), [Dense(2), Dense(1)])
+    theta = net.zeros()
+    theta.vector[...] = 1
+    data = TrainingSet(np.ones((5, 1, 1)), np.zeros((5, 1)))
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = scan(Plane.random(theta, extent=1e170, steps=5), data, LOSS)
+    assert np.isfinite(found.risks).sum() == 1
+    assert str(found) == (
+        f"R = {found.centre:.9g} at the centre; 0 of 25 points are lower; 24 of 25 risks are not "
+        "finite; none counts as lower, since rounding errors after overflow have no bound"
+    )
 
 
 def test_only_what_is_lower_beyond_its_own_rounding_error_is_lower():

@@ -1,5 +1,9 @@
 """Scans find the risks of PyTorch, and nothing lower where a certificate says that nothing is."""
 
+import io
+import re
+import sys
+
 import numpy as np
 import pytest
 from landscape_problems import (
@@ -96,16 +100,23 @@ def test_data_that_do_not_fit_are_refused():
         scan(line, TrainingSet(data.x, data.y + 1), CrossEntropy())
 
 
-def test_the_progress_is_shown_if_asked_for(capsys, tmp_path):
+def test_the_progress_is_shown_if_asked_for(capsys):
     where, data, _ = problem(3)
     scan(where, data, LOSS)
     assert capsys.readouterr().err == ""
     scan(where, data, LOSS, progress=True)
-    assert "risks: " in (shown := capsys.readouterr().err)
-    assert "/9 " in shown
-    scan(where, data, LOSS, path=tmp_path / "scan.npz", progress="the plane")
-    assert " 0/9 " in (shown := capsys.readouterr().err)
-    assert "the plane: " in shown
-    scan(where, data, LOSS, path=tmp_path / "scan.npz", progress=True)
-    assert " 9/9 " in (shown := capsys.readouterr().err)  # what is in the file is not done again
-    assert " 0/9 " not in shown
+    assert re.fullmatch(r"risks \.\.\. \d+\.\d s\n", capsys.readouterr().err)
+    scan(where, data, LOSS, progress="the plane")
+    assert re.fullmatch(r"the plane \.\.\. \d+\.\d s\n", capsys.readouterr().err)
+
+
+def test_a_terminal_shows_how_many_risks_are_there(monkeypatch, tmp_path):
+    where, data, _ = problem(3)
+    for start in (0, 9):  # what is in the file is not done again
+        stream = io.StringIO()
+        stream.isatty = lambda: True
+        monkeypatch.setattr(sys, "stderr", stream)
+        scan(where, data, LOSS, path=tmp_path / "scan.npz", progress="the plane")
+        assert "the plane: " in stream.getvalue()
+        assert f" {start}/9 " in stream.getvalue()
+        assert (" 0/9 " in stream.getvalue()) == (start == 0)

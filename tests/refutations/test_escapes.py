@@ -29,8 +29,8 @@ from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.errors import AssumptionError
 from tinyspur.layers import Conv, Dense, MaxPool
+from tinyspur.refutations.descent import find_descent_direction
 from tinyspur.refutations.escapes import (
-    find_descent_direction,
     find_escape,
     first_order_directions,
     kink_escape,

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.image import imread
 from shared import ROOT, SQUARED, load_program, random_set, run_python, twin_risk
 
+from tinyspur.console import silent
 from tinyspur.engine.network import Network
 from tinyspur.fitting.training import descend, kaiming_start
 from tinyspur.layers import Dense
@@ -147,20 +148,21 @@ def test_trainings_end_where_they_end_alone(mapped):
 
 def test_an_executor_gives_the_same(mapped):
     data, found, atlas = mapped
-    totals = []
+    steps = []
 
-    def progress(parts, total):
-        totals.append(total)
-        return parts
+    def stage(name, text, total):
+        steps.append((name, text, total))
+        return silent()
 
     with ThreadPoolExecutor(3) as executor:
-        other = map_minima(
-            NET, data, SQUARED, found, 3, 40, seed=5, executor=executor, progress=progress
-        )
+        other = map_minima(NET, data, SQUARED, found, 3, 40, seed=5, executor=executor, stage=stage)
     assert vars(other).keys() == vars(atlas).keys()
     for name, array in vars(atlas).items():
         assert np.array_equal(array, vars(other)[name]), name
-    assert totals == [2, 3]  # 120 partitions, up to 100 at once, and 3 trainings
+    assert steps == [  # 120 partitions, up to 100 at once
+        ("certificates", "certifying 120 minima", 2),
+        ("trainings", "training from 3 random starts", 3),
+    ]
 
 
 def test_what_was_saved_can_be_read(mapped, tmp_path):

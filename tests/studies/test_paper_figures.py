@@ -533,7 +533,7 @@ def test_progress_names_the_scans(tiny, tmp_path, capsys):
     assert printed.out == ""
     for point in ("theta", "theta_prime"):
         for kind in KINDS:
-            assert f"{point}_{kind}.npz: " in printed.err
+            assert f"{point}_{kind}.npz ... " in printed.err
 
 
 @pytest.fixture

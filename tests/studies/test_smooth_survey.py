@@ -61,7 +61,10 @@ def risk_of(outputs, y):
 
 def test_the_program_prints_a_row_for_each_activation_and_each_width(images):
     ran, out, _ = images
-    assert not ran.stderr
+    steps = [f"{name}, {n + 1} of 9 ..." for n, name in enumerate(NAMES)]
+    steps += ["width 1, 1 of 2 ...", "width 50, 2 of 2 ..."]
+    said = ran.stderr.splitlines()
+    assert [re.sub(r" \d+\.\d s$", "", line) for line in said] == steps
     lines = ran.stdout.splitlines()
     assert lines[0] == "40 inputs of dimension 2, hidden layers [4, 3]"
     assert lines[10] == "one hidden layer, tanh"
@@ -181,7 +184,7 @@ def test_random_inputs_are_normal_and_follow_the_seed(tmp_path, monkeypatch):
 def test_bad_options_end_in_one_line(options, tmp_path, capsys):
     assert main(*options, "--out", tmp_path) == 2
     printed = capsys.readouterr()
-    assert re.fullmatch(r"error: .*\n", printed.err)
+    assert re.fullmatch(r"(sigmoid, 1 of 9 \.\.\.\n)?error: .*\n", printed.err)
     assert not list(tmp_path.iterdir())
 
 

@@ -14,16 +14,15 @@ from ..engine import backend
 from ..engine.losses import HuberLoss, loss_named
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..files import check_writable, write_json
+from ..files import check_outputs, write_json
+from ..refutations.descent import DescentDirection, find_descent_direction
 from ..refutations.escapes import (
     REACH,
-    DescentDirection,
     Escape,
-    find_descent_direction,
     find_escape,
 )
 from ..refutations.evidence import gather_evidence
-from .inputs import load_data, other_data, read_point
+from .inputs import argument, load_data, other_data, read_point
 
 
 def check(options: argparse.Namespace) -> None:
@@ -35,10 +34,8 @@ def check(options: argparse.Namespace) -> None:
     if options.delta is not None and options.loss != HuberLoss.name:
         raise ValueError(f"--delta: expected --loss huber, got --loss {options.loss}")
     if options.json is not None:
-        check_writable(options.json.parent)
-        if options.json.exists() and not options.json.is_file():
-            kind = "the folder" if options.json.is_dir() else "a device or a pipe,"
-            raise OSError(f"--json: expected a file, got {kind} {options.json}")
+        with argument("--json"):
+            check_outputs(options.json.parent, {options.json.name: ["certificate", "verdict"]})
 
 
 def judge(
@@ -100,13 +97,18 @@ def certify(options: argparse.Namespace) -> int:
         except AssumptionError as error:  # no kind of certificate is for such a point
             obstacle = str(error)
     print(certificate or obstacle, flush=True)
+    holds = certificate is not None and certificate.holds
+    if not holds:  # what refutes it at once, before what takes long
+        with stages("descent", "looking for directions of descent"):
+            downhill = find_descent_direction(theta, data, loss, seed=options.seed)
+        if downhill is not None:
+            print(f"{'note' if downhill.beyond else 'refuted'}: {downhill}", flush=True)
     if hasattr(loss, "subgradients"):
         print("no evidence: the loss has kinks, hence no Hessian")
     elif not options.no_evidence:
         with stages("evidence", "gathering evidence"):
             evidence = gather_evidence(theta, data, loss, options.seed)
         print(evidence, flush=True)
-    holds = certificate is not None and certificate.holds
     radius = options.radius
     if radius is None:
         radius = certificate.radius if holds and math.isfinite(certificate.radius) else REACH
@@ -115,8 +117,8 @@ def certify(options: argparse.Namespace) -> int:
             escape = find_escape(theta, data, loss, radius, seed=options.seed)
         found = escape or "nothing lower found" + ", which proves nothing" * (not holds)
         print(f"search within max-norm distance {round_down(radius)}: {found}", flush=True)
-    if not holds:
-        with stages("descent", "looking for directions of descent"):
+    if not holds and downhill is None and escape is not None:
+        with stages("line", "looking along the line to the lower point"):
             downhill = find_descent_direction(theta, data, loss, escape, options.seed)
     verdict, reason = judge(certificate, obstacle, escape, downhill)
     print(f"verdict: {reason}" if verdict == "certified" else f"verdict: {verdict}: {reason}")

@@ -12,15 +12,16 @@ import os
 import pickle
 import posixpath
 import re
+import sys
 import tarfile
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from ..files import check_writable, naming, whole_file
+from ..console import silent, step
+from ..files import check_writable, keep, kept_name, naming, whole_file
 
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_ARCHIVE = "cifar-10-binary.tar.gz"
@@ -62,15 +63,15 @@ def read(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray, tuple[str, .
     """Yield name, images (n, 3, 32, 32), labels and the ten class names of each training batch.
 
     `path` is a folder or archive that `search` found. The labels are as they were stored, for
-    the caller to check. ValueError if a batch is missing or damaged or an archive has unsafe
-    members, OSError if it cannot be read.
+    the caller to check. ValueError if a batch is missing, damaged or of another length than the
+    others, if it is CIFAR-100, or an archive has unsafe members; OSError if it cannot be read.
     """
     files = _folder_files(path) if path.is_dir() else _archive_files(path)
-    form, class_names = _format_of(files), CIFAR10_CLASSES
+    form, class_names, length, found = _format_of(files), CIFAR10_CLASSES, None, {}
     with naming(f"{path}:"):
         if form.meta in files:
             with naming(f"{form.meta}:"):
-                class_names = form.read_meta(files[form.meta])
+                class_names, length = form.read_meta(files[form.meta])
                 if len(class_names) != len(CIFAR10_CLASSES):
                     raise ValueError(f"expected ten class names, got {len(class_names)}")
         for name in form.batches:
@@ -78,11 +79,19 @@ def read(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray, tuple[str, .
                 raise ValueError(f"expected all five training batches of CIFAR-10, got no {name}")
             with naming(f"{name}:"):
                 images, labels = form.read_batch(files[name])
-                images = images.reshape(-1, 3, 32, 32)
-            yield name, images, labels, class_names
+                found[name] = images.reshape(-1, 3, 32, 32), labels
+        why = "as in another batch" if length is None else f"as {form.meta} says"
+        length = max(len(images) for images, _ in found.values()) if length is None else length
+        for name, (images, _) in found.items():
+            if len(images) != length:
+                raise ValueError(f"{name}: expected {length} images, {why}, got {len(images)}")
+    for name, (images, labels) in found.items():
+        yield name, images, labels, class_names
 
 
 def _binary_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    if content and not len(content) % (_RECORD_BYTES + 1):
+        raise ValueError(f"expected CIFAR-10, got {len(content)} bytes, as records of CIFAR-100")
     if not content or len(content) % _RECORD_BYTES:
         raise ValueError(
             f"truncated, expected a multiple of {_RECORD_BYTES} bytes, got {len(content)}"
@@ -91,23 +100,26 @@ def _binary_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:], records[:, 0]
 
 
-def _binary_meta(content: bytes) -> tuple[str, ...]:
-    return tuple(line.strip() for line in content.decode().splitlines() if line.strip())
+def _binary_meta(content: bytes) -> tuple[tuple[str, ...], None]:
+    return tuple(line.strip() for line in content.decode().splitlines() if line.strip()), None
 
 
 def _python_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    data, labels = _unpickle(content, b"data", b"labels")
+    entries = _unpickle(content, "data", "labels")
+    data, labels = entries["data"], entries["labels"]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
         got = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise ValueError(f"expected data to be a uint8 array (n, 3072), got {got}")
     return data, np.asarray(labels)
 
 
-def _python_meta(content: bytes) -> tuple[str, ...]:
-    (names,) = _unpickle(content, b"label_names")
-    if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
-        raise ValueError(f"expected label_names to be a list of bytes, got {names!r:.80}")
-    return tuple(name.decode() for name in names)
+def _python_meta(content: bytes) -> tuple[tuple[str, ...], int | None]:
+    entries = _unpickle(content, "label_names")
+    names, length = entries["label_names"], entries.get("num_cases_per_batch")
+    if not isinstance(names, list) or not all(isinstance(name, bytes | str) for name in names):
+        raise ValueError(f"expected label_names to be a list of strings, got {names!r:.80}")
+    names = tuple(name.decode() if isinstance(name, bytes) else name for name in names)
+    return names, None if length is None else int(length)
 
 
 class _Format(NamedTuple):
@@ -116,7 +128,7 @@ class _Format(NamedTuple):
     batches: tuple[str, ...]
     meta: str
     read_batch: Callable[[bytes], tuple[np.ndarray, np.ndarray]]
-    read_meta: Callable[[bytes], tuple[str, ...]]
+    read_meta: Callable[[bytes], tuple[tuple[str, ...], int | None]]  # and images of a batch
 
 
 _NAMES = tuple(f"data_batch_{i}" for i in range(1, 6))
@@ -131,14 +143,20 @@ def _format_of(files: Container[str]) -> _Format:
     return _BINARY if any(name in files for name in _BINARY.batches) else _PYTHON
 
 
-def _unpickle(content: bytes, *keys: bytes) -> tuple[Any, ...]:
-    """Return some entries of a pickled dictionary without running anything that it names."""
+def _unpickle(content: bytes, *keys: str) -> dict[str, Any]:
+    """Return a pickled dictionary that has these keys, without running anything that it names.
+
+    Python 2 wrote keys as bytes; who pickled it again may have made them strings.
+    """
     with naming("expected a pickle of numeric arrays and plain containers, got"):
-        entries = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    if not isinstance(entries, dict) or any(key not in entries for key in keys):
-        raise ValueError(f"expected a pickled dictionary with {keys}, got {entries!r:.80}")
-    values = (entries[key] for key in keys)
-    return tuple(value.value if isinstance(value, _Array) else value for value in values)
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    entries = found if isinstance(found, dict) else {}
+    entries = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in entries.items()}
+    if not entries.keys() >= set(keys):
+        if entries.keys() & {"fine_labels", "fine_label_names"}:
+            raise ValueError("expected CIFAR-10, got CIFAR-100")
+        raise ValueError(f"expected a pickled dictionary with {keys}, got {found!r:.80}")
+    return {k: v.value if isinstance(v, _Array) else v for k, v in entries.items()}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -149,10 +167,15 @@ class _Unpickler(pickle.Unpickler):
             return _Dtype
         if (module, name) == ("numpy", "ndarray"):
             return _Array
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+        place = module.replace("numpy._core.", "numpy.core."), name
+        if place == ("numpy.core.multiarray", "_reconstruct"):
             return _Array
+        # A new function each time, since a pickle could change the attributes of a shared one.
+        if place == ("numpy.core.numeric", "_frombuffer"):  # protocol 5
+            return lambda *state: _Array.of(*state)
+        if place == ("numpy.core.multiarray", "scalar"):
+            return lambda dtype, content: _Array.of(content, dtype, ()).value[()]
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            # A new function each time, since a pickle could change the attributes of a shared one.
             return lambda text, encoding: _latin1(text, encoding)
         raise ValueError(f"{module}.{name}")
 
@@ -180,10 +203,16 @@ class _Array:
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, content = state
-        if not isinstance(dtype, _Dtype) or not isinstance(content, bytes):
+        self.value = _Array.of(content, dtype, shape, "F" if fortran else "C").value
+
+    @classmethod
+    def of(cls, content: bytes, dtype: _Dtype, shape: tuple, order: str = "C") -> _Array:
+        """Return the array of these bytes."""
+        if not isinstance(dtype, _Dtype) or not isinstance(content, bytes | bytearray):
             raise ValueError("an array without plain bytes")
-        flat = np.frombuffer(content, dtype=dtype.value)
-        self.value = flat.reshape(shape, order="F" if fortran else "C")
+        array = cls()
+        array.value = np.frombuffer(content, dtype=dtype.value).reshape(shape, order=order)
+        return array
 
 
 def _latin1(text: str, encoding: str) -> bytes:
@@ -230,7 +259,19 @@ def _archive_files(path: Path) -> dict[str, bytes]:
             _check_size(member.size, name)
             content.seek(member.offset_data)
             files[name] = content.read(member.size)
+        if not files and any(_of_cifar100(part) for m in members for part in m.name.split("/")):
+            raise ValueError("expected CIFAR-10, got CIFAR-100")
     return files
+
+
+def is_cifar100(path: Path) -> bool:
+    """Return whether a folder or file is one of CIFAR-100, by its name and those beside it."""
+    inside = [p.name for p in path.iterdir()] if path.is_dir() else [path.parent.name]
+    return any(map(_of_cifar100, (path.name, *inside))) or {"train", "meta"} <= set(inside)
+
+
+def _of_cifar100(name: str) -> bool:
+    return name.startswith("cifar-100") or name == "fine_label_names.txt"
 
 
 def _unpacked(file: io.BufferedReader) -> io.BytesIO:
@@ -273,7 +314,8 @@ def download_cifar10(
     """Fetch the binary CIFAR-10 archive into `folder`, by default the cache folder.
 
     Nothing is fetched where it is there with the right MD5. What is fetched takes its name once its
-    MD5 is right: a download that fails leaves nothing behind, and what was there as it was.
+    MD5 is right: a download that fails leaves nothing behind, and what was there as it was. Another
+    archive that was there is kept under another name, see `files.keep`.
     ValueError if the MD5 is another, OSError if the server refuses, the connection breaks or the
     folder cannot be written.
     """
@@ -283,27 +325,24 @@ def download_cifar10(
     if target.is_file() and pooch.file_hash(str(target), "md5") == md5.lower():
         return target
     check_writable(target.parent)
-    try:
-        with whole_file(target) as file:
-            with _Bar(unit="B", unit_scale=True, disable=not progress) as bar:
-                fetch = pooch.HTTPDownloader(bar, chunk_size=2**16, timeout=_TIMEOUT_SECONDS)
-                fetch(url, file, None)
-            file.flush()
-            got = pooch.file_hash(file.name, "md5")
-            if got != md5.lower():
-                raise ValueError(f"{url}: expected MD5 {md5}, got {got}; the download was removed")
-    except OSError as error:  # as all that requests raises
-        got = error.strerror or error
-        raise type(error)(f"{target}: expected the archive from {url}, got {got}") from error
+    with whole_file(target) as file:
+        with step(f"downloading {target.name}", 0, unit="B") if progress else silent() as bar:
+            options = {"chunk_size": 2**16, "timeout": _TIMEOUT_SECONDS}
+            try:
+                pooch.HTTPDownloader(bar.drawn or False, **options)(url, file, None)
+            except OSError as error:  # as all that requests raises
+                got = error.strerror or error
+                expected = f"{target}: expected the archive from {url}"
+                raise type(error)(f"{expected}, got {got}") from error
+        file.flush()
+        got = pooch.file_hash(file.name, "md5")
+        if got != md5.lower():
+            raise ValueError(f"{url}: expected MD5 {md5}, got {got}; the download was removed")
+        if target.is_file() and pooch.file_hash(str(target), "md5") != got:
+            if progress:
+                print(
+                    f"{target}, another archive, is kept as {kept_name(target).name}",
+                    file=sys.stderr,
+                )
+            keep(target)
     return target
-
-
-class _Bar(tqdm):
-    """A bar of bytes for pooch, which asks whether there is one and fills it at the end."""
-
-    def __bool__(self) -> bool:
-        return True  # also while the number of bytes is unknown
-
-    def reset(self, total: float | None = None) -> None:
-        """Go back to the start before it is filled, but not in time."""
-        self.n = 0 if self.total else self.n

@@ -274,6 +274,8 @@ def find_cifar10(path: str | os.PathLike | None = None) -> Path | None:
         error, got = ValueError, "a folder with none of them" if where.is_dir() else "another file"
         if not where.exists():
             error, got = FileNotFoundError, "a path that does not exist"
+        elif cifar10.is_cifar100(where):
+            got = "CIFAR-100"
         raise error(
             f"{DATA_VARIABLE + '=' if path is None else ''}{where}: expected a CIFAR-10 archive "
             f"({', '.join(cifar10.ARCHIVE_SUFFIXES)}) or a folder with data_batch_1.bin or "

@@ -72,8 +72,12 @@ def _panels(figure: Figure, rows: Sequence, **options) -> Iterator[tuple[Axes, P
             ax.set_axis_off()
         for ax, panel in zip(places, row, strict=False):
             drawn = panel.landscape, *[panel.escape] * isinstance(panel.escape, Landscape)
-            if not all(np.isfinite([*d.risks.flat, d.centre]).all() for d in drawn):
-                raise ValueError(f"figure of {panel.symbol}: expected finite risks")
+            for d in drawn:
+                if d.not_finite or not np.isfinite(d.centre):
+                    raise ValueError(
+                        f"figure of {panel.symbol}: expected finite risks, got {d.not_finite} of "
+                        f"{d.risks.size} that are not, and {d.centre:.3g} in the middle"
+                    )
             ax.tick_params(labelsize=SMALL, length=2, pad=1.5)
             yield ax, panel, next(letters)
 

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files import whole_file
+from ..files import MARK, whole_file
 
 # Colours come in pairs that the colour-blind tell apart.
 HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange: risks around a point
@@ -35,8 +35,8 @@ def save_figure(path: str | Path, figure: Figure, dpi: int) -> None:
     """Write a figure as PNG or PDF, by the suffix of `path`; equal figures give equal bytes."""
     kind = figure_kind(path)
     with whole_file(path) as file:
-        dates = {"metadata": {"CreationDate": None}} if kind == "pdf" else {}
-        figure.savefig(file, format=kind, dpi=dpi, **dates)
+        about = {"Software": MARK} if kind == "png" else {"Creator": MARK, "CreationDate": None}
+        figure.savefig(file, format=kind, dpi=dpi, metadata=about)
 
 
 def figure_kind(path: str | Path) -> str:

@@ -19,7 +19,7 @@ from ..engine.losses import Loss
 from ..engine.network import Network, check_at, check_network
 from ..engine.parameters import Parameters, check_points
 from ..engine.plain import whole_number
-from ..files import read_arrays, whole_file
+from ..files import keep, read_arrays, whole_file
 
 GPU_RATE = 10e12  # floating-point operations per second, sustained, of the estimate for a GPU
 
@@ -92,8 +92,9 @@ def train(
 
     The batches of an epoch depend on `seed` and its number alone. With `checkpoint` the state is
     written there after each epoch, whole or not at all, and `resume` goes on from it, to the same
-    bytes as an unbroken run. `progress` is called after each batch with the number of the epoch,
-    from 1, how many samples of it are done, and the mean loss that those had when their turn came.
+    bytes as an unbroken run. Without it a file that is there is kept under another name, see
+    `files.keep`. `progress` is called after each batch with the number of the epoch, from 1, how
+    many samples of it are done, and the mean loss that those had when their turn came.
     Raises ValueError for settings out of range and for a checkpoint of another run, RuntimeError
     where the risk is no longer finite.
     """
@@ -147,6 +148,8 @@ def train(
                 np.savez(
                     file, run=settings, epochs=epoch + 1, theta=vector, mean=mean, square=square
                 )
+                if epoch == 0:
+                    keep(checkpoint)
     return theta
 
 

@@ -27,8 +27,13 @@ class Landscape:
 
     @property
     def lower(self) -> np.ndarray:
-        """Return where the risk is lower than at theta, shaped as `risks`."""
-        return self.risks < self.centre - self.rounding
+        """Return where the risk is finite and lower than at theta, shaped as `risks`."""
+        return np.isfinite(self.risks) & (self.risks < self.centre - self.rounding)
+
+    @property
+    def not_finite(self) -> int:
+        """Return how many of the risks are NaN or infinite, as after overflow."""
+        return int((~np.isfinite(self.risks)).sum())
 
     @property
     def lower_lines(self) -> int:
@@ -43,7 +48,11 @@ class Landscape:
         else:
             found = f"{self.lower.sum()} of {self.risks.size} points are lower"
         if self.lower.any():
-            found += f", by {self.centre - np.nanmin(self.risks):.3g} at most"
+            found += f", by {self.centre - self.risks[self.lower].min():.3g} at most"
+        if self.not_finite:
+            found += f"; {self.not_finite} of {self.risks.size} risks are not finite"
+        if not np.isfinite(self.rounding):
+            found += "; none counts as lower, since rounding errors after overflow have no bound"
         return f"R = {self.centre:.9g} at the centre; {found}"
 
     def save(self, path: str | Path, **more: np.ndarray) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from ..console import Bar, step
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.network import check_at
@@ -42,9 +42,9 @@ def scan(
 
     What is finished is written to `path` (an NPZ) as it comes. After a kill the same call goes on
     from there and ends with the same numbers; if the scan is finished they are only read.
-    `progress` shows a bar, after a text of yours if it is one. Raises ValueError for a file of
-    another scan, RuntimeError when workers die that the executor does not replace, and OSError
-    where a file can't be written.
+    `progress` shows on stderr how far it is, after a text of yours if it is one: a bar on a
+    terminal, a line elsewhere. Raises ValueError for a file of another scan, RuntimeError when
+    workers die that the executor does not replace, and OSError where a file can't be written.
     """
     if not isinstance(where, Plane | Lines):
         raise ValueError(f"scan: expected a Plane or Lines, got a {type(where).__name__}")
@@ -54,16 +54,16 @@ def scan(
     job = Job(where, data, loss, first_moved(where))
     store = Store(path, job)
     text = progress if isinstance(progress, str) else "risks"
-    shown = {"total": store.done.size, "initial": int(store.done.sum()), "disable": not progress}
-    with store, tqdm(desc=text, leave=False, **shown) as bar:
+    counts = (store.done.size, int(store.done.sum()))
+    with store, step(text, *counts) if progress else nullcontext(Bar()) as bar:
         if not store.done[0]:
             store.put(slice(0, 1), job.centre())
-            bar.update()
+            bar.advance()
         with closing(evaluated(job, store.missing(), executor)) as found:
             try:
                 for place, risks in found:
                     store.put(place, risks)
-                    bar.update(len(risks))
+                    bar.advance(len(risks))
             except ExecutorError as error:
                 raise RuntimeError(f"scan: {error}{store.kept()}") from error.__cause__
         if np.isnan(store.rounding):

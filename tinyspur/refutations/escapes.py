@@ -17,10 +17,10 @@ import scipy.optimize
 from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
-from ..engine.backend import Array, namespace, to_numpy
+from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import check_at
-from ..engine.parameters import Parameters, check_points
+from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
@@ -96,8 +96,8 @@ def first_order_directions(
     For each layer with kinks in it or above, these are the steepest coordinate; all coordinates
     with negative rates, weighted by the rates or by their signs alone; and a few random filters,
     with biases that let half of the samples pass where the map matters most, since R' may be even
-    and vanish along all coordinates. Rates are yielded if they are negative beyond rounding: any
-    one of them proves that theta is not a local minimum.
+    and vanish along all coordinates. Rates are yielded if they are negative beyond rounding. Units
+    that only rounding puts at the kink count as there; `Expansion.beyond` tells what is proved.
     """
     check_at(theta, data, loss)
     net, xp, theta = theta.net, namespace(theta.vector), in_float64(theta)
@@ -163,8 +163,8 @@ def second_order_directions(
     It gets a random filter d and bias beta, and one weight of a layer q above moves by 1. Along the
     filter the derivative of R in that weight changes at the rate (1/N) sum_i W^q.gradient(delta^q,
     do^{q-1}); the weight with the largest rate is taken, and moves against its sign. A few filters
-    are tried, and the highest layers q come first. Any one direction proves that theta is not a
-    local minimum. Smooth activations have none.
+    are tried, and the highest layers q come first. `Expansion.beyond` tells what is proved.
+    Smooth activations have none.
     """
     check_at(theta, data, loss)
     theta, rng, unused = in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
@@ -240,69 +240,6 @@ def random_unit(
     z = theta.net.filter_responses(theta, layer, row, x)
     beta = -float(np.median(z[z.std(axis=1).argmax()]))
     return d, beta, z + beta
-
-
-# Any direction of descent
-
-
-@dataclass(frozen=True)
-class DescentDirection:
-    """R(theta + t d) = R(theta) - `rate` t^order + O(t^(order + 1)), t -> 0+, for d = `direction`.
-
-    Its largest entry is 1 in size. The rate is exact at kinks too, and positive beyond rounding:
-    theta is not a local minimum. That is so where `beyond` is 0. Otherwise units count as at the
-    kink, or a first term as 0, that may be next to it: the risk falls from a distance of about
-    `beyond` on, and theta may still be a local minimum.
-    """
-
-    name: str
-    order: int
-    rate: float
-    direction: Parameters
-    beyond: float = 0.0
-
-    def __str__(self) -> str:
-        power = "t" if self.order == 1 else f"t^{self.order}"
-        where = f"from {self.beyond:.1g} on" if self.beyond else "-> 0"
-        fall = f"by {self.rate:.3g} {power} at max-norm distances t {where}"
-        return f"the risk falls along {self.name}, {fall}"
-
-
-def find_descent_direction(
-    theta: Parameters, data: TrainingSet, loss: Loss, escape: Escape | None = None, seed: int = 0
-) -> DescentDirection | None:
-    """Return the first direction found along which the risk falls, or None, which proves nothing.
-
-    It tries minus the gradient, one direction of first and one of second order from the kinks, and
-    the direction that leads to an `escape`. One along which it is proved to fall from distance 0 on
-    comes before all others.
-    """
-    theta, found = in_float64(theta), None
-    if escape is not None:
-        check_points(theta.net, escape.theta)
-    for name, vector in _directions(theta, data, loss, escape, seed):
-        if not (size := float(abs(vector).max())):
-            continue
-        direction = Parameters(theta.net, vector / size)
-        rate = expand_risk(theta, direction, data, loss)
-        if rate.order:
-            fall = -(rate.first if rate.order == 1 else rate.second)
-            downhill = DescentDirection(name, rate.order, fall, direction, rate.beyond)
-            if not downhill.beyond:
-                return downhill
-            found = found or downhill
-    return found
-
-
-def _directions(
-    theta: Parameters, data: TrainingSet, loss: Loss, escape: Escape | None, seed: int
-) -> Iterator[tuple[str, Array]]:
-    yield "minus the gradient", -theta.net.gradient(theta, data, loss).vector
-    for search in (first_order_directions, second_order_directions):
-        for direction, _ in itertools.islice(search(theta, data, loss, seed), 1):
-            yield "a direction from the kink", direction.vector
-    if escape is not None:
-        yield "the line to the lower point", escape.theta.vector - theta.vector
 
 
 # Any escape within a radius

@@ -7,8 +7,9 @@ built as a point of one fixed network and certified.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..certificates import certify
+from ..console import Bar, silent
 from ..constructions.piecewise_linear import Groups, gated_minimum
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
@@ -116,23 +118,25 @@ def map_minima(
     iterations: int = 500,
     seed: int = 0,
     executor: Executor | None = None,
-    progress: Callable[[Iterable, int], Iterable] = lambda parts, total: parts,
+    stage: Callable[[str, str, int], AbstractContextManager[Bar]] = silent,
 ) -> Atlas:
     """Return the atlas of the given partitions, and of trainings from random starts.
 
-    Parts of the work go to `executor`, and are done in this process without one. `progress` wraps
-    the iterator over the parts and is given their number. Raises ValueError where there is no
-    partition.
+    Parts of the work go to `executor`, and are done in this process without one. `stage`, such as
+    `console.Stages`, is entered for each of the two with its name, a text and the number of parts.
+    Raises ValueError where there is no partition.
     """
     if not found:
         raise ValueError("atlas: expected partitions, got none")
     run = map if executor is None else executor.map
     parts = [found[n : n + CHUNK] for n in range(0, len(found), CHUNK)]
     seeds = range(seed, seed + starts)
-    rows = []
-    for part in progress(run(partial(_certify, net, data, loss), parts), len(parts)):
-        rows += part
-    trained = run(partial(_train, net, data, loss, iterations), seeds)
+    rows, text = [], f"certifying {len(found)} minima"
+    with stage("certificates", text, len(parts)) as bar:
+        for part in bar.over(run(partial(_certify, net, data, loss), parts)):
+            rows += part
+    with stage("trainings", f"training from {starts} random starts", starts) as bar:
+        trained = list(bar.over(run(partial(_train, net, data, loss, iterations), seeds)))
     linear = Groups.at(data.x, np.eye(data.x[0].size)[0], [])
     labels, risks, groups, certified, margins = map(np.array, zip(*rows, strict=True))
     d_y = data.y.shape[1]
@@ -144,7 +148,7 @@ def map_minima(
         margins=margins,
         widths=d_y + (groups - 1) * (d_y + 1),
         linear=net.risk(gated_minimum(net, data, loss, linear), data, loss),
-        trained=np.array(list(progress(trained, starts))),
+        trained=np.array(trained),
     )
 
 

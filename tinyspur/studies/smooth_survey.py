@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..certificates.rounding import risk_rounding
+from ..console import Bar, silent
 from ..constructions.smooth import LOSS, SmoothMinimum, lower_point, smooth_minimum
 from ..engine.activations import Activation
 from ..engine.network import Network
@@ -33,8 +35,9 @@ class SmoothRow:
 
     @property
     def lowest(self) -> float:
-        """Return the lowest risk on the lines, leaving out the minimum itself."""
-        return float(self.lines[:, 1:].min())
+        """Return the lowest finite risk on the lines, leaving out the minimum itself."""
+        risks = self.lines[:, 1:]
+        return float(risks[np.isfinite(risks)].min(initial=np.inf))
 
     @property
     def verdict(self) -> str:
@@ -60,36 +63,41 @@ class SmoothRow:
         }
 
     def __str__(self) -> str:
-        c = self.found.certificate
+        c, not_finite = self.found.certificate, int((~np.isfinite(self.lines)).sum())
+        besides = f" ({not_finite} of {self.lines.size} risks not finite)" * bool(not_finite)
         return (
             f"{self.name:<12}a {self.found.expansion_point:+.2f}  R {c.risk:.3g}  "
             f"lambda_min(H) {c.hessian:8.2g}  lambda_min(M) {c.moment:8.2g}  "
             f"radius {c.radius:8.1e}  lowest of {len(self.lines)} lines R"
-            f"{self.lowest - c.risk:+.0e}  elsewhere {self.reached:.1e}  {self.verdict}"
+            f"{self.lowest - c.risk:+.0e}{besides}  elsewhere {self.reached:.1e}  {self.verdict}"
         )
 
 
 def survey(
     x: np.ndarray,
-    networks: Iterable[tuple[str, Activation, Sequence[int]]],
+    networks: Sequence[tuple[str, Activation, Sequence[int]]],
     directions: int = 40,
     starts: int = 3,
     iterations: int = 500,
     seed: int = 0,
-    progress: Callable[[SmoothRow], None] | None = None,
+    progress: Callable[[SmoothRow], None] = lambda row: None,
+    stage: Callable[[str, str], AbstractContextManager[Bar]] = silent,
 ) -> list[SmoothRow]:
-    """Return a row for each (name, activation, widths of the hidden layers); one output each."""
+    """Return a row for each (name, activation, widths of the hidden layers); one output each.
+
+    `stage` is entered for each with its name and a text, and `progress` is called with the row.
+    """
     rows = []
     for name, sigma, widths in networks:
         net = Network(x.shape[1:], [*map(Dense, widths), Dense(1)], sigma)
-        found = smooth_minimum(net, x, seed=seed)
-        lower = lower_point(found, starts, iterations, seed)
-        lines = risks_along(found, directions, seed)
+        with stage(name, f"{name}, {len(rows) + 1} of {len(networks)}"):
+            found = smooth_minimum(net, x, seed=seed)
+            lower = lower_point(found, starts, iterations, seed)
+            lines = risks_along(found, directions, seed)
         reached, points = net.risk(lower, found.data, LOSS), (found.theta, lower)
         rounding = sum(risk_rounding(point, found.data, LOSS) for point in points)
         rows.append(SmoothRow(name, found, reached, rounding, lines))
-        if progress is not None:
-            progress(rows[-1])
+        progress(rows[-1])
     return rows
 
 

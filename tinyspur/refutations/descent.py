@@ -1,0 +1,74 @@
+"""Directions along which the risk falls: one is enough to refute a local minimum."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..datasets.samples import TrainingSet
+from ..engine.backend import Array
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters, check_points
+from .escapes import Escape, first_order_directions, second_order_directions
+from .expansion import expand_risk, in_float64
+
+
+@dataclass(frozen=True)
+class DescentDirection:
+    """R(theta + t d) = R(theta) - `rate` t^order + O(t^(order + 1)), t -> 0+, for d = `direction`.
+
+    Its largest entry is 1 in size. The rate is exact at kinks too, and positive beyond rounding:
+    theta is not a local minimum. That is so where `beyond` is 0. Otherwise units count as at the
+    kink, or a first term as 0, that may be next to it: the risk falls from a distance of about
+    `beyond` on, and theta may still be a local minimum.
+    """
+
+    name: str
+    order: int
+    rate: float
+    direction: Parameters
+    beyond: float = 0.0
+
+    def __str__(self) -> str:
+        power = "t" if self.order == 1 else f"t^{self.order}"
+        where = f"from {self.beyond:.1g} on" if self.beyond else "-> 0"
+        fall = f"by {self.rate:.3g} {power} at max-norm distances t {where}"
+        return f"the risk falls along {self.name}, {fall}"
+
+
+def find_descent_direction(
+    theta: Parameters, data: TrainingSet, loss: Loss, escape: Escape | None = None, seed: int = 0
+) -> DescentDirection | None:
+    """Return the first direction found along which the risk falls, or None, which proves nothing.
+
+    It tries minus the gradient, one direction of first and one of second order from the kinks, and
+    the direction that leads to an `escape`. One along which it is proved to fall from distance 0 on
+    comes before all others.
+    """
+    theta, found = in_float64(theta), None
+    if escape is not None:
+        check_points(theta.net, escape.theta)
+    for name, vector in _directions(theta, data, loss, escape, seed):
+        if not (size := float(abs(vector).max())):
+            continue
+        direction = Parameters(theta.net, vector / size)
+        rate = expand_risk(theta, direction, data, loss)
+        if rate.order:
+            fall = -(rate.first if rate.order == 1 else rate.second)
+            downhill = DescentDirection(name, rate.order, fall, direction, rate.beyond)
+            if not downhill.beyond:
+                return downhill
+            found = found or downhill
+    return found
+
+
+def _directions(
+    theta: Parameters, data: TrainingSet, loss: Loss, escape: Escape | None, seed: int
+) -> Iterator[tuple[str, Array]]:
+    yield "minus the gradient", -theta.net.gradient(theta, data, loss).vector
+    for search in (first_order_directions, second_order_directions):
+        for direction, _ in itertools.islice(search(theta, data, loss, seed), 1):
+            yield "a direction from the kink", direction.vector
+    if escape is not None:
+        yield "the line to the lower point", escape.theta.vector - theta.vector
