@@ -23,6 +23,7 @@ from .certificate import Certificate, in_float64, round_down
 from .decrease import FARTHEST, SHARE, Classes
 from .exact import meets_targets
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
+from .nearby import class_fits, distance_to_minimum
 from .radius import Chunk, highest_dead_layer, keeps_patterns, shrink
 from .rounding import EPSILON, gamma, gradient_rounding, mean_rounding, preactivation_rounding
 
@@ -50,9 +51,12 @@ class CellCertificate(Certificate):
     largest ratio of an entry to its bound. The certificate `holds` where this is at most 1, where
     `delta` is small against the risk at a radius that is no rounding error, and where each class
     has an optimal fit close by: a gradient that underflows is not 0. It holds too where the risk is
-    exactly 0. `classes` counts the patterns, `margin` is the least |z| or half gap, `stationarity`
-    the largest entry of any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks`
-    the units at z = 0 or with a gap of 0, `obstacle` what is missing, `assumes` what is not proved.
+    exactly 0. Where it could be shown, there is a point within `distance` of theta that is exactly
+    a local minimum, with no lower point within `radius` of theta.
+
+    `classes` counts the patterns, `margin` is the least |z| or half gap, `stationarity` the largest
+    entry of any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at
+    z = 0 or with a gap of 0, `obstacle` what is missing, `assumes` what is not proved.
     """
 
     holds: bool
@@ -63,6 +67,7 @@ class CellCertificate(Certificate):
     excess: float
     kinks: tuple[Kink, ...]
     delta: float = 0.0
+    distance: float = math.inf
     obstacle: str = ""
     assumes: str = ""
     zero: bool = False
@@ -87,8 +92,10 @@ class CellCertificate(Certificate):
         return f"not certified, {classes}, {self.obstacle}"
 
     def as_dict(self) -> dict:
-        """Return what a report holds, the bound of the decrease with it."""
-        return super().as_dict() | {"delta": self.delta if math.isfinite(self.delta) else None}
+        """Return what a report holds, the bound of the decrease and the distance with it."""
+        found = {"delta": self.delta, "distance": 0.0 if self.zero else self.distance}
+        finite = {key: value if math.isfinite(value) else None for key, value in found.items()}
+        return super().as_dict() | finite
 
     def lines(self) -> list[str]:
         """Return classes, margin, radius and stationarity, and what is missing."""
@@ -102,6 +109,8 @@ class CellCertificate(Certificate):
             lines.append("the risk is exactly 0, and no risk is negative: a global minimum")
         elif self.delta < math.inf:
             lines.append(f"no point within the radius is lower by more than {self.delta:.2g}")
+        if self.holds and self.distance < math.inf:
+            lines.append(f"within {self.distance:.1e} of it a point is exactly a local minimum")
         if self.assumes:
             lines.append(f"not proved, and assumed: {self.assumes}")
         return lines if self.holds else [*lines, *self.obstacle.split("; ")]
@@ -164,7 +173,14 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     if not obstacles:
         reached, delta = cells.reach(theta, radius, SHARE * (risk - rounding))
         if not theta.net.size or reached > EPSILON * float(abs(theta.vector).max()):
-            return CellCertificate(holds=True, radius=reached, delta=delta, **common)
+            distance = _distance(theta, seen, found, data, loss)
+            return CellCertificate(
+                holds=True,
+                radius=reached,
+                delta=delta,
+                distance=distance if distance < reached / 2 else math.inf,
+                **common,
+            )
         obstacles.append(f"not decided: rounding errors hide decreases of more than {SHARE:g} R")
     delta = cells.decrease(theta, min(radius, FARTHEST)) if radius else math.inf
     if type(loss) in KNOWN:  # no risk is negative
@@ -172,6 +188,20 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     return CellCertificate(
         holds=False, radius=radius, delta=float(delta), obstacle="; ".join(obstacles), **common
     )
+
+
+def _distance(
+    theta: Parameters, seen: _Seen, found: _ClassGradients, data: TrainingSet, loss: Loss
+) -> float:
+    """Return how far an exact local minimum is, at most; infinite where that is not shown."""
+    if type(loss) is not SquaredLoss or seen.inexact.any() or not theta.net.size:
+        return math.inf
+    hats = [seen.features(s) for s in seen.groups]
+    sums = found.bounds * len(data) * (1 + gamma(1))
+    fits = class_fits(seen.groups, hats, abs(seen.g) + seen.errors, sums)
+    if fits is None:
+        return math.inf
+    return distance_to_minimum(theta.to(np), data.x[[s[0] for s in seen.groups]], fits)
 
 
 class _Seen(NamedTuple):
@@ -194,6 +224,13 @@ class _Seen(NamedTuple):
     dead: np.ndarray
     radius: float
     counter: KinkCounter
+
+    def features(self, s: np.ndarray) -> np.ndarray:
+        """Return (x_i, 1) of the samples of a class, or (0, 1) below a dead layer."""
+        hats = self.hats[s]
+        if self.dead[s[0]]:
+            hats[:, :-1] = 0
+        return hats
 
 
 def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
@@ -270,7 +307,7 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
     constant = np.arange(seen.hats.shape[1]) == seen.hats.shape[1] - 1
     largest, worst, far, bounds = 0.0, (0.0, ""), (0.0, ""), []
     for s in seen.groups:
-        hats = seen.hats[s] * constant if seen.dead[s[0]] else seen.hats[s]
+        hats = seen.features(s)
         if seen.subgradients:
             g[:, s] = stationary_subgradient(hats, low[:, s], high[:, s])
         G, terms = _summed(g[:, s], hats)
