@@ -246,7 +246,8 @@ def test_a_certificate_prints_as_a_short_block():
     c = certify_curvature(theta, data, SQUARED)
     assert c.holds
     assert c.words.startswith("certified local minimum")
-    assert str(c).splitlines()[-1].endswith("an estimate")
+    assert str(c).splitlines()[-2].endswith("an estimate")
+    assert "has the derivatives that it returns" in str(c).splitlines()[-1]
 
 
 def test_without_bounds_of_the_activation_the_radius_is_an_estimate():

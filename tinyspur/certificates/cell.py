@@ -91,11 +91,10 @@ class CellCertificate(Certificate):
             return f"certified local minimum, {classes}{assumes}"
         return f"not certified, {classes}, {self.obstacle}"
 
-    def as_dict(self) -> dict:
-        """Return what a report holds, the bound of the decrease and the distance with it."""
-        found = {"delta": self.delta, "distance": 0.0 if self.zero else self.distance}
-        finite = {key: value if math.isfinite(value) else None for key, value in found.items()}
-        return super().as_dict() | finite
+    def bounds(self) -> dict:
+        """Return what is proved, for a report: `delta` and `distance`, None where infinite."""
+        found = {"delta": self.delta, "distance": self.distance}
+        return {key: value if math.isfinite(value) else None for key, value in found.items()}
 
     def lines(self) -> list[str]:
         """Return classes, margin, radius and stationarity, and what is missing."""
@@ -155,7 +154,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         "assumes": assumed(loss),
     }
     if risk <= rounding and type(loss) in ZERO_AT_TARGETS and meets_targets(theta, data):
-        return CellCertificate(holds=True, radius=math.inf, zero=True, **common)
+        return CellCertificate(holds=True, radius=math.inf, zero=True, distance=0.0, **common)
     obstacles = []
     if kinks:
         obstacles.append("units at the kink")

@@ -62,6 +62,10 @@ class Certificate(ABC):
         found = {key: getattr(self, key) for key in keys}
         return {key: None if value == np.inf else value for key, value in found.items()}
 
+    def bounds(self) -> dict:
+        """Return further numbers that are proved, beside the radius."""
+        return {}
+
     def __str__(self) -> str:
         found = "holds, a local minimum" if self.holds else "does not hold"
         return "\n".join([f"{self.kind} certificate: {found}", *(f"  {s}" for s in self.lines())])

@@ -96,6 +96,10 @@ class RelayCertificate(Certificate):
             return f"not certified, relays from layer {self.lower} on, evidence only"
         return f"not certified, no relays from layer {self.lower} on"
 
+    def bounds(self) -> dict:
+        """Return by how much a point within the radius may be lower."""
+        return {"delta": self.delta if np.isfinite(self.delta) else None}
+
     def as_dict(self) -> dict:
         """Return what a report holds; None stands for an infinite number: nothing has a kink."""
         evidence = {} if self.evidence is None else {"evidence": self.evidence.as_dict()}

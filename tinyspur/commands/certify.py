@@ -135,6 +135,7 @@ def certify(options: argparse.Namespace) -> int:
             "risk": risk,
             "gradient_norm": length,
             "certificate": certificate and certificate.as_dict(),
+            "bounds": certificate and certificate.bounds(),
             "evidence": evidence and evidence.as_dict(),
             "radius": None if options.no_search else radius,
             "escape": escape and numbers_of(escape),

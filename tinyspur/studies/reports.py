@@ -33,7 +33,7 @@ def settings_of(
             "samples": len(dataset),
             "input_shape": list(dataset.input_shape),
             "classes": dataset.classes,
-            "duplicates": asdict(duplicates),
+            **({"duplicates": asdict(duplicates)} if duplicates.samples else {}),
         },
         "network": net.spec,
         "loss": loss.name,
