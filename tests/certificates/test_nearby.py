@@ -143,14 +143,16 @@ def test_a_product_is_within_its_enclosure():
             assert abs(exact - Fraction(found.middle[i, j])) <= Fraction(found.radius[i, j])
 
 
-def test_a_bound_through_an_inverse_is_one():
+def test_a_bound_through_a_left_inverse_is_one():
     rng = np.random.default_rng(4)
     M, D = rng.normal(size=(7, 3)), rng.uniform(size=(2, 3))
-    Q = np.linalg.pinv(M) * (1 + 1e-3)
-    bound = through_inverse(D, Matrix(M, 0 * M), Q)
+    M[2] = 0
+    bound = through_inverse(D, Matrix(M, 1e-9 * abs(M)))
+    assert bound.shape == (2, 7)
     for _ in range(20):
-        some = D * rng.choice([-1, 1], D.shape)
-        change = some @ np.linalg.inv(Q @ M) @ Q
+        near = M * (1 + 1e-9 * rng.uniform(-1, 1, M.shape))
+        change = D * rng.choice([-1, 1], D.shape) @ np.linalg.pinv(near)
         assert (abs(change) <= bound).all()
-        assert np.allclose(change @ M, some)
-    assert through_inverse(D, Matrix(M, 0 * M), np.zeros((3, 7))) is None
+    M[:, 2] = M[:, 1]
+    assert through_inverse(D, Matrix(M, 0 * M)) is None
+    assert through_inverse(D, Matrix(M[:2], 0 * M[:2])) is None

@@ -43,29 +43,28 @@ def exact(values: np.ndarray) -> Matrix:
     return Matrix(values, np.zeros_like(values))
 
 
-def left_inverse(M: np.ndarray) -> np.ndarray | None:
-    """Return Q with Q M close to the identity for independent columns of M, or None."""
-    q, r = np.linalg.qr(M)
-    if not np.isfinite(r).all() or not np.diag(r).all():
-        return None
-    return scipy.linalg.solve_triangular(r, q.T)
+def through_inverse(D: np.ndarray, M: Matrix) -> np.ndarray | None:
+    """Return a bound of a D'' with D'' M = D' for all |D'| <= D; None where none is shown to exist.
 
-
-def through_inverse(D: np.ndarray, M: Matrix, Q: np.ndarray | None) -> np.ndarray | None:
-    """Return a bound of |D' (Q M)^-1 Q| for all |D'| <= D; None if Q M is not shown to be regular.
-
-    With E = I - Q M and the largest column sum e of |E| below 1, |D' (I - E)^-1| is at most
+    D'' = D' (Q M)^-1 Q for a float left inverse Q of M, on the rows of M that are not 0. With
+    E = I - Q M and the largest column sum e of |E| below 1, |D' (I - E)^-1| is at most
     D + max(D) e / (1 - e).
     """
-    if Q is None or not np.isfinite(Q).all():
+    used = (M.middle != 0).any(axis=1) | (M.radius != 0).any(axis=1)
+    M = Matrix(M.middle[used], M.radius[used])
+    q, r = np.linalg.qr(M.middle)
+    if len(q) < len(r.T) or not np.isfinite(r).all() or not np.diag(r).all():
         return None
+    Q = scipy.linalg.solve_triangular(r, q.T)
     product = exact(Q) @ M
     E = abs(np.eye(len(Q)) - product.middle) + product.radius
     e = float(E.sum(axis=0).max()) * (1 + gamma(len(E)))
     if not e < 1:
         return None
     D = D + D.max(axis=1, keepdims=True) * (e / (1 - e))
-    return (D @ abs(Q)) * (1 + 2 * gamma(len(Q) + 4))
+    found = np.zeros((len(D), len(used)))
+    found[:, used] = (D @ abs(Q)) * (1 + 2 * gamma(len(Q) + 4))
+    return found
 
 
 class ClassFit(NamedTuple):
@@ -180,7 +179,7 @@ def _by_last_layer(theta: Parameters, cells: list[Cell]) -> float:
     parts = [_upwards(theta, cell.trace, cell.fit.basis, net.depth) for cell in cells]
     M = Matrix(*(np.hstack([getattr(part, name) for part in parts]) for name in Matrix._fields))
     D = np.hstack([cell.fit.bound for cell in cells])
-    return _largest(through_inverse(D, M, left_inverse(M.middle)))
+    return _largest(through_inverse(D, M))
 
 
 def _by_dense_layer(theta: Parameters, cells: list[Cell]) -> float:
@@ -202,10 +201,10 @@ def _by_dense_layer(theta: Parameters, cells: list[Cell]) -> float:
     if len(U.middle) > U.middle.shape[1] or H.middle.shape[1] > H.middle.shape[0]:
         return np.inf
     D = np.vstack([_spread(cell.fit) for cell in cells])
-    D = through_inverse(D, H, left_inverse(H.middle))
+    D = through_inverse(D, H)
     if D is None:
         return np.inf
-    return _largest(through_inverse(D.T.copy(), U.T, left_inverse(U.middle.T)))
+    return _largest(through_inverse(D.T.copy(), U.T))
 
 
 def _of_columns(fit: ClassFit) -> bool:
