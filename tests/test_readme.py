@@ -242,7 +242,7 @@ def check_shell(text, folder):
     """The first block of commands runs the main program, the second, which CI takes, the tests."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     wrong = [] if blocks else [NOTHING[check_shell]]
-    ends = "demos/cifar_spurious.py", "-m pytest"
+    ends = "demos/cifar_spurious.py", "-m pytest -n auto --dist loadfile"
     for number, (block, end) in enumerate(zip(blocks, ends, strict=False), start=1):
         if not block.rstrip("\n").endswith(end):
             wrong.append(f"block {number} of commands: expected one that ends with {end}")
@@ -315,7 +315,7 @@ python demos/cifar_spurious.py
 ```
 
 ```sh
-python -m pytest
+python -m pytest -n auto --dist loadfile
 ```
 
 ```sh
