@@ -3,6 +3,7 @@
 import json
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.optimize
@@ -216,7 +217,7 @@ def test_the_report_has_its_keys_and_is_json():
     for targets in (data.y, data.y + data.x[:, 0]):
         c = certify_curvature(theta, TrainingSet(data.x, targets), SQUARED)
         found = c.as_dict()
-        assert list(found) == [*keys, "lambda_min_H", "lambda_min_M", "radius_proved"]
+        assert list(found) == [*keys, "lambda_min_H", "lambda_min_M", "delta", "radius_proved"]
         assert json.loads(json.dumps(found, allow_nan=False)) == found
         assert found == {
             "kind": "curvature",
@@ -228,6 +229,7 @@ def test_the_report_has_its_keys_and_is_json():
             "evidence_only": False,
             "lambda_min_H": c.hessian,
             "lambda_min_M": c.moment,
+            "delta": c.delta,
             "radius_proved": True,
         }
 
@@ -236,7 +238,7 @@ def test_a_certificate_prints_as_a_short_block():
     theta, data = certified(Softplus(), (3, 1))
     lines = str(certify_curvature(theta, data, SQUARED)).splitlines()
     assert lines[0] == "curvature certificate: holds, a local minimum"
-    assert len(lines) == 3
+    assert len(lines) == 4
     c = certify_curvature(theta, TrainingSet(data.x, data.y + data.x[:, 0, :1]), SQUARED)
     lines = str(c).splitlines()
     assert lines[0] == "curvature certificate: does not hold"
@@ -246,7 +248,7 @@ def test_a_certificate_prints_as_a_short_block():
     c = certify_curvature(theta, data, SQUARED)
     assert c.holds
     assert c.words.startswith("certified local minimum")
-    assert str(c).splitlines()[-2].endswith("an estimate")
+    assert str(c).splitlines()[2].endswith("an estimate")
     assert "has the derivatives that it returns" in str(c).splitlines()[-1]
 
 
@@ -820,3 +822,23 @@ def test_a_certificate_is_frozen():
     assert isinstance(c, CurvatureCertificate)
     with pytest.raises(AttributeError):
         c.holds = False
+
+
+def test_residuals_that_rounding_makes_orthogonal_are_lower_by_delta_at_most():
+    x, e = np.array([-1.0, 0, 1]), np.array([1.0, -2, 1])
+    theta = Network((1, 1), [Dense(1), Dense(1)], Softplus()).zeros()
+    theta.b[1][...], theta.W[2].weights[...], theta.b[2][...] = -0.5, 1, 2.0**40
+    o = theta.net.forward(theta, x.reshape(3, 1, 1))[:, 0]
+    data = TrainingSet(x.reshape(3, 1, 1), (o - e - 2.0**-11)[:, None])
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.holds
+    lowered, exact = theta.copy(), []
+    lowered.b[2][...] -= 2.0**-12
+    with mpmath.workdps(60):
+        c0 = mpmath.log1p(mpmath.exp(mpmath.mpf(-0.5)))
+        for point in (theta, lowered):
+            outputs = c0 + mpmath.mpf(float(point.b[2][0]))
+            exact.append(sum((outputs - mpmath.mpf(float(y))) ** 2 for y in data.y[:, 0]) / 6)
+    assert 5e-8 < exact[0] - exact[1] <= c.delta < 1e-6 * c.risk
+    data.y[...] -= 2.0**-10
+    assert not certify_curvature(theta, data, SQUARED).holds

@@ -1,6 +1,7 @@
 """What a network inherits from its subnetwork where the layers above only relay."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -211,6 +212,25 @@ def test_a_max_pooling_whose_choice_varies_breaks_the_structure():
     assert not found.holds
     assert (found.mixed, found.kinks) == (4, ())  # the dead map has no largest entry
     assert certify_relays(theta, data, LOSS, 4).structure  # above it there is nothing mixed
+
+
+def test_weights_that_only_rounding_makes_optimal_prove_nothing():
+    x = np.array([-1.0, -1, 1, 1]).reshape(4, 1, 1, 1)
+    data = TrainingSet(x, x.reshape(4, 1) + np.array([[0.5], [-0.5], [0.5], [-0.5]]))
+    theta = Network((1, 1, 1), [Dense(1), Dense(2), Dense(1)]).zeros()
+    theta.W[1].weights[...], theta.b[1][...] = 1, 4
+    a, b = 12345678.9, 87654321.7  # V is a b - (a b - 1), which is far from 1
+    theta.W[2].weights[:, 0], theta.b[2][...] = (a, 1e8), 1
+    theta.W[3].weights[...] = b, -(a * b - 1) / 1e8
+    for _ in range(3):
+        theta.b[3][...] -= 4 + theta.net.affine_map(theta, x[0], 1)[0, 1]
+    assert theta.net.affine_map(theta, x[0], 1).tolist() == [[1, -4]]
+    (w, v), (upper, lower) = theta.W[3].weights[0], theta.W[2].weights[:, 0]
+    exact = Fraction(w) * Fraction(upper) + Fraction(v) * Fraction(lower)
+    assert abs(exact - 1) > 1e-3
+    found = certify_relays(theta, data, LOSS, 2)
+    assert found.structure and found.subnetwork.holds
+    assert not found.holds
 
 
 def test_a_tie_above_the_relays_breaks_the_structure():

@@ -154,3 +154,28 @@ def test_gradients_of_the_cross_entropy_are_within_the_bound(height):
                 exact = powers[k] / sum(powers) - mpmath.mpf(y[k, i])
                 assert abs(exact - mpmath.mpf(found[k, i])) <= bound[k, i]
     assert bound.max() < 1e-10
+
+
+def test_errors_that_lift_a_probability_out_of_underflow_count():
+    o, y = np.array([[0.0], [-790.0], [-3e5]]), np.array([[1.0], [0.0], [0.0]])
+    for error, least in ((100.0, -690.0), (5e5, 0.0)):
+        errors = np.array([[0.0], [error], [error]])
+        bound = gradient_rounding(CrossEntropy(), o, y, errors)
+        off = CrossEntropy().gradient(o + errors, y) - CrossEntropy().gradient(o, y)
+        assert (abs(off) <= bound).all()
+        assert bound[1, 0] >= 0.4 * np.exp(least)
+    far = gradient_rounding(CrossEntropy(), o, y, np.zeros_like(o))
+    assert (far < 1e-12).all()
+
+
+def test_the_bound_of_a_risk_holds_where_outputs_cancel():
+    rng, theta = np.random.default_rng(6), Network((1, 1, 1), [Dense(20), Dense(2)]).zeros()
+    theta.b[1][...] = 2.0**30 * rng.uniform(1, 2, 20)
+    theta.W[2].weights[0] = 2.0**40 * rng.uniform(-2, 2, 20)
+    data = TrainingSet(np.zeros((1, 1, 1, 1)), np.array([[0.0, 1.0]]))
+    for _ in range(3):
+        theta.b[2][0] -= theta.net.forward(theta, data.x)[0, 0] + 2.0**19
+    first, second = exact_outputs(theta, data.x)[0]
+    assert theta.net.risk(theta, data, CrossEntropy()) == 0
+    assert first - second > 2e4  # a bound of the exact risk from below
+    assert risk_rounding(theta, data, CrossEntropy()) >= first - second

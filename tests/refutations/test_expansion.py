@@ -23,7 +23,7 @@ from shared import moved, targets_for, twin_of, twin_risk
 from tinyspur.certificates import certify_cell
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
-from tinyspur.engine.losses import AbsoluteLoss, SquaredLoss
+from tinyspur.engine.losses import AbsoluteLoss, HuberLoss, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
@@ -359,3 +359,14 @@ def test_rates_through_active_kinks_are_those_of_raising_a_relay():
         exact.append(one_sided_derivative(theta, unit, data, SQUARED))
     assert up.W[2].weights[2:].ravel() == pytest.approx(exact, abs=1e-12)
     assert abs(inactive.W[2].weights[2:].ravel() - exact).max() > 1e-3
+
+
+def test_at_a_corner_of_the_huber_loss_the_second_term_is_not_known_to_be_zero():
+    theta = Network((1, 1, 1), [Dense(1)]).zeros()
+    data = TrainingSet(np.zeros((2, 1, 1, 1)), np.array([[1.0], [-1.0]]))
+    up = Parameters(theta.net, np.array([0.0, 1.0]))
+    found = expand_risk(theta, up, data, HuberLoss(1.0))
+    t = 2.0**-6
+    risks = [HuberLoss(1.0).value(np.full((1, 2), s), data.y.T).mean() for s in (0.0, t)]
+    assert risks[1] - risks[0] == t**2 / 4
+    assert abs(found.second - 1 / 4) <= found.second_rounding

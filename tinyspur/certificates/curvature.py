@@ -22,10 +22,10 @@ from ..engine.passes import steps
 from ..layers import Dense
 from .assumptions import assumed, check_activation
 from .certificate import Certificate, in_float64, round_down
+from .decrease import SHARE
 from .radius import RADIUS_ACCURACY
 from .rounding import EPSILON, gamma, preactivation_rounding
 
-STATIONARITY_LIMIT = 1e-3  # a larger sum of residuals, relative to them, is 0 for no rounding
 DEFINITE = 1000  # an eigenvalue counts as 0 up to so many rounding errors of the matrix
 LARGEST = 1e6  # no radius above this is looked for
 VISIBLE = 10  # a radius counts if it moves z^1 by more than so many rounding errors of any z
@@ -42,14 +42,18 @@ class CurvatureCertificate(Certificate):
     for every output with residuals. Sufficient, not necessary: directions in which the outputs
     move at first order need no curvature.
 
+    Where the residuals are only almost orthogonal, P e being what of them is affine in x, the same
+    with e - P e in place of e shows that no point within the radius is lower by more than `delta`,
+    a bound of |P e|^2 / 2N, rounding errors of the residuals included.
+
     `hessian` and `moment` are the least eigenvalues of all H and of all M. Both matrices are first
     multiplied by the sign that M has on average, in coordinates where sum_i |e_i| x_i x_i^T is the
-    identity. M counts as definite if no residuals within their rounding errors make it otherwise.
+    identity. M counts as definite if neither P e nor the rounding errors make it otherwise.
     `orthogonality` is the largest of |sum_i e_i (x_i, 1)| relative to sum_i |e_i| |(x_i, 1)|,
     `excess` its ratio to the rounding error estimated for it, at most 1 where the certificate
-    `holds`. No point within max-norm distance `radius` is lower, see `curvature_radius`; where the
-    certificate holds the radius is larger than rounding errors. It is a bound if `bounded`, else an
-    estimate from samples of sigma.
+    `holds`. For the max-norm distance `radius` see `curvature_radius`; where the certificate holds
+    it is larger than rounding errors, and `delta` small against the risk. The radius is a bound if
+    `bounded`, else an estimate from samples of sigma.
     """
 
     holds: bool
@@ -61,6 +65,7 @@ class CurvatureCertificate(Certificate):
     radius: float
     bounded: bool
     obstacle: str
+    delta: float = 0.0
     assumes: str = ""
 
     kind = "curvature"
@@ -85,6 +90,7 @@ class CurvatureCertificate(Certificate):
         return super().as_dict() | {
             "lambda_min_H": self.hessian,
             "lambda_min_M": self.moment,
+            "delta": self.delta if math.isfinite(self.delta) else None,
             "radius_proved": self.bounded,
         }
 
@@ -104,6 +110,8 @@ class CurvatureCertificate(Certificate):
             f"orthogonal to (x, 1) to {self.orthogonality:.1e} ({self.excess:.2g} of its rounding)",
             f"radius {round_down(self.radius)}{kind}",
         ]
+        if self.holds:
+            lines.append(f"no point within the radius is lower by more than {self.delta:.2g}")
         if self.assumes:
             lines.append(f"not proved, and assumed: {self.assumes}")
         return lines + ([] if self.holds else [self.obstacle])
@@ -136,10 +144,12 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     sums = abs(e @ hats)
     excess, orthogonality = (_share(sums, whole @ abs(hats)) for whole in (errors, abs(e)))
     check_activation(net.activation, np.concatenate(_Constant(theta).z))
+    affine, size = _affine_parts(hats, e, errors)
+    risk, delta = float((e**2).sum() / (2 * len(x))), float((size**2).sum() / (2 * len(x)))
     u, terms = x - x.mean(axis=0), []  # centred inputs give the same M, more exactly
     for k, H in enumerate(output_hessians(theta)):
         if e[k].any():
-            share, sign = _definiteness(u, e[k], errors[k])
+            share, sign = _definiteness(u, e[k], errors[k] + affine[k])
             terms.append(_Term(k, sign * H, sign * (e[k][:, None] * u).T @ u, share))
     hessian = min((_least(term.H) for term in terms), default=0.0)
     moment = min((float(np.linalg.eigvalsh(term.M)[0]) for term in terms), default=0.0)
@@ -147,7 +157,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
         "W^1 is not 0": bool(theta.W[1].weights.any()),
         "all residuals are 0": not terms,
         "the residuals are not orthogonal to (x, 1)": excess > 1,
-        "the residuals are no larger than rounding errors": orthogonality > STATIONARITY_LIMIT,
+        "the residuals are no larger than rounding errors": not delta <= SHARE * risk,
         "M is not definite": min((term.share for term in terms), default=0.0) <= 0,
         "H is not definite with the sign of M": hessian <= 0,
     }
@@ -160,7 +170,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     obstacle = next((text for text, found in obstacles.items() if found), "")
     return CurvatureCertificate(
         holds=not obstacle,
-        risk=float((e**2).sum() / (2 * len(x))),
+        risk=risk,
         hessian=hessian,
         moment=moment,
         orthogonality=orthogonality,
@@ -168,6 +178,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
         radius=0.0 if obstacle else radius,
         bounded=net.activation.bounds is not None,
         obstacle=obstacle,
+        delta=delta,
         assumes=assumed(loss, net.activation),
     )
 
@@ -212,6 +223,19 @@ class _Term(NamedTuple):
     H: np.ndarray
     M: np.ndarray
     share: float
+
+
+def _affine_parts(
+    hats: np.ndarray, e: np.ndarray, errors: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return bounds of |P e|, entry by entry (d_y, N) and in the Euclidean norm (d_y,).
+
+    P projects on the span of the features `hats` (N, d + 1), and e may be off by `errors`.
+    """
+    lengths = np.linalg.norm(hats, axis=0)
+    basis = np.linalg.svd(hats / np.where(lengths > 0, lengths, 1), full_matrices=False)[0]
+    size = np.linalg.norm(e @ basis, axis=1) + np.linalg.norm(errors, axis=1)
+    return size[:, None] * np.linalg.norm(basis, axis=1), size
 
 
 def _definiteness(u: np.ndarray, e: np.ndarray, errors: np.ndarray) -> tuple[float, float]:

@@ -33,8 +33,9 @@ class RelayCertificate(Certificate):
     spare maps (dead), shifted copies below poolings, and maps that nothing reads: their V is 0, and
     free.
 
-    `holds` where the structure does and the subnetwork has a cell certificate: a proof. Otherwise
-    `evidence` about the subnetwork is all there is (`evidence_only`), or the structure is broken:
+    `holds` where the structure does and both the subnetwork and theta have a cell certificate: a
+    proof, as V and c are not known exactly. Otherwise `evidence` about the subnetwork is all there
+    is (`evidence_only`), or the structure is broken:
     `mixed` counts units of the relaying layers that are active for some samples only, and `kinks`
     lists those at the kink. `active` and `dead` (strictly inactive) count the others, `margin` is
     their least |z|. `unread` are maps of layer lower - 1 that are not dead and that no output
@@ -178,10 +179,11 @@ def certify_relays(
     units = [layer for layer in relaying if net.is_active(layer)]
     kinks = counter.found()
     cell = certify_cell(phi, data, loss)
-    structure = not kinks and not mixed
-    holds = structure and cell.holds
+    structure, whole = not kinks and not mixed, cell
+    if structure and cell.holds:  # of phi, whose V and c are rounded
+        whole = certify_cell(theta, data, loss)
+    holds = structure and whole.holds
     unproved = not holds and not hasattr(loss, "subgradients")  # a loss with kinks has no Hessian
-    whole = certify_cell(theta, data, loss) if holds else cell
     return RelayCertificate(
         holds=holds,
         lower=lower,

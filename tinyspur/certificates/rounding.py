@@ -17,7 +17,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import KNOWN as KNOWN_LOSSES
-from ..engine.losses import CrossEntropy, Loss
+from ..engine.losses import CrossEntropy, HuberLoss, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, by_map, steps
@@ -91,10 +91,17 @@ def gradient_rounding(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
 
 
 def curvature_rounding(loss: Loss, o: Array, y: Array, d: Array, errors: Array) -> Array:
-    """Return an estimate of how far Hessian products of the loss with `d` may be off, (d_y, N)."""
+    """Return an estimate of how far Hessian products of the loss with `d` may be off, (d_y, N).
+
+    At a corner of the Huber loss they may be `d` or 0: that depends on the side.
+    """
     share = 2 * errors.max(axis=0) + (2 * len(o) + 16) * EPSILON
     size = loss.curvature_size if isinstance(loss, CrossEntropy) else loss.curvature
-    return share * abs(size(o, y, abs(d)))
+    off = share * abs(size(o, y, abs(d)))
+    if isinstance(loss, HuberLoss):
+        corner = abs(abs(o - y) - loss.delta) <= loss.gradient_rounding(o, y, errors)
+        off = off + corner * abs(d)
+    return off
 
 
 def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:

@@ -79,17 +79,18 @@ class CrossEntropy:
     def gradient_rounding(self, o: Array, y: Array, errors: Array) -> Array:
         """Return by how much g may be off if outputs are by `errors`, all (d_y, N).
 
-        Then all p_k are off by a factor of at most exp(2 max_k errors_k), and by what rounds.
-        Exponents below -800 don't matter: what they give is no number but 0.
+        Then all log p_k are off by at most 2 max_k errors_k, and by what rounds: what exponents
+        below -800 add to a sum doesn't matter. A p_k that underflows is bounded by its exponent.
         """
-        xp, unit, p = namespace(o), float(np.finfo(o.dtype).eps), softmax(o)
-        shift = xp.minimum(o.max(axis=0) - o.min(axis=0), 800)
-        factor = xp.expm1(
-            2 * xp.minimum(errors.max(axis=0), 300) + (2 * shift + len(o) + 16) * unit
-        )
+        xp, found = namespace(o), np.finfo(o.dtype)
+        unit, p, shifted = float(found.eps), softmax(o), o - o.max(axis=0)
+        size = abs(shifted) + xp.minimum(abs(shifted).max(axis=0), 800)
+        spread = 2 * errors.max(axis=0) + (size + len(o) + 16) * unit
+        known = (p > float(found.tiny)) & (spread < 80)
+        moved = xp.minimum(p * xp.expm1(xp.minimum(spread, 80)), 1)
+        moved = xp.where(known, moved, xp.exp(xp.minimum(shifted + spread, 0)))
+        moved = moved * (1 + 8 * unit) + 8 * float(found.smallest_subnormal)
         total = abs(1 - y.sum(axis=0)) + len(o) * unit  # l is that of targets with any sum
-        smallest = 8 * float(np.finfo(o.dtype).smallest_subnormal)
-        moved = xp.minimum(p * factor, 1) * (1 + 8 * unit) + smallest
         return moved + p * total + unit * abs(p - y)
 
     def value_size(self, o: Array, y: Array) -> Array:
