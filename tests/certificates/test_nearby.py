@@ -2,11 +2,13 @@
 
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
-from certificate_problems import SQUARED, gate, two_groups
+from certificate_problems import ENTROPY, SQUARED, gate, two_groups
 
 from tinyspur.certificates import certify_cell
+from tinyspur.certificates.assumptions import least_curvature
 from tinyspur.certificates.nearby import Matrix, distinct_columns, enclose_fit, through_inverse
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.datasets.samples import TrainingSet
@@ -67,6 +69,68 @@ def test_the_exact_fit_of_one_layer_is_within_the_distance(seed, spread):
     assert "exactly a local minimum" in str(certificate)
 
 
+def exact_softmax_fit(x, y, F):
+    """Return the softmax regression of stored numbers by Newton's method with 40 digits.
+
+    It has the same shifts of all outputs as the fit F (n + 1, d_y) that it begins with.
+    """
+    hats = mpmath.matrix(np.column_stack([x, np.ones(len(x))]).tolist())
+    n, d, N = hats.cols, y.shape[1], len(x)
+    F = mpmath.matrix(F)
+    for _ in range(6):
+        gradient, H = mpmath.zeros(n * d, 1), mpmath.zeros(n * d, n * d)
+        for i in range(N):
+            o = [sum(hats[i, j] * F[j, k] for j in range(n)) for k in range(d)]
+            p = [mpmath.exp(v - max(o)) for v in o]
+            p = [v / sum(p) for v in p]
+            whole = sum(mpmath.mpf(float(v)) for v in y[i])
+            for k in range(d):
+                for j in range(n):
+                    g = whole * p[k] - mpmath.mpf(float(y[i, k]))
+                    gradient[j * d + k] += g * hats[i, j]
+                    for q in range(d):
+                        bend = whole * p[k] * ((k == q) - p[q]) * hats[i, j]
+                        for m in range(n):
+                            H[j * d + k, m * d + q] += bend * hats[i, m]
+        for j in range(n):  # shifts of all outputs, which change nothing, stay as they are
+            for k in range(d):
+                for q in range(d):
+                    H[j * d + k, j * d + q] += 1
+        step = mpmath.lu_solve(H, gradient)
+        F = F - mpmath.matrix([[step[j * d + k] for k in range(d)] for j in range(n)])
+    assert max(abs(v) for v in gradient) < mpmath.mpf(10) ** -30
+    return F
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_exact_softmax_regression_of_one_layer_is_within_the_distance(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(15, 2)), rng.dirichlet(np.ones(3), 15)
+    fit = fit_affine(x, y, ENTROPY)
+    theta = Parameters(
+        Network((1, 1, 2), [Dense(3)]), np.concatenate([fit.weights.ravel(), fit.bias])
+    )
+    certificate = certify_cell(theta, TrainingSet(x.reshape(15, 1, 1, 2), y), ENTROPY)
+    assert certificate.holds
+    stored = [*fit.weights.T.tolist(), fit.bias.tolist()]
+    with mpmath.workdps(40):
+        exact = exact_softmax_fit(x, y, stored)
+        off = max(abs(v) for v in exact - mpmath.matrix(stored))
+        assert 0 < off <= certificate.distance
+    assert certificate.distance < 1e-9
+
+
+def test_a_softmax_regression_far_out_has_no_minimum_nearby():
+    x = np.array([[255.0, 0, 0], [0, 255, 0], [0, 0, 1], [0, 0, 1]])
+    g, y = np.full((2, 4), 1e-16), np.eye(2)[[0, 1, 0, 1]]
+    hats = np.column_stack([x[:, :2], np.ones(4)])  # the third pixel is a combination of these
+    for height in (0.01, 0.1, 1.0):
+        o = height * np.array([[1.0, -1, 0], [-1, 1, 0]]) @ x.T
+        curvatures = least_curvature(ENTROPY, o, y.T)
+        found = enclose_fit(hats, g @ hats, curvatures)
+        assert (found is None) == (height > 0.05)
+
+
 def test_features_that_depend_on_each_other_up_to_rounding_have_no_minimum_nearby():
     """Degrees Celsius and Fahrenheit: the exact optimum has weights of 1e14."""
     rng = np.random.default_rng(0)
@@ -80,12 +144,13 @@ def test_features_that_depend_on_each_other_up_to_rounding_have_no_minimum_nearb
     assert max(abs(float(row[0])) for row in exact_fit(x, y)) > 1e10
 
 
+@pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=repr)
 @pytest.mark.parametrize("depth", [2, 3, 4])
-def test_gates_are_near_an_exact_minimum(depth):
-    data = two_groups(np.random.default_rng(depth), SQUARED)
-    certificate = certify_cell(gate(data, SQUARED, depth)[0], data, SQUARED)
+def test_gates_are_near_an_exact_minimum(depth, loss):
+    data = two_groups(np.random.default_rng(depth), loss)
+    certificate = certify_cell(gate(data, loss, depth)[0], data, loss)
     assert certificate.classes == 2
-    assert certificate.distance < 1e-9
+    assert certificate.distance < 1e-8
 
 
 @pytest.mark.parametrize(

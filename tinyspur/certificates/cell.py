@@ -11,14 +11,14 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
-from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss
+from ..engine.losses import KNOWN, AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..fitting.affine import stationary_subgradient
-from .assumptions import assumed, check_loss, distance_to_fit
+from .assumptions import assumed, check_loss, distance_to_fit, least_curvature
 from .certificate import Certificate, in_float64, round_down
 from .decrease import FARTHEST, SHARE, Classes
 from .exact import meets_targets
@@ -193,11 +193,17 @@ def _distance(
     theta: Parameters, seen: _Seen, found: _ClassGradients, data: TrainingSet, loss: Loss
 ) -> float:
     """Return how far an exact local minimum is, at most; infinite where that is not shown."""
-    if type(loss) is not SquaredLoss or seen.inexact.any() or not theta.net.size:
+    if type(loss) not in (SquaredLoss, CrossEntropy) or seen.inexact.any() or not theta.net.size:
         return math.inf
+    curvatures = None
+    if type(loss) is CrossEntropy:  # a bound from below, for outputs within their errors
+        curvatures = least_curvature(loss, seen.o, data.y.T)
+        size = 800 + len(seen.o)
+        curvatures = curvatures * np.exp(-2 * seen.inexact_o.max(axis=0)) * (1 - gamma(4 * size))
+        curvatures = curvatures * (1 - gamma(size)) * float(data.y.sum(axis=1).min()) * (1 - 1e-9)
     hats = [seen.features(s) for s in seen.groups]
     sums = found.bounds * len(data) * (1 + gamma(1))
-    fits = class_fits(seen.groups, hats, abs(seen.g) + seen.errors, sums)
+    fits = class_fits(seen.groups, hats, sums, abs(seen.g) + seen.errors, curvatures)
     if fits is None:
         return math.inf
     return distance_to_minimum(theta.to(np), data.x[[s[0] for s in seen.groups]], fits)

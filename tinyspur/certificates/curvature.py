@@ -90,9 +90,12 @@ class CurvatureCertificate(Certificate):
         return super().as_dict() | {
             "lambda_min_H": self.hessian,
             "lambda_min_M": self.moment,
-            "delta": self.delta if math.isfinite(self.delta) else None,
             "radius_proved": self.bounded,
         }
+
+    def bounds(self) -> dict:
+        """Return by how much a point within the radius may be lower."""
+        return {"delta": self.delta if math.isfinite(self.delta) else None}
 
     @property
     def words(self) -> str:

@@ -7,6 +7,7 @@ distance of the stored ones: the point with these parameters is exactly a local 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -78,29 +79,57 @@ class ClassFit(NamedTuple):
     bound: np.ndarray
 
 
-def enclose_fit(hats: np.ndarray, sums: np.ndarray) -> ClassFit | None:
-    """Return how far the least-squares fit of features (N, n + 1) is from a given one, or None.
+def enclose_inverse(z: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """Return |P| and a share e: |v A^-1| is at most w + max(w) e, w = |v| |P|, for any row v.
 
-    `sums` (d_y, n + 1) bounds |sum_i g_i x_i^T| there. Columns that are constant, or copies of
-    another, are combinations of the rest; the last one holds ones. None where the Gram matrix of
-    the rest is not shown to be regular.
+    A = sum_i c_i z_i z_i^T for rows z (N, k) and `weights` c (N,), P a float inverse. With
+    E = I - A P and the largest column sum d < 1 of |E|, A^-1 = P (I - E)^-1 and e = d / (1 - d).
+    None where A is not shown to be regular.
     """
-    kept, basis = distinct_columns(hats)
-    if len(kept) > len(hats):
-        return None
-    scale = 2.0 ** -np.round(np.log2(np.linalg.norm(hats[:, kept], axis=0)))
-    z = exact(hats[:, kept] * scale)  # by powers of 2, hence exactly
-    gram = z.T @ z
+    weighted = weights[:, None] * z
+    gram = Matrix(z.T, 0 * z.T) @ Matrix(weighted, gamma(1) * abs(weighted))
     try:
         P = np.linalg.inv(gram.middle)
     except np.linalg.LinAlgError:
         return None
     product = gram @ exact(P)
-    e = float((abs(np.eye(len(P)) - product.middle) + product.radius).sum(axis=0).max())
-    if not e * (1 + gamma(len(P))) < 1:
+    E = abs(np.eye(len(P)) - product.middle) + product.radius
+    d = float(E.sum(axis=0).max()) * (1 + gamma(len(P)))
+    return (abs(P), d / (1 - d) * (1 + 1e-9)) if d < 1 else None
+
+
+def enclose_fit(
+    hats: np.ndarray, sums: np.ndarray, curvatures: np.ndarray | None = None
+) -> ClassFit | None:
+    """Return how far the optimal fit of features (N, n + 1) is from a given one, or None.
+
+    `sums` (d_y, n + 1) bounds |sum_i g_i x_i^T| there. Columns that are constant, or copies of
+    another, are combinations of the rest; the last one holds ones. None where the Gram matrix of
+    the rest is not shown to be regular.
+
+    With the squared loss the optimal fit is less by G A^-1, G those sums and A the Gram matrix. The
+    cross-entropy has least `curvatures` c_i (N,), orthogonal to shifts of all outputs. With A the
+    Gram matrix that c weighs and s^2 = tr G A^-1 G^T the loss rises on the ellipsoid tr D A D^T =
+    16 s^2 where its moves of the outputs, at most rho = 4 s / sqrt(min c), change no curvature by
+    more than exp(-2 rho) > 1/2: the optimal fit is inside.
+    """
+    kept, basis = distinct_columns(hats)
+    if len(kept) > len(hats):
         return None
-    D = (sums[:, kept] * scale) @ abs(P) * (1 + 2 * gamma(len(P)))
-    D = D + D.max(axis=1, keepdims=True) * (e / (1 - e)) * (1 + 1e-9)
+    scale = 2.0 ** -np.round(np.log2(np.linalg.norm(hats[:, kept], axis=0)))
+    weights = np.ones(len(hats)) if curvatures is None else curvatures
+    found = enclose_inverse(hats[:, kept] * scale, weights)  # scaled by powers of 2, hence exactly
+    if found is None:
+        return None
+    P, e = found
+    G = sums[:, kept] * scale
+    D = G @ P * (1 + 2 * gamma(len(P)))
+    D = D + D.max(axis=1, keepdims=True) * e
+    if curvatures is not None:
+        s = 4 * math.sqrt(float((D * G).sum())) * (1 + 1e-9)
+        if not s < 0.34 * math.sqrt(float(curvatures.min())):
+            return None
+        D = np.tile(s * np.sqrt(np.diag(P) + P.max(axis=1) * e), (len(G), 1)) * (1 + 1e-9)
     return ClassFit(basis, D * scale)
 
 
@@ -132,20 +161,24 @@ class Cell(NamedTuple):
 
 
 def class_fits(
-    groups: list[np.ndarray], hats: list[np.ndarray], g: np.ndarray, sums: np.ndarray
+    groups: list[np.ndarray],
+    hats: list[np.ndarray],
+    sums: np.ndarray,
+    g: np.ndarray,
+    curvatures: np.ndarray | None,
 ) -> list[ClassFit] | None:
-    """Return the fits of all classes with the squared loss, or None where one is not enclosed.
+    """Return the fits of all classes, or None where one is not enclosed.
 
-    From the features (N_s, n + 1) of each class, bounds of |g| (d_y, N) and of |sum_i g_i x_i^T|,
-    (S, d_y, n + 1). Outputs of no more samples than features are fitted exactly: these samples are
-    the columns then.
+    From the features (N_s, n + 1) of each class, bounds of |sum_i g_i x_i^T|, (S, d_y, n + 1), and
+    of |g| (d_y, N). With the squared loss, which has no `curvatures`, outputs of no more samples
+    than features are fitted exactly: these samples are the columns then.
     """
     found = []
     for s, x, bound in zip(groups, hats, sums, strict=True):
         if max(x.size, x.shape[1] ** 2) > LARGEST:
             return None
-        fit = enclose_fit(x, bound)
-        if fit is None and len(s) < x.shape[1]:
+        fit = enclose_fit(x, bound, None if curvatures is None else curvatures[s])
+        if fit is None and curvatures is None and len(s) < x.shape[1]:
             fit = ClassFit(x.T, abs(g[:, s]))
         if fit is None:
             return None
