@@ -23,6 +23,8 @@ from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.errors import AssumptionError
 from tinyspur.fitting.affine import fit_affine
 from tinyspur.layers import Dense
+from tinyspur.refutations.descent import find_descent_direction
+from tinyspur.refutations.evidence import gather_evidence
 
 
 class Loss:
@@ -262,3 +264,24 @@ def test_the_optimal_fit_is_no_farther_than_the_distance():
     distance = distance_to_fit(CrossEntropy(), x, o, y.T, g, 1e-14 + 0 * g)
     apart = (o - F @ x.T) - (o - F @ x.T).mean(axis=0)
     assert abs(apart).max() <= distance < 1e-3
+
+
+@pytest.mark.parametrize("look", [find_descent_direction, gather_evidence])
+@pytest.mark.parametrize("name", ["gradient of another", "curvature of another"])
+def test_what_speaks_against_a_minimum_has_the_derivatives_of_a_users_loss_checked(look, name):
+    theta, data = affine_point(SquaredLoss())
+    with pytest.raises(AssumptionError, match=rf"loss {WRONG[name]}: expected .* got a diff"):
+        look(theta, data, WRONG[name])
+
+
+@pytest.mark.parametrize("look", [find_descent_direction, gather_evidence])
+def test_what_speaks_against_a_minimum_has_a_users_activation_checked_where_it_is_used(look):
+    def bend(z):
+        return np.where(abs(z - 0.7) < 0.05, 5.0, Tanh().second_derivative(z))
+
+    sigma = SmoothActivation("bent", np.tanh, Tanh().derivative, bend)
+    theta = Network((1, 1, 2), [Dense(1), Dense(1)], sigma).zeros()
+    data = affine_point(SquaredLoss())[1]
+    theta.b[1][...] = 0.7
+    with pytest.raises(AssumptionError, match=r"expected the second derivative at z = 0\.7 to be"):
+        look(theta, data, SquaredLoss())

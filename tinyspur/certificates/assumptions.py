@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..datasets.samples import TrainingSet
 from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
 from ..engine.activations import Activation
+from ..engine.backend import to_numpy
 from ..engine.losses import KNOWN as KNOWN_LOSSES
 from ..engine.losses import CrossEntropy, Loss
+from ..engine.parameters import Parameters
+from ..engine.passes import steps
 from ..engine.user_activations import check_derivatives
 from ..errors import AssumptionError
 
@@ -34,6 +38,19 @@ def assumed(loss: Loss, sigma: Activation | None = None) -> str:
     if sigma is not None and type(sigma) not in KNOWN_ACTIVATIONS.values():
         found.append(f"{sigma} has the derivatives that it returns")
     return " and ".join(found)
+
+
+def check_at_point(theta: Parameters, data: TrainingSet, loss: Loss) -> None:
+    """Raise AssumptionError as `check_activation` and `check_loss` do, at theta, in float64."""
+    sigma = theta.net.activation
+    if type(loss) in KNOWN_LOSSES and type(sigma) in KNOWN_ACTIVATIONS.values():
+        return
+    for rows, columns in theta.net.chunks(theta, data.x):
+        trace = list(steps(theta, columns))
+        for step in trace:
+            if step.activation is not None:
+                check_activation(sigma, to_numpy(step.z).ravel())
+        check_loss(loss, to_numpy(trace[-1].o), data.y[rows].T)
 
 
 def check_activation(sigma: Activation, z: np.ndarray) -> None:

@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..certificates.assumptions import check_at_point
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array
 from ..engine.losses import Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from .escapes import Escape, first_order_directions, second_order_directions
 from .expansion import expand_risk, in_float64
@@ -44,9 +46,12 @@ def find_descent_direction(
 
     It tries minus the gradient, one direction of first and one of second order from the kinks, and
     the direction that leads to an `escape`. One along which it is proved to fall from distance 0 on
-    comes before all others.
+    comes before all others. Raises AssumptionError for a loss or an activation of a user's whose
+    derivatives are seen to be wrong.
     """
+    check_at(theta, data, loss)
     theta, found = in_float64(theta), None
+    check_at_point(theta, data, loss)
     if escape is not None:
         check_points(theta.net, escape.theta)
     for name, vector in _directions(theta, data, loss, escape, seed):

@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 
+from ..certificates.assumptions import check_at_point
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import namespace, to_numpy
@@ -151,7 +152,8 @@ def gather_evidence(
     products and a few more otherwise. A float32 theta is taken for the numbers that it holds, in
     float64. `seed` draws signs, the start of the Lanczos method and the tangents to check. Raises
     ValueError for less than one product, for a network without parameters, and where parameters
-    or outputs are not finite.
+    or outputs are not finite, and AssumptionError for a loss or an activation of a user's whose
+    derivatives are seen to be wrong.
     """
     check_at(theta, data, loss)
     net, xp = theta.net, namespace(theta.vector)
@@ -164,6 +166,7 @@ def gather_evidence(
     risk, gradient = net.risk_and_gradient(theta, data, loss)
     if not (math.isfinite(risk) and bool(xp.isfinite(theta.vector).all())):
         raise ValueError("evidence: expected finite parameters and risk, got NaN or infinite ones")
+    check_at_point(theta, data, loss)
     rng = np.random.default_rng(seed)
     scale = _gradient_scale(theta, data, loss, rng)
     tangents = rescaling_tangents(theta)
