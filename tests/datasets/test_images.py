@@ -379,7 +379,7 @@ def test_cache_folder_then_variable_then_path(tmp_path, sample, monkeypatch):
 def test_variable_may_name_an_npz_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYSPUR_DATA", str(npz(tmp_path / "own.npz")))
     assert load().name == "own"
-    with refused("TINYSPUR_DATA=", "own.npz", "another file"):
+    with refused("TINYSPUR_DATA=", "own.npz", "load reads an .npz"):
         datasets.find_cifar10()
 
 

@@ -284,7 +284,8 @@ def find_cifar10(path: str | os.PathLike | None = None) -> Path | None:
     where = Path(given).expanduser()
     found = cifar10.search(where)
     if found is None:
-        error, got = ValueError, "a folder with none of them" if where.is_dir() else "another file"
+        error, got = ValueError, "another file (load reads an .npz of images, too)"
+        got = "a folder with none of them" if where.is_dir() else got
         if not where.exists():
             error, got = FileNotFoundError, "a path that does not exist"
         elif cifar10.is_cifar100(where):
