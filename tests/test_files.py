@@ -19,6 +19,7 @@ from tinyspur.files import (
     check_writable,
     keep,
     kept_name,
+    read_arrays,
     whole_file,
     write_json,
 )
@@ -264,3 +265,12 @@ def test_a_report_with_an_array_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "report.json", {"risks": np.ones(2)})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", [0, True, None, 2.5, ["a.npz"], b"a.npz"])
+def test_what_is_no_path_is_refused_and_not_taken_for_an_open_file(path):
+    expected = f"path: expected a str or a Path, got a {type(path).__name__}"
+    with pytest.raises(ValueError, match=expected):
+        read_arrays(path)
+    with pytest.raises(ValueError, match=expected), whole_file(path):
+        pass

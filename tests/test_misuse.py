@@ -80,6 +80,7 @@ WITHOUT = {  # (data, loss), of no network
     "smallest_cases": ts.smallest_cases,
 }
 LOSSES = {
+    "array": np.ones((3, 40)),
     "a class": ts.SquaredLoss,
     "PyTorch's": nn.MSELoss(),
     "a name": "squared",
@@ -165,6 +166,18 @@ def test_what_is_no_network_is_refused_in_the_same_words(net):
         assert words(call, net) == expected
     assert words(ts.embed, net, THETA, X) == words(ts.smooth_minimum, net, X) == expected
     assert words(ts.interpolate, net, DATA) == expected
+
+
+@pytest.mark.parametrize("pair", [None, THETA, DATA, (THETA, PAIR)])
+def test_what_is_no_pair_is_refused_in_the_same_words(pair):
+    expected = "pair: expected the RelayedPair that linear_minimum or embed returned, got a "
+    expected += type(pair).__name__
+    for call in (ts.split_data, ts.find_spurious_minimum):
+        assert words(call, THETA, pair, DATA, LOSS) == expected
+    assert words(ts.equal_risk_point, THETA, pair, FOUND.split) == expected
+    assert words(ts.ordered_groups, THETA, pair, DATA, LOSS, 0, 0) == expected
+    lower = (THETA, FOUND.theta_prime, pair, FOUND.split, DATA, LOSS)
+    assert words(ts.lower_point, *lower) == expected
 
 
 def test_labels_as_targets_get_the_hint_to_one_hot_and_vectors_that_to_the_inputs_shape():

@@ -32,13 +32,20 @@ def naming(cause: str) -> Iterator[None]:
         raise ValueError(f"{cause} {' '.join(said.split())}") from error
 
 
+def as_path(path: object) -> Path:
+    """Return a path; ValueError for what is none, as the number of an open file."""
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    raise ValueError(f"path: expected a str or a Path, got a {type(path).__name__}")
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file that gets the name `path` once it is complete; after an error nothing is left.
 
     Raises an OSError that names `path` where it can't be written.
     """
-    path = Path(path)
+    path = as_path(path)
     with _naming_the_file(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -159,7 +166,7 @@ def read_arrays(path: str | Path, wanted: Container[str] | None = None) -> dict[
 def _open_npz(path: str | Path) -> IO[bytes]:
     """Return the open file, or raise an OSError that says what is there instead."""
     try:
-        return open(path, "rb")
+        return open(as_path(path), "rb")
     except OSError as error:
         got = f"'{error.strerror}'"
         if isinstance(error, FileNotFoundError | NotADirectoryError):

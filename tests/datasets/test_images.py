@@ -223,8 +223,10 @@ def test_load_npz(sample, tmp_path):
         ({"labels": np.array([0, -2, 1])}, ["-2 in sample 1"]),
         ({"labels": np.array([-1, -2, -1])}, ["-1 in sample 0"]),
         ({"labels": np.array([0, 1])}, ["(3,)", "(2,)"]),
-        ({"labels": np.array([0.0, 1, 2])}, ["float64"]),
-        ({"labels": np.array(["0", "1", "2"])}, ["integer labels"]),
+        ({"labels": np.array([0.0, 1, 2.5])}, ["integer labels", "float64"]),
+        ({"labels": np.array([0.0, 1, np.nan])}, ["integer labels", "float64"]),
+        ({"labels": np.array(["0", "1"] * 2)}, ["(3,)", "(4,)"]),
+        ({"labels": np.array(["a", "b", "a"]), "class_names": np.array(["b", "a"])}, ["<U1"]),
         ({"labels": np.array([0, 10**12, 1])}, [10**12, "sample 1"]),
         ({"class_names": np.array(["a", "b"])}, ["0 to 1", "2 in sample 1"]),
         ({"class_names": np.array([1, 2, 3])}, ["class_names", "int64"]),
@@ -277,6 +279,8 @@ def test_channels_are_found_where_only_one_order_can_be_meant(stored, note, tmp_
         ([0, 2, 2], None, ("0", "1", "2"), None),
         ([[0], [1], [0]], None, ("0", "1"), None),
         ([[7], [8], [7]], None, ("7", "8"), r"labels 7\.\.8, 2 of them, are classes 0\.\.1"),
+        ([1, -1, 1], None, ("-1", "1"), r"labels -1\.\.1, 2 of them, are classes 0\.\.1"),
+        (["cat", "ant", "cat"], None, ("ant", "cat"), r"labels ant\.\.cat, 2 of them, are classes"),
     ],
 )
 def test_labels_that_do_not_begin_with_0_are_numbered_and_keep_their_names(
@@ -292,6 +296,14 @@ def test_labels_that_do_not_begin_with_0_are_numbered_and_keep_their_names(
         assert [expected[n] for n in found.labels] == [str(n) for n in np.ravel(labels)]
     else:
         assert found.labels.tolist() == [n - (note is not None) for n in labels]
+
+
+@pytest.mark.parametrize("kind", [float, np.float16, bool, ">i4", np.uint64])
+def test_whole_labels_of_any_type_are_the_same_labels(kind, tmp_path):
+    labels = np.array([0, 1, 1])
+    found = load_npz(npz(tmp_path / "own.npz", labels=labels.astype(kind)))
+    assert found.labels.dtype == np.int64 and np.array_equal(found.labels, labels)
+    assert found.class_names == ("0", "1") and found.notes == ()
 
 
 def test_load_npz_refuses_other_files(tmp_path):
@@ -367,7 +379,7 @@ def test_cache_folder_then_variable_then_path(tmp_path, sample, monkeypatch):
 def test_variable_may_name_an_npz_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYSPUR_DATA", str(npz(tmp_path / "own.npz")))
     assert load().name == "own"
-    with refused("TINYSPUR_DATA=", "own.npz", "another file"):
+    with refused("TINYSPUR_DATA=", "own.npz", "load reads an .npz"):
         datasets.find_cifar10()
 
 

@@ -113,7 +113,8 @@ def test_filters_of_even_size_are_refused(kernel):
 
 
 @pytest.mark.parametrize(
-    ("filters", "map_shape"), [((1, 1, 3), (4, 4)), ((1, 1, 3, 3), (4,)), ((1, 1), ())]
+    ("filters", "map_shape"),
+    [((1, 1, 3), (4, 4)), ((1, 1, 3, 3), (4,)), ((1, 1), ()), ((0, 1, 3), (4,))],
 )
 def test_filters_that_do_not_fit_the_maps_are_refused(filters, map_shape):
     with pytest.raises(ValueError, match="filters"):

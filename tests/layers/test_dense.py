@@ -21,7 +21,9 @@ def test_a_dense_matrix_and_its_derivatives_are_those_of_pytorch():
     same(W.T @ delta.T, expected[1].T)
 
 
-@pytest.mark.parametrize(("shape", "maps_in"), [((2, 5), 2), ((4,), 1), ((1, 2, 2), 1)])
+@pytest.mark.parametrize(
+    ("shape", "maps_in"), [((2, 5), 2), ((4,), 1), ((1, 2, 2), 1), ((0, 4), 1)]
+)
 def test_dense_weights_of_another_shape_are_refused(shape, maps_in):
     with pytest.raises(ValueError, match="dense"):
         DenseMatrix(np.ones(shape), maps_in)

@@ -231,3 +231,18 @@ def test_blocks_outside_the_matrix_are_refused(W):
     for c in (-1, W.maps_in):
         with pytest.raises(IndexError, match="channel"):
             W.block(0, c)
+
+
+@over_all_kinds
+@pytest.mark.parametrize("kind", [object, complex, "U8", "M8[s]"])
+def test_what_is_no_plain_real_array_is_refused_as_an_operand(W, kind):
+    o = operands(W)[0].astype(kind) if kind != "M8[s]" else np.zeros(W.shape[1], kind)
+    with pytest.raises(ValueError, match="W @ o: expected plain real numbers, got "):
+        W @ o
+
+
+@over_all_kinds
+def test_whole_numbers_are_multiplied_as_float64(W):
+    o = np.arange(W.shape[1], dtype=np.int8)
+    product = W @ o
+    assert product.dtype == np.float64 and np.array_equal(product, W @ o.astype(float))

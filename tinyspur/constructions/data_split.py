@@ -26,12 +26,12 @@ from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
 from ..engine.losses import Loss
 from ..engine.network import check_at
-from ..engine.parameters import Parameters, check_points
+from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from .split_terms import VANISHES, map_values, output_derivatives, read_weights, tie_of
 from .steepest_gap import steepest_gaps
-from .towers import RelayedPair
+from .towers import RelayedPair, check_pair
 
 SPLITS = ("steepest", "largest")
 
@@ -91,7 +91,7 @@ def split_data(
     an output or a rule that does not exist, AssumptionError where S vanishes throughout.
     """
     check_at(theta, data, loss)
-    check_points(pair.tower.net, theta)
+    check_pair(pair, theta)
     outputs = theta.net.shapes[-1][0]
     if rule not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")

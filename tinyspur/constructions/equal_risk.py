@@ -28,10 +28,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..engine.backend import Array, namespace
-from ..engine.parameters import Parameters, check_points
+from ..engine.parameters import Parameters
 from .data_split import DataSplit
 from .embedding import check_variant
-from .towers import RelayedPair
+from .towers import RelayedPair, check_pair
 
 
 class Track(NamedTuple):
@@ -78,7 +78,7 @@ def equal_risk_point(
     keeps its biases where eta >= -b, so other outputs change if the bias of m had to be raised.
     """
     check_variant(variant)
-    check_points(pair.tower.net, theta)
+    check_pair(pair, theta)
     theta, eta, kappa = theta.copy(), split.threshold, pair.kappa_lower + pair.kappa_upper
     has_bias = pair.below in theta.net.active_layers
     b = bias_below(theta, pair, split)

@@ -14,7 +14,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from .split_terms import VANISHES, map_values, output_derivatives, tie_of
-from .towers import RelayedPair
+from .towers import RelayedPair, check_pair
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def ordered_groups(
     that does not exist.
     """
     check_at(theta, data, loss)
+    check_pair(pair, theta)
     outputs = theta.net.shapes[-1][0]
     output = whole_number("output unit", output, 0, outputs - 1)
     pair.relay_of(map)

@@ -11,8 +11,8 @@ from ..datasets.samples import TrainingSet
 from ..engine.backend import to_numpy
 from ..engine.losses import Loss
 from ..engine.network import check_at
-from ..engine.parameters import Parameters, check_points
-from .towers import RelayedPair
+from ..engine.parameters import Parameters
+from .towers import RelayedPair, check_pair
 
 TIE = 1e-9  # values closer than this share of their range count as equal
 VANISHES = 1e-12  # sums of u below this share of sum |u| count as zero
@@ -31,7 +31,7 @@ def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> n
     Where the pair reads a pooling or the input, no bias or activation follows: there v is the map
     itself.
     """
-    check_points(pair.tower.net, theta)
+    check_pair(pair, theta)
     net, P = theta.net, theta.net.positions(pair.below)
     if pair.below in net.active_layers:
         return net.filter_responses(theta, pair.below, theta.W[pair.below].weights[m : m + 1], x)
@@ -47,7 +47,7 @@ def read_weights(theta: Parameters, pair: RelayedPair, m: int) -> np.ndarray:
 
     W^L(., relay of m), and with poolings between that matrix times what the relays make of the map.
     """
-    check_points(pair.tower.net, theta)
+    check_pair(pair, theta)
     columns = pair.tower.columns(pair.relay_of(m))
     return pair.tower.seen(
         to_numpy(theta.W[pair.dense].weights[: theta.net.shapes[-1][0], columns])

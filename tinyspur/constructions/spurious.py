@@ -17,14 +17,14 @@ from ..datasets.duplicates import Duplicates
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.network import check_at
-from ..engine.parameters import Parameters, check_points
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
 from .data_split import SPLITS, DataSplit, split_data
 from .embedding import identical_features
 from .equal_risk import equal_risk_point
 from .perturbed_split import perturb_read_weights
-from .towers import RelayedPair
+from .towers import RelayedPair, check_pair
 from .witnesses import LowerPoint, lower_point
 
 
@@ -106,7 +106,7 @@ def find_spurious_minimum(
     around each part with its name and a text. Raises AssumptionError where no split exists.
     """
     check_at(theta, data, loss)
-    check_points(pair.tower.net, theta)
+    check_pair(pair, theta)
     with stage("certificate", "certifying theta"):
         duplicates = Duplicates.of(identical_features(theta, data.x, pair.upper), data.y)
         risk = theta.net.risk(theta, data, loss)

@@ -17,7 +17,7 @@ import numpy as np
 from ..engine.activations import ReLU, check_piecewise_linear
 from ..engine.backend import Array, namespace
 from ..engine.network import Network
-from ..engine.parameters import Parameters
+from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..layers import AveragePool, Conv
 
@@ -282,3 +282,13 @@ class RelayedPair:
         """Return what biases of the pair, and those above it of so many `tracks`, add, (n,)."""
         biases = dict.fromkeys(self.tower.shifts, tracks * self.kappa_above)
         return self.tower.constants(biases | {self.lower: lower, self.upper: upper})
+
+
+def check_pair(pair: object, *points: Parameters) -> None:
+    """Raise ValueError for what is no pair, and for points of another network than that of it."""
+    if not isinstance(pair, RelayedPair):
+        raise ValueError(
+            "pair: expected the RelayedPair that linear_minimum or embed returned, "
+            f"got a {type(pair).__name__}"
+        )
+    check_points(pair.tower.net, *points)

@@ -17,14 +17,14 @@ from ..engine.activations import ReLU
 from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import check_at
-from ..engine.parameters import Parameters, check_points
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, measure_escape, random_unit
 from .data_split import DataSplit
 from .equal_risk import bias_below
 from .relays import outgoing
 from .split_terms import map_values, read_weights
-from .towers import RelayedPair
+from .towers import RelayedPair, check_pair
 
 IN_THE_GAP = 0.999  # the line search may go this share of the way to the next value
 
@@ -56,7 +56,7 @@ def perturbed_map(theta: Parameters, pair: RelayedPair, split: DataSplit) -> int
 
     `theta` is the point before it was replaced by theta'.
     """
-    check_points(pair.tower.net, theta)
+    check_pair(pair, theta)
     first_case = split.threshold >= -bias_below(theta, pair, split)
     return pair.reserved[1] if first_case else pair.reserved[0]
 

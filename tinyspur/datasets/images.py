@@ -164,11 +164,11 @@ def load_npz(path: str | os.PathLike) -> Dataset:
     """Read `images` (N, C, H, W), `labels` (N,) and, if there, `class_names` from an NPZ file.
 
     Images (N, H, W) get a channel. Channels come first, or last where only that can be meant: 3 or
-    4 of them, or 1 on square images, with more than 4 rows and columns. Labels may be (N, 1). Those
-    that don't begin with 0 are numbered anew: their values are the names of the classes, unless
-    there are K `class_names` and labels up to K. The data set's `notes` say so. ValueError if the
-    file is damaged, holds pickles, lacks an array or is no valid `Dataset`, OSError if it cannot be
-    opened.
+    4 of them, or 1 on square images, with more than 4 rows and columns. Labels are whole numbers,
+    also as floats or bool, or strings, and may be (N, 1). Strings, -1 and 1, and labels > 0 are
+    numbered: their values are the names of the classes, unless there are K `class_names` and labels
+    up to K. The data set's `notes` say so. ValueError if the file is damaged, holds pickles, lacks
+    an array or is no valid `Dataset`, OSError if it cannot be opened.
     """
     path = Path(path).expanduser()
     arrays = read_arrays(path, ("images", "labels", "class_names"))
@@ -182,10 +182,8 @@ def load_npz(path: str | os.PathLike) -> Dataset:
         images, labels = arrays["images"], arrays["labels"]
         images, notes = _with_channels_first(images)
         labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
-        names = arrays.get("class_names")
-        if labels.dtype.kind in "iu" and labels.size and labels.min() > 0:
-            labels, names, note = _from_zero(labels, names)
-            notes += note
+        labels, names, note = _from_zero(_plain_labels(labels), arrays.get("class_names"))
+        notes += note
         names = _numbers(labels) if names is None else names
         if names.ndim != 1 or names.dtype.kind != "U":
             raise ValueError(
@@ -208,16 +206,31 @@ def _with_channels_first(images: np.ndarray) -> tuple[np.ndarray, tuple[str, ...
     return first, (f"images {images.shape} are read as (N, H, W, C), channels last",)
 
 
+def _plain_labels(labels: np.ndarray) -> np.ndarray:
+    """Return bool, and floats that are all whole, as int64; other labels as they are."""
+    if labels.dtype.kind not in "bf":
+        return labels
+    numbers = labels.astype(np.float64)
+    exact = ((numbers == np.trunc(numbers)) & (abs(numbers) < 2**53)).all()
+    return numbers.astype(np.int64) if exact else labels
+
+
 def _from_zero(
     labels: np.ndarray, names: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
-    """Return labels that begin with 0 and the classes' names, for labels > 0; and this in words."""
+    """Return labels that begin with 0, and the names of the classes; in words what was done.
+
+    Labels that could mean something else are returned as they are.
+    """
+    if labels.ndim != 1 or not labels.size:
+        return labels, names, ()
     values, numbers = np.unique(labels, return_inverse=True)
-    said = f"labels {values[0]}..{values[-1]}"
-    if names is None:
+    said, kind = f"labels {values[0]}..{values[-1]}", labels.dtype.kind
+    positive = kind in "iu" and values[0] > 0
+    if names is None and (positive or kind in "US" or values.tolist() == [-1, 1]):
         note = f"{said}, {len(values)} of them, are classes 0..{len(values) - 1} with these names"
         return numbers, values.astype(str), (note,)
-    if names.shape == (values[-1],):
+    if names is not None and positive and names.shape == (values[-1],):
         return labels - 1, names, (f"{said} count from 1, they are classes 0..{values[-1] - 1}",)
     return labels, names, ()
 
@@ -271,7 +284,8 @@ def find_cifar10(path: str | os.PathLike | None = None) -> Path | None:
     where = Path(given).expanduser()
     found = cifar10.search(where)
     if found is None:
-        error, got = ValueError, "a folder with none of them" if where.is_dir() else "another file"
+        error, got = ValueError, "another file (load reads an .npz of images, too)"
+        got = "a folder with none of them" if where.is_dir() else got
         if not where.exists():
             error, got = FileNotFoundError, "a path that does not exist"
         elif cifar10.is_cifar100(where):

@@ -5,6 +5,7 @@ Outputs and targets are columns: `o` and `y` have shape (d_y, N), one column for
 
 from __future__ import annotations
 
+import textwrap
 from typing import Protocol
 
 import numpy as np
@@ -225,7 +226,8 @@ class Loss(Protocol):
 def check_loss(loss: object) -> None:
     """Raise ValueError for what is no loss, a class of losses included."""
     if isinstance(loss, type) or not hasattr(loss, "check_targets"):
-        raise ValueError(f"loss: expected one as SquaredLoss(), got {loss!r}")
+        got = textwrap.shorten(repr(loss), 80)
+        raise ValueError(f"loss: expected one as SquaredLoss(), got {got}")
 
 
 def loss_named(name: str) -> Loss:

@@ -104,7 +104,7 @@ class ConvolutionMatrix(WeightMatrix):
     def __init__(self, filters: Array, map_shape: tuple[int, ...], stride: int = 1):
         filters = plain_array("convolution", filters)
         kernel = filters.shape[2:]
-        if len(kernel) != len(map_shape) or not kernel:
+        if len(kernel) != len(map_shape) or not kernel or not filters.size:
             raise ValueError(
                 f"convolution: expected filters (T, C{', k' * len(map_shape)}) on maps "
                 f"{tuple(map_shape)}, got {filters.shape}"

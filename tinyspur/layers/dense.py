@@ -61,7 +61,9 @@ class DenseMatrix(WeightMatrix):
     def __init__(self, weights: Array, maps_in: int = 1, maps_out: int | None = None):
         weights = plain_array("dense", weights)
         maps_out = weights.shape[0] if maps_out is None and weights.ndim else maps_out
-        if weights.ndim != 2 or weights.shape[0] % maps_out or weights.shape[1] % maps_in:
+        if not weights.size or weights.ndim != 2:
+            raise ValueError(f"dense: expected weights (out, in), none 0, got {weights.shape}")
+        if weights.shape[0] % maps_out or weights.shape[1] % maps_in:
             raise ValueError(
                 f"dense: expected weights (out, in) with out a multiple of {maps_out} and in of "
                 f"{maps_in} maps, got {weights.shape}"

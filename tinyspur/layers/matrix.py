@@ -19,7 +19,7 @@ import numpy as np
 import scipy.sparse
 
 from ..engine.backend import Array, namespace
-from ..engine.plain import is_array, overwrite, plain_on_host
+from ..engine.plain import overwrite, plain_array
 
 
 class WeightMatrix(ABC):
@@ -57,7 +57,7 @@ class WeightMatrix(ABC):
 
     def __matmul__(self, o: Array) -> Array:
         """Return W @ o for a vector (n_{l-1},) or columns (n_{l-1}, N)."""
-        o = o if is_array(o) else plain_on_host("W @ o", o)
+        o = plain_array("W @ o", o)
         if o.ndim not in (1, 2) or o.shape[0] != self.shape[1]:
             raise ValueError(
                 f"{self!r} @ o: expected o of shape ({self.shape[1]},) or ({self.shape[1]}, N), "
