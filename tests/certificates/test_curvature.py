@@ -230,7 +230,6 @@ def test_the_report_has_its_keys_and_is_json():
             "evidence_only": False,
             "lambda_min_H": c.hessian,
             "lambda_min_M": c.moment,
-            "delta": c.delta,
             "radius_proved": True,
         }
 
