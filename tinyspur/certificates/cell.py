@@ -107,12 +107,16 @@ class CellCertificate(Certificate):
         if self.zero:
             lines.append("the risk is exactly 0, and no risk is negative: a global minimum")
         elif self.delta < math.inf:
-            lines.append(f"no point within the radius is lower by more than {self.delta:.2g}")
-        if self.holds and self.distance < math.inf:
-            lines.append(f"within {self.distance:.1e} of it a point is exactly a local minimum")
+            lines.append(bounds_line(self.delta, self.distance))
         if self.assumes:
             lines.append(f"not proved, and assumed: {self.assumes}")
         return lines if self.holds else [*lines, *self.obstacle.split("; ")]
+
+
+def bounds_line(delta: float, distance: float) -> str:
+    """Return what is proved: by how much points are lower at most, and where a minimum is."""
+    exact = f"; an exact local minimum is within {distance:.1e}" if distance < math.inf else ""
+    return f"no point within the radius is lower by more than {delta:.2g}{exact}"
 
 
 def check_relu(theta: Parameters, purpose: str) -> None:

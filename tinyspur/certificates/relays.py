@@ -16,7 +16,7 @@ from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..layers import Dense
 from ..refutations.evidence import Evidence, gather_evidence
-from .cell import CellCertificate, certify_cell, check_relu
+from .cell import CellCertificate, bounds_line, certify_cell, check_relu
 from .certificate import Certificate, in_float64
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .rounding import preactivation_rounding
@@ -39,8 +39,8 @@ class RelayCertificate(Certificate):
     `mixed` counts units of the relaying layers that are active for some samples only, and `kinks`
     lists those at the kink. `active` and `dead` (strictly inactive) count the others, `margin` is
     their least |z|. `unread` are maps of layer lower - 1 that are not dead and that no output
-    reads. `radius` and `delta` are those of the cell certificate of theta, or 0 where the relay
-    certificate does not hold. For a loss with kinks no evidence is gathered.
+    reads. `radius`, `delta` and `distance` are those of the cell certificate of theta where the
+    relay certificate holds. For a loss with kinks no evidence is gathered.
     """
 
     holds: bool
@@ -52,6 +52,7 @@ class RelayCertificate(Certificate):
     margin: float
     radius: float
     delta: float
+    distance: float
     kinks: tuple[Kink, ...]
     subnetwork: CellCertificate
     point: Parameters
@@ -98,8 +99,9 @@ class RelayCertificate(Certificate):
         return f"not certified, no relays from layer {self.lower} on"
 
     def bounds(self) -> dict:
-        """Return by how much a point within the radius may be lower."""
-        return {"delta": self.delta if np.isfinite(self.delta) else None}
+        """Return what is proved, for a report: `delta` and `distance`, None where infinite."""
+        found = {"delta": self.delta, "distance": self.distance}
+        return {key: float(value) if np.isfinite(value) else None for key, value in found.items()}
 
     def as_dict(self) -> dict:
         """Return what a report holds; None stands for an infinite number: nothing has a kink."""
@@ -113,6 +115,8 @@ class RelayCertificate(Certificate):
             f"inactive, {self.mixed} active for some samples only, margin {self.margin:.3g}",
             *kink_lines(self.kinks),
         ]
+        if self.holds:
+            lines.append(bounds_line(self.delta, self.distance))
         if self.unread:
             maps = ", ".join(map(str, self.unread))
             lines.append(f"not read, and not dead: maps {maps} of layer {self.lower - 1}")
@@ -193,7 +197,8 @@ def certify_relays(
         unread=tuple(map(int, unread)),
         margin=counter.margin,
         radius=whole.radius if holds else 0.0,
-        delta=whole.delta if holds else 0.0,
+        delta=whole.delta if holds else np.inf,
+        distance=whole.distance if holds else np.inf,
         kinks=kinks,
         subnetwork=cell,
         point=phi,
