@@ -137,6 +137,17 @@ def test_what_is_not_convex_or_not_a_gradient_is_named(name, samples):
         check_loss(WRONG[name], o, y)
 
 
+def test_a_gradient_that_is_wrong_for_one_of_many_samples_is_named():
+    class Odd(SquaredLoss):
+        def gradient(self, o, y):
+            return np.where(y > 50, 0, o - y)
+
+    o, y = outputs(2, 1, 5000)
+    y[0, 777] = 60
+    with pytest.raises(AssumptionError, match=r"at sample 777$"):
+        check_loss(Odd(), o, y)
+
+
 def test_a_box_that_is_larger_than_the_subgradients_is_named():
     o, y = outputs()
     o[1] = y[1] + (o[0] - y[0])  # both residuals are the largest
