@@ -48,6 +48,14 @@ def test_a_step_in_a_file_is_one_line_however_often_it_advances():
 
 
 @pytest.mark.parametrize("total", [None, 3])
+def test_a_step_says_nothing_where_stderr_is_closed(total, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    with step("fitting", total) as bar:
+        bar.advance(1, "R = 1")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("total", [None, 3])
 def test_a_stage_that_fails_ends_its_line_and_has_no_seconds(total):
     stream = io.StringIO()
     stages = Stages(stream)

@@ -274,3 +274,10 @@ def test_what_is_no_path_is_refused_and_not_taken_for_an_open_file(path):
         read_arrays(path)
     with pytest.raises(ValueError, match=expected), whole_file(path):
         pass
+
+
+def test_a_device_or_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (os.devnull, tmp_path / "pipe"):
+        with pytest.raises(OSError, match=f"{path}: expected an NPZ file, got a device or a pipe"):
+            read_arrays(path)

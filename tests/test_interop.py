@@ -329,6 +329,19 @@ def overridden():
     return model
 
 
+def convolved_otherwise():
+    model = cnn()
+    model.first._conv_forward = lambda x, *_: x
+    return model
+
+
+class Called(nn.Sequential):
+    """Has outputs that its modules and its forward do not have."""
+
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
 def narrow():
     model = cnn()
     model.top.bias = nn.Parameter(torch.zeros(1))  # PyTorch would add it to all
@@ -386,6 +399,8 @@ REFUSED = {
     "a hook of the whole": (whole(hooked(cnn(), "")), r"^model .*expected no hooks"),
     "a hook before": (whole(spectral()), r"module 'upper' .*expected no hooks"),
     "a forward of the module's own": (whole(overridden()), r"'first' .*no forward of its own"),
+    "a convolution of its own": (whole(convolved_otherwise()), r"'first' .*no forward of its own"),
+    "a call of its own": (whole(Called(conv(2, 3, 1))), r"^model .*no forward of its own"),
     "a bias of one number": (whole(narrow()), r"'top' .*expected bias of shape \(3,\), got \(1,\)"),
     "weight norm": (whole(normed(cnn())), r"module 'lower' \(Param.*a parametrization of weight: "),
     "weight norm by a hook": (whole(cnn(lower=by_hook())), r"'lower' .*hooks.*remove_weight_norm"),

@@ -57,9 +57,12 @@ def step(
     """Name a long step on stderr when it starts, and in the same line the seconds that it took.
 
     On a terminal a bar shows how much of `total` is done, or without one the seconds count up.
-    Elsewhere, as in a file, there is that line and no more.
+    Elsewhere, as in a file, there is that line and no more; nothing where stderr is closed.
     """
     stream, start, took = stream or sys.stderr, time.perf_counter(), ""
+    if stream is None:
+        yield Bar()
+        return
     terminal = stream.isatty()
     shown = _counting(text, start, stream)
     if terminal and total is not None:

@@ -165,8 +165,11 @@ def read_arrays(path: str | Path, wanted: Container[str] | None = None) -> dict[
 
 def _open_npz(path: str | Path) -> IO[bytes]:
     """Return the open file, or raise an OSError that says what is there instead."""
+    path = as_path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # it may never end
+        raise OSError(f"{path}: expected an NPZ file, got a device or a pipe")
     try:
-        return open(as_path(path), "rb")
+        return open(path, "rb")
     except OSError as error:
         got = f"'{error.strerror}'"
         if isinstance(error, FileNotFoundError | NotADirectoryError):

@@ -158,7 +158,9 @@ class _Reading:
                 f"expected plain numbers, got a parametrization of {named}: "
                 "torch.nn.utils.parametrize.remove_parametrizations makes them plain"
             )
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        own = not {"forward", "_conv_forward", "_call_impl"}.isdisjoint(vars(module))
+        own = own or kind.__call__ is not nn.Module.__call__
+        if module._forward_hooks or module._forward_pre_hooks or own:
             raise ValueError(
                 "expected no hooks and no forward of its own: they may change outputs (torch.nn."
                 "utils.remove_weight_norm, remove_spectral_norm and prune.remove take theirs away)"

@@ -229,6 +229,18 @@ def test_a_goal_that_holds_at_the_start_leaves_the_point():
     assert steps == []
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("number", [1e200, np.nan])
+def test_a_start_without_a_finite_risk_is_refused(number):
+    net, loss = NETWORKS["convolutions"], SquaredLoss()
+    data, theta = training_set(net.input_shape), net.zeros()
+    theta.vector[...] = number
+    with pytest.raises(ValueError, match="descent: expected a finite risk at theta, got "):
+        descend(theta, data, loss, 2)
+    with pytest.raises(ValueError, match="polish: expected finite risk and gradient, got "):
+        polish(theta, data, loss, 2)
+
+
 @pytest.mark.parametrize("goal", [-1e-3, np.nan])
 def test_a_goal_below_zero_is_refused(goal):
     net = NETWORKS["leaky"]

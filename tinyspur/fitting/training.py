@@ -202,8 +202,8 @@ def descend(
 
     It stops where no entry of the gradient is larger than `gradient_goal`, or where it finds no
     lower point, as at a kink. `progress` is called with the risk after each iteration. The risk
-    never ends higher than it began. Raises ValueError for fewer than one iteration and for a
-    negative goal.
+    never ends higher than it began. Raises ValueError for fewer than one iteration, for a
+    negative goal, and where the risk at theta is not finite.
     """
     check_at(theta, data, loss)
     iterations = whole_number("iterations", iterations)
@@ -233,6 +233,8 @@ def descend(
             "gtol": gradient_goal,
         },
     )
+    if best[0] == np.inf:
+        raise ValueError("descent: expected a finite risk at theta, got NaN or infinity")
     if abs(ended.jac).max() <= gradient_goal:
         return Parameters(net, xp.asarray(ended.x, dtype=dtype))
     return best[1]
@@ -302,7 +304,10 @@ def polish(
 
 def _risk_and_slope(theta: Parameters, data: TrainingSet, loss: Loss) -> tuple[float, float]:
     risk, gradient = theta.net.risk_and_gradient(theta, data, loss)
-    return risk, float(abs(gradient.vector).max())
+    slope = float(abs(gradient.vector).max())
+    if not np.isfinite([risk, slope]).all():
+        raise ValueError(f"polish: expected finite risk and gradient, got {risk} and {slope}")
+    return risk, slope
 
 
 # What a training costs
