@@ -454,6 +454,30 @@ def test_what_is_below_a_dead_layer_may_be_at_the_kink():
     assert certify_cell(theta, data, SQUARED).kinks == (Kink(1, 1, 1, 40),)
 
 
+@pytest.mark.parametrize("layers", [[Conv(2), MaxPool(2)], [Conv(2), AveragePool(2), MaxPool(2)]])
+def test_equal_biases_above_a_dead_layer_are_no_tie(layers):
+    rng = np.random.default_rng(6)
+    net = Network((1, 8, 8), [Conv(3), *layers, Conv(2), MaxPool(2), Dense(2)])
+    theta = Parameters(net, rng.normal(size=net.size))
+    theta.b[1][:], theta.b[2][:] = -100, [1, 2]
+    x, y = rng.normal(size=(20, 1, 8, 8)), rng.normal(size=(20, 2))
+    theta.b[net.depth][...] += y.mean(axis=0) - net.forward(theta, x[:1])[0]
+    data = TrainingSet(x, y)
+    certificate = certify_cell(theta, data, SQUARED)
+    assert {kink.layer for kink in certificate.kinks} <= {net.depth - 1}  # zero padding
+    alone = Network((1, 8, 8), [Conv(3), *layers, Dense(2)])
+    theta = Parameters(alone, rng.normal(size=alone.size))
+    theta.b[1][:], theta.b[2][:] = -100, [1, 2]
+    theta.b[alone.depth][...] += y.mean(axis=0) - alone.forward(theta, x[:1])[0]
+    certificate = certify_cell(theta, data, SQUARED)
+    assert certificate.holds
+    assert certificate.classes == 1
+    risk = alone.risk(theta, data, SQUARED)
+    for move in rng.choice([-1.0, 1.0], (50, alone.size)):
+        near = Parameters(alone, theta.vector + certificate.radius * move)
+        assert alone.risk(near, data, SQUARED) >= risk * (1 - 1e-14)
+
+
 def test_a_dead_network_at_another_constant_is_not_certified():
     theta, data = dead_network((2,), seed=5)
     theta.b[4][0] += 1e-9

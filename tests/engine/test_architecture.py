@@ -59,7 +59,9 @@ def test_the_layers_with_a_pattern_are_those_that_parameters_move():
         assert net.pattern_layers == tuple(sorted(active + poolings))
 
 
-@pytest.mark.parametrize("whole", [np.int8, np.uint64, np.array, torch.tensor], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "whole", [np.int8, np.uint64, np.array, torch.tensor], ids=lambda kind: kind.__name__
+)
 def test_whole_numbers_of_any_type_describe_the_same_network(whole):
     n = whole
     layers = [Conv(n(2), n(3), n(2)), AveragePool(n(2)), MaxPool(n(1)), Dense(n(3))]

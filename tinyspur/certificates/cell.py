@@ -257,12 +257,12 @@ def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
         if hasattr(loss, "subgradients"):
             parts += loss.subgradients(o, y[:, rows], rounding[-1])
         patterns = patterns_of(trace)
-        counted = [cut[None], *(patterns[n] * (cut <= n) for n in net.pattern_layers)]
-        counted = all_to_numpy(counted)
         at = Chunk(magnitudes, trace, rounding, cut)
+        counts = at.counted()
+        shown = all_to_numpy([cut[None], *(patterns[n] * some for n, some in counts.items())])
         kept = not radius or (radius < np.inf and keeps_patterns(radius, at))  # and any below
-        kinks = at_kink(margins_of(trace), rounding, cut)
-        return all_to_numpy(parts), counted[0][0], _packed(counted), kinks, None if kept else at
+        kinks = at_kink(margins_of(trace), rounding, counts)
+        return all_to_numpy(parts), shown[0][0], _packed(shown), kinks, None if kept else at
 
     found, keys, dead, radius, counter = [], [], [], np.inf, KinkCounter(net)
     for parts, cut, packed, kinks, at in net.over(theta, data.x, chunk):

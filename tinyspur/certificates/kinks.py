@@ -38,15 +38,17 @@ def kink_lines(kinks: tuple[Kink, ...]) -> list[str]:
 
 
 def at_kink(
-    margins: dict[int, Array], rounding: list[Array], cut: Array | None = None
+    margins: dict[int, Array], rounding: list[Array], counts: dict[int, Array] | None = None
 ) -> tuple[float, dict[int, np.ndarray]]:
     """Return the least margin, and which units are at the kink, (n_l, N) for layers with some.
 
-    At the kink is what rounding can't tell from it; below layer `cut` of a sample nothing counts.
+    At the kink is what rounding can't tell from it; `counts` are the samples (N,) of each layer
+    that count, all by default.
     """
-    if cut is not None:
-        xp = namespace(cut)
-        margins = {n: xp.where(cut > n, np.inf, z) for n, z in margins.items()}
+    for n, some in (counts or {}).items():
+        xp = namespace(some)
+        if xp is not np or not some.all():
+            margins = margins | {n: xp.where(some, margins[n], np.inf)}
     ties = all_to_numpy(~(abs(z) > rounding[n - 1]) for n, z in margins.items())
     least = min(map(float, all_to_numpy(z.min() for z in margins.values())), default=np.inf)
     return least, {n: zero for n, zero in zip(margins, ties, strict=True) if zero.any()}

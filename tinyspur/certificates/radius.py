@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..engine.architecture import Architecture
 from ..engine.backend import Array, all_to_numpy, namespace
 from ..engine.parameters import Parameters
 from ..engine.passes import Step
@@ -18,13 +19,17 @@ RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relati
 
 class Chunk(NamedTuple):
     """A pass of some samples at theta, with |theta|, bounds of the rounding errors of each z, and
-    for each sample the layer below which nothing counts, see `highest_dead_layer`.
+    the `highest_dead_layer` of each sample: what is below does not count.
     """
 
     magnitudes: Parameters
     trace: list[Step]
     rounding: list[Array]
     cut: Array
+
+    def counted(self) -> dict[int, Array]:
+        """Return for each layer with a pattern which samples it counts for, (N,)."""
+        return counted(self.magnitudes.net, self.cut)
 
 
 def highest_dead_layer(trace: list[Step], rounding: list[Array]) -> Array:
@@ -36,15 +41,36 @@ def highest_dead_layer(trace: list[Step], rounding: list[Array]) -> Array:
     cut = xp.zeros(trace[0].below.shape[1], dtype=int)
     for step, inexact in zip(trace, rounding, strict=True):
         if step.kinked and step.activation.slope == 0:
-            cut = xp.where((step.z < -inexact).all(axis=0), step.layer, cut)
+            dead = step.z.max(axis=0) < 0
+            if xp is not np or dead.any():
+                cut = xp.where(dead & (step.z < -inexact).all(axis=0), step.layer, cut)
     return cut
+
+
+def counted(net: Architecture, cut: Array) -> dict[int, Array]:
+    """Return for each layer with a pattern the samples (N,) for which it counts.
+
+    Not for those with a dead layer above it. The first layer above a dead one has only its biases:
+    all positions of a map are equal there for all parameters nearby, and so a max pooling between
+    it and the next layer with parameters has nothing to choose.
+    """
+    found, trainable = {}, [*net.slots, net.depth + 1]
+    for layer in net.pattern_layers:
+        found[layer] = cut <= layer
+        if layer in net.max_layers:
+            below = [n for n in trainable if n < layer]
+            for dead in below[:-1]:  # then below[-1] reads zeros if it is the next above
+                if trainable[trainable.index(dead) + 1] == below[-1]:
+                    found[layer] = found[layer] & (cut != dead)
+    return found
 
 
 def shrink(radius: float, at: Chunk) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
     xp = namespace(at.trace[0].below)
-    counted = [xp.where(at.cut > s.layer, np.inf, abs(s.z)).min() for s in at.trace if s.kinked]
-    high = min([radius, *map(float, all_to_numpy(counted))])  # a bias alone moves z by rho
+    counts = at.counted()
+    least = [xp.where(counts[s.layer], abs(s.z), np.inf).min() for s in at.trace if s.kinked]
+    high = min([radius, *map(float, all_to_numpy(least))])  # a bias alone moves z by rho
     if high in (0, np.inf) or keeps_patterns(high, at):
         return high
     low = high / 2
@@ -80,9 +106,9 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
     z are added, and 1e-9 of e for those of this computation itself.
     """
     xp, d, inexact = namespace(at.trace[0].below), None, None
-    last = max(at.magnitudes.net.pattern_layers, default=0)
+    last, counts = max(at.magnitudes.net.pattern_layers, default=0), at.counted()
     for step, rounding in zip(at.trace[:last], at.rounding, strict=False):
-        W, below, free = step.W, step.below, at.cut > step.layer
+        W, below, free = step.W, step.below, ~counts.get(step.layer, at.cut <= step.layer)
         if W.selects and d is not None:
             change = xp.where(d > 0, d * (1 + 1e-9) + inexact, 0)
             yield (free | (W.gaps(below, d == 0, change) > 0)).all()

@@ -47,13 +47,13 @@ def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: typ
     reach = 0 * trace[0].below if dtype == np.float64 else gamma(1, dtype) * abs(trace[0].below)
     found = []
     for step in trace:
-        terms = step.W.fan_in + 2
+        terms, size = step.W.fan_in + 2, abs(step.below)
         share = gamma(terms, dtype)
         if step.W.selects:  # the largest entry is off by no more than the largest error
             errors = step.W @ reach
         else:
-            errors = magnitudes.W[step.layer] @ (reach + share * abs(step.below))
-        errors += terms * _underflow(magnitudes.W[step.layer].weights, step.below, smallest)
+            errors = magnitudes.W[step.layer] @ (reach + share * size)
+        errors += terms * _underflow(magnitudes.W[step.layer].weights, size, smallest)
         if step.b is not None:
             maps = by_map(errors, step.b)
             maps += share * magnitudes.b[step.layer][:, None]
@@ -64,15 +64,21 @@ def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: typ
 
 
 def _underflow(weights: Array | None, below: Array, smallest: float) -> Array | float:
-    """Return the smallest number where a product of these, or its rounding, may underflow, else 0.
+    """Return the smallest number where a product of these sizes, or its rounding, may underflow.
 
-    A sum of zeros is exactly 0 then.
+    Otherwise 0: a sum of zeros is exactly 0 then.
     """
-    xp, found = namespace(below), []
-    for values in (below,) if weights is None else (weights, below):
-        sizes = abs(values)
-        found.append(xp.where(sizes > 0, sizes, xp.inf).min())
+    xp = namespace(below)
+    found = [
+        xp.min(sizes, where=sizes > 0, initial=np.inf) if xp is np else _least(sizes)
+        for sizes in ((below,) if weights is None else (weights, below))
+    ]
     return xp.where(math.prod(found) > smallest**0.6, 0.0, smallest)
+
+
+def _least(sizes: Array) -> Array:
+    xp = namespace(sizes)
+    return xp.where(sizes > 0, sizes, xp.inf).min()
 
 
 def gradient_rounding(loss: Loss, o: Array, y: Array, errors: Array) -> Array:

@@ -49,7 +49,12 @@ def judge(
     if escape is not None:
         lower = f"; at distance {escape.distance:.3g} a point is lower by {escape.decrease:.3g}"
     if certificate is not None and certificate.holds:
-        if escape is not None and escape.distance <= certificate.radius:
+        hidden = certificate.bounds().get("delta") or 0.0  # what rounding may hide is none
+        if (
+            escape is not None
+            and escape.distance <= certificate.radius
+            and escape.decrease - escape.rounding > hidden
+        ):
             return "contradiction", reason + lower
         return "certified", reason
     if downhill is not None and downhill.beyond:
