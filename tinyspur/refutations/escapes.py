@@ -163,8 +163,8 @@ def second_order_directions(
     It gets a random filter d and bias beta, and one weight of a layer q above moves by 1. Along the
     filter the derivative of R in that weight changes at the rate (1/N) sum_i W^q.gradient(delta^q,
     do^{q-1}); the weight with the largest rate is taken, and moves against its sign. A few filters
-    are tried, and the highest layers q come first. `Expansion.beyond` tells what is proved.
-    Smooth activations have none.
+    are tried, and the highest layers q come first. Any one direction proves that theta is not a
+    local minimum. Smooth activations have none.
     """
     check_at(theta, data, loss)
     theta, rng, unused = in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
@@ -187,7 +187,7 @@ def second_order_directions(
             direction = filters.copy()
             direction.W[-minus_q].weights.reshape(-1)[entry] += float(sign)
             rate = expand_risk(theta, direction, data, loss)
-            if rate.order == 2:
+            if rate.order == 2 and not rate.beyond:
                 yield direction, rate.second
 
 
