@@ -26,7 +26,8 @@ from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.threads import WORKERS, in_order
 from tinyspur.files import check_outputs, write_json
-from tinyspur.fitting.training import kaiming_start, training_flops
+from tinyspur.fitting.cost import training_flops
+from tinyspur.fitting.training import kaiming_start
 from tinyspur.landscape.planes import Plane
 from tinyspur.landscape.scan import scan
 from tinyspur.layers import Conv, ConvolutionMatrix, Dense

@@ -39,6 +39,7 @@ from tinyspur.errors import AssumptionError
 from tinyspur.figures.landscapes import draw_level_sets, draw_lines, draw_surfaces
 from tinyspur.figures.points import draw_spurious_minimum
 from tinyspur.files import check_outputs, check_writable, kept_name, write_json
+from tinyspur.fitting.cost import training_cost, training_flops
 from tinyspur.fitting.training import (
     Adam,
     descend,
@@ -46,13 +47,11 @@ from tinyspur.fitting.training import (
     kaiming_start,
     polish,
     train,
-    training_cost,
-    training_flops,
 )
 from tinyspur.layers import Conv, Dense
 from tinyspur.refutations.escapes import Escape
 from tinyspur.studies.paper_figures import NUMBERS, Figures, read_figures, scan_figures
-from tinyspur.studies.reports import findings_of, other_settings, settings_of
+from tinyspur.studies.reports import POINTS, findings_of, other_settings, outputs, settings_of
 
 DEFAULT_SAMPLES = 4000
 ARCHITECTURES = {  # maps of the convolutions, epochs; paper: [CNN] Appendix F
@@ -70,8 +69,6 @@ LANDSCAPES = {  # defaults of --figures
     "directions": (200, "random lines through each point"),
 }
 REPORT, CHECKPOINT, FIGURES = "report.json", "checkpoint.npz", "figures"
-POINTS = ("theta", "theta_prime", "lower", "descended", "escape")
-DRAWN = ("figure2", "figure3", "surfaces")  # with --figures
 CURVE = 33  # points of the curve along a bias
 
 
@@ -273,22 +270,11 @@ def draw_figures(folder: Path, figures: Figures) -> None:
         draw_surfaces(folder / f"surfaces.{kind}", figures.level_sets[-1:])
 
 
-def outputs(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Return the names of the files that a run writes, each with what tells one of ours."""
-    figures = {f"{name}.{kind}": [] for name in DRAWN for kind in ("png", "pdf")}
-    if options.replot:
-        return figures
-    files = {REPORT: ["points", "verdict"], "figure.png": []}
-    files |= {f"{name}.npz": ["spec"] for name in POINTS}
-    if options.figures:
-        files |= figures | {f"{FIGURES}/{NUMBERS}": ["level_sets", "lines"]}
-    return files
-
-
 def run(options: argparse.Namespace) -> None:
     """Build, certify, descend, print and write."""
     check(options)
-    check_outputs(options.out, outputs(options))
+    wanted = outputs(REPORT, f"{FIGURES}/{NUMBERS}", options.figures, options.replot)
+    check_outputs(options.out, wanted)
     if options.figures:
         check_writable(options.out / FIGURES)
     if options.replot:

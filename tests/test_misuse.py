@@ -9,10 +9,11 @@ import pytest
 from torch import nn
 
 import tinyspur as ts
+from tinyspur.certificates.assumptions import check_at_point
 from tinyspur.certificates.rounding import risk_rounding
 from tinyspur.constructions.perturbed_split import perturb_read_weights
 from tinyspur.constructions.split_terms import output_derivatives
-from tinyspur.fitting.training import seconds_per_batch, training_cost
+from tinyspur.fitting.cost import seconds_per_batch, training_cost
 from tinyspur.refutations.escapes import (
     first_order_directions,
     measure_escape,
@@ -42,6 +43,7 @@ OF_A_POINT = {  # (theta, data, loss)
     "certify": ts.certify,
     "certify_cell": ts.certify_cell,
     "certify_curvature": ts.certify_curvature,
+    "check_at_point": check_at_point,
     "certify_relays": lambda t, data, loss: ts.certify_relays(t, data, loss, 1),
     "coordinate_rates": coordinate_rates,
     "descend": lambda t, data, loss: ts.descend(t, data, loss, 1),

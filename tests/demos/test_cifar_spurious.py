@@ -20,7 +20,7 @@ from torch_twin import Twin, from_npz, gradients, risk
 from tinyspur import datasets
 from tinyspur.constructions.embedding import subnetwork
 from tinyspur.engine.network import Network
-from tinyspur.fitting.training import training_flops
+from tinyspur.fitting.cost import training_flops
 from tinyspur.landscape import risks
 from tinyspur.layers import Conv, Dense
 from tinyspur.studies.paper_figures import STEPS

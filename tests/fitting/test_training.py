@@ -1,6 +1,5 @@
 """Descent lowers the risk, never ends above its start, and leaves its arguments alone."""
 
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared import random_theta, twin_gradient, twin_of
-from torch.utils.flop_counter import FlopCounterMode
-from torch_twin import Twin, risk
+from torch_twin import risk
 
 from tinyspur import datasets
 from tinyspur.constructions.embedding import linear_minimum
@@ -24,15 +22,11 @@ from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.fitting.affine import fit_affine
 from tinyspur.fitting.training import (
     Adam,
-    TrainingCost,
     descend,
     finished_epochs,
     kaiming_start,
     polish,
-    seconds_per_batch,
     train,
-    training_cost,
-    training_flops,
 )
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
@@ -428,7 +422,6 @@ def test_a_training_on_a_device_is_that_of_numpy(tmp_path):
     expected, found = (polish(theta, data, loss, 5) for theta in (expected, found))
     assert isinstance(found.theta.vector, strict_device.ndarray)
     assert found.risk == pytest.approx(expected.risk, rel=1e-9)
-    assert training_cost(there, data, loss, 1, 16, 1).backend == "strict_device"
 
 
 @pytest.mark.parametrize("sigma", [GELU(), SmoothActivation("own", np.sin, np.cos)], ids=repr)
@@ -586,60 +579,3 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         finished_epochs(checkpoint)
     with pytest.raises(ValueError, match=r"checkpoint\.npz: expected an NPZ"):
         train(start, data, SquaredLoss(), 2, checkpoint=checkpoint, resume=True)
-
-
-# What a training costs
-
-
-def test_the_operations_of_a_training_by_hand():
-    net = Network((3, 4, 6), [Conv(2), AveragePool(2), Conv(5, 5), Dense(7), Dense(3)])
-    first = 2 * 2 * 3 * 9 * 24  # 2 T C k^2 P
-    second = 2 * 5 * 2 * 25 * 6
-    dense = 2 * 30 * 7 + 2 * 7 * 3
-    assert training_flops(net, 1, 1) == 3 * (first + second + dense)
-    assert training_flops(net, 50, 4) == 50 * 4 * training_flops(net, 1, 1)
-    pools = Network((3, 4, 6), [Conv(2), MaxPool(2), Conv(5, 5), Dense(7), Dense(3)])
-    assert training_flops(pools, 1, 1) == training_flops(net, 1, 1)  # comparisons don't count
-    line = Network((2, 8), [Conv(3), Dense(4)])
-    assert training_flops(line, 1, 1) == 3 * (2 * 3 * 2 * 3 * 8 + 2 * 24 * 4)
-
-
-@pytest.mark.parametrize("net", NETWORKS.values(), ids=NETWORKS)
-def test_the_operations_of_a_pass_forward_and_back_are_those_that_pytorch_counts(net):
-    x = torch.rand(5, *net.input_shape, dtype=torch.float64, requires_grad=True)
-    twin = Twin(net.spec)
-    with FlopCounterMode(display=False) as counter:
-        twin(x).sum().backward()
-    assert training_flops(net, 5, 1) == counter.get_total_flops()
-
-
-def test_measuring_a_batch_changes_nothing():
-    net, data = training_problem()
-    theta = kaiming_start(net)
-    before = [a.tobytes() for a in (theta.vector, data.x, data.y)]
-    assert 0 < seconds_per_batch(theta, data, SquaredLoss(), 16) < 10
-    training_cost(theta, data, SquaredLoss(), 3, 128, 10)
-    assert [a.tobytes() for a in (theta.vector, data.x, data.y)] == before
-
-
-def test_the_time_of_a_batch_grows_with_its_work():
-    net, data = Network((8, 12, 12), [Conv(24), Conv(24), Dense(3)]), training_set((8, 12, 12), 64)
-    theta = kaiming_start(net)
-    one, many = (seconds_per_batch(theta, data, SquaredLoss(), n) for n in (1, 64))
-    assert many > 5 * one
-
-
-def test_the_cost_is_that_of_all_batches():
-    net, data = training_problem()
-    cost = training_cost(kaiming_start(net), data, SquaredLoss(), 3, 128, 10)
-    assert (cost.epochs, cost.polish, cost.samples, cost.backend) == (3, 10, 50, "numpy")
-    assert cost.batch == 50
-    assert cost.flops_per_epoch == training_flops(net, 50, 1)
-    cost = TrainingCost(150, 300, 50_000, 100, 2 * 10**14, 0.72, "numpy")
-    lines = str(cost).splitlines()
-    assert re.search(r"150 epochs of 50,000 samples: 3e\+16 .* about 15\.0 h with numpy", lines[0])
-    assert re.search(r"300 steps at most: 6e\+16, about 1\.2 days", lines[1])
-    assert "0.72 s for a mini-batch of 100, 5.6e+11 operations/s" in lines[2]
-    assert lines[3].endswith("sustains 10 TFLOP/s in float32: 50.0 min and 1.7 h")
-    on_device = TrainingCost(150, 300, 50_000, 100, 2 * 10**14, 0.72, "cupy")
-    assert str(on_device).splitlines() == [lines[0].replace("numpy", "cupy"), *lines[1:3]]

@@ -14,6 +14,7 @@ from ..engine.activations import Activation
 from ..engine.backend import to_numpy
 from ..engine.losses import KNOWN as KNOWN_LOSSES
 from ..engine.losses import CrossEntropy, Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import steps
 from ..engine.user_activations import check_derivatives
@@ -41,6 +42,7 @@ def assumed(loss: Loss, sigma: Activation | None = None) -> str:
 
 def check_at_point(theta: Parameters, data: TrainingSet, loss: Loss) -> None:
     """Raise AssumptionError as `check_activation` and `check_loss` do, at theta, in float64."""
+    check_at(theta, data, loss)
     sigma = theta.net.activation
     if type(loss) in KNOWN_LOSSES and type(sigma) in KNOWN_ACTIVATIONS.values():
         return

@@ -14,6 +14,23 @@ from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 
+POINTS = ("theta", "theta_prime", "lower", "descended", "escape")
+DRAWN = ("figure2", "figure3", "surfaces")  # of the landscapes
+
+
+def outputs(report: str, numbers: str, figures: bool, replot: bool) -> dict[str, list[str]]:
+    """Return the names of the files that a run writes, each with what tells one of ours.
+
+    With `figures` those of the landscapes too, with `replot` nothing else; `numbers` is the file of
+    their numbers.
+    """
+    drawn = {f"{name}.{kind}": [] for name in DRAWN for kind in ("png", "pdf")}
+    if replot:
+        return drawn
+    files = {report: ["points", "verdict"], "figure.png": []}
+    files |= {f"{name}.npz": ["spec"] for name in POINTS}
+    return files | drawn | {numbers: ["level_sets", "lines"]} if figures else files
+
 
 def settings_of(
     dataset: Dataset,
