@@ -240,6 +240,15 @@ def test_load_npz_refuses(tmp_path, arrays, words):
         load_npz(path)
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.float16, np.float32, bool])
+def test_samples_of_any_real_type_are_read_as_they_are(kind, tmp_path):
+    x, y = np.arange(12).reshape(4, 1, 3).astype(kind), np.arange(4).astype(kind)
+    np.savez(tmp_path / "samples.npz", x=x, y=y)
+    found = datasets.images.load_samples(tmp_path / "samples.npz")
+    assert (found.x.dtype, found.y.dtype) == (np.float64, np.float64)
+    assert np.array_equal(found.x, x) and np.array_equal(found.y[:, 0], y)
+
+
 PICTURES = np.random.default_rng(0).integers(0, 256, (3, 3, 6, 7), dtype=np.uint8)
 
 

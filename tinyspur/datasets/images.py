@@ -236,7 +236,7 @@ def _from_zero(
 
 
 def load_samples(path: str | os.PathLike) -> TrainingSet | None:
-    """Read float arrays x and y from an NPZ file, unscaled; None if `path` is no file of this kind.
+    """Read arrays x and y from an NPZ file, unscaled; None if `path` is no file of this kind.
 
     ValueError if it is damaged, holds x and y beside images and labels, or is no valid
     `TrainingSet`, OSError if it cannot be opened.
@@ -253,11 +253,13 @@ def load_samples(path: str | os.PathLike) -> TrainingSet | None:
             )
         if not samples:
             return None
-        for key in ("x", "y"):
-            dtype = getattr(arrays[key], "dtype", type(arrays[key]))
-            if not np.issubdtype(dtype, np.floating):
-                raise ValueError(f"expected an array of floats {key!r}, got {dtype}")
-        return TrainingSet(arrays["x"].astype(np.float64), arrays["y"].astype(np.float64))
+        if arrays["x"].dtype == np.uint8:  # nothing would scale them
+            raise ValueError(
+                "expected an array of floats 'x', got uint8: bytes of images go into images, with "
+                "labels"
+            )
+        found = TrainingSet(arrays["x"], arrays["y"])
+        return TrainingSet(found.x.astype(np.float64), found.y.astype(np.float64))
 
 
 def _numbers(labels: np.ndarray) -> np.ndarray:
