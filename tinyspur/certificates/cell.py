@@ -20,7 +20,7 @@ from ..engine.passes import steps
 from ..fitting.affine import stationary_subgradient
 from .assumptions import assumed, check_loss, distance_to_fit, least_curvature
 from .certificate import Certificate, in_float64, round_down
-from .decrease import FARTHEST, SHARE, Classes
+from .decrease import SHARE, Classes
 from .exact import meets_targets
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .nearby import class_fits, distance_to_minimum
@@ -185,7 +185,8 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
                 **common,
             )
         obstacles.append(f"not decided: rounding errors hide decreases of more than {SHARE:g} R")
-    delta = cells.decrease(theta, min(radius, FARTHEST)) if radius else math.inf
+    bounded = 0 < radius < math.inf or not theta.net.size
+    delta = cells.decrease(theta, radius) if bounded else math.inf
     if type(loss) in KNOWN:  # no risk is negative
         delta = min(delta, risk + rounding)
     return CellCertificate(
