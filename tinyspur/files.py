@@ -166,10 +166,10 @@ def read_arrays(path: str | Path, wanted: Container[str] | None = None) -> dict[
 def _open_npz(path: str | Path) -> IO[bytes]:
     """Return the open file, or raise an OSError that says what is there instead."""
     path = as_path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():  # it may never end
-        raise OSError(f"{path}: expected an NPZ file, got a device or a pipe")
     try:
-        return open(path, "rb")
+        other = path.exists() and not path.is_file() and not path.is_dir()
+        if not other:
+            return open(path, "rb")
     except OSError as error:
         got = f"'{error.strerror}'"
         if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -177,6 +177,7 @@ def _open_npz(path: str | Path) -> IO[bytes]:
         elif isinstance(error, IsADirectoryError):
             got = "a folder"
         raise type(error)(f"{path}: expected an NPZ file, got {got}") from error
+    raise OSError(f"{path}: expected an NPZ file, got a device or a pipe")  # it may never end
 
 
 def write_json(path: str | Path, report: dict) -> None:

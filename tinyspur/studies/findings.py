@@ -19,7 +19,7 @@ from ..refutations.escapes import (
     first_order_directions,
     second_order_directions,
 )
-from ..refutations.expansion import Expansion, expand_risk
+from ..refutations.expansion import expand_risk
 
 POINTS = 21  # of a curve
 STATIONARY = 1e-9  # with a larger gradient a curve follows minus it, else the escape from the kink
@@ -159,7 +159,7 @@ def _attack(
     kink, slope = min(first, key=lambda found: found[1], default=(None, 0.0))
     downhill = Parameters(theta.net, -theta.net.gradient(theta, data, LOSS).vector)
     along = expand_risk(theta, downhill, data, LOSS)  # exact at kinks too
-    proved = _proves(along) or (kink and _proves(expand_risk(theta, kink, data, LOSS)))
+    rates = [along] + ([expand_risk(theta, kink, data, LOSS)] if kink else [])
     text = f"gradient {gradient:.1e}"
     if slope:
         values["one_sided_derivative"] = slope
@@ -168,14 +168,12 @@ def _attack(
         kink = kink or direction
         values["second_order_rate"] = rate
         text += f", R changes by {rate:.2g} eps^2 from the kink"
-        proved = proved or _proves(expand_risk(theta, direction, data, LOSS))
+        rates.append(expand_risk(theta, direction, data, LOSS))
     if escape is not None:
         values |= {"decrease": escape.decrease, "distance": escape.distance}
         text += f": lower by {escape.decrease:.2g} at distance {escape.distance:.2g}"
-    verdict = "not a local minimum" if proved else "not certified"
+    falls = [rate.beyond for rate in rates if rate.order]
+    if falls and min(falls):  # the stored point may be next to the kink of the printed one
+        text += f", falling from distance {min(falls):.0e} on"
+    verdict = "not a local minimum" if falls else "not certified"
     return Side(verdict, text, values), escape, None if kink is None else kink.vector
-
-
-def _proves(rate: Expansion) -> bool:
-    """Return whether the risk is proved to fall from distance 0 on."""
-    return rate.order > 0 and not rate.beyond
