@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
+# Ctrl-C ends it in one line while the rest is imported, too.
+if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))
+
 # The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 
 from tinyspur.console import Stages, exit_status
 from tinyspur.figures.studies import draw_audit

@@ -7,6 +7,8 @@ the fraction of the speed of a large matrix product. Needs PyTorch.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import statistics
 import sys
 import time
@@ -14,6 +16,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+
+# Ctrl-C ends it in one line while the rest is imported, too.
+if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))
 
 import numpy as np
 from threadpoolctl import ThreadpoolController

@@ -1,5 +1,13 @@
 """tinyspur: build, inspect and certify spurious local minima of neural networks."""
 
+import os
+import signal
+import sys
+
+# python -m tinyspur: Ctrl-C ends it in one line while the rest is imported, too.
+if sys.argv[:1] == ["-m"] and callable(signal.getsignal(signal.SIGINT)):
+    signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))
+
 from . import datasets
 from .certificates import (
     CellCertificate,

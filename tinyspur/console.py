@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,10 @@ def exit_status(run: Callable[[], int | None], after: Callable[[], str] = lambda
 
     Both are told in one line on stderr. After Ctrl-C it says what `after` returns, too.
     """
+    if threading.current_thread() is threading.main_thread() and callable(
+        signal.getsignal(signal.SIGINT)
+    ):  # programs have another handler while they import
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return run() or 0
     except KeyboardInterrupt:

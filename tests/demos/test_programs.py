@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from shared import ROOT, load_program
@@ -38,6 +39,33 @@ def test_ctrl_c_ends_each_program_in_one_line_with_status_130(path, tmp_path, mo
     monkeypatch.setattr(program, "run", interrupt)
     assert program.main(where(path.stem, tmp_path / "out")) == 130
     assert re.fullmatch(r"interrupted(: .*)?\n", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+COMMANDS = [*PROGRAMS, "-m tinyspur certify theta.npz"]
+ALIKE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+ALIKE += (
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"  # not ignored in the background
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command).split("/")[-1])
+def test_ctrl_c_ends_each_program_in_one_line_while_it_imports(command, tmp_path):
+    words = str(command).split() if command not in PROGRAMS else [str(command)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", ALIKE, *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    deadline = time.monotonic() + 60
+    while "numpy" not in maps.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert (process.returncode, printed, errors) == (130, b"", b"interrupted\n")
     assert not list(tmp_path.iterdir())
 
 
