@@ -1,4 +1,4 @@
-"""Proofs that a point is a local minimum, up to rounding, which is estimated.
+"""Proofs that a point is a local minimum, and by how much a point nearby is lower at most.
 
 A new kind of certificate is a module and an entry in `CERTIFICATES`.
 """

@@ -15,10 +15,11 @@ from ..engine.parameters import Parameters
 class Certificate(ABC):
     """A proof that a point is a local minimum, or what is missing for one.
 
-    Where it `holds`, no point within max-norm distance `radius` has a lower risk. `classes` counts
-    the activation patterns of the samples, `margin` is how far the units are from another one,
-    `stationarity` how far the point is from being stationary, relative to the gradients' size. Of a
-    certificate that is `evidence_only` a part is proved, and for the rest there is evidence.
+    Where it `holds`, no point within max-norm distance `radius` has a lower risk, but for what
+    `bounds` says that rounding may hide. `classes` counts the activation patterns of the samples,
+    `margin` is how far the units are from another one, `stationarity` how far the point is from
+    being stationary, relative to the gradients' size. Of a certificate that is `evidence_only` a
+    part is proved, and for the rest there is evidence.
 
     A kind of certificate is a frozen dataclass in a module of its own, with these fields or
     properties, `require`, `words` and `lines`.

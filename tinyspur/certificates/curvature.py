@@ -50,7 +50,7 @@ class CurvatureCertificate(Certificate):
     multiplied by the sign that M has on average, in coordinates where sum_i |e_i| x_i x_i^T is the
     identity. M counts as definite if neither P e nor the rounding errors make it otherwise.
     `orthogonality` is the largest of |sum_i e_i (x_i, 1)| relative to sum_i |e_i| |(x_i, 1)|,
-    `excess` its ratio to the rounding error estimated for it, at most 1 where the certificate
+    `excess` its ratio to the bound of its rounding error, at most 1 where the certificate
     `holds`. For the max-norm distance `radius` see `curvature_radius`; where the certificate holds
     it is larger than rounding errors, and `delta` small against the risk. The radius is a bound if
     `bounded`, else an estimate from samples of sigma.

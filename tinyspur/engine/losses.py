@@ -209,6 +209,9 @@ def _of_differences(o: Array, y: Array, errors: Array) -> Array:
 class Loss(Protocol):
     """A convex loss l(o, y): what an object must have to serve as a loss.
 
+    Certificates assume of a loss of yours that it is convex, with these derivatives. They check it
+    at the outputs that they see, and say that they rest on it.
+
     Outputs `o`, targets `y` and directions `d` are columns (d_y, N); `value` is (N,), `gradient` a
     subgradient in o and `curvature` the product of the Hessian in o with `d`, both (d_y, N).
     `check_targets` raises ValueError for targets that the loss is not defined for. A loss with

@@ -15,8 +15,8 @@ class Landscape:
     """Risks on a plane (A, B), for `alpha` (A,) and `beta` (B,), or on K lines (K, A).
 
     `centre` is R(theta). A risk counts as lower if it is lower by more than `rounding`: the
-    rounding error estimated for theta, plus that of the lowest point or of the point farthest from
-    theta, whichever is larger.
+    bound of the rounding error at theta, plus that of the lowest point or of the point farthest
+    from theta, whichever is larger.
     """
 
     alpha: np.ndarray
