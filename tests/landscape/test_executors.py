@@ -112,7 +112,7 @@ def test_no_data_are_left_behind(monkeypatch, tmp_path):
         scan(where, data, LOSS, executor)
     assert not list(tmp_path.iterdir()) and not executors._KEPT
     # workers that begin only while a scan that failed ends
-    work, number, late = executors._work, itertools.count(), []
+    work, number, late, failing = executors._work, itertools.count(), [], []
     begun, ending = threading.Event(), threading.Event()
 
     class Kept(dict):
@@ -125,7 +125,9 @@ def test_no_data_are_left_behind(monkeypatch, tmp_path):
     def begin_late(*args):
         n = next(number)
         if n == 1:
+            failing.append(args[1])
             assert begun.wait(60)
+        if any(args[1] is points for points in failing):  # again at the second call
             raise ValueError("a failure of the test's")
         if n:
             begun.set()
@@ -136,7 +138,7 @@ def test_no_data_are_left_behind(monkeypatch, tmp_path):
 
     monkeypatch.setattr(executors, "_KEPT", Kept())
     monkeypatch.setattr(executors, "_work", begin_late)
-    with threads() as executor, pytest.raises(RuntimeError, match="of the test's"):
+    with ThreadPoolExecutor(8) as executor, pytest.raises(RuntimeError, match="of the test's"):
         scan(where, data, LOSS, executor)
     assert late[0] is not None and late[1:] and all(risks is None for risks in late[1:])
     assert not list(tmp_path.iterdir()) and not executors._KEPT
@@ -293,7 +295,7 @@ def test_what_was_found_before_a_pool_failed_is_kept(pool, failure, words, tmp_p
         pool() as executor,
         pytest.raises(RuntimeError, match=rf"^scan: the executor failed \({words}") as raised,
     ):
-        scan(where, data, LOSS, Recorder(executor, {9: failure}), path)
+        scan(where, data, LOSS, Recorder(executor, dict.fromkeys(range(9, 99), failure)), path)
     assert raised.value.__cause__ is not None
     with np.load(path) as arrays:
         done, risks = int(arrays["done"].sum()), arrays["risks"]
@@ -310,6 +312,14 @@ def test_what_was_found_before_a_pool_failed_is_kept(pool, failure, words, tmp_p
         same_bits(scan(where, data, LOSS, again, path), expected)
     assert set(again.points) == set(np.flatnonzero(~kept))
     same_bits(Landscape.load(path), expected)
+
+
+def test_a_call_that_fails_once_is_made_again():
+    """As where a worker dies while its answer is on the way."""
+    where, data, expected = problem()
+    with threads() as inner:
+        executor = Recorder(inner, dict.fromkeys((0, 9, 20), (operator.truediv, (1, 0))))
+        same_bits(scan(where, data, LOSS, executor), expected)
 
 
 def test_a_pool_that_failed_is_named_without_a_file_too():

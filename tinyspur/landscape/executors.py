@@ -16,7 +16,7 @@ import uuid
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -80,6 +80,7 @@ class _Call(NamedTuple):
     block: Block
     receiver: str | None  # the process that the data with it are for; None if none were sent
     asked: int  # how many answers had come by then
+    again: bool  # whether an earlier call with it failed
 
 
 class _Sharing:
@@ -130,9 +131,9 @@ class _Sharing:
         while self.waiting and len(self.running) < most:
             self.submit(self.waiting.popleft())
 
-    def submit(self, block: Block, receiver: str | None = None) -> None:
+    def submit(self, block: Block, receiver: str | None = None, again: bool = False) -> None:
         """Give the executor a block, together with the data if they are for a `receiver`."""
-        with _failing():
+        try:
             if receiver is None:
                 future = self.executor.submit(_work, self.file, block.numbers, None)
             else:
@@ -140,15 +141,27 @@ class _Sharing:
                     warnings.filterwarnings("ignore", "Sending large graph")  # Dask's, of the data
                     sent = pickle.dumps(self.job)
                     future = self.executor.submit(_work, self.file, block.numbers, sent)
-        self.running[future] = _Call(block, receiver, self.answers)
+        except Exception as error:
+            raise _failure(error) from error
+        self.running[future] = _Call(block, receiver, self.answers, again)
         future.add_done_callback(self.answered.put)  # also where a shutdown cancels, unlike `wait`
 
     def next_answer(self) -> tuple[_Call, _Answer]:
-        """Wait for an answer, and return it and its call."""
-        future = self.answered.get()
-        call = self.running.pop(future)
-        with _failing():
-            answer = future.result()
+        """Wait for an answer, and return it and its call.
+
+        A call that fails is made a second time: a future of Dask fails too where the worker of a
+        finished call dies while its answer is on the way.
+        """
+        answer = None
+        while answer is None:
+            future = self.answered.get()
+            call = self.running.pop(future)
+            try:
+                answer = future.result()
+            except Exception as error:
+                if call.again or isinstance(error, BrokenExecutor | CancelledError):
+                    raise _failure(error) from error
+                self.submit(call.block, call.receiver, again=True)
         self.answers += 1
         self.threads.add((answer.process, answer.thread))
         if call.receiver is not None:
@@ -172,13 +185,8 @@ class _Sharing:
             self.submit(call.block, receiver=process)
 
 
-@contextmanager
-def _failing() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        words = f"the executor failed ({type(error).__name__}: {error})"
-        raise ExecutorError(words) from error
+def _failure(error: Exception) -> ExecutorError:
+    return ExecutorError(f"the executor failed ({type(error).__name__}: {error})")
 
 
 # In a worker
