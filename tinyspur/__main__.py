@@ -17,11 +17,11 @@ EXAMPLES = """examples:
   python -m tinyspur certify out/theta.npz
   python -m tinyspur inspect out/theta.npz"""
 CERTIFY_EXAMPLES = """exit status:
-  0 certified, 1 refuted or undecided, 2 an error in the input
+  0 a local minimum (P1), 1 none, or undecided, 2 an error in the input
 
 examples:
   python demos/cifar_spurious.py --out out
-  python -m tinyspur certify out/theta.npz --no-evidence --no-search
+  python -m tinyspur certify out/theta.npz --lower out/lower.npz --no-evidence --no-search
 
   python demos/cifar_spurious.py --loss cross-entropy --label-smoothing 0.1 --out out/ce
   python -m tinyspur certify out/ce/theta.npz --loss cross-entropy --label-smoothing 0.1
@@ -74,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     option("--label-smoothing", type=float, default=0.0, metavar="S", help="0 <= S < 1")
     radius = f"largest change in the search (default: the certificate's radius, or {REACH:g})"
     option("--radius", type=float, metavar="R", help=radius)
+    about = "a lower point of the same network, such as lower.npz, which shows it spurious"
+    option("--lower", type=path, metavar="POINT", help=about)
     option("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="array library")
     seed = "of all random choices, also of the samples that are drawn (default: 0)"
     option("--seed", type=int, default=0, metavar="N", help=seed)

@@ -25,11 +25,10 @@ from .exact import meets_targets
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .nearby import class_fits, distance_to_minimum
 from .radius import Chunk, highest_dead_layer, keeps_patterns, shrink
-from .rounding import EPSILON, gamma, gradient_rounding, mean_rounding, preactivation_rounding
+from .rounding import gamma, gradient_rounding, mean_rounding, preactivation_rounding
 
 CHOSEN = 1e-12  # the accuracy of the best subgradients, relative to their largest sum
 ZERO_AT_TARGETS = (SquaredLoss, AbsoluteLoss, HuberLoss)
-SETTLED = 1e-3  # an optimal fit counts as near where it moves no output by more than this
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,14 @@ class CellCertificate(Certificate):
     patterns are constant, o_i = F_s (x_i, 1) and l is convex, so that R(theta) - R(theta') <=
     sum_s <G_s, F_s - F'_s> <= `delta`: it is 0 where every G_s is, and theta a local minimum.
 
-    An entry of G_s counts as 0 where the bound of its rounding error allows it; `excess` is the
-    largest ratio of an entry to its bound. The certificate `holds` where this is at most 1, where
-    `delta` is small against the risk at a radius that is no rounding error, and where each class
-    has an optimal fit close by: a gradient that underflows is not 0. It holds too where the risk is
-    exactly 0. Where it could be shown, there is a point within `distance` of theta that is exactly
-    a local minimum, with no lower point within `radius` of theta.
+    The certificate `holds` where a point with the same patterns, whose G_s are exactly 0, is shown
+    to exist within `distance` of theta, less than half the radius (P1). It is a local minimum then,
+    no point within `radius` of theta is lower than it, and `delta` is at most what it is lower than
+    theta. It holds too where the risk is exactly 0. Otherwise `radius` is where `delta` reaches the
+    share `SHARE` of the risk (P2): a choice of one pair, each radius has its delta.
+
+    An entry of G_s can be 0 where the bound of its rounding error allows it; `excess` is the
+    largest ratio of an entry to its bound. Above 1 nothing is proved but that G_s is not 0.
 
     `classes` counts the patterns, `margin` is the least |z| or half gap, `stationarity` the largest
     entry of any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at
@@ -68,8 +69,8 @@ class CellCertificate(Certificate):
     kinks: tuple[Kink, ...]
     delta: float = 0.0
     distance: float = math.inf
-    obstacle: str = ""
     assumes: str = ""
+    obstacle: str = ""
     zero: bool = False
 
     kind = "cell"
@@ -91,10 +92,10 @@ class CellCertificate(Certificate):
             return f"certified local minimum, {classes}{assumes}"
         return f"not certified, {classes}, {self.obstacle}"
 
-    def bounds(self) -> dict:
-        """Return what is proved, for a report: `delta` and `distance`, None where infinite."""
-        found = {"delta": self.delta, "distance": self.distance}
-        return {key: value if math.isfinite(value) else None for key, value in found.items()}
+    @property
+    def proves(self) -> str:
+        """Return "P1", "P2" or "": which of the statements about theta is proved."""
+        return "" if self.excess > 1 and not self.holds else super().proves
 
     def lines(self) -> list[str]:
         """Return classes, margin, radius and stationarity, and what is missing."""
@@ -106,17 +107,9 @@ class CellCertificate(Certificate):
         ]
         if self.zero:
             lines.append("the risk is exactly 0, and no risk is negative: a global minimum")
-        elif self.delta < math.inf:
-            lines.append(bounds_line(self.delta, self.distance))
-        if self.assumes:
-            lines.append(f"not proved, and assumed: {self.assumes}")
+        else:
+            lines += self.bound_lines()
         return lines if self.holds else [*lines, *self.obstacle.split("; ")]
-
-
-def bounds_line(delta: float, distance: float) -> str:
-    """Return what is proved: by how much points are lower at most, and where a minimum is."""
-    exact = f"; an exact local minimum is within {distance:.1e}" if distance < math.inf else ""
-    return f"no point within the radius is lower by more than {delta:.2g}{exact}"
 
 
 def check_relu(theta: Parameters, purpose: str) -> None:
@@ -159,6 +152,15 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     }
     if risk <= rounding and type(loss) in ZERO_AT_TARGETS and meets_targets(theta, data):
         return CellCertificate(holds=True, radius=math.inf, zero=True, distance=0.0, **common)
+    if not theta.net.size:  # there is no other point
+        return CellCertificate(holds=True, radius=math.inf, distance=0.0, **common)
+    if radius > 0:
+        distance = _distance(theta, seen, found, data, loss)
+        if distance < radius / 2:
+            delta = cells.decrease(theta, distance)
+            return CellCertificate(
+                holds=True, radius=radius, delta=delta, distance=distance, **common
+            )
     obstacles = []
     if kinks:
         obstacles.append("units at the kink")
@@ -166,31 +168,21 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         obstacles.append("not decided: rounding errors may change a pattern at any distance")
     if found.excess > 1:
         obstacles.append(f"G_s is not 0: {found.where}")
-    elif risk <= rounding:
-        obstacles.append("not decided: the risk is no larger than its rounding error")
-    elif found.far > SETTLED:
+    elif radius > 0:
         obstacles.append(
-            f"not decided: no optimal affine fit is known near the outputs of {found.unsettled}, "
-            "whose gradients are no larger than rounding errors, or underflow"
+            "not decided: no exact optimal fit of every class was shown to be near"
+            if type(loss) in KNOWN
+            else "not decided: whether an exact optimal fit is near, for a loss of a user's"
         )
-    if not obstacles:
+    reached, delta = radius, math.inf
+    if radius > 0 and found.excess <= 1 and risk > rounding:
         reached, delta = cells.reach(theta, radius, SHARE * (risk - rounding))
-        if not theta.net.size or reached > EPSILON * float(abs(theta.vector).max()):
-            distance = _distance(theta, seen, found, data, loss)
-            return CellCertificate(
-                holds=True,
-                radius=reached,
-                delta=delta,
-                distance=distance if distance < reached / 2 else math.inf,
-                **common,
-            )
-        obstacles.append(f"not decided: rounding errors hide decreases of more than {SHARE:g} R")
-    bounded = 0 < radius < math.inf or not theta.net.size
-    delta = cells.decrease(theta, radius) if bounded else math.inf
+    elif 0 < radius < math.inf:
+        delta = cells.decrease(theta, radius)
     if type(loss) in KNOWN:  # no risk is negative
         delta = min(delta, risk + rounding)
     return CellCertificate(
-        holds=False, radius=radius, delta=float(delta), obstacle="; ".join(obstacles), **common
+        holds=False, radius=reached, delta=delta, obstacle="; ".join(obstacles), **common
     )
 
 

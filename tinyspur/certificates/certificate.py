@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -13,13 +14,23 @@ from ..engine.parameters import Parameters
 
 
 class Certificate(ABC):
-    """A proof that a point is a local minimum, or what is missing for one.
+    """A proof that there is a local minimum at a stored point, or what is missing for one.
 
-    Where it `holds`, no point within max-norm distance `radius` has a lower risk, but for what
-    `bounds` says that rounding may hide. `classes` counts the activation patterns of the samples,
-    `margin` is how far the units are from another one, `stationarity` how far the point is from
-    being stationary, relative to the gradients' size. Of a certificate that is `evidence_only` a
-    part is proved, and for the rest there is evidence.
+    Numbers in float64 are exact, and hardly ever exactly stationary. Where the certificate `holds`
+    it proves
+
+    - P1: within max-norm distance `distance` of the stored point there is one that is exactly a
+      local minimum, and no point within `radius` of the stored one has a lower risk than it;
+
+    and otherwise, where it `proves` "P2", only
+
+    - P2: no point within `radius` is lower than the stored one by more than `delta`.
+
+    P2 holds with P1 too. `classes` counts the activation patterns of the samples, `margin` is how
+    far the units are from another one, `stationarity` how far the point is from being stationary,
+    relative to the gradients' size. `assumes` says what is taken from objects of users without
+    proof. Of a certificate that is `evidence_only` a part is proved, and for the rest there is
+    evidence.
 
     A kind of certificate is a frozen dataclass in a module of its own, with these fields or
     properties, `require`, `words` and `lines`.
@@ -32,6 +43,9 @@ class Certificate(ABC):
     margin: float
     radius: float
     stationarity: float
+    delta: float
+    distance: float
+    assumes: str
     evidence_only: bool = False
 
     @classmethod
@@ -63,9 +77,42 @@ class Certificate(ABC):
         found = {key: getattr(self, key) for key in keys}
         return {key: None if value == np.inf else value for key, value in found.items()}
 
+    @property
+    def proves(self) -> str:
+        """Return "P1", "P2" or "": which of the statements about the stored point is proved."""
+        if self.holds:
+            return "P1"
+        return "P2" if self.radius > 0 and self.delta < math.inf else ""
+
     def bounds(self) -> dict:
-        """Return further numbers that are proved, beside the radius."""
-        return {}
+        """Return what is proved, for a report: `delta` and `distance`, None where infinite."""
+        found = {"proves": self.proves, "delta": self.delta, "distance": self.distance}
+        return {key: None if value == math.inf else value for key, value in found.items()}
+
+    def bound_lines(self) -> list[str]:
+        """Return P1 and P2 as lines of text, with their numbers, and what they assume."""
+        below = f"no point within the radius is lower by more than {self.delta:.2g}"
+        lines = {
+            "P1": [f"P1: an exact local minimum is within {self.distance:.1e}", f"P2: {below}"],
+            "P2": [f"P2: {below}; that an exact local minimum is near is not shown"],
+        }.get(self.proves, [])
+        return [*lines, f"not proved, and assumed: {self.assumes}"] if self.assumes else lines
+
+    def verdict(self, decrease: float, rounding: float) -> str:
+        """Return what this proves together with a point that is lower by `decrease`.
+
+        Of that, rounding errors may explain up to `rounding`. A point that is lower by more than
+        `delta`, too, is lower than the exact local minimum (P3): "spurious local minimum". With P2
+        only it is "spurious up to" delta.
+        """
+        lower = decrease - rounding > self.delta
+        if self.holds:
+            found = "spurious local minimum" if lower else "local minimum, not shown to be spurious"
+        elif self.proves and lower:
+            found = f"spurious up to {self.delta:.2g}"
+        else:
+            return f"undecided: {self.words}"
+        return f"{found}, if {self.assumes}" if self.assumes else found
 
     def __str__(self) -> str:
         found = "holds, a local minimum" if self.holds else "does not hold"

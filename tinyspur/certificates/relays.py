@@ -16,7 +16,7 @@ from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..layers import Dense
 from ..refutations.evidence import Evidence, gather_evidence
-from .cell import CellCertificate, bounds_line, certify_cell, check_relu
+from .cell import CellCertificate, certify_cell, check_relu
 from .certificate import Certificate, in_float64
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .rounding import preactivation_rounding
@@ -77,6 +77,11 @@ class RelayCertificate(Certificate):
         return self.structure and not self.holds
 
     @property
+    def assumes(self) -> str:
+        """Return what is taken from a user's loss without proof."""
+        return self.subnetwork.assumes
+
+    @property
     def classes(self) -> int:
         """Return the number of activation patterns of the subnetwork."""
         return self.subnetwork.classes
@@ -92,16 +97,10 @@ class RelayCertificate(Certificate):
     def words(self) -> str:
         """Return what was found in half a line."""
         if self.holds:
-            assumes = f", if {self.subnetwork.assumes}" if self.subnetwork.assumes else ""
-            return f"certified local minimum, relays from layer {self.lower} on{assumes}"
+            return f"certified local minimum, relays from layer {self.lower} on"
         if self.structure:
             return f"not certified, relays from layer {self.lower} on, evidence only"
         return f"not certified, no relays from layer {self.lower} on"
-
-    def bounds(self) -> dict:
-        """Return what is proved, for a report: `delta` and `distance`, None where infinite."""
-        found = {"delta": self.delta, "distance": self.distance}
-        return {key: float(value) if np.isfinite(value) else None for key, value in found.items()}
 
     def as_dict(self) -> dict:
         """Return what a report holds; None stands for an infinite number: nothing has a kink."""
@@ -116,7 +115,7 @@ class RelayCertificate(Certificate):
             *kink_lines(self.kinks),
         ]
         if self.holds:
-            lines.append(bounds_line(self.delta, self.distance))
+            lines += self.bound_lines()
         if self.unread:
             maps = ", ".join(map(str, self.unread))
             lines.append(f"not read, and not dead: maps {maps} of layer {self.lower - 1}")

@@ -20,9 +20,10 @@ from ..refutations.escapes import (
     REACH,
     Escape,
     find_escape,
+    measure_escape,
 )
 from ..refutations.evidence import gather_evidence
-from .inputs import argument, load_data, other_data, read_point
+from .inputs import argument, load_data, other_data, read_lower, read_point
 
 
 def check(options: argparse.Namespace) -> None:
@@ -41,33 +42,36 @@ def check(options: argparse.Namespace) -> None:
 def judge(
     certificate: Certificate | None,
     obstacle: str,
-    escape: Escape | None,
+    lower: Escape | None,
     downhill: DescentDirection | None,
 ) -> tuple[str, str]:
-    """Return "certified", "refuted", "undecided" or "contradiction", and the reason."""
-    reason, lower = obstacle if certificate is None else certificate.words, ""
-    if escape is not None:
-        lower = f"; at distance {escape.distance:.3g} a point is lower by {escape.decrease:.3g}"
-    if certificate is not None and certificate.holds:
-        hidden = certificate.bounds().get("delta") or 0.0  # what rounding may hide is none
-        if (
-            escape is not None
-            and escape.distance <= certificate.radius
-            and escape.decrease - escape.rounding > hidden
-        ):
-            return "contradiction", reason + lower
-        return "certified", reason
-    if downhill is not None and downhill.beyond:
-        lower = f"; {downhill}{lower}"
-    elif downhill is not None:
-        return "refuted", f"not a local minimum, {downhill}{lower}"
-    if escape is not None:
-        lower += ": so far from theta, this does not refute a local minimum"
-    return "undecided", reason + lower
+    """Return the verdict and the reason; `lower` is the lowest of the points that were found.
+
+    "spurious local minimum", "local minimum", "spurious up to delta", "refuted", "undecided", or
+    "contradiction": a point as low as the certificate says that there is none.
+    """
+    reason, where = obstacle if certificate is None else certificate.words, ""
+    if lower is not None:
+        where = f"; at distance {lower.distance:.3g} a point is lower by {lower.decrease:.3g}"
+    if certificate is not None and certificate.proves:
+        spurious = lower is not None and lower.decrease - lower.rounding > certificate.delta
+        if spurious and lower.distance <= certificate.radius:
+            return "contradiction", reason + where
+        if certificate.holds:
+            return "spurious " * spurious + "local minimum", reason + where * spurious
+        if spurious:
+            return f"spurious up to {certificate.delta:.2g}", reason + where
+    if downhill is not None and not downhill.beyond:
+        return "refuted", f"not a local minimum, {downhill}{where}"
+    if downhill is not None:
+        where = f"; {downhill}{where}"
+    elif lower is not None:
+        where += ": so far from theta, this does not refute a local minimum"
+    return "undecided", reason + where
 
 
 def certify(options: argparse.Namespace) -> int:
-    """Certify a point and look for lower ones; return 0 if it is certified, 1 if not."""
+    """Certify a point and look for lower ones; return 0 for a local minimum, 1 if it is open."""
     check(options)
     chosen, stages = backend.select(options.backend), Stages()
     loss = loss_named(options.loss) if options.delta is None else HuberLoss(options.delta)
@@ -76,6 +80,7 @@ def certify(options: argparse.Namespace) -> int:
     if not net.size:
         raise ValueError(f"{options.point}: expected a network with parameters, got {net}")
     about, data, total = load_data(options, net)
+    lower = None if options.lower is None else read_lower(options.lower, theta)
     with np.errstate(over="ignore", invalid="ignore"):
         risk, gradient = net.risk_and_gradient(theta, data, loss)
         length = float((gradient.vector**2).sum()) ** 0.5
@@ -102,8 +107,13 @@ def certify(options: argparse.Namespace) -> int:
         except AssumptionError as error:  # no kind of certificate is for such a point
             obstacle = str(error)
     print(certificate or obstacle, flush=True)
-    holds = certificate is not None and certificate.holds
-    if not holds:  # what refutes it at once, before what takes long
+    proves = "" if certificate is None else certificate.proves
+    if lower is not None:
+        lower = measure_escape(theta, lower, str(options.lower), 1.0, data, loss)
+        if not lower.decrease > lower.rounding:
+            print(f"not lower, up to rounding: {lower}", flush=True)
+            lower = None
+    if proves != "P1":  # what refutes it at once, before what takes long
         with stages("descent", "looking for directions of descent"):
             downhill = find_descent_direction(theta, data, loss, seed=options.seed)
         if downhill is not None:
@@ -116,17 +126,19 @@ def certify(options: argparse.Namespace) -> int:
         print(evidence, flush=True)
     radius = options.radius
     if radius is None:
-        radius = certificate.radius if holds and math.isfinite(certificate.radius) else REACH
+        radius = certificate.radius if proves and math.isfinite(certificate.radius) else REACH
     if not options.no_search:
         with stages("search", "looking for lower points"):
             escape = find_escape(theta, data, loss, radius, seed=options.seed)
-        found = escape or "nothing lower found" + ", which proves nothing" * (not holds)
+        found = escape or "nothing lower found" + ", which proves nothing" * (not proves)
         print(f"search within max-norm distance {round_down(radius)}: {found}", flush=True)
-    if not holds and downhill is None and escape is not None:
+    if proves != "P1" and downhill is None and escape is not None:
         with stages("line", "looking along the line to the lower point"):
             downhill = find_descent_direction(theta, data, loss, escape, options.seed)
-    verdict, reason = judge(certificate, obstacle, escape, downhill)
-    print(f"verdict: {reason}" if verdict == "certified" else f"verdict: {verdict}: {reason}")
+    if proves and lower is not None and lower.decrease - lower.rounding > certificate.delta:
+        print(f"P3: {lower}", flush=True)
+    verdict, reason = judge(certificate, obstacle, lower or escape, downhill)
+    print(f"verdict: {verdict}: {reason}")
     if options.json is not None:
         report = {
             "point": str(options.point),
@@ -144,12 +156,13 @@ def certify(options: argparse.Namespace) -> int:
             "evidence": evidence and evidence.as_dict(),
             "radius": None if options.no_search else radius,
             "escape": escape and numbers_of(escape),
+            "lower": lower and numbers_of(lower),
             "descent_direction": downhill and numbers_of(downhill),
             "verdict": verdict,
             "reason": reason,
         }
         write_json(options.json, {**report, "seconds": stages.seconds})
-    return 0 if verdict == "certified" else 1
+    return 0 if verdict.endswith("local minimum") else 1
 
 
 def numbers_of(found: Escape | DescentDirection) -> dict:

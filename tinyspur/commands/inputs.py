@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from .. import datasets
 from ..datasets.samples import TrainingSet
+from ..engine.backend import namespace
 from ..engine.losses import one_hot
 from ..engine.network import Network
 from ..engine.parameters import Parameters
@@ -31,6 +34,15 @@ def read_point(options: argparse.Namespace) -> Parameters:
     """Return the point that the arguments name."""
     with argument("point"):
         return load_point(options.point)
+
+
+def read_lower(path: Path, theta: Parameters) -> Parameters:
+    """Return the point of a file that is said to be lower than theta, as theta is stored."""
+    with argument("--lower"):
+        lower = load_point(path)
+    if lower.net != theta.net:
+        raise ValueError(f"--lower: expected a point of {theta.net}, got one of {lower.net}: {path}")
+    return lower.to(namespace(theta.vector), np.float64)
 
 
 def read_data(options: argparse.Namespace) -> TrainingSet | datasets.Dataset:

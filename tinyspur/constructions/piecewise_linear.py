@@ -254,11 +254,7 @@ class SpuriousPair:
     @property
     def verdict(self) -> str:
         """Return what was proved of `coarse`."""
-        if not self.certificates[0].holds:
-            return "not certified: whether the coarser fit is at a local minimum is open"
-        if self.risks[0] - self.risks[1] <= self.rounding:
-            return "local minimum, not shown to be spurious"
-        return "spurious local minimum"
+        return self.certificates[0].verdict(self.risks[0] - self.risks[1], self.rounding)
 
     def __str__(self) -> str:
         lines = [

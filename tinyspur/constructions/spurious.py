@@ -54,19 +54,12 @@ class SpuriousMinimum:
     @property
     def verdict(self) -> str:
         """Return what was proved: a certificate and a lower point make a spurious minimum."""
-        lower = self.lower.decrease > self.lower.rounding
         if self.escapes:
             return (
-                "not a local minimum: the risk falls along an escape that starts at theta "
+                "refuted: not a local minimum, the risk falls along an escape that starts at theta "
                 f"(lower by {self.escape.decrease:.3g} at distance {self.escape.distance:.3g})"
             )
-        if self.certificate.evidence_only:
-            return "not certified: the relays are proved, for the subnetwork there is evidence only"
-        if not self.certificate.holds:
-            return "not certified: whether theta is a local minimum is open"
-        if not lower:
-            return "local minimum, not shown to be spurious"
-        return "spurious local minimum"
+        return self.certificate.verdict(self.lower.decrease, self.lower.rounding)
 
     def __str__(self) -> str:
         difference, equal = self.theta_prime_risk - self.risk, self.duplicates
@@ -96,7 +89,7 @@ def find_spurious_minimum(
 ) -> SpuriousMinimum:
     """Certify theta, split the data, and build theta' and the lower point (Theorem 1).
 
-    Where the cell certificate of theta does not hold, the relay certificate is tried. `theta` and
+    Where the cell certificate of theta proves nothing, the relay certificate is tried. `theta` and
     `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and `output` go to
     `split_data`. Where the split of one rule gives no decrease beyond rounding, that of the other
     is tried; then, or where S(eta) vanishes throughout, W^L is perturbed first (Lemma 11), so that
@@ -111,7 +104,7 @@ def find_spurious_minimum(
         duplicates = Duplicates.of(identical_features(theta, data.x, pair.upper), data.y)
         risk = theta.net.risk(theta, data, loss)
         certificate = certify_cell(theta, data, loss)
-        if not certificate.holds and variant == "repaired":  # then what the subnetwork hands on
+        if not certificate.proves and variant == "repaired":  # then what the subnetwork hands on
             certificate = certify_relays(theta, data, loss, pair.lower, seed)
     with stage("split", "splitting the data, building theta' and the lower point"):
         best, most = None, -np.inf

@@ -151,7 +151,7 @@ def _attack(
             f"{certificate.classes} pattern class{'es' * (certificate.classes > 1)}, "
             f"gradient {gradient:.0e}, "
         )
-        if escape is None:
+        if escape is None or escape.decrease - escape.rounding <= certificate.delta:
             text += f"nothing lower within {radius:.2g}"
             return Side("certified local minimum", text, values, True), None, None
         return Side("contradiction", text + f"lower by {escape.decrease:.2g}", values), escape, None

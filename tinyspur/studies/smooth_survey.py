@@ -42,11 +42,8 @@ class SmoothRow:
     @property
     def verdict(self) -> str:
         """Return what was proved."""
-        if not self.found.certificate.holds:
-            return "not certified"
-        if self.reached < self.found.certificate.risk - self.rounding:
-            return "spurious local minimum"
-        return "local minimum, not shown to be spurious"
+        certificate = self.found.certificate
+        return certificate.verdict(certificate.risk - self.reached, self.rounding)
 
     def as_dict(self) -> dict:
         """Return what the program writes as JSON."""
