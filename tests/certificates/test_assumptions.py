@@ -172,8 +172,9 @@ def affine_point(loss, y=None):
 def test_a_certificate_that_rests_on_a_users_loss_says_so(loss):
     theta, data = affine_point(loss)
     certificate = certify_cell(theta, data, loss)
-    assert certificate.holds
+    assert certificate.proves == "P2"
     assert f"if the loss {loss} is convex" in certificate.words
+    assert f"if the loss {loss} is convex" in certificate.verdict(1.0, 0.0)
     assert "not proved, and assumed" in str(certificate)
 
 

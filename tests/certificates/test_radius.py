@@ -225,7 +225,7 @@ def test_a_network_that_begins_with_a_pooling_gets_a_certificate():
     data = stationary_in_each_class(theta, x + 0.01 * rng.normal(size=x.shape), rng)
     x = data.x
     certificate = certify_cell(theta, data, SQUARED)
-    assert certificate.holds
+    assert certificate.proves
     assert certificate.classes == len(np.unique(patterns_of(theta, x), axis=0))
     distance = nearest_flip(theta, x, list(aligned_moves(theta, x)))
     assert certificate.radius < distance < 10 * certificate.radius

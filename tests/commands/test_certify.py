@@ -38,13 +38,15 @@ def test_a_certified_point(run, files):
     assert done.status == 0, done.errors
     assert f"\n{certificate}\n" in done.text
     assert f"\n{evidence}\n" in done.text
-    assert done.lines[-1] == f"verdict: {certificate.words}"
-    assert done.lines[-1].startswith("verdict: certified local minimum")
+    assert done.lines[-1] == f"verdict: local minimum: {certificate.words}"
+    assert f"P1: an exact local minimum is within {certificate.distance:.1e}" in done.text
     assert "distance 0.0" in done.lines[-2] and done.lines[-2].endswith("nothing lower found")
     report = done.report
     assert same(report["certificate"], certificate.as_dict())
     assert same(report["evidence"], evidence.as_dict())
-    assert (report["verdict"], report["reason"]) == ("certified", certificate.words)
+    assert (report["verdict"], report["reason"]) == ("local minimum", certificate.words)
+    assert same(report["bounds"], certificate.bounds())
+    assert report["bounds"]["proves"] == "P1"
     assert report["escape"] is report["descent_direction"] is None
     assert report["radius"] == certificate.radius
     assert report["network"] == NET.spec
@@ -73,10 +75,29 @@ def test_a_lower_point_beyond_the_certified_radius_contradicts_nothing(run):
     theta, data = ts.load_point("certified.npz"), data_of("certified_data")
     escape = ts.find_escape(theta, data, SQUARED, 2, seed=1)
     assert done.status == 0
-    assert done.report["verdict"] == "certified"
+    assert done.report["verdict"] == "spurious local minimum"
     assert done.report["escape"]["decrease"] == escape.decrease > 0
     assert done.report["escape"]["distance"] > done.report["certificate"]["radius"]
     assert f"search within max-norm distance 2: {escape}" in done.lines
+
+
+def test_a_point_that_is_said_to_be_lower_shows_it_spurious(run):
+    quick = ("certify", "certified.npz", "--data", "certified_data.npz", *QUICK)
+    data = data_of("certified_data")
+    theta = ts.load_point("certified.npz")
+    lower = ts.descend(ts.kaiming_start(theta.net, 1), data, SQUARED, 200)
+    ts.save_point("lower.npz", lower)
+    decrease = theta.net.risk(theta, data, SQUARED) - theta.net.risk(lower, data, SQUARED)
+    done = run(*quick, "--lower", "lower.npz", report=True)
+    assert (done.status, done.report["verdict"]) == (0, "spurious local minimum")
+    assert done.report["lower"]["decrease"] == pytest.approx(decrease, rel=1e-9)
+    assert any(line.startswith("P3: lower.npz: ") for line in done.lines)
+    same_point = run(*quick, "--lower", "certified.npz", report=True)
+    assert (same_point.status, same_point.report["verdict"]) == (0, "local minimum")
+    assert any(line.startswith("not lower, up to rounding: ") for line in same_point.lines)
+    other = run(*quick, "--lower", "smooth.npz")
+    is_refused_in_one_line(other, "--lower: expected a point of Network")
+    is_refused_in_one_line(run(*quick, "--lower", "none.npz"), "--lower: none.npz: expected an NPZ")
 
 
 def test_a_lower_point_within_the_certified_radius_is_a_contradiction(run, monkeypatch):
@@ -172,7 +193,7 @@ def test_a_smooth_minimum(run):
     assert f"\n{certificate}\n" in done.text
     assert f"\n{ts.gather_evidence(theta, data, SQUARED)}\n" in done.text
     assert same(done.report["certificate"], certificate.as_dict())
-    assert done.lines[-1] == f"verdict: {certificate.words}"
+    assert done.lines[-1] == f"verdict: local minimum: {certificate.words}"
     assert done.report["radius"] == certificate.radius
 
 
@@ -257,8 +278,9 @@ def test_a_float32_point_is_taken_for_its_numbers(run):
     assert same(done.report["certificate"], certificate.as_dict())
     assert done.report["dtype"] == "float32"
     assert "float32, taken as it is: a minimum may lie next to it" in done.text
-    assert (done.status, done.report["verdict"]) == (1, "refuted")
-    assert done.report["descent_direction"]["rate"] < 1e-3
+    assert (done.status, done.report["verdict"]) == (0, "local minimum")
+    moved = ts.load_point("certified.npz").vector - theta.vector
+    assert 0.1 * abs(moved).max() < done.report["bounds"]["distance"] < 1e-3
     exact = theta.net.risk(theta, data_of("certified_data"), SQUARED)
     assert done.report["risk"] == pytest.approx(exact, rel=1e-12)
 

@@ -116,7 +116,7 @@ def test_where_one_rule_gives_no_lower_point_the_other_is_tried(rule, seed):
 def test_the_literal_point_is_not_a_local_minimum(loss, seed):
     theta, pair, data = small_problem(loss, seed, variant="literal")
     found = find_spurious_minimum(theta, pair, data, loss, variant="literal", seed=seed)
-    assert found.verdict.startswith("not a local minimum")
+    assert found.verdict.startswith("refuted: not a local minimum")
     assert found.escape.decrease > 0
     assert str(found.escape) in str(found)
 
@@ -124,18 +124,22 @@ def test_the_literal_point_is_not_a_local_minimum(loss, seed):
 def test_the_verdict_needs_both_a_certificate_and_a_lower_point():
     theta, pair, data = small_problem(SQUARED)
     found = find_spurious_minimum(theta, pair, data, SQUARED)
-    uncertified = replace(found, certificate=replace(found.certificate, holds=False))
-    assert uncertified.verdict.startswith("not certified")
+    nearly = replace(found.certificate, holds=False, delta=1e-12)
+    assert replace(found, certificate=nearly).verdict == "spurious up to 1e-12"
+    nearly = replace(nearly, delta=found.lower.decrease)
+    assert replace(found, certificate=nearly).verdict.startswith("undecided: not certified")
+    uncertified = replace(found, certificate=replace(nearly, delta=np.inf))
+    assert uncertified.verdict.startswith("undecided: not certified")
     for decrease in (0.0, -1e-3, 1e-15 * found.risk):
         level = replace(found, lower=replace(found.lower, decrease=decrease))
         assert level.verdict == "local minimum, not shown to be spurious"
         neither = replace(level, certificate=uncertified.certificate)
-        assert neither.verdict.startswith("not certified")
+        assert neither.verdict.startswith("undecided: not certified")
     literal, pair, data = small_problem(SQUARED, variant="literal")
     refuted = find_spurious_minimum(literal, pair, data, SQUARED, variant="literal")
-    assert replace(refuted, escape=None).verdict.startswith("not certified")
+    assert replace(refuted, escape=None).verdict.startswith("undecided: not certified")
     risen = replace(refuted, escape=replace(refuted.escape, decrease=-1.0))
-    assert risen.verdict.startswith("not certified")
+    assert risen.verdict.startswith("undecided: not certified")
 
 
 def test_an_arbitrary_subnetwork_is_not_called_a_minimum():
@@ -143,7 +147,8 @@ def test_an_arbitrary_subnetwork_is_not_called_a_minimum():
     found = find_spurious_minimum(theta, pair, data, SQUARED)
     assert found.lower.decrease > 0
     assert not found.certificate.holds
-    assert found.verdict.startswith("not certified")
+    assert found.verdict.startswith("undecided: not certified")
+    assert "local minimum" not in found.verdict
 
 
 def test_the_output_of_the_split_can_be_chosen():

@@ -85,11 +85,14 @@ class CellCertificate(Certificate):
     def words(self) -> str:
         """Return what was found in half a line."""
         classes = f"{self.classes} pattern class{'es' * (self.classes > 1)}"
+        if self.zero:
+            return "certified global minimum, the risk is exactly 0"
+        assumes = f", if {self.assumes}" if self.assumes else ""
         if self.holds:
-            if self.zero:
-                return "certified global minimum, the risk is exactly 0"
-            assumes = f", if {self.assumes}" if self.assumes else ""
             return f"certified local minimum, {classes}{assumes}"
+        if self.proves:
+            found = f"no point within {round_down(self.radius)} is lower by more than"
+            return f"not certified, {found} {self.delta:.2g}, {classes}{assumes}; {self.obstacle}"
         return f"not certified, {classes}, {self.obstacle}"
 
     @property

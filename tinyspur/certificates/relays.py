@@ -34,7 +34,7 @@ class RelayCertificate(Certificate):
     free.
 
     `holds` where the structure does and both the subnetwork and theta have a cell certificate: a
-    proof, as V and c are not known exactly. Otherwise `evidence` about the subnetwork is all there
+    proof, as V and c are not known exactly; likewise what it `proves`. Otherwise `evidence` about the subnetwork is all there
     is (`evidence_only`), or the structure is broken:
     `mixed` counts units of the relaying layers that are active for some samples only, and `kinks`
     lists those at the kink. `active` and `dead` (strictly inactive) count the others, `margin` is
@@ -74,7 +74,7 @@ class RelayCertificate(Certificate):
     @property
     def evidence_only(self) -> bool:
         """Return whether the relays are proved and the subnetwork is not."""
-        return self.structure and not self.holds
+        return self.structure and not self.proves
 
     @property
     def assumes(self) -> str:
@@ -99,7 +99,8 @@ class RelayCertificate(Certificate):
         if self.holds:
             return f"certified local minimum, relays from layer {self.lower} on"
         if self.structure:
-            return f"not certified, relays from layer {self.lower} on, evidence only"
+            found = self.subnetwork.obstacle if self.proves else "evidence only"
+            return f"not certified, relays from layer {self.lower} on, {found}"
         return f"not certified, no relays from layer {self.lower} on"
 
     def as_dict(self) -> dict:
@@ -114,12 +115,11 @@ class RelayCertificate(Certificate):
             f"inactive, {self.mixed} active for some samples only, margin {self.margin:.3g}",
             *kink_lines(self.kinks),
         ]
-        if self.holds:
-            lines += self.bound_lines()
+        lines += self.bound_lines()
         if self.unread:
             maps = ", ".join(map(str, self.unread))
             lines.append(f"not read, and not dead: maps {maps} of layer {self.lower - 1}")
-        if self.structure and not self.holds:
+        if self.evidence_only:
             lines.append("proved: theta is a local minimum if its subnetwork is at one")
         lines += ["subnetwork:", *(f"  {line}" for line in str(self.subnetwork).split("\n"))]
         if self.evidence is not None:
@@ -183,21 +183,21 @@ def certify_relays(
     kinks = counter.found()
     cell = certify_cell(phi, data, loss)
     structure, whole = not kinks and not mixed, cell
-    if structure and cell.holds:  # of phi, whose V and c are rounded
+    if structure and cell.proves:  # of phi, whose V and c are rounded
         whole = certify_cell(theta, data, loss)
-    holds = structure and whole.holds
-    unproved = not holds and not hasattr(loss, "subgradients")  # a loss with kinks has no Hessian
+    proves = structure and bool(whole.proves)
+    unproved = not proves and not hasattr(loss, "subgradients")  # a loss with kinks has no Hessian
     return RelayCertificate(
-        holds=holds,
+        holds=structure and whole.holds,
         lower=lower,
         active=sum(int(always[layer].sum()) for layer in units),
         dead=sum(int((~ever[layer]).sum()) for layer in units),
         mixed=mixed,
         unread=tuple(map(int, unread)),
         margin=counter.margin,
-        radius=whole.radius if holds else 0.0,
-        delta=whole.delta if holds else np.inf,
-        distance=whole.distance if holds else np.inf,
+        radius=whole.radius if proves else 0.0,
+        delta=whole.delta if proves else np.inf,
+        distance=whole.distance if proves else np.inf,
         kinks=kinks,
         subnetwork=cell,
         point=phi,

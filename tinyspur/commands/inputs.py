@@ -41,7 +41,9 @@ def read_lower(path: Path, theta: Parameters) -> Parameters:
     with argument("--lower"):
         lower = load_point(path)
     if lower.net != theta.net:
-        raise ValueError(f"--lower: expected a point of {theta.net}, got one of {lower.net}: {path}")
+        raise ValueError(
+            f"--lower: expected a point of {theta.net}, got one of {lower.net}: {path}"
+        )
     return lower.to(namespace(theta.vector), np.float64)
 
 
