@@ -34,10 +34,10 @@ class RelayCertificate(Certificate):
     free.
 
     `holds` where the structure does and both the subnetwork and theta have a cell certificate: a
-    proof, as V and c are not known exactly; likewise what it `proves`. Otherwise `evidence` about the subnetwork is all there
-    is (`evidence_only`), or the structure is broken:
-    `mixed` counts units of the relaying layers that are active for some samples only, and `kinks`
-    lists those at the kink. `active` and `dead` (strictly inactive) count the others, `margin` is
+    proof, as V and c are not known exactly; likewise what it `proves`. Otherwise `evidence` about
+    the subnetwork is all there is (`evidence_only`), or the structure is broken: `mixed` counts
+    units of the relaying layers that are active for some samples only, and `kinks` lists those at
+    the kink. `active` and `dead` (strictly inactive) count the others, `margin` is
     their least |z|. `unread` are maps of layer lower - 1 that are not dead and that no output
     reads. `radius`, `delta` and `distance` are those of the cell certificate of theta where the
     relay certificate holds. For a loss with kinks no evidence is gathered.
