@@ -11,19 +11,20 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
-from ..engine.losses import KNOWN, AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
+from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..fitting.affine import stationary_subgradient
-from .assumptions import assumed, check_loss, distance_to_fit, least_curvature
+from .assumptions import assumed, check_loss, distance_to_fit
 from .certificate import Certificate, in_float64, round_down
 from .decrease import SHARE, Classes
 from .exact import meets_targets
+from .gram import Samples
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
-from .nearby import class_fits, distance_to_minimum
+from .nearby import distance_to_minimum
 from .radius import Chunk, highest_dead_layer, keeps_patterns, shrink
 from .rounding import gamma, gradient_rounding, mean_rounding, preactivation_rounding
 
@@ -193,20 +194,19 @@ def _distance(
     theta: Parameters, seen: _Seen, found: _ClassGradients, data: TrainingSet, loss: Loss
 ) -> float:
     """Return how far an exact local minimum is, at most; infinite where that is not shown."""
-    if type(loss) not in (SquaredLoss, CrossEntropy) or seen.inexact.any() or not theta.net.size:
+    if not theta.net.size:
         return math.inf
-    curvatures = None
-    if type(loss) is CrossEntropy:  # a bound from below, for outputs within their errors
-        curvatures = least_curvature(loss, seen.o, data.y.T)
-        size = 800 + len(seen.o)
-        curvatures = curvatures * np.exp(-2 * seen.inexact_o.max(axis=0)) * (1 - gamma(4 * size))
-        curvatures = curvatures * (1 - gamma(size)) * float(data.y.sum(axis=1).min()) * (1 - 1e-9)
-    hats = [seen.features(s) for s in seen.groups]
-    sums = found.bounds * len(data) * (1 + gamma(1))
-    fits = class_fits(seen.groups, hats, sums, abs(seen.g) + seen.errors, curvatures)
-    if fits is None:
-        return math.inf
-    return distance_to_minimum(theta.to(np), data.x[[s[0] for s in seen.groups]], fits)
+    classes = (
+        Samples(
+            seen.features(s),
+            seen.inexact[s] if seen.inexact.any() else np.zeros((1, 1)),
+            np.ascontiguousarray(data.y[s].T, np.float64),
+            found.g[:, s],
+        )
+        for s in seen.groups
+    )
+    x = data.x[[s[0] for s in seen.groups]]
+    return distance_to_minimum(theta.to(np), loss, x, classes, seen.radius)
 
 
 class _Seen(NamedTuple):
@@ -298,6 +298,7 @@ class _ClassGradients(NamedTuple):
     where: str
     bounds: np.ndarray
     slack: float
+    g: np.ndarray
     far: float
     unsettled: str
 
@@ -335,7 +336,7 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
             moved = distance_to_fit(loss, hats, seen.o[:, s], data.y[s].T, g[:, s], errors[:, s])
             far = max(far, (moved, name))
     stationarity = largest / scale if scale else 0.0
-    return _ClassGradients(stationarity, *worst, np.array(bounds), slack, *far)
+    return _ClassGradients(stationarity, *worst, np.array(bounds), slack, g, *far)
 
 
 def _summed(g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, int]:

@@ -7,149 +7,108 @@ distance of the stored ones: the point with these parameters is exactly a local 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 
+from ..datasets.duplicates import identical
+from ..engine.floats import EPSILON, SMALLEST, gamma
+from ..engine.losses import Loss
 from ..engine.parameters import Parameters
-from ..engine.passes import Step, by_map, steps
+from ..engine.passes import Step, steps
 from ..layers import Dense
-from .rounding import gamma
+from .enclosed_algebra import doubled_product, two_sum
+from .enclosures import WIDER, Enclosure, concatenate, exact, inexact, product
+from .fits import FITS
+from .gram import Samples
 
 LARGEST = 2 * 10**7  # numbers of a matrix up to which it is enclosed
-
-
-class Matrix(NamedTuple):
-    """An enclosure: the exact matrix is within `radius` of `middle`, entry by entry."""
-
-    middle: np.ndarray
-    radius: np.ndarray
-
-    def __matmul__(self, other: Matrix) -> Matrix:
-        """Return an enclosure of the product."""
-        share, size = gamma(len(other.middle)), abs(self.middle)
-        off = size @ (other.radius + share * abs(other.middle))
-        off += self.radius @ (abs(other.middle) + other.radius)
-        return Matrix(self.middle @ other.middle, off * (1 + 2 * share))
-
-    @property
-    def T(self) -> Matrix:
-        return Matrix(self.middle.T, self.radius.T)
-
-
-def exact(values: np.ndarray) -> Matrix:
-    """Return the enclosure of numbers that are stored as they are."""
-    return Matrix(values, np.zeros_like(values))
-
-
-def through_inverse(D: np.ndarray, M: Matrix) -> np.ndarray | None:
-    """Return a bound of a D'' with D'' M = D' for all |D'| <= D; None where none is shown to exist.
-
-    D'' = D' (Q M)^-1 Q for a float left inverse Q of M, on the rows of M that are not 0. With
-    E = I - Q M and the largest column sum e of |E| below 1, |D' (I - E)^-1| is at most
-    D + max(D) e / (1 - e).
-    """
-    used = (M.middle != 0).any(axis=1) | (M.radius != 0).any(axis=1)
-    M = Matrix(M.middle[used], M.radius[used])
-    q, r = np.linalg.qr(M.middle)
-    if len(q) < len(r.T) or not np.isfinite(r).all() or not np.diag(r).all():
-        return None
-    Q = scipy.linalg.solve_triangular(r, q.T)
-    product = exact(Q) @ M
-    E = abs(np.eye(len(Q)) - product.middle) + product.radius
-    e = float(E.sum(axis=0).max()) * (1 + gamma(len(E)))
-    if not e < 1:
-        return None
-    D = D + D.max(axis=1, keepdims=True) * (e / (1 - e))
-    found = np.zeros((len(D), len(used)))
-    found[:, used] = (D @ abs(Q)) * (1 + 2 * gamma(len(Q) + 4))
-    return found
+EQUATIONS = 1500  # for the weights of a layer that are solved together
 
 
 class ClassFit(NamedTuple):
-    """Of a class: which columns its features are combinations of, and how far its optimal fit is.
+    """How an optimal fit of a class differs from the map that the class has.
 
-    With features x = `basis` z, z the `kept` columns, all outputs F x + D z, |D| <= `bound`
-    (d_y, k), are those of the optimal fit.
+    All outputs F x + D z, with features x = `basis` z of z of size k, are those of the optimal fit;
+    `change` encloses D (d_y, k). These z are the `kept` features, or, where that is None, each is
+    1 for one sample and 0 for the others.
     """
 
     basis: np.ndarray
-    bound: np.ndarray
+    change: Enclosure
+    kept: np.ndarray | None
 
 
-def enclose_inverse(z: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Return |P| and a share e: |v A^-1| is at most w + max(w) e, w = |v| |P|, for any row v.
+def class_fit(loss: Loss, F: Enclosure, samples: Samples) -> ClassFit | None:
+    """Return how an optimal fit of samples differs from a map F (d_y, n + 1), or None.
 
-    A = sum_i c_i z_i z_i^T for rows z (N, k) and `weights` c (N,), P a float inverse. With
-    E = I - A P and the largest column sum d < 1 of |E|, A^-1 = P (I - E)^-1 and e = d / (1 - d).
-    None where A is not shown to be regular.
+    The last feature is the constant 1. Columns that are constant, or copies of another, are
+    combinations of the rest. Where there are no more samples than columns these are the `basis`,
+    and each of them is fitted for itself, equal ones together. None where the optimal fit is not
+    shown to be near, and for a loss of a user's.
     """
-    weighted = weights[:, None] * z
-    gram = Matrix(z.T, 0 * z.T) @ Matrix(weighted, gamma(1) * abs(weighted))
-    try:
-        P = np.linalg.inv(gram.middle)
-    except np.linalg.LinAlgError:
+    if type(loss) not in FITS or max(samples.z.size, samples.z.shape[1] ** 2) > LARGEST:
         return None
-    product = gram @ exact(P)
-    E = abs(np.eye(len(P)) - product.middle) + product.radius
-    d = float(E.sum(axis=0).max()) * (1 + gamma(len(P)))
-    return (abs(P), d / (1 - d) * (1 + 1e-9)) if d < 1 else None
-
-
-def enclose_fit(
-    hats: np.ndarray, sums: np.ndarray, curvatures: np.ndarray | None = None
-) -> ClassFit | None:
-    """Return how far the optimal fit of features (N, n + 1) is from a given one, or None.
-
-    `sums` (d_y, n + 1) bounds |sum_i g_i x_i^T| there. Columns that are constant, or copies of
-    another, are combinations of the rest; the last one holds ones. None where the Gram matrix of
-    the rest is not shown to be regular.
-
-    With the squared loss the optimal fit is less by G A^-1, G those sums and A the Gram matrix. The
-    cross-entropy has least `curvatures` c_i (N,), orthogonal to shifts of all outputs. With A the
-    Gram matrix that c weighs and s^2 = tr G A^-1 G^T the loss rises on the ellipsoid tr D A D^T =
-    16 s^2 where its moves of the outputs, at most rho = 4 s / sqrt(min c), change no curvature by
-    more than exp(-2 rho) > 1/2: the optimal fit is inside.
-    """
-    kept, basis = distinct_columns(hats)
-    if len(kept) > len(hats):
+    kept, basis = distinct_columns(samples.z, samples.inexact)
+    if len(kept) <= len(samples):
+        compact = _of_distinct(F, kept, basis)
+        change = FITS[type(loss)](loss, compact.middle, samples.columns(kept))
+        if change is not None:
+            return ClassFit(basis, change - (compact - compact.middle), kept)
+    numbers = identical(samples.z)
+    if numbers.max() >= samples.z.shape[1] or samples.inexact.any():
         return None
-    scale = 2.0 ** -np.round(np.log2(np.linalg.norm(hats[:, kept], axis=0)))
-    weights = np.ones(len(hats)) if curvatures is None else curvatures
-    found = enclose_inverse(hats[:, kept] * scale, weights)  # scaled by powers of 2, hence exactly
-    if found is None:
-        return None
-    P, e = found
-    G = sums[:, kept] * scale
-    D = G @ P * (1 + 2 * gamma(len(P)))
-    D = D + D.max(axis=1, keepdims=True) * e
-    if curvatures is not None:
-        s = 4 * math.sqrt(float((D * G).sum())) * (1 + 1e-9)
-        if not s < 0.34 * math.sqrt(float(curvatures.min())):
+    return _one_by_one(loss, F, samples, numbers)
+
+
+def _of_distinct(F: Enclosure, kept: np.ndarray, basis: np.ndarray) -> Enclosure:
+    """Return F B for a `basis` B of distinct columns; exact where a column has no copies."""
+    alone = (np.count_nonzero(basis, axis=0) == 1) & (basis[kept, range(len(kept))] == 1)
+    middle, radius = F.middle[:, kept], F.radius[:, kept]
+    if not alone.all():
+        found = doubled_product(F.middle, basis[:, ~alone])
+        off = F.radius @ abs(basis[:, ~alone]) * (1 + 2 * gamma(len(basis)))
+        middle[:, ~alone], radius[:, ~alone] = found.middle, (found.radius + off) * WIDER
+    return Enclosure(middle, radius)
+
+
+def _one_by_one(loss: Loss, F: Enclosure, samples: Samples, numbers: np.ndarray) -> ClassFit | None:
+    """Return the fit of samples that are fitted one by one, those with equal `numbers` together."""
+    firsts = np.unique(numbers, return_index=True)[1]
+    x = samples.z[firsts]
+    o = doubled_product(F.middle, x.T) + Enclosure(0 * samples.y[:, firsts], F.radius @ abs(x.T))
+    o = Enclosure(o.middle, o.radius * (1 + 2 * gamma(x.shape[1])))
+    changes = []
+    for n in range(len(firsts)):
+        group = samples.of(np.flatnonzero(numbers == n))
+        group = replace(group, z=np.ones((len(group), 1)))
+        change = FITS[type(loss)](loss, o.middle[:, [n]], group)
+        if change is None:
             return None
-        D = np.tile(s * np.sqrt(np.diag(P) + P.max(axis=1) * e), (len(G), 1)) * (1 + 1e-9)
-    return ClassFit(basis, D * scale)
+        changes.append(change)
+    return ClassFit(x.T, concatenate(changes, axis=1) - (o - o.middle), None)
 
 
-def distinct_columns(hats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def distinct_columns(hats: np.ndarray, inexact: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return k columns of (N, n + 1), and the matrix (n + 1, k) that makes all of them of these.
 
-    Left out are constant columns but the last one, and copies. The last one holds ones.
+    Left out are constant columns but the last one, and copies; not those that are `inexact`. The
+    last one holds ones.
     """
     n = hats.shape[1] - 1
-    constant = (hats == hats[0]).all(axis=0)
-    _, firsts, copies = np.unique(hats, axis=1, return_index=True, return_inverse=True)
-    own = np.array([firsts[c] for c in np.ravel(copies)])
+    sure = ~np.broadcast_to(inexact.any(axis=0), n + 1)
+    constant = (hats == hats[0]).all(axis=0) & sure
+    numbers = identical(np.ascontiguousarray(hats.T))
+    own = np.unique(numbers, return_index=True)[1][numbers]
+    own = np.where(sure & sure[own], own, np.arange(n + 1))
     kept = np.append(np.unique(own[~constant]), n)
     basis = np.zeros((n + 1, len(kept)))
-    place = {int(column): k for k, column in enumerate(kept)}
-    for column in range(n + 1):
-        if constant[column]:
-            basis[column, -1] = hats[0, column]
-        else:
-            basis[column, place[int(own[column])]] = 1
+    basis[constant, -1] = hats[0, constant]
+    others = np.flatnonzero(~constant)
+    basis[others, np.searchsorted(kept, own[others])] = 1
     return kept, basis
 
 
@@ -160,141 +119,222 @@ class Cell(NamedTuple):
     fit: ClassFit
 
 
-def class_fits(
-    groups: list[np.ndarray],
-    hats: list[np.ndarray],
-    sums: np.ndarray,
-    g: np.ndarray,
-    curvatures: np.ndarray | None,
-) -> list[ClassFit] | None:
-    """Return the fits of all classes, or None where one is not enclosed.
+def distance_to_minimum(
+    theta: Parameters, loss: Loss, x: np.ndarray, classes: Iterable[Samples], radius: float
+) -> float:
+    """Return the distance within which an exact local minimum is shown to exist, or infinity.
 
-    From the features (N_s, n + 1) of each class, bounds of |sum_i g_i x_i^T|, (S, d_y, n + 1), and
-    of |g| (d_y, N). With the squared loss, which has no `curvatures`, outputs of no more samples
-    than features are fitted exactly: these samples are the columns then.
+    `x` holds a sample of each class, `classes` the features and targets of all of its samples, on
+    the host as theta is; patterns are constant within `radius`, and distances of half of it or more
+    are of no use. With all layers but one as they are, a dense one, outputs are affine in its W and
+    b: U_s W H_s (x, 1) + const in class s, with H_s and U_s the active parts of the layers below
+    and above. So U_s W H_s has to change by the changes D_s of the fits. Where all U_s agree, or
+    all H_s, a right inverse of what is multiplied from the left and a left inverse of what is from
+    the right bound that change; otherwise a right inverse of the linear equations for W does.
     """
-    found = []
-    for s, x, bound in zip(groups, hats, sums, strict=True):
-        if max(x.size, x.shape[1] ** 2) > LARGEST:
-            return None
-        fit = enclose_fit(x, bound, None if curvatures is None else curvatures[s])
-        if fit is None and curvatures is None and len(s) < x.shape[1]:
-            fit = ClassFit(x.T, abs(g[:, s]))
+    cells = []
+    for sample, samples in zip(x, classes, strict=True):
+        _, columns = next(theta.net.chunks(theta, sample[None]))
+        trace = list(steps(theta, columns))
+        fit = class_fit(loss, _stored_map(theta, trace), samples)
         if fit is None:
+            return np.inf
+        cells.append(Cell(trace, fit))
+    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
+    for way in (_same_above, _same_below, _equations):
+        for layer in reversed(dense):
+            change = way(theta, cells, layer)
+            if change is not None and change.magnitude.max() < radius / 2:
+                return float(change.magnitude.max())
+    return np.inf
+
+
+def _same_above(theta: Parameters, cells: list[Cell], layer: int) -> Enclosure | None:
+    """Return the change of layer (W, b) if all classes have the same pattern from it on, or None.
+
+    W [H_1, H_2, ...] has to change by what the layers above make the D_s of.
+    """
+    columns = sum(len(cell.fit.basis.T) for cell in cells)
+    rows = theta.W[layer].shape[1] + 1
+    if columns > rows or rows * columns > LARGEST or not _agree(cells, layer - 1, theta.net.depth):
+        return None
+    D = concatenate([cell.fit.change for cell in cells], axis=1)
+    if layer < theta.net.depth:
+        U = _downwards(cells[0].trace, layer)
+        D = through_inverse(D.T, U.T)
+        if D is None:
             return None
-        found.append(fit)
+        D = D.T
+    parts = [_upwards(theta, cell.trace, cell.fit.basis, layer) for cell in cells]
+    return through_inverse(D, concatenate(parts, axis=1))
+
+
+def _same_below(theta: Parameters, cells: list[Cell], layer: int) -> Enclosure | None:
+    """Return the change of layer (W, b) if all classes have the same pattern below it, or None.
+
+    [U_1; U_2; ...] W has to change by the D_s, as maps of all features, through H.
+    """
+    first, n = theta.net.leading_poolings, cells[0].fit.basis.shape[0]
+    outputs, width = len(cells) * len(cells[0].fit.change), theta.W[layer].shape[0]
+    rows = theta.W[layer].shape[1] + 1
+    if outputs > width or n > rows or rows * n > LARGEST or not _agree(cells, first, layer - 1):
+        return None
+    changes = [_of_features(cell.fit) for cell in cells]
+    if any(change is None for change in changes):
+        return None
+    H = _upwards(theta, cells[0].trace, np.eye(n), layer)
+    D = through_inverse(concatenate(changes), H)
+    U = concatenate([_downwards(cell.trace, layer) for cell in cells])
+    return None if D is None else through_inverse(D.T, U.T)
+
+
+def _equations(theta: Parameters, cells: list[Cell], layer: int) -> Enclosure | None:
+    """Return the least change of layer (W, b) with which U_s W H_s changes by D_s, or None."""
+    unknowns = theta.W[layer].shape[0] * (theta.W[layer].shape[1] + 1)
+    number = sum(cell.fit.change.middle.size for cell in cells)
+    if number > min(unknowns, EQUATIONS) or number * unknowns > LARGEST:
+        return None
+    parts, changes = [], []
+    for cell in cells:
+        U = _downwards(cell.trace, layer)  # (d_y, n_l)
+        H = _upwards(theta, cell.trace, cell.fit.basis, layer)  # (n_{l-1} + 1, k)
+        part = U.T.reshape(U.shape[1], 1, U.shape[0], 1) * H.reshape(1, H.shape[0], 1, H.shape[1])
+        parts.append(part.reshape(unknowns, -1))
+        changes.append(cell.fit.change.reshape(1, -1))
+    return through_inverse(concatenate(changes, axis=1), concatenate(parts, axis=1))
+
+
+def _agree(cells: list[Cell], first: int, last: int) -> bool:
+    """Return whether all classes have the same pattern in the steps from `first` to `last`."""
+    for cell in cells[1:]:
+        for step, other in zip(cell.trace[first:last], cells[0].trace[first:last], strict=True):
+            if step.W.selects and (step.matrix.choice != other.matrix.choice).any():
+                return False
+            if step.kinked and ((step.z > 0) != (other.z > 0)).any():
+                return False
+    return True
+
+
+def _of_features(fit: ClassFit) -> Enclosure | None:
+    """Return the change of the fit as a map of all features, 0 where others determine them."""
+    if fit.kept is None:
+        return through_inverse(fit.change, exact(fit.basis))
+    shape = len(fit.change), len(fit.basis)
+    found = Enclosure(np.zeros(shape), np.zeros(shape))
+    found.middle[:, fit.kept], found.radius[:, fit.kept] = fit.change.middle, fit.change.radius
     return found
 
 
-def distance_to_minimum(theta: Parameters, x: np.ndarray, fits: list[ClassFit]) -> float:
-    """Return the distance within which an exact local minimum is shown to exist, or infinity.
+def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
+    """Return D'' with D'' M = D, D (d, k) and M (n, k); None where none is shown to exist.
 
-    `x` holds a sample of each class, on the host as theta is. With all layers but one as they are,
-    a dense one, outputs are affine in its W and b: U_s W H_s (x, 1) + const in class s, with H_s
-    and U_s the active parts of the layers below and above. For the last layer W [H_1, H_2, ...] has
-    to change by the changes D_s of the fits; for another one, where all patterns below it agree,
-    U_s W H does. A left inverse of what is multiplied from the right and a right inverse of what is
-    from the left bound that change.
+    D'' = D (Q M)^-1 Q for a float left inverse Q of M, on the rows of M that are not 0. With
+    E = I - Q M and the largest column sum e of |E| below 1, D (I - E)^-1 differs from D by at most
+    max |D| e / (1 - e).
     """
-    cells = []
-    for sample, fit in zip(x, fits, strict=True):
-        _, columns = next(theta.net.chunks(theta, sample[None]))
-        cells.append(Cell(list(steps(theta, columns)), fit))
-    return min(_by_last_layer(theta, cells), _by_dense_layer(theta, cells))
+    used = (M.middle != 0).any(axis=1) | (M.radius != 0).any(axis=1)
+    M = M[used]
+    if len(M) < M.shape[1] or not np.isfinite(M.middle).all():
+        return None
+    q, r = np.linalg.qr(M.middle)
+    if not (np.isfinite(r).all() and np.diag(r).all()):
+        return None
+    Q = exact(scipy.linalg.solve_triangular(r, q.T))
+    E = np.eye(len(Q)) - Q @ M
+    e = float(E.magnitude.sum(axis=0).max()) * (1 + 2 * gamma(len(E)))
+    if not e < 1:
+        return None
+    more = D.magnitude.max(axis=1, keepdims=True) * (e / (1 - e) * WIDER)
+    change = Enclosure(D.middle, (D.radius + more) * WIDER) @ Q
+    shape = len(D), len(used)
+    found = Enclosure(np.zeros(shape), np.zeros(shape))
+    found.middle[:, used], found.radius[:, used] = change.middle, change.radius
+    return found
 
 
-def _by_last_layer(theta: Parameters, cells: list[Cell]) -> float:
-    net = theta.net
-    columns = sum(cell.fit.bound.shape[1] for cell in cells)
-    rows = theta.W[net.depth].shape[1] + 1
-    if not isinstance(net.layers[-1], Dense) or columns > rows or rows * columns > LARGEST:
-        return np.inf
-    parts = [_upwards(theta, cell.trace, cell.fit.basis, net.depth) for cell in cells]
-    M = Matrix(*(np.hstack([getattr(part, name) for part in parts]) for name in Matrix._fields))
-    D = np.hstack([cell.fit.bound for cell in cells])
-    return _largest(through_inverse(D, M))
+# What a pattern makes of the layers
 
 
-def _by_dense_layer(theta: Parameters, cells: list[Cell]) -> float:
-    """Return the distance for the first dense layer, below which all patterns have to agree."""
-    net = theta.net
-    dense = [n for n, layer in enumerate(net.layers, 1) if isinstance(layer, Dense)]
-    if not dense or dense[0] == net.depth or any(not _of_columns(cell.fit) for cell in cells):
-        return np.inf
-    first, first_cell = dense[0], cells[0]
-    for cell in cells[1:]:
-        for step, other in zip(cell.trace[: first - 1], first_cell.trace, strict=False):
-            same = not step.W.selects or (step.matrix.choice == other.matrix.choice).all()
-            if not same or (step.kinked and ((step.z > 0) != (other.z > 0)).any()):
-                return np.inf
-    n = cells[0].fit.basis.shape[0]
-    U = [_downwards(cell.trace, first) for cell in cells]
-    U = Matrix(*(np.vstack([getattr(part, name) for part in U]) for name in Matrix._fields))
-    H = _upwards(theta, first_cell.trace, np.eye(n), first)
-    if len(U.middle) > U.middle.shape[1] or H.middle.shape[1] > H.middle.shape[0]:
-        return np.inf
-    D = np.vstack([_spread(cell.fit) for cell in cells])
-    D = through_inverse(D, H)
-    if D is None:
-        return np.inf
-    return _largest(through_inverse(D.T.copy(), U.T))
-
-
-def _of_columns(fit: ClassFit) -> bool:
-    """Return whether the columns of the fit are features, and not samples."""
-    return fit.bound.shape[1] == 1 or bool((fit.basis[-1, :-1] == 0).all())
-
-
-def _spread(fit: ClassFit) -> np.ndarray:
-    """Return the change of the fit in all features, 0 where they are combinations of others."""
-    D = np.zeros((len(fit.bound), len(fit.basis)))
-    for k, column in enumerate(fit.basis.T):
-        place = len(column) - 1 if k == fit.basis.shape[1] - 1 else int(np.argmax(column == 1))
-        D[:, place] = fit.bound[:, k]
-    return D
-
-
-def _upwards(theta: Parameters, trace: list[Step], basis: np.ndarray, layer: int) -> Matrix:
-    """Return (H x, 1) for the columns (x, 1) of a basis, H what is active up to o^{layer-1}."""
-    v, c = exact(basis[:-1]), basis[-1]
-    for step in trace[theta.net.leading_poolings : layer - 1]:
-        W, share = step.matrix, gamma(step.W.fan_in + 2)
-        size = abs(W)
-        off = size @ (v.radius + share * abs(v.middle))
-        z = W @ v.middle
-        if step.b is not None:
-            maps, wide = by_map(z, step.b), by_map(off, step.b)
-            tiled = np.tile(c, z.size // len(step.b) // len(c))
-            maps += step.b[:, None] * tiled
-            wide += share * abs(step.b)[:, None] * abs(tiled)
-        off = off * (1 + 2 * share)
+def _stored_map(theta: Parameters, trace: list[Step]) -> Enclosure:
+    """Return F (d_y, n + 1) with o = F (x, 1) on the pattern of a pass of one sample."""
+    v = exact(np.eye(len(trace[-1].o)))  # columns: the transpose of the map from o^l on
+    constant = exact(np.zeros(len(v)))
+    for step in reversed(trace[theta.net.leading_poolings :]):
         if step.activation is not None:
-            slopes = step.slopes
-            off = slopes * off + (slopes != 1) * gamma(1) * abs(z)
-            z = slopes * z
-        v = Matrix(z, off)
-    return Matrix(np.vstack([v.middle, c]), np.vstack([v.radius, 0 * c]))
+            v = _scaled(v, step.slopes)
+        if step.b is not None:
+            b = np.repeat(step.b, len(v) // len(step.b))
+            off = (abs(b) @ v.radius) * (1 + 2 * gamma(len(b)))
+            found = doubled_product(b[None], v.middle)[0]
+            constant = constant + Enclosure(found.middle, (found.radius + off) * WIDER)
+        v = _transposed_product(step, v)
+    return concatenate([v.T, constant.reshape(-1, 1)], axis=1)
 
 
-def _downwards(trace: list[Step], layer: int) -> Matrix:
+def _upwards(theta: Parameters, trace: list[Step], basis: np.ndarray, layer: int) -> Enclosure:
+    """Return (H x, 1) for the columns (x, 1) of a basis, H what is active up to o^{layer-1}."""
+    v, c = exact(basis[:-1]), exact(basis[-1:])
+    for step in trace[theta.net.leading_poolings : layer - 1]:
+        v = _product(step, v)
+        if step.b is not None:
+            v = _with_constants(v, step.b, c.middle)
+        if step.activation is not None:
+            v = _scaled(v, step.slopes)
+    return concatenate([v, c])
+
+
+def _downwards(trace: list[Step], layer: int) -> Enclosure:
     """Return the active part U from z^layer to the outputs, (d_y, n_layer), of one pattern."""
-    width = trace[-1].o.shape[0]
-    v = exact(np.eye(width))  # columns: the transpose of U
+    v = exact(np.eye(len(trace[-1].o)))  # columns: the transpose of U
     for step in reversed(trace[layer:]):
         if step.activation is not None:
             v = _scaled(v, step.slopes)
-        W, share = step.matrix.T, gamma(max(step.W.shape[0], 1) + 2)
-        off = abs(W) @ (v.radius + share * abs(v.middle))
-        v = Matrix(W @ v.middle, off * (1 + 2 * share))
+        v = _transposed_product(step, v)
     if trace[layer - 1].activation is not None:
         v = _scaled(v, trace[layer - 1].slopes)
     return v.T
 
 
-def _scaled(v: Matrix, slopes: np.ndarray) -> Matrix:
-    off = slopes * v.radius + (slopes != 1) * gamma(1) * abs(v.middle)
-    return Matrix(slopes * v.middle, off)
+def _with_constants(v: Enclosure, b: np.ndarray, c: np.ndarray) -> Enclosure:
+    """Return v + b c for columns of neurons: what rounds is known exactly where c is 0 or 1."""
+    maps = v.reshape(len(b), -1, v.shape[1])
+    terms = b[:, None, None] * c
+    total, rest = two_sum(maps.middle, terms)
+    off = abs(rest) + maps.radius
+    off = off + ((c != 0) & (c != 1)) * (EPSILON * abs(terms) + SMALLEST)
+    return Enclosure(total, off * WIDER).reshape(*v.shape)
 
 
-def _largest(bound: np.ndarray | None) -> float:
-    return np.inf if bound is None or not np.isfinite(bound).all() else float(bound.max())
+def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
+    """Return W^T v for columns v of a step of one sample."""
+    W, off, terms = step.matrix, v.radius, 1
+    if W.weights is not None:  # the most terms of a column of W
+        counts = np.count_nonzero(W.weights, axis=(0, *range(2, W.weights.ndim)))
+        terms = max(1, int(counts.max()))
+    if terms > 1 or not _of_powers(step):
+        share = gamma(terms + 2)
+        off = abs(W).T @ inexact(abs(v.middle), off, share) + 2 * terms * SMALLEST
+        return Enclosure(W.T @ v.middle, off * (1 + 2 * share))
+    return Enclosure(W.T @ v.middle, abs(W).T @ off)
+
+
+def _product(step: Step, v: Enclosure) -> Enclosure:
+    """Return W v for columns v of a step of one sample."""
+    W = step.matrix
+    if _of_powers(step) and (step.W.selects or W.fan_in <= 1):
+        return Enclosure(W @ v.middle, abs(W) @ v.radius)
+    return product(W, v)
+
+
+def _of_powers(step: Step) -> bool:
+    """Return whether all entries of W are powers of two, or 0: a single one rounds nothing."""
+    weights = step.matrix.weights
+    if weights is None:
+        return step.W.selects
+    return bool(np.isin(abs(np.frexp(weights)[0]), (0, 0.5)).all())
+
+
+def _scaled(v: Enclosure, slopes: np.ndarray) -> Enclosure:
+    """Return columns of neurons times the slopes (n, 1) of the activation."""
+    off = (slopes != 1) * (slopes != 0) * (EPSILON * abs(v.middle) + SMALLEST)
+    return Enclosure(slopes * v.middle, (slopes * v.radius + slopes * off) * WIDER)

@@ -1,0 +1,207 @@
+"""Optimal fits of pattern classes are inside their enclosures, or not claimed to be."""
+
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+import pytest
+from exact_fits import (
+    exact_fit,
+    exact_huber_fit,
+    exact_softmax_fit,
+    exact_vertex,
+    fractions_of,
+)
+
+from tinyspur.certificates.enclosures import exact
+from tinyspur.certificates.gram import GramInverse, Samples
+from tinyspur.certificates.nearby import class_fit, distinct_columns
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
+from tinyspur.fitting.affine import fit_affine, stationary_subgradient
+
+SQUARED, ENTROPY, ABSOLUTE = SquaredLoss(), CrossEntropy(), AbsoluteLoss()
+EXACT = np.zeros((1, 1))
+
+
+def change_of(loss, x, y, F):
+    """Return the enclosed change of the map F (n + 1, d_y) of some samples, (n + 1, d_y)."""
+    hats, chosen = np.column_stack([x, np.ones(len(x))]), None
+    if loss is ABSOLUTE:
+        near = 1e-12 * (abs(hats) @ abs(F)).T
+        chosen = stationary_subgradient(hats, *loss.subgradients((hats @ F).T, y.T, near))
+    samples = Samples(hats, EXACT, np.ascontiguousarray(y.T), chosen)
+    found = class_fit(loss, exact(np.ascontiguousarray(F.T)), samples)
+    return None if found is None else found.change.T
+
+
+def stored(x, y, loss):
+    fit = fit_affine(x, y, loss)
+    return np.vstack([fit.weights.T, fit.bias])
+
+
+def holds(change, F, best):
+    """Return whether the exact fit is in the enclosure of F and its change."""
+    shifts = [
+        (abs(Fraction(m) + f - b), Fraction(r))
+        for row in zip(
+            change.middle.tolist(), change.radius.tolist(), fractions_of(F), best, strict=True
+        )
+        for m, r, f, b in zip(*row, strict=True)
+    ]
+    return all(off <= radius for off, radius in shifts)
+
+
+@pytest.mark.parametrize("moved", [0, 1e-6, 0.1])
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_least_squares_are_enclosed_wherever_one_starts(spread, moved):
+    rng = np.random.default_rng(0)
+    x, y = 1 + spread * rng.normal(size=(15, 3)), rng.normal(size=(15, 2))
+    F = stored(x, y, SQUARED) + moved
+    change, best = change_of(SQUARED, x, y, F), exact_fit(x, y)
+    assert holds(change, F, best)
+    assert change.radius.max() < 1e-14 * max(1, moved * 1e8) / spread**3
+    assert not holds(change, F + 1e-6, best)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("moved", [0, 1e-9])
+def test_a_huber_fit_is_enclosed_on_its_piece(seed, moved):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(25, 2)), rng.normal(size=(25, 1))
+    F = stored(x, y, HuberLoss(0.75)) + moved
+    change, best = change_of(HuberLoss(0.75), x, y, F), exact_huber_fit(x, y, 0.75, F)
+    assert holds(change, F, best)
+    assert change.radius.max() < 1e-13
+
+
+def test_a_huber_fit_at_its_corner_is_not_decided():
+    x = np.array([[-1.0], [0.0], [1.0], [0.0]])
+    y = np.array([[0.0], [1.0], [0.0], [-1.0]])  # the fit is 0, for any delta
+    F = np.zeros((2, 1))
+    assert change_of(HuberLoss(1.0), x, y, F) is None
+    assert holds(change_of(HuberLoss(0.5), x, y, F), F, [[0], [0]])
+
+
+def test_a_huber_fit_far_from_its_piece_is_not_decided():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(25, 2)), rng.normal(size=(25, 1))
+    assert change_of(HuberLoss(0.75), x, y, stored(x, y, HuberLoss(0.75)) + 1) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_vertex_is_enclosed_if_its_subgradients_show_that_it_is_optimal(seed):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(21, 2)), rng.normal(size=(21, 1))
+    F = stored(x, y, ABSOLUTE)
+    r = abs(y - np.column_stack([x, np.ones(21)]) @ F)[:, 0]
+    best, optimal = exact_vertex(x, y, np.flatnonzero(r < 1e-9).tolist())
+    change = change_of(ABSOLUTE, x, y, F)
+    assert optimal
+    assert holds(change, F, best)
+    assert change.magnitude.max() < 1e-14
+    moved, optimal = exact_vertex(x, y, [0, 1, 2])
+    assert not optimal
+    assert change_of(ABSOLUTE, x, y, np.array(moved, float)) is None
+    assert change_of(ABSOLUTE, x, y, F + 1e-3) is None
+
+
+def test_most_targets_may_be_one_number():
+    """The optimal fit is that constant: it meets more targets than there are features."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(30, 2)), np.where(np.arange(30) % 6 == 0, 0.91, 0.01)[:, None]
+    F = np.array([[1e-17], [0], [0.01 + 1e-17]])
+    assert holds(change_of(ABSOLUTE, x, y, F), F, [[0], [0], [Fraction(0.01)]])
+
+
+def test_of_an_even_number_of_equal_samples_any_median_will_do():
+    x, F = np.full((4, 1), 3.0), np.array([[0.0], [1.5]])
+    for y, off in (([0, 1, 2, 3], 0), ([2, 0, 5, 3], 0.5)):
+        change = change_of(ABSOLUTE, x, np.array(y, float)[:, None], F)
+        assert change.middle.item() == off
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("moved", [0, 1e-7])
+def test_a_softmax_regression_is_enclosed(seed, moved):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(15, 2)), rng.dirichlet(np.ones(3), 15)
+    F = stored(x, y, ENTROPY) + moved * rng.normal(size=(3, 3))
+    change = change_of(ENTROPY, x, y, F)
+    assert change.radius.max() < 1e-12
+    with mpmath.workdps(40):
+        best = exact_softmax_fit(x, y, F.tolist())
+        off = best - mpmath.matrix(F.tolist()) - mpmath.matrix(change.middle.tolist())
+        assert all(abs(a) <= r for a, r in zip(off, change.radius.ravel(), strict=True))
+
+
+def test_a_softmax_regression_of_as_many_samples_as_features_meets_soft_targets():
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(3, 4)), rng.dirichlet(np.ones(3), 3)
+    F = rng.normal(size=(5, 3))
+    change = change_of(ENTROPY, x, y, F)  # of the outputs of each sample
+    o = np.column_stack([x, np.ones(3)]) @ F + change.middle
+    assert np.allclose(np.exp(o) / np.exp(o).sum(axis=1)[:, None], y, rtol=1e-14)
+    assert change.radius.max() < 1e-13
+    assert change_of(ENTROPY, x, np.eye(3), F) is None
+
+
+def test_a_softmax_regression_far_out_has_no_minimum_nearby():
+    x = np.array([[255.0, 0, 0], [0, 255, 0], [0, 0, 1], [0, 0, 1]])
+    y = np.eye(2)[[0, 1, 0, 1]]
+    for height in (0.01, 0.1, 1.0):
+        F = np.zeros((4, 2))
+        F[:2] = height * np.array([[1.0, -1], [-1, 1]])
+        assert change_of(ENTROPY, x, y, F) is None
+
+
+@pytest.mark.parametrize("loss", [SQUARED, ENTROPY, ABSOLUTE, HuberLoss(9.0)], ids=repr)
+def test_equal_samples_with_other_targets_are_fitted_together(loss):
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(3, 4)), rng.dirichlet(np.ones(3), 5)
+    x, F = x[[0, 1, 2, 0, 0]], rng.normal(size=(5, 3))
+    hats = np.column_stack([x, np.ones(5)])
+    near = np.zeros((3, 5))
+    chosen = None
+    if loss is ABSOLUTE:
+        chosen = stationary_subgradient(hats, *loss.subgradients((hats @ F).T, y.T, near))
+    found = class_fit(loss, exact(F.T.copy()), Samples(hats, EXACT, y.T.copy(), chosen))
+    o = (hats @ F)[:3].T + found.change.middle
+    mean = np.array([y[[0, 3, 4]].mean(axis=0), y[1], y[2]]).T
+    if loss is ENTROPY:
+        o = np.exp(o) / np.exp(o).sum(axis=0)
+    elif loss is ABSOLUTE:
+        mean[:, 0] = np.median(y[[0, 3, 4]], axis=0)
+    assert np.allclose(o, mean, rtol=1e-9)
+    assert np.array_equal(found.basis, hats[:3].T)
+
+
+def test_inexact_features_widen_an_enclosure():
+    rng = np.random.default_rng(7)
+    x, y = rng.uniform(size=(20, 2)), rng.normal(size=(20, 1))
+    F = stored(x, y, SQUARED)
+    hats, off = np.column_stack([x, np.ones(20)]), np.zeros((20, 3))
+    off[:, 0] = 1e-10
+    found = class_fit(SQUARED, exact(F.T.copy()), Samples(hats, off, y.T.copy(), None))
+    for _ in range(20):
+        near = x + off[:, :2] * rng.choice([-1, 1], size=x.shape)
+        best = exact_fit(near, y)
+        assert holds(found.change.T, F, best)
+    assert found.change.magnitude.max() < 1e-8
+
+
+def test_all_columns_are_made_of_the_distinct_ones():
+    rng = np.random.default_rng(2)
+    hats = rng.normal(size=(9, 6))
+    hats[:, 1], hats[:, 3], hats[:, 4], hats[:, -1] = 7, hats[:, 0], 0, 1
+    kept, basis = distinct_columns(hats, EXACT)
+    assert len(kept) == 3
+    assert np.array_equal(hats[:, kept] @ basis.T, hats)
+    inexact = np.zeros(6)
+    inexact[3] = 1e-16  # then it may be no copy
+    assert len(distinct_columns(hats, inexact[None])[0]) == 4
+
+
+def test_a_gram_matrix_that_may_be_singular_encloses_nothing():
+    x = np.column_stack([np.arange(5.0), 3 * np.arange(5.0) + 1, np.ones(5)])
+    assert GramInverse.of(Samples(x, EXACT, np.ones((1, 5)), None)) is None
+    assert GramInverse.of(Samples(x[:, [0, 2]], EXACT, np.ones((1, 5)), None)) is not None
