@@ -13,7 +13,7 @@ from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
 from ..engine.activations import Activation
 from ..engine.backend import to_numpy
 from ..engine.losses import KNOWN as KNOWN_LOSSES
-from ..engine.losses import CrossEntropy, Loss
+from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import steps
@@ -117,50 +117,3 @@ def _expect(true: np.ndarray, loss: Loss, what: str, off: np.ndarray) -> None:
         raise AssumptionError(
             f"loss {loss!r}: expected {what} got a difference of {float(off[n]):.3g} at sample {n}"
         )
-
-
-def distance_to_fit(
-    loss: Loss, x: np.ndarray, o: np.ndarray, y: np.ndarray, g: np.ndarray, errors: np.ndarray
-) -> float:
-    """Return how far the optimal affine fit of some samples moves their outputs, at most about.
-
-    For features x (N, d), outputs and targets (d_y, N), gradients g and what they may be off by:
-    |sum_i (|g_i| + errors) q_i| / lambda for an orthonormal basis q of the features, lambda the
-    least eigenvalue of sum_i c_i q_i q_i^T, and c_i the least curvature of the loss at sample i. It
-    is infinite where a curvature underflows. Losses that reach their least value for any data,
-    squared, absolute and Huber, need no such bound: 0. Of a user's loss with kinks it is assumed.
-    """
-    attained = type(loss) in KNOWN_LOSSES and not isinstance(loss, CrossEntropy)
-    if attained or hasattr(loss, "subgradients"):
-        return 0.0
-    lengths = np.linalg.norm(x, axis=0)
-    u, sizes, _ = np.linalg.svd(x[:, lengths > 0] / lengths[lengths > 0], full_matrices=False)
-    q = u[:, sizes > max(x.shape) * np.finfo(float).eps * sizes[0]]
-    weights = q * least_curvature(loss, o, y)[:, None]
-    least = float(np.linalg.eigvalsh(q.T @ weights)[0])
-    left = float(np.linalg.norm(abs(g @ q) + errors @ abs(q)))
-    if not least > np.finfo(float).tiny:
-        return np.inf
-    return left / least * float(np.linalg.norm(q, axis=1).max())
-
-
-def least_curvature(loss: Loss, o: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the least eigenvalue of the Hessian of the loss in o, shape (N,).
-
-    Where a shift of all outputs changes no loss, the least one orthogonal to it; for the
-    cross-entropy at least min_k p_k, by interlacing.
-    """
-    d_y, samples = o.shape
-    if d_y == 1 and type(loss) is CrossEntropy:
-        return np.ones(samples)  # the loss is constant
-    if type(loss) is CrossEntropy:
-        shifted = np.exp(o - o.max(axis=0))
-        return shifted.min(axis=0) / shifted.sum(axis=0)
-    H = np.empty((samples, d_y, d_y))
-    for k in range(d_y):
-        one = np.zeros_like(o)
-        one[k] = 1
-        H[:, :, k] = loss.curvature(o, y, one).T
-    values = np.linalg.eigvalsh((H + H.swapaxes(1, 2)) / 2)
-    shifts = d_y > 1 and (abs(H.sum(axis=2)).max() <= NULL * abs(H).max())
-    return values[:, 1] if shifts else values[:, 0]

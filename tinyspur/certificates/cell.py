@@ -18,7 +18,7 @@ from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..fitting.affine import stationary_subgradient
-from .assumptions import assumed, check_loss, distance_to_fit
+from .assumptions import assumed, check_loss
 from .certificate import Certificate, in_float64, round_down
 from .decrease import SHARE, Classes
 from .exact import meets_targets
@@ -28,7 +28,7 @@ from .nearby import distance_to_minimum
 from .radius import Chunk, highest_dead_layer, keeps_patterns, shrink
 from .rounding import gamma, gradient_rounding, mean_rounding, preactivation_rounding
 
-CHOSEN = 1e-12  # the accuracy of the best subgradients, relative to their largest sum
+CHOSEN = 1e-12  # of subgradients: up to this share of the largest sum a better choice may exist
 ZERO_AT_TARGETS = (SquaredLoss, AbsoluteLoss, HuberLoss)
 
 
@@ -162,6 +162,8 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         distance = _distance(theta, seen, found, data, loss)
         if distance < radius / 2:
             delta = cells.decrease(theta, distance)
+            if type(loss) in KNOWN:  # no risk is negative
+                delta = min(delta, risk + rounding)
             return CellCertificate(
                 holds=True, radius=radius, delta=delta, distance=distance, **common
             )
@@ -183,7 +185,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         reached, delta = cells.reach(theta, radius, SHARE * (risk - rounding))
     elif 0 < radius < math.inf:
         delta = cells.decrease(theta, radius)
-    if type(loss) in KNOWN:  # no risk is negative
+    if type(loss) in KNOWN:
         delta = min(delta, risk + rounding)
     return CellCertificate(
         holds=False, radius=reached, delta=delta, obstacle="; ".join(obstacles), **common
@@ -288,9 +290,8 @@ class _ClassGradients(NamedTuple):
     """What is known of all G_s.
 
     The largest entry relative to the gradients, the largest ratio to a bound of its rounding error
-    and `where` that is; bounds of all |G_s|, (S, d_y, n + 1); by how much a
-    choice of subgradients lowers the risk at most; how far the farthest optimal fit is, of which
-    class.
+    and `where` that is; bounds of all |G_s|, (S, d_y, n + 1); by how much a choice of subgradients
+    lowers the risk at most; the gradients (d_y, N), of the loss with kinks those that were chosen.
     """
 
     stationarity: float
@@ -299,8 +300,6 @@ class _ClassGradients(NamedTuple):
     bounds: np.ndarray
     slack: float
     g: np.ndarray
-    far: float
-    unsettled: str
 
 
 def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradients:
@@ -311,7 +310,7 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
         slack = float(((high - low) * (abs(seen.o - data.y.T) + seen.inexact_o)).sum()) / len(data)
         errors = np.where(low < high, 0, errors)
     constant = np.arange(seen.hats.shape[1]) == seen.hats.shape[1] - 1
-    largest, worst, far, bounds = 0.0, (0.0, ""), (0.0, ""), []
+    largest, worst, bounds = 0.0, (0.0, ""), []
     for s in seen.groups:
         hats = seen.features(s)
         if seen.subgradients:
@@ -332,11 +331,8 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
             said = f"{share:.2g} of the gradients, {times:.2g} times its rounding error, {where}"
             worst = times, said
         bounds.append((G + off) / len(data))
-        if worst[0] <= 1:
-            moved = distance_to_fit(loss, hats, seen.o[:, s], data.y[s].T, g[:, s], errors[:, s])
-            far = max(far, (moved, name))
     stationarity = largest / scale if scale else 0.0
-    return _ClassGradients(stationarity, *worst, np.array(bounds), slack, g, *far)
+    return _ClassGradients(stationarity, *worst, np.array(bounds), slack, g)
 
 
 def _summed(g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, int]:
