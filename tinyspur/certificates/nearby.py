@@ -26,6 +26,8 @@ from .fits import FITS
 from .gram import Samples
 
 LARGEST = 2 * 10**7  # numbers of a matrix up to which it is enclosed
+BITS = 10  # behind the point, of coefficients of columns that depend on others
+DEPENDENT = 1e-9  # a column counts as dependent up to this share of its length
 EQUATIONS = 1500  # for the weights of a layer that are solved together
 
 
@@ -53,15 +55,27 @@ def class_fit(loss: Loss, F: Enclosure, samples: Samples) -> ClassFit | None:
     if type(loss) not in FITS or max(samples.z.size, samples.z.shape[1] ** 2) > LARGEST:
         return None
     kept, basis = distinct_columns(samples.z, samples.inexact)
-    if len(kept) <= len(samples):
-        compact = _of_distinct(F, kept, basis)
-        change = FITS[type(loss)](loss, compact.middle, samples.columns(kept))
-        if change is not None:
-            return ClassFit(basis, change - (compact - compact.middle), kept)
+    found = _of_columns(loss, F, samples, kept, basis)
+    if found is None and len(kept) > 1:
+        own, combined = independent_columns(samples.z[:, kept], samples.columns(kept).inexact)
+        if len(own) < len(kept):
+            found = _of_columns(loss, F, samples, kept[own], basis @ combined)
+    if found is not None:
+        return found
     numbers = identical(samples.z)
     if numbers.max() >= samples.z.shape[1] or samples.inexact.any():
         return None
     return _one_by_one(loss, F, samples, numbers)
+
+
+def _of_columns(
+    loss: Loss, F: Enclosure, samples: Samples, kept: np.ndarray, basis: np.ndarray
+) -> ClassFit | None:
+    if len(kept) > len(samples):
+        return None
+    compact = _of_distinct(F, kept, basis)
+    change = FITS[type(loss)](loss, compact.middle, samples.columns(kept))
+    return None if change is None else ClassFit(basis, change - (compact - compact.middle), kept)
 
 
 def _of_distinct(F: Enclosure, kept: np.ndarray, basis: np.ndarray) -> Enclosure:
@@ -110,6 +124,39 @@ def distinct_columns(hats: np.ndarray, inexact: np.ndarray) -> tuple[np.ndarray,
     others = np.flatnonzero(~constant)
     basis[others, np.searchsorted(kept, own[others])] = 1
     return kept, basis
+
+
+def independent_columns(z: np.ndarray, inexact: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return m of distinct columns (N, k), and the matrix (k, m) that makes all of them of these.
+
+    The others are combinations with coefficients that are multiples of 2^-10, as indicators of all
+    categories add up to 1; numbers are multiples of so large a power of two that sums are exact.
+    All columns are returned where this is not seen. The last one holds ones.
+    """
+    every = np.arange(z.shape[1]), np.eye(z.shape[1])
+    centred = z[:, :-1] - z[:, :-1].mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=0)
+    _, r, order = scipy.linalg.qr(centred, mode="economic", pivoting=True, check_finite=False)
+    rank = int((abs(np.diag(r)) > DEPENDENT).sum())
+    own = np.append(np.sort(order[:rank]), len(every[0]) - 1)
+    coefficients = np.round(np.linalg.lstsq(z[:, own], z)[0] * 2**BITS) / 2**BITS
+    coefficients[:, own] = np.eye(len(own))
+    for j in np.setdiff1d(every[0], own):
+        of_j = coefficients[:, j] != 0
+        used = np.append(own[of_j], j)
+        values = z[:, used] * _unit(z[:, used])
+        size = abs(values[:, :-1]) @ abs(coefficients[of_j, j])
+        same = values[:, :-1] @ coefficients[of_j, j] == values[:, -1]
+        whole = (values == np.round(values)).all() and 2**BITS * size.max(initial=0) < 2**52
+        if not (whole and same.all()) or inexact[:, used % inexact.shape[1]].any():
+            return every
+    return own, coefficients.T
+
+
+def _unit(z: np.ndarray) -> float:
+    """Return a power of two that makes integers of all z where one up to 2^30 does."""
+    powers = 2.0 ** np.arange(31)
+    return next((p for p in powers if (z * p == np.round(z * p)).all()), 1.0)
 
 
 class Cell(NamedTuple):
