@@ -40,14 +40,16 @@ def squared_change(loss: SquaredLoss, F: np.ndarray, samples: Samples) -> Enclos
     """Return sum_i (y_i - F z_i) z_i^T A^-1, A the Gram matrix; None where it may be singular."""
     if samples.z.shape[1] == 1 == len(samples) and (samples.z == 1).all():
         return exact(samples.y) - exact(F)
-    inverse = GramInverse.of(samples)
-    return None if inverse is None else _solved(inverse, samples, samples.residuals(F))
+    inverse, r = GramInverse.of(samples), samples.residuals(F)
+    if inverse is None:
+        return None
+    return _inverted(inverse, samples.sums(r.middle), _lengths(r.radius))
 
 
-def _solved(inverse: GramInverse, samples: Samples, r: Enclosure) -> Enclosure:
-    """Return sum_i r_i z_i^T A^-1."""
-    found = inverse.times(samples.sums(r.middle))
-    return Enclosure(found.middle, (found.radius + inverse.spread(_lengths(r.radius))) * WIDER)
+def _inverted(inverse: GramInverse, G: Enclosure, rounding: np.ndarray) -> Enclosure:
+    """Return (G + sum_i e_i z_i^T) A^-1 for any e (d_y, N) of lengths `rounding`."""
+    found = inverse.times(G)
+    return Enclosure(found.middle, (found.radius + inverse.spread(rounding)) * WIDER)
 
 
 def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure | None:
@@ -61,6 +63,7 @@ def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure 
     if samples.z.shape[1] == 1 and (samples.y == samples.y[:, :1]).all():
         return exact(samples.y[:, :1]) - exact(F)
     g, inside = np.clip(r.middle, -loss.delta, loss.delta), abs(r.middle) < loss.delta
+    G, rounding = samples.sums(g), _lengths(r.radius * inside)
     changes: list[Enclosure] = []
     inverses: dict[bytes, GramInverse | None] = {}
     for k, rows in enumerate(inside):
@@ -70,13 +73,11 @@ def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure 
         inverse = inverses[key]
         if inverse is None:
             return None
-        one = Enclosure(g[k : k + 1], r.radius[k : k + 1] * rows)
-        changes.append(_solved(inverse, samples, one))
+        changes.append(_inverted(inverse, G[k : k + 1], rounding[k : k + 1]))
     change = concatenate(changes)
-    size = (r - _moves(change, samples)).__abs__()
-    sign = np.sign(r.middle) * (r - _moves(change, samples)).middle > 0
-    right = np.where(inside, size.high < loss.delta, (size.low > loss.delta) & sign)
-    return change if right.all() else None
+    after = r - _moves(change, samples)
+    kept = np.where(inside, abs(after).high < loss.delta, abs(after).low > loss.delta)
+    return change if (kept & (inside | (r.middle * after.middle > 0))).all() else None
 
 
 def _moves(change: Enclosure, samples: Samples) -> Enclosure:
@@ -211,16 +212,16 @@ def _log_targets(o: Enclosure, y: np.ndarray) -> Enclosure | None:
 
 def absolute_change(loss: AbsoluteLoss, F: np.ndarray, samples: Samples) -> Enclosure | None:
     """Return how vertices that are optimal differ, each output for itself; None where not shown."""
-    changes = []
-    for k, y in enumerate(samples.y):
-        one = replace(samples, y=y[None], chosen=samples.chosen[k : k + 1])
-        changes.append(_vertex_change(F[k : k + 1], one))
+    changes, r = [], samples.residuals(F)
+    for k in range(len(F)):
+        one = replace(samples, y=samples.y[k : k + 1], chosen=samples.chosen[k : k + 1])
+        changes.append(_vertex_change(F[k : k + 1], one, r[k : k + 1]))
         if changes[-1] is None:
             return None
     return concatenate(changes)
 
 
-def _vertex_change(F: np.ndarray, samples: Samples) -> Enclosure | None:
+def _vertex_change(F: np.ndarray, samples: Samples, r: Enclosure) -> Enclosure | None:
     """Return how the optimal least absolute deviations fit of one output differs from F (1, k).
 
     It meets the targets of k independent samples B, with subgradients inside (-1, 1); all others
@@ -232,7 +233,7 @@ def _vertex_change(F: np.ndarray, samples: Samples) -> Enclosure | None:
     z, y, s = samples.z, samples.y[0], samples.chosen[0]
     if z.shape[1] == 1:
         return exact(_nearest_median(y, F)) - exact(F)
-    inside, r = np.flatnonzero(abs(s) < INSIDE), samples.residuals(F)
+    inside = np.flatnonzero(abs(s) < INSIDE)
     if len(inside) < z.shape[1]:
         return _exact_vertex(F, samples, r)
     B = inside[_independent(z[inside])]

@@ -179,6 +179,10 @@ def distance_to_minimum(
     all H_s, a right inverse of what is multiplied from the left and a left inverse of what is from
     the right bound that change; otherwise a right inverse of the linear equations for W does.
     """
+    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
+    unknowns = [theta.W[n].shape[0] * (theta.W[n].shape[1] + 1) for n in dense]
+    if len(x) * theta.W[theta.net.depth].shape[0] > max(unknowns, default=0):
+        return np.inf
     cells = []
     for sample, samples in zip(x, classes, strict=True):
         _, columns = next(theta.net.chunks(theta, sample[None]))
@@ -187,7 +191,6 @@ def distance_to_minimum(
         if fit is None:
             return np.inf
         cells.append(Cell(trace, fit))
-    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
     for way in (_same_above, _same_below, _equations):
         for layer in reversed(dense):
             change = way(theta, cells, layer)
@@ -358,7 +361,7 @@ def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
     if W.weights is not None:  # the most terms of a column of W
         counts = np.count_nonzero(W.weights, axis=(0, *range(2, W.weights.ndim)))
         terms = max(1, int(counts.max()))
-    if terms > 1 or not _of_powers(step):
+    if terms > 1 or not _of_powers(step, v):
         share = gamma(terms + 2)
         off = abs(W).T @ inexact(abs(v.middle), off, share) + 2 * terms * SMALLEST
         return Enclosure(W.T @ v.middle, off * (1 + 2 * share))
@@ -368,17 +371,19 @@ def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
 def _product(step: Step, v: Enclosure) -> Enclosure:
     """Return W v for columns v of a step of one sample."""
     W = step.matrix
-    if _of_powers(step) and (step.W.selects or W.fan_in <= 1):
+    if _of_powers(step, v) and (step.W.selects or W.fan_in <= 1):
         return Enclosure(W @ v.middle, abs(W) @ v.radius)
     return product(W, v)
 
 
-def _of_powers(step: Step) -> bool:
-    """Return whether all entries of W are powers of two, or 0: a single one rounds nothing."""
-    weights = step.matrix.weights
+def _of_powers(step: Step, v: Enclosure) -> bool:
+    """Return whether all entries of W are powers of two, or 0: single products round nothing."""
+    weights, sizes = step.matrix.weights, abs(v.middle)
     if weights is None:
         return step.W.selects
-    return bool(np.isin(abs(np.frexp(weights)[0]), (0, 0.5)).all())
+    powers, exponents = np.frexp(weights)
+    moderate = (abs(exponents) < 100).all() and sizes.min(where=sizes > 0, initial=1.0) > 1e-200
+    return bool(moderate and np.isin(abs(powers), (0, 0.5)).all())
 
 
 def _scaled(v: Enclosure, slopes: np.ndarray) -> Enclosure:
