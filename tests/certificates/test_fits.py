@@ -15,7 +15,7 @@ from exact_fits import (
 
 from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.gram import GramInverse, Samples
-from tinyspur.certificates.nearby import class_fit, distinct_columns
+from tinyspur.certificates.nearby import class_fit, distinct_columns, independent_columns
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.fitting.affine import fit_affine, stationary_subgradient
 
@@ -205,3 +205,52 @@ def test_a_gram_matrix_that_may_be_singular_encloses_nothing():
     x = np.column_stack([np.arange(5.0), 3 * np.arange(5.0) + 1, np.ones(5)])
     assert GramInverse.of(Samples(x, EXACT, np.ones((1, 5)), None)) is None
     assert GramInverse.of(Samples(x[:, [0, 2]], EXACT, np.ones((1, 5)), None)) is not None
+
+
+@pytest.mark.parametrize("loss", [SQUARED, ENTROPY, ABSOLUTE, HuberLoss(0.3)], ids=repr)
+def test_indicators_of_all_categories_depend_on_the_constant_exactly(loss):
+    rng = np.random.default_rng(0)
+    x = np.column_stack([np.eye(3)[rng.integers(0, 3, 60)], rng.normal(size=(60, 2))])
+    x = np.column_stack([x, x[:, 0] - 2 * x[:, 1]])
+    y = rng.dirichlet(np.ones(2), 60)
+    F = stored(x, y, loss)
+    hats, chosen = np.column_stack([x, np.ones(60)]), None
+    if loss is ABSOLUTE:
+        chosen = stationary_subgradient(hats, *loss.subgradients((hats @ F).T, y.T, 1e-12))
+    found = class_fit(loss, exact(F.T.copy()), Samples(hats, EXACT, y.T.copy(), chosen))
+    assert len(found.kept) == 5
+    assert np.array_equal(hats[:, found.kept] @ found.basis.T, hats)
+    assert found.change.magnitude.max() < 1e-11
+
+
+def test_features_that_are_dependent_but_for_rounding_are_not_taken_to_be():
+    rng = np.random.default_rng(1)
+    z = np.column_stack([rng.integers(0, 9, (30, 3)).astype(float), np.ones(30)])
+    z[:, 2] = z[:, 0] - 0.5 * z[:, 1]
+    assert independent_columns(z, EXACT)[0].shape == (3,)
+    z[4, 2] += 2.0**-40
+    assert independent_columns(z, EXACT)[0].shape == (4,)
+
+
+def test_a_vertex_that_meets_more_targets_than_it_has_numbers_is_found_in_fractions():
+    """Targets are whole numbers, so that many are met, and subgradients of -1 or 1 occur."""
+    decided = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x = rng.integers(0, 3, (20, 2)).astype(float)
+        y = rng.integers(0, 4, (20, 1)).astype(float)
+        F = stored(x, y, ABSOLUTE)
+        change = change_of(ABSOLUTE, x, y, F)
+        if change is not None:
+            decided += 1
+            best = [
+                [Fraction(f + m).limit_denominator(1000)]
+                for f, m in zip(F[:, 0], change.middle[:, 0], strict=True)
+            ]
+            assert holds(change, F, best)
+            hats = np.column_stack([x, np.ones(20)])
+            least = abs(hats @ F - y).sum()
+            for _ in range(200):  # no lower point
+                near = F + 0.1 * rng.normal(size=(3, 1))
+                assert abs(hats @ near - y).sum() >= least - 1e-12
+    assert decided >= 10

@@ -52,3 +52,33 @@ def meets_targets(theta: Parameters, data: TrainingSet) -> bool:
     if outputs is None:
         return False
     return all(o == Fraction(float(y)) for o, y in zip(outputs.flat, data.y.flat, strict=True))
+
+
+def rational_solution(A: list[list[float]], b: list[Fraction | float]) -> list[Fraction] | None:
+    """Return an exact solution of A x = b by elimination, None where there is none.
+
+    Unknowns that may be any number are 0.
+
+    >>> rational_solution([[3, 1, 1]], [1])
+    [Fraction(1, 3), Fraction(0, 1), Fraction(0, 1)]
+    >>> rational_solution([[3], [1]], [1, 1])
+    """
+    rows = [[*map(Fraction, row), Fraction(value)] for row, value in zip(A, b, strict=True)]
+    unknowns, pivots = len(A[0]), []
+    for column in range(unknowns):
+        done = len(pivots)
+        pivot = next((i for i in range(done, len(rows)) if rows[i][column]), None)
+        if pivot is None:
+            continue
+        rows[done], rows[pivot] = rows[pivot], rows[done]
+        rows[done] = [value / rows[done][column] for value in rows[done]]
+        for i, row in enumerate(rows):
+            if i != done and row[column]:
+                rows[i] = [v - row[column] * p for v, p in zip(row, rows[done], strict=True)]
+        pivots.append(column)
+    if any(row[-1] for row in rows[len(pivots) :]):
+        return None
+    found = [Fraction(0)] * unknowns
+    for row, column in zip(rows, pivots, strict=False):
+        found[column] = row[-1]
+    return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +22,13 @@ from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from .enclosed_algebra import solve, two_sum
 from .enclosures import WIDER, Enclosure, concatenate, exact
+from .exact import rational_solution
 from .gram import GramInverse, Samples
 
 STEPS = 200  # of conjugate gradients
 INSIDE = 1 - 1e-6  # subgradients below this may be corrected
+FEW = 12  # features up to which a vertex is solved for in fractions
+MET = 1e-9  # a target may be met up to this share of the terms that the output is summed from
 
 
 def _lengths(errors: np.ndarray) -> np.ndarray:
@@ -36,14 +40,16 @@ def squared_change(loss: SquaredLoss, F: np.ndarray, samples: Samples) -> Enclos
     """Return sum_i (y_i - F z_i) z_i^T A^-1, A the Gram matrix; None where it may be singular."""
     if samples.z.shape[1] == 1 == len(samples) and (samples.z == 1).all():
         return exact(samples.y) - exact(F)
-    inverse = GramInverse.of(samples)
-    return None if inverse is None else _solved(inverse, samples, samples.residuals(F))
+    inverse, r = GramInverse.of(samples), samples.residuals(F)
+    if inverse is None:
+        return None
+    return _inverted(inverse, samples.sums(r.middle), _lengths(r.radius))
 
 
-def _solved(inverse: GramInverse, samples: Samples, r: Enclosure) -> Enclosure:
-    """Return sum_i r_i z_i^T A^-1."""
-    found = inverse.times(samples.sums(r.middle))
-    return Enclosure(found.middle, (found.radius + inverse.spread(_lengths(r.radius))) * WIDER)
+def _inverted(inverse: GramInverse, G: Enclosure, rounding: np.ndarray) -> Enclosure:
+    """Return (G + sum_i e_i z_i^T) A^-1 for any e (d_y, N) of lengths `rounding`."""
+    found = inverse.times(G)
+    return Enclosure(found.middle, (found.radius + inverse.spread(rounding)) * WIDER)
 
 
 def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure | None:
@@ -57,6 +63,7 @@ def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure 
     if samples.z.shape[1] == 1 and (samples.y == samples.y[:, :1]).all():
         return exact(samples.y[:, :1]) - exact(F)
     g, inside = np.clip(r.middle, -loss.delta, loss.delta), abs(r.middle) < loss.delta
+    G, rounding = samples.sums(g), _lengths(r.radius * inside)
     changes: list[Enclosure] = []
     inverses: dict[bytes, GramInverse | None] = {}
     for k, rows in enumerate(inside):
@@ -66,13 +73,11 @@ def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure 
         inverse = inverses[key]
         if inverse is None:
             return None
-        one = Enclosure(g[k : k + 1], r.radius[k : k + 1] * rows)
-        changes.append(_solved(inverse, samples, one))
+        changes.append(_inverted(inverse, G[k : k + 1], rounding[k : k + 1]))
     change = concatenate(changes)
-    size = (r - _moves(change, samples)).__abs__()
-    sign = np.sign(r.middle) * (r - _moves(change, samples)).middle > 0
-    right = np.where(inside, size.high < loss.delta, (size.low > loss.delta) & sign)
-    return change if right.all() else None
+    after = r - _moves(change, samples)
+    kept = np.where(inside, abs(after).high < loss.delta, abs(after).low > loss.delta)
+    return change if (kept & (inside | (r.middle * after.middle > 0))).all() else None
 
 
 def _moves(change: Enclosure, samples: Samples) -> Enclosure:
@@ -207,35 +212,34 @@ def _log_targets(o: Enclosure, y: np.ndarray) -> Enclosure | None:
 
 def absolute_change(loss: AbsoluteLoss, F: np.ndarray, samples: Samples) -> Enclosure | None:
     """Return how vertices that are optimal differ, each output for itself; None where not shown."""
-    changes = []
-    for k, y in enumerate(samples.y):
-        one = replace(samples, y=y[None], chosen=samples.chosen[k : k + 1])
-        changes.append(_vertex_change(F[k : k + 1], one))
+    changes, r = [], samples.residuals(F)
+    for k in range(len(F)):
+        one = replace(samples, y=samples.y[k : k + 1], chosen=samples.chosen[k : k + 1])
+        changes.append(_vertex_change(F[k : k + 1], one, r[k : k + 1]))
         if changes[-1] is None:
             return None
     return concatenate(changes)
 
 
-def _vertex_change(F: np.ndarray, samples: Samples) -> Enclosure | None:
+def _vertex_change(F: np.ndarray, samples: Samples, r: Enclosure) -> Enclosure | None:
     """Return how the optimal least absolute deviations fit of one output differs from F (1, k).
 
-    It meets the targets of k independent samples B exactly, with subgradients inside (-1, 1); all
-    others have residuals with signs that are proved, or are known to be met: copies of those in B,
-    and where all targets in B are one number, those with this target. F* is optimal as the
-    subgradients of B that make the sum of all s_i z_i exactly 0 are proved to be in [-1, 1].
+    It meets the targets of k independent samples B, with subgradients inside (-1, 1); all others
+    have residuals with signs that are proved, or are known to be met: copies of those in B, and
+    where all targets in B are one number, those with this target. It is optimal as the subgradients
+    of B that make the sum of all s_i z_i exactly 0 are proved to be in [-1, 1]. Where this fails,
+    `_exact_vertex` may decide.
     """
     z, y, s = samples.z, samples.y[0], samples.chosen[0]
     if z.shape[1] == 1:
         return exact(_nearest_median(y, F)) - exact(F)
     inside = np.flatnonzero(abs(s) < INSIDE)
     if len(inside) < z.shape[1]:
-        return None
-    order = scipy.linalg.qr(z[inside].T, mode="r", pivoting=True, check_finite=False)[1]
-    B = inside[order[: z.shape[1]]]
+        return _exact_vertex(F, samples, r)
+    B = inside[_independent(z[inside])]
     basis = samples.of(B)
     scale = 2.0 ** -np.round(np.log2(np.maximum(abs(basis.z).max(axis=0), SMALLEST**0.5)))
     matrix = Enclosure(basis.z * scale, np.broadcast_to(basis.inexact, basis.z.shape) * scale)
-    r = samples.residuals(F)
     if (y[B] == y[B[0]]).all():  # the fit is a constant
         target = np.zeros_like(F)
         target[0, -1] = y[B[0]]
@@ -244,18 +248,61 @@ def _vertex_change(F: np.ndarray, samples: Samples) -> Enclosure | None:
     else:
         found = solve(matrix, r[0, B].reshape(-1, 1))
         if found is None:
-            return None
+            return _exact_vertex(F, samples, r)
         change = Enclosure(found.middle.T * scale, found.radius.T * scale)
         left = (r - _moves(change, samples))[0]
         signs, sure = -np.sign(left.middle), abs(left.middle) > left.radius
         met = _copies(z, y, B) if not samples.inexact.any() else np.isin(np.arange(len(y)), B)
-    if not (sure | met).all():
-        return None
     s = np.where(met, s, signs)
     s[B] = 0
     rest = samples.sums(s[None])
     dual = solve(matrix.T, Enclosure(-rest.middle.T, rest.radius.T) * scale[:, None])
-    return change if dual is not None and (dual.magnitude <= 1).all() else None
+    if (sure | met).all() and dual is not None and (dual.magnitude <= 1).all():
+        return change
+    return _exact_vertex(F, samples, r)
+
+
+def _independent(z: np.ndarray) -> np.ndarray:
+    """Return as many rows (N, k) as there are columns, the most independent ones."""
+    order = scipy.linalg.qr(z.T, mode="r", pivoting=True, check_finite=False)[1]
+    return order[: z.shape[1]]
+
+
+def _exact_vertex(F: np.ndarray, samples: Samples, r: Enclosure) -> Enclosure | None:
+    """Return what `_vertex_change` does, in fractions: for few features and few targets met.
+
+    More targets may be met than there are features, and subgradients may be -1 or 1.
+    """
+    z, y, s = samples.z, samples.y[0], samples.chosen[0]
+    near = abs(r.middle[0]) <= MET * (abs(z) @ abs(F[0]) + abs(y))
+    rows = np.flatnonzero(near)
+    if not z.shape[1] <= min(FEW, len(rows)) or len(rows) > 5 * FEW or samples.inexact.any():
+        return None
+    B = rows[_independent(z[rows])]
+    vertex = rational_solution(z[B].tolist(), y[B].tolist())
+    if vertex is None:
+        return None
+    off = [float(v - Fraction(f)) for v, f in zip(vertex, F[0].tolist(), strict=True)]
+    change = np.array([off])
+    change = Enclosure(change, EPSILON * abs(change) + SMALLEST)
+    left = (r - _moves(change, samples))[0]
+    if not (near | (abs(left.middle) > left.radius)).all():
+        return None
+    signs = -np.sign(left.middle)
+    for i in rows:
+        o = sum(Fraction(a) * v for a, v in zip(z[i].tolist(), vertex, strict=True))
+        signs[i] = (o > y[i]) - (o < y[i])
+    free = (signs == 0) & (abs(s) < INSIDE)
+    s = np.where(free, s, np.where(signs == 0, np.sign(s), signs))
+    sums = [
+        sum(Fraction(a) * Fraction(b) for a, b in zip(s.tolist(), column, strict=True))
+        for column in z.T.tolist()
+    ]
+    steps = rational_solution(z[free].T.tolist(), [-v for v in sums])
+    if steps is None:
+        return None
+    best = [Fraction(v) + step for v, step in zip(s[free].tolist(), steps, strict=True)]
+    return change if all(abs(v) <= 1 for v in best) else None
 
 
 def _nearest_median(y: np.ndarray, F: np.ndarray) -> np.ndarray:

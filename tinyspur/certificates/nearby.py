@@ -26,6 +26,8 @@ from .fits import FITS
 from .gram import Samples
 
 LARGEST = 2 * 10**7  # numbers of a matrix up to which it is enclosed
+BITS = 10  # behind the point, of coefficients of columns that depend on others
+DEPENDENT = 1e-9  # a column counts as dependent up to this share of its length
 EQUATIONS = 1500  # for the weights of a layer that are solved together
 
 
@@ -53,15 +55,27 @@ def class_fit(loss: Loss, F: Enclosure, samples: Samples) -> ClassFit | None:
     if type(loss) not in FITS or max(samples.z.size, samples.z.shape[1] ** 2) > LARGEST:
         return None
     kept, basis = distinct_columns(samples.z, samples.inexact)
-    if len(kept) <= len(samples):
-        compact = _of_distinct(F, kept, basis)
-        change = FITS[type(loss)](loss, compact.middle, samples.columns(kept))
-        if change is not None:
-            return ClassFit(basis, change - (compact - compact.middle), kept)
+    found = _of_columns(loss, F, samples, kept, basis)
+    if found is None and len(kept) > 1:
+        own, combined = independent_columns(samples.z[:, kept], samples.columns(kept).inexact)
+        if len(own) < len(kept):
+            found = _of_columns(loss, F, samples, kept[own], basis @ combined)
+    if found is not None:
+        return found
     numbers = identical(samples.z)
     if numbers.max() >= samples.z.shape[1] or samples.inexact.any():
         return None
     return _one_by_one(loss, F, samples, numbers)
+
+
+def _of_columns(
+    loss: Loss, F: Enclosure, samples: Samples, kept: np.ndarray, basis: np.ndarray
+) -> ClassFit | None:
+    if len(kept) > len(samples):
+        return None
+    compact = _of_distinct(F, kept, basis)
+    change = FITS[type(loss)](loss, compact.middle, samples.columns(kept))
+    return None if change is None else ClassFit(basis, change - (compact - compact.middle), kept)
 
 
 def _of_distinct(F: Enclosure, kept: np.ndarray, basis: np.ndarray) -> Enclosure:
@@ -112,6 +126,39 @@ def distinct_columns(hats: np.ndarray, inexact: np.ndarray) -> tuple[np.ndarray,
     return kept, basis
 
 
+def independent_columns(z: np.ndarray, inexact: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return m of distinct columns (N, k), and the matrix (k, m) that makes all of them of these.
+
+    The others are combinations with coefficients that are multiples of 2^-10, as indicators of all
+    categories add up to 1; numbers are multiples of so large a power of two that sums are exact.
+    All columns are returned where this is not seen. The last one holds ones.
+    """
+    every = np.arange(z.shape[1]), np.eye(z.shape[1])
+    centred = z[:, :-1] - z[:, :-1].mean(axis=0)
+    centred /= np.linalg.norm(centred, axis=0)
+    _, r, order = scipy.linalg.qr(centred, mode="economic", pivoting=True, check_finite=False)
+    rank = int((abs(np.diag(r)) > DEPENDENT).sum())
+    own = np.append(np.sort(order[:rank]), len(every[0]) - 1)
+    coefficients = np.round(np.linalg.lstsq(z[:, own], z)[0] * 2**BITS) / 2**BITS
+    coefficients[:, own] = np.eye(len(own))
+    for j in np.setdiff1d(every[0], own):
+        of_j = coefficients[:, j] != 0
+        used = np.append(own[of_j], j)
+        values = z[:, used] * _unit(z[:, used])
+        size = abs(values[:, :-1]) @ abs(coefficients[of_j, j])
+        same = values[:, :-1] @ coefficients[of_j, j] == values[:, -1]
+        whole = (values == np.round(values)).all() and 2**BITS * size.max(initial=0) < 2**52
+        if not (whole and same.all()) or inexact[:, used % inexact.shape[1]].any():
+            return every
+    return own, coefficients.T
+
+
+def _unit(z: np.ndarray) -> float:
+    """Return a power of two that makes integers of all z where one up to 2^30 does."""
+    powers = 2.0 ** np.arange(31)
+    return next((p for p in powers if (z * p == np.round(z * p)).all()), 1.0)
+
+
 class Cell(NamedTuple):
     """A pattern class: the pass of one of its samples, and its fit."""
 
@@ -132,6 +179,10 @@ def distance_to_minimum(
     all H_s, a right inverse of what is multiplied from the left and a left inverse of what is from
     the right bound that change; otherwise a right inverse of the linear equations for W does.
     """
+    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
+    unknowns = [theta.W[n].shape[0] * (theta.W[n].shape[1] + 1) for n in dense]
+    if len(x) * theta.W[theta.net.depth].shape[0] > max(unknowns, default=0):
+        return np.inf
     cells = []
     for sample, samples in zip(x, classes, strict=True):
         _, columns = next(theta.net.chunks(theta, sample[None]))
@@ -140,7 +191,6 @@ def distance_to_minimum(
         if fit is None:
             return np.inf
         cells.append(Cell(trace, fit))
-    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
     for way in (_same_above, _same_below, _equations):
         for layer in reversed(dense):
             change = way(theta, cells, layer)
@@ -311,7 +361,7 @@ def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
     if W.weights is not None:  # the most terms of a column of W
         counts = np.count_nonzero(W.weights, axis=(0, *range(2, W.weights.ndim)))
         terms = max(1, int(counts.max()))
-    if terms > 1 or not _of_powers(step):
+    if terms > 1 or not _of_powers(step, v):
         share = gamma(terms + 2)
         off = abs(W).T @ inexact(abs(v.middle), off, share) + 2 * terms * SMALLEST
         return Enclosure(W.T @ v.middle, off * (1 + 2 * share))
@@ -321,17 +371,19 @@ def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
 def _product(step: Step, v: Enclosure) -> Enclosure:
     """Return W v for columns v of a step of one sample."""
     W = step.matrix
-    if _of_powers(step) and (step.W.selects or W.fan_in <= 1):
+    if _of_powers(step, v) and (step.W.selects or W.fan_in <= 1):
         return Enclosure(W @ v.middle, abs(W) @ v.radius)
     return product(W, v)
 
 
-def _of_powers(step: Step) -> bool:
-    """Return whether all entries of W are powers of two, or 0: a single one rounds nothing."""
-    weights = step.matrix.weights
+def _of_powers(step: Step, v: Enclosure) -> bool:
+    """Return whether all entries of W are powers of two, or 0: single products round nothing."""
+    weights, sizes = step.matrix.weights, abs(v.middle)
     if weights is None:
         return step.W.selects
-    return bool(np.isin(abs(np.frexp(weights)[0]), (0, 0.5)).all())
+    powers, exponents = np.frexp(weights)
+    moderate = (abs(exponents) < 100).all() and sizes.min(where=sizes > 0, initial=1.0) > 1e-200
+    return bool(moderate and np.isin(abs(powers), (0, 0.5)).all())
 
 
 def _scaled(v: Enclosure, slopes: np.ndarray) -> Enclosure:
