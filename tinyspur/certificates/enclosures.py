@@ -39,6 +39,7 @@ class Enclosure:
     radius: Array
 
     __array_ufunc__ = None  # makes `array + enclosure` come to the operators of this class
+    namespace = "tinyspur.certificates.enclosed_functions"  # the module whose functions take it
 
     # What it looks like
 
@@ -125,6 +126,15 @@ class Enclosure:
     def __rtruediv__(self, other: Array | float) -> Enclosure:
         return self._with(other) / self
 
+    @np.errstate(**QUIET)
+    def __pow__(self, exponent: int) -> Enclosure:
+        """Return an enclosure of the squares; the exponent is 2."""
+        if exponent != 2:
+            raise ValueError(f"enclosure: expected the exponent 2, got {exponent}")
+        size, middle = abs(self.middle), self.middle * self.middle
+        off = (2 * size + self.radius) * self.radius + EPSILON / 2 * middle
+        return sound(middle, (off + 2 * SMALLEST * self._somewhere()) * WIDER)
+
     def __matmul__(self, other: Enclosure | Array) -> Enclosure:
         """Return an enclosure of the matrix product, of vectors and of stacks too."""
         return _matrix_product(self, self._with(other))
@@ -139,6 +149,20 @@ class Enclosure:
         share = gamma(self.middle.size // max(1, middle.size))
         off = inexact(abs(self.middle), self.radius, share).sum(axis=axis)
         return sound(middle, off * (1 + 2 * share))
+
+    def max(self, axis: int) -> Enclosure:
+        """Return an enclosure of the largest entries along `axis`."""
+        return Enclosure(self.middle.max(axis=axis), self.radius.max(axis=axis))
+
+    @np.errstate(**QUIET)
+    def wider(self, more: Array | float) -> Enclosure:
+        """Return an enclosure of what is up to `more` away from the exact values."""
+        return sound(self.middle, (self.radius + more) * WIDER)
+
+    def rounded(self, value: float) -> Enclosure:
+        """Return an enclosure of a number that is rounded to `value`, in the namespace of this."""
+        xp = namespace(self.middle)
+        return Enclosure(xp.array(value), xp.array(2 * EPSILON * abs(value)))
 
     def _with(self, other: Enclosure | Array | float) -> Enclosure:
         """Return the other operand as an enclosure."""
