@@ -326,7 +326,7 @@ def test_row_sums_are_exact_to_first_order_where_all_factors_grow_at_once(widths
     theta = Parameters(net, rng.uniform(0.1, 1, net.size))
     theta.W[1].weights[...] = 0
     at = ConstantOutputs(theta)
-    for rho, rtol in ((1e-6, 1e-4), (0.7, 1e300 if net.depth > 2 else 1e-12)):  # to first order
+    for rho, rtol in ((1e-6, 1e-4), (0.7, 1e-12)):
         near = Parameters(net, theta.vector + rho)
         near.b[1][...] = theta.b[1] + rho * reach  # z^1, which the inputs move too
         for k, (before, after) in enumerate(
@@ -335,7 +335,8 @@ def test_row_sums_are_exact_to_first_order_where_all_factors_grow_at_once(widths
             change = (after - before).sum(axis=1)
             bound = at.row_sums(k, rho, reach) - at.row_sums(k, 0.0, reach)
             assert (change <= bound + 1e-12).all()
-            np.testing.assert_allclose(bound, change, rtol=rtol, atol=1e-13)
+            if rho < 0.1 or net.depth == 2:  # else to first order only
+                np.testing.assert_allclose(bound, change, rtol=rtol, atol=1e-13)
 
 
 @over_small

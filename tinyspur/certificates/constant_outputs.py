@@ -10,6 +10,7 @@ from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..layers import Dense
 from .enclosed_algebra import least_eigenvalue
+from .enclosed_functions import activated
 from .enclosures import QUIET, Enclosure, exact
 
 TINY = 1e-290  # added to each step of a bound: more than what underflows in it
@@ -63,6 +64,8 @@ class ConstantOutputs:
             self.z.append(z)
             self.o.append(o)
             self.slopes.append(slopes)
+            if self.sigma.bounds is None:  # what it does beside z is only known from samples
+                bends = bends.wider(self.sigma.changes(z.middle, z.radius)[1])
             self.bends.append(bends)
             z = self.W[n - 1] @ o
             if n < net.depth:
@@ -126,16 +129,3 @@ class ConstantOutputs:
         radii = (r * (1 + 2 * self.rounding) + z.radius, z.radius)
         near, here = (self.sigma.changes(z.middle, radius) for radius in radii)
         return tuple((a + b) * (1 + 1e-12) for a, b in zip(near, here, strict=True))
-
-
-def activated(sigma, z, order):
-    from ..engine.activations import rounding_of
-
-    f = (sigma, sigma.derivative, sigma.second_derivative)[order]
-    m = f(z.middle)
-    return Enclosure(
-        m,
-        sigma.spread(z.middle, z.radius)
-        if not order
-        else sigma.changes(z.middle, z.radius)[order - 1] + rounding_of(m),
-    )
