@@ -862,3 +862,94 @@ def test_outputs_that_are_not_the_means_are_lower_by_delta_at_most(off):
     assert c.obstacle == (
         "" if c.holds else "the mean of the residuals is too large for the radius"
     )
+
+
+# Proofs, not estimates
+
+
+def at_one_unit(x, e, sigma=None, outputs=0.0):
+    """Return theta with one hidden unit, H > 0, and targets `outputs` - e (N,)."""
+    theta = Network((1, x.shape[1]), [Dense(1), Dense(1)], sigma or Softplus()).zeros()
+    theta.b[1][...], theta.W[2].weights[...] = -0.5, 1
+    theta.b[2][...] = outputs - theta.net.forward(theta, x[:1, None])[0]
+    return theta, TrainingSet(x[:, None], (outputs - e)[:, None])
+
+
+SQUARE = np.array([[-1.0, -1], [1, 1], [1, -1], [-1, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-150, 1e120, 2.0**-400], ids=str)
+def test_inputs_and_targets_may_be_huge_or_tiny(unit):
+    e = np.array([1.0, 1, 0.5, 0.5, -3])
+    for x, size in ((SQUARE * unit, 1.0), (SQUARE, unit), (SQUARE * [unit, 1], 1.0)):
+        theta, data = at_one_unit(x, e * size)
+        c = certify_curvature(theta, data, SQUARED)
+        assert c.targets == 0
+        assert 1e-2 < c.radius * (1 + abs(x).sum(axis=1).max()) < 10
+        assert c.holds == (c.distance <= c.radius / 100)  # b^2 has a rounding of its own
+        assert c.distance < 2e-15 * max(1, size)
+        json.dumps(c.as_dict() | c.bounds(), allow_nan=False)
+
+
+@pytest.mark.parametrize("bits", [20, 40, 50, 52])
+def test_a_moment_that_is_not_definite_by_little_is_told(bits):
+    for sign in (1, -1):
+        e = np.array([1, 1, sign * 2.0**-bits, sign * 2.0**-bits, 0])
+        e[4] = -e[:4].sum()
+        c = certify_curvature(*at_one_unit(SQUARE, e), SQUARED)
+        assert c.holds == (sign == 1)
+        if sign == -1:
+            assert c.obstacle == "M is not shown to be definite"
+            assert (c.radius, c.bounds()["delta"]) == (0, None)
+
+
+@pytest.mark.parametrize("relative", [1e-10, 1e-12, 3e-13])
+def test_targets_that_are_farther_than_their_rounding_are_refused(relative):
+    e = np.array([1.0, 1, 0.5, 0.5, -3]) + relative * np.array([-1.0, 1, 1, -1, 0])
+    theta, data = at_one_unit(SQUARE, e)
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.obstacle == "the residuals are not orthogonal to (x, 1)"
+    assert relative * (1 - 1e-3) <= c.targets <= 2.5 * relative
+    assert 0 < c.radius
+    assert re.search(r"an exact local minimum is within \S+, for targets within ", str(c))
+    assert 0.39 * relative**2 < c.delta < 0.5 * relative**2
+
+
+def test_a_large_share_of_all_targets_hides_no_gradient():
+    e = np.array([1.0, 1, 0.5, 0.5, -3]) + 2.0**-6 * np.array([-1.0, 1, 1, -1, 0])
+    theta, data = at_one_unit(SQUARE, e, outputs=2.0**40)
+    assert 1e-13 * 2.0**40 > 2.0**-6
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.obstacle == "the residuals are not orthogonal to (x, 1)"
+    assert c.targets > 2.0**-6
+
+
+def test_the_certificate_says_for_which_targets_it_is():
+    theta, data = at_one_unit(SQUARE, np.array([1.0, 1, 0.5, 0.5, -3]))
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.holds
+    assert c.words.startswith("certified local minimum, lambda_min(H)")
+    assert str(c).splitlines()[3].endswith("for the stored targets")
+    data.y[...] += 1e-15 * data.x[:, 0, :1]
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.holds
+    assert 5e-16 < c.targets < 1e-14
+    said = re.search(r"for targets within (\S+) of the stored ones, lambda_min", c.words)
+    assert c.targets <= float(said[1]) <= 1.1 * c.targets
+    assert str(c).splitlines()[3].endswith(f"for targets within {said[1]} of the stored ones")
+
+
+def test_the_hessian_is_bounded_from_below():
+    for sigma, widths in SMALL:
+        theta, data = certified(sigma, widths)
+        c = certify_curvature(theta, data, SQUARED)
+        least = min(np.linalg.eigvalsh(H)[0] for H in torch_output_hessians(theta, theta.b[1]))
+        assert least * (1 - 1e-10) <= c.hessian <= least * (1 + 1e-14)
+
+
+def test_units_of_very_different_sizes_have_a_definite_hessian():
+    theta, data = certified(Softplus(), (3, 1))
+    e = theta.net.forward(theta, data.x) - data.y
+    theta.W[2].weights[0, 1] *= 2.0**-60
+    c = certify_curvature(theta, data_for(theta, data.x, e), SQUARED)
+    assert 0 < c.hessian < 2.0**-58

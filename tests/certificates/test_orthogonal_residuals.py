@@ -128,6 +128,21 @@ def test_moments_are_not_shown_to_be_definite_by_rounding(below):
         assert share == 0 if sign == -1 else share > 0
 
 
+@pytest.mark.parametrize("bits", [10, 30, 45, 51, 52])
+def test_moments_of_residuals_that_cancel_are_not_shown_to_be_definite_by_rounding(bits):
+    x = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1], [1, 1], [-1, -1], [1, -1], [-1, 1], [0, 0]])
+    for off in (2.0**-bits, 0.0, -(2.0**-bits)):  # M = diag(2, 2 off) + (1, 1)(1, 1)^T - ...
+        e = np.array([1.0, 1, -1, -1, 0.5, 0.5, 0.5 + off, 0.5 + off, 0])
+        e[8] = -e.sum()
+        left = Residuals(x, -e[:, None], np.zeros(1))
+        assert left.moved == 0
+        M = (fractions(e)[:, None] * fractions(x)).T @ fractions(x)
+        share, sign = left.definiteness(0)
+        assert sign == 1
+        assert (share > 0) <= (min(pivots(M)) > 0)
+        assert share > 0 or off < 2.0**-45
+
+
 def test_dependent_inputs_have_no_share():
     x = inputs("generic")
     for wrong in (np.c_[x, x[:, 0]], np.c_[x, np.ones(12)], np.c_[x, x[:, 0] + 2.0**-51 * x[:, 1]]):
