@@ -9,7 +9,7 @@ def fractions(values):
     """Return an array of floats as fractions."""
     values = np.asarray(values, dtype=np.float64)
     found = [Fraction(value) for value in values.ravel().tolist()]
-    return np.array(found + [None], dtype=object)[:-1].reshape(values.shape)
+    return np.array([*found, None], dtype=object)[:-1].reshape(values.shape)
 
 
 def solved(A, B):

@@ -910,7 +910,7 @@ def test_targets_that_are_farther_than_their_rounding_are_refused(relative):
     c = certify_curvature(theta, data, SQUARED)
     assert c.obstacle == "the residuals are not orthogonal to (x, 1)"
     assert relative * (1 - 1e-3) <= c.targets <= 2.5 * relative
-    assert 0 < c.radius
+    assert c.radius > 0
     assert re.search(r"an exact local minimum is within \S+, for targets within ", str(c))
     assert 0.39 * relative**2 < c.delta < 0.5 * relative**2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -89,3 +90,9 @@ def round_down(value: float) -> str:
         return f"{value:.3g}"
     unit = 10.0 ** (np.floor(np.log10(value)) - 2)
     return f"{np.floor(value / unit) * unit:.3g}"
+
+
+def round_up(value: float) -> str:
+    """Return a number >= 0 with two digits, never less than it is."""
+    up = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
+    return f"{up.create_decimal_from_float(value):.2g}" if value < np.inf else "inf"

@@ -7,7 +7,6 @@ product with them has one sign.
 
 from __future__ import annotations
 
-import decimal
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from ..engine.losses import Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from .assumptions import assumed, check_activation
-from .certificate import Certificate, in_float64, round_down
+from .certificate import Certificate, in_float64, round_down, round_up
 from .constant_outputs import TINY, ConstantOutputs, check_smooth, lower_eigenvalue
 from .orthogonal_residuals import Residuals
 from .radius import RADIUS_ACCURACY
@@ -120,7 +119,7 @@ class CurvatureCertificate(Certificate):
     @property
     def _which(self) -> str:
         if self.targets:
-            return f"targets within {_round_up(self.targets)} of the stored ones"
+            return f"targets within {round_up(self.targets)} of the stored ones"
         return "the stored targets"
 
     def lines(self) -> list[str]:
@@ -132,9 +131,9 @@ class CurvatureCertificate(Certificate):
         ]
         if self.radius:
             if self.distance < self.radius:
-                distance = _round_up(self.distance)
+                distance = round_up(self.distance)
                 lines.append(f"an exact local minimum is within {distance}, for {self._which}")
-            decrease = _round_up(self.delta)
+            decrease = round_up(self.delta)
             lines.append(f"no point within the radius is lower by more than {decrease}")
         if self.assumes:
             lines.append(f"not proved, and assumed: {self.assumes}")
@@ -292,18 +291,13 @@ def _share(parts: np.ndarray, wholes: np.ndarray) -> float:
 
 
 def _assumed(loss: Loss, sigma: Activation) -> str:
-    """Return what is assumed of a user's activation, for lack of bounds more than otherwise."""
+    """Return what is assumed of a user's activation."""
     found = assumed(loss, sigma)
-    if sigma.bounds is None:
-        found += " and changes no more near z than at the points that were looked at"
-    return found
+    if not found:
+        return ""
+    more = "changes near z as at a few points" if sigma.bounds is None else "keeps its bounds"
+    return f"{found}, to a few units in the last place, and {more}"
 
 
 def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
     return {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-
-
-def _round_up(value: float) -> str:
-    """Return a number >= 0 with two digits, never less than it is."""
-    up = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
-    return f"{up.create_decimal_from_float(value):.2g}"
