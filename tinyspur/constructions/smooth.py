@@ -40,8 +40,9 @@ FLAT = 1e-12  # sigma'(a) and sigma''(a) count as 0 below this
 
 @dataclass(frozen=True)
 class SmoothMinimum:
-    """A local minimum `theta` of the squared loss on `data`, whose targets were built for it.
+    """A point next to an exact local minimum of the squared loss on `data`, built for it.
 
+    How near, and for which targets next to those of `data`, the certificate says.
     `expansion_point` is a: z^l = a in every hidden unit for every sample.
     """
 
