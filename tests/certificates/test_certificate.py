@@ -9,7 +9,7 @@ import pytest
 
 import tinyspur as ts
 from tinyspur.certificates import CERTIFICATES, Certificate, certify
-from tinyspur.certificates.certificate import round_down
+from tinyspur.certificates.certificate import round_down, round_up
 from tinyspur.layers import AveragePool, Conv, Dense
 
 RNG = np.random.default_rng(0)
@@ -120,3 +120,10 @@ def test_where_no_kind_applies_the_error_says_why_for_each():
 @pytest.mark.parametrize("value", [0.0, 1e-300, 0.0123456, 0.999999, 1.0, 123456.0, math.inf])
 def test_a_radius_is_never_printed_larger_than_it_is(value):
     assert 0.99 * value <= float(round_down(value)) <= value or value == 1e-300
+
+
+@pytest.mark.parametrize(
+    "value", [0.0, 5e-324, 3.612e-24, 0.00048828125, 1.0, 9.91, 1234.5, math.inf]
+)
+def test_a_distance_is_never_printed_smaller_than_it_is(value):
+    assert value <= float(round_up(value)) <= 1.1 * value

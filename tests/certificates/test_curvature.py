@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import mpmath
 import numpy as np
@@ -20,12 +21,11 @@ from shared import (
     twin_risk,
 )
 
+from tinyspur.certificates.constant_outputs import ConstantOutputs, output_hessians
 from tinyspur.certificates.curvature import (
     CurvatureCertificate,
-    _Constant,
     certify_curvature,
     curvature_radius,
-    output_hessians,
 )
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import (
@@ -198,7 +198,8 @@ def test_a_certificate_reports_what_pytorch_and_plain_sums_give(sigma, widths):
     assert c.moment == pytest.approx(min(least_M), rel=1e-10)
     assert 0 <= c.orthogonality < 1e-13
     assert largest < 1e-13
-    assert 0 <= c.excess <= 1
+    assert 0 <= c.targets < 1e-14
+    assert 0 < c.distance < 1e-14
     assert c.radius > 1e-9
 
 
@@ -218,7 +219,7 @@ def test_the_report_has_its_keys_and_is_json():
         c = certify_curvature(theta, TrainingSet(data.x, targets), SQUARED)
         found = c.as_dict()
         assert list(found) == [*keys, "lambda_min_H", "lambda_min_M", "radius_proved"]
-        assert list(c.bounds()) == ["delta"]
+        assert list(c.bounds()) == ["delta", "distance", "distance_of_targets"]
         assert json.loads(json.dumps(found, allow_nan=False)) == found
         assert found == {
             "kind": "curvature",
@@ -236,9 +237,12 @@ def test_the_report_has_its_keys_and_is_json():
 
 def test_a_certificate_prints_as_a_short_block():
     theta, data = certified(Softplus(), (3, 1))
-    lines = str(certify_curvature(theta, data, SQUARED)).splitlines()
+    c = certify_curvature(theta, data, SQUARED)
+    lines = str(c).splitlines()
     assert lines[0] == "curvature certificate: holds, a local minimum"
-    assert len(lines) == 4
+    assert len(lines) == 5
+    assert re.search(r"an exact local minimum is within \S+e-1\d, for targets within ", lines[3])
+    assert re.search(r"certified local minimum for targets within \S+e-1\d of the stored", c.words)
     c = certify_curvature(theta, TrainingSet(data.x, data.y + data.x[:, 0, :1]), SQUARED)
     lines = str(c).splitlines()
     assert lines[0] == "curvature certificate: does not hold"
@@ -282,7 +286,7 @@ def test_no_hessian_in_reach_differs_by_more_than_the_row_sums_allow(widths, rho
         net = network(sigma, widths)
         theta = Parameters(net, rng.normal(size=net.size))
         theta.W[1].weights[...] = 0
-        at, reach = _Constant(theta), 2.5
+        at, reach = ConstantOutputs(theta), 2.5
         before = output_hessians(theta)
         with np.errstate(invalid="ignore"):  # beyond the kink of ELU there are no bounds
             bounds = [
@@ -301,7 +305,7 @@ def test_no_hessian_in_reach_differs_by_more_than_the_row_sums_allow(widths, rho
 def test_row_sums_are_not_far_from_what_some_parameters_reach(sigma):
     rng, rho, reach = np.random.default_rng(0), 1e-4, 2.5
     theta = one_signed(sigma, (1, 1, 1), rng)
-    at, before = _Constant(theta), output_hessians(theta)[0]
+    at, before = ConstantOutputs(theta), output_hessians(theta)[0]
     bound = (at.row_sums(0, rho, reach) - at.row_sums(0, 0.0, reach))[0]
     seen = 0.0
     for trial in range(200):
@@ -321,8 +325,8 @@ def test_row_sums_are_exact_to_first_order_where_all_factors_grow_at_once(widths
     net = network(sigma, widths)
     theta = Parameters(net, rng.uniform(0.1, 1, net.size))
     theta.W[1].weights[...] = 0
-    at = _Constant(theta)
-    for rho, rtol in ((1e-6, 1e-4), (0.7, np.inf if net.depth > 2 else 1e-12)):  # to first order
+    at = ConstantOutputs(theta)
+    for rho, rtol in ((1e-6, 1e-4), (0.7, 1e-12)):
         near = Parameters(net, theta.vector + rho)
         near.b[1][...] = theta.b[1] + rho * reach  # z^1, which the inputs move too
         for k, (before, after) in enumerate(
@@ -331,14 +335,15 @@ def test_row_sums_are_exact_to_first_order_where_all_factors_grow_at_once(widths
             change = (after - before).sum(axis=1)
             bound = at.row_sums(k, rho, reach) - at.row_sums(k, 0.0, reach)
             assert (change <= bound + 1e-12).all()
-            np.testing.assert_allclose(bound, change, rtol=rtol, atol=1e-13)
+            if rho < 0.1 or net.depth == 2:  # else to first order only
+                np.testing.assert_allclose(bound, change, rtol=rtol, atol=1e-13)
 
 
 @over_small
 def test_the_radius_is_the_largest_for_which_the_hessian_may_not_change_too_much(sigma, widths):
     theta, data = certified(sigma, widths)
     c, x = certify_curvature(theta, data, SQUARED), data.x[:, 0]
-    at, reach, u = _Constant(theta), 1 + abs(x).sum(axis=1).max(), x - x.mean(axis=0)
+    at, reach, u = ConstantOutputs(theta), 1 + abs(x).sum(axis=1).max(), x - x.mean(axis=0)
     e = theta.net.forward(theta, data.x) - data.y
     ratios = []
     for factor in (1.0, 1.02):
@@ -414,7 +419,8 @@ def test_the_radius_function_gives_the_radius_of_the_certificate(monkeypatch):
     monkeypatch.setattr("tinyspur.certificates.curvature.curvature_radius", spy)
     theta, data = certified(Tanh(), (3, 1))
     assert [certify_curvature(theta, data, SQUARED).radius] == seen
-    assert certify_curvature(theta, TrainingSet(data.x, data.y + 1), SQUARED).radius == 0
+    theta.W[1].weights[...] = 1e-9
+    assert certify_curvature(theta, data, SQUARED).radius == 0
     assert len(seen) == 1
 
 
@@ -544,7 +550,8 @@ def test_single_precision_is_certified_for_the_numbers_that_it_holds():
     assert c.holds, c
     assert c == certify_curvature(double, rebuilt, SQUARED)
     other = certify_curvature(single, data, SQUARED)  # those that the numbers were rounded from
-    assert other.obstacle == "the residuals are not orthogonal to (x, 1)"
+    assert 1e-9 < other.distance < 1e-6
+    assert other.holds == (other.distance <= other.radius / 100)
 
 
 def test_nothing_is_changed_by_a_certificate():
@@ -591,7 +598,7 @@ def test_opposite_signs_are_no_minimum(widths):
     data = data_for(theta, data.x, -e)
     c = certify_curvature(theta, data, SQUARED)
     assert (c.holds, c.radius) == (False, 0.0)
-    assert c.obstacle == "H is not definite with the sign of M"
+    assert c.obstacle == "H is not shown to be definite with the sign of M"
     assert c.moment > 0 > c.hessian
     assert_saddle(theta, data)
 
@@ -617,7 +624,7 @@ def test_moments_of_both_signs_are_refused_and_something_lower_is_near(sigma, wi
     data = data_for(theta, data.x, residuals(data.x, *mixed))
     c = certify_curvature(theta, data, SQUARED)
     assert (c.holds, c.radius) == (False, 0.0)
-    assert c.obstacle == "M is not definite"
+    assert c.obstacle == "M is not shown to be definite"
     assert c.moment == pytest.approx(-30 if c.hessian > 0 else -40, rel=1e-9)  # either sign
     assert_saddle(theta, data)
 
@@ -632,7 +639,7 @@ def test_hessians_of_both_signs_are_refused_and_something_lower_is_near(sigma, w
     assert values[0] < 0
     c = certify_curvature(theta, data, SQUARED)
     assert (c.holds, c.radius) == (False, 0.0)
-    assert c.obstacle == "H is not definite with the sign of M"
+    assert c.obstacle == "H is not shown to be definite with the sign of M"
     assert c.hessian == pytest.approx(values[0], rel=1e-9)
     assert c.moment > 0
     assert_saddle(theta, data)
@@ -648,12 +655,18 @@ def test_residuals_that_are_not_orthogonal_are_refused(sigma, widths, what, size
     v = v - others @ np.linalg.lstsq(others, v)[0]  # orthogonal to the others
     data = TrainingSet(data.x, data.y + size * v[:, None])
     c = certify_curvature(theta, data, SQUARED)
-    assert (c.holds, c.radius) == (False, 0.0)
+    assert not c.holds
     assert c.obstacle == "the residuals are not orthogonal to (x, 1)"
-    assert c.excess > 1
+    assert c.words == "not certified, the residuals are not orthogonal to (x, 1)"
     assert abs(twin_gradient(theta, data)).max() > 1e-3 * size
+    fitted = hats @ np.linalg.lstsq(hats, v)[0]
+    assert c.targets == pytest.approx(size * abs(fitted - v.mean()).max(), rel=2)
+    lost = widths[-1] * size**2 * (fitted**2).sum() / 48
+    assert lost * (1 - 1e-6) <= c.delta <= lost * (1 + 1e-3) + 1e-25
     if size > 1e-6:
         assert find_escape(theta, data, SQUARED, 0.02) is not None
+        inside = find_escape(theta, data, SQUARED, c.radius)
+        assert 0 < inside.decrease <= c.delta
 
 
 @pytest.mark.parametrize("size", [1e-300, 1e-6, 1.0])
@@ -667,7 +680,7 @@ def test_first_weights_that_are_not_zero_are_refused(size):
 def test_no_residuals_are_a_global_minimum_and_not_this_one():
     theta, data = certified(Tanh(), (3, 2, 2))
     c = certify_curvature(theta, data_for(theta, data.x, 0.0), SQUARED)
-    assert (c.holds, c.radius, c.obstacle) == (False, 0.0, "all residuals are 0")
+    assert (c.holds, c.radius, c.obstacle) == (False, 0.0, "all targets of an output are equal")
     assert (c.risk, c.orthogonality) == (0, 0)
 
 
@@ -679,7 +692,8 @@ def test_residuals_of_the_size_of_rounding_errors_are_refused():
     c = certify_curvature(theta, TrainingSet(data.x, y), SQUARED)
     assert not c.holds
     assert c.risk < 1e-30
-    assert c.obstacle == "the residuals are no larger than rounding errors"
+    assert c.obstacle == "M is not shown to be definite"
+    assert (c.radius, c.bounds()["delta"]) == (0.0, None)
 
 
 def test_a_unit_without_curvature_is_refused():
@@ -693,7 +707,7 @@ def test_a_unit_without_curvature_is_refused():
             other.W[2].weights[0, 1] = 0.0
         c = certify_curvature(other, data_for(other, data.x, e), SQUARED)
         assert (c.holds, c.hessian) == (False, 0.0)
-        assert c.obstacle == "H is not definite with the sign of M"
+        assert c.obstacle == "H is not shown to be definite with the sign of M"
 
 
 def test_moments_without_full_rank_are_refused():
@@ -704,7 +718,7 @@ def test_moments_without_full_rank_are_refused():
             theta, data_for(theta, data.x, residuals(data.x, np.outer(v, v))), SQUARED
         )
         assert not c.holds
-        assert c.obstacle == "M is not definite"
+        assert c.obstacle == "M is not shown to be definite"
         assert abs(c.moment) < 1e-13
 
 
@@ -824,21 +838,118 @@ def test_a_certificate_is_frozen():
         c.holds = False
 
 
-def test_residuals_that_rounding_makes_orthogonal_are_lower_by_delta_at_most():
+@pytest.mark.parametrize("off", [2.0**-11, 2.0**-11 + 2.0**-10, 0.25])
+def test_outputs_that_are_not_the_means_are_lower_by_delta_at_most(off):
     x, e = np.array([-1.0, 0, 1]), np.array([1.0, -2, 1])
     theta = Network((1, 1), [Dense(1), Dense(1)], Softplus()).zeros()
     theta.b[1][...], theta.W[2].weights[...], theta.b[2][...] = -0.5, 1, 2.0**40
     o = theta.net.forward(theta, x.reshape(3, 1, 1))[:, 0]
-    data = TrainingSet(x.reshape(3, 1, 1), (o - e - 2.0**-11)[:, None])
+    data = TrainingSet(x.reshape(3, 1, 1), (o - e - off)[:, None])
+    c = certify_curvature(theta, data, SQUARED)
+    with mpmath.workdps(60):
+        exact = mpmath.log1p(mpmath.exp(mpmath.mpf(-0.5))) + 2**40
+        mean = sum(mpmath.mpf(float(y)) for y in data.y[:, 0]) / 3
+        risks = [
+            sum((outputs - mpmath.mpf(float(y))) ** 2 for y in data.y[:, 0]) / 6
+            for outputs in (exact, mean)
+        ]
+        distance = abs(exact - mean)
+    assert off - 2.0**-12 <= distance <= c.distance <= distance * (1 + 1e-3)
+    assert risks[0] - risks[1] <= c.delta <= (risks[0] - risks[1]) * (1 + 1e-2)
+    assert c.targets == 0
+    assert c.radius > 0.1
+    assert c.holds == (off < 0.01)
+    assert c.obstacle == (
+        "" if c.holds else "the mean of the residuals is too large for the radius"
+    )
+
+
+# Proofs, not estimates
+
+
+def at_one_unit(x, e, sigma=None, outputs=0.0):
+    """Return theta with one hidden unit, H > 0, and targets `outputs` - e (N,)."""
+    theta = Network((1, x.shape[1]), [Dense(1), Dense(1)], sigma or Softplus()).zeros()
+    theta.b[1][...], theta.W[2].weights[...] = -0.5, 1
+    theta.b[2][...] = outputs - theta.net.forward(theta, x[:1, None])[0]
+    return theta, TrainingSet(x[:, None], (outputs - e)[:, None])
+
+
+SQUARE = np.array([[-1.0, -1], [1, 1], [1, -1], [-1, 1], [0, 0]])
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-150, 1e120, 2.0**-400], ids=str)
+def test_inputs_and_targets_may_be_huge_or_tiny(unit):
+    e = np.array([1.0, 1, 0.5, 0.5, -3])
+    for x, size in ((SQUARE * unit, 1.0), (SQUARE, unit), (SQUARE * [unit, 1], 1.0)):
+        theta, data = at_one_unit(x, e * size)
+        c = certify_curvature(theta, data, SQUARED)
+        assert c.targets == 0
+        assert 1e-2 < c.radius * (1 + abs(x).sum(axis=1).max()) < 10
+        assert c.holds == (c.distance <= c.radius / 100)  # b^2 has a rounding of its own
+        assert c.distance < 2e-15 * max(1, size)
+        json.dumps(c.as_dict() | c.bounds(), allow_nan=False)
+
+
+@pytest.mark.parametrize("bits", [20, 40, 50, 52])
+def test_a_moment_that_is_not_definite_by_little_is_told(bits):
+    for sign in (1, -1):
+        e = np.array([1, 1, sign * 2.0**-bits, sign * 2.0**-bits, 0])
+        e[4] = -e[:4].sum()
+        c = certify_curvature(*at_one_unit(SQUARE, e), SQUARED)
+        assert c.holds == (sign == 1)
+        if sign == -1:
+            assert c.obstacle == "M is not shown to be definite"
+            assert (c.radius, c.bounds()["delta"]) == (0, None)
+
+
+@pytest.mark.parametrize("relative", [1e-10, 1e-12, 3e-13])
+def test_targets_that_are_farther_than_their_rounding_are_refused(relative):
+    e = np.array([1.0, 1, 0.5, 0.5, -3]) + relative * np.array([-1.0, 1, 1, -1, 0])
+    theta, data = at_one_unit(SQUARE, e)
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.obstacle == "the residuals are not orthogonal to (x, 1)"
+    assert relative * (1 - 1e-3) <= c.targets <= 2.5 * relative
+    assert c.radius > 0
+    assert re.search(r"an exact local minimum is within \S+, for targets within ", str(c))
+    assert 0.39 * relative**2 < c.delta < 0.5 * relative**2
+
+
+def test_a_large_share_of_all_targets_hides_no_gradient():
+    e = np.array([1.0, 1, 0.5, 0.5, -3]) + 2.0**-6 * np.array([-1.0, 1, 1, -1, 0])
+    theta, data = at_one_unit(SQUARE, e, outputs=2.0**40)
+    assert 1e-13 * 2.0**40 > 2.0**-6
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.obstacle == "the residuals are not orthogonal to (x, 1)"
+    assert c.targets > 2.0**-6
+
+
+def test_the_certificate_says_for_which_targets_it_is():
+    theta, data = at_one_unit(SQUARE, np.array([1.0, 1, 0.5, 0.5, -3]))
     c = certify_curvature(theta, data, SQUARED)
     assert c.holds
-    lowered, exact = theta.copy(), []
-    lowered.b[2][...] -= 2.0**-12
-    with mpmath.workdps(60):
-        c0 = mpmath.log1p(mpmath.exp(mpmath.mpf(-0.5)))
-        for point in (theta, lowered):
-            outputs = c0 + mpmath.mpf(float(point.b[2][0]))
-            exact.append(sum((outputs - mpmath.mpf(float(y))) ** 2 for y in data.y[:, 0]) / 6)
-    assert 5e-8 < exact[0] - exact[1] <= c.delta < 1e-6 * c.risk
-    data.y[...] -= 2.0**-10
-    assert not certify_curvature(theta, data, SQUARED).holds
+    assert c.words.startswith("certified local minimum, lambda_min(H)")
+    assert str(c).splitlines()[3].endswith("for the stored targets")
+    data.y[...] += 1e-15 * data.x[:, 0, :1]
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.holds
+    assert 5e-16 < c.targets < 1e-14
+    said = re.search(r"for targets within (\S+) of the stored ones, lambda_min", c.words)
+    assert c.targets <= float(said[1]) <= 1.1 * c.targets
+    assert str(c).splitlines()[3].endswith(f"for targets within {said[1]} of the stored ones")
+
+
+def test_the_hessian_is_bounded_from_below():
+    for sigma, widths in SMALL:
+        theta, data = certified(sigma, widths)
+        c = certify_curvature(theta, data, SQUARED)
+        least = min(np.linalg.eigvalsh(H)[0] for H in torch_output_hessians(theta, theta.b[1]))
+        assert least * (1 - 1e-10) <= c.hessian <= least * (1 + 1e-14)
+
+
+def test_units_of_very_different_sizes_have_a_definite_hessian():
+    theta, data = certified(Softplus(), (3, 1))
+    e = theta.net.forward(theta, data.x) - data.y
+    theta.W[2].weights[0, 1] *= 2.0**-60
+    c = certify_curvature(theta, data_for(theta, data.x, e), SQUARED)
+    assert 0 < c.hessian < 2.0**-58

@@ -14,7 +14,7 @@ from tinyspur.certificates.curvature import certify_curvature
 from tinyspur.constructions.smooth import lower_point, smooth_minimum
 from tinyspur.engine.activations import ELU, GELU, Softplus, Tanh
 from tinyspur.engine.network import Network
-from tinyspur.studies.smooth_survey import STEPS, risks_along, survey
+from tinyspur.studies.smooth_survey import STEPS, moved_targets, risks_along, survey
 
 PROGRAM = ROOT / "demos" / "smooth_activations.py"
 FILES = ["smooth_activations.json", "smooth_activations.png", "smooth_widths.png"]
@@ -75,7 +75,12 @@ def test_the_program_prints_a_row_for_each_activation_and_each_width(images):
         assert "lowest of 4 lines R" in row
         assert row.endswith(VERDICTS)
     assert lines[-1].endswith(f"smooth_activations.json and two figures in {out}")
-    assert len(lines) == 14
+    said = " ".join(lines[13:15])
+    words = r"each certified point is within (\S+) of an exact local minimum, for targets within (\S+)"
+    distance, targets = map(float, re.match(words, said).groups())
+    assert 0 < distance < 1e-11
+    assert 0 < targets < 1e-13
+    assert len(lines) == 16
 
 
 def test_what_the_program_writes_is_there_and_no_more(images):
@@ -270,3 +275,21 @@ def test_a_risk_that_is_lower_by_rounding_alone_shows_nothing(rows):
         below = row.found.certificate.risk * (1 - 2e-16)
         assert below < row.found.certificate.risk
         assert replace(row, reached=below).verdict != "spurious local minimum"
+
+
+def test_targets_that_move_are_no_reason_to_call_a_point_lower():
+    x = random_inputs()
+    (row,) = survey(x, [("n", Tanh(), [3, 2])], 1, 1, 5)
+    found, lower = row.found, lower_point(row.found, 1, 5)
+    rng = np.random.default_rng(0)
+    for size in (1e-3, 1.0):
+        moved = replace(found, certificate=replace(found.certificate, targets=size))
+        for point in (found.theta, lower):
+            risks = [risk_of(point.net.forward(point, x), found.data.y)]
+            for _ in range(20):
+                change = size * rng.choice([-1, 1], found.data.y.shape)
+                risks.append(risk_of(point.net.forward(point, x), found.data.y + change))
+            assert max(abs(r - risks[0]) for r in risks) <= moved_targets(point, moved)
+    refused = replace(found, certificate=replace(found.certificate, targets=np.inf))
+    assert moved_targets(lower, refused) == np.inf
+    assert row.rounding >= moved_targets(lower, found)

@@ -19,7 +19,7 @@ from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
 from ..fitting.affine import stationary_subgradient
 from .assumptions import assumed, check_loss
-from .certificate import Certificate, in_float64, round_down
+from .certificate import Certificate, in_float64, round_down, round_up
 from .decrease import SHARE, Classes
 from .exact import meets_targets
 from .gram import Samples
@@ -93,7 +93,7 @@ class CellCertificate(Certificate):
             return f"certified local minimum, {classes}{assumes}"
         if self.proves:
             found = f"no point within {round_down(self.radius)} is lower by more than"
-            return f"not certified, {found} {self.delta:.2g}, {classes}{assumes}; {self.obstacle}"
+            return f"not certified, {found} {round_up(self.delta)}, {classes}{assumes}; {self.obstacle}"
         return f"not certified, {classes}, {self.obstacle}"
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import math
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -84,6 +85,11 @@ class Certificate(ABC):
             return "P1"
         return "P2" if self.radius > 0 and self.delta < math.inf else ""
 
+    @property
+    def changed(self) -> str:
+        """Return for which other problem than the given one P1 is proved, as ", for ...", or ""."""
+        return ""
+
     def bounds(self) -> dict:
         """Return what is proved, for a report: `delta` and `distance`, None where infinite."""
         found = {"proves": self.proves, "delta": self.delta, "distance": self.distance}
@@ -91,9 +97,10 @@ class Certificate(ABC):
 
     def bound_lines(self) -> list[str]:
         """Return P1 and P2 as lines of text, with their numbers, and what they assume."""
-        below = f"no point within the radius is lower by more than {self.delta:.2g}"
+        below = f"no point within the radius is lower by more than {round_up(self.delta)}"
+        near = f"an exact local minimum is within {round_up(self.distance)}{self.changed}"
         lines = {
-            "P1": [f"P1: an exact local minimum is within {self.distance:.1e}", f"P2: {below}"],
+            "P1": [f"P1: {near}", f"P2: {below}"],
             "P2": [f"P2: {below}; that an exact local minimum is near is not shown"],
         }.get(self.proves, [])
         return [*lines, f"not proved, and assumed: {self.assumes}"] if self.assumes else lines
@@ -109,7 +116,7 @@ class Certificate(ABC):
         if self.holds:
             found = "spurious local minimum" if lower else "local minimum, not shown to be spurious"
         elif self.proves and lower:
-            found = f"spurious up to {self.delta:.2g}"
+            found = f"spurious up to {round_up(self.delta)}"
         else:
             return f"undecided: {self.words}"
         return f"{found}, if {self.assumes}" if self.assumes else found
@@ -136,3 +143,9 @@ def round_down(value: float) -> str:
         return f"{value:.3g}"
     unit = 10.0 ** (np.floor(np.log10(value)) - 2)
     return f"{np.floor(value / unit) * unit:.3g}"
+
+
+def round_up(value: float) -> str:
+    """Return a number >= 0 with two digits, never less than it is."""
+    up = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
+    return f"{up.create_decimal_from_float(value):.2g}" if value < np.inf else "inf"

@@ -14,46 +14,52 @@ from typing import NamedTuple
 import numpy as np
 
 from ..datasets.samples import TrainingSet
-from ..engine.backend import to_numpy
+from ..engine.activations import Activation
+from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import Loss, SquaredLoss
-from ..engine.network import Network, check_at
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
-from ..engine.passes import steps
-from ..layers import Dense
 from .assumptions import assumed, check_activation
-from .certificate import Certificate, in_float64, round_down
-from .decrease import SHARE
+from .certificate import Certificate, in_float64, round_down, round_up
+from .constant_outputs import TINY, ConstantOutputs, check_smooth, lower_eigenvalue
+from .orthogonal_residuals import Residuals
 from .radius import RADIUS_ACCURACY
-from .rounding import EPSILON, gamma, preactivation_rounding
 
-DEFINITE = 1000  # an eigenvalue counts as 0 up to so many rounding errors of the matrix
+ORTHOGONAL = 1e-13  # targets may be off by this share of the largest residual
+ROUNDED = 4 * EPSILON  # and by this share of the largest target
+NEAR = 0.01  # an exact minimum is near if it is within this share of the radius
 LARGEST = 1e6  # no radius above this is looked for
-VISIBLE = 10  # a radius counts if it moves z^1 by more than so many rounding errors of any z
 
 
 @dataclass(frozen=True)
 class CurvatureCertificate(Certificate):
     """The curvature certificate: W^1 = 0, residuals orthogonal to (1, x), H and M definite.
 
-    With the residuals e_i = o_i - y_i of one output, M = sum_i e_i x_i x_i^T and H the Hessian of
-    that output in the pre-activations z^1. Then sum_i e_i (o'_i - o_i) = tr(W^T H' W M) / 2 up to
-    third order for any parameters nearby, W = W'^1, and R(theta') >= R(theta) + sum_i e_i (o'_i -
-    o_i) / N, since the loss is convex: theta is a local minimum where H and M have the same sign
-    for every output with residuals. Sufficient, not necessary: directions in which the outputs
-    move at first order need no curvature.
+    Let e_i = o_i - y_i be the residuals of one output, sum_i e_i (x_i, 1) = 0, M = sum_i e_i x_i
+    x_i^T and H the Hessian of that output in the pre-activations z^1. Then sum_i e_i (o'_i - o_i) =
+    tr(W^T H' W M) / 2 up to third order for any parameters nearby, W = W'^1, and R(theta') >=
+    R(theta) + sum_i e_i (o'_i - o_i) / N, since the loss is convex: theta is a local minimum where
+    H and M have the same sign for every output with residuals. Sufficient, not necessary:
+    directions in which the outputs move at first order need no curvature.
 
-    Where the residuals are only almost orthogonal, P e being what of them is affine in x, the same
-    with e - P e in place of e shows that no point within the radius is lower by more than `delta`,
-    a bound of |P e|^2 / 2N, rounding errors of the residuals included.
+    In float64 the sums are seldom 0. With the means of the targets as outputs, which other biases
+    b^L give, and y - P y for y, P y being what of the centred targets is linear in x, they are,
+    exactly. So if H and M are definite, a point theta* within max-norm distance `distance` of theta
+    is exactly a local minimum, with no lower point within `radius` of it, for targets within
+    `targets` of the stored ones; `targets` is 0 where P y is 0 in exact arithmetic. For the stored
+    theta and targets no point within the radius of theta is lower by more than `delta`, what the
+    two changes take from |e|^2 / 2N. That H and M are definite, the radius (`curvature_radius`) and
+    these numbers are proved, with bounds of all rounding errors; where that fails the radius is 0.
+    The certificate `holds` where `distance` is at most a hundredth of the radius and the targets of
+    each output are moved by at most 1e-13 of the largest residual, or four units in the last place
+    of the largest target.
 
-    `hessian` and `moment` are the least eigenvalues of all H and of all M. Both matrices are first
-    multiplied by the sign that M has on average, in coordinates where sum_i |e_i| x_i x_i^T is the
-    identity. M counts as definite if neither P e nor the rounding errors make it otherwise.
-    `orthogonality` is the largest of |sum_i e_i (x_i, 1)| relative to sum_i |e_i| |(x_i, 1)|,
-    `excess` its ratio to the bound of its rounding error, at most 1 where the certificate
-    `holds`. For the max-norm distance `radius` see `curvature_radius`; where the certificate holds
-    it is larger than rounding errors, and `delta` small against the risk. The radius is a bound if
-    `bounded`, else an estimate from samples of sigma.
+    `hessian` and `moment` are the least eigenvalues of all H and of all M, multiplied by the sign
+    that M has on average; the first is a lower bound where it is positive, the second what float64
+    gives. `orthogonality` is the largest of |sum_i e_i (x_i, 1)| relative to sum_i |e_i| |(x_i, 1)|
+    in float64. The radius is a bound if `bounded`; else all numbers are estimates, from what the
+    activation returns at a few points near z. `assumes` says what is taken from a user's
+    activation.
     """
 
     holds: bool
@@ -61,11 +67,12 @@ class CurvatureCertificate(Certificate):
     hessian: float
     moment: float
     orthogonality: float
-    excess: float
     radius: float
     bounded: bool
     obstacle: str
-    delta: float = 0.0
+    delta: float = math.inf
+    distance: float = math.inf
+    targets: float = math.inf
     assumes: str = ""
 
     kind = "curvature"
@@ -87,36 +94,41 @@ class CurvatureCertificate(Certificate):
 
     def as_dict(self) -> dict:
         """Return what a report holds; there are no patterns, hence no margin."""
-        return super().as_dict() | {
-            "lambda_min_H": self.hessian,
-            "lambda_min_M": self.moment,
-            "radius_proved": self.bounded,
-        }
+        found = {"lambda_min_H": self.hessian, "lambda_min_M": self.moment}
+        return super().as_dict() | _finite(found) | {"radius_proved": self.bounded}
 
     def bounds(self) -> dict:
-        """Return by how much a point within the radius may be lower."""
-        return {"delta": self.delta if math.isfinite(self.delta) else None}
+        """Return what is proved, for a report; None stands for an infinite number.
+
+        By how much a point within the radius may be lower, how far an exact local minimum is, and
+        how far from the stored ones the targets are for which it is one.
+        """
+        return super().bounds() | _finite({"distance_of_targets": self.targets})
 
     @property
     def words(self) -> str:
         """Return what was found in half a line."""
         if self.holds:
             assumes = f", if {self.assumes}" if self.assumes else ""
-            return f"certified local minimum, lambda_min(H) {self.hessian:.2g}{assumes}"
+            found = f"certified local minimum{self.changed}, lambda_min(H) {self.hessian:.2g}"
+            return f"{found}{assumes}"
         return f"not certified, {self.obstacle}"
 
+    @property
+    def changed(self) -> str:
+        """Return for which targets P1 is proved if not for the stored ones."""
+        if not 0 < self.targets < math.inf:
+            return ""
+        return f", for targets within {round_up(self.targets)} of the stored ones"
+
     def lines(self) -> list[str]:
-        """Return eigenvalues, orthogonality and radius, and what is missing."""
-        kind = "" if self.bounded else ", an estimate"
+        """Return eigenvalues, orthogonality and radius, what is proved and what is missing."""
         lines = [
             f"lambda_min(H) {self.hessian:.3g}, lambda_min(M) {self.moment:.3g}, residuals "
-            f"orthogonal to (x, 1) to {self.orthogonality:.1e} ({self.excess:.2g} of its rounding)",
-            f"radius {round_down(self.radius)}{kind}",
+            f"orthogonal to (x, 1) to {self.orthogonality:.1e}",
+            f"radius {round_down(self.radius)}{'' if self.bounded else ', an estimate'}",
+            *self.bound_lines(),
         ]
-        if self.holds:
-            lines.append(f"no point within the radius is lower by more than {self.delta:.2g}")
-        if self.assumes:
-            lines.append(f"not proved, and assumed: {self.assumes}")
         return lines + ([] if self.holds else [self.obstacle])
 
 
@@ -131,136 +143,75 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     check_at(theta, data, loss)
     CurvatureCertificate.require(theta, loss)
     net, theta = theta.net, in_float64(theta, np)
-    y, x = net.targets(theta, data, loss), data.x.reshape(len(data), -1).astype(np.float64)
-    outputs, errors, inexact, magnitudes = [], [], 0.0, abs(theta)
-    for _, columns in net.chunks(theta, data.x):
-        trace = list(steps(theta, columns))
-        outputs.append(trace[-1].o)
-        *hidden, last = preactivation_rounding(magnitudes, trace, np.float64)
-        errors.append(last)
-        inexact = max([inexact, *(float(z.max()) for z in hidden)])
-    e = np.concatenate(outputs, axis=1) - y
+    y, x = net.targets(theta, data, loss).T, data.x.reshape(len(data), -1).astype(np.float64)
+    e = net.forward(theta, data.x) - y
     if not np.isfinite(e).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
-    errors = np.concatenate(errors, axis=1) + gamma(len(x)) * abs(e)  # of a sum of so many terms
-    hats = np.hstack([x, np.ones((len(x), 1))])
-    sums = abs(e @ hats)
-    excess, orthogonality = (_share(sums, whole @ abs(hats)) for whole in (errors, abs(e)))
-    check_activation(net.activation, np.concatenate(_Constant(theta).z))
-    affine, size = _affine_parts(hats, e, errors)
-    risk, delta = float((e**2).sum() / (2 * len(x))), float((size**2).sum() / (2 * len(x)))
-    u, terms = x - x.mean(axis=0), []  # centred inputs give the same M, more exactly
-    for k, H in enumerate(output_hessians(theta)):
-        if e[k].any():
-            share, sign = _definiteness(u, e[k], errors[k] + affine[k])
-            terms.append(_Term(k, sign * H, sign * (e[k][:, None] * u).T @ u, share))
-    hessian = min((_least(term.H) for term in terms), default=0.0)
-    moment = min((float(np.linalg.eigvalsh(term.M)[0]) for term in terms), default=0.0)
-    obstacles = {
-        "W^1 is not 0": bool(theta.W[1].weights.any()),
-        "all residuals are 0": not terms,
-        "the residuals are not orthogonal to (x, 1)": excess > 1,
-        "the residuals are no larger than rounding errors": not delta <= SHARE * risk,
-        "M is not definite": min((term.share for term in terms), default=0.0) <= 0,
-        "H is not definite with the sign of M": hessian <= 0,
+    hats, at = np.hstack([x, np.ones((len(x), 1))]), ConstantOutputs(theta)
+    check_activation(net.activation, np.concatenate([z.middle for z in at.z]))
+    left, constant = Residuals(x, y, theta.b[net.depth]), not theta.W[1].weights.any()
+    terms = [_Term.of(at, left, int(k)) for k in np.flatnonzero(~left.constant)]
+    definite = {
+        "W^1 is not 0": not constant,
+        "all targets of an output are equal": not terms,
+        "M is not shown to be definite": not all(term.share > 0 for term in terms),
+        "H is not shown to be definite with the sign of M": not all(
+            term.least > 0 for term in terms
+        ),
     }
-    radius, reach = 0.0, 1 + float(abs(x).sum(axis=1).max())
-    if not any(obstacles.values()):
-        radius = curvature_radius(theta, terms, reach)
-        obstacles["the radius is no larger than rounding errors"] = (
-            radius * reach <= VISIBLE * inexact
-        )
+    radius = 0.0
+    if not any(definite.values()):
+        radius = curvature_radius(at, terms, _reach(x))
+    off, moved = (at.unbiased - left.means).magnitude, np.ldexp(left.moved, left.outputs)
+    obstacles = {
+        "the residuals are not orthogonal to (x, 1)": constant
+        and not _nearly_orthogonal(moved, y.mean(axis=0) - y, y),
+        **definite,
+        "no radius is shown: a kink or rounding errors are too close": not radius,
+        "the mean of the residuals is too large for the radius": (not off.max() <= NEAR * radius),
+    }
     obstacle = next((text for text, found in obstacles.items() if found), "")
+    proved = radius > 0
     return CurvatureCertificate(
         holds=not obstacle,
-        risk=risk,
-        hessian=hessian,
-        moment=moment,
-        orthogonality=orthogonality,
-        excess=excess,
-        radius=0.0 if obstacle else radius,
+        risk=float((e**2).sum() / (2 * len(x))),
+        hessian=min((term.hessian for term in terms), default=0.0),
+        moment=min((term.moment for term in terms), default=0.0),
+        orthogonality=_share(abs(e.T @ hats), abs(e.T) @ abs(hats)),
+        radius=radius,
         bounded=net.activation.bounds is not None,
         obstacle=obstacle,
-        delta=delta,
-        assumes=assumed(loss, net.activation),
+        delta=_decrease(off, left, len(x)) if proved else math.inf,
+        distance=float(off.max()) if proved else math.inf,
+        targets=float(moved.max()) if proved else math.inf,
+        assumes=_assumed(loss, net.activation),
     )
 
 
-def check_smooth(net: Network) -> None:
-    """Raise ValueError unless the network is fully connected, with a smooth activation."""
-    if net.activation.piecewise_linear:
-        raise ValueError(
-            f"curvature: expected an activation with sigma'' != 0, got {net.activation}"
-        )
-    if net.depth < 2 or not all(isinstance(layer, Dense) for layer in net.layers):
-        raise ValueError(
-            f"curvature: expected dense layers, at least one of them hidden, got {net}"
-        )
-
-
-def output_hessians(theta: Parameters) -> np.ndarray:
-    """Return the Hessian of each output in z^1 where W^1 = 0, shape (d_y, n_1, n_1), on the host.
-
-    H = sum_l J_l^T diag(sigma''(z^l) p^l) J_l over the hidden layers, with J_l = dz^l / dz^1 and
-    p^l = do / do^l.
-    """
-    at = _Constant(theta)
-    J = [np.eye(len(at.z[0]))]
-    for W, slopes in zip(at.W[1:-1], at.slopes[:-1], strict=True):
-        J.append(W @ (slopes[:, None] * J[-1]))
-    p, H = at.W[-1], 0.0
-    for layer in reversed(range(len(J))):
-        bends = at.bends[layer] * p  # (d_y, n_l)
-        H = H + np.array([J[layer].T @ (row[:, None] * J[layer]) for row in bends])
-        p = (at.slopes[layer] * p) @ at.W[layer]
-    return (H + H.swapaxes(1, 2)) / 2
-
-
 class _Term(NamedTuple):
-    """An output with residuals: H and M, with the sign that `_definiteness` gives.
+    """An output with residuals: what is known of H and M, with the sign that M has on average.
 
-    M - `share` sum_i |e_i| u_i u_i^T is positive semidefinite for the centred inputs u_i.
+    `least` is a lower bound of the eigenvalues of H, M - `share` sum_i |e_i| u_i u_i^T is positive
+    semidefinite. `hessian` and `moment` are the least eigenvalues of H and M that are reported.
     """
 
     output: int
-    H: np.ndarray
-    M: np.ndarray
+    least: float
     share: float
+    hessian: float
+    moment: float
+
+    @classmethod
+    def of(cls, at: ConstantOutputs, left: Residuals, k: int) -> _Term:
+        """Return what is known for output k."""
+        share, sign = left.definiteness(k)
+        H = at.hessian(k) * sign
+        least = lower_eigenvalue(H)
+        hessian = least if least > 0 else float(np.linalg.eigvalsh(H.middle)[0])
+        return cls(k, least, share, hessian, left.moment(k, sign))
 
 
-def _affine_parts(
-    hats: np.ndarray, e: np.ndarray, errors: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return bounds of |P e|, entry by entry (d_y, N) and in the Euclidean norm (d_y,).
-
-    P projects on the span of the features `hats` (N, d + 1), and e may be off by `errors`.
-    """
-    lengths = np.linalg.norm(hats, axis=0)
-    basis = np.linalg.svd(hats / np.where(lengths > 0, lengths, 1), full_matrices=False)[0]
-    size = np.linalg.norm(e @ basis, axis=1) + np.linalg.norm(errors, axis=1)
-    return size[:, None] * np.linalg.norm(basis, axis=1), size
-
-
-def _definiteness(u: np.ndarray, e: np.ndarray, errors: np.ndarray) -> tuple[float, float]:
-    """Return the largest share with s M >= share A, and the sign s of M; 0 for no share.
-
-    A = sum_i (|e_i| + errors_i) u_i u_i^T, and M is taken for the worst e_i within their errors. In
-    an orthonormal basis Q of the columns of B, A = B^T B, M is Q^T diag(e / (|e| + errors)) Q.
-    """
-    weights = abs(e) + errors
-    B = np.sqrt(weights)[:, None] * u
-    lengths = np.linalg.norm(B, axis=0)
-    if not lengths.all():
-        return 0.0, 1.0
-    Q, sizes, _ = np.linalg.svd(B / lengths, full_matrices=False)
-    if sizes[-1] <= DEFINITE * EPSILON * sizes[0]:
-        return 0.0, 1.0
-    sign = np.sign((Q**2).sum(axis=1) @ (e / weights)) or 1.0
-    share = np.linalg.eigvalsh((Q * ((sign * e - errors) / weights)[:, None]).T @ Q)[0]
-    return float(share) if share > DEFINITE * EPSILON else 0.0, float(sign)
-
-
-def curvature_radius(theta: Parameters, terms: list[_Term], reach: float) -> float:
+def curvature_radius(at: ConstantOutputs, terms: list[_Term], reach: float) -> float:
     """Return rho so that no theta' within max-norm distance rho has a lower risk.
 
     With g' the layers above z^1, u_i = x_i - x_mean and c' the outputs for z^1 = b' + W x_mean,
@@ -270,16 +221,17 @@ def curvature_radius(theta: Parameters, terms: list[_Term], reach: float) -> flo
     norm, the second gives at least (tr W^T H W M - eps tr W A W^T) / 2 with A = sum_i |e_i| u_i
     u_i^T, which is not negative if eps <= lambda_min(H) share, M >= share A. The largest row sum
     bounds eps: each factor of H grows at most by what rho and the bounds of the second and the
-    third derivative of sigma allow.
+    third derivative of sigma allow. The biases of the outputs don't matter: rho is the same around
+    all points that differ in these alone.
     """
-    at = _Constant(theta)
-    limits = [_least(term.H) * term.share for term in terms]
+    limits = [term.least * term.share * (1 - 4 * EPSILON) - TINY for term in terms]
     still = [at.row_sums(term.output, 0.0, reach) for term in terms]
 
     def safe(rho: float) -> bool:
         for term, before, limit in zip(terms, still, limits, strict=True):
-            change = float((at.row_sums(term.output, rho, reach) - before).max())
-            if not change * (1 + 1e-6) + DEFINITE * EPSILON * float(before.max()) <= limit:
+            after = at.row_sums(term.output, rho, reach)
+            change = after - before + 2 * at.rounding * (after + before)
+            if not float(change.max()) <= limit:
                 return False
         return True
 
@@ -297,57 +249,47 @@ def curvature_radius(theta: Parameters, terms: list[_Term], reach: float) -> flo
     return low
 
 
-class _Constant:
-    """The layers where W^1 = 0: z, o, sigma'(z) and sigma''(z) of each hidden one, (n_l,)."""
-
-    def __init__(self, theta: Parameters):
-        net = theta.net
-        self.sigma = sigma = net.activation
-        self.W = [to_numpy(theta.W[n].weights) for n in range(1, net.depth + 1)]
-        self.z, self.o = [to_numpy(theta.b[1])], []
-        for n in range(2, net.depth + 1):
-            self.o.append(sigma(self.z[-1]))
-            self.z.append(self.W[n - 1] @ self.o[-1] + to_numpy(theta.b[n]))
-        del self.z[-1]
-        self.slopes = [sigma.derivative(z) for z in self.z]
-        self.bends = [sigma.second_derivative(z) for z in self.z]
-
-    @np.errstate(invalid="ignore", over="ignore")  # beyond a kink the bounds are infinite
-    def row_sums(self, output: int, rho: float, reach: float) -> np.ndarray:
-        """Return bounds of the row sums of |H'|, shape (n_1,), for parameters up to rho away.
-
-        All factors |sigma'|, |sigma''| and |W| are taken as large as they can be, at any z^1 within
-        `reach` times rho of b^1.
-        """
-
-        def product(W: np.ndarray, v: np.ndarray) -> np.ndarray:
-            return abs(W) @ v + rho * v.sum()
-
-        slopes, bends, r = [], [], np.full(len(self.z[0]), rho * reach)
-        sums = [np.ones(len(r))]  # of the rows of |J_l|
-        for n, z in enumerate(self.z):
-            more, bent = self.sigma.changes(z, r)
-            slopes.append(abs(self.slopes[n]) + more)
-            bends.append(abs(self.bends[n]) + bent)
-            moved = slopes[n] * r
-            r = product(self.W[n + 1], moved) + rho * (abs(self.o[n]).sum() + 1)
-            sums.append(product(self.W[n + 1], slopes[n] * sums[n]))
-        p, rows = abs(self.W[-1][output]) + rho, 0.0
-        for n in reversed(range(len(slopes))):
-            rows = rows + bends[n] * p * sums[n]
-            if n:
-                rows = slopes[n - 1] * product(self.W[n].T, rows)
-                p = product(self.W[n].T, slopes[n] * p)
-        return rows
+def _reach(x: np.ndarray) -> float:
+    """Return 1 + max_i |x_i|_1, or a little more."""
+    with np.errstate(over="ignore"):
+        return (1 + float(abs(x).sum(axis=1).max())) * (1 + gamma(x.shape[1]))
 
 
-def _least(matrix: np.ndarray) -> float:
-    """Return the least eigenvalue, 0 where rounding explains it."""
-    values = np.linalg.eigvalsh(matrix)
-    return float(values[0]) if abs(values[0]) > DEFINITE * EPSILON * abs(values).max() else 0.0
+def _nearly_orthogonal(moved: np.ndarray, e: np.ndarray, y: np.ndarray) -> bool:
+    """Return whether targets y (N, d_y) moved by so much per output are still the same in float64.
+
+    By 1e-13 of the largest residual, or by no more than rounding moves the targets themselves.
+    """
+    limit = ORTHOGONAL * abs(e).max(axis=0) + ROUNDED * abs(y).max(axis=0)
+    return bool((moved <= limit).all())
+
+
+def _decrease(off: np.ndarray, left: Residuals, samples: int) -> float:
+    """Return a bound of R(theta) - R(theta') for theta' within the radius, any targets.
+
+    The residuals are those of `left`, and what is off, P y and the means, is orthogonal to them
+    and to each other: R(theta') >= R(theta) - |off|^2 / 2N by completing the square.
+    """
+    lengths = np.ldexp(left.length, left.outputs)
+    with np.errstate(over="ignore"):
+        total = float((samples * off**2 + lengths**2).sum()) / (2 * samples)
+    return total * (1 + gamma(2 * len(off) + 10)) + SMALLEST
 
 
 def _share(parts: np.ndarray, wholes: np.ndarray) -> float:
     """Return the largest part / whole, 0 where both are 0."""
     ratios = np.divide(parts, wholes, where=wholes > 0, out=np.where(parts > 0, np.inf, 0.0))
     return float(ratios.max())
+
+
+def _assumed(loss: Loss, sigma: Activation) -> str:
+    """Return what is assumed of a user's activation."""
+    found = assumed(loss, sigma)
+    if not found:
+        return ""
+    more = "changes near z as at a few points" if sigma.bounds is None else "keeps its bounds"
+    return f"{found}, to a few units in the last place, and {more}"
+
+
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in numbers.items()}

@@ -13,17 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..certificates.curvature import CurvatureCertificate, certify_curvature, check_smooth
-from ..certificates.rounding import EPSILON, risk_rounding
+from ..certificates.constant_outputs import check_smooth
+from ..certificates.curvature import CurvatureCertificate, certify_curvature
+from ..certificates.rounding import risk_rounding
 from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import Activation
+from ..engine.floats import EPSILON
 from ..engine.losses import SquaredLoss
 from ..engine.network import Network, check_network, check_problem
 from ..engine.parameters import Parameters
 from ..engine.passes import as_inputs
 from ..errors import AssumptionError
 from ..fitting.training import descend, kaiming_start
+from .grid_targets import on_a_grid
 
 LOSS = SquaredLoss()
 WINDOW, POINTS = 0.5, np.linspace(-3, 3, 601)  # where expansion points are looked for
@@ -37,8 +40,9 @@ FLAT = 1e-12  # sigma'(a) and sigma''(a) count as 0 below this
 
 @dataclass(frozen=True)
 class SmoothMinimum:
-    """A local minimum `theta` of the squared loss on `data`, whose targets were built for it.
+    """A point next to an exact local minimum of the squared loss on `data`, built for it.
 
+    How near, and for which targets next to those of `data`, the certificate says.
     `expansion_point` is a: z^l = a in every hidden unit for every sample.
     """
 
@@ -67,6 +71,11 @@ def smooth_minimum(
     covariance of x. The residuals of each output are a positive multiple of e plus something that
     does not change these three sums. Where it is not given, `expansion_point` is chosen so that
     sigma' and sigma'' are far from 0 around it.
+
+    In float64 the first two sums are 0 up to rounding: an exact minimum is close to theta for
+    targets close to the stored ones (see `CurvatureCertificate`). Where the inputs are small
+    integers times powers of 2, the residuals are moved by up to 1e-7 of their size so that these
+    sums are 0 exactly, and the minimum is one for the stored targets.
 
     Raises ValueError for another kind of network, for ReLU and for inputs of another shape;
     AssumptionError where sigma' or sigma'' vanish at a, where N < d(d+3)/2 + 1, and where the
@@ -100,7 +109,8 @@ def smooth_minimum(
         inputs = np.full(weights.shape[1], sigma(np.array([a]))[0])
         biases[...] = (0 if layer == net.depth else a) - weights @ inputs
     e *= math.sqrt(2 * len(x) * risk / (e**2).sum())
-    data = TrainingSet(x, net.forward(theta, x) - e)
+    exact = on_a_grid(flattened(x), e)
+    data = TrainingSet(x, -(e if exact is None else exact))  # the outputs are 0 up to rounding
     return SmoothMinimum(theta, data, a, certify_curvature(theta, data, LOSS))
 
 

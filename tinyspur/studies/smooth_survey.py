@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
 class SmoothRow:
     """A minimum, the lowest risk that was `reached` elsewhere in the same network, and lines.
 
-    Rounding errors may explain up to `rounding` of the difference between the two risks. `lines`
-    (D, len(STEPS)) are the risks at the distances STEPS along random directions.
+    Rounding errors, and targets that are no farther from the stored ones than the certificate says,
+    may explain up to `rounding` of the difference between the two risks. `lines` (D, len(STEPS))
+    are the risks at the distances STEPS along random directions.
     """
 
     name: str
@@ -92,10 +94,24 @@ def survey(
             lower = lower_point(found, starts, iterations, seed)
             lines = risks_along(found, directions, seed)
         reached, points = net.risk(lower, found.data, LOSS), (found.theta, lower)
-        rounding = sum(risk_rounding(point, found.data, LOSS) for point in points)
+        rounding = sum(
+            risk_rounding(point, found.data, LOSS) + moved_targets(point, found) for point in points
+        )
         rows.append(SmoothRow(name, found, reached, rounding, lines))
         progress(rows[-1])
     return rows
+
+
+def moved_targets(point: Parameters, found: SmoothMinimum) -> float:
+    """Return by how much R(point) may change where the targets move as the certificate allows.
+
+    With all targets t away it is at most t times the mean of |o - y|, and t^2 / 2 for each output.
+    """
+    moved, data = found.certificate.targets, found.data
+    if not math.isfinite(moved):
+        return math.inf
+    sizes = abs(point.net.forward(point, data.x) - data.y).sum(axis=1)
+    return moved * (float(sizes.mean()) * (1 + 1e-6) + moved * data.y.shape[1])
 
 
 def risks_along(found: SmoothMinimum, directions: int, seed: int = 0) -> np.ndarray:
