@@ -32,6 +32,7 @@ from .certificate import in_float64
 from .exact import ExactPoint, ExactStep, exact_steps, on_pattern
 from .radius import counted
 
+NEAR = Fraction(1, 10**4)  # of the largest weight of the layer: what a stored minimum is off by
 CHUNK = 2 * 10**6  # numbers of a layer that are looked at together
 
 
@@ -64,22 +65,31 @@ def exact_minimum(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactMini
     ValueError for another loss or a smooth activation.
     """
     theta = check_exact(theta, data, loss)
+    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
     cells = find_cells(ExactPoint(theta), data)
     fits = [fit_class(*samples_of(theta, data, cell)) for cell in cells]
-    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
+    nearest = None
     for layer in reversed(dense):
         own = _by_outputs(theta, cells, fits, layer)
         own = _by_inputs(theta, cells, fits, layer) if own is None else own
         if own is None:
             continue
-        point = ExactPoint(theta, {layer: own})
-        risk = check_minimum(point, layer, data, cells, fits)
-        distance = (own - ExactPoint(theta).dense(layer)).largest()
-        return ExactMinimum(point, layer, len(cells), risk, distance)
+        stored = ExactPoint(theta).dense(layer)
+        distance = (own - stored).largest()
+        if distance <= NEAR * stored.largest():
+            point = ExactPoint(theta, {layer: own})
+            risk = check_minimum(point, layer, data, cells, fits)
+            return ExactMinimum(point, layer, len(cells), risk, distance)
+        nearest = distance if nearest is None else min(nearest, distance)
+    got = f"one at distance {float(nearest):.2g} from it" if nearest else "one with no such layer"
     raise AssumptionError(
-        "exact: expected a point where weights of one dense layer make the outputs an optimal "
-        f"affine fit in each of the {len(cells)} pattern classes, got one without such a layer"
+        "exact: expected a point next to one where the weights of a dense layer make the outputs "
+        f"the optimal affine fit in {_classes(len(cells))}, got {got}"
     )
+
+
+def _classes(number: int) -> str:
+    return f"each of {number} pattern classes" if number > 1 else "its one pattern class"
 
 
 # Pattern classes
@@ -110,7 +120,7 @@ def find_cells(point: ExactPoint, data: TrainingSet) -> list[Cell]:
         trace = list(exact_steps(point, x[:, rows.start : rows.stop], 1, net.depth - 1))
         dead = _dead_layers(point, trace, len(rows))
         counts = counted(net, dead)
-        patterns = {s.layer: s.pattern for s in trace if s.pattern is not None}
+        patterns = {s.layer: s.pattern for s in trace if s.layer in counts}
         for layer, undecided in _undecided(point, trace):
             at = np.argwhere((undecided & counts[layer]).T)
             kinks += [(start + int(i), layer, int(unit)) for i, unit in at]
@@ -281,7 +291,7 @@ def _by_inputs(
     changed in the columns that are kept only.
     """
     for n in range(theta.net.leading_poolings + 1, layer):
-        if any((cell.pattern.get(n, 0) != cells[0].pattern.get(n, 0)).any() for cell in cells):
+        if any((c.pattern[n] != cells[0].pattern[n]).any() for c in cells if n in c.pattern):
             return None
     if any(cell.dead for cell in cells):
         return None

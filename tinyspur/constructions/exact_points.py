@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse
 
-from ..certificates.exact import ExactPoint, activated, exact_steps, on_pattern  # noqa: F401
+from ..certificates.exact import ExactPoint, activated, exact_steps
 from ..certificates.exact_fits import CHUNK, check_exact, columns_of, exact_minimum
 from ..certificates.proofs import proof, save_proof
 from ..datasets.samples import TrainingSet
@@ -26,7 +26,6 @@ from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..fitting.rational import (
     Rational,
-    added,
     joined,
     product,
     rational,
@@ -70,6 +69,8 @@ class ExactPoints:
     @property
     def verdict(self) -> str:
         """Return what was proved."""
+        if self.risk == 0:
+            return "global minimum"
         return "spurious local minimum" if "lower" in self.risks else "local minimum"
 
     @property
@@ -85,7 +86,7 @@ class ExactPoints:
 
     def save(self, path: str | Path) -> None:
         """Write a proof file, which `demos/check_proof.py` checks; see `file_size`."""
-        claim = "-".join(self.verdict.split())
+        claim = "spurious-local-minimum" if "lower" in self.risks else "local-minimum"
         net = self.exact["theta"].theta.net
         x, y = self.data.x, self.data.y
         save_proof(path, proof(claim, net, x, y, self.points, risks=self.risks))
@@ -178,7 +179,7 @@ def _short(bias: float, step: float) -> float:
 
 
 def _taken_over(found: SpuriousMinimum, theta: ExactPoint, prime: Parameters) -> Rational | None:
-    """Return [W, b] of the dense layer where A and B take over the exact weights of r; b is theta's.
+    """Return [W, b] of the dense layer where A and B take over the exact weights of r, b as it is.
 
     None where theta' was not made of theta, but after W^L was perturbed.
     """

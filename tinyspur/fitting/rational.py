@@ -158,7 +158,7 @@ def check_work(unknowns: int, size: int) -> None:
         more = "" if flint is not None else " without python-flint, the extra exact"
         raise AssumptionError(
             f"exact: expected at most {most} unknowns with coefficients of {bits} bits{more}, "
-            f"got {unknowns}"
+            f"got {unknowns}; of fewer bits, as with pixels k/256 in place of k/255, more will do"
         )
 
 
