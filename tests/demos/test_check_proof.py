@@ -1,0 +1,292 @@
+"""The checker of proof files accepts what is true and proved, and nothing else."""
+
+import copy
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from shared import ROOT
+
+import tinyspur as ts
+from tinyspur.certificates.proofs import as_parameters, proof, save_proof
+
+PROGRAM = ROOT / "demos" / "check_proof.py"
+LOSS = ts.SquaredLoss()
+F = Fraction
+
+
+@pytest.fixture(scope="module")
+def checker():
+    """The program as a module; it finds its parts beside it, as when it is run."""
+    sys.path.insert(0, str(ROOT / "demos"))
+    import check_proof
+
+    yield check_proof
+    sys.path.remove(str(ROOT / "demos"))
+
+
+def passes(checker, found):
+    """Return whether the checker accepts a proof; what it refuses it refuses in words."""
+    try:
+        checker.check(json.loads(json.dumps(found)))
+    except Exception as error:
+        assert str(error)
+        return False
+    return True
+
+
+# Proofs, each with the numbers that may change without making the claim false
+
+
+def linear():
+    net = ts.Network((1, 1), [ts.Dense(1)])
+    theta = {"W1": [[0]], "b1": [F(1, 3)]}
+    return proof("local-minimum", net, [[[0]], [[1]], [[2]]], [[0], [1], [0]], {"theta": theta})
+
+
+def convolution():
+    """Two pixels, a dead map, average pooling of the other one, which is always active."""
+    net = ts.Network((1, 2), [ts.Conv(2), ts.AveragePool(2), ts.Dense(1)])
+    x, y = [[[0, 0]], [[1, 0]], [[0, 1]], [[1, 1]]], [[0], [1], [1], [0]]
+    W1 = [[[0, 1, 0]], [[0, 1, 0]]]
+    theta = {"W1": W1, "b1": [1, -2], "W3": [[0, 5]], "b3": [F(1, 2)]}
+    return proof("local-minimum", net, x, y, {"theta": theta}, risks={"theta": F(1, 8)})
+
+
+def one_kink():
+    """One hidden unit, at the kink for x = 2."""
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1)])
+    theta = {"W1": [[F(-3, 11)]], "b1": [F(6, 11)], "W2": [[-1]], "b2": [F(-17, 11)]}
+    x, y = [[[0]], [[1]], [[2]], [[3]]], [[-2], [-2], [-1], [-2]]
+    return proof(
+        "local-minimum",
+        net,
+        x,
+        y,
+        {"theta": theta},
+        kinks=[(2, 1, 0)],
+        multipliers=[F(1, 44)],
+        frozen=[(2, "W", 0, 0)],
+    )
+
+
+def two_kinks():
+    """Two units at kinks and a dead one."""
+    net = ts.Network((1, 1), [ts.Dense(3), ts.Dense(1)])
+    x, y = [-4, -3, -2, -1, 0, 1], [1, 3, -2, 3, -2, 2]
+    theta = {
+        "W1": [[F(-20, 19)], [F(15, 38)], [1]],
+        "b1": [F(-40, 19), F(15, 19), -2],
+        "W2": [[1, 1, 7]],
+        "b2": [F(-5, 57)],
+    }
+    return proof(
+        "local-minimum",
+        net,
+        np.reshape(x, (6, 1, 1)),
+        np.reshape(y, (6, 1)),
+        {"theta": theta},
+        kinks=[(2, 1, 0), (2, 1, 1)],
+        multipliers=[F(29, 171), F(17, 114)],
+        frozen=[(2, "W", 0, u) for u in range(3)] + [(1, "W", 2, 0), (1, "b", 2)],
+    )
+
+
+def saddle():
+    """Two units at zero: the gradient is 0, the risk falls in the second order."""
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1)])
+    theta = {"W1": [[0]], "b1": [0], "W2": [[0]], "b2": [F(1, 3)]}
+    along = {"W1": [[1]], "b1": [-1], "W2": [[-1]], "b2": [0]}
+    parts = {"direction": along, "order": 2, "coefficient": F(-1, 9)}
+    x, y = [[[0]], [[1]], [[2]]], [[0], [1], [0]]
+    return proof("not-a-local-minimum", net, x, y, {"theta": theta}, **parts)
+
+
+def equal():
+    """A max pooling; the points differ by the scale of a unit."""
+    net = ts.Network((1, 2), [ts.Conv(1), ts.MaxPool(2), ts.Dense(1)], ts.ReLU(0.5))
+    theta = {"W1": [[[0, 1, 0]]], "b1": [-1], "W3": [[2]], "b3": [3]}
+    prime = {"W1": [[[0, 2, 0]]], "b1": [-2], "W3": [[1]], "b3": [3]}
+    points = {"theta": theta, "theta_prime": prime}
+    return proof("equal-risk", net, [[[0, 2]], [[-3, -1]]], [[0], [1]], points)
+
+
+PROOFS = {  # with the numbers that may change: of maps and units without weight or dead
+    linear: [],
+    convolution: ["points theta W1", "points theta b1", "points theta W3 0 1"],
+    one_kink: ["data x 3"],
+    two_kinks: ["points theta W1 2", "points theta b1 2", "points theta W2 0 2"],
+    saddle: ["data x 0", "data x 1", "data y 0", "data y 1", "direction W1"],
+    equal: ["data", "points theta W1 0 0 2", "points theta_prime W1 0 0 2"],
+}
+
+
+@pytest.mark.parametrize("make", PROOFS)
+def test_what_is_true_is_proved(checker, make):
+    assert passes(checker, make())
+
+
+def leaves(value, path=()):
+    """Yield where each number of a proof is, and the number."""
+    if isinstance(value, dict | list):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(part, (*path, key))
+    elif isinstance(value, int) or (isinstance(value, str) and value.lstrip("-")[:1].isdigit()):
+        yield path, value
+
+
+def replaced(found, path, value):
+    found = copy.deepcopy(found)
+    part = found
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    return found
+
+
+def is_still_true(found):
+    """Judge a claim in float64: risks all around, along the direction, or outputs of both."""
+    net = ts.Network.from_spec(found["network"])
+    data = ts.TrainingSet(*([np.vectorize(lambda v: float(F(v)))(found["data"][k]) for k in "xy"]))
+    points = {name: as_parameters(net, point) for name, point in found["points"].items()}
+    theta, rng = points["theta"], np.random.default_rng(0)
+    R = net.risk(theta, data, LOSS)
+    if found["claim"] == "equal-risk":
+        return np.allclose(*(net.forward(point, data.x) for point in points.values()))
+    if found["claim"] == "not-a-local-minimum":
+        d = as_parameters(net, found["direction"]).vector
+        steps = np.array([1e-4, 2e-4])
+        falls = [net.risk(ts.Parameters(net, theta.vector + t * d), data, LOSS) - R for t in steps]
+        return np.allclose(falls, float(F(found["coefficient"])) * steps ** found["order"], 1e-2)
+    near = rng.uniform(-1, 1, (40, net.size)) * 10.0 ** rng.uniform(-5, -2, (40, 1))
+    risks = [net.risk(ts.Parameters(net, theta.vector + d), data, LOSS) for d in near]
+    return min(risks) >= R - 1e-13
+
+
+@pytest.mark.parametrize("make", PROOFS)
+def test_with_any_number_changed_a_proof_fails_or_its_claim_is_still_true(checker, make):
+    found, kept = make(), set()
+    for path, value in leaves(found):
+        for step in [1] if isinstance(value, int) else [1, F(1, 7), F(-1, 3)]:
+            other = value + step if isinstance(value, int) else str(F(value) + step)
+            changed = replaced(found, path, other)
+            if passes(checker, changed):
+                assert is_still_true(changed), (path, other)
+                kept |= {name for name in PROOFS[make] if " ".join(map(str, path)).startswith(name)}
+                assert kept, (path, other)
+    assert kept == set(PROOFS[make])
+
+
+def test_equal_kinks_count_as_one(checker):
+    found = one_kink()
+    for key in "xy":
+        found["data"][key] *= 2  # each sample twice: R is the same, and so are the sums of C
+    assert passes(checker, found)
+    twice = found | {"kinks": [[2, 1, 0], [6, 1, 0]], "multipliers": ["1/88", "1/88"]}
+    assert not passes(checker, twice)
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        [],  # scaling the unit does not change R
+        [(2, "W", 0, 0), (1, "W", 0, 0)],  # scaled twice
+        [(2, "W", 0, 0), (1, "b", 0)],
+        [(2, "W", 0, 0), (2, "b", 0)],
+        [(2, "W", 0, 0), (2, "W", 0, 0)],
+        [(3, "W", 0, 0)],
+        [(2, "W", 1, 0)],
+    ],
+)
+def test_no_more_may_be_frozen_than_can_be_given_back(checker, frozen):
+    assert not passes(checker, one_kink() | {"frozen": [list(place) for place in frozen]})
+
+
+def test_another_weight_of_the_same_unit_may_be_frozen_in_place_of_one(checker):
+    assert passes(checker, one_kink() | {"frozen": [[1, "b", 0]]})
+
+
+def test_where_the_outputs_are_the_targets_kinks_do_not_matter(checker):
+    net = ts.Network((1, 1), [ts.Dense(2), ts.Dense(1)])
+    theta = {"W1": [[1], [-1]], "b1": [0, 0], "W2": [[1, 1]], "b2": [0]}
+    x, y = [[[-1]], [[0]], [[1]]], [[1], [0], [1]]
+    assert passes(checker, proof("local-minimum", net, x, y, {"theta": theta}))
+    assert not passes(checker, proof("local-minimum", net, x, [[1], [1], [1]], {"theta": theta}))
+
+
+def test_a_lower_point_makes_a_minimum_spurious_and_a_higher_one_does_not(checker):
+    found = convolution()
+    found["claim"], found["risks"] = "spurious-local-minimum", {"theta": "1/8"}
+    theta = found["points"]["theta"]
+    found["points"]["lower"] = theta
+    assert not passes(checker, found)
+    relu = {"W1": [[["1", "1", "1"]], [["1", "1", "1"]]], "b1": ["0", "-1"]}
+    found["points"]["lower"] = relu | {"W3": [["1", "-2"]], "b3": ["0"]}
+    assert passes(checker, found)
+
+
+def run(*files):
+    return subprocess.run(
+        [sys.executable, "-E", "-S", PROGRAM, *files], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_the_program_says_what_it_checked_and_what_fails_first(tmp_path):
+    save_proof(tmp_path / "true.json", two_kinks())
+    save_proof(tmp_path / "false.json", replaced(two_kinks(), ("multipliers", 0), "1/3"))
+    done = run(tmp_path / "true.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 kink(s)" in done.stdout and done.stdout.endswith("proved\n")
+    done = run(tmp_path / "true.json", tmp_path / "false.json")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{tmp_path / 'false.json'}: not proved: ")
+    assert done.stderr.count("\n") == 1
+
+
+MALFORMED = [
+    b"",
+    b"\xff",
+    b"[" * 100_000,
+    b"[]",
+    b"{}",
+    *[json.dumps(two_kinks() | part).encode() for part in ({"loss": "absolute"}, {"extra": 1})],
+    *[
+        json.dumps(replaced(two_kinks(), path, value)).encode()
+        for path, value in [
+            (("points", "theta", "b2", 0), "0.5"),
+            (("points", "theta", "b2", 0), 1),
+            (("points", "theta", "b2"), []),
+            (("points", "theta", "b2"), None),
+            (("points", "theta"), {}),
+            (("data", "x", 0), "1"),
+            (("data", "y"), [["1"]]),
+            (("network", "layers", 0), {"type": "norm"}),
+            (("network", "layers", 0), {"type": "dense", "width": 3, "bias": False}),
+            (("network", "layers", 0), {"type": "dense", "width": 10**9}),
+            (("network", "layers", 0), {"type": "conv", "maps": 3, "kernel": 2}),
+            (("network", "layers", 0), {"type": "average_pool", "size": 0}),
+            (("network", "layers"), []),
+            (("network", "input"), [1, 10**30]),
+            (("network", "activation"), {"name": "tanh"}),
+            (("network", "activation"), {"name": "leaky_relu", "slope": 1e999}),
+            (("kinks", 0), [0]),
+            (("kinks", 0), [-1, 1, 0]),
+            (("multipliers",), ["1"]),
+            (("frozen", 0), [2, "V", 0, 0]),
+        ]
+    ],
+]
+
+
+def test_malformed_files_are_refused_in_one_line_and_without_a_traceback(checker, tmp_path, capsys):
+    path = tmp_path / "proof.json"
+    for content in MALFORMED:
+        path.write_bytes(content)
+        assert checker.main([str(path)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"{path}: not proved: ") and error.count("\n") == 1
+    path.unlink()
+    assert checker.main([str(path)]) == 1
