@@ -77,7 +77,7 @@ def exact_minimum(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactMini
         stored = ExactPoint(theta).dense(layer)
         distance = (own - stored).largest()
         if distance <= NEAR * stored.largest():
-            point = ExactPoint(theta, {layer: own})
+            point = ExactPoint(theta, {layer: own.reduced()})
             risk = check_minimum(point, layer, data, cells, fits)
             return ExactMinimum(point, layer, len(cells), risk, distance)
         nearest = distance if nearest is None else min(nearest, distance)

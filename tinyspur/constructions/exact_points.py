@@ -8,8 +8,8 @@ biases take them off. The lower point has one bias moved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,12 @@ import scipy.sparse
 
 from ..certificates.exact import ExactPoint, activated, exact_steps
 from ..certificates.exact_fits import CHUNK, check_exact, columns_of, exact_minimum
-from ..certificates.proofs import proof, save_proof
+from ..certificates.exact_kinks import exact_kinked_minimum, find_kinks, is_shallow
+from ..certificates.proofs import CLAIMS, proof, save_proof
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
-from ..engine.parameters import Parameters, check_points
+from ..engine.network import check_at
+from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.rational import (
     Rational,
@@ -38,10 +40,9 @@ from .spurious import SpuriousMinimum
 
 SHORT = 40  # digits of a fraction that is printed
 STEP_BITS = 20  # to which the step of the lower point is rounded
-SYMBOLS = {"theta": "theta", "theta_prime": "theta'", "lower": "lower"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExactPoints:
     """Points of fractions: "theta" is exactly a local minimum, and what else was asked for.
 
@@ -51,11 +52,14 @@ class ExactPoints:
     Fraction in PyTorch's shapes, and `save` writes a proof file.
     """
 
-    exact: Mapping[str, ExactPoint] = field(repr=False)
-    data: TrainingSet = field(repr=False)
+    exact: Mapping[str, ExactPoint]
+    data: TrainingSet
     risks: Mapping[str, Fraction]
     distance: Fraction
     checks: tuple[str, ...]
+    kinks: Sequence[tuple[int, int, int]] = ()
+    multipliers: Sequence[Fraction] = ()
+    frozen: Sequence[tuple] = ()
 
     @cached_property
     def points(self) -> dict[str, dict[str, np.ndarray]]:
@@ -79,17 +83,32 @@ class ExactPoints:
         return max(_lengths(point)[0] for point in self.exact.values())
 
     @property
-    def file_size(self) -> int:
-        """Return about how many bytes the proof file takes."""
-        bits = sum(_lengths(point)[1] for point in self.exact.values())
+    def claim(self) -> str:
+        """Return what the proof file says: of theta, and of the lower point if there is one."""
+        return "spurious-local-minimum" if "lower" in self.risks else "local-minimum"
+
+    def file_size(self, claim: str | None = None) -> int:
+        """Return about how many bytes the file of `save` takes."""
+        bits = sum(_lengths(self.exact[name])[1] for name in CLAIMS[claim or self.claim])
         return int(bits * 0.302) + 22 * (self.data.x.size + self.data.y.size)
 
-    def save(self, path: str | Path) -> None:
-        """Write a proof file, which `demos/check_proof.py` checks; see `file_size`."""
-        claim = "spurious-local-minimum" if "lower" in self.risks else "local-minimum"
-        net = self.exact["theta"].theta.net
-        x, y = self.data.x, self.data.y
-        save_proof(path, proof(claim, net, x, y, self.points, risks=self.risks))
+    def save(self, path: str | Path, claim: str | None = None) -> None:
+        """Write a proof file, which `demos/check_proof.py` checks, of `claim` or "equal-risk".
+
+        The latter is about theta and theta_prime. Raises ValueError where there is no theta_prime.
+        """
+        claim = claim or self.claim
+        names = [name for name in CLAIMS[claim] if name in self.points]
+        points = {name: self.points[name] for name in names}
+        risks = {name: self.risks[name] for name in names}
+        net, x, y = self.exact["theta"].theta.net, self.data.x, self.data.y
+        parts = {"kinks": self.kinks, "multipliers": self.multipliers, "frozen": self.frozen}
+        parts = parts if self.frozen and claim == self.claim else {}
+        save_proof(path, proof(claim, net, x, y, points, risks=risks, **parts))
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.exact)
+        return f"ExactPoints({self.verdict}, {names} of fractions of up to {self.bits:,} bits)"
 
     def __str__(self) -> str:
         net = self.exact["theta"].theta.net
@@ -107,16 +126,23 @@ class ExactPoints:
         return "\n  ".join([*lines, f"verdict: {self.verdict}, proved in fractions"])
 
 
-def exact(found: object, data: TrainingSet, loss: Loss) -> ExactPoints:
+def exact(
+    found: object,
+    data: TrainingSet,
+    loss: Loss,
+    kinks: Iterable[tuple[int, int]] | None = None,
+) -> ExactPoints:
     """Return fractions for a minimum, checked exactly: that it is one, its risk, a lower point.
 
     `found` is what `find_spurious_minimum` or `spurious_pair` returned, or a point theta. For the
     squared loss and ReLU or leaky ReLU. Numbers in float64 are fractions; those of one dense layer
-    are replaced by what makes theta exactly a local minimum, all others stay.
+    are replaced by what makes theta exactly a local minimum, all others stay. With one hidden layer
+    and one output it may be at kinks: z = 0 for the (sample, unit) of `kinks`, by default where it
+    is 0 up to rounding; then all incoming weights and biases are replaced.
 
-    Fractions grow with the parameters of that layer: thousands of bits for 50 inputs, in a second
-    or two, and 16,000 bits for 784 pixels that are integers over a power of 2, in about a minute.
-    With python-flint (the extra `exact`) it takes a hundredth of the time that it takes without.
+    Fractions grow with the parameters that are replaced: thousands of bits for 50 inputs, in a
+    second or two, and 16,000 bits for 784 pixels that are integers over a power of 2, in about a
+    minute with python-flint (the extra `exact`). Without it some 100 inputs are the most.
 
     Raises ValueError for another loss or a smooth activation; AssumptionError where the point is
     not next to such a minimum, and where numbers are too long.
@@ -125,10 +151,37 @@ def exact(found: object, data: TrainingSet, loss: Loss) -> ExactPoints:
         return _of_spurious(found, data, loss)
     if isinstance(found, SpuriousPair):
         return _of_pair(found, data, loss)
-    check_points(None, found)
-    minimum = exact_minimum(found, data, loss)
+    check_at(found, data, loss)
+    if kinks is not None or is_shallow(found.net):
+        return _of_shallow(found, data, loss, kinks)
+    return _of_fits(found, data, loss)
+
+
+def _of_fits(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactPoints:
+    minimum = exact_minimum(theta, data, loss)
     points, risks = {"theta": minimum.point}, {"theta": minimum.risk}
     return ExactPoints(points, data, risks, minimum.distance, (_check(minimum),))
+
+
+def _of_shallow(theta: Parameters, data: TrainingSet, loss: Loss, kinks) -> ExactPoints:
+    """Return the point as one that is settled by fits, or as a strict minimum at kinks."""
+    theta, obstacle = check_exact(theta, data, loss), ""
+    if kinks is None and not find_kinks(theta, data):
+        try:
+            return _of_fits(theta, data, loss)
+        except AssumptionError as error:
+            obstacle = f"; {error}"
+    try:
+        found = exact_kinked_minimum(theta, data, loss, kinks)
+    except AssumptionError as error:
+        raise AssumptionError(f"{error}{obstacle}") from error
+    checks = (
+        f"units at kinks: {len(found.kinks)} and no others, each multiplier between its bounds",
+        "the gradient with the multipliers is 0, the Hessian positive definite where kinks stay",
+    )
+    points, risks = {"theta": found.point}, {"theta": found.risk}
+    parts = found.kinks, found.multipliers, found.frozen
+    return ExactPoints(points, data, risks, found.distance, checks, *parts)
 
 
 def _check(minimum) -> str:
@@ -159,7 +212,8 @@ def _of_spurious(found: SpuriousMinimum, data: TrainingSet, loss: Loss) -> Exact
         moved = changes(theta, ExactPoint(prime, {layer: read}), layer, data)
         if not (moved.n == moved.n[:, :1]).all():
             raise AssumptionError("exact: expected theta' with the outputs of theta, got others")
-        own = {layer: joined([read[:, :-1], read[:, -1:] - moved[:, :1]], axis=1)}
+        read = joined([read[:, :-1], read[:, -1:] - moved[:, :1]], axis=1)
+        own = {layer: read.reduced()}
         points["theta_prime"], risks["theta_prime"] = ExactPoint(prime, own), minimum.risk
         checks.append("all outputs of theta' are those of theta")
         bias = lower.b[found.lower.layer][found.lower.map : found.lower.map + 1]
@@ -297,7 +351,7 @@ def risk_after(
 
 def _lengths(point: ExactPoint) -> tuple[int, int]:
     """Return the bits of the longest numerator or denominator, and about those of all together."""
-    longest, total = 53, 20 * point.theta.net.size
+    longest, total = 1, 20 * point.theta.net.size
     for W in point.own.values():
         bits, d = [int(n).bit_length() for n in W.n.flat if n], W.d.bit_length()
         longest, total = max([longest, d, *bits]), total + sum(bits) + len(bits) * d
@@ -307,5 +361,6 @@ def _lengths(point: ExactPoint) -> tuple[int, int]:
 def _number(value: Fraction) -> str:
     """Return a fraction as it is if it is short, and its first digits."""
     digits = f"{float(value):.12g}"
-    text = str(value) if value.denominator.bit_length() < 3 * SHORT else ""
+    long = max(abs(value.numerator), value.denominator) >= 10**SHORT
+    text = "" if long else str(value)
     return f"{text} = {digits}" if 0 < len(text) <= SHORT and text != digits else digits

@@ -53,6 +53,11 @@ class Rational(NamedTuple):
         """Return the integers over the denominator `d`, a multiple of the own one."""
         return times(self.n, d // self.d)
 
+    def reduced(self) -> Rational:
+        """Return the same fractions with the least common denominator."""
+        divisor = math.gcd(self.d, *map(int, self.n.flat))
+        return self if divisor == 1 else Rational(self.n // divisor, self.d // divisor)
+
     def is_zero(self) -> bool:
         return not (self.n != 0).any()
 
@@ -257,20 +262,3 @@ def solve_left(M: Rational, T: Rational) -> Rational | None:
     V = V * X.d
     V[:, rows] = X.n.T
     return Rational(V, d * X.d)
-
-
-def is_positive_definite(A: np.ndarray) -> bool:
-    """Return whether a symmetric matrix of integers is positive definite: all pivots are positive.
-
-    Elimination without fractions, A = L D L^T: the pivots are the leading minors.
-    """
-    check_work(len(A), size_of(A) if A.size else 0)
-    M, before = A.astype(object), 1
-    for j in range(len(M)):
-        if M[j, j] <= 0:
-            return False
-        M[j + 1 :, j + 1 :] *= M[j, j]
-        M[j + 1 :, j + 1 :] -= np.multiply.outer(M[j + 1 :, j], M[j, j + 1 :])
-        M[j + 1 :, j + 1 :] //= before
-        before = M[j, j]
-    return True
