@@ -48,7 +48,8 @@ class ExactPoint:
         if layer in self.own:
             return self.own[layer][:, :-1] @ o
         if W.weights is None:
-            windows = W.windows(o.n)
+            fits = o.n.dtype != object and size_of(o.n) * W.fan_in < FITS
+            windows = W.windows(o.n if fits else o.n.astype(object))
             return Rational(windows.sum(axis=0), o.d * len(windows))
         csr = W.tocsr()
         entries = rational(csr.data)

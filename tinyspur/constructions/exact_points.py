@@ -27,10 +27,12 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.rational import (
+    FITS,
     Rational,
     joined,
     product,
     rational,
+    size_of,
     sum_of_products,
     times,
 )
@@ -313,7 +315,7 @@ def _by_size(weights: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.
             columns.append(j)
     sizes = np.empty(len(numbers), dtype=object)
     sizes[:] = list(numbers)
-    if features.dtype != object:
+    if features.dtype != object and size_of(features) * len(features) < FITS:
         shape = len(numbers), len(features)
         return sizes, scipy.sparse.csr_array((signs, (places, columns)), shape=shape) @ features
     terms = np.zeros((len(numbers), features.shape[1]), dtype=object)
