@@ -30,6 +30,7 @@ from tinyspur import datasets
 from tinyspur.console import Bar, Stages, exit_status
 from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
+from tinyspur.constructions.exact_points import exact
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias
 from tinyspur.constructions.witnesses import revive
@@ -55,6 +56,7 @@ from tinyspur.fitting.training import (
 )
 from tinyspur.layers import Conv, Dense
 from tinyspur.refutations.escapes import Escape
+from tinyspur.studies.exact_files import KEYS, PROOF, short_pixels, words_of, write_findings
 from tinyspur.studies.paper_figures import NUMBERS, Figures, read_figures, scan_figures
 from tinyspur.studies.reports import POINTS, findings_of, other_settings, outputs, settings_of
 
@@ -73,6 +75,7 @@ LANDSCAPES = {  # defaults of --figures
     "grid": (21, "of N x N points in a plane"),
     "directions": (200, "random lines through each point"),
 }
+EXACT = {"loss": ["squared"], "variant": ["repaired"], "theta": ["linear", "nontrivial"]}
 REPORT, CHECKPOINT, FIGURES = "report.json", "checkpoint.npz", "figures"
 CURVE = 33  # points of the curve along a bias
 
@@ -123,6 +126,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="arrays")
     option("--seed", type=int, default=0, help="of all random choices")
     option("--descend", type=int, default=12, metavar="STEPS", help="of L-BFGS; 0 for none")
+    text = "theta, theta' and the lower point as fractions, too (pixels are k/256)"
+    option("--exact", action="store_true", help=text)
     option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
     option = parser.add_argument_group("the landscapes of the paper's figures").add_argument
     option("--figures", action="store_true", help="level sets and lines around the points, too")
@@ -150,6 +155,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--isolated: expected --theta nontrivial, got --theta {options.theta}")
     if options.figures and options.replot:
         parser.error("--replot: expected no --figures, got both")
+    for name, allowed in EXACT.items():
+        if options.exact and (value := getattr(options, name)) not in allowed:
+            parser.error(f"--exact: expected --{name} {' or '.join(allowed)}, got {value}")
     maps, epochs = ARCHITECTURES[options.architecture]
     defaults = {"maps": maps, "epochs": epochs, **{name: TRAINING[name][0] for name in TRAINING}}
     defaults |= {"isolated": 1}
@@ -279,7 +287,7 @@ def run(options: argparse.Namespace) -> None:
     """Build, certify, descend, print and write."""
     check(options)
     wanted = outputs(REPORT, f"{FIGURES}/{NUMBERS}", options.figures, options.replot)
-    check_outputs(options.out, wanted)
+    check_outputs(options.out, wanted | ({} if options.replot else {PROOF: KEYS}))
     if options.figures:
         check_writable(options.out / FIGURES)
     if options.replot:
@@ -288,9 +296,8 @@ def run(options: argparse.Namespace) -> None:
     chosen = backend.select(options.backend)
     loss, stages = loss_named(options.loss), Stages()
     dataset = load(options)
-    training_set = TrainingSet(
-        dataset.pixels(), one_hot(dataset.labels, dataset.classes, options.label_smoothing)
-    )
+    y = one_hot(dataset.labels, dataset.classes, options.label_smoothing)
+    training_set = TrainingSet(short_pixels(dataset) if options.exact else dataset.pixels(), y)
     if options.output_unit not in (None, *range(dataset.classes)):
         raise ValueError(
             f"output unit: expected 0..{dataset.classes - 1}, got {options.output_unit}"
@@ -304,6 +311,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"backend: {chosen.reason}; {options.dtype}", flush=True)
     settings = (options.label_smoothing, options.seed, chosen.name, options.dtype, options.variant)
     settings = settings_of(dataset, duplicates, net, loss, *settings)
+    settings |= {"pixels": "k/256"} if options.exact else {}
     if other := other_settings(options.out / REPORT, settings, options.theta == "trained"):
         text = f"the files of an earlier run, which has another {', '.join(other)}"
         print(f"{options.out}: {text}, will be replaced", file=sys.stderr)
@@ -335,6 +343,11 @@ def run(options: argparse.Namespace) -> None:
         stages,
     )
     print(f"\n{found}")
+    fractions = None
+    if options.exact:
+        with stages("exact", "solving and checking in fractions"):
+            fractions = exact(found, training_set, loss)
+        print(fractions)
     if options.variant == "repaired":
         with stages("witness", "reviving a dead map"):
             witness = shorter_witness(theta, training_set, loss, pair, options.seed)
@@ -358,8 +371,11 @@ def run(options: argparse.Namespace) -> None:
             else:  # that of an earlier run has no place beside these
                 (options.out / f"{name}.npz").unlink(missing_ok=True)
         draw_spurious_minimum(options.out / "figure.png", found, np.array(steps), risks)
+        summary |= write_findings(options.out, fractions)
     trained = {"training": training} if training else {}
     write_json(options.out / REPORT, {**summary, **trained, "seconds": stages.seconds})
+    if fractions:
+        print(words_of(summary["exact"]))
     if descended is not None:
         risk = summary["points"]["descended"]["risk"]
         print(

@@ -33,6 +33,7 @@ from .constructions.embedding import (
     subnetwork,
 )
 from .constructions.equal_risk import equal_risk_point
+from .constructions.exact_points import ExactPoints, exact
 from .constructions.lattices import Lattice, lattice_network, lattices_of, smallest_cases
 from .constructions.nontrivial import nontrivial_minimum
 from .constructions.ordered_groups import OrderedGroups, ordered_groups
@@ -119,6 +120,7 @@ __all__ = [  # what matters; everything else that is imported above is there too
     "certify_curvature",
     "certify_relays",
     "datasets",
+    "exact",
     "find_descent_direction",
     "find_escape",
     "find_spurious_minimum",

@@ -1,16 +1,168 @@
-"""Exact values at small points: numbers stored in float64 are fractions."""
+"""Exact values: numbers stored in float64 are fractions, and a network computes fractions of them.
+
+For ReLU and leaky ReLU, and any poolings. Columns are samples, or vectors (v, c) on which a pattern
+makes the network a linear map.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.parameters import Parameters
+from ..errors import AssumptionError
+from ..fitting.rational import FITS, Rational, joined, rational, size_of, times
 
 PRODUCTS = 200_000  # products of fractions up to which a point counts as small
+LONG_PRODUCTS = 5 * 10**7  # of long integers, in a layer
+
+
+@dataclass(frozen=True)
+class ExactPoint:
+    """A point of fractions: those that float64 `theta` on the host holds, but for layers of `own`.
+
+    `own` has [W, b], (n_l, n_{l-1} + 1), of dense layers.
+    """
+
+    theta: Parameters
+    own: Mapping[int, Rational] = field(default_factory=dict)
+
+    def dense(self, layer: int) -> Rational:
+        """Return [W, b] of a dense layer."""
+        if layer in self.own:
+            return self.own[layer]
+        W, b = self.theta.W[layer].weights, self.theta.b[layer]
+        return rational(np.hstack([W, b[:, None]]))
+
+    def times(self, layer: int, o: Rational) -> Rational:
+        """Return W^l o for columns o (n_{l-1}, N)."""
+        W = self.theta.W[layer]
+        if layer in self.own:
+            return self.own[layer][:, :-1] @ o
+        if W.weights is None:
+            fits = o.n.dtype != object and size_of(o.n) * W.fan_in < FITS
+            windows = W.windows(o.n if fits else o.n.astype(object))
+            return Rational(windows.sum(axis=0), o.d * len(windows))
+        csr = W.tocsr()
+        entries = rational(csr.data)
+        parts = entries.n, csr.indices, csr.indptr
+        whole = (
+            scipy.sparse.csr_array(parts, shape=csr.shape) if entries.n.dtype != object else None
+        )
+        if whole is not None and o.n.dtype != object:
+            most = int(abs(whole.astype(np.float64)).sum(axis=1).max(initial=0)) + 1
+            if most * size_of(o.n) < FITS:
+                return Rational(whole @ o.n, entries.d * o.d)
+        return Rational(_long_product(*parts, o.n), entries.d * o.d)
+
+    def biases(self, layer: int) -> Rational:
+        """Return b^l of each unit, (n_l, 1)."""
+        if layer in self.own:
+            return self.own[layer][:, -1:]
+        b = np.repeat(self.theta.b[layer], self.theta.W[layer].positions_out)
+        return rational(b[:, None])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return {"W1": ..., "b1": ...}, arrays of Fraction in PyTorch's shapes."""
+        found = {}
+        for layer, b in self.theta.b.items():
+            if layer in self.own:
+                parts = self.own[layer][:, :-1], self.own[layer][:, -1]
+            else:
+                parts = rational(self.theta.W[layer].weights), rational(b)
+            found |= {f"W{layer}": parts[0].fractions(), f"b{layer}": parts[1].fractions()}
+        return found
+
+
+def _long_product(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, o: np.ndarray):
+    if len(data) * o.shape[1] > LONG_PRODUCTS:
+        raise AssumptionError(
+            f"exact: expected at most {LONG_PRODUCTS:,} products of long integers in a layer, got "
+            f"{len(data) * o.shape[1]:,}; fewer samples, or values with fewer bits, need fewer"
+        )
+    found, o = np.zeros((len(indptr) - 1, o.shape[1]), dtype=object), o.astype(object)
+    for i, (start, stop) in enumerate(itertools.pairwise(indptr)):
+        for w, j in zip(data[start:stop].tolist(), indices[start:stop].tolist(), strict=True):
+            found[i] += o[j] if w == 1 else o[j] * w
+    return found
+
+
+class ExactStep(NamedTuple):
+    """One layer of an exact pass: o = sigma(z), columns (n, N).
+
+    `pattern` is True where z > 0, for max pooling the number of the selected entry; None where the
+    layer has none.
+    """
+
+    layer: int
+    z: Rational
+    o: Rational
+    pattern: np.ndarray | None
+
+
+def exact_steps(point: ExactPoint, o: Rational, first: int, last: int) -> Iterator[ExactStep]:
+    """Yield the steps of the layers first..last for columns o (n_{first-1}, N)."""
+    net = point.theta.net
+    for layer in range(first, last + 1):
+        W, pattern = point.theta.W[layer], None
+        if W.selects:
+            windows = W.windows(o.n)
+            pattern = _argmax(windows)
+            z = o = Rational(np.take_along_axis(windows, pattern[None], axis=0)[0], o.d)
+        else:
+            z = o = point.times(layer, o)
+            if layer in net.slots:
+                z = o = z + point.biases(layer)
+            if net.is_active(layer):
+                pattern = (z.n > 0).astype(bool)
+                o = activated(net.activation, z, pattern)
+        yield ExactStep(layer, z, o, pattern)
+
+
+def _argmax(windows: np.ndarray) -> np.ndarray:
+    best = np.zeros(windows.shape[1:], dtype=int)
+    for k in range(1, len(windows)):
+        top = np.take_along_axis(windows, best[None], axis=0)[0]
+        best[(windows[k] > top).astype(bool)] = k
+    return best
+
+
+def activated(sigma: ReLU, z: Rational, active: np.ndarray) -> Rational:
+    """Return z where it is active, and the slope times z elsewhere."""
+    slope = Fraction(sigma.slope)
+    if slope == 0:
+        return Rational(np.where(active, z.n, 0), z.d)
+    n = np.where(active, times(z.n, slope.denominator), times(z.n, slope.numerator))
+    return Rational(n, z.d * slope.denominator)
+
+
+def on_pattern(
+    point: ExactPoint, pattern: Mapping[int, np.ndarray], hats: Rational, first: int, last: int
+) -> Rational:
+    """Return (o^last, c) for columns (o^{first-1}, c), as the linear map that a pattern makes.
+
+    The last row c says how many times biases count. `pattern` has (n_l, 1) for each layer.
+    """
+    net, v, c = point.theta.net, hats[:-1], hats[-1:]
+    for layer in range(first, last + 1):
+        W = point.theta.W[layer]
+        if W.selects:
+            v = Rational(np.take_along_axis(W.windows(v.n), pattern[layer][None], axis=0)[0], v.d)
+            continue
+        v = point.times(layer, v)
+        if layer in net.slots:
+            v = v + point.biases(layer) @ c
+        if net.is_active(layer):
+            v = activated(net.activation, v, pattern[layer])
+    return joined([v, c], axis=0)
 
 
 def exact_outputs(theta: Parameters, x: np.ndarray) -> np.ndarray | None:
@@ -24,26 +176,10 @@ def exact_outputs(theta: Parameters, x: np.ndarray) -> np.ndarray | None:
     products = sum(max(W.shape[0], 0 if W.selects else W.nnz) for W in theta.W.values())
     if products * len(x) > PRODUCTS:
         return None
-    slope, rows = Fraction(net.activation.slope), []
-    for sample in x.reshape(len(x), -1):
-        o = [Fraction(float(value)) for value in sample]
-        for layer, W in theta.W.items():
-            if W.selects:
-                windows = W.windows(np.arange(W.shape[1])[:, None])[..., 0]
-                o = [max(o[i] for i in window) for window in windows.T]
-                continue
-            csr, z = W.tocsr(), []
-            for i in range(W.shape[0]):
-                entries = slice(*csr.indptr[i : i + 2].tolist())
-                terms = zip(csr.indices[entries].tolist(), csr.data[entries].tolist(), strict=True)
-                if layer in theta.b:
-                    b = Fraction(float(theta.b[layer][i // W.positions_out]))
-                    z.append(sum((Fraction(w) * o[j] for j, w in terms), b))
-                else:
-                    z.append(sum(o[j] for j, _ in terms) / W.fan_in)
-            o = [v if v > 0 else slope * v for v in z] if net.is_active(layer) else z
-        rows.append(o)
-    return np.array(rows, dtype=object)
+    columns = rational(x.reshape(len(x), -1)).T
+    for step in exact_steps(ExactPoint(theta), columns, 1, net.depth):
+        columns = step.o
+    return columns.T.fractions()
 
 
 def meets_targets(theta: Parameters, data: TrainingSet) -> bool:

@@ -1,0 +1,402 @@
+"""Exact local minima of the squared loss, for points whose cells are settled by affine fits.
+
+A stored point is next to one of fractions that is exactly a local minimum: all layers but a dense
+one stay as they are stored, and the weights of that one are solved for, so that in every pattern
+class the outputs are those of an optimal affine fit. Then all is checked in fractions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from ..datasets.samples import TrainingSet
+from ..engine.losses import Loss, SquaredLoss
+from ..engine.network import check_at
+from ..engine.parameters import Parameters
+from ..errors import AssumptionError
+from ..fitting.rational import (
+    Rational,
+    independent_rows,
+    joined,
+    rational,
+    solve,
+    solve_left,
+)
+from ..layers import Dense
+from .cell import check_relu
+from .certificate import in_float64
+from .exact import ExactPoint, ExactStep, exact_steps, on_pattern
+from .radius import counted
+
+NEAR = Fraction(1, 10**4)  # of the largest weight of the layer: what a stored minimum is off by
+CHUNK = 2 * 10**6  # numbers of a layer that are looked at together
+
+
+class ExactMinimum(NamedTuple):
+    """An exact local minimum `point`, the layer that differs from the stored one, by `distance`."""
+
+    point: ExactPoint
+    layer: int
+    classes: int
+    risk: Fraction
+    distance: Fraction
+
+
+def check_exact(theta: Parameters, data: TrainingSet, loss: Loss) -> Parameters:
+    """Return theta in float64 on the host, or raise ValueError where there are no exact points."""
+    check_at(theta, data, loss)
+    if type(loss) is not SquaredLoss:
+        raise ValueError(
+            f"exact: expected the squared loss, got {loss.name}: its minima are no fractions"
+        )
+    check_relu(theta, "exact")
+    return in_float64(theta, np)
+
+
+def exact_minimum(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactMinimum:
+    """Return the exact local minimum next to a stored point, with one dense layer solved for.
+
+    Raises AssumptionError where there is none: units at the kink, outputs that no weights of a
+    dense layer make optimal in every class, other patterns there, or numbers that are too long;
+    ValueError for another loss or a smooth activation.
+    """
+    theta = check_exact(theta, data, loss)
+    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
+    cells = find_cells(ExactPoint(theta), data)
+    fits = [fit_class(*samples_of(theta, data, cell)) for cell in cells]
+    nearest = None
+    for layer in reversed(dense):
+        own = _by_outputs(theta, cells, fits, layer)
+        own = _by_inputs(theta, cells, fits, layer) if own is None else own
+        if own is None:
+            continue
+        stored = ExactPoint(theta).dense(layer)
+        distance = (own - stored).largest()
+        if distance <= NEAR * stored.largest():
+            point = ExactPoint(theta, {layer: own.reduced()})
+            risk = check_minimum(point, layer, data, cells, fits)
+            return ExactMinimum(point, layer, len(cells), risk, distance)
+        nearest = distance if nearest is None else min(nearest, distance)
+    got = f"one at distance {float(nearest):.2g} from it" if nearest else "one with no such layer"
+    raise AssumptionError(
+        "exact: expected a point next to one where the weights of a dense layer make the outputs "
+        f"the optimal affine fit in {_classes(len(cells))}, got {got}"
+    )
+
+
+def _classes(number: int) -> str:
+    return f"each of {number} pattern classes" if number > 1 else "its one pattern class"
+
+
+# Pattern classes
+
+
+class Cell(NamedTuple):
+    """A pattern class: its samples and its pattern, (n_l, 1) for each layer that has one.
+
+    `dead` is the highest layer of which all units are inactive, or 0.
+    """
+
+    samples: np.ndarray
+    pattern: dict[int, np.ndarray]
+    dead: int
+
+
+def columns_of(data: TrainingSet) -> Rational:
+    """Return the inputs as columns (n_0, N)."""
+    return rational(data.x.reshape(len(data), -1)).T
+
+
+def find_cells(point: ExactPoint, data: TrainingSet) -> list[Cell]:
+    """Return the pattern classes; AssumptionError where a unit that counts is at the kink."""
+    net, x, found, kinks = point.theta.net, columns_of(data), {}, []
+    size = max(1, CHUNK // max(int(np.prod(shape)) for shape in net.shapes))
+    for start in range(0, len(data), size):
+        rows = range(start, min(start + size, len(data)))
+        trace = list(exact_steps(point, x[:, rows.start : rows.stop], 1, net.depth - 1))
+        dead = _dead_layers(point, trace, len(rows))
+        counts = counted(net, dead)
+        patterns = {s.layer: s.pattern for s in trace if s.layer in counts}
+        for layer, undecided in _undecided(point, trace):
+            at = np.argwhere((undecided & counts[layer]).T)
+            kinks += [(start + int(i), layer, int(unit)) for i, unit in at]
+        shown = {layer: p.astype(np.int32) * counts[layer] for layer, p in patterns.items()}
+        keys = np.concatenate([dead[None].astype(np.int32), *shown.values()]).T
+        for n, key in enumerate(map(bytes, np.ascontiguousarray(keys))):
+            if key not in found:
+                pattern = {layer: p[:, n : n + 1].copy() for layer, p in patterns.items()}
+                found[key] = [], pattern, int(dead[n])
+            found[key][0].append(start + n)
+    if kinks:
+        sample, layer, unit = kinks[0]
+        raise AssumptionError(
+            f"exact: expected no unit at the kink, got {len(kinks)}: the first is unit {unit} of "
+            f"layer {layer} for sample {sample}"
+        )
+    return [Cell(np.array(rows), pattern, cut) for rows, pattern, cut in found.values()]
+
+
+def _dead_layers(point: ExactPoint, trace: list[ExactStep], samples: int) -> np.ndarray:
+    """Return for each sample the highest layer of which all units are inactive, or 0."""
+    net, found = point.theta.net, np.zeros(samples, dtype=int)
+    for step in trace:
+        if net.is_active(step.layer) and net.activation.slope == 0:
+            found[(step.z.n < 0).all(axis=0)] = step.layer
+    return found
+
+
+def _undecided(point: ExactPoint, trace: list[ExactStep]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the layers with units at the kink, and which these are, (n_l, N).
+
+    Equal entries of a max pooling count where one of them can move: not below all layers with
+    parameters, nor where all of them are outputs of inactive units.
+    """
+    net, still, below = point.theta.net, None, None
+    for step in trace:
+        W = point.theta.W[step.layer]
+        if net.is_active(step.layer):
+            yield step.layer, (step.z.n == 0).astype(bool)
+            still = np.zeros_like(step.pattern) if net.activation.slope else ~step.pattern
+        elif still is not None and W.selects:
+            top, still = (W.windows(below.n) == step.o.n).astype(bool), W.windows(still)
+            yield step.layer, (top.sum(axis=0) > 1) & (top & ~still).any(axis=0)
+            still = (~top | still).all(axis=0)
+        elif still is not None:
+            still = W.windows(still).all(axis=0)
+        below = step.o
+
+
+def samples_of(theta: Parameters, data: TrainingSet, cell: Cell) -> tuple[Rational, Rational]:
+    """Return what the first layer with parameters reads, (x_i, 1), and y_i: rows of a class.
+
+    Below a layer whose units are all inactive the inputs don't count: (0, 1).
+    """
+    v = columns_of(data)[:, cell.samples]
+    for step in exact_steps(ExactPoint(theta), v, 1, theta.net.leading_poolings):
+        v = step.o
+    n = np.zeros_like(v.n) if cell.dead else v.n
+    ones = np.full((1, len(cell.samples)), v.d, dtype=object if v.d >= 2**62 else np.int64)
+    return Rational(np.concatenate([n, ones]).T, v.d), rational(data.y[cell.samples])
+
+
+# Optimal affine fits
+
+
+class ClassFit(NamedTuple):
+    """The optimal affine fit of a class: o = F z, z the columns `kept` of (x, 1), which are
+    independent, and (x, 1) = `basis` z for its samples; `gram` is sum_i z_i (x_i, 1)^T, `targets`
+    sum_i y_i (x_i, 1)^T.
+    """
+
+    F: Rational
+    kept: np.ndarray
+    basis: Rational
+    gram: Rational
+    targets: Rational
+    squares: Fraction
+
+
+def fit_class(hats: Rational, y: Rational) -> ClassFit:
+    """Return the optimal affine fit of targets y (N, d_y) to features (x, 1), (N, n + 1).
+
+    Columns that depend on others are left out: constant ones, copies, and whatever else does.
+    """
+    kept, basis = _distinct(hats)
+    gram = hats[:, kept].T @ hats[:, kept]
+    some = np.sort(len(kept) - 1 - independent_rows(gram.n[::-1, ::-1]))  # the constant first
+    if len(some) < len(kept):
+        others = np.setdiff1d(np.arange(len(kept)), some)
+        square = gram.n[np.ix_(some, some)]
+        shares = solve(square, gram.n[np.ix_(some, others)])
+        whole = np.zeros((len(kept), len(some)), dtype=object)
+        whole[some, np.arange(len(some))] = shares.d
+        whole[others] = shares.n.T
+        kept, basis = kept[some], basis @ Rational(whole, shares.d)
+        gram = Rational(square, gram.d)
+        if not (hats[:, kept] @ basis.T - hats).is_zero():  # a prime divides a minor
+            raise AssumptionError("exact: expected features whose rank is known, got others")
+    z = hats[:, kept]
+    targets = y.T @ hats
+    X = solve(gram.n, targets.n[:, kept].T)
+    # (gram.n / d^2) F^T = targets.n^T / (d d_y)
+    F = Rational(X.n.T * hats.d, X.d * y.d)
+    squares = Fraction(sum(int(v) ** 2 for v in y.n.flat), y.d**2)
+    return ClassFit(F, kept, basis, z.T @ hats, targets, squares)
+
+
+def _distinct(hats: Rational) -> tuple[np.ndarray, Rational]:
+    """Return the columns but constant ones and copies, and the matrix that makes all of these.
+
+    The last column, of ones, is kept.
+    """
+    n = hats.n
+    last, place, kept = n.shape[1] - 1, {}, []
+    constant = (n == n[0]).all(axis=0).astype(bool)
+    keys = {}
+    for j in np.flatnonzero(~constant):
+        column = n[:, j]
+        key = tuple(column) if column.dtype == object else column.tobytes()
+        if key not in keys:
+            keys[key] = len(kept)
+            kept.append(int(j))
+        place[int(j)] = keys[key]
+    basis = np.zeros((last + 1, len(kept) + 1), dtype=n.dtype)
+    for j, k in place.items():
+        basis[j, k] = hats.d
+    basis[constant, -1] = n[0, constant]
+    return np.array([*kept, last]), Rational(basis, hats.d)
+
+
+# Weights of one layer
+
+
+def _by_outputs(
+    theta: Parameters, cells: list[Cell], fits: list[ClassFit], layer: int
+) -> Rational | None:
+    """Return [W, b] of a layer above which all patterns agree, or None.
+
+    With U from z^layer to the outputs, o = U W h + c where h = M_s z. U W M_s = F_s - c.
+    """
+    U, constants = _above(theta, cells[0], layer)
+    for cell in cells[1:]:
+        other, c = _above(theta, cell, layer)
+        if not ((U - other).is_zero() and (constants - c).is_zero()):
+            return None
+    point = ExactPoint(theta)
+    first = theta.net.leading_poolings + 1
+    parts = [
+        on_pattern(point, cell.pattern, fit.basis, first, layer - 1)
+        for cell, fit in zip(cells, fits, strict=True)
+    ]
+    M = joined(parts, axis=1)
+    T = joined([fit.F - constants @ fit.basis[-1:] for fit in fits], axis=1)
+    W = point.dense(layer)
+    X = _solve_rows(U @ W, M, T)
+    if X is None or layer == theta.net.depth:
+        return X
+    found = _solve_rows(W.T, U.T, X.T)
+    return None if found is None else found.T
+
+
+def _by_inputs(
+    theta: Parameters, cells: list[Cell], fits: list[ClassFit], layer: int
+) -> Rational | None:
+    """Return [W, b] of a layer below which all patterns agree, or None.
+
+    With h = M (x, 1) it is U_s W M (x, 1) + c_s = F_s z on class s. Fits that are not unique are
+    changed in the columns that are kept only.
+    """
+    for n in range(theta.net.leading_poolings + 1, layer):
+        if any((c.pattern[n] != cells[0].pattern[n]).any() for c in cells if n in c.pattern):
+            return None
+    if any(cell.dead for cell in cells):
+        return None
+    point, n = ExactPoint(theta), fits[0].basis.n.shape[0]
+    first = theta.net.leading_poolings + 1
+    identity = Rational(np.eye(n, dtype=np.int64), 1)
+    M = on_pattern(point, cells[0].pattern, identity, first, layer - 1)
+    W = point.dense(layer)
+    stored, rows, targets = W @ M, [], []
+    for cell, fit in zip(cells, fits, strict=True):
+        U, constants = _above(theta, cell, layer)
+        given = U @ stored
+        change = fit.F - constants @ fit.basis[-1:] - given @ fit.basis
+        d = Rational(np.zeros(given.n.shape, dtype=object), change.d)
+        d.n[:, fit.kept] = change.n
+        rows.append(U)
+        targets.append(given + d)
+    Y = _solve_rows(stored.T, joined(rows, axis=0).T, joined(targets, axis=0).T)
+    return None if Y is None else _solve_rows(W, M, Y.T)
+
+
+def _above(theta: Parameters, cell: Cell, layer: int) -> tuple[Rational, Rational]:
+    """Return U and the constants (d_y, 1) of o = U z^layer + c on the pattern of a class."""
+    net, point, n = theta.net, ExactPoint(theta), theta.net.shapes[layer][0]
+    v = Rational(np.eye(n + 1, dtype=np.int64), 1)
+    if layer < net.depth:
+        slopes = on_slopes(net, cell, layer)
+        v = Rational(v.n * np.append(slopes.n, slopes.d)[:, None], slopes.d)
+    found = on_pattern(point, cell.pattern, v, layer + 1, net.depth)
+    return found[:-1, :-1], found[:-1, -1:]
+
+
+def on_slopes(net, cell: Cell, layer: int) -> Rational:
+    """Return the slopes of a layer on the pattern of a class, (n_l,)."""
+    slope = Fraction(net.activation.slope)
+    active = cell.pattern[layer][:, 0]
+    return Rational(np.where(active, slope.denominator, slope.numerator), slope.denominator)
+
+
+def _solve_rows(W: Rational, M: Rational, T: Rational) -> Rational | None:
+    """Return W with W M = T, changed in as few columns as there are independent columns of M.
+
+    None where there is no such W.
+    """
+    rows = np.flatnonzero((M.n != 0).any(axis=1))
+    some = np.arange(M.n.shape[1])
+    if len(rows) != len(some):
+        rows = independent_rows(M.n)
+    if len(rows) < len(some):
+        some = independent_rows(M.n[rows].T)
+    if len(rows) != len(some):
+        return None
+    others = np.setdiff1d(np.arange(len(M.n)), rows)
+    others = others[(M.n[others] != 0).any(axis=1)]
+    rest = T - W[:, others] @ M[others] if others.size else T
+    V = solve_left(M[np.ix_(rows, some)], rest[:, some])
+    if V is None:
+        return None
+    kept = np.setdiff1d(np.arange(len(M.n)), rows)
+    found = Rational(np.zeros(W.n.shape, dtype=object), 1)
+    parts = joined([W[:, kept], V], axis=1)
+    found.n[:, np.concatenate([kept, rows])] = parts.n
+    found = Rational(found.n, parts.d)
+    if len(some) < M.n.shape[1] and not (found @ M - T).is_zero():
+        return None
+    return found
+
+
+# The check
+
+
+def check_minimum(
+    point: ExactPoint, layer: int, data: TrainingSet, cells: list[Cell], fits: list[ClassFit]
+) -> Fraction:
+    """Return the risk of a point that is exactly a local minimum, or raise AssumptionError.
+
+    Checked are, in fractions: no unit at the kink, the same pattern classes, and
+    G_s = sum_i (F z_i - y_i) (x_i, 1)^T = 0 in each for the network's own map F on it. Then the
+    squares of the residuals of a class sum up to |Y|^2 - <F, Y Z^T>.
+    """
+    net, total = point.theta.net, Fraction(0)
+    now = cells if layer == net.depth else find_cells(point, data)
+    same = len(cells) == len(now) and all(map(_same_cell, cells, now))
+    if not same:
+        raise AssumptionError(
+            "exact: expected the patterns of the stored point, got others: the exact minimum of "
+            "its cell is outside"
+        )
+    for cell, fit in zip(cells, fits, strict=True):
+        first = net.leading_poolings + 1
+        F = on_pattern(point, cell.pattern, fit.basis, first, net.depth)[:-1]
+        if not (F @ fit.gram - fit.targets).is_zero():
+            raise AssumptionError("exact: expected G_s = 0 in every class, got another")
+        Z = fit.targets[:, fit.kept]
+        total += fit.squares - Fraction(
+            sum(int(a) * int(b) for a, b in zip(F.n.flat, Z.n.flat, strict=True)), F.d * Z.d
+        )
+    return total / (2 * len(data))
+
+
+def _same_cell(one: Cell, other: Cell) -> bool:
+    """Return whether two classes have the same samples and the same pattern, where it counts."""
+    layers = [n for n in one.pattern if n >= max(one.dead, 1)]
+    return (
+        one.dead == other.dead
+        and np.array_equal(one.samples, other.samples)
+        and all((one.pattern[n] == other.pattern[n]).all() for n in layers)
+    )

@@ -1,0 +1,368 @@
+"""Small minima as fractions: theta, theta' and the lower point, with every claim checked exactly.
+
+theta is the exact local minimum next to the stored one (`certificates.exact_fits`). In theta' the
+dense layer reads the tracks A, B and r with the same weights w, so that its outputs differ from
+those at theta by sums of w times differences of features; where these are the same for all samples,
+biases take them off. The lower point has one bias moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+
+from ..certificates.exact import ExactPoint, activated, exact_steps
+from ..certificates.exact_fits import CHUNK, check_exact, columns_of, exact_minimum
+from ..certificates.exact_kinks import exact_kinked_minimum, find_kinks, is_shallow
+from ..certificates.proofs import CLAIMS, proof, save_proof
+from ..datasets.samples import TrainingSet
+from ..engine.losses import Loss
+from ..engine.network import check_at
+from ..engine.parameters import Parameters
+from ..errors import AssumptionError
+from ..fitting.rational import (
+    FITS,
+    Rational,
+    joined,
+    product,
+    rational,
+    size_of,
+    sum_of_products,
+    times,
+)
+from .equal_risk import bias_below, case_above, case_below
+from .piecewise_linear import SpuriousPair
+from .spurious import SpuriousMinimum
+
+SHORT = 40  # digits of a fraction that is printed
+STEP_BITS = 20  # to which the step of the lower point is rounded
+
+
+@dataclass(frozen=True, repr=False)
+class ExactPoints:
+    """Points of fractions: "theta" is exactly a local minimum, and what else was asked for.
+
+    `risks` has R of each point. "theta_prime" has the same outputs as theta for every sample, and
+    "lower" a lower risk. `distance` is how far theta is from the stored point in max norm, `checks`
+    what was checked in fractions. `points` has {"W1": ..., "b1": ...} for each name, arrays of
+    Fraction in PyTorch's shapes, and `save` writes a proof file.
+    """
+
+    exact: Mapping[str, ExactPoint]
+    data: TrainingSet
+    risks: Mapping[str, Fraction]
+    distance: Fraction
+    checks: tuple[str, ...]
+    kinks: Sequence[tuple[int, int, int]] = ()
+    multipliers: Sequence[Fraction] = ()
+    frozen: Sequence[tuple] = ()
+
+    @cached_property
+    def points(self) -> dict[str, dict[str, np.ndarray]]:
+        return {name: point.arrays() for name, point in self.exact.items()}
+
+    @property
+    def risk(self) -> Fraction:
+        """Return R(theta)."""
+        return self.risks["theta"]
+
+    @property
+    def verdict(self) -> str:
+        """Return what was proved."""
+        if self.risk == 0:
+            return "global minimum"
+        return "spurious local minimum" if "lower" in self.risks else "local minimum"
+
+    @property
+    def bits(self) -> int:
+        """Return the bits of the longest numerator or denominator."""
+        return max(_lengths(point)[0] for point in self.exact.values())
+
+    @property
+    def claim(self) -> str:
+        """Return what the proof file says: of theta, and of the lower point if there is one."""
+        return "spurious-local-minimum" if "lower" in self.risks else "local-minimum"
+
+    def file_size(self, claim: str | None = None) -> int:
+        """Return about how many bytes the file of `save` takes."""
+        bits = sum(_lengths(self.exact[name])[1] for name in CLAIMS[claim or self.claim])
+        return int(bits * 0.302) + 22 * (self.data.x.size + self.data.y.size)
+
+    def save(self, path: str | Path, claim: str | None = None) -> None:
+        """Write a proof file, which `demos/check_proof.py` checks, of `claim` or "equal-risk".
+
+        The latter is about theta and theta_prime. Raises ValueError where there is no theta_prime.
+        """
+        claim = claim or self.claim
+        names = [name for name in CLAIMS[claim] if name in self.points]
+        points = {name: self.points[name] for name in names}
+        risks = {name: self.risks[name] for name in names}
+        net, x, y = self.exact["theta"].theta.net, self.data.x, self.data.y
+        parts = {"kinks": self.kinks, "multipliers": self.multipliers, "frozen": self.frozen}
+        parts = parts if self.frozen and claim == self.claim else {}
+        save_proof(path, proof(claim, net, x, y, points, risks=risks, **parts))
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.exact)
+        return f"ExactPoints({self.verdict}, {names} of fractions of up to {self.bits:,} bits)"
+
+    def __str__(self) -> str:
+        net = self.exact["theta"].theta.net
+        lines = [
+            f"exact points: {net.size:,} parameters, fractions of up to {self.bits:,} bits",
+            f"theta is within {float(self.distance):.1e} of the stored point",
+            f"R(theta) = {_number(self.risk)}",
+        ]
+        if "theta_prime" in self.risks:
+            lines.append("R(theta') = R(theta)")
+        if "lower" in self.risks:
+            decrease = self.risk - self.risks["lower"]
+            lines.append(f"R(lower) = {_number(self.risks['lower'])}, lower by {_number(decrease)}")
+        lines += [f"checked: {check}" for check in self.checks]
+        return "\n  ".join([*lines, f"verdict: {self.verdict}, proved in fractions"])
+
+
+def exact(
+    found: object,
+    data: TrainingSet,
+    loss: Loss,
+    kinks: Iterable[tuple[int, int]] | None = None,
+) -> ExactPoints:
+    """Return fractions for a minimum, checked exactly: that it is one, its risk, a lower point.
+
+    `found` is what `find_spurious_minimum` or `spurious_pair` returned, or a point theta. For the
+    squared loss and ReLU or leaky ReLU. Numbers in float64 are fractions; those of one dense layer
+    are replaced by what makes theta exactly a local minimum, all others stay. With one hidden layer
+    and one output it may be at kinks: z = 0 for the (sample, unit) of `kinks`, by default where it
+    is 0 up to rounding; then all incoming weights and biases are replaced.
+
+    Fractions grow with the parameters that are replaced: thousands of bits for 50 inputs, in a
+    second or two, and 16,000 bits for 784 pixels that are integers over a power of 2, in about a
+    minute with python-flint (the extra `exact`). Without it some 100 inputs are the most.
+
+    Raises ValueError for another loss or a smooth activation; AssumptionError where the point is
+    not next to such a minimum, and where numbers are too long.
+    """
+    if isinstance(found, SpuriousMinimum):
+        return _of_spurious(found, data, loss)
+    if isinstance(found, SpuriousPair):
+        return _of_pair(found, data, loss)
+    check_at(found, data, loss)
+    if kinks is not None or is_shallow(found.net):
+        return _of_shallow(found, data, loss, kinks)
+    return _of_fits(found, data, loss)
+
+
+def _of_fits(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactPoints:
+    minimum = exact_minimum(theta, data, loss)
+    points, risks = {"theta": minimum.point}, {"theta": minimum.risk}
+    return ExactPoints(points, data, risks, minimum.distance, (_check(minimum),))
+
+
+def _of_shallow(theta: Parameters, data: TrainingSet, loss: Loss, kinks) -> ExactPoints:
+    """Return the point as one that is settled by fits, or as a strict minimum at kinks."""
+    theta, obstacle = check_exact(theta, data, loss), ""
+    if kinks is None and not find_kinks(theta, data):
+        try:
+            return _of_fits(theta, data, loss)
+        except AssumptionError as error:
+            obstacle = f"; {error}"
+    try:
+        found = exact_kinked_minimum(theta, data, loss, kinks)
+    except AssumptionError as error:
+        raise AssumptionError(f"{error}{obstacle}") from error
+    checks = (
+        f"units at kinks: {len(found.kinks)} and no others, each multiplier between its bounds",
+        "the gradient with the multipliers is 0, the Hessian positive definite where kinks stay",
+    )
+    points, risks = {"theta": found.point}, {"theta": found.risk}
+    parts = found.kinks, found.multipliers, found.frozen
+    return ExactPoints(points, data, risks, found.distance, checks, *parts)
+
+
+def _check(minimum) -> str:
+    classes = f"{minimum.classes} pattern class{'es' * (minimum.classes > 1)}"
+    return f"no unit at the kink, {classes}, G_s = 0 in each"
+
+
+def _of_pair(found: SpuriousPair, data: TrainingSet, loss: Loss) -> ExactPoints:
+    coarse, fine = (exact_minimum(theta, data, loss) for theta in (found.coarse, found.fine))
+    points, risks = {"theta": coarse.point}, {"theta": coarse.risk}
+    checks = [_check(coarse)]
+    if fine.risk < coarse.risk:
+        points["lower"], risks["lower"] = fine.point, fine.risk
+        checks.append("R(lower) < R(theta)")
+    return ExactPoints(points, data, risks, coarse.distance, tuple(checks))
+
+
+def _of_spurious(found: SpuriousMinimum, data: TrainingSet, loss: Loss) -> ExactPoints:
+    minimum = exact_minimum(found.theta, data, loss)
+    prime, lower = (
+        check_exact(theta, data, loss) for theta in (found.theta_prime, found.lower.theta)
+    )
+    theta, layer = minimum.point, minimum.layer
+    points, risks = {"theta": theta}, {"theta": minimum.risk}
+    checks, own = [_check(minimum)], {}
+    read = _taken_over(found, theta, prime) if layer == found.pair.dense else None
+    if read is not None:
+        moved = changes(theta, ExactPoint(prime, {layer: read}), layer, data)
+        if not (moved.n == moved.n[:, :1]).all():
+            raise AssumptionError("exact: expected theta' with the outputs of theta, got others")
+        read = joined([read[:, :-1], read[:, -1:] - moved[:, :1]], axis=1)
+        own = {layer: read.reduced()}
+        points["theta_prime"], risks["theta_prime"] = ExactPoint(prime, own), minimum.risk
+        checks.append("all outputs of theta' are those of theta")
+        bias = lower.b[found.lower.layer][found.lower.map : found.lower.map + 1]
+        bias[:] = _short(float(bias[0]), found.lower.step)
+    point = ExactPoint(lower, own)
+    risk = risk_after(theta, point, layer, minimum.risk, data)
+    if risk < minimum.risk:
+        points["lower"], risks["lower"] = point, risk
+        checks.append("R(lower) < R(theta)")
+    return ExactPoints(points, data, risks, minimum.distance, tuple(checks))
+
+
+def _short(bias: float, step: float) -> float:
+    """Return the bias with no more binary digits than the step needs."""
+    unit = 2.0 ** (np.frexp(step)[1] - STEP_BITS)
+    return float(np.round(bias / unit) * unit)
+
+
+def _taken_over(found: SpuriousMinimum, theta: ExactPoint, prime: Parameters) -> Rational | None:
+    """Return [W, b] of the dense layer where A and B take over the exact weights of r, b as it is.
+
+    None where theta' was not made of theta, but after W^L was perturbed.
+    """
+    pair, split, layer = found.pair, found.split, found.pair.dense
+    net = theta.theta.net
+    b = bias_below(found.theta, pair, split)
+    case = case_above if split.threshold >= -b else case_below
+    shares = [track.share for track in case(split.threshold, b, b, (0.0, 0.0))]
+    places = [pair.tower.columns(t) for t in (*pair.reserved, pair.relay_of(split.map))]
+    outputs = slice(net.shapes[-1][0])
+
+    def read(W: np.ndarray) -> np.ndarray:
+        W = W.copy()
+        w = W[split.output, places[-1]].copy()
+        for columns in places[:2]:
+            W[outputs, columns] = 0
+        for share, columns in zip(shares, places, strict=True):
+            W[split.output, columns] = share * w
+        return W
+
+    same = (read(theta.theta.W[layer].weights) == prime.W[layer].weights).all()
+    above = range(layer + 1, net.depth + 1)
+    same = same and all((theta.theta.W[n].weights == prime.W[n].weights).all() for n in above)
+    same = same and all((theta.theta.b[n] == prime.b[n]).all() for n in above)
+    stored = theta.dense(layer)
+    return Rational(read(stored.n), stored.d) if same else None
+
+
+# Differences of two points
+
+
+def read_features(point: ExactPoint, layer: int, data: TrainingSet) -> tuple[np.ndarray, Rational]:
+    """Return which (o^{layer-1}, 1) a dense layer reads with weights that are not 0, and these."""
+    used = np.flatnonzero((point.dense(layer).n != 0).any(axis=0))
+    net, x, parts = point.theta.net, columns_of(data), []
+    size = max(1, CHUNK // max(int(np.prod(shape)) for shape in net.shapes))
+    for start in range(0, len(data), size):
+        o = x[:, start : start + size]
+        for step in exact_steps(point, o, 1, layer - 1):
+            o = step.o
+        ones = Rational(np.ones((1, o.n.shape[1]), dtype=np.int64), 1)
+        parts.append(joined([o, ones], axis=0)[used])
+    return used, joined(parts, axis=1)
+
+
+def changes(theta: ExactPoint, other: ExactPoint, layer: int, data: TrainingSet) -> Rational:
+    """Return the change of z^layer from theta to another point for all samples, (n_l, N).
+
+    Weights of the same size come once, with the sum of what they read: of that, what is the same
+    for all samples is counted once, so that there are few products of long numbers.
+    """
+    features, weights = [], []
+    for point, sign in ((other, 1), (theta, -1)):
+        used, h = read_features(point, layer, data)
+        W = point.dense(layer)[:, used]
+        features.append(h)
+        weights.append(Rational(times(W.n, sign), W.d))
+    h, W = joined(features, axis=0), joined(weights, axis=1)
+    found = np.zeros((len(W.n), len(data)), dtype=object)
+    for row, weights_of in zip(found, W.n, strict=True):
+        sizes, terms = _by_size(weights_of, h.n)
+        same = terms[:, :1]
+        differing = np.flatnonzero((terms != same).any(axis=1))
+        row += int(product(sizes[None], same)[0, 0])
+        if differing.size:
+            row += product(sizes[None, differing], terms[differing] - same[differing])[0]
+    return Rational(found, W.d * h.d)
+
+
+def _by_size(weights: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different sizes |w| > 0, and for each the sum of sign(w) times its features."""
+    numbers, places, signs, columns = {}, [], [], []
+    for j, w in enumerate(weights.tolist()):
+        if w:
+            places.append(numbers.setdefault(abs(w), len(numbers)))
+            signs.append(1 if w > 0 else -1)
+            columns.append(j)
+    sizes = np.empty(len(numbers), dtype=object)
+    sizes[:] = list(numbers)
+    if features.dtype != object and size_of(features) * len(features) < FITS:
+        shape = len(numbers), len(features)
+        return sizes, scipy.sparse.csr_array((signs, (places, columns)), shape=shape) @ features
+    terms = np.zeros((len(numbers), features.shape[1]), dtype=object)
+    for place, sign, column in zip(places, signs, columns, strict=True):
+        terms[place] += sign * features[column]
+    return sizes, terms
+
+
+def risk_after(
+    theta: ExactPoint, other: ExactPoint, layer: int, risk: Fraction, data: TrainingSet
+) -> Fraction:
+    """Return the risk of a point from that of theta, where z^layer changes and all above may.
+
+    In the last layer sum_i |e + c|^2 - |e|^2 = sum_i c (2 e + c) for residuals e and changes c.
+    """
+    change = changes(theta, other, layer, data)
+    net = theta.theta.net
+    rows = np.flatnonzero((change.n != 0).any(axis=1)) if layer == net.depth else slice(None)
+    used, h = read_features(theta, layer, data)
+    z, y = theta.dense(layer)[rows][:, used] @ h, rational(data.y).T
+    if layer == net.depth:
+        c, e = change[rows], z - y[rows]
+        twice = e + e + c
+        return risk + Fraction(sum_of_products(c.n, twice.n), c.d * twice.d * 2 * len(data))
+    z = z + change
+    o = activated(net.activation, z, (z.n > 0).astype(bool))
+    for step in exact_steps(other, o, layer + 1, net.depth):
+        o = step.o
+    e = o - y
+    return Fraction(sum_of_products(e.n, e.n), e.d**2 * 2 * len(data))
+
+
+# Words
+
+
+def _lengths(point: ExactPoint) -> tuple[int, int]:
+    """Return the bits of the longest numerator or denominator, and about those of all together."""
+    longest, total = 1, 20 * point.theta.net.size
+    for W in point.own.values():
+        bits, d = [int(n).bit_length() for n in W.n.flat if n], W.d.bit_length()
+        longest, total = max([longest, d, *bits]), total + sum(bits) + len(bits) * d
+    return longest, total
+
+
+def _number(value: Fraction) -> str:
+    """Return a fraction as it is if it is short, and its first digits."""
+    digits = f"{float(value):.12g}"
+    long = max(abs(value.numerator), value.denominator) >= 10**SHORT
+    text = "" if long else str(value)
+    return f"{text} = {digits}" if 0 < len(text) <= SHORT and text != digits else digits
