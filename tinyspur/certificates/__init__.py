@@ -11,7 +11,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from .cell import CellCertificate, certify_cell
-from .certificate import Certificate, round_down
+from .certificate import Certificate, round_down, round_up
 from .curvature import CurvatureCertificate, certify_curvature
 from .kinks import Kink
 from .relays import RelayCertificate, certify_relays
@@ -28,6 +28,7 @@ __all__ = [
     "certify_curvature",
     "certify_relays",
     "round_down",
+    "round_up",
 ]
 
 CERTIFICATES = ((CellCertificate, certify_cell), (CurvatureCertificate, certify_curvature))

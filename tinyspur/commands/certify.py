@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from ..certificates import Certificate, round_down
+from ..certificates import Certificate, round_down, round_up
 from ..certificates import certify as find_certificate
 from ..console import Stages
 from ..engine import backend
@@ -60,7 +60,7 @@ def judge(
         if certificate.holds:
             return "spurious " * spurious + "local minimum", reason + where * spurious
         if spurious:
-            return f"spurious up to {certificate.delta:.2g}", reason + where
+            return f"spurious up to {round_up(certificate.delta)}", reason + where
     if downhill is not None and not downhill.beyond:
         return "refuted", f"not a local minimum, {downhill}{where}"
     if downhill is not None:
