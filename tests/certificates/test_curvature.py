@@ -915,6 +915,15 @@ def test_targets_that_are_farther_than_their_rounding_are_refused(relative):
     assert 0.39 * relative**2 < c.delta < 0.5 * relative**2
 
 
+def test_targets_that_are_off_by_the_smallest_numbers_are_not_called_exact():
+    smallest = 2.0**-1074
+    e = np.array([1.0, 1, 0.5, 0.5, -3]) * 2.0**-1020 + smallest * np.array([0, 2, 2, -4, 0])
+    c = certify_curvature(*at_one_unit(SQUARE, e), SQUARED)
+    assert smallest <= c.targets < 10 * smallest
+    assert c.words.startswith("certified local minimum for targets within ")
+    assert 0 < c.delta < 1e-29
+
+
 def test_a_large_share_of_all_targets_hides_no_gradient():
     e = np.array([1.0, 1, 0.5, 0.5, -3]) + 2.0**-6 * np.array([-1.0, 1, 1, -1, 0])
     theta, data = at_one_unit(SQUARE, e, outputs=2.0**40)
