@@ -264,6 +264,8 @@ def test_without_bounds_of_the_activation_the_radius_is_an_estimate():
         )
         assert (proved.bounded, estimate.bounded) == (True, False)
         assert estimate.as_dict()["radius_proved"] is False
+        assert proved.words.endswith("to a few units in the last place, and keeps its bounds")
+        assert estimate.words.endswith("and changes near z as at a few points")
         assert estimate.holds
         assert estimate.hessian == pytest.approx(proved.hessian, rel=1e-9)
         assert proved.radius <= estimate.radius < 20 * proved.radius
