@@ -11,6 +11,7 @@ import scipy.optimize
 import strict_device
 import torch
 import torch_twin
+from exact_algebra import fractions, solved
 from shared import (
     LOG_COSH,
     SQUARED,
@@ -964,3 +965,42 @@ def test_units_of_very_different_sizes_have_a_definite_hessian():
     theta.W[2].weights[0, 1] *= 2.0**-60
     c = certify_curvature(theta, data_for(theta, data.x, e), SQUARED)
     assert 0 < c.hessian < 2.0**-58
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_exact_minimum_is_one_in_60_digits(seed):
+    theta, data = certified(Softplus(), (2, 1), seed, samples=8)
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.holds
+    X, Y = fractions(data.x[:, 0]), fractions(data.y[:, 0])
+    u, mean = X - X.sum(axis=0) / 8, Y.sum() / 8
+    moved = Y - u @ solved(u.T @ u, u.T @ (Y - mean)[:, None])[:, 0]  # y*
+    assert abs(moved - Y).max() <= c.targets
+    rng = np.random.default_rng(seed)
+    with mpmath.workdps(60):
+        x, y = (
+            np.vectorize(lambda f: mpmath.mpf(f.numerator) / f.denominator)(a) for a in (X, moved)
+        )
+
+        def risk(W1, b1, W2, b2):
+            z = x @ W1.T + b1
+            o = np.vectorize(lambda v: mpmath.log(1 + mpmath.exp(v)))(z) @ W2 + b2
+            return ((o - y) ** 2).sum() / 16
+
+        def exact(array):
+            return np.vectorize(mpmath.mpf, otypes="O")(array)
+
+        parts = [theta.W[1].weights, theta.b[1], theta.W[2].weights[0], theta.b[2]]
+        W1, b1, W2, b2 = map(exact, parts)
+        constant = (np.vectorize(lambda v: mpmath.log(1 + mpmath.exp(v)))(b1) @ W2) + b2
+        best = b2 + y.sum() / 8 - constant  # the biases of theta*
+        assert abs(best - b2)[0] <= c.distance
+        least = risk(W1, b1, W2, best)
+        for trial in range(60):
+            size = c.radius * 10.0 ** (-2 * (trial % 12))
+            moves = [exact(size * rng.uniform(-1, 1, part.shape)) for part in parts]
+            if trial % 2:  # the outputs stay close, so that what is left is of second order
+                moves[1] = -moves[0] @ (x.sum(axis=0) / 8)
+                moves[2], moves[3] = 0 * W2, 0 * best
+            changed = (part + move for part, move in zip((W1, b1, W2, best), moves, strict=True))
+            assert risk(*changed) >= least
