@@ -11,6 +11,7 @@ import scipy.optimize
 import strict_device
 import torch
 import torch_twin
+from exact_algebra import fractions, solved
 from shared import (
     LOG_COSH,
     SQUARED,
@@ -264,6 +265,8 @@ def test_without_bounds_of_the_activation_the_radius_is_an_estimate():
         )
         assert (proved.bounded, estimate.bounded) == (True, False)
         assert estimate.as_dict()["radius_proved"] is False
+        assert proved.words.endswith("to a few units in the last place, and keeps its bounds")
+        assert estimate.words.endswith("and changes near z as at a few points")
         assert estimate.holds
         assert estimate.hessian == pytest.approx(proved.hessian, rel=1e-9)
         assert proved.radius <= estimate.radius < 20 * proved.radius
@@ -915,6 +918,15 @@ def test_targets_that_are_farther_than_their_rounding_are_refused(relative):
     assert 0.39 * relative**2 < c.delta < 0.5 * relative**2
 
 
+def test_targets_that_are_off_by_the_smallest_numbers_are_not_called_exact():
+    smallest = 2.0**-1074
+    e = np.array([1.0, 1, 0.5, 0.5, -3]) * 2.0**-1020 + smallest * np.array([0, 2, 2, -4, 0])
+    c = certify_curvature(*at_one_unit(SQUARE, e), SQUARED)
+    assert smallest <= c.targets < 10 * smallest
+    assert c.words.startswith("certified local minimum for targets within ")
+    assert 0 < c.delta < 1e-29
+
+
 def test_a_large_share_of_all_targets_hides_no_gradient():
     e = np.array([1.0, 1, 0.5, 0.5, -3]) + 2.0**-6 * np.array([-1.0, 1, 1, -1, 0])
     theta, data = at_one_unit(SQUARE, e, outputs=2.0**40)
@@ -953,3 +965,42 @@ def test_units_of_very_different_sizes_have_a_definite_hessian():
     theta.W[2].weights[0, 1] *= 2.0**-60
     c = certify_curvature(theta, data_for(theta, data.x, e), SQUARED)
     assert 0 < c.hessian < 2.0**-58
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_exact_minimum_is_one_in_60_digits(seed):
+    theta, data = certified(Softplus(), (2, 1), seed, samples=8)
+    c = certify_curvature(theta, data, SQUARED)
+    assert c.holds
+    X, Y = fractions(data.x[:, 0]), fractions(data.y[:, 0])
+    u, mean = X - X.sum(axis=0) / 8, Y.sum() / 8
+    moved = Y - u @ solved(u.T @ u, u.T @ (Y - mean)[:, None])[:, 0]  # y*
+    assert abs(moved - Y).max() <= c.targets
+    rng = np.random.default_rng(seed)
+    with mpmath.workdps(60):
+        x, y = (
+            np.vectorize(lambda f: mpmath.mpf(f.numerator) / f.denominator)(a) for a in (X, moved)
+        )
+
+        def risk(W1, b1, W2, b2):
+            z = x @ W1.T + b1
+            o = np.vectorize(lambda v: mpmath.log(1 + mpmath.exp(v)))(z) @ W2 + b2
+            return ((o - y) ** 2).sum() / 16
+
+        def exact(array):
+            return np.vectorize(mpmath.mpf, otypes="O")(array)
+
+        parts = [theta.W[1].weights, theta.b[1], theta.W[2].weights[0], theta.b[2]]
+        W1, b1, W2, b2 = map(exact, parts)
+        constant = (np.vectorize(lambda v: mpmath.log(1 + mpmath.exp(v)))(b1) @ W2) + b2
+        best = b2 + y.sum() / 8 - constant  # the biases of theta*
+        assert abs(best - b2)[0] <= c.distance
+        least = risk(W1, b1, W2, best)
+        for trial in range(60):
+            size = c.radius * 10.0 ** (-2 * (trial % 12))
+            moves = [exact(size * rng.uniform(-1, 1, part.shape)) for part in parts]
+            if trial % 2:  # the outputs stay close, so that what is left is of second order
+                moves[1] = -moves[0] @ (x.sum(axis=0) / 8)
+                moves[2], moves[3] = 0 * W2, 0 * best
+            changed = (part + move for part, move in zip((W1, b1, W2, best), moves, strict=True))
+            assert risk(*changed) >= least

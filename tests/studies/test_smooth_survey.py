@@ -76,8 +76,8 @@ def test_the_program_prints_a_row_for_each_activation_and_each_width(images):
         assert row.endswith(VERDICTS)
     assert lines[-1].endswith(f"smooth_activations.json and two figures in {out}")
     said = " ".join(lines[13:15])
-    words = r"each certified point is within (\S+) of an exact local minimum, for targets within (\S+)"
-    distance, targets = map(float, re.match(words, said).groups())
+    words = r"each certified point is within (\S+) of an exact local minimum, for targets within "
+    distance, targets = map(float, re.match(words + r"(\S+) of", said).groups())
     assert 0 < distance < 1e-11
     assert 0 < targets < 1e-13
     assert len(lines) == 16

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..datasets.samples import TrainingSet
+from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import Activation
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import Loss, SquaredLoss
@@ -143,7 +143,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     check_at(theta, data, loss)
     CurvatureCertificate.require(theta, loss)
     net, theta = theta.net, in_float64(theta, np)
-    y, x = net.targets(theta, data, loss).T, data.x.reshape(len(data), -1).astype(np.float64)
+    y, x = (a.astype(np.float64) for a in (net.targets(theta, data, loss).T, flattened(data.x)))
     e = net.forward(theta, data.x) - y
     if not np.isfinite(e).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
@@ -162,7 +162,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     radius = 0.0
     if not any(definite.values()):
         radius = curvature_radius(at, terms, _reach(x))
-    off, moved = (at.unbiased - left.means).magnitude, np.ldexp(left.moved, left.outputs)
+    off, moved = (at.unbiased - left.means).magnitude, left.in_units(left.moved)
     obstacles = {
         "the residuals are not orthogonal to (x, 1)": constant
         and not _nearly_orthogonal(moved, y.mean(axis=0) - y, y),
@@ -270,10 +270,10 @@ def _decrease(off: np.ndarray, left: Residuals, samples: int) -> float:
     The residuals are those of `left`, and what is off, P y and the means, is orthogonal to them
     and to each other: R(theta') >= R(theta) - |off|^2 / 2N by completing the square.
     """
-    lengths = np.ldexp(left.length, left.outputs)
-    with np.errstate(over="ignore"):
+    lengths = left.in_units(left.length)
+    with np.errstate(over="ignore", under="ignore"):
         total = float((samples * off**2 + lengths**2).sum()) / (2 * samples)
-    return total * (1 + gamma(2 * len(off) + 10)) + SMALLEST
+    return total * (1 + gamma(2 * len(off) + 10)) + 4 * len(off) * SMALLEST
 
 
 def _share(parts: np.ndarray, wholes: np.ndarray) -> float:

@@ -35,6 +35,12 @@ class Residuals:
         e = _rounded_once(-targets.floats)
         self.e = Enclosure(e.middle, e.radius + self.moved * (1 + 2 * EPSILON))
 
+    @np.errstate(**QUIET)
+    def in_units(self, sizes: np.ndarray) -> np.ndarray:
+        """Return upper bounds of sizes (d_y,) of targets in units of 1; only of 0 itself 0."""
+        found = np.ldexp(sizes, self.outputs)
+        return np.where(sizes > 0, np.nextafter(found, np.inf), found)
+
     def definiteness(self, k: int) -> tuple[float, float]:
         """Return a share c >= 0 and the sign s of M, so that s M - c A is positive semidefinite.
 
