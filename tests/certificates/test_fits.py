@@ -11,8 +11,10 @@ from exact_fits import (
     exact_softmax_fit,
     exact_vertex,
     fractions_of,
+    solve,
 )
 
+from tinyspur.certificates import gram
 from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.gram import GramInverse, Samples
 from tinyspur.certificates.nearby import class_fit, distinct_columns, independent_columns
@@ -254,3 +256,29 @@ def test_a_vertex_that_meets_more_targets_than_it_has_numbers_is_found_in_fracti
                 near = F + 0.1 * rng.normal(size=(3, 1))
                 assert abs(hats @ near - y).sum() >= least - 1e-12
     assert decided >= 10
+
+
+def test_sums_over_blocks_of_samples_are_those_over_all(monkeypatch):
+    rng = np.random.default_rng(8)
+    z, y, g = rng.normal(size=(23, 3)), rng.normal(size=(2, 23)), rng.normal(size=(2, 23))
+    F = rng.normal(size=(2, 3))
+    monkeypatch.setattr(gram, "BLOCK", 15)
+    monkeypatch.setattr(gram, "ROWS", 4)
+    samples = Samples(z, EXACT, y, None)
+    sums, r = samples.sums(g), samples.residuals(F)
+    assert r.shape == (2, 23)
+    assert max(r.radius.max(), sums.radius.max()) < 1e-14
+    for k in range(2):
+        for j in range(3):
+            best = sum(Fraction(a) * Fraction(b) for a, b in zip(g[k], z[:, j], strict=True))
+            assert abs(best - Fraction(sums.middle[k, j])) <= Fraction(sums.radius[k, j])
+        for i in range(23):
+            o = sum(Fraction(a) * Fraction(b) for a, b in zip(F[k], z[i], strict=True))
+            off = abs(Fraction(y[k, i]) - o - Fraction(r.middle[k, i]))
+            assert off <= Fraction(r.radius[k, i])
+    inverse = GramInverse.of(samples)
+    G = exact(rng.normal(size=(2, 3)))
+    found, A = inverse.times(G), fractions_of(z.T)
+    A = [[sum(a * b for a, b in zip(u, v, strict=True)) for v in A] for u in A]
+    best = solve(A, fractions_of(G.middle.T))
+    assert holds(found.T, np.zeros((3, 2)), best)

@@ -21,6 +21,7 @@ from ..datasets.duplicates import identical
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from .enclosed_algebra import solve, two_sum
+from .enclosed_functions import exp, log
 from .enclosures import WIDER, Enclosure, concatenate, exact
 from .exact import rational_solution
 from .gram import GramInverse, Samples
@@ -39,7 +40,7 @@ def _lengths(errors: np.ndarray) -> np.ndarray:
 def squared_change(loss: SquaredLoss, F: np.ndarray, samples: Samples) -> Enclosure | None:
     """Return sum_i (y_i - F z_i) z_i^T A^-1, A the Gram matrix; None where it may be singular."""
     if samples.z.shape[1] == 1 == len(samples) and (samples.z == 1).all():
-        return exact(samples.y) - exact(F)
+        return exact(samples.y) - F
     inverse, r = GramInverse.of(samples), samples.residuals(F)
     if inverse is None:
         return None
@@ -48,8 +49,7 @@ def squared_change(loss: SquaredLoss, F: np.ndarray, samples: Samples) -> Enclos
 
 def _inverted(inverse: GramInverse, G: Enclosure, rounding: np.ndarray) -> Enclosure:
     """Return (G + sum_i e_i z_i^T) A^-1 for any e (d_y, N) of lengths `rounding`."""
-    found = inverse.times(G)
-    return Enclosure(found.middle, (found.radius + inverse.spread(rounding)) * WIDER)
+    return inverse.times(G).wider(inverse.spread(rounding))
 
 
 def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure | None:
@@ -61,7 +61,7 @@ def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure 
     """
     r = samples.residuals(F)
     if samples.z.shape[1] == 1 and (samples.y == samples.y[:, :1]).all():
-        return exact(samples.y[:, :1]) - exact(F)
+        return exact(samples.y[:, :1]) - F
     g, inside = np.clip(r.middle, -loss.delta, loss.delta), abs(r.middle) < loss.delta
     G, rounding = samples.sums(g), _lengths(r.radius * inside)
     changes: list[Enclosure] = []
@@ -75,15 +75,9 @@ def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure 
             return None
         changes.append(_inverted(inverse, G[k : k + 1], rounding[k : k + 1]))
     change = concatenate(changes)
-    after = r - _moves(change, samples)
+    after = r - samples.moves(change)
     kept = np.where(inside, abs(after).high < loss.delta, abs(after).low > loss.delta)
     return change if (kept & (inside | (r.middle * after.middle > 0))).all() else None
-
-
-def _moves(change: Enclosure, samples: Samples) -> Enclosure:
-    """Return D z for all samples, (d_y, N)."""
-    found = change @ samples.z.T
-    return Enclosure(found.middle, (found.radius + samples.moved(change.magnitude)) * WIDER)
 
 
 def entropy_change(loss: CrossEntropy, F: np.ndarray, samples: Samples) -> Enclosure | None:
@@ -97,7 +91,7 @@ def entropy_change(loss: CrossEntropy, F: np.ndarray, samples: Samples) -> Enclo
     first.
     """
     if samples.z.shape[1] == 1:  # all have the same outputs
-        return _log_targets(exact(F), samples.y)
+        return _log_targets(F, samples.y)
     found, centre = _softmax_sums(F, samples), F
     if found is None:
         return None
@@ -109,8 +103,7 @@ def entropy_change(loss: CrossEntropy, F: np.ndarray, samples: Samples) -> Enclo
     if not found.size < 0.34 * found.least:
         return None
     off = found.inverse.spread(np.full(len(F), found.size))
-    change = exact(centre) - exact(F)
-    return Enclosure(change.middle, (change.radius + off) * WIDER)
+    return (exact(centre) - F).wider(off)
 
 
 class SoftmaxSums(NamedTuple):
@@ -198,16 +191,13 @@ def _newton_step(
     return step.reshape(F.shape)
 
 
-def _log_targets(o: Enclosure, y: np.ndarray) -> Enclosure | None:
-    """Return the change of outputs o (d_y, 1) after which softmax(o) is the mean of targets > 0."""
-    y, share = y.sum(axis=1, keepdims=True), gamma(y.size)
-    if not (y > 0).all():
+def _log_targets(F: np.ndarray, y: np.ndarray) -> Enclosure | None:
+    """Return the change of equal outputs F (d_y, 1) after which softmax is the mean of y > 0."""
+    whole = exact(y).sum(axis=1).reshape(-1, 1)
+    if not (whole.low > 0).all():
         return None
-    shifted = o.middle - o.middle.max()
-    sizes = (np.log(y), np.log(y.sum()), shifted, np.log(np.exp(shifted).sum()))
-    change = sizes[0] - sizes[1] - (sizes[2] - sizes[3])
-    off = sum(abs(part) for part in sizes) + len(y) + 4
-    return Enclosure(change, (8 * EPSILON * off + 2 * share) * WIDER)
+    o = exact(F) - F.max()
+    return log(whole) - log(whole.sum()) - (o - log(exp(o).sum()))
 
 
 def absolute_change(loss: AbsoluteLoss, F: np.ndarray, samples: Samples) -> Enclosure | None:
@@ -232,7 +222,7 @@ def _vertex_change(F: np.ndarray, samples: Samples, r: Enclosure) -> Enclosure |
     """
     z, y, s = samples.z, samples.y[0], samples.chosen[0]
     if z.shape[1] == 1:
-        return exact(_nearest_median(y, F)) - exact(F)
+        return exact(_nearest_median(y, F)) - F
     inside = np.flatnonzero(abs(s) < INSIDE)
     if len(inside) < z.shape[1]:
         return _exact_vertex(F, samples, r)
@@ -243,14 +233,14 @@ def _vertex_change(F: np.ndarray, samples: Samples, r: Enclosure) -> Enclosure |
     if (y[B] == y[B[0]]).all():  # the fit is a constant
         target = np.zeros_like(F)
         target[0, -1] = y[B[0]]
-        change, met = exact(target) - exact(F), y == y[B[0]]
+        change, met = exact(target) - F, y == y[B[0]]
         signs, sure = np.sign(y[B[0]] - y), np.ones(len(y), bool)
     else:
         found = solve(matrix, r[0, B].reshape(-1, 1))
         if found is None:
             return _exact_vertex(F, samples, r)
         change = Enclosure(found.middle.T * scale, found.radius.T * scale)
-        left = (r - _moves(change, samples))[0]
+        left = (r - samples.moves(change))[0]
         signs, sure = -np.sign(left.middle), abs(left.middle) > left.radius
         met = _copies(z, y, B) if not samples.inexact.any() else np.isin(np.arange(len(y)), B)
     s = np.where(met, s, signs)
@@ -285,7 +275,7 @@ def _exact_vertex(F: np.ndarray, samples: Samples, r: Enclosure) -> Enclosure | 
     off = [float(v - Fraction(f)) for v, f in zip(vertex, F[0].tolist(), strict=True)]
     change = np.array([off])
     change = Enclosure(change, EPSILON * abs(change) + SMALLEST)
-    left = (r - _moves(change, samples))[0]
+    left = (r - samples.moves(change))[0]
     if not (near | (abs(left.middle) > left.radius)).all():
         return None
     signs = -np.sign(left.middle)

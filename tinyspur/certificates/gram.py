@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from .enclosed_algebra import doubled_product, doubled_residual
-from .enclosures import WIDER, Enclosure
+from .enclosures import WIDER, Enclosure, concatenate, exact
 
 ROWS = 512  # of features whose products are summed at a time
+BLOCK = 4 * 10**6  # features that are split for doubled precision at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.z)
 
-    def of(self, rows: np.ndarray) -> Samples:
+    def of(self, rows: np.ndarray | slice) -> Samples:
         """Return some of them."""
         inexact = self.inexact if len(self.inexact) == 1 else self.inexact[rows]
         chosen = None if self.chosen is None else self.chosen[:, rows]
@@ -41,30 +43,47 @@ class Samples:
         inexact = self.inexact[:, kept] if self.inexact.shape[1] > 1 else self.inexact
         return replace(self, z=self.z[:, kept], inexact=inexact)
 
-    def moved(self, F: np.ndarray) -> np.ndarray | float:
+    def blocks(self, rows: int) -> Iterator[slice]:
+        """Yield slices of so many samples."""
+        return (slice(start, start + rows) for start in range(0, len(self), rows))
+
+    def moves(self, D: Enclosure) -> Enclosure:
+        """Return D z, (d_y, N)."""
+        return self._joined(lambda some: (D @ some.z.T).wider(some._moved(D.magnitude)))
+
+    def outputs(self, F: np.ndarray) -> Enclosure:
+        """Return F z, (d_y, N), in doubled precision."""
+        return self._joined(lambda some: doubled_product(F, some.z.T).wider(some._moved(F)))
+
+    def residuals(self, F: np.ndarray) -> Enclosure:
+        """Return y - F z, (d_y, N), in doubled precision."""
+        return self._joined(
+            lambda some: doubled_residual(some.y, F, some.z.T).wider(some._moved(F))
+        )
+
+    def sums(self, g: np.ndarray) -> Enclosure:
+        """Return sum_i g_i z_i^T, (d_y, k), in doubled precision."""
+        total = exact(np.zeros((len(g), self.z.shape[1])))
+        for rows in self._whole():
+            total = total + doubled_product(g[:, rows], self.z[rows])
+        if not self.inexact.any():
+            return total
+        inexact = np.broadcast_to(self.inexact, self.z.shape)
+        return total.wider(abs(g) @ inexact * (1 + 2 * gamma(len(self))))
+
+    def _joined(self, function: Callable[[Samples], Enclosure]) -> Enclosure:
+        parts = [function(self.of(rows)) for rows in self._whole()]
+        return parts[0] if len(parts) == 1 else concatenate(parts, axis=1)
+
+    def _whole(self) -> Iterator[slice]:
+        return self.blocks(max(1, BLOCK // self.z.shape[1]))
+
+    def _moved(self, F: np.ndarray) -> np.ndarray | float:
         """Return by how much outputs F z may be off because features are, (d_y, N)."""
         if not self.inexact.any():
             return 0.0
         inexact = np.broadcast_to(self.inexact, self.z.shape)
         return abs(F) @ inexact.T * (1 + 2 * gamma(self.z.shape[1]))
-
-    def outputs(self, F: np.ndarray) -> Enclosure:
-        """Return F z, (d_y, N)."""
-        found = doubled_product(F, self.z.T)
-        return Enclosure(found.middle, (found.radius + self.moved(F)) * WIDER)
-
-    def residuals(self, F: np.ndarray) -> Enclosure:
-        """Return y - F z, (d_y, N)."""
-        found = doubled_residual(self.y, F, self.z.T)
-        return Enclosure(found.middle, (found.radius + self.moved(F)) * WIDER)
-
-    def sums(self, g: np.ndarray) -> Enclosure:
-        """Return sum_i g_i z_i^T, (d_y, k)."""
-        found, off = doubled_product(g, self.z), 0.0
-        if self.inexact.any():
-            inexact = np.broadcast_to(self.inexact, self.z.shape)
-            off = abs(g) @ inexact * (1 + 2 * gamma(len(self)))
-        return Enclosure(found.middle, (found.radius + off) * WIDER)
 
 
 class GramInverse(NamedTuple):
@@ -84,35 +103,32 @@ class GramInverse(NamedTuple):
         |A - fl(A)| is at most gamma |z_j| |z_k|, by Cauchy and Schwarz. With E = I - A P and the
         largest column sum d < 1 of |E|, A^-1 = P (I - E)^-1, and the share is d / (1 - d).
         """
-        z, inexact = samples.z, samples.inexact
+        k, roots = samples.z.shape[1], np.ones((len(samples), 1))
         if weights is not None:
-            root = np.sqrt(weights)[:, None]
-            z, inexact = root * z, root * inexact
-        lengths = np.linalg.norm(z, axis=0)
+            roots = np.sqrt(weights)[:, None]
+        lengths = _lengths(samples.z, roots)
         if not (np.isfinite(lengths).all() and (lengths > 1e-100).all()):
             return None
         scale = 2.0 ** -np.round(np.log2(lengths))
         if np.ptp(np.log2(scale)) > 400:
             return None
-        A, z = np.zeros((z.shape[1],) * 2), z * scale  # exactly
-        for start in range(0, len(z), ROWS):
-            block = z[start : start + ROWS]
+        A = np.zeros((k, k))
+        for rows in samples.blocks(ROWS):
+            block = samples.z[rows] * scale * roots[rows]
             A += block.T @ block
-        lengths = lengths * scale * (1 + gamma(len(z)))
-        more = np.zeros(len(A))
-        if inexact.any():
-            more = np.linalg.norm(np.broadcast_to(inexact, z.shape) * scale, axis=0)
-            more = more * (1 + gamma(len(z)))
+        lengths, more = lengths * scale, np.zeros(k)
+        if samples.inexact.any():
+            more = _lengths(np.broadcast_to(samples.inexact, samples.z.shape), roots) * scale
         try:
             P = np.linalg.inv(A)
         except np.linalg.LinAlgError:
             return None
-        terms = min(len(z), ROWS) + -(-len(z) // ROWS) + 8 * (weights is not None)
-        share, sizes = gamma(terms) + gamma(len(A)), np.abs(P)
-        E = np.abs(np.eye(len(A)) - A @ P).sum(axis=0)
+        terms = min(len(samples), ROWS) + -(-len(samples) // ROWS) + 8 * (weights is not None)
+        share, sizes = gamma(terms) + gamma(k), abs(P)
+        E = abs(np.eye(k) - A @ P).sum(axis=0)
         E += (share * lengths.sum() + more.sum()) * ((lengths + more) @ sizes)
         E += lengths.sum() * (more @ sizes)
-        d = float(E.max()) * (1 + 4 * gamma(len(A)))
+        d = float(E.max()) * (1 + 4 * gamma(k))
         return cls(scale, P, d / (1 - d) * WIDER) if d < 1 else None
 
     def times(self, G: Enclosure) -> Enclosure:
@@ -128,3 +144,10 @@ class GramInverse(NamedTuple):
         """
         diagonal = np.diag(self.P) + self.share * abs(self.P).max(axis=1)
         return np.outer(length, np.sqrt(diagonal) * self.scale) * (1 + 4 * EPSILON)
+
+
+def _lengths(z: np.ndarray, roots: np.ndarray) -> np.ndarray:
+    """Return upper bounds of the lengths of the columns of roots * z, (N, 1) and (N, k)."""
+    with np.errstate(over="ignore"):
+        squares = np.einsum("ij,ij,i->j", z, z, roots[:, 0] ** 2)
+    return np.sqrt(squares) * (1 + gamma(len(z) + 4))

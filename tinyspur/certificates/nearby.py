@@ -25,7 +25,8 @@ from .enclosures import WIDER, Enclosure, concatenate, exact, inexact, product
 from .fits import FITS
 from .gram import Samples
 
-LARGEST = 2 * 10**7  # numbers of a matrix up to which it is enclosed
+LARGEST = 2 * 10**8  # numbers of a matrix up to which it is enclosed
+WIDEST = 4500  # features up to which their Gram matrix is inverted
 BITS = 10  # behind the point, of coefficients of columns that depend on others
 DEPENDENT = 1e-9  # a column counts as dependent up to this share of its length
 EQUATIONS = 1500  # for the weights of a layer that are solved together
@@ -52,7 +53,7 @@ def class_fit(loss: Loss, F: Enclosure, samples: Samples) -> ClassFit | None:
     and each of them is fitted for itself, equal ones together. None where the optimal fit is not
     shown to be near, and for a loss of a user's.
     """
-    if type(loss) not in FITS or max(samples.z.size, samples.z.shape[1] ** 2) > LARGEST:
+    if type(loss) not in FITS or samples.z.size > LARGEST or samples.z.shape[1] > WIDEST:
         return None
     kept, basis = distinct_columns(samples.z, samples.inexact)
     found = _of_columns(loss, F, samples, kept, basis)
@@ -85,7 +86,8 @@ def _of_distinct(F: Enclosure, kept: np.ndarray, basis: np.ndarray) -> Enclosure
     if not alone.all():
         found = doubled_product(F.middle, basis[:, ~alone])
         off = F.radius @ abs(basis[:, ~alone]) * (1 + 2 * gamma(len(basis)))
-        middle[:, ~alone], radius[:, ~alone] = found.middle, (found.radius + off) * WIDER
+        found = found.wider(off)
+        middle[:, ~alone], radius[:, ~alone] = found.middle, found.radius
     return Enclosure(middle, radius)
 
 
@@ -93,8 +95,8 @@ def _one_by_one(loss: Loss, F: Enclosure, samples: Samples, numbers: np.ndarray)
     """Return the fit of samples that are fitted one by one, those with equal `numbers` together."""
     firsts = np.unique(numbers, return_index=True)[1]
     x = samples.z[firsts]
-    o = doubled_product(F.middle, x.T) + Enclosure(0 * samples.y[:, firsts], F.radius @ abs(x.T))
-    o = Enclosure(o.middle, o.radius * (1 + 2 * gamma(x.shape[1])))
+    o = doubled_product(F.middle, x.T)
+    o = o.wider(F.radius @ abs(x.T) * (1 + 2 * gamma(x.shape[1])))
     changes = []
     for n in range(len(firsts)):
         group = samples.of(np.flatnonzero(numbers == n))
@@ -115,7 +117,7 @@ def distinct_columns(hats: np.ndarray, inexact: np.ndarray) -> tuple[np.ndarray,
     n = hats.shape[1] - 1
     sure = ~np.broadcast_to(inexact.any(axis=0), n + 1)
     constant = (hats == hats[0]).all(axis=0) & sure
-    numbers = identical(np.ascontiguousarray(hats.T))
+    numbers = identical(hats.T)
     own = np.unique(numbers, return_index=True)[1][numbers]
     own = np.where(sure & sure[own], own, np.arange(n + 1))
     kept = np.append(np.unique(own[~constant]), n)
@@ -242,7 +244,7 @@ def _equations(theta: Parameters, cells: list[Cell], layer: int) -> Enclosure | 
     """Return the least change of layer (W, b) with which U_s W H_s changes by D_s, or None."""
     unknowns = theta.W[layer].shape[0] * (theta.W[layer].shape[1] + 1)
     number = sum(cell.fit.change.middle.size for cell in cells)
-    if number > min(unknowns, EQUATIONS) or number * unknowns > LARGEST:
+    if number > min(unknowns, EQUATIONS) or number * unknowns > LARGEST / 10:
         return None
     parts, changes = [], []
     for cell in cells:
@@ -295,7 +297,7 @@ def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
     if not e < 1:
         return None
     more = D.magnitude.max(axis=1, keepdims=True) * (e / (1 - e) * WIDER)
-    change = Enclosure(D.middle, (D.radius + more) * WIDER) @ Q
+    change = D.wider(more) @ Q
     shape = len(D), len(used)
     found = Enclosure(np.zeros(shape), np.zeros(shape))
     found.middle[:, used], found.radius[:, used] = change.middle, change.radius
@@ -316,7 +318,7 @@ def _stored_map(theta: Parameters, trace: list[Step]) -> Enclosure:
             b = np.repeat(step.b, len(v) // len(step.b))
             off = (abs(b) @ v.radius) * (1 + 2 * gamma(len(b)))
             found = doubled_product(b[None], v.middle)[0]
-            constant = constant + Enclosure(found.middle, (found.radius + off) * WIDER)
+            constant = constant + found.wider(off)
         v = _transposed_product(step, v)
     return concatenate([v.T, constant.reshape(-1, 1)], axis=1)
 

@@ -36,7 +36,7 @@ def identical(rows: np.ndarray) -> np.ndarray:
     array([0, 1, 0])
     """
     found: dict[bytes, int] = {}
-    rows = rows if rows.dtype.kind in "biu" else rows + 0.0  # -0 is 0
+    rows = rows if rows.dtype.kind in "biu" else (row + 0.0 for row in rows)  # -0 is 0
     digests = (hashlib.blake2b(row.tobytes()).digest() for row in rows)
     return np.array([found.setdefault(digest, len(found)) for digest in digests])
 
