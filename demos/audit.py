@@ -1,6 +1,7 @@
 """Measure what the papers' statements say as printed, and as repaired: one table, E1 to E11.
 
-Prints the table and writes audit.json and audit.png to the folder --out.
+Prints the table and writes audit.json and audit.png to the folder --out. With --exact it makes the
+counterexamples in small integers instead, each checked in fractions by check_proof.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from tinyspur.console import Stages, exit_status
 from tinyspur.figures.studies import draw_audit
 from tinyspur.files import check_outputs, write_json
 from tinyspur.studies.audit import audit
+from tinyspur.studies.errata import write_errata
 from tinyspur.studies.findings import table
+
+HERE = Path(__file__).resolve().parent
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -34,11 +38,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=300, metavar="N", help="images to use")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
+    parser.add_argument(
+        "--exact",
+        type=Path,
+        nargs="?",
+        const=HERE / "errata",
+        metavar="FOLDER",
+        help="write the exact counterexamples alone, to demos/errata or this folder",
+    )
     return parser.parse_args(arguments)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write."""
+    if options.exact is not None:
+        for name in write_errata(options.exact, HERE / "check_proof.py"):
+            print(options.exact / name)
+        return
     check_outputs(options.out, {"audit.json": ["rows", "seconds"], "audit.png": []})
     stages = Stages()
     findings = audit(options.samples, options.seed, stages)

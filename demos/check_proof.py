@@ -8,6 +8,10 @@ import argparse
 import json
 import sys
 from fractions import Fraction
+from pathlib import Path
+
+if (HERE := str(Path(__file__).resolve().parent)) not in sys.path:  # its parts lie beside it
+    sys.path.insert(0, HERE)
 
 from checking.minima import check_cell, check_kinks, look_at_all
 from checking.network import Network, Poly, Unproved, flat, forward, number, require, whole
@@ -20,6 +24,7 @@ POINTS = {
 }
 PARTS = {"format", "claim", "network", "loss", "data", "points"}
 KINKED, ALONG = {"kinks", "multipliers", "frozen"}, {"direction", "order", "coefficient"}
+SHOWN = 16  # outputs that are printed
 
 
 def outputs(net, theta, x):
@@ -53,7 +58,10 @@ def check_descent(net, theta, x, y, proof):
     R = Poly() + risk(outputs(net, moved, x), y)
     change = {len(m): v for m, v in R.items() if m and v}
     lowest = min(change, default=0)
-    said = " + ".join(f"({v}) t^{k}" for k, v in sorted(change.items())) or "0"
+    said = (
+        " + ".join(f"({v}) t^{k}" if k > 1 else f"({v}) t" for k, v in sorted(change.items()))
+        or "0"
+    )
     print(f"R(theta + t direction) - R(theta) = {said} for small t > 0")
     require(lowest, "R does not change along the direction")
     words = f"the first term is ({change[lowest]}) t^{lowest}, not ({coefficient}) t^{degree}"
@@ -82,6 +90,9 @@ def check(proof):
     R = {name: risk(o, y) for name, o in found.items()}
     print(f"{claim}: {len(x)} sample(s), {len(net.scales)} parameters, squared loss")
     print(", ".join(f"R({name}) = {short(value)}" for name, value in R.items()))
+    if len(y) * net.outputs <= SHOWN:
+        for name, rows in found.items():
+            print(f"o({name}) =", "; ".join(", ".join(map(short, row)) for row in rows))
     for name, text in proof.get("risks", {}).items():
         require(R[name] == number(text, "risks"), f"risks: R({name}) is another number")
     if claim == "equal-risk":
@@ -106,10 +117,15 @@ def infinite(word):
     raise Unproved(f"expected numbers, got {word}")
 
 
-def main(arguments=None):
+def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     parser.add_argument("files", nargs="+", metavar="FILE", help="proof files (JSON)")
-    for name in parser.parse_args(arguments).files:
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    for name in parse(arguments).files:
         try:
             with open(name, encoding="utf-8") as file:
                 proof = json.load(file, parse_constant=infinite)

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from shared import ROOT
+from shared import ROOT, load_program
 
 import tinyspur as ts
 from tinyspur.certificates.proofs import as_parameters, proof, save_proof
@@ -20,12 +20,7 @@ F = Fraction
 
 @pytest.fixture(scope="module")
 def checker():
-    """The program as a module; it finds its parts beside it, as when it is run."""
-    sys.path.insert(0, str(ROOT / "demos"))
-    import check_proof
-
-    yield check_proof
-    sys.path.remove(str(ROOT / "demos"))
+    return load_program(PROGRAM)
 
 
 def passes(checker, found):
