@@ -83,6 +83,8 @@ def parser() -> argparse.ArgumentParser:
     option("--no-search", action="store_true", help="skip the search (as long as 250 gradients)")
     about = "write a report to FILE; a folder that does not exist is made"
     option("--json", type=path, metavar="FILE", help=about)
+    about = "write the exact local minimum next to the point, in fractions, to FILE (squared loss)"
+    option("--proof", type=path, metavar="FILE", help=about)
     about = "print the layers of a point, or a corner of one of its weight matrices"
     command = commands.add_parser(
         "inspect", help=about, description=about, epilog=INSPECT_EXAMPLES, **text

@@ -27,13 +27,14 @@ LONG_PRODUCTS = 5 * 10**7  # of long integers, in a layer
 
 @dataclass(frozen=True)
 class ExactPoint:
-    """A point of fractions: those that float64 `theta` on the host holds, but for layers of `own`.
+    """A point of fractions: those that float64 `theta` on the host holds, with exceptions.
 
-    `own` has [W, b], (n_l, n_{l-1} + 1), of dense layers.
+    `own` has [W, b], (n_l, n_{l-1} + 1), of dense layers, `own_biases` b of convolutions.
     """
 
     theta: Parameters
     own: Mapping[int, Rational] = field(default_factory=dict)
+    own_biases: Mapping[int, Rational] = field(default_factory=dict)
 
     def dense(self, layer: int) -> Rational:
         """Return [W, b] of a dense layer."""
@@ -67,8 +68,8 @@ class ExactPoint:
         """Return b^l of each unit, (n_l, 1)."""
         if layer in self.own:
             return self.own[layer][:, -1:]
-        b = np.repeat(self.theta.b[layer], self.theta.W[layer].positions_out)
-        return rational(b[:, None])
+        b = self.own_biases.get(layer) or rational(self.theta.b[layer])
+        return Rational(np.repeat(b.n, self.theta.W[layer].positions_out)[:, None], b.d)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return {"W1": ..., "b1": ...}, arrays of Fraction in PyTorch's shapes."""
@@ -77,7 +78,8 @@ class ExactPoint:
             if layer in self.own:
                 parts = self.own[layer][:, :-1], self.own[layer][:, -1]
             else:
-                parts = rational(self.theta.W[layer].weights), rational(b)
+                b = self.own_biases.get(layer) or rational(b)
+                parts = rational(self.theta.W[layer].weights), b
             found |= {f"W{layer}": parts[0].fractions(), f"b{layer}": parts[1].fractions()}
         return found
 

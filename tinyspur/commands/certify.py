@@ -11,7 +11,7 @@ from ..certificates import Certificate, round_down, round_up
 from ..certificates import certify as find_certificate
 from ..console import Stages
 from ..engine import backend
-from ..engine.losses import HuberLoss, loss_named
+from ..engine.losses import HuberLoss, SquaredLoss, loss_named
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..files import check_outputs, write_json
@@ -24,6 +24,7 @@ from ..refutations.escapes import (
 )
 from ..refutations.evidence import gather_evidence
 from .inputs import argument, load_data, other_data, read_lower, read_point
+from .proof import write_proof
 
 
 def check(options: argparse.Namespace) -> None:
@@ -37,6 +38,11 @@ def check(options: argparse.Namespace) -> None:
     if options.json is not None:
         with argument("--json"):
             check_outputs(options.json.parent, {options.json.name: ["certificate", "verdict"]})
+    if options.proof is not None:
+        if options.loss != SquaredLoss.name:
+            raise ValueError(f"--proof: expected --loss squared, got --loss {options.loss}")
+        with argument("--proof"):
+            check_outputs(options.proof.parent, {options.proof.name: ["format", "claim"]})
 
 
 def judge(
@@ -162,6 +168,8 @@ def certify(options: argparse.Namespace) -> int:
             "reason": reason,
         }
         write_json(options.json, {**report, "seconds": stages.seconds})
+    if options.proof is not None:
+        return 0 if write_proof(options.proof, stored, data, loss) else 1
     return 0 if verdict.endswith("local minimum") else 1
 
 

@@ -29,6 +29,7 @@ from ..errors import AssumptionError
 from ..fitting.rational import (
     FITS,
     Rational,
+    from_fractions,
     joined,
     product,
     rational,
@@ -42,6 +43,7 @@ from .spurious import SpuriousMinimum
 
 SHORT = 40  # digits of a fraction that is printed
 STEP_BITS = 20  # to which the step of the lower point is rounded
+SLACK = 2**30  # a share of 1 / SLACK is more than numbers are rounded by
 
 
 @dataclass(frozen=True, repr=False)
@@ -210,17 +212,20 @@ def _of_spurious(found: SpuriousMinimum, data: TrainingSet, loss: Loss) -> Exact
     points, risks = {"theta": theta}, {"theta": minimum.risk}
     checks, own = [_check(minimum)], {}
     read = _taken_over(found, theta, prime) if layer == found.pair.dense else None
+    biases: dict[int, list[Fraction]] = {}
     if read is not None:
-        moved = changes(theta, ExactPoint(prime, {layer: read}), layer, data)
+        biases = _equal_risk_biases(found, prime)
+        exact_biases = {n: from_fractions(b) for n, b in biases.items()}
+        moved = changes(theta, ExactPoint(prime, {layer: read}, exact_biases), layer, data)
         if not (moved.n == moved.n[:, :1]).all():
             raise AssumptionError("exact: expected theta' with the outputs of theta, got others")
         read = joined([read[:, :-1], read[:, -1:] - moved[:, :1]], axis=1)
         own = {layer: read.reduced()}
-        points["theta_prime"], risks["theta_prime"] = ExactPoint(prime, own), minimum.risk
+        points["theta_prime"] = ExactPoint(prime, own, exact_biases)
+        risks["theta_prime"] = minimum.risk
         checks.append("all outputs of theta' are those of theta")
-        bias = lower.b[found.lower.layer][found.lower.map : found.lower.map + 1]
-        bias[:] = _short(float(bias[0]), found.lower.step)
-    point = ExactPoint(lower, own)
+        biases[found.lower.layer][found.lower.map] += _short(found.lower.step)
+    point = ExactPoint(lower, own, {n: from_fractions(b) for n, b in biases.items()})
     risk = risk_after(theta, point, layer, minimum.risk, data)
     if risk < minimum.risk:
         points["lower"], risks["lower"] = point, risk
@@ -228,10 +233,48 @@ def _of_spurious(found: SpuriousMinimum, data: TrainingSet, loss: Loss) -> Exact
     return ExactPoints(points, data, risks, minimum.distance, tuple(checks))
 
 
-def _short(bias: float, step: float) -> float:
-    """Return the bias with no more binary digits than the step needs."""
-    unit = 2.0 ** (np.frexp(step)[1] - STEP_BITS)
-    return float(np.round(bias / unit) * unit)
+def _short(step: float) -> Fraction:
+    """Return a number of few binary digits near the step."""
+    unit = Fraction(2) ** (int(np.frexp(step)[1]) - STEP_BITS)
+    return round(Fraction(step) / unit) * unit
+
+
+def _at_least(least: Fraction, size: Fraction) -> Fraction:
+    """Return a short number that is not below `least`, a difference of rounded numbers, and 0.
+
+    It is 0 where `least` is negative by more than these may be rounded, and their `size` is 0.
+    """
+    unit = size / SLACK
+    if least < -unit or not unit:
+        return Fraction(0)
+    unit = Fraction(2) ** int(np.frexp(float(unit))[1])
+    return (least // unit + 2) * unit
+
+
+def _equal_risk_biases(found: SpuriousMinimum, prime: Parameters) -> dict[int, list[Fraction]]:
+    """Return the biases of theta' in the layers L-3, L-2 and L-1, as the formulas make them.
+
+    b' (or b, where the pair reads no bias) may be larger than what makes o_m + b' >= 0.
+    """
+    pair, split = found.pair, found.split
+    changed = [n for n in (pair.below, pair.lower, pair.upper) if n in prime.net.active_layers]
+    biases = {n: [Fraction(float(v)) for v in prime.b[n]] for n in changed}
+    kappa = Fraction(pair.kappa_lower), Fraction(pair.kappa_upper)
+    eta, lowest, b_prime = Fraction(split.threshold), Fraction(split.lowest), Fraction(0)
+    b = Fraction(bias_below(found.theta, pair, split))
+    case = case_above if eta >= -b else case_below
+    if pair.below in biases:
+        D = _at_least(-lowest - b, abs(lowest) + abs(b))
+        b_prime, kappa = b + D, (-D, sum(kappa))
+        biases[pair.below][split.map] = b_prime
+    else:
+        b = _at_least(-lowest, abs(lowest))
+    tracks = case(eta, b, b_prime, kappa)
+    for place, track in zip((*pair.reserved, pair.relay_of(split.map)), tracks, strict=True):
+        for layer, (_, bias) in ((pair.lower, track.lower), (pair.upper, track.upper)):
+            for n in range(*pair.tower.maps(layer, place).indices(len(biases[layer]))):
+                biases[layer][n] = Fraction(bias)
+    return biases
 
 
 def _taken_over(found: SpuriousMinimum, theta: ExactPoint, prime: Parameters) -> Rational | None:

@@ -8,6 +8,7 @@ small.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -90,6 +91,14 @@ def rational(values: np.ndarray) -> Rational:
     found = np.empty(n.shape, dtype=object)
     found.ravel()[:] = [int(m) << int(s) for m, s in zip(n.flat, shift.flat, strict=True)]
     return Rational(found, 2**q)
+
+
+def from_fractions(values: Sequence[Fraction]) -> Rational:
+    """Return a vector of fractions."""
+    d = math.lcm(*(value.denominator for value in values))
+    n = [value.numerator * (d // value.denominator) for value in values]
+    fits = all(abs(value) < FITS for value in n)
+    return Rational(np.array(n, dtype=np.int64 if fits else object), d)
 
 
 def joined(parts: list[Rational], axis: int) -> Rational:
