@@ -339,7 +339,7 @@ def test_a_float32_point_is_next_to_a_local_minimum(loss):
     single = certify_cell(rounded, data, loss)
     assert single.holds and single.kinks == ()
     assert 1e-10 < single.stationarity < 1e-4
-    assert single.excess > 1 and 1e5 * certificate.distance < single.distance < 0.1
+    assert single.excess > 1 and 1e3 * certificate.distance < single.distance < 0.1
     before = rounded.net.risk(rounded.to(np, np.float64), data, loss)
     assert 0 < before - theta.net.risk(theta, data, loss) <= single.delta
 
@@ -502,7 +502,7 @@ def test_dead_samples_and_live_ones_are_classes_of_their_own():
     x = np.array([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0])
     y = np.array([1.0, -2.0, 1.0, 1 + 1, 2 - 2, 3 + 1])  # residuals orthogonal to 1, and to (x, 1)
     certificate = certify_cell(theta, TrainingSet(x[:, None, None, None], y[:, None]), SQUARED)
-    assert certificate.holds
+    assert certificate.proves == "P2"  # three equations, and no layer has three parameters
     assert certificate.classes == 2
 
 

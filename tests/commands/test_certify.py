@@ -39,7 +39,8 @@ def test_a_certified_point(run, files):
     assert f"\n{certificate}\n" in done.text
     assert f"\n{evidence}\n" in done.text
     assert done.lines[-1] == f"verdict: local minimum: {certificate.words}"
-    assert f"P1: an exact local minimum is within {certificate.distance:.1e}" in done.text
+    within = ts.certificates.round_up(certificate.distance)
+    assert f"\n  P1: an exact local minimum is within {within}\n" in done.text
     assert "distance 0.0" in done.lines[-2] and done.lines[-2].endswith("nothing lower found")
     report = done.report
     assert same(report["certificate"], certificate.as_dict())

@@ -148,7 +148,7 @@ class Enclosure:
         """Return an enclosure of the sums along `axis`, of all entries by default."""
         middle = self.middle.sum(axis=axis)
         share = gamma(self.middle.size // max(1, middle.size))
-        off = _inexact(self, share).sum(axis=axis)
+        off = inexact(self, share).sum(axis=axis)
         return sound(middle, off * (1 + 2 * share))
 
     def max(self, axis: int) -> Enclosure:
@@ -226,7 +226,7 @@ def _matrix_product(A: Enclosure, B: Enclosure) -> Enclosure:
     """Return an enclosure of A B: its radius is |A| r_B + r_A (|B| + r_B) + gamma |A| |B|."""
     xp, share = namespace(A.middle), gamma(A.shape[-1])
     middle = A.middle @ B.middle
-    off = abs(A.middle) @ _inexact(B, share)
+    off = abs(A.middle) @ inexact(B, share)
     if xp is not np or A.radius.any():
         off = off + A.radius @ (abs(B.middle) + B.radius)
     rows, columns = A._somewhere().any(axis=-1), B._somewhere().any(axis=max(-2, -B.middle.ndim))
@@ -236,7 +236,7 @@ def _matrix_product(A: Enclosure, B: Enclosure) -> Enclosure:
     return sound(middle, off * (1 + 2 * share))
 
 
-def _inexact(x: Enclosure, share: float) -> Array:
+def inexact(x: Enclosure, share: float) -> Array:
     """Return `radius` + `share` |x|: what a factor of a product, or a term of a sum, is off by.
 
     What underflows in that share may be multiplied with a large number, so it is rounded up.
@@ -262,14 +262,28 @@ def product_radius(
     """Return how far W @ x, computed in the type of x, may be off, (m, N).
 
     It is |W| (r + gamma |x|) + R (|x| + r) and what underflows, with `magnitude` |W|, `size` |x|,
-    x off by `radius` r, and W by `radii` R.
+    x off by `radius` r, and W by `radii` R. Where nothing can underflow a sum of zeros is exact.
     """
     terms = max(magnitude.fan_in, 0 if radii is None else radii.fan_in) + 2
     share = gamma(terms, size.dtype)
     smallest = float(np.finfo(size.dtype).smallest_subnormal)
+    if radii is None:
+        smallest = _underflow(magnitude.weights, size + radius, smallest)
     off = magnitude @ (radius + (share * size + smallest))  # that share may underflow
     if radii is not None:
         off += radii @ (size + radius)
     off += 2 * terms * smallest
     off *= 1 + 2 * share
     return off
+
+
+def _underflow(weights: Array | None, below: Array, smallest: float) -> Array:
+    """Return the smallest number where a product of these sizes, or its rounding, may underflow.
+
+    Otherwise 0.
+    """
+    xp, found = namespace(below), 1.0
+    for sizes in (below,) if weights is None else (weights, below):
+        positive = sizes > 0
+        found = found * xp.where(positive, sizes, math.inf).min()
+    return xp.where(found > smallest**0.6, 0.0, smallest)
