@@ -90,6 +90,23 @@ def two_kinks():
     )
 
 
+def deep():
+    """Two hidden layers of one unit, a kink in each; the lower one feeds an active unit."""
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1), ts.Dense(1)])
+    theta = {"W1": [[F(-60, 101)]], "b1": [F(180, 101)], "W2": [[-1]], "b2": [F(240, 101)]}
+    x, y = [[[v]] for v in (-3, -1, 1, 2, 3, 4)], [[-1], [-2], [2], [-2], [3], [0]]
+    return proof(
+        "local-minimum",
+        net,
+        x,
+        y,
+        {"theta": theta | {"W3": [[1]], "b3": [F(-130, 101)]}},
+        kinks=[(4, 1, 0), (1, 2, 0)],
+        multipliers=[F(83, 606), F(43, 606)],
+        frozen=[(2, "W", 0, 0), (3, "W", 0, 0)],
+    )
+
+
 def saddle():
     """Two units at zero: the gradient is 0, the risk falls in the second order."""
     net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1)])
@@ -114,6 +131,7 @@ PROOFS = {  # with the numbers that may change: of maps and units without weight
     convolution: ["points theta W1", "points theta b1", "points theta W3 0 1"],
     one_kink: ["data x 3"],
     two_kinks: ["points theta W1 2", "points theta b1 2", "points theta W2 0 2"],
+    deep: ["data x 0", "data x 5"],
     saddle: ["data x 0", "data x 1", "data y 0", "data y 1", "direction W1"],
     equal: ["data", "points theta W1 0 0 2", "points theta_prime W1 0 0 2"],
 }
@@ -173,6 +191,15 @@ def test_with_any_number_changed_a_proof_fails_or_its_claim_is_still_true(checke
                 kept |= {name for name in PROOFS[make] if " ".join(map(str, path)).startswith(name)}
                 assert kept, (path, other)
     assert kept == set(PROOFS[make])
+
+
+def test_a_multiplier_below_its_bounds_fails_where_the_risk_falls_on_that_side(checker):
+    found = one_kink()
+    found["data"]["y"] = [["-2"], ["-1"], ["-1"], ["-2"]]
+    theta = {"W1": [["2/11"]], "b1": ["-2/11"], "W2": [["-1"]], "b2": ["-15/11"]}
+    found |= {"points": {"theta": theta}, "kinks": [[1, 1, 0]], "multipliers": ["-3/44"]}
+    assert not passes(checker, found)
+    assert not is_still_true(found)
 
 
 def test_equal_kinks_count_as_one(checker):
