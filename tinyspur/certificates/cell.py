@@ -92,8 +92,9 @@ class CellCertificate(Certificate):
         if self.holds:
             return f"certified local minimum, {classes}{assumes}"
         if self.proves:
-            found = f"no point within {round_down(self.radius)} is lower by more than"
-            return f"not certified, {found} {round_up(self.delta)}, {classes}{assumes}; {self.obstacle}"
+            within, delta = round_down(self.radius), round_up(self.delta)
+            found = f"no point within {within} is lower by more than {delta}, {classes}{assumes}"
+            return f"not certified, {found}; {self.obstacle}"
         return f"not certified, {classes}, {self.obstacle}"
 
     @property
