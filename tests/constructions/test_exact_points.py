@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import strict_device
 
 import tinyspur as ts
 from tinyspur.errors import AssumptionError
@@ -165,6 +166,28 @@ def test_a_float32_point_is_next_to_an_exact_minimum_too(tmp_path):
     points = ts.exact(theta, data, LOSS)
     assert Fraction(1, 10**9) < points.distance < Fraction(1, 10**6)
     proved(points, tmp_path / "proof.json")
+
+
+def test_points_on_a_device_are_the_same_fractions():
+    found, data = linear()
+    theta, relays = found.theta.to(strict_device), found.pair
+    there = ts.find_spurious_minimum(theta, relays, data, LOSS)
+    points = ts.exact(there, data, LOSS)
+    assert points.risks == ts.exact(found, data, LOSS).risks
+
+
+@pytest.mark.parametrize("layers", [[ts.Dense(1)], [ts.Dense(2), ts.Dense(1)]])
+def test_where_the_read_weights_had_to_be_moved_the_lower_point_is_still_lower(layers, tmp_path):
+    half = np.random.default_rng(0).integers(-4, 5, (8, 1, 2)).astype(float)
+    even = (half**2).sum(axis=(1, 2))
+    data = ts.TrainingSet(np.concatenate([half, -half]), np.concatenate([even, even]))
+    found = pair([ts.Conv(2, kernel=1), ts.Conv(3, kernel=1), ts.Conv(3, kernel=1), *layers], data)
+    assert found.theta_prime_risk > found.risk
+    points = ts.exact(found, data, LOSS)
+    assert set(points.risks) == {"theta", "lower"}
+    proved(points, tmp_path / "proof.json")
+    with pytest.raises(ValueError, match=r"^proof: expected the points \['theta', 'theta_prime'"):
+        points.save(tmp_path / "equal.json", "equal-risk")
 
 
 def test_max_pooling_above_relays_is_exact_where_it_selects_the_same_entries(tmp_path):
