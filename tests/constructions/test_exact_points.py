@@ -11,8 +11,18 @@ import pytest
 import strict_device
 
 import tinyspur as ts
+from tinyspur.certificates.exact import ExactPoint
+from tinyspur.certificates.exact_fits import (
+    check_minimum,
+    exact_minimum,
+    find_cells,
+    fit_class,
+    samples_of,
+)
+from tinyspur.constructions.exact_points import changes
 from tinyspur.errors import AssumptionError
 from tinyspur.fitting import rational
+from tinyspur.fitting.rational import Rational
 
 CHECK = Path(__file__).resolve().parents[2] / "demos" / "check_proof.py"
 LOSS = ts.SquaredLoss()
@@ -215,6 +225,27 @@ def test_a_dead_network_is_at_a_minimum(tmp_path):
     squares = sum((v - sum(column) / 8) ** 2 for column in y for v in column)
     assert points.risk == squares / 16
     proved(points, tmp_path / "proof.json")
+
+
+def test_what_was_solved_for_is_checked_again():
+    found, data = linear()
+    minimum = exact_minimum(found.theta, data, LOSS)
+    cells = find_cells(minimum.point, data)
+    fits = [fit_class(*samples_of(found.theta, data, cell)) for cell in cells]
+    assert check_minimum(minimum.point, 3, data, cells, fits) == minimum.risk
+    own = minimum.point.own[3]
+    wrong = ExactPoint(found.theta, {3: Rational(own.n + (own.n == own.n[0, -1]), own.d)})
+    with pytest.raises(AssumptionError, match=r"^exact: expected G_s = 0 in every class"):
+        check_minimum(wrong, 3, data, cells, fits)
+    others = [cell._replace(samples=cell.samples[1:]) for cell in cells]
+    with pytest.raises(AssumptionError, match=r"^exact: expected the patterns of the stored point"):
+        check_minimum(minimum.point, 1, data, others, fits)
+    prime = ts.exact(found, data, LOSS).exact["theta_prime"]
+    assert changes(minimum.point, prime, 3, data).is_zero()
+    b = prime.own_biases[2]
+    off = prime.own_biases | {2: Rational(b.n + (np.arange(3) == found.lower.map), b.d)}
+    moved = ExactPoint(prime.theta, prime.own, off)
+    assert not changes(minimum.point, moved, 3, data).is_zero()
 
 
 def moved(theta, by):
