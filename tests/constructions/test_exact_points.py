@@ -12,6 +12,7 @@ import strict_device
 
 import tinyspur as ts
 from tinyspur.certificates.exact import ExactPoint
+from tinyspur.certificates.exact_changes import changes
 from tinyspur.certificates.exact_fits import (
     check_minimum,
     exact_minimum,
@@ -19,7 +20,6 @@ from tinyspur.certificates.exact_fits import (
     fit_class,
     samples_of,
 )
-from tinyspur.constructions.exact_points import changes
 from tinyspur.errors import AssumptionError
 from tinyspur.fitting import rational
 from tinyspur.fitting.rational import Rational
