@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -112,6 +113,18 @@ def test_points_print_what_was_checked_and_are_short_in_a_repr():
         for v in array.flat
     )
     assert longest <= points.bits
+
+
+def test_a_point_that_is_not_lower_is_none_of_the_points():
+    found, data = linear()
+    step, theta = -found.lower.step, found.theta_prime.copy()
+    theta.b[found.lower.layer][found.lower.map] += step  # to the other side
+    points = ts.exact(
+        replace(found, lower=replace(found.lower, theta=theta, step=step)), data, LOSS
+    )
+    assert set(points.risks) == set(points.points) == {"theta", "theta_prime"}
+    assert (points.verdict, points.claim) == ("local minimum", "local-minimum")
+    assert "R(lower)" not in str(points)
 
 
 POOLED = [ts.Conv(4), ts.Conv(6), ts.Conv(6), ts.AveragePool(2), ts.Dense(2)]
