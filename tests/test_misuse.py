@@ -10,6 +10,8 @@ from torch import nn
 
 import tinyspur as ts
 from tinyspur.certificates.assumptions import check_at_point
+from tinyspur.certificates.exact_fits import check_exact, exact_minimum
+from tinyspur.certificates.exact_kinks import exact_kinked_minimum
 from tinyspur.certificates.rounding import risk_rounding
 from tinyspur.constructions.perturbed_split import perturb_read_weights
 from tinyspur.constructions.split_terms import output_derivatives
@@ -46,7 +48,11 @@ OF_A_POINT = {  # (theta, data, loss)
     "check_at_point": check_at_point,
     "certify_relays": lambda t, data, loss: ts.certify_relays(t, data, loss, 1),
     "coordinate_rates": coordinate_rates,
+    "check_exact": check_exact,
     "descend": lambda t, data, loss: ts.descend(t, data, loss, 1),
+    "exact": ts.exact,
+    "exact_kinked_minimum": exact_kinked_minimum,
+    "exact_minimum": exact_minimum,
     "expand_risk": lambda t, data, loss: expand_risk(t, MOVE, data, loss),
     "find_descent_direction": ts.find_descent_direction,
     "find_escape": lambda t, data, loss: ts.find_escape(t, data, loss, 0.1),

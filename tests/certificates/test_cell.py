@@ -328,7 +328,7 @@ def test_rescaling_keeps_classes_and_stationarity(layout):
 
 
 @pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"])
-def test_a_float32_point_is_next_to_a_local_minimum(loss):
+def test_float32_is_not_enough_but_a_local_minimum_is_next_to_it(loss):
     rng = np.random.default_rng(2)
     y = one_hot(rng.integers(0, 3, 80), 3, smoothing=0.1)
     data = TrainingSet(rng.normal(size=(80, 1, 5, 5)), y)
@@ -337,7 +337,9 @@ def test_a_float32_point_is_next_to_a_local_minimum(loss):
     certificate = certify_cell(theta, data, loss)
     rounded = theta.to(np, np.float32)
     single = certify_cell(rounded, data, loss)
-    assert single.holds and single.kinks == ()
+    assert not single.holds and single.kinks == ()
+    assert single.proves == "P2" and "G_s is not 0" in single.words
+    assert "; an exact local minimum is within" in str(single)
     assert 1e-10 < single.stationarity < 1e-4
     assert single.excess > 1 and 1e3 * certificate.distance < single.distance < 0.1
     before = rounded.net.risk(rounded.to(np, np.float64), data, loss)
@@ -488,7 +490,8 @@ def test_a_dead_network_at_another_constant_is_that_far_from_a_minimum():
     theta, data = dead_network((2,), seed=5)
     theta.b[4][0] += 1e-9
     certificate = certify_cell(theta, data, SQUARED)
-    assert certificate.holds and 1e-10 < certificate.distance < 2e-9
+    assert not certificate.holds and 1e-10 < certificate.distance < 2e-9
+    assert certificate.proves == "P2" and certificate.delta >= 1e-18 / 2
     theta.b[4][0] += 10 * certificate.radius
     certificate = certify_cell(theta, data, SQUARED)
     assert not certificate.holds and not certificate.proves

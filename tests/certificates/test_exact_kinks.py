@@ -122,6 +122,10 @@ def test_what_is_no_minimum_is_refused_with_the_reason():
         ts.exact(theta, data, LOSS)
     with pytest.raises(ValueError, match=r"^exact: expected kinks \(sample, unit\) below 5 and 1"):
         ts.exact(hinge()[0], data, LOSS, [(5, 0)])
+    wide = ts.Network((1, 300), [ts.Dense(9), ts.Dense(1)])
+    images = ts.TrainingSet(np.random.default_rng(0).random((3, 300)), np.zeros(3))
+    with pytest.raises(AssumptionError, match=r"^exact: expected at most \d+ unknowns with coeff"):
+        ts.exact(ts.kaiming_start(wide, 0), images, LOSS, [])
     deep = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1), ts.Dense(1)]).zeros()
     with pytest.raises(ValueError, match=r"^exact: expected one hidden layer and one output, got"):
         ts.exact(deep, data, LOSS, [(0, 0)])

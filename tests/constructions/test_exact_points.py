@@ -3,15 +3,27 @@
 import functools
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import strict_device
 
 import tinyspur as ts
+from tinyspur.certificates.exact import ExactPoint
+from tinyspur.certificates.exact_changes import changes
+from tinyspur.certificates.exact_fits import (
+    check_minimum,
+    exact_minimum,
+    find_cells,
+    fit_class,
+    samples_of,
+)
 from tinyspur.errors import AssumptionError
 from tinyspur.fitting import rational
+from tinyspur.fitting.rational import Rational
 
 CHECK = Path(__file__).resolve().parents[2] / "demos" / "check_proof.py"
 LOSS = ts.SquaredLoss()
@@ -103,6 +115,18 @@ def test_points_print_what_was_checked_and_are_short_in_a_repr():
     assert longest <= points.bits
 
 
+def test_a_point_that_is_not_lower_is_none_of_the_points():
+    found, data = linear()
+    step, theta = -found.lower.step, found.theta_prime.copy()
+    theta.b[found.lower.layer][found.lower.map] += step  # to the other side
+    points = ts.exact(
+        replace(found, lower=replace(found.lower, theta=theta, step=step)), data, LOSS
+    )
+    assert set(points.risks) == set(points.points) == {"theta", "theta_prime"}
+    assert (points.verdict, points.claim) == ("local minimum", "local-minimum")
+    assert "R(lower)" not in str(points)
+
+
 POOLED = [ts.Conv(4), ts.Conv(6), ts.Conv(6), ts.AveragePool(2), ts.Dense(2)]
 CASES = {
     "average pooling": lambda d: pair(POOLED, d),
@@ -167,6 +191,28 @@ def test_a_float32_point_is_next_to_an_exact_minimum_too(tmp_path):
     proved(points, tmp_path / "proof.json")
 
 
+def test_points_on_a_device_are_the_same_fractions():
+    found, data = linear()
+    theta, relays = found.theta.to(strict_device), found.pair
+    there = ts.find_spurious_minimum(theta, relays, data, LOSS)
+    points = ts.exact(there, data, LOSS)
+    assert points.risks == ts.exact(found, data, LOSS).risks
+
+
+@pytest.mark.parametrize("layers", [[ts.Dense(1)], [ts.Dense(2), ts.Dense(1)]])
+def test_where_the_read_weights_had_to_be_moved_the_lower_point_is_still_lower(layers, tmp_path):
+    half = np.random.default_rng(0).integers(-4, 5, (8, 1, 2)).astype(float)
+    even = (half**2).sum(axis=(1, 2))
+    data = ts.TrainingSet(np.concatenate([half, -half]), np.concatenate([even, even]))
+    found = pair([ts.Conv(2, kernel=1), ts.Conv(3, kernel=1), ts.Conv(3, kernel=1), *layers], data)
+    assert found.theta_prime_risk > found.risk
+    points = ts.exact(found, data, LOSS)
+    assert set(points.risks) == {"theta", "lower"}
+    proved(points, tmp_path / "proof.json")
+    with pytest.raises(ValueError, match=r"^proof: expected the points \['theta', 'theta_prime'"):
+        points.save(tmp_path / "equal.json", "equal-risk")
+
+
 def test_max_pooling_above_relays_is_exact_where_it_selects_the_same_entries(tmp_path):
     data = samples(4, 10, (1, 4), 1)
     data.x[:, 0, [0, 3]] += 3
@@ -192,6 +238,27 @@ def test_a_dead_network_is_at_a_minimum(tmp_path):
     squares = sum((v - sum(column) / 8) ** 2 for column in y for v in column)
     assert points.risk == squares / 16
     proved(points, tmp_path / "proof.json")
+
+
+def test_what_was_solved_for_is_checked_again():
+    found, data = linear()
+    minimum = exact_minimum(found.theta, data, LOSS)
+    cells = find_cells(minimum.point, data)
+    fits = [fit_class(*samples_of(found.theta, data, cell)) for cell in cells]
+    assert check_minimum(minimum.point, 3, data, cells, fits) == minimum.risk
+    own = minimum.point.own[3]
+    wrong = ExactPoint(found.theta, {3: Rational(own.n + (own.n == own.n[0, -1]), own.d)})
+    with pytest.raises(AssumptionError, match=r"^exact: expected G_s = 0 in every class"):
+        check_minimum(wrong, 3, data, cells, fits)
+    others = [cell._replace(samples=cell.samples[1:]) for cell in cells]
+    with pytest.raises(AssumptionError, match=r"^exact: expected the patterns of the stored point"):
+        check_minimum(minimum.point, 1, data, others, fits)
+    prime = ts.exact(found, data, LOSS).exact["theta_prime"]
+    assert changes(minimum.point, prime, 3, data).is_zero()
+    b = prime.own_biases[2]
+    off = prime.own_biases | {2: Rational(b.n + (np.arange(3) == found.lower.map), b.d)}
+    moved = ExactPoint(prime.theta, prime.own, off)
+    assert not changes(minimum.point, moved, 3, data).is_zero()
 
 
 def moved(theta, by):

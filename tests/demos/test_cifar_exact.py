@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from shared import ROOT, load_program
 
+from tinyspur.fitting import rational
 from tinyspur.studies import exact_files
 
 CHECK = ROOT / "demos" / "check_proof.py"
@@ -60,6 +61,15 @@ def test_a_proof_that_is_too_large_is_not_written_and_the_program_says_so(
     found = json.loads((tmp_path / "out/report.json").read_text())["exact"]
     assert found["file"] is None and found["file_size"] > 100
     assert not (tmp_path / "out" / "proof.json").exists()
+
+
+def test_too_many_pixels_are_refused_before_any_work(program, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rational, "flint", None)
+    monkeypatch.setattr(rational, "WORK", {False: 2000})
+    assert program("--exact") == 2
+    words = "expected at most 4 unknowns with coefficients of 21 bits without python-flint, the ext"
+    assert f"error: exact: {words}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_of_another_kind_in_the_place_of_the_proof_is_kept(program, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,14 +48,13 @@ class CellCertificate(Certificate):
     patterns are constant, o_i = F_s (x_i, 1) and l is convex, so that R(theta) - R(theta') <=
     sum_s <G_s, F_s - F'_s> <= `delta`: it is 0 where every G_s is, and theta a local minimum.
 
-    The certificate `holds` where a point with the same patterns, whose G_s are exactly 0, is shown
-    to exist within `distance` of theta, less than half the radius (P1). It is a local minimum then,
-    no point within `radius` of theta is lower than it, and `delta` is at most what it is lower than
-    theta. It holds too where the risk is exactly 0. Otherwise `radius` is where `delta` reaches the
-    share `SHARE` of the risk (P2): a choice of one pair, each radius has its delta.
-
     An entry of G_s can be 0 where the bound of its rounding error allows it; `excess` is the
-    largest ratio of an entry to its bound. Above 1 nothing is proved but that G_s is not 0.
+    largest ratio of an entry to its bound. The certificate `holds` where this is at most 1 and a
+    point with the same patterns, whose G_s are exactly 0, is shown to exist within `distance` of
+    theta, less than half the radius (P1). That is a local minimum, no point within `radius` of
+    theta is lower than it, and it is lower than theta by at most `delta`. It holds too where the
+    risk is exactly 0. Without such a point `radius` is where `delta` reaches the share `SHARE` of
+    the risk (P2): a choice of one pair, each radius has its delta.
 
     `classes` counts the patterns, `margin` is the least |z| or half gap, `stationarity` the largest
     entry of any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at
@@ -100,7 +100,7 @@ class CellCertificate(Certificate):
     @property
     def proves(self) -> str:
         """Return "P1", "P2" or "": which of the statements about theta is proved."""
-        return "" if self.excess > 1 and not self.holds else super().proves
+        return "" if self.excess > 1 and self.distance == math.inf else super().proves
 
     def lines(self) -> list[str]:
         """Return classes, margin, radius and stationarity, and what is missing."""
@@ -159,38 +159,44 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         return CellCertificate(holds=True, radius=math.inf, zero=True, distance=0.0, **common)
     if not theta.net.size:  # there is no other point
         return CellCertificate(holds=True, radius=math.inf, distance=0.0, **common)
+    distance, delta, reached = math.inf, math.inf, radius
     if radius > 0:
         distance = _distance(theta, seen, found, data, loss)
-        if distance < radius / 2:
-            delta = cells.decrease(theta, distance)
-            if type(loss) in KNOWN:  # no risk is negative
-                delta = min(delta, risk + rounding)
-            return CellCertificate(
-                holds=True, radius=radius, delta=delta, distance=distance, **common
-            )
-    obstacles = []
-    if kinks:
-        obstacles.append("units at the kink")
-    elif not radius:
-        obstacles.append("not decided: rounding errors may change a pattern at any distance")
-    if found.excess > 1:
-        obstacles.append(f"G_s is not 0: {found.where}")
-    elif radius > 0:
-        obstacles.append(
-            "not decided: no exact optimal fit of every class was shown to be near"
-            if type(loss) in KNOWN
-            else "not decided: whether an exact optimal fit is near, for a loss of a user's"
-        )
-    reached, delta = radius, math.inf
-    if radius > 0 and found.excess <= 1 and risk > rounding:
-        reached, delta = cells.reach(theta, radius, SHARE * (risk - rounding))
-    elif 0 < radius < math.inf:
-        delta = cells.decrease(theta, radius)
-    if type(loss) in KNOWN:
+    if distance < radius / 2:
+        delta = cells.decrease(theta, distance)
+    else:
+        distance = math.inf
+        if radius > 0 and found.excess <= 1 and risk > rounding:
+            reached, delta = cells.reach(theta, radius, SHARE * (risk - rounding))
+        elif 0 < radius < math.inf:
+            delta = cells.decrease(theta, radius)
+    if type(loss) in KNOWN:  # no risk is negative
         delta = min(delta, risk + rounding)
+    holds = distance < math.inf and found.excess <= 1
     return CellCertificate(
-        holds=False, radius=reached, delta=delta, obstacle="; ".join(obstacles), **common
+        holds=holds,
+        radius=reached,
+        delta=delta,
+        distance=distance,
+        obstacle="" if holds else "; ".join(_obstacles(kinks, radius, found, loss)),
+        **common,
     )
+
+
+def _obstacles(
+    kinks: tuple[Kink, ...], radius: float, found: _ClassGradients, loss: Loss
+) -> Iterator[str]:
+    """Yield what is missing for a certificate."""
+    if kinks:
+        yield "units at the kink"
+    elif not radius:
+        yield "not decided: rounding errors may change a pattern at any distance"
+    if found.excess > 1:
+        yield f"G_s is not 0: {found.where}"
+    elif radius > 0 and type(loss) in KNOWN:
+        yield "not decided: no exact optimal fit of every class was shown to be near"
+    elif radius > 0:
+        yield "not decided: whether an exact optimal fit is near, for a loss of a user's"
 
 
 def _distance(

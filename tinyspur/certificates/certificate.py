@@ -20,8 +20,9 @@ class Certificate(ABC):
     Numbers in float64 are exact, and hardly ever exactly stationary. Where the certificate `holds`
     it proves
 
-    - P1: within max-norm distance `distance` of the stored point there is one that is exactly a
-      local minimum, and no point within `radius` of the stored one has a lower risk than it;
+    - P1: within max-norm distance `distance` of the stored point, which is stationary as far as
+      rounding lets one see, there is one that is exactly a local minimum, and no point within
+      `radius` of the stored one has a lower risk than it;
 
     and otherwise, where it `proves` "P2", only
 
@@ -97,11 +98,12 @@ class Certificate(ABC):
 
     def bound_lines(self) -> list[str]:
         """Return P1 and P2 as lines of text, with their numbers, and what they assume."""
-        below = f"no point within the radius is lower by more than {round_up(self.delta)}"
         near = f"an exact local minimum is within {round_up(self.distance)}{self.changed}"
+        below = f"no point within the radius is lower by more than {round_up(self.delta)}"
+        beside = near if self.distance < math.inf else "none is shown to be an exact local minimum"
         lines = {
             "P1": [f"P1: {near}", f"P2: {below}"],
-            "P2": [f"P2: {below}; that an exact local minimum is near is not shown"],
+            "P2": [f"P2: {below}; {beside}"],
         }.get(self.proves, [])
         return [*lines, f"not proved, and assumed: {self.assumes}"] if self.assumes else lines
 

@@ -19,7 +19,17 @@ from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting.rational import Rational, independent_rows, joined, product, rational, solve, times
+from ..fitting.rational import (
+    Rational,
+    check_work,
+    independent_rows,
+    joined,
+    product,
+    rational,
+    size_of,
+    solve,
+    times,
+)
 from ..layers import Dense
 from .exact import ExactPoint, exact_steps
 from .exact_fits import NEAR, check_exact, columns_of
@@ -97,6 +107,8 @@ class _Problem:
             v = step.o
         ones = Rational(np.ones((1, len(data)), dtype=np.int64), 1)
         self.hats = joined([v, ones], axis=0)  # (n + 1, N)
+        unknowns = len(theta.b[self.hidden]) * len(self.hats.n) + 1
+        check_work(unknowns, len(data) * size_of(self.hats.n) ** 2)
         self.a = rational(theta.W[self.hidden + 1].weights[0])
         z = self.stored.dense(self.hidden) @ self.hats
         self.signs = np.sign(z.n.astype(object)).astype(np.int64)  # (m, N)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..constructions.exact_points import ExactPoints
 from ..datasets.images import Dataset
+from ..fitting.rational import check_work
 
 PROOF, KEYS = "proof.json", ["format", "claim"]  # and what tells that it is one of ours
 LARGEST_FILE = 50 * 10**6  # bytes of a proof file that is written
@@ -18,11 +20,13 @@ LARGEST_FILE = 50 * 10**6  # bytes of a proof file that is written
 def short_pixels(dataset: Dataset) -> np.ndarray:
     """Return the images as floats (N, C, H, W), uint8 ones divided by 256, so that none is rounded.
 
-    Those divided by 255 are fractions of 53 bits, and exact points then take hours.
+    Those divided by 255 are fractions of 53 bits, and exact points then take hours. Raises
+    AssumptionError for so many pixels that they would anyway.
     """
-    if dataset.images.dtype == np.uint8:
-        return dataset.images / 256
-    return dataset.pixels()
+    if dataset.images.dtype != np.uint8:
+        return dataset.pixels()
+    check_work(math.prod(dataset.input_shape) + 1, len(dataset) * 255**2)
+    return dataset.images / 256
 
 
 def write_findings(folder: str | Path, points: ExactPoints | None) -> dict:
