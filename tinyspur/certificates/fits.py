@@ -20,6 +20,7 @@ import scipy.sparse.linalg
 from ..datasets.duplicates import identical
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
+from ..fitting.affine import stationary_subgradient
 from .enclosed_algebra import solve, two_sum
 from .enclosed_functions import exp, log
 from .enclosures import WIDER, Enclosure, concatenate, exact
@@ -206,10 +207,26 @@ def absolute_change(loss: AbsoluteLoss, F: np.ndarray, samples: Samples) -> Encl
     changes, r = [], samples.residuals(F)
     for k in range(len(F)):
         one = replace(samples, y=samples.y[k : k + 1], chosen=samples.chosen[k : k + 1])
-        changes.append(_vertex_change(F[k : k + 1], one, r[k : k + 1]))
-        if changes[-1] is None:
+        change = _vertex_change(F[k : k + 1], one, r[k : k + 1])
+        if change is None:  # targets may be met up to more than the rounding of outputs
+            one = replace(one, chosen=_chosen(F[k : k + 1], one, r[k : k + 1]))
+            change = _vertex_change(F[k : k + 1], one, r[k : k + 1])
+        if change is None:
             return None
+        changes.append(change)
     return concatenate(changes)
+
+
+def _chosen(F: np.ndarray, samples: Samples, r: Enclosure) -> np.ndarray:
+    """Return subgradients (1, N) with sums of about 0, free where targets are met up to `MET`."""
+    near, signs = _nearly_met(F, samples, r), -np.sign(r.middle)
+    low, high = np.where(near, -1.0, signs), np.where(near, 1.0, signs)
+    return stationary_subgradient(samples.z, low, high)
+
+
+def _nearly_met(F: np.ndarray, samples: Samples, r: Enclosure) -> np.ndarray:
+    """Return whether residuals of one output are small against the largest terms, (N,)."""
+    return abs(r.middle[0]) <= MET * (abs(samples.z) @ abs(F[0]) + abs(samples.y[0])).max()
 
 
 class Vertex(NamedTuple):
@@ -266,10 +283,9 @@ def _enclosed_vertex(F: np.ndarray, samples: Samples, r: Enclosure) -> Vertex | 
 def _exact_vertex(F: np.ndarray, samples: Samples, r: Enclosure) -> Vertex | None:
     """Return a fit in fractions: of few numbers that are not 0, which may meet more targets."""
     z, y = samples.z, samples.y[0]
-    terms = abs(z) * abs(F)
-    size = terms.sum(axis=1) + abs(y)
-    rows = np.flatnonzero(abs(r.middle[0]) <= MET * size)
-    columns = (terms > MET * size[:, None]).any(axis=0)
+    terms = (abs(z) * abs(F)).max(axis=0)
+    rows = np.flatnonzero(_nearly_met(F, samples, r))
+    columns = terms > MET * max(terms.max(), abs(y).max())
     columns[-1] = True
     few = columns.sum() <= min(FEW, len(rows)) and len(rows) * columns.sum() <= FRACTIONS
     if not few or samples.inexact.any():
