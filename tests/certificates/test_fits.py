@@ -122,6 +122,14 @@ def test_of_an_even_number_of_equal_samples_any_median_will_do():
         assert change.middle.item() == off
 
 
+def test_of_several_optimal_vertices_the_nearest_is_taken():
+    """Both 3 x + 6.5 and 3.5 have the least sum of deviations."""
+    x, y = np.array([[-2.0], [-2.0], [-1.0]]), np.array([[3.5], [0.5], [3.5]])
+    for F in ([[3.0], [6.5]], [[0.0], [3.5]]):
+        change = change_of(ABSOLUTE, x, y, np.array(F))
+        assert change.magnitude.max() < 1e-14
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("moved", [0, 1e-7])
 def test_a_softmax_regression_is_enclosed(seed, moved):

@@ -245,11 +245,16 @@ def _vertex_change(F: np.ndarray, samples: Samples, r: Enclosure) -> Enclosure |
     """
     if samples.z.shape[1] == 1:
         return exact(_nearest_median(samples.y[0], F)) - F
+    best = None  # there may be several optimal fits
     for way in (_constant, _enclosed_vertex, _exact_vertex):
         found = way(F, samples, r)
-        if found is not None and _balanced(samples, found):
-            return found.change
-    return None
+        size = np.inf if found is None else found.change.magnitude.max()
+        nearer = best is None or size < best.magnitude.max()
+        if found is not None and nearer and _balanced(samples, found):
+            best = found.change
+            if size <= MET * abs(F).max():
+                break
+    return best
 
 
 def _constant(F: np.ndarray, samples: Samples, r: Enclosure) -> Vertex | None:
