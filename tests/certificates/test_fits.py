@@ -15,9 +15,9 @@ from exact_fits import (
 )
 
 from tinyspur.certificates import gram
+from tinyspur.certificates.class_fits import class_fit, distinct_columns, independent_columns
 from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.gram import GramInverse, Samples
-from tinyspur.certificates.nearby import class_fit, distinct_columns, independent_columns
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.fitting.affine import fit_affine, stationary_subgradient
 
@@ -31,7 +31,7 @@ def change_of(loss, x, y, F):
     if loss is ABSOLUTE:
         near = 1e-12 * (abs(hats) @ abs(F)).T
         chosen = stationary_subgradient(hats, *loss.subgradients((hats @ F).T, y.T, near))
-    samples = Samples(hats, EXACT, np.ascontiguousarray(y.T), chosen)
+    samples = Samples(hats, EXACT, np.ascontiguousarray(y.T), x, chosen)
     found = class_fit(loss, exact(np.ascontiguousarray(F.T)), samples)
     return None if found is None else found.change.T
 
@@ -122,6 +122,14 @@ def test_of_an_even_number_of_equal_samples_any_median_will_do():
         assert change.middle.item() == off
 
 
+def test_of_several_optimal_vertices_the_nearest_is_taken():
+    """Both 3 x + 6.5 and 3.5 have the least sum of deviations."""
+    x, y = np.array([[-2.0], [-2.0], [-1.0]]), np.array([[3.5], [0.5], [3.5]])
+    for F in ([[3.0], [6.5]], [[0.0], [3.5]]):
+        change = change_of(ABSOLUTE, x, y, np.array(F))
+        assert change.magnitude.max() < 1e-14
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("moved", [0, 1e-7])
 def test_a_softmax_regression_is_enclosed(seed, moved):
@@ -166,7 +174,7 @@ def test_equal_samples_with_other_targets_are_fitted_together(loss):
     chosen = None
     if loss is ABSOLUTE:
         chosen = stationary_subgradient(hats, *loss.subgradients((hats @ F).T, y.T, near))
-    found = class_fit(loss, exact(F.T.copy()), Samples(hats, EXACT, y.T.copy(), chosen))
+    found = class_fit(loss, exact(F.T.copy()), Samples(hats, EXACT, y.T.copy(), x, chosen))
     o = (hats @ F)[:3].T + found.change.middle
     mean = np.array([y[[0, 3, 4]].mean(axis=0), y[1], y[2]]).T
     if loss is ENTROPY:
@@ -174,7 +182,7 @@ def test_equal_samples_with_other_targets_are_fitted_together(loss):
     elif loss is ABSOLUTE:
         mean[:, 0] = np.median(y[[0, 3, 4]], axis=0)
     assert np.allclose(o, mean, rtol=1e-9)
-    assert np.array_equal(found.basis, hats[:3].T)
+    assert np.array_equal(found.basis.middle, hats[:3].T)
 
 
 def test_inexact_features_widen_an_enclosure():
@@ -183,7 +191,7 @@ def test_inexact_features_widen_an_enclosure():
     F = stored(x, y, SQUARED)
     hats, off = np.column_stack([x, np.ones(20)]), np.zeros((20, 3))
     off[:, 0] = 1e-10
-    found = class_fit(SQUARED, exact(F.T.copy()), Samples(hats, off, y.T.copy(), None))
+    found = class_fit(SQUARED, exact(F.T.copy()), Samples(hats, off, y.T.copy(), x))
     for _ in range(20):
         near = x + off[:, :2] * rng.choice([-1, 1], size=x.shape)
         best = exact_fit(near, y)
@@ -205,8 +213,8 @@ def test_all_columns_are_made_of_the_distinct_ones():
 
 def test_a_gram_matrix_that_may_be_singular_encloses_nothing():
     x = np.column_stack([np.arange(5.0), 3 * np.arange(5.0) + 1, np.ones(5)])
-    assert GramInverse.of(Samples(x, EXACT, np.ones((1, 5)), None)) is None
-    assert GramInverse.of(Samples(x[:, [0, 2]], EXACT, np.ones((1, 5)), None)) is not None
+    assert GramInverse.of(Samples(x, EXACT, np.ones((1, 5)), x)) is None
+    assert GramInverse.of(Samples(x[:, [0, 2]], EXACT, np.ones((1, 5)), x)) is not None
 
 
 @pytest.mark.parametrize("loss", [SQUARED, ENTROPY, ABSOLUTE, HuberLoss(0.3)], ids=repr)
@@ -219,9 +227,9 @@ def test_indicators_of_all_categories_depend_on_the_constant_exactly(loss):
     hats, chosen = np.column_stack([x, np.ones(60)]), None
     if loss is ABSOLUTE:
         chosen = stationary_subgradient(hats, *loss.subgradients((hats @ F).T, y.T, 1e-12))
-    found = class_fit(loss, exact(F.T.copy()), Samples(hats, EXACT, y.T.copy(), chosen))
-    assert len(found.kept) == 5
-    assert np.array_equal(hats[:, found.kept] @ found.basis.T, hats)
+    found = class_fit(loss, exact(F.T.copy()), Samples(hats, EXACT, y.T.copy(), x, chosen))
+    assert len(found.kept) == 5 or loss is ABSOLUTE  # whose vertex is found in fractions
+    assert np.array_equal(hats[:, found.kept] @ found.basis.middle.T, hats)
     assert found.change.magnitude.max() < 1e-11
 
 
@@ -264,7 +272,7 @@ def test_sums_over_blocks_of_samples_are_those_over_all(monkeypatch):
     F = rng.normal(size=(2, 3))
     monkeypatch.setattr(gram, "BLOCK", 15)
     monkeypatch.setattr(gram, "ROWS", 4)
-    samples = Samples(z, EXACT, y, None)
+    samples = Samples(z, EXACT, y, z)
     sums, r = samples.sums(g), samples.residuals(F)
     assert r.shape == (2, 23)
     assert max(r.radius.max(), sums.radius.max()) < 1e-14

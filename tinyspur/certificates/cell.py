@@ -21,6 +21,7 @@ from ..engine.passes import steps
 from ..fitting.affine import stationary_subgradient
 from .assumptions import assumed, check_loss
 from .certificate import Certificate, in_float64, round_down, round_up
+from .class_fits import pooled_parts
 from .decrease import SHARE, Classes
 from .exact import meets_targets
 from .gram import Samples
@@ -205,15 +206,12 @@ def _distance(
     """Return how far an exact local minimum is, at most; infinite where that is not shown."""
     if not theta.net.size:
         return math.inf
-    classes = (
-        Samples(
-            seen.features(s),
-            seen.inexact[s] if seen.inexact.any() else np.zeros((1, 1)),
-            np.ascontiguousarray(data.y[s].T, np.float64),
-            found.g[:, s],
-        )
-        for s in seen.groups
-    )
+    inexact, classes = seen.inexact.any(), []
+    for s in seen.groups:
+        hats, y = seen.features(s), np.ascontiguousarray(data.y[s].T, np.float64)
+        off = seen.inexact[s] if inexact else np.zeros((1, 1))
+        inputs = pooled_parts(theta.net, data.x[s]) if inexact else hats
+        classes.append(Samples(hats, off, y, inputs, found.g[:, s]))
     x = data.x[[s[0] for s in seen.groups]]
     return distance_to_minimum(theta.to(np), loss, x, classes, seen.radius)
 

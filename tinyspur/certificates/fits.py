@@ -8,7 +8,7 @@ precision, and what inverts them is shown to be regular.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fractions import Fraction
 from typing import NamedTuple
@@ -20,6 +20,7 @@ import scipy.sparse.linalg
 from ..datasets.duplicates import identical
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
+from ..fitting.affine import stationary_subgradient
 from .enclosed_algebra import solve, two_sum
 from .enclosed_functions import exp, log
 from .enclosures import WIDER, Enclosure, concatenate, exact
@@ -29,6 +30,7 @@ from .gram import GramInverse, Samples
 STEPS = 200  # of conjugate gradients
 INSIDE = 1 - 1e-6  # subgradients below this may be corrected
 FEW = 12  # features up to which a vertex is solved for in fractions
+FRACTIONS = 50_000  # products of fractions up to which they are formed
 MET = 1e-9  # a target may be met up to this share of the terms that the output is summed from
 
 
@@ -205,51 +207,150 @@ def absolute_change(loss: AbsoluteLoss, F: np.ndarray, samples: Samples) -> Encl
     changes, r = [], samples.residuals(F)
     for k in range(len(F)):
         one = replace(samples, y=samples.y[k : k + 1], chosen=samples.chosen[k : k + 1])
-        changes.append(_vertex_change(F[k : k + 1], one, r[k : k + 1]))
-        if changes[-1] is None:
+        change = _vertex_change(F[k : k + 1], one, r[k : k + 1])
+        if change is None:  # targets may be met up to more than the rounding of outputs
+            one = replace(one, chosen=_chosen(F[k : k + 1], one, r[k : k + 1]))
+            change = _vertex_change(F[k : k + 1], one, r[k : k + 1])
+        if change is None:
             return None
+        changes.append(change)
     return concatenate(changes)
+
+
+def _chosen(F: np.ndarray, samples: Samples, r: Enclosure) -> np.ndarray:
+    """Return subgradients (1, N) with sums of about 0, free where targets are met up to `MET`."""
+    near, signs = _nearly_met(F, samples, r), -np.sign(r.middle)
+    low, high = np.where(near, -1.0, signs), np.where(near, 1.0, signs)
+    return stationary_subgradient(samples.z, low, high)
+
+
+def _nearly_met(F: np.ndarray, samples: Samples, r: Enclosure) -> np.ndarray:
+    """Return whether residuals of one output are small against the largest terms, (N,)."""
+    return abs(r.middle[0]) <= MET * (abs(samples.z) @ abs(F[0]) + abs(samples.y[0])).max()
+
+
+class Vertex(NamedTuple):
+    """A fit of one output: how it differs, which samples it meets, and the signs of o - y, (N,)."""
+
+    change: Enclosure
+    met: np.ndarray
+    signs: np.ndarray
 
 
 def _vertex_change(F: np.ndarray, samples: Samples, r: Enclosure) -> Enclosure | None:
     """Return how the optimal least absolute deviations fit of one output differs from F (1, k).
 
-    It meets the targets of k independent samples B, with subgradients inside (-1, 1); all others
-    have residuals with signs that are proved, or are known to be met: copies of those in B, and
-    where all targets in B are one number, those with this target. It is optimal as the subgradients
-    of B that make the sum of all s_i z_i exactly 0 are proved to be in [-1, 1]. Where this fails,
-    `_exact_vertex` may decide.
+    It is known which targets it meets, and the signs of all other residuals are proved. It is
+    optimal as subgradients in [-1, 1] of those that are met make the sum of all s_i z_i exactly 0.
     """
-    z, y, s = samples.z, samples.y[0], samples.chosen[0]
-    if z.shape[1] == 1:
-        return exact(_nearest_median(y, F)) - F
-    inside = np.flatnonzero(abs(s) < INSIDE)
+    if samples.z.shape[1] == 1:
+        return exact(_nearest_median(samples.y[0], F)) - F
+    best = None  # there may be several optimal fits
+    for way in (_constant, _enclosed_vertex, _exact_vertex):
+        found = way(F, samples, r)
+        size = np.inf if found is None else found.change.magnitude.max()
+        nearer = best is None or size < best.magnitude.max()
+        if found is not None and nearer and _balanced(samples, found):
+            best = found.change
+            if size <= MET * abs(F).max():
+                break
+    return best
+
+
+def _constant(F: np.ndarray, samples: Samples, r: Enclosure) -> Vertex | None:
+    """Return the fit that is constant, if all targets that seem to be met are one number."""
+    y, inside = samples.y[0], abs(samples.chosen[0]) < INSIDE
+    if not inside.any() or np.ptp(y[inside]):
+        return None
+    target = np.zeros_like(F)
+    target[0, -1] = y[inside][0]
+    return Vertex(exact(target) - F, y == target[0, -1], np.sign(target[0, -1] - y))
+
+
+def _enclosed_vertex(F: np.ndarray, samples: Samples, r: Enclosure) -> Vertex | None:
+    """Return the fit that meets k independent samples, and with them their copies."""
+    z, y, inside = samples.z, samples.y[0], np.flatnonzero(abs(samples.chosen[0]) < INSIDE)
     if len(inside) < z.shape[1]:
-        return _exact_vertex(F, samples, r)
+        return None
     B = inside[_independent(z[inside])]
-    basis = samples.of(B)
-    scale = 2.0 ** -np.round(np.log2(np.maximum(abs(basis.z).max(axis=0), SMALLEST**0.5)))
-    matrix = Enclosure(basis.z * scale, np.broadcast_to(basis.inexact, basis.z.shape) * scale)
-    if (y[B] == y[B[0]]).all():  # the fit is a constant
-        target = np.zeros_like(F)
-        target[0, -1] = y[B[0]]
-        change, met = exact(target) - F, y == y[B[0]]
-        signs, sure = np.sign(y[B[0]] - y), np.ones(len(y), bool)
-    else:
-        found = solve(matrix, r[0, B].reshape(-1, 1))
-        if found is None:
-            return _exact_vertex(F, samples, r)
-        change = Enclosure(found.middle.T * scale, found.radius.T * scale)
-        left = (r - samples.moves(change))[0]
-        signs, sure = -np.sign(left.middle), abs(left.middle) > left.radius
-        met = _copies(z, y, B) if not samples.inexact.any() else np.isin(np.arange(len(y)), B)
-    s = np.where(met, s, signs)
-    s[B] = 0
-    rest = samples.sums(s[None])
-    dual = solve(matrix.T, Enclosure(-rest.middle.T, rest.radius.T) * scale[:, None])
-    if (sure | met).all() and dual is not None and (dual.magnitude <= 1).all():
-        return change
-    return _exact_vertex(F, samples, r)
+    matrix, scale = _scaled_rows(samples, B)
+    found = solve(matrix, r[0, B].reshape(-1, 1))
+    if found is None:
+        return None
+    change = Enclosure(found.middle.T * scale, found.radius.T * scale)
+    left = (r - samples.moves(change))[0]
+    numbers = np.arange(len(y)) if samples.inexact.any() else identical(np.column_stack([z, y]))
+    met = np.isin(numbers, numbers[B])
+    sure = met | (abs(left.middle) > left.radius)
+    return Vertex(change, met, -np.sign(left.middle)) if sure.all() else None
+
+
+def _exact_vertex(F: np.ndarray, samples: Samples, r: Enclosure) -> Vertex | None:
+    """Return a fit in fractions: of few numbers that are not 0, which may meet more targets."""
+    z, y = samples.z, samples.y[0]
+    terms = (abs(z) * abs(F)).max(axis=0)
+    rows = np.flatnonzero(_nearly_met(F, samples, r))
+    columns = terms > MET * max(terms.max(), abs(y).max())
+    columns[-1] = True
+    few = columns.sum() <= min(FEW, len(rows)) and len(rows) * columns.sum() <= FRACTIONS
+    if not few or samples.inexact.any():
+        return None
+    start = [Fraction(f) for f in F[0, columns].tolist()]
+    features = {int(i): list(map(Fraction, z[i, columns].tolist())) for i in rows}
+    left = {i: Fraction(y[i]) - _dot(features[i], start) for i in features}
+    B = rows[_independent(z[rows][:, columns])].tolist()
+    step = rational_solution([features[i] for i in B], [left[i] for i in B])
+    if step is None:
+        return None
+    best = np.full(z.shape[1], Fraction(0))
+    best[columns] = [f + d for f, d in zip(start, step, strict=True)]
+    change = np.array([[float(v - Fraction(f)) for v, f in zip(best, F[0].tolist(), strict=True)]])
+    change = Enclosure(change, EPSILON * abs(change) + SMALLEST)
+    after = (r - samples.moves(change))[0]
+    signs, sure = -np.sign(after.middle), abs(after.middle) > after.radius
+    for i in features:
+        off = left[i] - _dot(features[i], step)
+        signs[i], sure[i] = (off < 0) - (off > 0), True
+    if not sure.all():
+        return None
+    return Vertex(change, signs == 0, signs)
+
+
+def _balanced(samples: Samples, vertex: Vertex) -> bool:
+    """Return whether subgradients of a fit are shown to make all sums 0: those near the `chosen`.
+
+    Those of k independent samples B are solved for; where that fails, in fractions, those of all
+    that are not -1 or 1.
+    """
+    z, s = samples.z, np.where(vertex.met, samples.chosen[0], vertex.signs)
+    free = vertex.met & (abs(s) < INSIDE)
+    inside = np.flatnonzero(free)
+    if len(inside) >= z.shape[1]:
+        B = inside[_independent(z[inside])]
+        matrix, scale = _scaled_rows(samples, B)
+        rest = samples.sums(np.where(np.isin(np.arange(len(s)), B), 0.0, s)[None])
+        found = solve(matrix.T, -rest.T * scale[:, None])
+        if found is not None and (found.magnitude <= 1).all():
+            return True
+    if samples.inexact.any() or max(z.shape[1], len(inside) / 5) > FEW or z.size > FRACTIONS:
+        return False
+    s = np.where(free, s, np.sign(s))
+    sums = [_dot(map(Fraction, s.tolist()), map(Fraction, column)) for column in z.T.tolist()]
+    steps = rational_solution(z[free].T.tolist(), [-v for v in sums])
+    if steps is None:
+        return False
+    return all(abs(Fraction(v) + d) <= 1 for v, d in zip(s[free].tolist(), steps, strict=True))
+
+
+def _dot(a: Iterable[Fraction], b: Iterable[Fraction]) -> Fraction:
+    return sum((v * w for v, w in zip(a, b, strict=True)), Fraction(0))
+
+
+def _scaled_rows(samples: Samples, rows: np.ndarray) -> tuple[Enclosure, np.ndarray]:
+    """Return features of some samples, columns times powers of two, and these."""
+    some = samples.of(rows)
+    scale = 2.0 ** -np.round(np.log2(np.maximum(abs(some.z).max(axis=0), SMALLEST**0.5)))
+    return Enclosure(some.z * scale, np.broadcast_to(some.inexact, some.z.shape) * scale), scale
 
 
 def _independent(z: np.ndarray) -> np.ndarray:
@@ -258,53 +359,10 @@ def _independent(z: np.ndarray) -> np.ndarray:
     return order[: z.shape[1]]
 
 
-def _exact_vertex(F: np.ndarray, samples: Samples, r: Enclosure) -> Enclosure | None:
-    """Return what `_vertex_change` does, in fractions: for few features and few targets met.
-
-    More targets may be met than there are features, and subgradients may be -1 or 1.
-    """
-    z, y, s = samples.z, samples.y[0], samples.chosen[0]
-    near = abs(r.middle[0]) <= MET * (abs(z) @ abs(F[0]) + abs(y))
-    rows = np.flatnonzero(near)
-    if not z.shape[1] <= min(FEW, len(rows)) or len(rows) > 5 * FEW or samples.inexact.any():
-        return None
-    B = rows[_independent(z[rows])]
-    vertex = rational_solution(z[B].tolist(), y[B].tolist())
-    if vertex is None:
-        return None
-    off = [float(v - Fraction(f)) for v, f in zip(vertex, F[0].tolist(), strict=True)]
-    change = np.array([off])
-    change = Enclosure(change, EPSILON * abs(change) + SMALLEST)
-    left = (r - samples.moves(change))[0]
-    if not (near | (abs(left.middle) > left.radius)).all():
-        return None
-    signs = -np.sign(left.middle)
-    for i in rows:
-        o = sum(Fraction(a) * v for a, v in zip(z[i].tolist(), vertex, strict=True))
-        signs[i] = (o > y[i]) - (o < y[i])
-    free = (signs == 0) & (abs(s) < INSIDE)
-    s = np.where(free, s, np.where(signs == 0, np.sign(s), signs))
-    sums = [
-        sum(Fraction(a) * Fraction(b) for a, b in zip(s.tolist(), column, strict=True))
-        for column in z.T.tolist()
-    ]
-    steps = rational_solution(z[free].T.tolist(), [-v for v in sums])
-    if steps is None:
-        return None
-    best = [Fraction(v) + step for v, step in zip(s[free].tolist(), steps, strict=True)]
-    return change if all(abs(v) <= 1 for v in best) else None
-
-
 def _nearest_median(y: np.ndarray, F: np.ndarray) -> np.ndarray:
     """Return the median of y (N,) that is nearest to F (1, 1), of an interval where N is even."""
     ordered = np.sort(y)
     return np.clip(F, ordered[(len(y) - 1) // 2], ordered[len(y) // 2])
-
-
-def _copies(z: np.ndarray, y: np.ndarray, B: np.ndarray) -> np.ndarray:
-    """Return which samples, features z (N, k) and targets y (N,), equal one of those in B."""
-    numbers = identical(np.column_stack([z, y]))
-    return np.isin(numbers, numbers[B])
 
 
 FITS: dict[type, Callable[..., Enclosure | None]] = {

@@ -20,6 +20,7 @@ BLOCK = 4 * 10**6  # features that are split for doubled precision at a time
 class Samples:
     """Samples of a class: features z (N, k), what these may be off by, and targets y (d_y, N).
 
+    Features are off by the same where the `inputs` (N, ...) that they are made of are equal.
     `chosen` are subgradients (d_y, N) of a loss with kinks whose sums with the features are about
     0; None for another loss.
     """
@@ -27,7 +28,8 @@ class Samples:
     z: np.ndarray
     inexact: np.ndarray
     y: np.ndarray
-    chosen: np.ndarray | None
+    inputs: np.ndarray
+    chosen: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -36,7 +38,7 @@ class Samples:
         """Return some of them."""
         inexact = self.inexact if len(self.inexact) == 1 else self.inexact[rows]
         chosen = None if self.chosen is None else self.chosen[:, rows]
-        return Samples(self.z[rows], inexact, self.y[:, rows], chosen)
+        return Samples(self.z[rows], inexact, self.y[:, rows], self.inputs[rows], chosen)
 
     def columns(self, kept: np.ndarray) -> Samples:
         """Return them with some of the features."""

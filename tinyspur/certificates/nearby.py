@@ -8,157 +8,22 @@ distance of the stored ones: the point with these parameters is exactly a local 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 
-from ..datasets.duplicates import identical
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, steps
 from ..layers import Dense
+from .class_fits import LARGEST, ClassFit, class_fit
 from .enclosed_algebra import doubled_product, two_sum
 from .enclosures import WIDER, Enclosure, concatenate, exact, inexact, product
-from .fits import FITS
 from .gram import Samples
 
-LARGEST = 2 * 10**8  # numbers of a matrix up to which it is enclosed
-WIDEST = 4500  # features up to which their Gram matrix is inverted
-BITS = 10  # behind the point, of coefficients of columns that depend on others
-DEPENDENT = 1e-9  # a column counts as dependent up to this share of its length
 EQUATIONS = 1500  # for the weights of a layer that are solved together
-
-
-class ClassFit(NamedTuple):
-    """How an optimal fit of a class differs from the map that the class has.
-
-    All outputs F x + D z, with features x = `basis` z of z of size k, are those of the optimal fit;
-    `change` encloses D (d_y, k). These z are the `kept` features, or, where that is None, each is
-    1 for one sample and 0 for the others.
-    """
-
-    basis: np.ndarray
-    change: Enclosure
-    kept: np.ndarray | None
-
-
-def class_fit(loss: Loss, F: Enclosure, samples: Samples) -> ClassFit | None:
-    """Return how an optimal fit of samples differs from a map F (d_y, n + 1), or None.
-
-    The last feature is the constant 1. Columns that are constant, or copies of another, are
-    combinations of the rest. Where there are no more samples than columns these are the `basis`,
-    and each of them is fitted for itself, equal ones together. None where the optimal fit is not
-    shown to be near, and for a loss of a user's.
-    """
-    if type(loss) not in FITS or samples.z.size > LARGEST or samples.z.shape[1] > WIDEST:
-        return None
-    kept, basis = distinct_columns(samples.z, samples.inexact)
-    found = _of_columns(loss, F, samples, kept, basis)
-    if found is None and len(kept) > 1:
-        own, combined = independent_columns(samples.z[:, kept], samples.columns(kept).inexact)
-        if len(own) < len(kept):
-            found = _of_columns(loss, F, samples, kept[own], basis @ combined)
-    if found is not None:
-        return found
-    numbers = identical(samples.z)
-    if numbers.max() >= samples.z.shape[1] or samples.inexact.any():
-        return None
-    return _one_by_one(loss, F, samples, numbers)
-
-
-def _of_columns(
-    loss: Loss, F: Enclosure, samples: Samples, kept: np.ndarray, basis: np.ndarray
-) -> ClassFit | None:
-    if len(kept) > len(samples):
-        return None
-    compact = _of_distinct(F, kept, basis)
-    change = FITS[type(loss)](loss, compact.middle, samples.columns(kept))
-    return None if change is None else ClassFit(basis, change - (compact - compact.middle), kept)
-
-
-def _of_distinct(F: Enclosure, kept: np.ndarray, basis: np.ndarray) -> Enclosure:
-    """Return F B for a `basis` B of distinct columns; exact where a column has no copies."""
-    alone = (np.count_nonzero(basis, axis=0) == 1) & (basis[kept, range(len(kept))] == 1)
-    middle, radius = F.middle[:, kept], F.radius[:, kept]
-    if not alone.all():
-        found = doubled_product(F.middle, basis[:, ~alone])
-        off = F.radius @ abs(basis[:, ~alone]) * (1 + 2 * gamma(len(basis)))
-        found = found.wider(off)
-        middle[:, ~alone], radius[:, ~alone] = found.middle, found.radius
-    return Enclosure(middle, radius)
-
-
-def _one_by_one(loss: Loss, F: Enclosure, samples: Samples, numbers: np.ndarray) -> ClassFit | None:
-    """Return the fit of samples that are fitted one by one, those with equal `numbers` together."""
-    firsts = np.unique(numbers, return_index=True)[1]
-    x = samples.z[firsts]
-    o = doubled_product(F.middle, x.T)
-    o = o.wider(F.radius @ abs(x.T) * (1 + 2 * gamma(x.shape[1])))
-    changes = []
-    for n in range(len(firsts)):
-        group = samples.of(np.flatnonzero(numbers == n))
-        group = replace(group, z=np.ones((len(group), 1)))
-        change = FITS[type(loss)](loss, o.middle[:, [n]], group)
-        if change is None:
-            return None
-        changes.append(change)
-    return ClassFit(x.T, concatenate(changes, axis=1) - (o - o.middle), None)
-
-
-def distinct_columns(hats: np.ndarray, inexact: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return k columns of (N, n + 1), and the matrix (n + 1, k) that makes all of them of these.
-
-    Left out are constant columns but the last one, and copies; not those that are `inexact`. The
-    last one holds ones.
-    """
-    n = hats.shape[1] - 1
-    sure = ~np.broadcast_to(inexact.any(axis=0), n + 1)
-    constant = (hats == hats[0]).all(axis=0) & sure
-    numbers = identical(hats.T)
-    own = np.unique(numbers, return_index=True)[1][numbers]
-    own = np.where(sure & sure[own], own, np.arange(n + 1))
-    kept = np.append(np.unique(own[~constant]), n)
-    basis = np.zeros((n + 1, len(kept)))
-    basis[constant, -1] = hats[0, constant]
-    others = np.flatnonzero(~constant)
-    basis[others, np.searchsorted(kept, own[others])] = 1
-    return kept, basis
-
-
-def independent_columns(z: np.ndarray, inexact: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return m of distinct columns (N, k), and the matrix (k, m) that makes all of them of these.
-
-    The others are combinations with coefficients that are multiples of 2^-10, as indicators of all
-    categories add up to 1; numbers are multiples of so large a power of two that sums are exact.
-    All columns are returned where this is not seen. The last one holds ones.
-    """
-    every = np.arange(z.shape[1]), np.eye(z.shape[1])
-    centred = z[:, :-1] - z[:, :-1].mean(axis=0)
-    centred /= np.linalg.norm(centred, axis=0)
-    _, r, order = scipy.linalg.qr(centred, mode="economic", pivoting=True, check_finite=False)
-    rank = int((abs(np.diag(r)) > DEPENDENT).sum())
-    own = np.append(np.sort(order[:rank]), len(every[0]) - 1)
-    coefficients = np.round(np.linalg.lstsq(z[:, own], z)[0] * 2**BITS) / 2**BITS
-    coefficients[:, own] = np.eye(len(own))
-    for j in np.setdiff1d(every[0], own):
-        of_j = coefficients[:, j] != 0
-        used = np.append(own[of_j], j)
-        values = z[:, used] * _unit(z[:, used])
-        size = abs(values[:, :-1]) @ abs(coefficients[of_j, j])
-        same = values[:, :-1] @ coefficients[of_j, j] == values[:, -1]
-        whole = (values == np.round(values)).all() and 2**BITS * size.max(initial=0) < 2**52
-        if not (whole and same.all()) or inexact[:, used % inexact.shape[1]].any():
-            return every
-    return own, coefficients.T
-
-
-def _unit(z: np.ndarray) -> float:
-    """Return a power of two that makes integers of all z where one up to 2^30 does."""
-    powers = 2.0 ** np.arange(31)
-    return next((p for p in powers if (z * p == np.round(z * p)).all()), 1.0)
 
 
 class Cell(NamedTuple):
@@ -206,7 +71,7 @@ def _same_above(theta: Parameters, cells: list[Cell], layer: int) -> Enclosure |
 
     W [H_1, H_2, ...] has to change by what the layers above make the D_s of.
     """
-    columns = sum(len(cell.fit.basis.T) for cell in cells)
+    columns = sum(cell.fit.basis.shape[1] for cell in cells)
     rows = theta.W[layer].shape[1] + 1
     if columns > rows or rows * columns > LARGEST or not _agree(cells, layer - 1, theta.net.depth):
         return None
@@ -234,7 +99,7 @@ def _same_below(theta: Parameters, cells: list[Cell], layer: int) -> Enclosure |
     changes = [_of_features(cell.fit) for cell in cells]
     if any(change is None for change in changes):
         return None
-    H = _upwards(theta, cells[0].trace, np.eye(n), layer)
+    H = _upwards(theta, cells[0].trace, exact(np.eye(n)), layer)
     D = through_inverse(concatenate(changes), H)
     U = concatenate([_downwards(cell.trace, layer) for cell in cells])
     return None if D is None else through_inverse(D.T, U.T)
@@ -270,7 +135,7 @@ def _agree(cells: list[Cell], first: int, last: int) -> bool:
 def _of_features(fit: ClassFit) -> Enclosure | None:
     """Return the change of the fit as a map of all features, 0 where others determine them."""
     if fit.kept is None:
-        return through_inverse(fit.change, exact(fit.basis))
+        return through_inverse(fit.change, fit.basis)
     shape = len(fit.change), len(fit.basis)
     found = Enclosure(np.zeros(shape), np.zeros(shape))
     found.middle[:, fit.kept], found.radius[:, fit.kept] = fit.change.middle, fit.change.radius
@@ -323,9 +188,9 @@ def _stored_map(theta: Parameters, trace: list[Step]) -> Enclosure:
     return concatenate([v.T, constant.reshape(-1, 1)], axis=1)
 
 
-def _upwards(theta: Parameters, trace: list[Step], basis: np.ndarray, layer: int) -> Enclosure:
+def _upwards(theta: Parameters, trace: list[Step], basis: Enclosure, layer: int) -> Enclosure:
     """Return (H x, 1) for the columns (x, 1) of a basis, H what is active up to o^{layer-1}."""
-    v, c = exact(basis[:-1]), exact(basis[-1:])
+    v, c = basis[:-1], basis[-1:]
     for step in trace[theta.net.leading_poolings : layer - 1]:
         v = _product(step, v)
         if step.b is not None:
