@@ -12,6 +12,7 @@ from shared import (
     SQUARED,
     LogCosh,
     outputs_of,
+    proved,
     random_direction,
     random_set,
     torch_risk,
@@ -350,7 +351,7 @@ def check_gated(theta, data, loss, groups, x=None):
         gradient, of_half = torch_gradients(theta, data, loss)
         assert abs(gradient).max() <= 1e-9 * abs(of_half).max()
     certificate = certify_cell(theta, data, loss)
-    assert certificate.holds
+    assert proved(certificate)
     assert certificate.classes == len(groups)
     assert not certificate.evidence_only
     assert certificate.margin >= 1 - 1e-9
@@ -461,7 +462,7 @@ def test_inputs_of_other_sizes_are_certified_too(scale, shift, loss):
     groups = Groups.equal(data.x, random_direction((1, 3)), 3)
     theta = gated_minimum(net, data, loss, groups)
     certificate = certify_cell(theta, data, loss)
-    assert certificate.holds
+    assert proved(certificate)
     assert certificate.classes == 3
     expected = fit_groups(data, groups, loss).risk
     assert twin_risk(theta, data, loss) == pytest.approx(expected, rel=1e-9)
@@ -526,7 +527,7 @@ def test_images_in_three_groups_along_their_first_principal_component(loss):
     net = Network((1, 4, 4), [Conv(4), AveragePool(2), Dense(32), Dense(12), Dense(10)])
     theta = gated_minimum(net, data, loss, groups)
     certificate = certify_cell(theta, data, loss)
-    assert certificate.holds
+    assert proved(certificate)
     assert certificate.classes == 3
     expected = independent_outputs(data, groups, loss)
     assert abs(outputs_of(theta, data.x) - expected).max() < 1e-8
@@ -668,7 +669,7 @@ def test_one_network_holds_the_groups_and_a_refinement_of_lower_risk(
     lower = gated_minimum(net, data, loss, fine)
     for point, groups in ((theta, coarse), (lower, fine)):
         certificate = certify_cell(point, data, loss)
-        assert certificate.holds
+        assert proved(certificate)
         assert certificate.classes == len(groups)
     risks = [twin_risk(point, data, loss) for point in (theta, lower)]
     assert losses[sample] > 0.01

@@ -148,7 +148,7 @@ class Enclosure:
         """Return an enclosure of the sums along `axis`, of all entries by default."""
         middle = self.middle.sum(axis=axis)
         share = gamma(self.middle.size // max(1, middle.size))
-        off = inexact(self, share).sum(axis=axis)
+        off = inexact(abs(self.middle), self.radius, share).sum(axis=axis)
         return sound(middle, off * (1 + 2 * share))
 
     def max(self, axis: int) -> Enclosure:
@@ -226,7 +226,7 @@ def _matrix_product(A: Enclosure, B: Enclosure) -> Enclosure:
     """Return an enclosure of A B: its radius is |A| r_B + r_A (|B| + r_B) + gamma |A| |B|."""
     xp, share = namespace(A.middle), gamma(A.shape[-1])
     middle = A.middle @ B.middle
-    off = abs(A.middle) @ inexact(B, share)
+    off = abs(A.middle) @ inexact(abs(B.middle), B.radius, share)
     if xp is not np or A.radius.any():
         off = off + A.radius @ (abs(B.middle) + B.radius)
     rows, columns = A._somewhere().any(axis=-1), B._somewhere().any(axis=max(-2, -B.middle.ndim))
@@ -236,13 +236,12 @@ def _matrix_product(A: Enclosure, B: Enclosure) -> Enclosure:
     return sound(middle, off * (1 + 2 * share))
 
 
-def inexact(x: Enclosure, share: float) -> Array:
-    """Return `radius` + `share` |x|: what a factor of a product, or a term of a sum, is off by.
+def inexact(size: Array, radius: Array, share: float) -> Array:
+    """Return `radius` + `share` * `size`: what a factor of a product, or a term, is off by.
 
     What underflows in that share may be multiplied with a large number, so it is rounded up.
     """
-    size = abs(x.middle)
-    return x.radius + (share * size + SMALLEST * (size > 0))
+    return radius + (share * size + SMALLEST * (size > 0))
 
 
 @np.errstate(**QUIET)

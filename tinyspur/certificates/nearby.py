@@ -230,7 +230,7 @@ def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
         terms = max(1, int(counts.max()))
     if terms > 1 or not _of_powers(step, v):
         share = gamma(terms + 2)
-        off = abs(W).T @ inexact(Enclosure(v.middle, off), share) + 2 * terms * SMALLEST
+        off = abs(W).T @ inexact(abs(v.middle), off, share) + 2 * terms * SMALLEST
         return Enclosure(W.T @ v.middle, off * (1 + 2 * share))
     return Enclosure(W.T @ v.middle, abs(W).T @ off)
 
