@@ -125,7 +125,7 @@ def test_the_verdict_needs_both_a_certificate_and_a_lower_point():
     theta, pair, data = small_problem(SQUARED)
     found = find_spurious_minimum(theta, pair, data, SQUARED)
     nearly = replace(found.certificate, holds=False, delta=1e-12)
-    assert replace(found, certificate=nearly).verdict == "spurious up to 1e-12"
+    assert replace(found, certificate=nearly).verdict == "spurious up to 1.0e-12"
     nearly = replace(nearly, delta=found.lower.decrease)
     assert replace(found, certificate=nearly).verdict.startswith("undecided: not certified")
     uncertified = replace(found, certificate=replace(nearly, delta=np.inf))
