@@ -8,7 +8,9 @@ any number of threads, and CuPy. Where numbers overflow the radius is infinite.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -264,25 +266,26 @@ def product_radius(
     x off by `radius` r, and W by `radii` R. Where nothing can underflow a sum of zeros is exact.
     """
     terms = max(magnitude.fan_in, 0 if radii is None else radii.fan_in) + 2
-    share = gamma(terms, size.dtype)
-    smallest = float(np.finfo(size.dtype).smallest_subnormal)
-    if radii is None:
-        smallest = _underflow(magnitude.weights, size + radius, smallest)
-    off = magnitude @ (radius + (share * size + smallest))  # that share may underflow
+    xp, share, reach = namespace(size), gamma(terms, size.dtype), size + radius
+    factors = [magnitude.weights, None if radii is None else radii.weights, reach]
+    smallest = _underflow(*(some for some in factors if some is not None))
+    grown = radius + share * size
+    if xp is not np or smallest:
+        grown = grown + smallest * (size > 0)
+    off = magnitude @ grown
     if radii is not None:
-        off += radii @ (size + radius)
+        off += radii @ reach
     off += 2 * terms * smallest
     off *= 1 + 2 * share
     return off
 
 
-def _underflow(weights: Array | None, below: Array, smallest: float) -> Array:
-    """Return the smallest number where a product of these sizes, or its rounding, may underflow.
+def _underflow(*sizes: Array) -> Array | float:
+    """Return the smallest number where products of two of these, or shares of them, may underflow.
 
-    Otherwise 0.
+    Otherwise, where all of them are 0 or not small, 0: what is exactly 0 is known to be then.
     """
-    xp, found = namespace(below), 1.0
-    for sizes in (below,) if weights is None else (weights, below):
-        positive = sizes > 0
-        found = found * xp.where(positive, sizes, math.inf).min()
-    return xp.where(found > smallest**0.6, 0.0, smallest)
+    smallest = float(np.finfo(sizes[-1].dtype).smallest_subnormal)
+    small = smallest**0.3
+    found = [((some > 0) & (some < small)).any() for some in sizes]
+    return namespace(sizes[-1]).where(functools.reduce(operator.or_, found), smallest, 0.0)
