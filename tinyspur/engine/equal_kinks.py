@@ -93,7 +93,7 @@ class EqualKinks:
             return _numbered(tokens)
         maps = below.reshape(W.maps_in, W.positions_in, N)
         if W.weights is None:
-            windows = np.stack([_combined(W.gathered(o)) for o in maps])
+            windows = np.stack([_combined(np.sort(W.gathered(o), axis=0)) for o in maps])
             return windows.reshape(n, N)
         read = np.concatenate([W.gathered(o.astype(float)) for o in maps])
         labels = self.labels[layer] = _combined(read)
