@@ -169,27 +169,6 @@ class Held:
 
         return sum(net.over(theta, self.data.x, chunk))
 
-    def pieces(self, theta: Parameters, columns: Array, rows: slice) -> dict[int, Array]:
-        """Return on which piece each unit is, (n_l, N) for the samples `rows`, by layer.
-
-        After an activation -1 where it gives 0, else 0 for the lower piece, 1 for the upper one (or
-        the only one), 2 at a held unit; for a max pooling the number of the entry that is taken.
-        """
-        held, found = self._within(rows, namespace(columns)), {}
-        for step in steps(theta, columns, held):
-            if theta.net.layers[step.layer - 1].selects:
-                found[step.layer] = step.W.choice
-            elif step.activation is not None:
-                xp, upper = namespace(step.z), step.z > 0
-                lower = -1 if self.slope == 0 else 0
-                if not step.activation.piecewise_linear:
-                    lower = 1
-                pieces = found[step.layer] = xp.where(upper, 1, lower)
-                some = held.get(step.layer)
-                if some is not None:
-                    pieces[some.units, some.columns] = 2
-        return found
-
     # The pieces
 
     def _over(self, theta: Parameters, multipliers: Array) -> Iterator[tuple]:
