@@ -54,7 +54,7 @@ class Conditions(NamedTuple):
         """Return whether grad L and v_K are 0 up to rounding."""
         scale = max(1.0, float(abs(self.state.theta.vector).max()))
         off = float(abs(self.values).max(initial=0.0))
-        return self.residual <= 1e-10 * scale * max(self.size, 1e-3) and off <= 1e-10 * scale
+        return self.residual <= 1e-11 * scale * max(self.size, 1e-3) and off <= 1e-10 * scale
 
     @property
     def slack(self) -> np.ndarray:
@@ -78,7 +78,8 @@ class KinkedNewton:
 
     def __init__(self, theta: Parameters, data: TrainingSet, loss: Loss):
         self.net, self.data, self.loss = theta.net, data, loss
-        self.state, self.mu, self.expected = self.at(theta, (), np.zeros(0)), None, np.inf
+        self.state, self.mu = self.at(theta, (), np.zeros(0)), None
+        self.expected, self.reach = np.inf, 1.0
 
     def held(self, kinks: Sequence[HeldKink]) -> Held:
         """Return the passes in which units are held at kinks."""
@@ -99,22 +100,30 @@ class KinkedNewton:
         size = quadratic.size or float(abs(found.gradient).max()) or 1.0
         self.mu = 1e-3 * size if self.mu is None else max(self.mu, 1e-14 * size)
         added = 0
-        for _ in range(60):
+        for _ in range(100):
             move = quadratic.step(candidates, self.mu)
             self.expected = move.decrease
+            length = float(np.linalg.norm(move.d))
+            if length > 4 * self.reach or move.decrease < -1e-9 * abs(state.risk):
+                self.mu *= 6
+                continue
             if not move.decrease > EPSILON * abs(state.risk):
                 return False
-            trial = self._trial(candidates, move)
-            ratio = (state.risk - trial.risk) / move.decrease
-            if not ratio > 0.5 and added < ADDED:
+            trial, about = self._trial(candidates, move)
+            if not state.risk - about > 0.5 * move.decrease and added < ADDED:
                 added += 1
                 if candidates.add_crossed(trial.seen, self.net.size):
                     continue
-            if ratio > 1e-2:
+            if state.risk - about > 0:
+                trial = self._back(candidates, move, trial)
+            ratio = (state.risk - trial.risk) / move.decrease
+            if state.risk - about > 0 and ratio > 1e-2:
                 self.state = trial
                 self.mu *= 1 / 8 if ratio > 0.7 else 2 if ratio < 0.25 else 1
+                self.reach = max(self.reach, 2 * length) if ratio > 0.7 else length
                 return True
             self.mu *= 6
+            self.reach = length
         return False
 
     def _without_concave(self) -> tuple[Held, HeldGradient, View]:
@@ -128,13 +137,22 @@ class KinkedNewton:
             kinks = [state.kinks[n] for n in keep]
             self.state = state._replace(kinks=kinks, multipliers=state.multipliers[keep])
 
-    def _trial(self, candidates: Candidates, move: ModelStep) -> State:
-        """Return the state after a step, brought back to the kinks at which it is to end."""
-        which = move.held
-        rows, theta = candidates.rows[which], moved(self.state.theta, move.d)
-        theta, values = self.restored(theta, [candidates.kinks[n] for n in which], rows)
-        met = which[abs(values) <= 1e3 * rounding(rows, theta)]
-        return self.at(theta, [candidates.kinks[n] for n in met], move.multipliers[met])
+    def _trial(self, candidates: Candidates, move: ModelStep) -> tuple[State, float]:
+        """Return the state after a step, and about what the risk is if brought back to its kinks.
+
+        That is the risk of L, in which v_K counts with its multipliers.
+        """
+        kinks, multipliers = [candidates.kinks[n] for n in move.held], move.multipliers[move.held]
+        theta = moved(self.state.theta, move.d)
+        risk, values, seen = self.held(kinks).forward(theta)
+        return State(theta, kinks, multipliers, risk, seen), risk + float(values @ multipliers)
+
+    def _back(self, candidates: Candidates, move: ModelStep, trial: State) -> State:
+        """Return the state with v_K = 0 that is near a trial point, held at what can be met."""
+        rows, kinks = candidates.rows[move.held], trial.kinks
+        theta, values = self.restored(trial.theta, kinks, rows)
+        met = np.flatnonzero(abs(values) <= 1e3 * rounding(rows, theta))
+        return self.at(theta, [kinks[n] for n in met], trial.multipliers[met])
 
     def restored(
         self, theta: Parameters, kinks: list[HeldKink], rows: np.ndarray
@@ -223,4 +241,5 @@ def moved(theta: Parameters, d: np.ndarray) -> Parameters:
 
 def rounding(rows: np.ndarray, theta: Parameters) -> np.ndarray:
     """Return what v_K may be by rounding alone, with their gradients `rows`."""
-    return 4 * EPSILON * (abs(rows) @ abs(theta.vector)) + 1e-300
+    size = abs(theta.vector)
+    return 4 * EPSILON * (abs(rows) @ (size + 1e-6 * size.max()))
