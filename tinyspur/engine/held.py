@@ -13,6 +13,7 @@ L is the risk itself.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,13 @@ class Held:
             raise ValueError(f"held kinks: expected a slope below 1, got {net.activation}")
         self.net, self.data, self.loss, self.kinks = net, data, loss, tuple(kinks)
         self.slope, self._members = slope, _by_layer(self.kinks)
+
+    def at_kinks(self, kinks: Sequence[HeldKink]) -> Held:
+        """Return the same with units held at other kinks."""
+        other = copy.copy(self)
+        other.kinks = tuple(kinks)
+        other._members = _by_layer(other.kinks)
+        return other
 
     def bounds(self, signals: Array) -> tuple[Array, Array]:
         """Return the bounds of the multipliers for signals C: alpha C and C; -C and C of a loss."""

@@ -16,6 +16,7 @@ from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, split
 EPSILON = float(np.spacing(1.0))
 NULL = 1e-9  # of the largest eigenvalue: those below count as 0
 ADDED = 8  # how often a model takes in kinks that its step has crossed
+FEWEST, SHARE = 20, 4  # so many of them at once at most, or this share of the parameters
 
 
 class State(NamedTuple):
@@ -78,12 +79,13 @@ class KinkedNewton:
 
     def __init__(self, theta: Parameters, data: TrainingSet, loss: Loss):
         self.net, self.data, self.loss = theta.net, data, loss
+        self.plain = Held(theta.net, data, loss)
         self.state, self.mu = self.at(theta, (), np.zeros(0)), None
-        self.expected, self.reach = np.inf, 1.0
+        self.expected, self.reach, self.equal = np.inf, 1.0, None
 
     def held(self, kinks: Sequence[HeldKink]) -> Held:
         """Return the passes in which units are held at kinks."""
-        return Held(self.net, self.data, self.loss, kinks)
+        return self.plain.at_kinks(kinks)
 
     def at(self, theta: Parameters, kinks: Sequence[HeldKink], multipliers: np.ndarray) -> State:
         """Return the state at a point."""
@@ -95,7 +97,7 @@ class KinkedNewton:
         held, found, seen = self._without_concave()
         state = self.state
         hessian = held.hessian(state.theta, state.multipliers)
-        candidates = Candidates(state.theta, held, state.multipliers, found, seen)
+        candidates = Candidates(state.theta, held, state.multipliers, found, seen, self.equal)
         quadratic = Quadratic(hessian, candidates.rows)
         size = quadratic.size or float(abs(found.gradient).max()) or 1.0
         self.mu = 1e-3 * size if self.mu is None else max(self.mu, 1e-14 * size)
@@ -112,7 +114,9 @@ class KinkedNewton:
             trial, about = self._trial(candidates, move)
             if not state.risk - about > 0.5 * move.decrease and added < ADDED:
                 added += 1
-                if candidates.add_crossed(trial.seen, self.net.size):
+                more = candidates.add_crossed(trial.seen, max(FEWEST, self.net.size // SHARE))
+                self.equal = candidates.equal or self.equal
+                if more:
                     continue
             if state.risk - about > 0:
                 trial = self._back(candidates, move, trial)
