@@ -89,11 +89,12 @@ class EqualKinks:
     def tie(self, layer: int, W: WeightMatrix, o: np.ndarray, a: int, b: int, sample: int):
         """Return the tie of the entries a and b of o^{l-1} in a max pooling, with all equal ones.
 
-        `o` (n_{l-1}, N) are the outputs below. None where both are the same function of theta.
+        `o` (n_{l-1}, N) are the outputs below. None where both are the same function of theta, and
+        where one of them is 0, held or not: then the kink is that of the unit itself.
         """
         tokens = self.tokens[layer - 1]
         first, second = sorted((tokens[a, sample], tokens[b, sample]))
-        if first == second:
+        if first == second or first == 0 or o[a, sample] == 0 or o[b, sample] == 0:
             return None
         windows, values = W.windows(tokens), W.windows(o)
         rows = W.windows(np.arange(len(o))[:, None])[..., 0]

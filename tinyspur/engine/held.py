@@ -188,7 +188,7 @@ class Held:
             trace, held = self._steps(theta, columns, rows), self._within(rows, xp)
             value, delta = self._loss(trace[-1].o, y[:, rows], held)
             part = net.zeros(like=theta.vector)
-            signals, deltas, above = backward(trace, held, delta, multipliers)
+            signals, deltas, above = backward(trace, held, delta, multipliers, len(self.data))
             for step, dz in zip(trace, deltas, strict=True):
                 if step.b is not None:
                     weights, biases = part.W[step.layer].weights, part.b[step.layer]
@@ -203,7 +203,7 @@ class Held:
         """Add the Hessian of some samples to `total`."""
         trace, held = self._steps(theta, columns, rows), self._within(rows, namespace(columns))
         _, delta = self._loss(trace[-1].o, y, held)
-        _, deltas, above = backward(trace, held, delta, multipliers)
+        _, deltas, above = backward(trace, held, delta, multipliers, len(self.data))
         moved: list[Moved] = []
         for (step, below, moved), dz, do in zip(sweep(trace), deltas, above, strict=True):
             start, shape = self.net.slots.get(step.layer, (0, ()))
