@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..datasets.samples import TrainingSet
+from .activations import ReLU
 from .backend import Array, namespace
 from .held_steps import HeldStep, Members, backward, steps
 from .losses import AbsoluteLoss, Loss
@@ -81,14 +82,18 @@ class Held:
     """The function L(theta, lambda) of a network on data, with units held at `kinks`.
 
     All its methods take points of `net` and the multipliers (kinks,), and return arrays where the
-    point is. Raises ValueError for leaky ReLU with a slope of 1 or more.
+    point is. Raises ValueError for leaky ReLU with a slope of 1 or more, and for piecewise linear
+    activations of your own.
     """
 
     def __init__(self, net: Network, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] = ()):
         check_problem(net, data, loss)
-        slope = getattr(net.activation, "slope", 0.0) if net.activation.piecewise_linear else 0.0
-        if slope >= 1:
-            raise ValueError(f"held kinks: expected a slope below 1, got {net.activation}")
+        slope = net.activation.slope if type(net.activation) is ReLU else 0.0
+        if slope >= 1 or (net.activation.piecewise_linear and type(net.activation) is not ReLU):
+            raise ValueError(
+                "held kinks: expected ReLU, leaky ReLU with a slope below 1 or a smooth activation, "
+                f"got {net.activation!r}"
+            )
         self.net, self.data, self.loss, self.kinks = net, data, loss, tuple(kinks)
         self.slope, self._members = slope, _by_layer(self.kinks)
 
