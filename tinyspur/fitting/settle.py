@@ -94,7 +94,7 @@ def settle(
 
     Some L-BFGS steps, then at most `steps` Newton steps for a convex model in which all kinks that
     are near may be met at once; no new one is begun after so many `seconds`. The risk never ends
-    higher than it began. All is computed in float64, on the host. `progress` shows on stderr how
+    higher than it began, but for rounding. All is computed in float64, on the host. `progress` shows on stderr how
     far it is, after a text of yours if it is one. Raises ValueError for settings out of range and
     where the risk at theta is not finite.
     """
@@ -108,7 +108,7 @@ def settle(
         search = KinkedNewton(descend(start, data, loss, FIRST), data, loss)
         found, reason, taken = _searched(search, steps, end, bar)
     risk_before, risk = (theta.net.risk(point, data, loss) for point in (start, found.state.theta))
-    if not risk <= risk_before:
+    if not risk <= risk_before * (1 + 1e-14):
         here = KinkedNewton(start, data, loss)
         found, reason, risk = here.polished(), "no lower point was found", risk_before
         found = found._replace(state=here.state)
@@ -172,7 +172,9 @@ def _verdict(search: KinkedNewton, found: Conditions) -> str:
     if search.leave_saddle(found):
         return ""
     if (slack < ON_BOUND).any():
-        return "a multiplier is on its bound: not decided"
+        left = search.leave_bounds(found, ON_BOUND)
+        return "" if left else "a multiplier is on its bound: not decided"
     if (found.eigenvalues < -NULL * found.size).any():
         return "a saddle that no lower point was found from"
-    return SETTLED
+    others = search.others_at_kinks(found)
+    return f"{others} more units are at their kinks: not decided" if others else SETTLED
