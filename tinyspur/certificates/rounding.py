@@ -16,24 +16,12 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, namespace, to_numpy
+from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import KNOWN as KNOWN_LOSSES
 from ..engine.losses import CrossEntropy, HuberLoss, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, by_map, steps
-
-EPSILON = float(np.finfo(np.float64).eps)
-SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
-
-
-def gamma(terms: int, dtype: type = np.float64) -> float:
-    """Return gamma_n for sums of so many `terms`, a little enlarged; infinite where n u > 1/4.
-
-    A sum of sizes that is rounded itself is enough: of n sizes it is too small by a share of at
-    most gamma_n.
-    """
-    share = (terms + 4) * float(np.finfo(dtype).eps) / 2
-    return share / (1 - 2 * share) if share <= 0.25 else math.inf
 
 
 def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: type) -> list[Array]:

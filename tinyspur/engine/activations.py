@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from .backend import Array, namespace, special
+from .floats import irrational
 
 SAMPLED = np.linspace(-1, 1, 65)[:, None]  # where an activation without bounds is looked at
 
@@ -246,7 +247,7 @@ class GELU(Activation):
         return (2 - z * z) * self._density(z)
 
     def _density(self, z: Array) -> Array:
-        return namespace(z).exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        return namespace(z).exp(-z * z / 2) / irrational(math.sqrt(2 * math.pi), z)
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,14 @@ class SelectionMatrix(WeightMatrix):
         return TransposedMatrix(self)
 
     @property
+    def fan_in(self) -> int:
+        return 1
+
+    @property
+    def fan_out(self) -> int:
+        return 1
+
+    @property
     def nnz(self) -> int:
         return self.shape[0]
 
