@@ -1,0 +1,448 @@
+"""Passes in which chosen units are held at their kinks, with multipliers.
+
+At a local minimum of a network with kinks some units are exactly at the kink for some samples. Let
+K be these, with v_k = z_k for a unit of ReLU or leaky ReLU, a - b for two equal entries of a max
+pooling, and o_k - y_k for the absolute loss. R_0 is the risk in which the held unit gives 0, the
+pooling b, and the loss 0 there, all others their own piece: a smooth function near theta. What is
+computed here is L(theta, lambda) = R_0 + sum_k lambda_k v_k, its gradient, its Hessian, and the
+signals C_k: what backpropagation brings to the output of a held unit. Where grad L = 0, v_K = 0,
+each lambda_k is strictly between alpha C_k and C_k, and the Hessian of L is positive definite on
+{d : grad v_k . d = 0}, theta is a strict local minimum. Without kinks, as for smooth activations,
+L is the risk itself.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ..datasets.samples import TrainingSet
+from ..layers import WeightMatrix
+from .activations import Activation
+from .backend import Array, namespace
+from .losses import AbsoluteLoss, Loss
+from .network import Network, check_problem
+from .parameters import Parameters
+from .passes import by_map, neurons
+
+SWEPT = 8 * 2**20  # bytes of derivatives of a layer that are held at once, if the budget allows
+
+
+@dataclass(frozen=True, eq=False)
+class HeldKink:
+    """A kink at which units are held: v_k is the same function of theta for all its members.
+
+    `layer` is that of the activation or the max pooling, L + 1 for the loss; `map` the map, the
+    dense neuron or the output. The members are `units` (rows of z^l, windows of a max pooling, or
+    outputs) at `samples`, both (members,); the first of them stands for all. For a max pooling
+    `pairs` (members, 2) are the rows a, b of o^{l-1}, with v_k = a - b.
+    """
+
+    layer: int
+    map: int
+    units: np.ndarray
+    samples: np.ndarray
+    pairs: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        more = f", {len(self.units)} equal ones" if len(self.units) > 1 else ""
+        place = f"layer {self.layer}, map {self.map}, unit {self.units[0]}"
+        return f"HeldKink({place}, sample {self.samples[0]}{more})"
+
+
+class Members(NamedTuple):
+    """The members of all kinks of one layer among some samples, in columns of these.
+
+    `which` is the number of the kink, `first` whether the member stands for it.
+    """
+
+    units: Array
+    columns: Array
+    which: Array
+    first: Array
+    pairs: Array | None
+
+
+class HeldStep(NamedTuple):
+    """One layer of a pass with held units: what a `Step` is, the matrix that W is at `below`.
+
+    `slopes` are sigma'(z), 0 at held units; None without an activation.
+    """
+
+    layer: int
+    W: WeightMatrix
+    b: Array | None
+    below: Array
+    z: Array
+    o: Array
+    slopes: Array | None
+    activation: Activation | None
+
+
+class HeldGradient(NamedTuple):
+    """R_0, the gradient of L in the parameters (p,), v_K and the signals C_K, both (kinks,)."""
+
+    risk: float
+    gradient: Array
+    values: Array
+    signals: Array
+
+
+class Held:
+    """The function L(theta, lambda) of a network on data, with units held at `kinks`.
+
+    All its methods take points of `net` and the multipliers (kinks,), and return arrays where the
+    point is. Raises ValueError for leaky ReLU with a slope of 1 or more.
+    """
+
+    def __init__(self, net: Network, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] = ()):
+        check_problem(net, data, loss)
+        slope = getattr(net.activation, "slope", 0.0) if net.activation.piecewise_linear else 0.0
+        if slope >= 1:
+            raise ValueError(f"held kinks: expected a slope below 1, got {net.activation}")
+        self.net, self.data, self.loss, self.kinks = net, data, loss, tuple(kinks)
+        self.slope, self._members = slope, _by_layer(self.kinks)
+
+    def bounds(self, signals: Array) -> tuple[Array, Array]:
+        """Return the bounds of the multipliers for signals C: alpha C and C; -C and C of a loss."""
+        layers = np.array([k.layer for k in self.kinks], dtype=int)
+        own = np.array([0.0 if k.pairs is not None else self.slope for k in self.kinks])
+        own = np.where(layers > self.net.depth, -1.0, own)
+        return namespace(signals).asarray(own) * signals, signals
+
+    def gradient(self, theta: Parameters, multipliers: Array) -> HeldGradient:
+        """Return R_0, grad L, v_K and the signals by one backward pass."""
+        net, xp = self.net, namespace(theta.vector)
+        y = net.targets(theta, self.data, self.loss)
+
+        def chunk(rows: slice, columns: Array) -> tuple:
+            trace, held = self._steps(theta, columns, rows), self._within(rows, xp)
+            value, delta = self._loss(trace[-1].o, y[:, rows], held)
+            part = net.zeros(like=theta.vector)
+            signals, deltas = backward(trace, held, delta, multipliers)
+            for step, dz in zip(trace, deltas, strict=True):
+                if step.b is not None:
+                    weights, biases = part.W[step.layer].weights, part.b[step.layer]
+                    weights += step.W.gradient(dz, step.below)
+                    biases += by_map(dz, biases).sum(axis=1)
+            return value, part.vector, self._values(trace, held, y[:, rows]), signals
+
+        risk, totals = 0.0, None
+        for value, *parts in net.over(theta, self.data.x, chunk):
+            risk += value
+            totals = parts if totals is None else list(map(operator.add, totals, parts))
+        return HeldGradient(risk, *totals)
+
+    def jacobian(self, theta: Parameters) -> Array:
+        """Return the gradients of v_K in the parameters, (kinks, p)."""
+        net, xp = self.net, namespace(theta.vector)
+        rows = xp.zeros((len(self.kinks), net.size), dtype=theta.vector.dtype)
+        standing = np.array([k.samples[0] for k in self.kinks], dtype=int)
+        samples, top = np.unique(standing), max((k.layer for k in self.kinks), default=0)
+        for part in _parts(len(samples), self._swept(theta)):
+            some = samples[part]
+            x = xp.asarray(self.data.x[some], dtype=theta.vector.dtype)
+            columns = xp.ascontiguousarray(x.reshape(len(some), -1).T)
+            held = self._among(some, xp)
+            for step, below, moved in sweep(steps(theta, columns, held)[:top]):
+                self._take(rows, step.layer, held, below, moved)
+                if step.layer == net.depth:
+                    self._take(rows, step.layer + 1, held, below, moved)
+        return rows
+
+    def hessian(self, theta: Parameters, multipliers: Array) -> Array:
+        """Return the Hessian of L in the parameters, (p, p).
+
+        It is J^T C J with the Jacobian J of the outputs and the curvature C of the loss, what
+        sigma'' adds, and the terms that are linear in two layers: the derivative of
+        W.gradient(delta z^l, o^{l-1}) in the parameters below. Chunks of samples take up to about
+        four times the memory budget.
+        """
+        net, xp = self.net, namespace(theta.vector)
+        y, size = net.targets(theta, self.data, self.loss), self._swept(theta)
+
+        def chunk(rows: slice, columns: Array) -> Array:
+            total = xp.zeros((net.size, net.size), dtype=theta.vector.dtype)
+            for part in _parts(columns.shape[1], size):
+                some = slice(rows.start + part.start, rows.start + part.stop)
+                self._add_hessian(theta, columns[:, part], y[:, some], some, multipliers, total)
+            return total
+
+        return sum(net.over(theta, self.data.x, chunk))
+
+    # The pieces
+
+    def _add_hessian(self, theta, columns, y, rows, multipliers, total) -> None:
+        """Add the Hessian of some samples to `total`."""
+        trace, held = self._steps(theta, columns, rows), self._within(rows, namespace(columns))
+        _, delta = self._loss(trace[-1].o, y, held)
+        _, deltas, above = backward(trace, held, delta, multipliers, signals_above=True)
+        for (step, below, moved), dz, do in zip(sweep(trace), deltas, above, strict=True):
+            if step.b is not None and below is not None:
+                start, shape = self.net.slots[step.layer]
+                block = products(step.W, shape, dz, below)
+                stop = start + len(block)
+                total[start:stop, : below.shape[2]] += block
+                total[: below.shape[2], start:stop] += block.T
+            if step.activation is not None and not step.activation.piecewise_linear:
+                bend = do * step.activation.second_derivative(step.z)
+                _add_square(total, moved, bend[:, :, None] * moved)
+        if moved is not None:
+            _add_square(total, moved, self._curved(trace[-1].o, y, moved))
+
+    def _curved(self, o: Array, y: Array, moved: Array) -> Array:
+        """Return the loss's Hessian / N times the derivatives (d_y, N, q) of the outputs."""
+        if type(self.loss) is AbsoluteLoss:
+            return 0 * moved
+        xp, found = namespace(o), namespace(o).zeros_like(moved)
+        for k in range(len(o)):
+            unit = xp.zeros_like(o)
+            unit[k] = 1 / len(self.data)
+            column = self.loss.curvature(o, y, unit)
+            for j in range(len(o)):
+                if j == k or bool(column[j].any()):
+                    found[j] += column[j][:, None] * moved[k]
+        return found
+
+    def _loss(self, o: Array, y: Array, held: dict[int, Members]) -> tuple[float, Array]:
+        """Return the losses' sum / N and their derivative in o, both 0 at held outputs."""
+        some = held.get(self.net.depth + 1)
+        if some is not None:
+            o = o.copy()
+            o[some.units, some.columns] = y[some.units, some.columns]
+        N = len(self.data)
+        return float(self.loss.value(o, y).sum()) / N, self.loss.gradient(o, y) / N
+
+    def _values(self, trace: list[HeldStep], held: dict[int, Members], y: Array) -> Array:
+        """Return v_k of the kinks whose first member is among the samples, 0 for the others."""
+        xp = namespace(y)
+        values = xp.zeros(len(self.kinks), dtype=y.dtype)
+        for layer, (units, columns, which, first, pairs) in held.items():
+            units, columns, which = units[first], columns[first], which[first]
+            if layer > len(trace):
+                values[which] = (trace[-1].o - y)[units, columns]
+            elif pairs is None:
+                values[which] = trace[layer - 1].z[units, columns]
+            else:
+                (a, b), below = pairs[first].T, trace[layer - 1].below
+                values[which] = below[a, columns] - below[b, columns]
+        return values
+
+    def _take(self, rows, layer, held, below, moved) -> None:
+        """Write the gradients of v_k at one layer to `rows`; `moved` are those of z^l."""
+        some = held.get(layer)
+        if some is None or moved is None:
+            return
+        units, columns, which = some.units[some.first], some.columns[some.first], some.which
+        which, width = which[some.first], moved.shape[2]
+        if some.pairs is None:
+            rows[which, :width] = moved[units, columns]
+        elif below is not None:
+            a, b = some.pairs[some.first].T
+            rows[which, :width] = below[a, columns] - below[b, columns]
+
+    def _steps(self, theta: Parameters, columns: Array, rows: slice) -> list[HeldStep]:
+        return steps(theta, columns, self._within(rows, namespace(columns)))
+
+    def _within(self, rows: slice, xp) -> dict[int, Members]:
+        """Return the members among consecutive samples."""
+        found = {}
+        for layer, some in self._members.items():
+            inside = (some.columns >= rows.start) & (some.columns < rows.stop)
+            if inside.any():
+                found[layer] = _part(some, inside, some.columns[inside] - rows.start, xp)
+        return found
+
+    def _among(self, samples: np.ndarray, xp) -> dict[int, Members]:
+        """Return the members among samples, which ascend."""
+        found = {}
+        for layer, some in self._members.items():
+            inside = np.isin(some.columns, samples)
+            if inside.any():
+                columns = np.searchsorted(samples, some.columns[inside])
+                found[layer] = _part(some, inside, columns, xp)
+        return found
+
+    def _swept(self, theta: Parameters) -> int:
+        """Return of how many samples the derivatives are held at once."""
+        widest, width = 1, 0
+        for layer, W in theta.W.items():
+            width += W.weights.size + len(theta.b[layer]) if layer in theta.b else 0
+            widest = max(widest, W.shape[0] * width)
+        return max(1, min(SWEPT, self.net.memory_budget) // (theta.vector.itemsize * widest))
+
+
+def steps(
+    theta: Parameters, columns: Array, held: dict[int, Members] | None = None
+) -> list[HeldStep]:
+    """Return the steps of a pass in which the members of kinks give 0, poolings their entry b.
+
+    Among equal entries of a max pooling it takes one that moves with theta, if there is one: a
+    held unit, and not an inactive one.
+    """
+    trace, xp, held, o = [], namespace(columns), held or {}, columns
+    moves = xp.zeros_like(columns) if theta.net.max_layers else None
+    for layer, W in theta.W.items():
+        below, some = o, held.get(layer)
+        if W.selects:
+            base = xp.zeros_like(below)
+            if some is not None:
+                base[some.pairs[:, 1], some.columns] = 1
+            nothing = xp.zeros_like(below)
+            W = W.at_limit([base, below, moves if moves is not None else base], [nothing] * 3)
+        z, o = neurons(theta, layer, W @ below)
+        sigma, slopes = theta.net.activation_of(layer), None
+        if sigma is not None:
+            slopes = sigma.derivative(z)
+            if some is not None:
+                o[some.units, some.columns] = 0
+                slopes[some.units, some.columns] = 0
+        if moves is not None:
+            moves = W @ moves if layer not in theta.b else xp.ones_like(z)
+            if sigma is not None and slopes is not None:
+                moves = (slopes != 0).astype(z.dtype)
+                if some is not None:
+                    moves[some.units, some.columns] = 1
+        trace.append(HeldStep(layer, W, theta.b.get(layer), below, z, o, slopes, sigma))
+    return trace
+
+
+def backward(
+    trace: list[HeldStep],
+    held: dict[int, Members],
+    delta: Array,
+    multipliers: Array,
+    signals_above: bool = False,
+) -> tuple:
+    """Return the signals C_K and, layer by layer from the first, delta z^l.
+
+    `delta` is the derivative in o^L. At a held unit delta o is its signal, and delta z the
+    multiplier in its place. With `signals_above` there is also delta o^l for each layer.
+    """
+    xp = namespace(delta)
+    signals = xp.zeros(len(multipliers), dtype=delta.dtype)
+    deltas, above = [], []
+    some = held.get(len(trace) + 1)
+    if some is not None:
+        delta = delta.copy()
+        signals += xp.bincount(some.which, minlength=len(signals)) / 1.0
+        _put(delta, some.units, some, multipliers)
+    for step in reversed(trace):
+        some = held.get(step.layer)
+        if some is not None:
+            met = delta[some.units, some.columns]
+            signals += xp.bincount(some.which, weights=met, minlength=len(signals))
+        above.append(delta)
+        if step.activation is not None:
+            delta = delta * step.slopes
+            if some is not None:
+                _put(delta, some.units, some, multipliers)
+        deltas.append(delta)
+        if step.layer > 1:
+            delta = step.W.T @ delta
+            if some is not None and some.pairs is not None:
+                _put(delta, some.pairs[:, 0], some, multipliers)
+                _put(delta, some.pairs[:, 1], some, -multipliers)
+    found = signals, deltas[::-1]
+    return (*found, above[::-1]) if signals_above else found
+
+
+def sweep(trace: list[HeldStep]) -> Iterator[tuple[HeldStep, Array | None, Array | None]]:
+    """Yield each step with the derivatives of o^{l-1} and of z^l in the parameters up to there.
+
+    They are (n, N, q) for the first q parameters of the vector, None below the first layer that has
+    some. Those of z^l are overwritten by those of o^l with the next step.
+    """
+    below, start = None, 0
+    for step in trace:
+        n, N = step.z.shape
+        xp, products = namespace(step.z), None
+        if below is not None:
+            W = step.W.repeated(start)
+            products = (W @ below.reshape(len(below), -1)).reshape(n, N, start)
+        if step.b is None:
+            moved = products
+        else:
+            patches = patches_of(step.W, step.below)
+            T, K = len(step.b), len(patches)
+            stop = start + T * (K + 1)
+            moved = xp.zeros((n, N, stop), dtype=step.z.dtype)
+            if products is not None:
+                moved[:, :, :start] = products
+            maps, patches = moved.reshape(T, -1, N, stop), patches.transpose(1, 2, 0)
+            for t in range(T):
+                maps[t, :, :, start + t * K : start + (t + 1) * K] = patches
+                maps[t, :, :, start + T * K + t] = 1
+            start = stop
+        yield step, below, moved
+        if moved is not None and step.slopes is not None:
+            moved *= step.slopes[:, :, None]
+        below = moved
+
+
+def patches_of(W: WeightMatrix, o: Array) -> Array:
+    """Return what the weights of one map multiply at each position, (weights, positions, N)."""
+    maps = o.reshape(W.maps_in, W.positions_in, -1)
+    found = [W.gathered(maps[c]) for c in range(len(maps))]
+    return found[0] if len(found) == 1 else namespace(o).concatenate(found)
+
+
+def products(W: WeightMatrix, shape: tuple[int, ...], delta: Array, moved: Array) -> Array:
+    """Return W.gradient(delta, moved[:, :, q]) for each q, as (weights, q)."""
+    xp, (_, N, q) = namespace(delta), moved.shape
+    T, maps = shape[0], moved.reshape(W.maps_in, W.positions_in, N * q)
+    delta, found = delta.reshape(T, -1), []
+    for c in range(W.maps_in):
+        read = W.gathered(maps[c])
+        found.append(delta @ read.reshape(len(read), -1, q))  # (K, T, q)
+    return xp.concatenate(found).transpose(1, 0, 2).reshape(-1, q)
+
+
+def _add_square(total: Array, moved: Array, weighted: Array) -> None:
+    """Add sum over units and samples of moved^T weighted to the first rows and columns."""
+    q = moved.shape[2]
+    total[:q, :q] += moved.reshape(-1, q).T @ weighted.reshape(-1, q)
+
+
+def _put(delta: Array, units: Array, some: Members, multipliers: Array) -> None:
+    """Add the multipliers to delta at the first members."""
+    first = some.first
+    places = units[first], some.columns[first]
+    delta[places] += multipliers[some.which[first]]
+
+
+def _by_layer(kinks: Sequence[HeldKink]) -> dict[int, Members]:
+    """Return the members of kinks by layer, on the host."""
+    found: dict[int, list] = {}
+    for number, kink in enumerate(kinks):
+        count = len(kink.units)
+        first = np.arange(count) == 0
+        which = np.full(count, number)
+        found.setdefault(kink.layer, []).append(
+            (kink.units, kink.samples, which, first, kink.pairs)
+        )
+    return {
+        layer: Members(
+            *(
+                None if part[0] is None else np.concatenate(part)
+                for part in zip(*parts, strict=True)
+            )
+        )
+        for layer, parts in found.items()
+    }
+
+
+def _part(some: Members, inside: np.ndarray, columns: np.ndarray, xp) -> Members:
+    pairs = None if some.pairs is None else xp.asarray(some.pairs[inside])
+    units, which, first = (
+        xp.asarray(part[inside]) for part in (some.units, some.which, some.first)
+    )
+    return Members(units, xp.asarray(columns), which, first, pairs)
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(n, min(count, n + size)) for n in range(0, count, size)]
