@@ -13,21 +13,22 @@ L is the risk itself.
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from ..datasets.samples import TrainingSet
-from ..layers import WeightMatrix
-from .activations import Activation
 from .backend import Array, namespace
+from .held_steps import HeldStep, Members, backward, steps
 from .losses import AbsoluteLoss, Loss
 from .network import Network, check_problem
 from .parameters import Parameters
-from .passes import by_map, neurons
+from .passes import by_map
+from .sweeps import Moved, jacobian, products, sweep, widest
 
 SWEPT = 8 * 2**20  # bytes of derivatives of a layer that are held at once, if the budget allows
 
@@ -52,35 +53,6 @@ class HeldKink:
         more = f", {len(self.units)} equal ones" if len(self.units) > 1 else ""
         place = f"layer {self.layer}, map {self.map}, unit {self.units[0]}"
         return f"HeldKink({place}, sample {self.samples[0]}{more})"
-
-
-class Members(NamedTuple):
-    """The members of all kinks of one layer among some samples, in columns of these.
-
-    `which` is the number of the kink, `first` whether the member stands for it.
-    """
-
-    units: Array
-    columns: Array
-    which: Array
-    first: Array
-    pairs: Array | None
-
-
-class HeldStep(NamedTuple):
-    """One layer of a pass with held units: what a `Step` is, the matrix that W is at `below`.
-
-    `slopes` are sigma'(z), 0 at held units; None without an activation.
-    """
-
-    layer: int
-    W: WeightMatrix
-    b: Array | None
-    below: Array
-    z: Array
-    o: Array
-    slopes: Array | None
-    activation: Activation | None
 
 
 class HeldGradient(NamedTuple):
@@ -123,7 +95,7 @@ class Held:
             trace, held = self._steps(theta, columns, rows), self._within(rows, xp)
             value, delta = self._loss(trace[-1].o, y[:, rows], held)
             part = net.zeros(like=theta.vector)
-            signals, deltas = backward(trace, held, delta, multipliers)
+            signals, deltas, _ = backward(trace, held, delta, multipliers)
             for step, dz in zip(trace, deltas, strict=True):
                 if step.b is not None:
                     weights, biases = part.W[step.layer].weights, part.b[step.layer]
@@ -174,25 +146,47 @@ class Held:
 
         return sum(net.over(theta, self.data.x, chunk))
 
+    def pieces(self, theta: Parameters, columns: Array, rows: slice) -> dict[int, Array]:
+        """Return on which piece each unit is, (n_l, N) for the samples `rows`, by layer.
+
+        After an activation -1 where it gives 0, else 0 for the lower piece, 1 for the upper one (or
+        the only one), 2 at a held unit; for a max pooling the number of the entry that is taken.
+        """
+        held, found = self._within(rows, namespace(columns)), {}
+        for step in steps(theta, columns, held):
+            if theta.net.layers[step.layer - 1].selects:
+                found[step.layer] = step.W.choice
+            elif step.activation is not None:
+                xp, upper = namespace(step.z), step.z > 0
+                lower = -1 if self.slope == 0 else 0
+                if not step.activation.piecewise_linear:
+                    lower = 1
+                pieces = found[step.layer] = xp.where(upper, 1, lower)
+                some = held.get(step.layer)
+                if some is not None:
+                    pieces[some.units, some.columns] = 2
+        return found
+
     # The pieces
 
     def _add_hessian(self, theta, columns, y, rows, multipliers, total) -> None:
         """Add the Hessian of some samples to `total`."""
         trace, held = self._steps(theta, columns, rows), self._within(rows, namespace(columns))
         _, delta = self._loss(trace[-1].o, y, held)
-        _, deltas, above = backward(trace, held, delta, multipliers, signals_above=True)
+        _, deltas, above = backward(trace, held, delta, multipliers)
+        moved: list[Moved] = []
         for (step, below, moved), dz, do in zip(sweep(trace), deltas, above, strict=True):
-            if step.b is not None and below is not None:
-                start, shape = self.net.slots[step.layer]
-                block = products(step.W, shape, dz, below)
-                stop = start + len(block)
-                total[start:stop, : below.shape[2]] += block
-                total[: below.shape[2], start:stop] += block.T
+            start, shape = self.net.slots.get(step.layer, (0, ()))
+            for part in below if step.b is not None else ():
+                block = products(step.W, shape, dz, part)
+                own, other = slice(start, start + math.prod(shape)), slice(part.start, part.stop)
+                total[own, other] += block
+                total[other, own] += block.T
             if step.activation is not None and not step.activation.piecewise_linear:
-                bend = do * step.activation.second_derivative(step.z)
-                _add_square(total, moved, bend[:, :, None] * moved)
-        if moved is not None:
-            _add_square(total, moved, self._curved(trace[-1].o, y, moved))
+                bend, full = do * step.activation.second_derivative(step.z), jacobian(moved)
+                _add_square(total, full, bend[:, :, None] * full)
+        full = jacobian(moved)
+        _add_square(total, full, self._curved(trace[-1].o, y, full))
 
     def _curved(self, o: Array, y: Array, moved: Array) -> Array:
         """Return the loss's Hessian / N times the derivatives (d_y, N, q) of the outputs."""
@@ -235,15 +229,17 @@ class Held:
     def _take(self, rows, layer, held, below, moved) -> None:
         """Write the gradients of v_k at one layer to `rows`; `moved` are those of z^l."""
         some = held.get(layer)
-        if some is None or moved is None:
+        if some is None:
             return
-        units, columns, which = some.units[some.first], some.columns[some.first], some.which
-        which, width = which[some.first], moved.shape[2]
-        if some.pairs is None:
-            rows[which, :width] = moved[units, columns]
-        elif below is not None:
-            a, b = some.pairs[some.first].T
-            rows[which, :width] = below[a, columns] - below[b, columns]
+        first = some.first
+        columns, which = some.columns[first], some.which[first]
+        for part in moved if some.pairs is None else below:
+            if some.pairs is None:
+                found = part.at(some.units[first], columns)
+            else:
+                a, b = some.pairs[first].T
+                found = part.at(a, columns) - part.at(b, columns)
+            rows[which, part.start : part.stop] = found
 
     def _steps(self, theta: Parameters, columns: Array, rows: slice) -> list[HeldStep]:
         return steps(theta, columns, self._within(rows, namespace(columns)))
@@ -269,150 +265,14 @@ class Held:
 
     def _swept(self, theta: Parameters) -> int:
         """Return of how many samples the derivatives are held at once."""
-        widest, width = 1, 0
-        for layer, W in theta.W.items():
-            width += W.weights.size + len(theta.b[layer]) if layer in theta.b else 0
-            widest = max(widest, W.shape[0] * width)
-        return max(1, min(SWEPT, self.net.memory_budget) // (theta.vector.itemsize * widest))
-
-
-def steps(
-    theta: Parameters, columns: Array, held: dict[int, Members] | None = None
-) -> list[HeldStep]:
-    """Return the steps of a pass in which the members of kinks give 0, poolings their entry b.
-
-    Among equal entries of a max pooling it takes one that moves with theta, if there is one: a
-    held unit, and not an inactive one.
-    """
-    trace, xp, held, o = [], namespace(columns), held or {}, columns
-    moves = xp.zeros_like(columns) if theta.net.max_layers else None
-    for layer, W in theta.W.items():
-        below, some = o, held.get(layer)
-        if W.selects:
-            base = xp.zeros_like(below)
-            if some is not None:
-                base[some.pairs[:, 1], some.columns] = 1
-            nothing = xp.zeros_like(below)
-            W = W.at_limit([base, below, moves if moves is not None else base], [nothing] * 3)
-        z, o = neurons(theta, layer, W @ below)
-        sigma, slopes = theta.net.activation_of(layer), None
-        if sigma is not None:
-            slopes = sigma.derivative(z)
-            if some is not None:
-                o[some.units, some.columns] = 0
-                slopes[some.units, some.columns] = 0
-        if moves is not None:
-            moves = W @ moves if layer not in theta.b else xp.ones_like(z)
-            if sigma is not None and slopes is not None:
-                moves = (slopes != 0).astype(z.dtype)
-                if some is not None:
-                    moves[some.units, some.columns] = 1
-        trace.append(HeldStep(layer, W, theta.b.get(layer), below, z, o, slopes, sigma))
-    return trace
-
-
-def backward(
-    trace: list[HeldStep],
-    held: dict[int, Members],
-    delta: Array,
-    multipliers: Array,
-    signals_above: bool = False,
-) -> tuple:
-    """Return the signals C_K and, layer by layer from the first, delta z^l.
-
-    `delta` is the derivative in o^L. At a held unit delta o is its signal, and delta z the
-    multiplier in its place. With `signals_above` there is also delta o^l for each layer.
-    """
-    xp = namespace(delta)
-    signals = xp.zeros(len(multipliers), dtype=delta.dtype)
-    deltas, above = [], []
-    some = held.get(len(trace) + 1)
-    if some is not None:
-        delta = delta.copy()
-        signals += xp.bincount(some.which, minlength=len(signals)) / 1.0
-        _put(delta, some.units, some, multipliers)
-    for step in reversed(trace):
-        some = held.get(step.layer)
-        if some is not None:
-            met = delta[some.units, some.columns]
-            signals += xp.bincount(some.which, weights=met, minlength=len(signals))
-        above.append(delta)
-        if step.activation is not None:
-            delta = delta * step.slopes
-            if some is not None:
-                _put(delta, some.units, some, multipliers)
-        deltas.append(delta)
-        if step.layer > 1:
-            delta = step.W.T @ delta
-            if some is not None and some.pairs is not None:
-                _put(delta, some.pairs[:, 0], some, multipliers)
-                _put(delta, some.pairs[:, 1], some, -multipliers)
-    found = signals, deltas[::-1]
-    return (*found, above[::-1]) if signals_above else found
-
-
-def sweep(trace: list[HeldStep]) -> Iterator[tuple[HeldStep, Array | None, Array | None]]:
-    """Yield each step with the derivatives of o^{l-1} and of z^l in the parameters up to there.
-
-    They are (n, N, q) for the first q parameters of the vector, None below the first layer that has
-    some. Those of z^l are overwritten by those of o^l with the next step.
-    """
-    below, start = None, 0
-    for step in trace:
-        n, N = step.z.shape
-        xp, products = namespace(step.z), None
-        if below is not None:
-            W = step.W.repeated(start)
-            products = (W @ below.reshape(len(below), -1)).reshape(n, N, start)
-        if step.b is None:
-            moved = products
-        else:
-            patches = patches_of(step.W, step.below)
-            T, K = len(step.b), len(patches)
-            stop = start + T * (K + 1)
-            moved = xp.zeros((n, N, stop), dtype=step.z.dtype)
-            if products is not None:
-                moved[:, :, :start] = products
-            maps, patches = moved.reshape(T, -1, N, stop), patches.transpose(1, 2, 0)
-            for t in range(T):
-                maps[t, :, :, start + t * K : start + (t + 1) * K] = patches
-                maps[t, :, :, start + T * K + t] = 1
-            start = stop
-        yield step, below, moved
-        if moved is not None and step.slopes is not None:
-            moved *= step.slopes[:, :, None]
-        below = moved
-
-
-def patches_of(W: WeightMatrix, o: Array) -> Array:
-    """Return what the weights of one map multiply at each position, (weights, positions, N)."""
-    maps = o.reshape(W.maps_in, W.positions_in, -1)
-    found = [W.gathered(maps[c]) for c in range(len(maps))]
-    return found[0] if len(found) == 1 else namespace(o).concatenate(found)
-
-
-def products(W: WeightMatrix, shape: tuple[int, ...], delta: Array, moved: Array) -> Array:
-    """Return W.gradient(delta, moved[:, :, q]) for each q, as (weights, q)."""
-    xp, (_, N, q) = namespace(delta), moved.shape
-    T, maps = shape[0], moved.reshape(W.maps_in, W.positions_in, N * q)
-    delta, found = delta.reshape(T, -1), []
-    for c in range(W.maps_in):
-        read = W.gathered(maps[c])
-        found.append(delta @ read.reshape(len(read), -1, q))  # (K, T, q)
-    return xp.concatenate(found).transpose(1, 0, 2).reshape(-1, q)
+        bytes_of_one = theta.vector.itemsize * widest(theta)
+        return max(1, min(SWEPT, self.net.memory_budget) // bytes_of_one)
 
 
 def _add_square(total: Array, moved: Array, weighted: Array) -> None:
-    """Add sum over units and samples of moved^T weighted to the first rows and columns."""
+    """Add sum over units and samples of moved^T weighted to `total`."""
     q = moved.shape[2]
     total[:q, :q] += moved.reshape(-1, q).T @ weighted.reshape(-1, q)
-
-
-def _put(delta: Array, units: Array, some: Members, multipliers: Array) -> None:
-    """Add the multipliers to delta at the first members."""
-    first = some.first
-    places = units[first], some.columns[first]
-    delta[places] += multipliers[some.which[first]]
 
 
 def _by_layer(kinks: Sequence[HeldKink]) -> dict[int, Members]:
