@@ -14,8 +14,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..layers import WeightMatrix
 from .backend import to_numpy
-from .held import Held, HeldKink
-from .network import Network
+from .held import Held, HeldKink, View
 from .parameters import Parameters
 
 PIECES = 3  # of an activation: inactive, active, held
@@ -24,34 +23,41 @@ PIECES = 3  # of an activation: inactive, active, held
 class EqualKinks:
     """The kinks of a network on data, equal ones as one, with the patterns that theta has.
 
-    `held` are the kinks that theta is held at already.
+    `held` are the kinks that theta is held at already, `seen` what `Held.view` or `Held.forward`
+    found there, if that is known.
     """
 
-    def __init__(self, theta: Parameters, data: TrainingSet, held: Held):
-        net, self.data = theta.net, data
-        self.net: Network = net
-        pieces: dict[int, list[np.ndarray]] = {}
-        for _, parts in net.over(
-            theta, data.x, lambda rows, o: (rows, held.pieces(theta, o, rows))
-        ):
-            for layer, part in parts.items():
-                pieces.setdefault(layer, []).append(to_numpy(part))
-        self.pieces = {layer: np.concatenate(parts, axis=1) for layer, parts in pieces.items()}
-        ties = {k.layer: [] for k in held.kinks if k.pairs is not None}
+    def __init__(self, theta: Parameters, data: TrainingSet, held: Held, seen: View | None = None):
+        self.net, self.data = theta.net, data
+        seen = held.forward(theta)[2] if seen is None else seen
+        self.choices = {
+            n: to_numpy(c) for n, c in enumerate(seen.choices, start=1) if c is not None
+        }
+        self.pieces = {n: self._pieces(to_numpy(seen.z[n - 1])) for n in theta.net.kinked_layers}
+        ties: dict[int, list[HeldKink]] = {}
         for kink in held.kinks:
             if kink.pairs is not None:
-                ties[kink.layer].append(kink)
+                ties.setdefault(kink.layer, []).append(kink)
+            elif kink.layer <= theta.net.depth:
+                self.pieces[kink.layer][kink.units, kink.samples] = 2
         self.tokens, self.labels = [_numbered(data.x.reshape(len(data), -1).T)], {}
         for layer, W in theta.W.items():
             self.tokens.append(self._above(layer, W, ties.get(layer, [])))
+
+    def _pieces(self, z: np.ndarray) -> np.ndarray:
+        """Return -1 where a unit gives 0, else 0 for the lower piece and 1 for the upper one."""
+        return np.where(z > 0, 1, 0 if self.net.activation.slope else -1)
 
     def kink(self, layer: int, unit: int, sample: int) -> HeldKink:
         """Return the kink of a unit of z^l, or an output for layer L + 1, with all equal ones."""
         level = min(layer, self.net.depth)
         positions = self.net.positions(level)
         t, p = divmod(unit, positions)
-        same = self.labels[level] == self.labels[level][p, sample]
-        if layer > self.net.depth:
+        if layer <= self.net.depth:
+            same = self.labels[level] == self.labels[level][p, sample]
+        else:
+            tokens = self.tokens[level].reshape(-1, positions, len(self.data))[t]
+            same = tokens == tokens[p, sample]
             y = self.data.y.T.reshape(-1, positions, len(self.data))[t]
             same = same & (y == y[p, sample])
         places, samples = np.nonzero(same)
@@ -85,7 +91,7 @@ class EqualKinks:
         below, (n, _), N = self.tokens[-1], W.shape, len(self.data)
         if W.selects:
             windows = W.windows(below)
-            tokens = np.take_along_axis(windows, self.pieces[layer][None], axis=0)[0]
+            tokens = np.take_along_axis(windows, self.choices[layer][None], axis=0)[0]
             for kink in ties:
                 a, b = below[kink.pairs[:, 0], kink.samples], below[kink.pairs[:, 1], kink.samples]
                 # the pair of two functions: above all numbers of single ones

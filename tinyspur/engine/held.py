@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,6 +64,18 @@ class HeldGradient(NamedTuple):
     signals: Array
 
 
+class View(NamedTuple):
+    """What is at each unit for each sample, layer by layer from the first, (n_l, N) each.
+
+    z^l, o^l, the derivatives of L in o^l, and the choices of max poolings (None elsewhere).
+    """
+
+    z: list[Array]
+    o: list[Array]
+    signals: list[Array]
+    choices: list[Array | None]
+
+
 class Held:
     """The function L(theta, lambda) of a network on data, with units held at `kinks`.
 
@@ -87,43 +99,54 @@ class Held:
         return namespace(signals).asarray(own) * signals, signals
 
     def gradient(self, theta: Parameters, multipliers: Array) -> HeldGradient:
-        """Return R_0, grad L, v_K and the signals by one backward pass."""
-        net, xp = self.net, namespace(theta.vector)
-        y = net.targets(theta, self.data, self.loss)
-
-        def chunk(rows: slice, columns: Array) -> tuple:
-            trace, held = self._steps(theta, columns, rows), self._within(rows, xp)
-            value, delta = self._loss(trace[-1].o, y[:, rows], held)
-            part = net.zeros(like=theta.vector)
-            signals, deltas, _ = backward(trace, held, delta, multipliers)
-            for step, dz in zip(trace, deltas, strict=True):
-                if step.b is not None:
-                    weights, biases = part.W[step.layer].weights, part.b[step.layer]
-                    weights += step.W.gradient(dz, step.below)
-                    biases += by_map(dz, biases).sum(axis=1)
-            return value, part.vector, self._values(trace, held, y[:, rows]), signals
-
+        """Return R_0, the gradient of L, v_K and the signals by one backward pass."""
         risk, totals = 0.0, None
-        for value, *parts in net.over(theta, self.data.x, chunk):
+        for value, *parts, _ in self._over(theta, multipliers):
             risk += value
             totals = parts if totals is None else list(map(operator.add, totals, parts))
         return HeldGradient(risk, *totals)
 
-    def jacobian(self, theta: Parameters) -> Array:
-        """Return the gradients of v_K in the parameters, (kinks, p)."""
-        net, xp = self.net, namespace(theta.vector)
-        rows = xp.zeros((len(self.kinks), net.size), dtype=theta.vector.dtype)
-        standing = np.array([k.samples[0] for k in self.kinks], dtype=int)
-        samples, top = np.unique(standing), max((k.layer for k in self.kinks), default=0)
+    def view(self, theta: Parameters, multipliers: Array) -> tuple[HeldGradient, View]:
+        """Return what `gradient` does, and what is at each unit for each sample."""
+        risk, totals, seen = 0.0, None, []
+        for value, *parts, layers in self._over(theta, multipliers):
+            risk += value
+            totals = parts if totals is None else list(map(operator.add, totals, parts))
+            seen.append(layers)
+        return HeldGradient(risk, *totals), _joined(seen)
+
+    def forward(self, theta: Parameters) -> tuple[float, Array, View]:
+        """Return R_0, v_K and what is at each unit for each sample, without signals."""
+        y = self.net.targets(theta, self.data, self.loss)
+
+        def chunk(rows: slice, columns: Array) -> tuple:
+            trace, held = self._steps(theta, columns, rows), self._within(rows, namespace(columns))
+            value, _ = self._loss(trace[-1].o, y[:, rows], held)
+            return value, self._values(trace, held, y[:, rows]), _layers(trace)
+
+        parts = list(self.net.over(theta, self.data.x, chunk))
+        values = sum(part[1] for part in parts)
+        return sum(part[0] for part in parts), values, _joined([part[2] for part in parts])
+
+    def jacobian(self, theta: Parameters, of: Sequence[HeldKink] | None = None) -> Array:
+        """Return the gradients of v_K in the parameters, (kinks, p).
+
+        With `of` they are those of other kinks, at which no unit needs to be held.
+        """
+        net, xp, of = self.net, namespace(theta.vector), self.kinks if of is None else of
+        rows = xp.zeros((len(of), net.size), dtype=theta.vector.dtype)
+        standing, members = np.array([k.samples[0] for k in of], dtype=int), _by_layer(of)
+        samples, top = np.unique(standing), max((k.layer for k in of), default=0)
         for part in _parts(len(samples), self._swept(theta)):
             some = samples[part]
             x = xp.asarray(self.data.x[some], dtype=theta.vector.dtype)
             columns = xp.ascontiguousarray(x.reshape(len(some), -1).T)
-            held = self._among(some, xp)
-            for step, below, moved in sweep(steps(theta, columns, held)[:top]):
-                self._take(rows, step.layer, held, below, moved)
+            trace = steps(theta, columns, _among(self._members, some, xp))[:top]
+            asked = _among(members, some, xp)
+            for step, below, moved in sweep(trace):
+                self._take(rows, step.layer, asked, below, moved)
                 if step.layer == net.depth:
-                    self._take(rows, step.layer + 1, held, below, moved)
+                    self._take(rows, step.layer + 1, asked, below, moved)
         return rows
 
     def hessian(self, theta: Parameters, multipliers: Array) -> Array:
@@ -146,28 +169,27 @@ class Held:
 
         return sum(net.over(theta, self.data.x, chunk))
 
-    def pieces(self, theta: Parameters, columns: Array, rows: slice) -> dict[int, Array]:
-        """Return on which piece each unit is, (n_l, N) for the samples `rows`, by layer.
-
-        After an activation -1 where it gives 0, else 0 for the lower piece, 1 for the upper one (or
-        the only one), 2 at a held unit; for a max pooling the number of the entry that is taken.
-        """
-        held, found = self._within(rows, namespace(columns)), {}
-        for step in steps(theta, columns, held):
-            if theta.net.layers[step.layer - 1].selects:
-                found[step.layer] = step.W.choice
-            elif step.activation is not None:
-                xp, upper = namespace(step.z), step.z > 0
-                lower = -1 if self.slope == 0 else 0
-                if not step.activation.piecewise_linear:
-                    lower = 1
-                pieces = found[step.layer] = xp.where(upper, 1, lower)
-                some = held.get(step.layer)
-                if some is not None:
-                    pieces[some.units, some.columns] = 2
-        return found
-
     # The pieces
+
+    def _over(self, theta: Parameters, multipliers: Array) -> Iterator[tuple]:
+        """Yield the losses / N, their gradient, v_K, the signals and the layers of chunks."""
+        net, xp = self.net, namespace(theta.vector)
+        y = net.targets(theta, self.data, self.loss)
+
+        def chunk(rows: slice, columns: Array) -> tuple:
+            trace, held = self._steps(theta, columns, rows), self._within(rows, xp)
+            value, delta = self._loss(trace[-1].o, y[:, rows], held)
+            part = net.zeros(like=theta.vector)
+            signals, deltas, above = backward(trace, held, delta, multipliers)
+            for step, dz in zip(trace, deltas, strict=True):
+                if step.b is not None:
+                    weights, biases = part.W[step.layer].weights, part.b[step.layer]
+                    weights += step.W.gradient(dz, step.below)
+                    biases += by_map(dz, biases).sum(axis=1)
+            values = self._values(trace, held, y[:, rows])
+            return value, part.vector, values, signals, _layers(trace, above)
+
+        return net.over(theta, self.data.x, chunk)
 
     def _add_hessian(self, theta, columns, y, rows, multipliers, total) -> None:
         """Add the Hessian of some samples to `total`."""
@@ -226,9 +248,9 @@ class Held:
                 values[which] = below[a, columns] - below[b, columns]
         return values
 
-    def _take(self, rows, layer, held, below, moved) -> None:
+    def _take(self, rows, layer, members, below, moved) -> None:
         """Write the gradients of v_k at one layer to `rows`; `moved` are those of z^l."""
-        some = held.get(layer)
+        some = members.get(layer)
         if some is None:
             return
         first = some.first
@@ -253,16 +275,6 @@ class Held:
                 found[layer] = _part(some, inside, some.columns[inside] - rows.start, xp)
         return found
 
-    def _among(self, samples: np.ndarray, xp) -> dict[int, Members]:
-        """Return the members among samples, which ascend."""
-        found = {}
-        for layer, some in self._members.items():
-            inside = np.isin(some.columns, samples)
-            if inside.any():
-                columns = np.searchsorted(samples, some.columns[inside])
-                found[layer] = _part(some, inside, columns, xp)
-        return found
-
     def _swept(self, theta: Parameters) -> int:
         """Return of how many samples the derivatives are held at once."""
         bytes_of_one = theta.vector.itemsize * widest(theta)
@@ -273,6 +285,36 @@ def _add_square(total: Array, moved: Array, weighted: Array) -> None:
     """Add sum over units and samples of moved^T weighted to `total`."""
     q = moved.shape[2]
     total[:q, :q] += moved.reshape(-1, q).T @ weighted.reshape(-1, q)
+
+
+def _layers(trace: list[HeldStep], signals: Sequence[Array] = ()) -> View:
+    choices = [getattr(step.W, "choice", None) for step in trace]
+    choices = [None if callable(choice) else choice for choice in choices]
+    return View([step.z for step in trace], [step.o for step in trace], list(signals), choices)
+
+
+def _joined(seen: list[View]) -> View:
+    """Return the views of chunks of samples as one."""
+    if len(seen) == 1:
+        return seen[0]
+
+    def joined(parts: tuple) -> Array | None:
+        return None if parts[0] is None else namespace(parts[0]).concatenate(parts, axis=1)
+
+    return View(
+        *([joined(p) for p in zip(*lists, strict=True)] for lists in zip(*seen, strict=True))
+    )
+
+
+def _among(members: dict[int, Members], samples: np.ndarray, xp) -> dict[int, Members]:
+    """Return the members among samples, which ascend."""
+    found = {}
+    for layer, some in members.items():
+        inside = np.isin(some.columns, samples)
+        if inside.any():
+            columns = np.searchsorted(samples, some.columns[inside])
+            found[layer] = _part(some, inside, columns, xp)
+    return found
 
 
 def _by_layer(kinks: Sequence[HeldKink]) -> dict[int, Members]:
