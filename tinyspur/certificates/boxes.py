@@ -81,7 +81,7 @@ def first_order(held: Held, box: Box, released: bool = False) -> First:
     gradient, values, signals = (_zeros(n) for n in (net.size, kinks, kinks))
     risk, kept = _zeros(1), True
     for rows, columns in net.chunks(box.theta, held.data.x):
-        members = held._within(rows, np)
+        members = members_of(held, rows)
         trace, fine = forward(held, box, columns, members, released)
         delta, values_here = _top(held, trace[-1].o, y[:, rows], members)
         kept = kept and fine and _loss_kept(held, trace[-1].o, y[:, rows], members)
@@ -97,6 +97,19 @@ def first_order(held: Held, box: Box, released: bool = False) -> First:
     return First(gradient, values, signals, risk, kept)
 
 
+def signal_bounds(held: Held, box: Box) -> dict[int, np.ndarray]:
+    """Return bounds of |dL/dz^l| over a box, layer by layer, (n_l, N)."""
+    y, found = held.data.y.T.astype(np.float64), {}
+    for rows, columns in held.net.chunks(box.theta, held.data.x):
+        members = members_of(held, rows)
+        trace, _ = forward(held, box, columns, members)
+        delta, _ = _top(held, trace[-1].o, y[:, rows], members)
+        deltas, _ = backward(trace, members, delta, box.multipliers, len(held.data))
+        for step, dz in zip(trace, deltas, strict=True):
+            found.setdefault(step.layer, []).append(dz.magnitude)
+    return {layer: np.concatenate(parts, axis=1) for layer, parts in found.items()}
+
+
 def second_order(held: Held, box: Box, coordinates: np.ndarray) -> Second:
     """Enclose the Hessian of L and the gradients of v_K in chosen coordinates, ascending."""
     q, kinks = len(coordinates), len(held.kinks)
@@ -108,7 +121,7 @@ def second_order(held: Held, box: Box, coordinates: np.ndarray) -> Second:
     for start in range(0, len(x), size):
         rows = slice(start, min(len(x), start + size))
         columns = np.ascontiguousarray(x[rows].T, dtype=np.float64)
-        members = held._within(rows, np)
+        members = members_of(held, rows)
         trace, _ = forward(held, box, columns, members)
         delta, _ = _top(held, trace[-1].o, y[:, rows], members)
         deltas, _, above = backward(trace, members, delta, box.multipliers, len(x), above=True)
@@ -126,6 +139,25 @@ def second_order(held: Held, box: Box, coordinates: np.ndarray) -> Second:
         if moved is not None:
             _add_curvature(total, held, trace[-1].o, y[:, rows], moved)
     return Second(total.found(), rows_of_Z)
+
+
+def members_of(held: Held, samples: slice | np.ndarray) -> dict[int, Members]:
+    """Return the members of all kinks among some samples, ascending, in columns of these."""
+    columns = np.arange(len(held.data))[samples]
+    found: dict[int, list] = {}
+    for number, kink in enumerate(held.kinks):
+        places = np.minimum(np.searchsorted(columns, kink.samples), len(columns) - 1)
+        inside = np.flatnonzero(columns[places] == kink.samples)
+        if len(inside):
+            parts = kink.units[inside], places[inside], np.full(len(inside), number), inside == 0
+            pairs = None if kink.pairs is None else kink.pairs[inside]
+            found.setdefault(kink.layer, []).append((*parts, pairs))
+    return {
+        layer: Members(
+            *(None if part[0] is None else np.concatenate(part) for part in zip(*some, strict=True))
+        )
+        for layer, some in found.items()
+    }
 
 
 # Upwards

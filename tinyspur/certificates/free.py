@@ -1,27 +1,29 @@
 """Which coordinates may be frozen: those along which the risk does not change, and why.
 
 A ReLU network has whole families of points with the same outputs, so none of its local minima is
-strict. Freeze coordinates that cross these families. What has to be shown is that at all points of
-a box with grad L = 0 in the free coordinates and v_K = 0 the gradient of L is 0 in the frozen ones
-too. Then the points m(f) where that is so form a family over the frozen coordinates f, and L is
-constant on it, since its derivative in f is the frozen part of the gradient; see `growth`.
+strict. Freeze coordinates that cross these families.
 
-Two kinds of coordinates are frozen.
+- *Idle* ones, in which the derivative of L is the constant 0 in a box, sample by sample: a weight
+  of a unit that is strictly inactive wherever what the weight reads is not 0, or whose signal is
+  cut off above.
+- As many others as there are independent *generators*: fields xi(theta) with grad L . xi =
+  sum_k c_k v_k for all theta in the box and all multipliers, and grad v_j . xi the same with
+  other c. Where v_K = 0 and grad L = 0 in the free coordinates, Xi_frozen g = 0 for the rows xi and
+  the frozen part g of the gradient: grad L = 0 in all coordinates if Xi_frozen is regular.
 
-- *Idle* ones, in which the derivative of L is the constant 0 in the box, sample by sample: a
-  weight of a unit that is strictly inactive wherever what the weight reads is not 0, or whose
-  signal is cut off above.
-- As many others as there are independent *generators*: fields xi(theta) with grad L . xi = 0
-  wherever v_K = 0. With the rows xi and the gradient zero in the free coordinates Xi_frozen g = 0,
-  and g = 0 where Xi_frozen is regular, which is shown by an enclosure over the box.
+Then such a point theta* is one of a family m(f), f the frozen coordinates: follow sums of fields
+with frozen parts f - f*. On the way v_K stays 0, since d v/ds is linear in v; so does the gradient
+G of L, with multipliers that follow d lambda_k/ds = -c_k: differentiate grad L . xi = sum_k c_k v_k
+where v_K = 0, then dG/ds = -(D xi)^T G. And L stays as it is, since dL/ds = G . xi = 0. How far
+m(f) is from theta* follows from Xi_frozen over the box; see `Coordinates.flow`.
 
-With delta = dL/dz, o = slope z off the kinks, and o = v = 0 at held units, the generators are
-(sums over samples and positions):
+With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, the generators are
+(sums over samples and positions; c = 0 but for mixings):
 
 - *mixing* of maps a, b of one layer, a = b being the scaling: the incoming (w, b)_a += (w, b)_b and
   the outgoing weights of b -= those of a. Its product with grad L is sum delta_a z_b - sum
-  (dL/do_a) o_b. It is 0 term by term where both have the same slope, and where b is held; so each
-  place where a is held must be one where b is.
+  (dL/do_a) o_b. Terms are 0 where both have the same slope, and c_k v_k with c_k = delta_a where b
+  is held; so each place where a is held must be one where b is.
 - *shifts* of maps with the same slope s everywhere, none held: bias += 1, and each bias of a dense
   layer above -= s times the sum of its weights on the map.
 - *interpolation*: a map that is not constantly 0 at n different places only, fewer than its free
@@ -47,22 +49,24 @@ from ..engine.held_steps import HeldStep, steps
 from ..engine.losses import CrossEntropy
 from ..engine.parameters import Parameters
 from ..layers import Dense
-from .boxes import Box, forward, reads
+from .boxes import Box, forward, members_of, reads
 from .enclosed_algebra import enclose_inverse, solve
 from .enclosures import Enclosure, exact
 
+SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
 INDEPENDENT = 1e-8  # of the largest pivot: generators below count as dependent
 
 
 class Generator(NamedTuple):
     """A field: at coordinates `at` it is factor * theta[source], or factor where source is -1.
 
-    Coordinates that come more than once are summed.
+    Coordinates that come more than once are summed. `mixes` is (layer, a, b) of a mixing.
     """
 
     at: np.ndarray
     source: np.ndarray
     factor: np.ndarray
+    mixes: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,19 +104,31 @@ class Coordinates:
         """Return the coordinates that are not idle, ascending."""
         return np.sort(np.concatenate([self.free, self.frozen]))
 
-    def explained(self, held: Held, box: Box) -> bool:
-        """Return whether the gradient is 0 in the frozen coordinates where it is in the free ones.
+    def flow(self, held: Held, box: Box) -> Flow | None:
+        """Return the fields that move the frozen coordinates, over a box; None if there are none.
 
-        At all points of the box with v_K = 0.
+        Sums c_j xi_j of fields with frozen parts e_f, for each frozen coordinate f: c = Xi^-1.
         """
-        if not len(self.frozen):
-            return True
         rows = fields(self.generators, self.interpolations, held, box)
         if rows is None:
-            return False
-        square = rows[self.rows][:, self.frozen]
-        scale = 1 / np.maximum(abs(square.middle).max(axis=1), 1e-300)
-        return enclose_inverse(square * np.ldexp(1.0, np.frexp(scale)[1])[:, None]) is not None
+            return None
+        rows = rows[self.rows]
+        scale = np.ldexp(1.0, -np.frexp(abs(rows.middle).max(axis=1, initial=1e-300))[1])[:, None]
+        inverse = enclose_inverse(rows[:, self.frozen] * scale)
+        if inverse is None:
+            return None
+        free = (inverse @ (rows[:, self.free] * scale)).magnitude.sum(axis=0)
+        return Flow(free * SMALL, inverse.magnitude.sum(axis=0) * scale[:, 0] * SMALL)
+
+
+class Flow(NamedTuple):
+    """How fast free coordinates move and fields are followed where frozen ones move by 1 at most.
+
+    Bounds over a box: of the free coordinates (free,) and of the factors of the independent fields.
+    """
+
+    free: np.ndarray
+    fields: np.ndarray
 
 
 class Reach(NamedTuple):
@@ -165,7 +181,7 @@ def fields(
     vector, radii = box.theta.vector, box.radii.vector
     count = len(generators)
     middle, radius = np.zeros((count, len(vector))), np.zeros((count, len(vector)))
-    for row, (at, source, factor) in enumerate(generators):
+    for row, (at, source, factor, _) in enumerate(generators):
         values = np.where(source < 0, 1.0, vector[source]) * factor
         off = np.where(source < 0, 0.0, radii[source]) * abs(factor)
         off = off + 1e-15 * len(at) * abs(values)  # of products and of sums
@@ -194,7 +210,7 @@ def fields(
 def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
     """Return what counts at theta, for each layer with parameters."""
     x = held.data.x.reshape(len(held.data), -1).astype(np.float64)
-    members = held._within(slice(0, len(x)), np)
+    members = members_of(held, slice(None))
     trace = steps(theta, np.ascontiguousarray(x.T), members)
     found, moves = {}, []
     now = trace[0].below != 0
@@ -287,6 +303,7 @@ def mixings(
                 np.concatenate([own, out]),
                 np.concatenate([other, back]),
                 np.concatenate([np.ones(len(own)), -np.ones(len(out))]),
+                (layer, a, b),
             )
             found.append(one)
     return found
@@ -386,7 +403,7 @@ def _read_rows(held: Held, box: Box, one: Interpolation) -> Enclosure:
     """Return what is read at the places of an interpolation, over the box, (rows, weights + 1)."""
     samples, inverse = np.unique(one.samples, return_inverse=True)
     x = held.data.x.reshape(len(held.data), -1)[samples].astype(np.float64)
-    trace, _ = forward(held, box, np.ascontiguousarray(x.T), held._among(samples, np))
+    trace, _ = forward(held, box, np.ascontiguousarray(x.T), members_of(held, samples))
     step = trace[one.layer - 1]
     places = one.positions, inverse.reshape(-1)
     middle = reads(step.W, step.below.middle)[:, places[0], places[1]].T

@@ -13,8 +13,8 @@ what is passed on the way.
 3. H + sum_k rho_k z_k z_k^T is positive definite for all H and z_k in the enclosures over B of the
    Hessian of L and of grad v_k in the free coordinates, for some rho_k >= 0 with rho_k M_k / 2 <=
    mu_k: M_k is a bound of |v_k|, and sum_k mu_k |v_k| <= sum_k m_k |y_k|, see `shares`;
-4. for each choice f' of the frozen coordinates in B there is a point m(f') like theta* in the box,
-   and the gradient of L is 0 there in the frozen coordinates, too.
+4. for each choice f' of the frozen coordinates in B there is a point m(f') like theta* in B, with
+   R(m(f')) = R(theta*): see `free`.
 
 Proof. Let z_k(theta', a) be the pre-activations when held units give a, r(theta', a) the rest of
 the risk, L(theta', a) = r + sum_k lambda_k z_k, and y_k, a_k = sigma(y_k) those of the network
@@ -24,12 +24,8 @@ L(theta') = sum_k D_k sigma(y_k) - lambda_k y_k >= sum_k m_k |y_k| >= sum_k mu_k
 for the multipliers of m = m(f'), f' the frozen coordinates of theta'. There v_K = 0 and grad L = 0
 in the free coordinates, so with d = theta' - m, which is 0 in the others, L(theta') - L(m) = d.Hd /
 2 > -sum_k rho_k (z_k.d)^2 / 2 = -sum_k rho_k v_k^2 / 2 >= -sum_k mu_k |v_k| for d != 0, where H is
-a mean of Hessians on the way and z_k one of gradients, v_k = z_k.d. Hence R(theta') >= L(m) = R(m),
-and R(m) = R(theta*): along m(f) the derivative of L is its gradient in the frozen coordinates, 0.
-
-m(f') is continued from theta*: with F = (grad L, v_K), x = (free coordinates, lambda), F' in the
-enclosure over B, a float matrix C, and E = |I - C F'|, x moves by at most b if E b + |C dF/df| rho
-< b, and never leaves B if b is no larger than B.
+a mean of Hessians on the way and z_k one of gradients, v_k = z_k.d. Hence R(theta') >= L(m) = R(m)
+= R(theta*).
 """
 
 from __future__ import annotations
@@ -39,11 +35,13 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
+from ..engine.held import Held
 from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix
-from .boxes import Box, First, Second, first_order, forward, second_order
+from .boxes import Box, First, Second, first_order, forward, members_of, second_order, signal_bounds
 from .enclosed_algebra import positive_definite
 from .enclosures import Enclosure, exact
+from .free import Flow
 from .stationary import Stationary
 
 ROOM = 1.5  # times what x moves by to first order is what it may
@@ -95,17 +93,15 @@ def exists(at: Stationary) -> Proved | str:
     return "no exact stationary point was shown to be near"
 
 
-def split(at: Stationary, second: Second) -> tuple[Enclosure, Enclosure, Enclosure, Enclosure]:
-    """Return H and Z in the free coordinates, and those parts that mix them with the frozen."""
-    inside = np.isin(at.coordinates.moving, at.coordinates.free)
-    free, frozen = np.flatnonzero(inside), np.flatnonzero(~inside)
-    H, Z = second.hessian, second.jacobian
-    return H[np.ix_(free, free)], Z[:, free], H[np.ix_(free, frozen)], Z[:, frozen]
+def split(at: Stationary, second: Second) -> tuple[Enclosure, Enclosure]:
+    """Return the parts of the Hessian and of grad v_K in the free coordinates."""
+    free = np.flatnonzero(np.isin(at.coordinates.moving, at.coordinates.free))
+    return second.hessian[np.ix_(free, free)], second.jacobian[:, free]
 
 
 def _error(at: Stationary, second: Second) -> Enclosure:
     """Return I - C F' over a box."""
-    H, Z, _, _ = split(at, second)
+    H, Z = split(at, second)
     K = Z.shape[0]
     parts = [
         np.block([[getattr(H, name), getattr(Z, name).T], [getattr(Z, name), np.zeros((K, K))]])
@@ -131,6 +127,35 @@ def own_slope(at: Stationary, kink: object) -> float:
     return float(at.held.slope) if kink.pairs is None else 0.0
 
 
+def multiplier_rates(at: Stationary, box: Box, flow: Flow) -> np.ndarray:
+    """Return bounds of d lambda_k where frozen coordinates move by 1 at most, (kinks,).
+
+    A field that adds map b to map a changes the multipliers of kinks of b by delta z_a there.
+    """
+    held, coordinates = at.held, at.coordinates
+    rates, signals, known = np.zeros(len(held.kinks)), None, len(coordinates.generators)
+    for row, rate in zip(coordinates.rows, flow.fields, strict=True):
+        mixes = coordinates.generators[row].mixes if row < known else None
+        for n, kink in enumerate(held.kinks):
+            if mixes is None or (_trained(held, kink.layer), kink.map) != (mixes[0], mixes[2]):
+                continue
+            size = float(box.multipliers.magnitude[n])
+            if mixes[1] != mixes[2]:
+                signals = signal_bounds(held, box) if signals is None else signals
+                maps = signals[mixes[0]].reshape(held.net.shapes[mixes[0]][0], -1, len(held.data))
+                places = kink.units % maps.shape[1], kink.samples
+                size = float(maps[mixes[1]][places].sum())
+            rates[n] += rate * size
+    return rates * SMALL
+
+
+def _trained(held: Held, layer: int) -> int:
+    """Return the layer itself or, for a pooling, the one with parameters below it."""
+    return (
+        max((n for n in held.net.slots if n <= layer), default=0) if layer <= held.net.depth else 0
+    )
+
+
 def couplings(at: Stationary, box: Box) -> np.ndarray:
     """Return bounds of how much y_k moves with what a held unit below it gives, (kinks, kinks).
 
@@ -146,7 +171,7 @@ def couplings(at: Stationary, box: Box) -> np.ndarray:
     for n in upper:
         kink, sample = kinks[n], int(kinks[n].samples[0])
         x = held.data.x[sample].reshape(-1, 1).astype(np.float64)
-        members = held._among(np.array([sample]), np)
+        members = members_of(held, np.array([sample]))
         trace, _ = forward(held, box, np.ascontiguousarray(x), members)
         level = min(kink.layer, held.net.depth)
         if kink.pairs is not None:
@@ -203,12 +228,10 @@ class Growth:
     def __init__(self, proved: Proved):
         self.proved, at = proved, proved.at
         self.at = at
-        H, Z, mixed, frozen = split(at, proved.second)
+        H, Z = split(at, proved.second)
         self.H, self.Z = H.middle, Z.middle
-        F = np.concatenate([mixed.middle, frozen.middle])
-        moved = abs(at.inverse @ F).sum(axis=1)
-        n = len(at.coordinates.free)
-        self.moved_free, self.moved_multipliers = moved[:n], moved[n:]
+        thin = box_around(at, 0 * proved.free_radius, 0.0, 0 * proved.multiplier_radius)
+        self.flow = at.coordinates.flow(at.held, thin)
         self.tangents = self._tangents()
         self.tangent = float(self.tangents.min(initial=np.inf))
         self.weights = None
@@ -234,45 +257,33 @@ class Growth:
 
     def holds(self, rho: float) -> bool:
         """Return whether the lemma is shown for all parameters within rho of theta*."""
-        at, n = self.at, len(self.at.coordinates.free)
-        own = self.proved.free_radius, self.proved.multiplier_radius
-        frozen = len(at.coordinates.frozen) > 0
-        reach = np.full(n, rho)
-        multipliers = np.zeros(len(self.Z))
-        if frozen:
-            reach = np.maximum(reach, ROOM * self.moved_free * rho)
-            more = 0.1 * self.moved_multipliers.max(initial=0)
-            more += 1e-3 * abs(at.multipliers).max(initial=0)
-            multipliers = rho * (ROOM * self.moved_multipliers + more)
-        box = box_around(at, (reach + own[0]) * SMALL, rho, (multipliers + own[1]) * SMALL)
+        at, proved = self.at, self.proved
+        if self.flow is None:
+            return False
+        reach = np.maximum(ROOM * self.flow.free, 1.0) * rho
+        thin = box_around(at, reach, rho, proved.multiplier_radius)
+        more = ROOM * multiplier_rates(at, thin, self.flow) * rho
+        box = box_around(
+            at, (reach + proved.free_radius) * SMALL, rho, (more + proved.multiplier_radius) * SMALL
+        )
         first = first_order(at.held, box, released=True)
         room = rooms(at, first.signals, box.multipliers)
         if not first.kept or not (room > 0).all():
             return False
-        second = second_order(at.held, box, at.coordinates.moving)
-        if frozen and not self._continues(second, reach, multipliers, rho, box):
+        flow = at.coordinates.flow(at.held, box)
+        if flow is None or not (flow.free * rho <= reach).all():
             return False
+        if not (multiplier_rates(at, box, flow) * rho <= more).all():
+            return False
+        second = second_order(at.held, box, at.coordinates.free)
         mu = shares(at, room, couplings(at, box))
-        H, Z, _, _ = split(at, second)
-        apart = (rho + (reach if frozen else 0) + own[0]) * SMALL  # |theta' - m|
+        H, Z = second.hessian, second.jacobian
+        apart = rho + proved.free_radius  # how far theta' is from m in each coordinate
+        if len(at.coordinates.frozen):
+            apart = apart + flow.free * rho
         largest = Z.magnitude @ apart * SMALL
         weights = np.minimum(self.weights, 2 * mu / np.maximum(largest, 1e-300)) / SMALL
-        return positive_definite(H + _transposed(Z, weights) @ Z) if n else True
-
-    def _continues(
-        self, second: Second, reach: np.ndarray, multipliers: np.ndarray, rho: float, box: Box
-    ) -> bool:
-        """Return whether m(f) is in the box for all frozen f within rho, and stationary in them."""
-        _, _, mixed, frozen = split(self.at, second)
-        F = Enclosure(
-            np.concatenate([mixed.middle, frozen.middle]),
-            np.concatenate([mixed.radius, frozen.radius]),
-        )
-        moved = (exact(self.at.inverse) @ F).magnitude.sum(axis=1) * rho
-        E, b = _error(self.at, second).magnitude, np.concatenate([reach, multipliers])
-        if not np.isfinite(E).all() or not ((moved + E @ b) * SMALL < b).all():
-            return False
-        return self.at.coordinates.explained(self.at.held, box)
+        return positive_definite(H + (Z.T * weights) @ Z) if len(H) else True
 
     def radius(self, start: float, tries: int = 7) -> float:
         """Return the largest rho found for which the lemma holds, 0 if none."""
@@ -291,8 +302,3 @@ class Growth:
 
 def _joined(a: Enclosure, b: Enclosure) -> Enclosure:
     return Enclosure(np.concatenate([a.middle, b.middle]), np.concatenate([a.radius, b.radius]))
-
-
-def _transposed(Z: Enclosure, weights: np.ndarray) -> Enclosure:
-    """Return Z^T diag(weights)."""
-    return Z.T * weights

@@ -13,7 +13,7 @@ from ..engine.held import Held, HeldKink
 from ..engine.held_steps import steps
 from ..engine.losses import AbsoluteLoss, Loss
 from ..engine.parameters import Parameters
-from .boxes import Box, first_order
+from .boxes import Box, first_order, members_of
 from .enclosures import exact
 from .free import Coordinates, choose_coordinates
 
@@ -67,7 +67,7 @@ def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss) -> list[HeldKin
     layers = [*net.kinked_layers, *([net.depth + 1] * isinstance(loss, AbsoluteLoss))]
     for layer in layers:
         held = Held(net, data, loss, kinks)
-        trace = steps(theta, columns, held._within(slice(0, len(data)), np))
+        trace = steps(theta, columns, members_of(held, slice(None)))
         level = min(layer, net.depth)
         step = trace[level - 1]
         z = step.z if layer <= net.depth else step.z - data.y.T

@@ -15,7 +15,7 @@ from ..engine.held_steps import steps
 from ..engine.losses import KNOWN, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
-from .boxes import first_order
+from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down
 from .enclosed_algebra import least_eigenvalue
 from .enclosures import Enclosure, exact
@@ -137,7 +137,7 @@ def certify_strict(
         return _undecided(f"a multiplier is not inside its bounds, of {worst}", **counts)
     if not growth.tangent > 0:
         return _undecided(_flatness(growth), **counts)
-    H, Z, _, _ = split(found, proved.second)
+    H, Z = split(found, proved.second)
     weights = growth.choose_weights(room, 0.9)
     eigenvalue = least_eigenvalue(H + (Z.T * weights) @ Z) if len(H) else 0.0
     if not eigenvalue > 0:
@@ -169,7 +169,7 @@ def _counts(at: Stationary) -> dict:
     """Return the numbers of classes, kinks and coordinates, and the margin."""
     held, coordinates = at.held, at.coordinates
     x = held.data.x.reshape(len(held.data), -1).astype(np.float64)
-    members = held._within(slice(0, len(x)), np)
+    members = members_of(held, slice(None))
     margin, patterns = math.inf, []
     for step in steps(at.theta, np.ascontiguousarray(x.T), members):
         if step.activation is not None and step.activation.piecewise_linear:
@@ -212,7 +212,7 @@ def _risk(proved: Proved) -> tuple[float, float]:
         box_around(at, 0 * proved.free_radius, 0.0, 0 * proved.multiplier_radius),
     )
     multipliers = Enclosure(at.multipliers, proved.multiplier_radius)
-    H, _, _, _ = split(at, proved.second)
+    H, _ = split(at, proved.second)
     off = float(proved.free_radius @ H.magnitude @ proved.free_radius) * (1 + 1e-9)
     total = thin.risk + (multipliers * thin.values).sum()
     total = total + exact(np.zeros(1)).wider(off)
