@@ -16,7 +16,7 @@ import numpy as np
 from ..engine.activations import Activation
 from ..engine.floats import EPSILON, gamma
 from ..engine.held import Held
-from ..engine.held_steps import Members, steps
+from ..engine.held_steps import HeldStep, Members, steps
 from ..engine.losses import SquaredLoss
 from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix, TransposedMatrix, WeightMatrix
@@ -167,8 +167,9 @@ def forward(
     held: Held, box: Box, columns: np.ndarray, members: dict[int, Members], released: bool = False
 ) -> tuple[list[BoxStep], bool]:
     """Return the steps of a pass over the box, and whether each piece is kept in all of it."""
-    trace, kept, o = [], True, exact(columns)
-    for middle in steps(box.theta, columns, members):
+    trace, kept, o, loose = [], True, exact(columns), {}
+    found = steps(box.theta, columns, members)
+    for middle in found:
         layer, W, below = middle.layer, middle.W, o
         some, trained = members.get(layer), layer in box.theta.b
         R = box.radii.W[layer] if trained else None
@@ -195,15 +196,41 @@ def forward(
             sides = np.where(active, z.low > 0, z.high < 0)
             if some is not None:
                 sides[some.units, some.columns] = True
-            kept = kept and bool(sides.all())
             o = z * slopes
+            if not sides.all():
+                loose[layer] = ~sides
+                either = activated(sigma, z)
+                o.middle[~sides], o.radius[~sides] = either.middle[~sides], either.radius[~sides]
             if some is not None and released:
                 reach = z.magnitude[some.units, some.columns]
                 o = _put(o, some, between(-held.slope * reach * (1 + EPSILON), reach))
         elif sigma is not None:
             o, slopes = activated(sigma, z), activated(sigma, z, 1)
         trace.append(BoxStep(layer, W, R, trained, below, z, o, slopes, sigma))
+    for layer, units in loose.items():  # below a dead layer pieces may change
+        kept = kept and not (units & influence(found, members)[layer - 1]).any()
     return trace, kept
+
+
+def influence(trace: list[HeldStep], members: dict[int, Members]) -> list[np.ndarray]:
+    """Return for each layer which units o^l can have an influence on L, (n_l, N)."""
+    matters, found = np.ones(trace[-1].o.shape, dtype=bool), []
+    for step in reversed(trace):
+        found.append(matters)
+        some = members.get(step.layer)
+        if step.activation is not None and step.activation.piecewise_linear:
+            matters = matters & (step.slopes != 0)
+            if some is not None:
+                matters[some.units, some.columns] = True
+        W = step.W
+        if W.weights is not None:
+            W = W.with_weights(np.ones_like(W.weights))
+        if step.layer > 1:
+            matters = (W.T @ matters.astype(float)) > 0
+            if some is not None and some.pairs is not None:
+                for n in (0, 1):
+                    matters[some.pairs[:, n], some.columns] = True
+    return found[::-1]
 
 
 def times(W: WeightMatrix, x: Enclosure, R: WeightMatrix | None = None) -> Enclosure:

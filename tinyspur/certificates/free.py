@@ -29,6 +29,9 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
 - *interpolation*: a map that is not constantly 0 at n different places only, fewer than its free
   weights, so that weights X of A = A_free X for a regular n x n matrix A_free undo each other:
   sum_i delta_i (A_frozen - A_free X)_i = 0.
+- *exchanges* between units a, b that only one unit above reads, with weights p, q, where they
+  differ in slope or are held at few places: (w, b)_a += q x and (w, b)_b -= p x for weights x that
+  give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere.
 - *equal inputs* of a first dense layer: two pixels that agree, or one that is constant and the
   bias, at all samples where the unit counts.
 - *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
@@ -37,7 +40,7 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -49,7 +52,7 @@ from ..engine.held_steps import HeldStep, steps
 from ..engine.losses import CrossEntropy
 from ..engine.parameters import Parameters
 from ..layers import Dense
-from .boxes import Box, forward, members_of, reads
+from .boxes import Box, forward, influence, members_of, reads
 from .enclosed_algebra import enclose_inverse, solve
 from .enclosures import Enclosure, exact
 
@@ -75,6 +78,7 @@ class Interpolation:
 
     `layer` and `places` (position, sample) of the rows, `columns` the numbers of its weights, the
     bias last, `solved` those of a regular square matrix, `rest` the others; `coordinates` of all.
+    For an exchange `others` are those of the other map, and `swapped` those of q and p.
     """
 
     layer: int
@@ -83,6 +87,8 @@ class Interpolation:
     solved: np.ndarray
     rest: np.ndarray
     coordinates: np.ndarray
+    others: np.ndarray | None = None
+    swapped: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +163,7 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     for layer in reaches:
         generators += mixings(held, theta, reaches, layer)
         generators += shifts(held, reaches, layer)
+        interpolations += exchanges(held, reaches, layer, labels[layer], taken)
         for t in range(reaches[layer].step.W.maps_out):
             found = _interpolation(held, reaches[layer], labels[layer], t, taken)
             if found is not None:
@@ -189,19 +196,35 @@ def fields(
         np.add.at(radius[row], at, off * (1 + 1e-12))
     parts = [Enclosure(middle, radius)]
     for one in interpolations:
-        A = _read_rows(held, box, one)
-        X = solve(A[:, one.solved], A[:, one.rest])
+        X = exact(np.zeros((0, len(one.rest))))
+        if len(one.solved):
+            A = _read_rows(held, box, one)
+            X = solve(A[:, one.solved], A[:, one.rest])
         if X is None:
             return None
-        middle, radius = (np.zeros((len(one.rest), len(vector))) for _ in range(2))
-        middle[np.arange(len(one.rest)), one.coordinates[one.rest]] = 1
-        middle[:, one.coordinates[one.solved]] = -X.middle.T
-        radius[:, one.coordinates[one.solved]] = X.radius.T
-        parts.append(Enclosure(middle, radius))
+        x = _null_weights(one, X)
+        ends = [(one.coordinates, exact(np.ones(1)))]
+        if one.swapped is not None:
+            q, p = (Enclosure(vector[[n]], radii[[n]]) for n in one.swapped)
+            ends = [(one.coordinates, q), (one.others, -p)]
+        rows = exact(np.zeros((len(one.rest), len(vector))))
+        for coordinates, factor in ends:
+            values = x * factor
+            rows.middle[:, coordinates], rows.radius[:, coordinates] = values.middle, values.radius
+        parts.append(rows)
     return Enclosure(
         np.concatenate([part.middle for part in parts]),
         np.concatenate([part.radius for part in parts]),
     )
+
+
+def _null_weights(one: Interpolation, X: Enclosure) -> Enclosure:
+    """Return weights that give 0 at all places, one for each of the rest in each row."""
+    shape = len(one.rest), len(one.coordinates)
+    found = Enclosure(np.zeros(shape), np.zeros(shape))
+    found.middle[np.arange(len(one.rest)), one.rest] = 1
+    found.middle[:, one.solved], found.radius[:, one.solved] = -X.middle.T, X.radius.T
+    return found
 
 
 # What counts
@@ -222,8 +245,9 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
             now = np.ones(step.z.shape, dtype=bool)
             if step.activation is not None and step.activation.piecewise_linear:
                 now = step.slopes != 0
-    matters = np.ones(trace[-1].o.shape, dtype=bool)
-    for step, moving in zip(reversed(trace), reversed(moves), strict=True):
+    for step, moving, matters in zip(trace, moves, influence(trace, members), strict=True):
+        if step.b is None:
+            continue
         some, slopes = members.get(step.layer), None
         if step.activation is not None and step.activation.piecewise_linear:
             slopes = np.where(matters, step.slopes, np.nan)
@@ -231,17 +255,8 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
             if some is not None:
                 slopes[some.units, some.columns] = np.nan
                 matters[some.units, some.columns] = True
-        if step.b is not None:
-            found[step.layer] = Reach(step, matters, moving, slopes)
-        W = step.W
-        if W.weights is not None:
-            W = W.with_weights(np.ones_like(W.weights))
-        if step.layer > 1:
-            matters = (W.T @ matters.astype(float)) > 0
-            if some is not None and some.pairs is not None:
-                for n in (0, 1):
-                    matters[some.pairs[:, n], some.columns] = True
-    return dict(sorted(found.items()))
+        found[step.layer] = Reach(step, matters, moving, slopes)
+    return found
 
 
 def _supported(held: Held, reaches: dict[int, Reach]) -> np.ndarray:
@@ -383,6 +398,35 @@ def _interpolation(
     used = at.matters.reshape(maps, P, -1)[t]
     if not used.any():
         return None
+    return _interpolating(held, at, labels, t, taken, used)
+
+
+def exchanges(
+    held: Held, reaches: dict[int, Reach], layer: int, labels: np.ndarray, taken: np.ndarray
+) -> list[Interpolation]:
+    """Return the generators that exchange between units which one unit alone reads."""
+    at, above, found = reaches[layer], _above(held, layer), []
+    W = at.step.W
+    if at.slopes is None or above is None or above != layer + 1 or W.positions_out > 1:
+        return []
+    if held.net.shapes[above] != (1,):
+        return []
+    for a in range(W.maps_out):
+        for b in range(a + 1, W.maps_out):
+            same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
+            one = _interpolating(held, at, labels, a, taken, ~same[None])
+            if one is not None and at.matters[a].any() and at.matters[b].any():
+                p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
+                others = incoming(held, layer, b)
+                if not taken[others[~taken[one.coordinates]]].any():
+                    found.append(replace(one, others=others, swapped=(q, p)))
+    return found
+
+
+def _interpolating(
+    held: Held, at: Reach, labels: np.ndarray, t: int, taken: np.ndarray, used: np.ndarray
+) -> Interpolation | None:
+    """Return what the weights of a map read at places (positions, N), where these are few."""
     coordinates = incoming(held, at.step.layer, t)
     columns = np.flatnonzero(~taken[coordinates])
     positions, samples = np.nonzero(used)
@@ -390,12 +434,14 @@ def _interpolation(
     if len(first) >= len(columns):
         return None
     positions, samples = positions[first], samples[first]
-    read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
-    A = read[:, positions, np.arange(len(samples))].T
-    _, R, order = scipy.linalg.qr(A[:, columns], mode="economic", pivoting=True)
-    if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
-        return None
-    solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
+    solved, rest = columns[:0], columns
+    if len(first):
+        read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
+        A = read[:, positions, np.arange(len(samples))].T
+        _, R, order = scipy.linalg.qr(A[:, columns], mode="economic", pivoting=True)
+        if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
+            return None
+        solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
     return Interpolation(at.step.layer, positions, samples, solved, rest, coordinates)
 
 

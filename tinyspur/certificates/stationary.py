@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from .boxes import Box, first_order, members_of
 from .enclosures import exact
 from .free import Coordinates, choose_coordinates
 
-NEAR = 1e-6  # of the largest parameter of a layer: who can be moved to a kink by less is near it
+NEAR = (1e-12, 1e-9, 1e-6)  # of the largest parameter of a layer: a move by that reaches a kink
 STEPS = 12  # of Newton's method
 DROPPED = 40  # kinks that are given up, one by one, at most
 
@@ -38,29 +38,37 @@ class Stationary(NamedTuple):
     jacobian: np.ndarray
 
 
-def find_stationary(
-    theta: Parameters, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] | None
-) -> Stationary | str:
-    """Return the stationary point near theta, or why there is none, in words.
+def candidates(theta: Parameters, data: TrainingSet, loss: Loss) -> Iterator[list[HeldKink]]:
+    """Yield sets of kinks that theta may be at, the nearest ones first."""
+    before = None
+    for share in NEAR:
+        kinks = near_kinks(theta, data, loss, share)
+        if before is None or len(kinks) > before:
+            yield kinks
+        before = len(kinks)
 
-    Without `kinks` those near which theta is are tried, and given up one by one where their
-    multiplier is not strictly inside its bounds.
+
+def find_stationary(
+    theta: Parameters, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink], fixed: bool
+) -> Stationary | str:
+    """Return the stationary point near theta at these kinks, or why there is none, in words.
+
+    Unless they are `fixed` those are given up, one by one, whose multiplier is not strictly inside
+    its bounds.
     """
-    given = kinks is not None
-    kinks = list(kinks if given else near_kinks(theta, data, loss))
+    kinks = list(kinks)
     for _ in range(DROPPED):
-        held = Held(theta.net, data, loss, kinks)
-        found = _newton(held, theta)
+        found = _newton(Held(theta.net, data, loss, kinks), theta)
         if isinstance(found, str):
             return found
         slack = slacks(found)
-        if given or not len(slack) or slack.min() > 0:
+        if fixed or not len(slack) or slack.min() > 0:
             return found
         del kinks[int(slack.argmin())]
     return "no set of kinks was found with all multipliers inside their bounds"
 
 
-def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss) -> list[HeldKink]:
+def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -> list[HeldKink]:
     """Return the kinks that theta is near, equal ones as one, from the first layer on."""
     net, kinks = theta.net, []
     columns = np.ascontiguousarray(data.x.reshape(len(data), -1).T, dtype=np.float64)
@@ -76,7 +84,7 @@ def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss) -> list[HeldKin
         sizes = step.W.support_sums(abs(step.below)) + 1  # by which a move of W and b moves z
         largest = max(float(abs(step.W.weights).max()), float(abs(step.b).max()))
         maps = z.reshape(step.W.maps_out, step.W.positions_out, -1)
-        near = (abs(maps) <= NEAR * largest * sizes).reshape(z.shape)
+        near = (abs(maps) <= share * largest * sizes).reshape(z.shape)
         if near.any():
             equal, left = EqualKinks(theta, data, held), near.copy()
             for unit, sample in np.argwhere(near):

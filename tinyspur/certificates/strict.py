@@ -21,7 +21,7 @@ from .enclosed_algebra import least_eigenvalue
 from .enclosures import Enclosure, exact
 from .growth import Growth, Proved, box_around, exists, rooms, split
 from .rounding import risk_rounding
-from .stationary import Stationary, find_stationary
+from .stationary import Stationary, candidates, find_stationary
 
 START = 1e-3  # of the largest parameter: the radius that is tried first
 
@@ -121,7 +121,18 @@ def certify_strict(
     theta = in_float64(theta, np)
     if not np.isfinite(theta.net.forward(theta, data.x)).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
-    found = find_stationary(theta, data, loss, kinks)
+    for some in candidates(theta, data, loss) if kinks is None else (kinks,):
+        found = _at_kinks(theta, data, loss, some, kinks is not None)
+        if found.holds:
+            break
+    return found
+
+
+def _at_kinks(
+    theta: Parameters, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink], fixed: bool
+) -> StrictCertificate:
+    """Return the certificate with units held at these kinks, all of them if they are `fixed`."""
+    found = find_stationary(theta, data, loss, kinks, fixed)
     if isinstance(found, str):
         return _undecided(found)
     counts = _counts(found)
