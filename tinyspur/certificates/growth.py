@@ -12,7 +12,7 @@ what is passed on the way.
    a_k (for a kink of the loss alpha is -1 and C_k is the number of its members / N);
 3. H + sum_k rho_k z_k z_k^T is positive definite for all H and z_k in the enclosures over B of the
    Hessian of L and of grad v_k in the free coordinates, for some rho_k >= 0 with rho_k M_k / 2 <=
-   mu_k: M_k is a bound of |v_k|, and sum_k mu_k |v_k| <= sum_k m_k |y_k|, see `shares`;
+   mu_k (see `penalised`): M_k is a bound of |v_k|, and sum_k mu_k |v_k| <= sum_k m_k |y_k|, see `shares`;
 4. for each choice f' of the frozen coordinates in B there is a point m(f') like theta* in B, with
    R(m(f')) = R(theta*): see `free`.
 
@@ -30,6 +30,7 @@ a mean of Hessians on the way and z_k one of gradients, v_k = z_k.d. Hence R(the
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -45,6 +46,8 @@ from .free import Flow
 from .stationary import Stationary
 
 ROOM = 1.5  # times what x moves by to first order is what it may
+TRIES = 16  # of a radius
+CLOSE = 1.2  # times the radius found is no longer one
 SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
 
 
@@ -249,7 +252,7 @@ class Growth:
         if not np.isfinite(self.tangent):
             goal = 1e-3 * abs(largest)
         for _ in range(80):
-            least = np.linalg.eigvalsh(self.H + (self.Z.T * (factor * unit)) @ self.Z)[0]
+            least = np.linalg.eigvalsh(self.H + (self.Z.T * (factor * unit / 2)) @ self.Z)[0]
             if least >= goal:
                 break
             factor *= 2
@@ -283,21 +286,47 @@ class Growth:
             apart = apart + flow.free * rho
         largest = Z.magnitude @ apart * SMALL
         weights = np.minimum(self.weights, 2 * mu / np.maximum(largest, 1e-300)) / SMALL
-        return positive_definite(H + (Z.T * weights) @ Z) if len(H) else True
+        if not len(H):
+            return True
+        matrix = penalised(H, Z, weights)
+        least = float(np.linalg.eigvalsh(matrix.middle)[0])
+        self.expected = 0.8 * rho * least / float(np.linalg.norm(matrix.radius, 2))
+        return positive_definite(matrix)
 
-    def radius(self, start: float, tries: int = 7) -> float:
-        """Return the largest rho found for which the lemma holds, 0 if none."""
-        rho, low, high = start, 0.0, np.inf
-        for _ in range(tries):
+    def radius(self, start: float) -> float:
+        """Return the largest rho found for which the lemma holds, 0 if none.
+
+        Radii of enclosures grow with rho about linearly, which gives a guess where the matrix is
+        the obstacle.
+        """
+        rho, low, high = start, 0.0, math.inf
+        for _ in range(TRIES):
+            self.expected = 0.0
             if self.holds(rho):
                 low = rho
-                rho = rho * 8 if high == np.inf else (low * high) ** 0.5
             else:
                 high = rho
-                rho = rho / 8 if low == 0 else (low * high) ** 0.5
-            if high < 1.25 * low:
+            if high < CLOSE * low:
                 break
+            if low * CLOSE < self.expected < high / CLOSE:
+                rho = self.expected
+            elif low and high < math.inf:
+                rho = math.sqrt(low * high)
+            else:
+                rho = 8 * low if low else high / 8
         return low
+
+
+def penalised(H: Enclosure, Z: Enclosure, weights: np.ndarray) -> Enclosure:
+    """Return an enclosure of matrices no larger than H + Z^T diag(weights) Z.
+
+    For Z = M + E with |E| <= R it is (M + E)^T W (M + E) >= M^T W M / 2 - E^T W E, by Cauchy's
+    inequality. The last term is of second order in the size of a box, which the enclosure of the
+    product is not.
+    """
+    M = exact(Z.middle)
+    found = H + (M.T * (weights / 2)) @ M
+    return found.wider((Z.radius.T * weights) @ Z.radius * SMALL)
 
 
 def _joined(a: Enclosure, b: Enclosure) -> Enclosure:

@@ -19,7 +19,7 @@ from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down
 from .enclosed_algebra import least_eigenvalue
 from .enclosures import Enclosure, exact
-from .growth import Growth, Proved, box_around, exists, rooms, split
+from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
 from .rounding import risk_rounding
 from .stationary import Stationary, candidates, find_stationary
 
@@ -150,7 +150,7 @@ def _at_kinks(
         return _undecided(_flatness(growth), **counts)
     H, Z = split(found, proved.second)
     weights = growth.choose_weights(room, 0.9)
-    eigenvalue = least_eigenvalue(H + (Z.T * weights) @ Z) if len(H) else 0.0
+    eigenvalue = least_eigenvalue(penalised(H, Z, weights)) if len(H) else 0.0
     if not eigenvalue > 0:
         return _undecided(_flatness(growth), **counts)
     growth.weights = growth.choose_weights(room)
