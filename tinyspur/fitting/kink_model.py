@@ -14,12 +14,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 
 from ..engine.equal_kinks import EqualKinks
 from ..engine.held import Held, HeldGradient, HeldKink, View
 from ..engine.losses import AbsoluteLoss
 from ..engine.parameters import Parameters
 from .box_qp import minimise_in_box
+
+DEPENDENT = 1e-9  # gradients of length 1 that differ by less from those before count as dependent
 
 
 class ModelStep(NamedTuple):
@@ -94,7 +97,7 @@ class Candidates:
             units, samples = np.nonzero(((z > 0) != (there > 0)) & ~self.known[layer - 1])
             z, there = z[units, samples], there[units, samples]
             times.append(abs(z) / (abs(z - there) + 1e-300))
-            found += [(layer, int(u), int(s), 0) for u, s in zip(units, samples, strict=True)]
+            found += _listed(layer, units, samples, 0 * units)
         for layer in net.max_layers:
             here, there = seen.choices[layer - 1], trial.choices[layer - 1]
             units, samples = np.nonzero((here != there) & ~self.known[layer - 1])
@@ -148,6 +151,11 @@ class Candidates:
         return value, slope * size, size, size if value > 0 else slope * size
 
 
+def _listed(layer: int, units, samples, choices) -> list[tuple[int, int, int, int]]:
+    places = zip(units.tolist(), samples.tolist(), choices.tolist(), strict=True)
+    return [(layer, *place) for place in places]
+
+
 class Quadratic:
     """B^-1 = E diag(1 / (e + mu)) E^T: |H| on the tangent space of the held kinks, and beside it.
 
@@ -181,11 +189,12 @@ class Quadratic:
 
 
 def split(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return orthonormal bases of the span of rows (m, p) and of its complement: (p, r), (p, p - r)."""
+    """Return orthonormal bases (p, r), (p, p - r) of the span of rows (m, p) and its complement."""
     p = rows.shape[1]
     if not len(rows):
         return np.zeros((p, 0)), np.eye(p)
-    sizes = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
-    u, s, _ = np.linalg.svd((rows / np.where(sizes > 0, sizes, 1)).T, full_matrices=True)
-    rank = int((s > 1e-10 * s[0]).sum())
-    return u[:, :rank], u[:, rank:]
+    sizes = np.sqrt((rows * rows).sum(axis=1))
+    columns = (rows / np.where(sizes > 0, sizes, 1)[:, None]).T
+    basis, R, _ = scipy.linalg.qr(columns, pivoting=True, check_finite=False)
+    rank = int((abs(np.diag(R)) > DEPENDENT).sum())
+    return basis[:, :rank], basis[:, rank:]

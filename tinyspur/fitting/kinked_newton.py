@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ..datasets.samples import TrainingSet
-from ..engine.held import Held, HeldKink, View
+from ..engine.held import Held, HeldGradient, HeldKink, View
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
-from .kink_model import Candidates, ModelStep, Quadratic, split
+from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, split
 
 EPSILON = float(np.spacing(1.0))
+NULL = 1e-9  # of the largest eigenvalue: those below count as 0
+ADDED = 8  # how often a model takes in kinks that its step has crossed
 
 
-@dataclass
-class State:
-    """A point, the kinks at which it is held, their multipliers and its risk."""
+class State(NamedTuple):
+    """A point, the kinks at which it is held, their multipliers, its risk and its pass."""
 
     theta: Parameters
     kinks: list[HeldKink]
@@ -26,155 +28,218 @@ class State:
     seen: View
 
 
-@dataclass
-class Ending:
-    """Where the descent ended, and what holds there.
+class Conditions(NamedTuple):
+    """What holds at a point: the numbers of the conditions of a strict local minimum.
 
-    `residual` is the largest entry of grad L and `values` v_K; `low` and `high` bound the
-    multipliers; `eigenvalues` are those of the Hessian of L on the tangent space.
+    `residual` is the largest entry of grad L, `values` are v_K, `low` and `high` the bounds of the
+    multipliers, `eigenvalues` those of the Hessian of L on the tangent space, ascending, and
+    `tangent` (p, dimension) its eigenvectors.
     """
 
     state: State
-    reason: str
-    stationary: bool
     residual: float
     values: np.ndarray
-    signals: np.ndarray
     low: np.ndarray
     high: np.ndarray
     eigenvalues: np.ndarray
-    tangent: np.ndarray = field(repr=False)
-    steps: int = 0
+    tangent: np.ndarray
+
+    @property
+    def size(self) -> float:
+        """Return the largest eigenvalue, in absolute value."""
+        return float(abs(self.eigenvalues).max(initial=0.0))
+
+    @property
+    def stationary(self) -> bool:
+        """Return whether grad L and v_K are 0 up to rounding."""
+        scale = max(1.0, float(abs(self.state.theta.vector).max()))
+        off = float(abs(self.values).max(initial=0.0))
+        return self.residual <= 1e-11 * scale * max(self.size, 1e-3) and off <= 1e-10 * scale
+
+    @property
+    def slack(self) -> np.ndarray:
+        """Return how far multipliers are inside their bounds, as a share of what is between."""
+        inside = np.minimum(self.state.multipliers - self.low, self.high - self.state.multipliers)
+        width = self.high - self.low
+        return np.where(width > 0, inside / np.where(width > 0, width, 1), -1.0)
+
+    @property
+    def flat(self) -> int:
+        """Return the number of eigenvalues that are 0, up to rounding."""
+        return int((abs(self.eigenvalues) <= NULL * self.size).sum())
 
 
 class KinkedNewton:
-    """Steps from a point to one where the conditions of a strict local minimum hold."""
+    """Steps from a point to one where the conditions of a strict local minimum hold.
+
+    Each minimises a convex model in which all kinks that are near may be met at once, see
+    `kink_model`, with a multiple `mu` of the identity added that adapts.
+    """
 
     def __init__(self, theta: Parameters, data: TrainingSet, loss: Loss):
         self.net, self.data, self.loss = theta.net, data, loss
-        risk, _, seen = self.held(()).forward(theta)
-        self.state = State(theta, [], np.zeros(0), risk, seen)
-        self.mu: float | None = None
-        self.pause = False  # whether no step is worth it any more
+        self.state, self.mu = self.at(theta, (), np.zeros(0)), None
+        self.expected, self.reach = np.inf, 1.0
 
-    def held(self, kinks) -> Held:
+    def held(self, kinks: Sequence[HeldKink]) -> Held:
+        """Return the passes in which units are held at kinks."""
         return Held(self.net, self.data, self.loss, kinks)
+
+    def at(self, theta: Parameters, kinks: Sequence[HeldKink], multipliers: np.ndarray) -> State:
+        """Return the state at a point."""
+        risk, _, seen = self.held(kinks).forward(theta)
+        return State(theta, list(kinks), multipliers, risk, seen)
 
     def step(self) -> bool:
         """Move to a lower point; return whether one was found."""
+        held, found, seen = self._without_concave()
         state = self.state
-        held, found, seen = self._convex()
         hessian = held.hessian(state.theta, state.multipliers)
         candidates = Candidates(state.theta, held, state.multipliers, found, seen)
         quadratic = Quadratic(hessian, candidates.rows)
         size = quadratic.size or float(abs(found.gradient).max()) or 1.0
         self.mu = 1e-3 * size if self.mu is None else max(self.mu, 1e-14 * size)
-        rounds = 0
-        for _ in range(60):
+        added = 0
+        for _ in range(100):
             move = quadratic.step(candidates, self.mu)
             self.expected = move.decrease
+            length = float(np.linalg.norm(move.d))
+            if length > 4 * self.reach or move.decrease < -1e-9 * abs(state.risk):
+                self.mu *= 6
+                continue
             if not move.decrease > EPSILON * abs(state.risk):
                 return False
-            trial = self._trial(candidates, move)
-            ratio = (state.risk - trial.risk) / move.decrease
-            if ratio < 0.5 and rounds < 8:
-                rounds += 1
+            trial, about = self._trial(candidates, move)
+            if not state.risk - about > 0.5 * move.decrease and added < ADDED:
+                added += 1
                 if candidates.add_crossed(trial.seen, self.net.size):
                     continue
-            if ratio > 1e-2:
+            if state.risk - about > 0:
+                trial = self._back(candidates, move, trial)
+            ratio = (state.risk - trial.risk) / move.decrease
+            if state.risk - about > 0 and ratio > 1e-2:
                 self.state = trial
-                if ratio > 0.7:
-                    self.mu /= 8
-                elif ratio < 0.25:
-                    self.mu *= 2
+                self.mu *= 1 / 8 if ratio > 0.7 else 2 if ratio < 0.25 else 1
+                self.reach = max(self.reach, 2 * length) if ratio > 0.7 else length
                 return True
             self.mu *= 6
+            self.reach = length
         return False
 
-    def _convex(self):
-        """Release held kinks that are concave; return the pass at the state."""
-        state = self.state
+    def _without_concave(self) -> tuple[Held, HeldGradient, View]:
+        """Release held kinks at which R is concave; return the pass at the state."""
         while True:
-            held = self.held(state.kinks)
+            state, held = self.state, self.held(self.state.kinks)
             found, seen = held.view(state.theta, state.multipliers)
-            keep = np.flatnonzero(np.asarray(held.bounds(found.signals)[1]) > 0)
+            keep = np.flatnonzero(held.bounds(found.signals)[1] > 0)
             if len(keep) == len(state.kinks):
                 return held, found, seen
-            state.kinks = [state.kinks[n] for n in keep]
-            state.multipliers = state.multipliers[keep]
+            kinks = [state.kinks[n] for n in keep]
+            self.state = state._replace(kinks=kinks, multipliers=state.multipliers[keep])
 
-    def _trial(self, candidates: Candidates, move: ModelStep) -> State:
-        """Return the state after a step, brought back to the kinks at which it is to end."""
-        kinks = [candidates.kinks[n] for n in move.held]
-        rows, held = candidates.rows[move.held], self.held(kinks)
-        theta = self._moved(self.state.theta, move.d)
-        risk, values, seen = held.forward(theta)
-        if len(kinks):
-            theta, risk, values, seen = self._restored(held, rows, theta, risk, values, seen)
-            tolerance = self.rounding(rows, theta)
-            met = abs(values) <= 1e3 * tolerance
-            if not met.all():
-                some = np.flatnonzero(met)
-                kinks, held = [kinks[n] for n in some], self.held([kinks[n] for n in some])
-                move = move._replace(held=move.held[some])
-                risk, values, seen = held.forward(theta)
-        return State(theta, kinks, move.multipliers[move.held], risk, seen)
+    def _trial(self, candidates: Candidates, move: ModelStep) -> tuple[State, float]:
+        """Return the state after a step, and about what the risk is if brought back to its kinks.
 
-    def _restored(self, held, rows, theta, risk, values, seen):
-        """Bring v_K to 0 by a few steps with the gradients `rows`, as far as that goes."""
-        inverse, tolerance = None, self.rounding(rows, theta)
+        That is the risk of L, in which v_K counts with its multipliers.
+        """
+        kinks, multipliers = [candidates.kinks[n] for n in move.held], move.multipliers[move.held]
+        theta = moved(self.state.theta, move.d)
+        risk, values, seen = self.held(kinks).forward(theta)
+        return State(theta, kinks, multipliers, risk, seen), risk + float(values @ multipliers)
+
+    def _back(self, candidates: Candidates, move: ModelStep, trial: State) -> State:
+        """Return the state with v_K = 0 that is near a trial point, held at what can be met."""
+        rows, kinks = candidates.rows[move.held], trial.kinks
+        theta, values = self.restored(trial.theta, kinks, rows)
+        met = np.flatnonzero(abs(values) <= 1e3 * rounding(rows, theta))
+        return self.at(theta, [kinks[n] for n in met], trial.multipliers[met])
+
+    def restored(
+        self, theta: Parameters, kinks: list[HeldKink], rows: np.ndarray
+    ) -> tuple[Parameters, np.ndarray]:
+        """Bring v_K to 0 by a few steps with the gradients `rows`; return the point and v_K."""
+        if not kinks:
+            return theta, np.zeros(0)
+        held, inverse = self.held(kinks), None
+        values = held.forward(theta)[1]
         for _ in range(8):
-            if not (abs(values) > tolerance).any():
+            if not (abs(values) > rounding(rows, theta)).any():
                 break
-            if inverse is None:
-                inverse = np.linalg.pinv(rows, rcond=1e-10)
-            nearer = self._moved(theta, -(inverse @ values))
-            trial = held.forward(nearer)
-            if not abs(trial[1]).max() < 0.9 * abs(values).max():
+            inverse = np.linalg.pinv(rows, rcond=DEPENDENT) if inverse is None else inverse
+            nearer = moved(theta, -(inverse @ values))
+            then = held.forward(nearer)[1]
+            if not abs(then).max() < 0.9 * abs(values).max():
                 break
-            theta, (risk, values, seen) = nearer, trial
-        return theta, risk, values, seen
+            theta, values = nearer, then
+        return theta, values
 
-    def rounding(self, rows: np.ndarray, theta: Parameters) -> np.ndarray:
-        """Return what v_K may be by rounding alone."""
-        return 4 * EPSILON * (abs(rows) @ abs(theta.vector) + 1e-300)
-
-    @staticmethod
-    def _moved(theta: Parameters, d: np.ndarray) -> Parameters:
-        return Parameters(theta.net, theta.vector + d)
-
-    def polish(self) -> Ending:
-        """Newton steps on the kinks where the state is, to rounding; return what holds there."""
-        state, best = self.state, None
-        theta, kinks = state.theta, list(state.kinks)
-        held = self.held(kinks)
+    def polished(self) -> Conditions:
+        """Take Newton steps on the kinks of the state, to rounding; return what holds there."""
+        best, theta, kinks = None, self.state.theta, self.state.kinks
         for _ in range(8):
-            rows = held.jacobian(theta)
-            plain, values, _ = held.gradient(theta, np.zeros(len(kinks)))[1:]
-            multipliers = -np.linalg.pinv(rows.T, rcond=1e-10) @ plain if kinks else np.zeros(0)
-            found = held.gradient(theta, multipliers)
-            hessian = held.hessian(theta, multipliers)
-            normal, tangent = split(rows)
-            w, vectors = np.linalg.eigh(tangent.T @ hessian @ tangent)
-            tangent = tangent @ vectors
-            residual = float(abs(found.gradient).max())
-            off = float(abs(values).max(initial=0.0))
-            if best is None or residual + off < 0.5 * (
-                best.residual + abs(best.values).max(initial=0)
-            ):
-                low, high = held.bounds(found.signals)
-                risk, _, seen = held.forward(theta)
-                here = State(theta, kinks, multipliers, risk, seen)
-                best = Ending(
-                    here, "", True, residual, values, found.signals, low, high, w, tangent
-                )
-            else:
+            found, d = self._conditions(theta, kinks)
+            if best is not None and not _off(found) < 0.5 * _off(best):
                 break
-            size = abs(w).max(initial=0.0)
-            firm = abs(w) > 1e-9 * size
-            slope = tangent.T @ found.gradient
-            d = -tangent[:, firm] @ (slope[firm] / abs(w[firm]))
-            if kinks:
-                d -= np.linalg.pinv(rows, rcond=1e-10) @ values
-            theta = self._moved(theta, d)
+            best = found
+            theta = moved(theta, d)
         return best
+
+    def _conditions(
+        self, theta: Parameters, kinks: list[HeldKink]
+    ) -> tuple[Conditions, np.ndarray]:
+        """Return the conditions at a point, and the Newton step to where they hold."""
+        held = self.held(kinks)
+        rows, multipliers = held.jacobian(theta), np.zeros(len(kinks))
+        inverse = np.linalg.pinv(rows, rcond=DEPENDENT) if kinks else np.zeros((self.net.size, 0))
+        plain = held.gradient(theta, multipliers)
+        multipliers = -(plain.gradient @ inverse)
+        found = held.gradient(theta, multipliers)
+        _, tangent = split(rows)
+        hessian = held.hessian(theta, multipliers)
+        w, vectors = np.linalg.eigh(tangent.T @ hessian @ tangent)
+        tangent = tangent @ vectors
+        here = Conditions(
+            self.at(theta, kinks, multipliers),
+            float(abs(found.gradient).max()),
+            found.values,
+            *held.bounds(found.signals),
+            w,
+            tangent,
+        )
+        firm = abs(w) > NULL * here.size
+        slopes = tangent.T @ found.gradient
+        d = -tangent[:, firm] @ (slopes[firm] / abs(w[firm])) - inverse @ found.values
+        return here, d
+
+    def leave_saddle(self, found: Conditions) -> bool:
+        """Move along the least eigenvalue's direction, if it is negative, to a lower point."""
+        if not found.eigenvalues.min(initial=0.0) < -1e3 * NULL * found.size:
+            return False
+        state, direction = found.state, found.tangent[:, 0]
+        rows = self.held(state.kinks).jacobian(state.theta)
+        for t in 0.1 * 0.5 ** np.arange(24):
+            for sign in (1, -1):
+                start = moved(state.theta, sign * t * direction)
+                theta, values = self.restored(start, state.kinks, rows)
+                if (abs(values) > 1e3 * rounding(rows, theta)).any():
+                    continue
+                trial = self.at(theta, state.kinks, state.multipliers)
+                if trial.risk < state.risk - 8 * EPSILON * abs(state.risk):
+                    self.state, self.mu = trial, None
+                    return True
+        return False
+
+
+def _off(found: Conditions) -> float:
+    return found.residual + float(abs(found.values).max(initial=0.0))
+
+
+def moved(theta: Parameters, d: np.ndarray) -> Parameters:
+    """Return the point theta + d."""
+    return Parameters(theta.net, theta.vector + d)
+
+
+def rounding(rows: np.ndarray, theta: Parameters) -> np.ndarray:
+    """Return what v_K may be by rounding alone, with their gradients `rows`."""
+    size = abs(theta.vector)
+    return 4 * EPSILON * (abs(rows) @ (size + 1e-6 * size.max()))
