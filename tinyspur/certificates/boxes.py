@@ -17,11 +17,11 @@ from ..engine.activations import Activation
 from ..engine.floats import EPSILON, gamma
 from ..engine.held import Held
 from ..engine.held_steps import HeldStep, Members, steps
-from ..engine.losses import SquaredLoss
+from ..engine.losses import AbsoluteLoss, SquaredLoss
 from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix, TransposedMatrix, WeightMatrix
 from .enclosed_functions import activated
-from .enclosed_losses import curved, enclosed_gradient, enclosed_values
+from .enclosed_losses import loss_curvature, loss_gradient, loss_value
 from .enclosures import Enclosure, between, exact, product
 
 SWEPT = 2**20  # numbers in the derivatives of a layer that are held at once
@@ -302,13 +302,11 @@ def backward(
 def _top(
     held: Held, o: Enclosure, y: np.ndarray, members: dict[int, Members]
 ) -> tuple[Enclosure, Enclosure]:
-    """Return the gradient of the losses / N in the outputs and their values, 0 at held ones."""
-    delta, values = enclosed_gradient(held.loss, o, y), enclosed_values(held.loss, o, y)
+    """Return the gradient of the losses / N in the outputs, and the losses; 0 at held ones."""
     some = members.get(held.net.depth + 1)
     if some is not None:
-        nothing = _zeros(len(some.which))
-        delta, values = _put(delta, some, nothing), _put(values, some, nothing)
-    return delta / len(held.data), values
+        o = _put(o, some, exact(y[some.units, some.columns]))
+    return loss_gradient(held.loss, o, y) / len(held.data), loss_value(held.loss, o, y)
 
 
 def _loss_kept(held: Held, o: Enclosure, y: np.ndarray, members: dict[int, Members]) -> bool:
@@ -457,8 +455,8 @@ def _add_curvature(total: _Sum, held: Held, o: Enclosure, y: np.ndarray, moved: 
     if isinstance(held.loss, SquaredLoss):
         total.add_square(moved, 1 / len(held.data))
         return
-    bent = curved(held.loss, o, y, moved)
-    if bent is not None:
+    if not isinstance(held.loss, AbsoluteLoss):
+        bent = loss_curvature(held.loss, _column(o), y[:, :, None], moved)
         total.add(moved, bent / len(held.data))
 
 

@@ -54,6 +54,7 @@ def _in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
     inner = (exponents_B.max(axis=1) - exponents_A.max(axis=0)) // 2  # balances the terms of sums
     rows = (exponents_A + inner).max(axis=1)
     columns = (exponents_B - inner[:, None]).max(axis=0)
+    somewhere = (A != 0).any(axis=1)[:, None] & (B != 0).any(axis=0)
     A = xp.ldexp(A, inner - rows[:, None])  # no entry is larger than 1
     B = xp.ldexp(B, -inner[:, None] - columns)
     bits = (55 - math.ceil(math.log2(n))) // 2  # n products of slices sum to at most 2^53 units
@@ -69,8 +70,7 @@ def _in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
     terms = terms + abs(A3).max(axis=1)[:, None] * abs(B).sum(axis=0)
     off = 2 * gamma(n) * terms + 4 * EPSILON * size + 8 * n * SMALLEST
     back = xp.clip(rows[:, None] + columns, ZERO, -ZERO)
-    off = xp.ldexp(off, back) + 4 * SMALLEST
-    off = xp.where((rows > ZERO / 2)[:, None] & (columns > ZERO / 2), off, 0.0)
+    off = (xp.ldexp(off, back) + 4 * SMALLEST) * somewhere
     return xp.ldexp(high, back), xp.ldexp(low, back), off
 
 

@@ -102,6 +102,17 @@ def minimum(x: Enclosure, bound: float) -> Enclosure:
     return Enclosure(namespace(x.middle).minimum(x.middle, bound), x.radius)
 
 
+def clip(x: Enclosure, low: float, high: float) -> Enclosure:
+    """Return an enclosure of x cut to [low, high]."""
+    return Enclosure(namespace(x.middle).clip(x.middle, low, high), x.radius)
+
+
+def sign(x: Enclosure) -> Enclosure:
+    """Return an enclosure of the slope of |x|: of -1 to 1 where x may be 0."""
+    where = namespace(x.middle).where
+    return between(where(x.low > 0, 1.0, -1.0), where(x.high < 0, -1.0, 1.0))
+
+
 # Activations
 
 

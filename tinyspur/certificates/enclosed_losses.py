@@ -1,74 +1,82 @@
-"""Enclosures of losses, of their gradients and of their curvature, at enclosed outputs.
+"""Enclosures of the losses of this package: value, gradient and curvature in enclosed outputs.
 
-Outputs are enclosures (d_y, N), targets exact numbers (d_y, N). The loss of targets with any sum
-s is that of -sum_k y_k log p_k, with the gradient s p - y: rounded targets need not sum to 1.
+Outputs are columns (d_y, N), targets the numbers that are stored. Where the formula of a loss takes
+enclosures it is evaluated as it stands; the cross-entropy has its own, for targets whose sum is not
+exactly 1.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
+from ..engine.backend import Array, namespace
+from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss
 from .enclosed_functions import exp, log
-from .enclosures import Enclosure, between, exact
-
-KNOWN = (SquaredLoss, CrossEntropy, AbsoluteLoss, HuberLoss)
+from .enclosures import QUIET, Enclosure, between, exact
 
 
-def enclosed_values(loss: Loss, o: Enclosure, y: np.ndarray) -> Enclosure:
-    """Return an enclosure of what each output adds to the loss, (d_y, N)."""
-    if isinstance(loss, CrossEntropy):
-        return log(_odds(o)) * y
-    off = o - y
-    if isinstance(loss, SquaredLoss):
-        return off**2 * 0.5
-    if isinstance(loss, AbsoluteLoss):
-        return abs(off)
-    inside = enclosed_gradient(loss, o, y)  # h(r) = c (r - c / 2), c = r cut to [-delta, delta]
-    return inside * (off - inside * 0.5)
+def loss_value(loss: Loss, o: Enclosure, y: Array) -> Enclosure:
+    """Return an enclosure of the loss of each sample, (N,).
 
-
-def enclosed_gradient(loss: Loss, o: Enclosure, y: np.ndarray) -> Enclosure:
-    """Return an enclosure of the gradient in the outputs, (d_y, N)."""
-    if isinstance(loss, CrossEntropy):
-        return _probabilities(o) * exact(y).sum(axis=0) - y
-    off = o - y
-    if isinstance(loss, SquaredLoss):
-        return off
-    if isinstance(loss, AbsoluteLoss):
-        return between(np.sign(off.low), np.sign(off.high))
-    return between(
-        np.clip(off.low, -loss.delta, loss.delta), np.clip(off.high, -loss.delta, loss.delta)
-    )
-
-
-def curved(loss: Loss, o: Enclosure, y: np.ndarray, moved: Enclosure) -> Enclosure | None:
-    """Return an enclosure of the loss's Hessians times derivatives (d_y, N, q) of the outputs.
-
-    None where they are 0, as those of the absolute loss are.
+    It is that at the middle, and no further from it than |g| times the radius, g over all of o.
     """
+    at, slopes = exact(o.middle), loss_gradient(loss, o, y)
+    off = (exact(slopes.magnitude) * exact(o.radius)).sum(axis=0).magnitude
+    if not isinstance(loss, CrossEntropy):
+        return loss.value(at, y).wider(off)
+    shifted = at - at.max(axis=0)
+    sums = _total(y) * log(exp(shifted).sum(axis=0)) - (shifted * y).sum(axis=0)
+    return sums.wider(off)
+
+
+def loss_gradient(loss: Loss, o: Enclosure, y: Array) -> Enclosure:
+    """Return an enclosure of the gradient in o, (d_y, N).
+
+    Where the absolute loss may be at its kink it is anything from -1 to 1.
+    """
+    if isinstance(loss, CrossEntropy):
+        return softmax(o) * _total(y) - y
+    return loss.gradient(o, y)
+
+
+def loss_curvature(loss: Loss, o: Enclosure, y: Array, d: Enclosure | Array) -> Enclosure:
+    """Return an enclosure of the Hessian in o times d, (d_y, N).
+
+    The absolute loss has that of its pieces, 0. Where the Huber loss may be at a corner it is
+    anything between that of both sides.
+    """
+    d = d if isinstance(d, Enclosure) else exact(d)
     if isinstance(loss, AbsoluteLoss):
-        return None
-    if isinstance(loss, SquaredLoss):
-        return moved
+        return exact(0 * o.middle)
     if isinstance(loss, HuberLoss):
-        size = abs(o - y)
-        return moved * _column(
-            between(1.0 * (size.high < loss.delta), 1.0 * (size.low <= loss.delta))
-        )
-    p = _probabilities(o)
-    weighted = moved * _column(p * exact(y).sum(axis=0))
-    return weighted - _column(p) * weighted.sum(axis=0)
+        xp, size = namespace(o.middle), abs(o - y)
+        least, most = size.high < loss.delta, size.low <= loss.delta
+        return d * between(xp.where(least, 1.0, 0.0), xp.where(most, 1.0, 0.0))
+    if isinstance(loss, CrossEntropy):
+        p = softmax(o)
+        weighted = p * d
+        return (weighted - p * weighted.sum(axis=0)) * _total(y)
+    return d
 
 
-def _odds(o: Enclosure) -> Enclosure:
-    """Return 1 / p_k = sum_j exp(o_j - o_k)."""
-    return exp(o[None] - Enclosure(o.middle[:, None], o.radius[:, None])).sum(axis=1)
+@np.errstate(**QUIET)
+def softmax(o: Enclosure) -> Enclosure:
+    """Return an enclosure of exp(o_k) / sum_j exp(o_j).
+
+    If outputs change by at most r, log p_k changes by at most r_k + max_j r_j.
+    """
+    xp, at = namespace(o.middle), exact(o.middle)
+    powers = exp(at - at.max(axis=0))
+    p = powers / powers.sum(axis=0)
+    if xp is np and not o.radius.any():
+        return p
+    moved = exact(o.radius) + exact(o.radius.max(axis=0))
+    low, high = (p * exp(-moved)).low, (p * exp(moved)).high
+    return between(xp.maximum(low, 0.0), xp.minimum(high, 1.0))
 
 
-def _probabilities(o: Enclosure) -> Enclosure:
-    return 1.0 / _odds(o)
-
-
-def _column(a: Enclosure) -> Enclosure:
-    return Enclosure(a.middle[..., None], a.radius[..., None])
+def _total(y: Array) -> Enclosure:
+    """Return an enclosure of the sums of the targets, (N,): 1, but for their rounding."""
+    total = exact(y).sum(axis=0)
+    alone = (y != 0).sum(axis=0) <= 1  # nothing rounds
+    return Enclosure(total.middle, namespace(y).where(alone, 0.0, total.radius))

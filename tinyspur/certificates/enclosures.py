@@ -63,6 +63,7 @@ class Enclosure:
     # What is known of the exact values
 
     @property
+    @np.errstate(**QUIET)
     def magnitude(self) -> Array:
         """Return upper bounds of their sizes."""
         return (abs(self.middle) + self.radius) * WIDER
@@ -147,7 +148,7 @@ class Enclosure:
         """Return an enclosure of the sums along `axis`, of all entries by default."""
         middle = self.middle.sum(axis=axis)
         share = gamma(self.middle.size // max(1, middle.size))
-        off = inexact(abs(self.middle), self.radius, share).sum(axis=axis)
+        off = _inexact(self, share).sum(axis=axis)
         return sound(middle, off * (1 + 2 * share))
 
     def max(self, axis: int) -> Enclosure:
@@ -225,24 +226,23 @@ def _matrix_product(A: Enclosure, B: Enclosure) -> Enclosure:
     """Return an enclosure of A B: its radius is |A| r_B + r_A (|B| + r_B) + gamma |A| |B|."""
     xp, share = namespace(A.middle), gamma(A.shape[-1])
     middle = A.middle @ B.middle
-    size = abs(B.middle)
-    off = abs(A.middle) @ inexact(size, B.radius, share)
+    off = abs(A.middle) @ _inexact(B, share)
     if xp is not np or A.radius.any():
-        off = off + A.radius @ (size + B.radius)
-    rows, columns = A._somewhere().any(axis=-1), B._somewhere().any(axis=max(-2, -size.ndim))
-    if A.middle.ndim > 1 and size.ndim > 1:
+        off = off + A.radius @ (abs(B.middle) + B.radius)
+    rows, columns = A._somewhere().any(axis=-1), B._somewhere().any(axis=max(-2, -B.middle.ndim))
+    if A.middle.ndim > 1 and B.middle.ndim > 1:
         rows, columns = rows[..., None], columns[..., None, :]
     off = off + 2 * A.shape[-1] * SMALLEST * (rows & columns)  # where products may underflow
     return sound(middle, off * (1 + 2 * share))
 
 
-def inexact(size: Array, radius: Array, share: float) -> Array:
-    """Return `radius` + `share` * `size`, a little more: what a factor of a product is off by.
+def _inexact(x: Enclosure, share: float) -> Array:
+    """Return `radius` + `share` |x|: what a factor of a product, or a term of a sum, is off by.
 
     What underflows in that share may be multiplied with a large number, so it is rounded up.
     """
-    smallest = float(np.finfo(size.dtype).smallest_subnormal)
-    return radius + (share * size + smallest * (size > 0))
+    size = abs(x.middle)
+    return x.radius + (share * size + SMALLEST * (size > 0))
 
 
 @np.errstate(**QUIET)
@@ -265,9 +265,11 @@ def product_radius(
     x off by `radius` r, and W by `radii` R.
     """
     terms = max(magnitude.fan_in, 0 if radii is None else radii.fan_in) + 2
-    share, smallest = gamma(terms, size.dtype), np.finfo(size.dtype).smallest_subnormal
-    off = magnitude @ inexact(size, radius, share)
+    share = gamma(terms, size.dtype)
+    smallest = float(np.finfo(size.dtype).smallest_subnormal)
+    off = magnitude @ (radius + (share * size + smallest))  # that share may underflow
     if radii is not None:
         off += radii @ (size + radius)
-    off += 2 * terms * float(smallest)
-    return off * (1 + 2 * share)
+    off += 2 * terms * smallest
+    off *= 1 + 2 * share
+    return off

@@ -12,7 +12,8 @@ what is passed on the way.
    a_k (for a kink of the loss alpha is -1 and C_k is the number of its members / N);
 3. H + sum_k rho_k z_k z_k^T is positive definite for all H and z_k in the enclosures over B of the
    Hessian of L and of grad v_k in the free coordinates, for some rho_k >= 0 with rho_k M_k / 2 <=
-   mu_k (see `penalised`): M_k is a bound of |v_k|, and sum_k mu_k |v_k| <= sum_k m_k |y_k|, see `shares`;
+   mu_k (see `penalised`): M_k is a bound of |v_k|, and sum_k mu_k |v_k| <= sum_k m_k |y_k| (see
+   `shares`);
 4. for each choice f' of the frozen coordinates in B there is a point m(f') like theta* in B, with
    R(m(f')) = R(theta*): see `free`.
 
@@ -40,7 +41,7 @@ from ..engine.held import Held
 from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix
 from .boxes import Box, First, Second, first_order, forward, members_of, second_order, signal_bounds
-from .enclosed_algebra import positive_definite
+from .enclosed_algebra import least_eigenvalue, positive_definite
 from .enclosures import Enclosure, exact
 from .free import Flow
 from .stationary import Stationary
@@ -291,7 +292,7 @@ class Growth:
         matrix = penalised(H, Z, weights)
         least = float(np.linalg.eigvalsh(matrix.middle)[0])
         self.expected = 0.8 * rho * least / float(np.linalg.norm(matrix.radius, 2))
-        return positive_definite(matrix)
+        return least_eigenvalue(matrix) > 0 or positive_definite(matrix)
 
     def radius(self, start: float) -> float:
         """Return the largest rho found for which the lemma holds, 0 if none.

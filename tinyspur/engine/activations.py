@@ -49,15 +49,6 @@ class Activation:
             abs(f(near) - f(z)).max(axis=0) for f in (self.derivative, self.second_derivative)
         )
 
-    def spread(self, z: Array, errors: Array) -> Array:
-        """Return by how much sigma(z) may be off if z is by `errors`, rounding included.
-
-        By the mean value theorem and `bounds`; without these to first order.
-        """
-        bend = self.bounds[0] if self.bounds is not None else 0.0
-        slopes = abs(self.derivative(z)) + bend * errors
-        return slopes * errors + rounding_of(self(z))
-
     @property
     def spec(self) -> dict:
         """Return the JSON description."""
@@ -97,13 +88,6 @@ class ReLU(Activation):
     def second_derivative(self, z: Array) -> Array:
         """Return 0, as PyTorch at the kink too."""
         return namespace(z).zeros_like(z)
-
-    def spread(self, z: Array, errors: Array) -> Array:
-        """Return by how much sigma(z) may be off if z is by `errors`: of ReLU nothing rounds."""
-        xp = namespace(z)
-        off = xp.where(z > errors, errors, max(1.0, self.slope) * errors)
-        off = xp.where(z < -errors, self.slope * errors, off)
-        return off + (z != 0) * rounding_of(self.slope * z) if self.slope else off
 
     @property
     def spec(self) -> dict:
@@ -286,13 +270,6 @@ class ELU(Activation):
         moved = np.where(r < abs(z), moved, np.inf)
         return moved, moved
 
-    def spread(self, z: Array, errors: Array) -> Array:
-        """Return by how much sigma(z) may be off if z is by `errors`, rounding included."""
-        xp, steepest = namespace(z), max(1.0, self.alpha)
-        left = xp.minimum(self._decay(z + errors), steepest)
-        slopes = xp.where(z > errors, 1.0, xp.where(z < -errors, left, steepest))
-        return slopes * errors + rounding_of(self(z))
-
     def _decay(self, z: Array) -> Array:
         return self.alpha * namespace(z).exp(namespace(z).minimum(z, 0))
 
@@ -366,12 +343,6 @@ def check_piecewise_linear(activation: Activation, purpose: str) -> None:
             f"{purpose}: expected a piecewise linear activation, ReLU or leaky ReLU, "
             f"got {activation}"
         )
-
-
-def rounding_of(values: Array) -> Array:
-    """Return what four units in the last place are, and a few of the smallest numbers."""
-    found = np.finfo(values.dtype)
-    return 4 * float(found.eps) * abs(values) + 8 * float(found.smallest_subnormal)
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -49,5 +49,5 @@ def ndtr_units(z: Array) -> Array:
 
 
 def irrational(value: float, x: Array) -> float:
-    """Return a number that is rounded, to meet x: where x is an enclosure it is one of the number."""
+    """Return a rounded number; where it meets an enclosure x, an enclosure of the exact one."""
     return x.rounded(value) if hasattr(x, "rounded") else value
