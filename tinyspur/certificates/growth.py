@@ -40,7 +40,8 @@ import scipy.linalg
 from ..engine.held import Held
 from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix
-from .boxes import Box, First, Second, first_order, forward, members_of, second_order, signal_bounds
+from .box_hessians import Second, second_order
+from .boxes import Box, First, first_order, forward, members_of, signal_bounds
 from .enclosed_algebra import least_eigenvalue, positive_definite
 from .enclosures import Enclosure, exact
 from .free import Flow

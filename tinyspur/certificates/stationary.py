@@ -19,6 +19,7 @@ from .free import Coordinates, choose_coordinates
 
 NEAR = (1e-12, 1e-9, 1e-6)  # of the largest parameter of a layer: a move by that reaches a kink
 STEPS = 12  # of Newton's method
+FAR = 1e-6  # relative to the parameters: larger steps must get smaller quickly
 DROPPED = 40  # kinks that are given up, one by one, at most
 
 
@@ -120,7 +121,7 @@ def _newton(held: Held, theta: Parameters) -> Stationary | str:
         g = held.gradient(theta, multipliers).gradient[free]
         multipliers = np.linalg.lstsq(held.jacobian(theta)[:, free].T, -g, rcond=None)[0]
     last = np.inf
-    for _ in range(STEPS):
+    for n in range(STEPS):
         seen = held.gradient(theta, multipliers)
         H, Z = held.hessian(theta, multipliers), held.jacobian(theta)
         F = np.concatenate([seen.gradient[free], seen.values])
@@ -139,5 +140,7 @@ def _newton(held: Held, theta: Parameters) -> Stationary | str:
             size < 1e-9 and size > last / 4
         ):
             return Stationary(held, theta, multipliers, coordinates, inverse, H, Z)
+        if n > 2 and size > last / 2 and size > FAR * (1 + float(abs(theta.vector).max())):
+            break
         last = size
     return f"no stationary point was found near: Newton's last step is {size:.1e}"

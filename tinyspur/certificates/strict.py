@@ -23,6 +23,7 @@ from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
 from .rounding import risk_rounding
 from .stationary import Stationary, candidates, find_stationary
 
+LARGEST = 3000  # parameters: the Hessian is a dense matrix
 START = 1e-3  # of the largest parameter: the radius that is tried first
 
 
@@ -68,7 +69,10 @@ class StrictCertificate(Certificate):
 
     @classmethod
     def require(cls, theta: Parameters, loss: Loss) -> None:
-        """Raise ValueError unless activation and loss are this package's, a slope is below 1."""
+        """Raise ValueError unless activation and loss are this package's and there are few weights.
+
+        Few are up to 3,000 parameters; a slope of leaky ReLU must be below 1.
+        """
         check_points(None, theta)
         sigma = theta.net.activation
         if type(sigma) not in KNOWN_ACTIVATIONS.values() or getattr(sigma, "slope", 0) >= 1:
@@ -78,6 +82,10 @@ class StrictCertificate(Certificate):
             )
         if type(loss) not in KNOWN:
             raise ValueError(f"strict certificate: expected a loss of this package, got {loss!r}")
+        if not 0 < theta.net.size <= LARGEST:
+            raise ValueError(
+                f"strict certificate: expected 1 to {LARGEST:,} parameters, got {theta.net.size:,}"
+            )
 
     @property
     def words(self) -> str:
