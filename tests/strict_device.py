@@ -417,6 +417,8 @@ def _unary(name: str) -> Callable:
 def _binary(ufunc: np.ufunc, reflected: bool = False) -> Callable:
     def operation(self: ndarray, other: Any) -> Any:
         _refuse_lists(ufunc.__name__, (other,))
+        if not isinstance(other, ndarray) and getattr(other, "__array_ufunc__", other) is None:
+            return NotImplemented  # it has operators of its own for arrays
         return _Call()(ufunc, *((other, self) if reflected else (self, other)))
 
     return operation

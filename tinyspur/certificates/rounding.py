@@ -1,11 +1,11 @@
 """Bounds of the rounding errors of pre-activations, outputs, gradients and risks.
 
-A product of n terms, computed in any order, in blocks, with or without fused additions, is off by
-at most gamma_n = n u / (1 - n u) times the sum of the sizes of its terms, u half a unit in the last
-place (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), and by n times the smallest
-number where terms underflow. The errors of a layer are those of its own sums and those that it
-reads. Exponentials and other functions are taken to be within four units in the last place; of
-losses and activations of users only estimates are known.
+They are the radii of enclosures around what the engine computed, so that a pass needs no other one.
+The errors of a layer are those of its own sums and those that it reads.
+
+Of a loss of a user's only estimates are known, of first order in the errors of the outputs: they
+assume that its derivatives are right, and that its value and gradient are as exact as sums of about
+16 terms of the size of the result.
 """
 
 from __future__ import annotations
@@ -16,26 +16,18 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, namespace, to_numpy
+from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import KNOWN as KNOWN_LOSSES
-from ..engine.losses import CrossEntropy, HuberLoss, Loss
+from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, by_map, steps
-
-EPSILON = float(np.finfo(np.float64).eps)
-SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
-
-
-def gamma(terms: int, dtype: type = np.float64) -> float:
-    """Return gamma_n for sums of so many `terms`, a little enlarged; infinite where n u > 1/4.
-
-    A sum of sizes that is rounded itself is enough: of n sizes it is too small by a share of at
-    most gamma_n.
-    """
-    share = (terms + 4) * float(np.finfo(dtype).eps) / 2
-    return share / (1 - 2 * share) if share <= 0.25 else math.inf
+from .enclosed_functions import spread
+from .enclosed_losses import loss_curvature, loss_gradient, loss_value
+from .enclosures import QUIET, WIDER, Enclosure, product_radius
 
 
+@np.errstate(**QUIET)
 def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: type) -> list[Array]:
     """Return for each layer a bound of the rounding errors of z^l in `dtype`, (n_l, N).
 
@@ -43,42 +35,20 @@ def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: typ
     is |W^l| (delta^{l-1} + gamma |o^{l-1}|) + gamma |b^l| with the errors delta of the layer below,
     and those of the inputs where `dtype` can't hold them.
     """
-    smallest = float(np.finfo(dtype).smallest_subnormal)
     reach = 0 * trace[0].below if dtype == np.float64 else gamma(1, dtype) * abs(trace[0].below)
     found = []
     for step in trace:
-        terms, size = step.W.fan_in + 2, abs(step.below)
-        share = gamma(terms, dtype)
         if step.W.selects:  # the largest entry is off by no more than the largest error
             errors = step.W @ reach
         else:
-            errors = magnitudes.W[step.layer] @ (reach + share * size)
-        errors += terms * _underflow(magnitudes.W[step.layer].weights, size, smallest)
+            errors = product_radius(magnitudes.W[step.layer], abs(step.below), reach)
         if step.b is not None:
             maps = by_map(errors, step.b)
-            maps += share * magnitudes.b[step.layer][:, None]
-        errors = errors * (1 + 2 * share)
+            maps += gamma(step.W.fan_in + 2, dtype) * magnitudes.b[step.layer][:, None]
         found.append(errors)
-        reach = errors if step.activation is None else step.activation.spread(step.z, errors)
+        known = step.activation is None
+        reach = errors if known else spread(step.activation, step.z, step.o, errors)
     return found
-
-
-def _underflow(weights: Array | None, below: Array, smallest: float) -> Array | float:
-    """Return the smallest number where a product of these sizes, or its rounding, may underflow.
-
-    Otherwise 0: a sum of zeros is exactly 0 then.
-    """
-    xp = namespace(below)
-    found = [
-        xp.min(sizes, where=sizes > 0, initial=np.inf) if xp is np else _least(sizes)
-        for sizes in ((below,) if weights is None else (weights, below))
-    ]
-    return xp.where(math.prod(found) > smallest**0.6, 0.0, smallest)
-
-
-def _least(sizes: Array) -> Array:
-    xp = namespace(sizes)
-    return xp.where(sizes > 0, sizes, xp.inf).min()
 
 
 def gradient_rounding(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
@@ -87,7 +57,7 @@ def gradient_rounding(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
     A bound for the losses of this package, an estimate of first order for those of users.
     """
     if type(loss) in KNOWN_LOSSES:
-        return loss.gradient_rounding(o, y, errors)
+        return _distance(loss.gradient(o, y), loss_gradient(loss, Enclosure(o, errors), y))
     xp, total = namespace(o), gamma(len(o)) * abs(loss.gradient(o, y))
     for k in range(len(o)):
         one = xp.zeros_like(o)
@@ -97,17 +67,23 @@ def gradient_rounding(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
 
 
 def curvature_rounding(loss: Loss, o: Array, y: Array, d: Array, errors: Array) -> Array:
-    """Return an estimate of how far Hessian products of the loss with `d` may be off, (d_y, N).
+    """Return how far Hessian products of the loss with `d` may be off, (d_y, N).
 
-    At a corner of the Huber loss they may be `d` or 0: that depends on the side.
+    A bound for the losses of this package, where at a corner of the Huber loss they may be `d` or 0
+    and at a kink of the absolute one are 0; for those of users an estimate for curvatures that
+    change by no more than that of the cross-entropy, as a share.
     """
-    share = 2 * errors.max(axis=0) + (2 * len(o) + 16) * EPSILON
-    size = loss.curvature_size if isinstance(loss, CrossEntropy) else loss.curvature
-    off = share * abs(size(o, y, abs(d)))
-    if isinstance(loss, HuberLoss):
-        corner = abs(abs(o - y) - loss.delta) <= loss.gradient_rounding(o, y, errors)
-        off = off + corner * abs(d)
-    return off
+    if type(loss) in KNOWN_LOSSES:
+        found = loss_curvature(loss, Enclosure(o, errors), y, d)
+        return _distance(loss.curvature(o, y, d), found)
+    share = 2 * errors.max(axis=0) + gamma(4 * len(o) + 32)
+    return share * abs(loss.curvature(o, y, abs(d)))
+
+
+@np.errstate(**QUIET)
+def _distance(values: Array, exact: Enclosure) -> Array:
+    """Return how far computed values may be from the exact ones."""
+    return (abs(values - exact.middle) + exact.radius) * WIDER
 
 
 def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
@@ -130,29 +106,30 @@ def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
     check_at(theta, data, loss)
     y = theta.net.targets(theta, data, loss)
     o = theta.net.forward(theta, data.x).T
-    values, dtype = to_numpy(loss.value(o, y)), theta.vector.dtype
-    o, errors = to_numpy(o).astype(np.float64), output_rounding(theta, data.x)
-    if dtype != np.float64:  # targets are rounded too
-        errors = errors + gamma(1, dtype) * (abs(o) + abs(data.y.T))
-    return mean_rounding(loss, o, data.y.T, values, errors)
+    values, errors = to_numpy(loss.value(o, y)), output_rounding(theta, data.x)
+    return mean_rounding(loss, to_numpy(o).astype(np.float64), data.y.T, values, errors)
 
 
+@np.errstate(**QUIET)
 def mean_rounding(
     loss: Loss, o: np.ndarray, y: np.ndarray, values: np.ndarray, errors: np.ndarray
 ) -> float:
     """Return a bound of the error of the mean of loss `values` (N,) of outputs that are off.
 
-    By the mean value theorem a loss is off by at most sum_k (|g_k| + its change) |do_k|, and by the
-    rounding of its own value. The mean is compared with a sum that is rounded only once.
+    An estimate for a loss of a user's. The mean is compared with a sum that is rounded only once.
     """
     o, y, errors = map(np.ascontiguousarray, (o, y, errors))  # the same sums for any layout
-    dtype, off = values.dtype, gradient_rounding(loss, o, y, errors)
-    size = loss.value_size(o, y) if type(loss) in KNOWN_LOSSES else abs(values)
-    with np.errstate(over="ignore", invalid="ignore"):
-        off = ((abs(loss.gradient(o, y)) + off) * errors).sum(axis=0)
-        off = off + gamma(len(o) + 16, dtype) * size + len(o) * SMALLEST
-        if not np.isfinite(values.sum() + off.sum()):
-            return math.inf
-        mean = math.fsum(values.astype(np.float64)) / len(values)
-        off = float(off.mean()) * (1 + gamma(len(off))) + abs(float(np.mean(values)) - mean)
-    return off + 4 * EPSILON * abs(mean)
+    if type(loss) in KNOWN_LOSSES:
+        found = loss_value(loss, Enclosure(o, errors), y)
+    else:
+        dtype = values.dtype
+        if dtype != np.float64:  # targets are rounded too
+            errors = errors + gamma(1, dtype) * (abs(o) + abs(y))
+        slopes = abs(loss.gradient(o, y)) + gradient_rounding(loss, o, y, errors)
+        off = (slopes * errors).sum(axis=0) + gamma(len(o) + 16, dtype) * abs(values)
+        found = Enclosure(values.astype(np.float64), off + len(o) * SMALLEST)
+    if not np.isfinite(values.sum() + found.radius.sum()):
+        return math.inf
+    mean = math.fsum(found.middle) / len(values)
+    off = float(found.radius.mean()) * (1 + 2 * gamma(len(values)))
+    return (off + abs(float(np.mean(values)) - mean) + 2 * EPSILON * abs(mean)) * WIDER

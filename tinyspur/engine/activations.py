@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from .backend import Array, namespace, special
+from .floats import irrational
 
 SAMPLED = np.linspace(-1, 1, 65)[:, None]  # where an activation without bounds is looked at
 
@@ -47,15 +48,6 @@ class Activation:
         return tuple(
             abs(f(near) - f(z)).max(axis=0) for f in (self.derivative, self.second_derivative)
         )
-
-    def spread(self, z: Array, errors: Array) -> Array:
-        """Return by how much sigma(z) may be off if z is by `errors`, rounding included.
-
-        By the mean value theorem and `bounds`; without these to first order.
-        """
-        bend = self.bounds[0] if self.bounds is not None else 0.0
-        slopes = abs(self.derivative(z)) + bend * errors
-        return slopes * errors + rounding_of(self(z))
 
     @property
     def spec(self) -> dict:
@@ -96,13 +88,6 @@ class ReLU(Activation):
     def second_derivative(self, z: Array) -> Array:
         """Return 0, as PyTorch at the kink too."""
         return namespace(z).zeros_like(z)
-
-    def spread(self, z: Array, errors: Array) -> Array:
-        """Return by how much sigma(z) may be off if z is by `errors`: of ReLU nothing rounds."""
-        xp = namespace(z)
-        off = xp.where(z > errors, errors, max(1.0, self.slope) * errors)
-        off = xp.where(z < -errors, self.slope * errors, off)
-        return off + (z != 0) * rounding_of(self.slope * z) if self.slope else off
 
     @property
     def spec(self) -> dict:
@@ -246,7 +231,7 @@ class GELU(Activation):
         return (2 - z * z) * self._density(z)
 
     def _density(self, z: Array) -> Array:
-        return namespace(z).exp(-z * z / 2) / math.sqrt(2 * math.pi)
+        return namespace(z).exp(-z * z / 2) / irrational(math.sqrt(2 * math.pi), z)
 
 
 @dataclass(frozen=True)
@@ -284,13 +269,6 @@ class ELU(Activation):
         moved = np.where(z > 0, 0, -self._decay(z + near) * np.expm1(-near))
         moved = np.where(r < abs(z), moved, np.inf)
         return moved, moved
-
-    def spread(self, z: Array, errors: Array) -> Array:
-        """Return by how much sigma(z) may be off if z is by `errors`, rounding included."""
-        xp, steepest = namespace(z), max(1.0, self.alpha)
-        left = xp.minimum(self._decay(z + errors), steepest)
-        slopes = xp.where(z > errors, 1.0, xp.where(z < -errors, left, steepest))
-        return slopes * errors + rounding_of(self(z))
 
     def _decay(self, z: Array) -> Array:
         return self.alpha * namespace(z).exp(namespace(z).minimum(z, 0))
@@ -365,12 +343,6 @@ def check_piecewise_linear(activation: Activation, purpose: str) -> None:
             f"{purpose}: expected a piecewise linear activation, ReLU or leaky ReLU, "
             f"got {activation}"
         )
-
-
-def rounding_of(values: Array) -> Array:
-    """Return what four units in the last place are, and a few of the smallest numbers."""
-    found = np.finfo(values.dtype)
-    return 4 * float(found.eps) * abs(values) + 8 * float(found.smallest_subnormal)
 
 
 def _check_positive(name: str, value: object) -> None:

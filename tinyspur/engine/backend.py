@@ -51,14 +51,19 @@ def select(name: str = "auto") -> Backend:
 
 
 def namespace(x: Array) -> ModuleType:
-    """Return the module whose functions take `x`: the one that defines its type."""
-    return sys.modules[type(x).__module__.partition(".")[0]]
+    """Return the module whose functions take `x`: the one that defines its type, or it names."""
+    named = getattr(x, "namespace", None)
+    if named is None:
+        return sys.modules[type(x).__module__.partition(".")[0]]
+    return importlib.import_module(named)
 
 
 def special(x: Array) -> ModuleType:
     """Return the module of special functions that take `x`: SciPy's or CuPy's."""
     if isinstance(x, (np.ndarray, np.generic)):
         return scipy.special
+    if hasattr(x, "namespace"):
+        return namespace(x)
     return importlib.import_module("cupyx.scipy.special")
 
 

@@ -31,14 +31,6 @@ class SquaredLoss:
         """Return the product of the Hessian in o with `d`, shape (d_y, N): here `d` itself."""
         return d.copy()
 
-    def gradient_rounding(self, o: Array, y: Array, errors: Array) -> Array:
-        """Return by how much g may be off if outputs are by `errors`, all (d_y, N)."""
-        return _of_differences(o, y, errors)
-
-    def value_size(self, o: Array, y: Array) -> Array:
-        """Return the size of the terms that the loss of each sample is summed from, (N,)."""
-        return self.value(o, y)
-
     def check_targets(self, y: Array) -> None:
         """Accept every target."""
 
@@ -70,36 +62,6 @@ class CrossEntropy:
         p = softmax(o)
         weighted = p * d
         return weighted - p * weighted.sum(axis=0)
-
-    def curvature_size(self, o: Array, y: Array, d: Array) -> Array:
-        """Return the size of the terms that `curvature` is summed from, for d >= 0."""
-        p = softmax(o)
-        weighted = p * d
-        return weighted + p * weighted.sum(axis=0)
-
-    def gradient_rounding(self, o: Array, y: Array, errors: Array) -> Array:
-        """Return by how much g may be off if outputs are by `errors`, all (d_y, N).
-
-        Then all log p_k are off by at most 2 max_k errors_k, and by what rounds: what exponents
-        below -800 add to a sum doesn't matter. A p_k that underflows is bounded by its exponent.
-        """
-        xp, found = namespace(o), np.finfo(o.dtype)
-        unit, p, shifted = float(found.eps), softmax(o), o - o.max(axis=0)
-        size = abs(shifted) + xp.minimum(abs(shifted).max(axis=0), 800)
-        spread = 2 * errors.max(axis=0) + (size + len(o) + 16) * unit
-        known = (p > float(found.tiny)) & (spread < 80)
-        moved = xp.minimum(p * xp.expm1(xp.minimum(spread, 80)), 1)
-        moved = xp.where(known, moved, xp.exp(xp.minimum(shifted + spread, 0)))
-        moved = moved * (1 + 8 * unit) + 8 * float(found.smallest_subnormal)
-        total = abs(1 - y.sum(axis=0)) + len(o) * unit  # l is that of targets with any sum
-        return moved + p * total + unit * abs(p - y)
-
-    def value_size(self, o: Array, y: Array) -> Array:
-        """Return the size of the terms that the loss of each sample is summed from, (N,)."""
-        xp, unit = namespace(o), float(np.finfo(o.dtype).eps)
-        shifted = o - o.max(axis=0)
-        missing = (abs(1 - y.sum(axis=0)) / unit + len(o)) * abs(o).max(axis=0)
-        return 1 + xp.log(xp.exp(shifted).sum(axis=0)) + (y * abs(shifted)).sum(axis=0) + missing
 
     def check_targets(self, y: Array) -> None:
         """Raise ValueError unless every column of `y` is a probability distribution."""
@@ -141,14 +103,6 @@ class AbsoluteLoss:
         """Return zeros (d_y, N): away from its kinks the loss is linear."""
         return namespace(d).zeros_like(d)
 
-    def gradient_rounding(self, o: Array, y: Array, errors: Array) -> Array:
-        """Return by how much g may be off if outputs are by `errors`: 2 where these reach y."""
-        return 2.0 * (abs(o - y) <= _of_differences(o, y, errors))
-
-    def value_size(self, o: Array, y: Array) -> Array:
-        """Return the size of the terms that the loss of each sample is summed from, (N,)."""
-        return self.value(o, y)
-
     def check_targets(self, y: Array) -> None:
         """Accept every target."""
 
@@ -182,14 +136,6 @@ class HuberLoss:
         """Return `d` where |o - y| < delta and 0 elsewhere, shape (d_y, N)."""
         return d * (abs(o - y) < self.delta)
 
-    def gradient_rounding(self, o: Array, y: Array, errors: Array) -> Array:
-        """Return by how much g may be off if outputs are by `errors`, all (d_y, N)."""
-        return _of_differences(o, y, errors)
-
-    def value_size(self, o: Array, y: Array) -> Array:
-        """Return the size of the terms that the loss of each sample is summed from, (N,)."""
-        return self.value(o, y)
-
     def check_targets(self, y: Array) -> None:
         """Accept every target."""
 
@@ -198,12 +144,6 @@ class HuberLoss:
 
 
 KNOWN = (SquaredLoss, CrossEntropy, AbsoluteLoss, HuberLoss)
-
-
-def _of_differences(o: Array, y: Array, errors: Array) -> Array:
-    """Return by how much o - y may be off if o is by `errors`."""
-    unit = float(np.finfo(o.dtype).eps)
-    return (errors + unit * abs(o - y)) * (1 + 8 * unit)
 
 
 class Loss(Protocol):

@@ -75,6 +75,11 @@ class WeightMatrix(ABC):
         rows = self.weights.reshape(len(self.weights), -1)
         return int(np.count_nonzero(rows, axis=1).max())
 
+    @property
+    def fan_out(self) -> int:
+        """Return how many terms an entry of W.T @ delta has at most."""
+        return self.shape[0] if self.weights is None else self.weights[:, 0].size
+
     def is_like(self, other: WeightMatrix) -> bool:
         """Return whether `other` is the same matrix but for the numbers of its weights."""
         return type(self) is type(other) and self.shape == other.shape
@@ -211,6 +216,14 @@ class TransposedMatrix(WeightMatrix):
     @property
     def T(self) -> WeightMatrix:
         return self.matrix
+
+    @property
+    def fan_in(self) -> int:
+        return self.matrix.fan_out
+
+    @property
+    def fan_out(self) -> int:
+        return self.matrix.fan_in
 
     @property
     def nnz(self) -> int:

@@ -131,6 +131,14 @@ class SelectionMatrix(WeightMatrix):
         return SelectionMatrix(self.pooling, self.choice.repeat(times, axis=1))
 
     @property
+    def fan_in(self) -> int:
+        return 1
+
+    @property
+    def fan_out(self) -> int:
+        return 1
+
+    @property
     def nnz(self) -> int:
         return self.shape[0]
 

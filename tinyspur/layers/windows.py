@@ -56,6 +56,11 @@ class PoolingMatrix(WeightMatrix):
         """Return the number of entries of a window."""
         return self.size ** len(self.map_shape)
 
+    @property
+    def fan_out(self) -> int:
+        """Return 1: windows don't overlap."""
+        return 1
+
     def _details(self) -> str:
         return f", {self.maps_in} map{'s' * (self.maps_in > 1)}, size {self.size}"
 

@@ -11,15 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..certificates.rounding import (
-    curvature_rounding,
-    gamma,
-    gradient_rounding,
-    preactivation_rounding,
-)
+from ..certificates.enclosed_functions import spread
+from ..certificates.rounding import curvature_rounding, gradient_rounding, preactivation_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.activations import Activation
 from ..engine.backend import Array, namespace
+from ..engine.floats import gamma
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
@@ -173,7 +170,7 @@ def _expand(
             unsure = [abs(step.slopes) * doubt for doubt in unsure]
             o, errors = through_smooth(sigma, step.z, o, errors)
         if sigma is not None:
-            errors[0] = sigma.spread(step.z, inexact_z)
+            errors[0] = spread(sigma, step.z, step.o, inexact_z)
     return o, errors, unsure, far, kinked
 
 

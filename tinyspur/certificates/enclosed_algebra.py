@@ -1,0 +1,224 @@
+"""Verified linear algebra: products of doubled precision, inverses, solutions, eigenvalues.
+
+Inverses and Cholesky factors come from LAPACK and need not be accurate: what is proved is proved
+from enclosures of products with them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.linalg
+
+from ..engine.backend import Array, namespace, to_numpy
+from ..engine.floats import EPSILON, SMALLEST, gamma
+from .enclosures import QUIET, WIDER, Enclosure, exact, sound
+
+REFINEMENTS = 2  # of a solution, with residuals of doubled precision
+ATTEMPTS = 8  # at a shift below an eigenvalue, each one eight times as far
+ZERO = -9999  # the exponent of 0
+
+
+# Products of doubled precision
+
+
+@np.errstate(**QUIET)
+def doubled_product(A: Array, B: Array) -> Enclosure:
+    """Return an enclosure of A @ B, A (m, n) and B (n, k), as if computed in about twice the bits.
+
+    Its radius is u |A B| and 2^-96 n times sums of sizes in A's rows and B's columns. A and B are
+    scaled by powers of two and split into slices of so few bits that all products of two slices are
+    exact in float64 (Ozaki, Ogita, Oishi & Rump, Numerical Algorithms 59, 2012).
+    """
+    high, low, off = _in_two(A, B)
+    middle = high + low
+    return sound(middle, (off + EPSILON / 2 * abs(middle)) * WIDER)
+
+
+@np.errstate(**QUIET)
+def doubled_residual(y: Array, A: Array, B: Array) -> Enclosure:
+    """Return an enclosure of y - A @ B with the accuracy of `doubled_product`."""
+    high, low, off = _in_two(A, B)
+    first, second = _two_sum(y, -high)
+    rest = second - low
+    middle = first + rest
+    off = off + EPSILON / 2 * abs(rest) + EPSILON / 2 * abs(middle)
+    return sound(middle, off * WIDER)
+
+
+def _in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
+    """Return two arrays whose sum is A @ B up to the third."""
+    xp, n = namespace(A), A.shape[1]
+    exponents_A, exponents_B = _exponents(A), _exponents(B)
+    inner = (exponents_B.max(axis=1) - exponents_A.max(axis=0)) // 2  # balances the terms of sums
+    rows = (exponents_A + inner).max(axis=1)
+    columns = (exponents_B - inner[:, None]).max(axis=0)
+    somewhere = (A != 0).any(axis=1)[:, None] & (B != 0).any(axis=0)
+    A = xp.ldexp(A, inner - rows[:, None])  # no entry is larger than 1
+    B = xp.ldexp(B, -inner[:, None] - columns)
+    bits = (55 - math.ceil(math.log2(n))) // 2  # n products of slices sum to at most 2^53 units
+    (A1, A2, A3), (B1, B2, B3) = _slices(A, bits), _slices(B, bits)
+    high, low = _two_sum(A1 @ B1, A1 @ B2)
+    size = abs(low)
+    for part in (A2 @ B1, A2 @ B2):
+        high, more = _two_sum(high, part)
+        low, size = low + more, size + abs(more)
+    rest = (A1 + A2) @ B3 + A3 @ B
+    low, size = low + rest, size + abs(rest)
+    terms = abs(A).sum(axis=1)[:, None] * abs(B3).max(axis=0)
+    terms = terms + abs(A3).max(axis=1)[:, None] * abs(B).sum(axis=0)
+    off = 2 * gamma(n) * terms + 4 * EPSILON * size + 8 * n * SMALLEST
+    back = xp.clip(rows[:, None] + columns, ZERO, -ZERO)
+    off = (xp.ldexp(off, back) + 4 * SMALLEST) * somewhere
+    return xp.ldexp(high, back), xp.ldexp(low, back), off
+
+
+def _exponents(A: Array) -> Array:
+    """Return e with |A| < 2^e, entry by entry."""
+    xp = namespace(A)
+    return xp.where(A == 0, ZERO, xp.frexp(A)[1])
+
+
+def _slices(A: Array, bits: int) -> tuple[Array, Array, Array]:
+    """Return A, |A| <= 1, as a sum of three, the first two multiples of 2^(1 - bits) and 2^(1 -
+    2 bits) by at most 2^(bits - 1).
+    """
+    slices = []
+    for n in (1, 2):
+        shift = 1.5 * 2.0 ** (53 - n * bits)  # whose last place is 2^(1 - n bits)
+        slices.append((A + shift) - shift)
+        A = A - slices[-1]
+    return *slices, A
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return the rounded sum and its rounding error (Knuth)."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)
+
+
+# Inverses and solutions
+
+
+def enclose_inverse(A: Enclosure) -> Enclosure | None:
+    """Return an enclosure of the inverses of all matrices in A (n, n), or None.
+
+    With E = I - P A for a float inverse P and the largest row sum e < 1 of |E|, A^-1 - P is
+    (I - E)^-1 E P, at most |E| |P| + e / (1 - e) times the largest of each column of |E| |P|.
+    None where this does not show that all of them are regular.
+    """
+    P = _float_inverse(A)
+    if P is None:
+        return None
+    E = exact(_identity(P)) - exact(P) @ A
+    return _corrected(exact(P), E, E @ exact(P))
+
+
+def solve(A: Enclosure, B: Enclosure) -> Enclosure | None:
+    """Return an enclosure of A^-1 B, A (n, n) and B (n, k), for all matrices in A and B, or None.
+
+    X + A^-1 (B - A X) for an X that is refined with residuals of doubled precision, and A^-1 as in
+    `enclose_inverse`; None in the same cases.
+    """
+    P = _float_inverse(A)
+    if P is None:
+        return None
+    E = exact(_identity(P)) - exact(P) @ A
+    X = P @ B.middle
+    for _ in range(REFINEMENTS):
+        X = X + P @ doubled_residual(B.middle, A.middle, X).middle
+    off_A, off_B = (Enclosure(0 * M.middle, M.radius) for M in (A, B))
+    residual = doubled_residual(B.middle, A.middle, X) + off_B - off_A @ exact(X)
+    return _corrected(exact(X), E, exact(P) @ residual)
+
+
+def _corrected(X: Enclosure, E: Enclosure, step: Enclosure) -> Enclosure | None:
+    """Return X + (I - E)^-1 step, at most |step| + e / (1 - e) times its largest in each column."""
+    e = float(to_numpy(E.magnitude.sum(axis=1).max())) * (1 + 2 * gamma(len(E)))
+    if not e < 1:
+        return None
+    more = step.magnitude.max(axis=0) * (e / (1 - e) * WIDER)
+    found = X + step
+    return sound(found.middle, (found.radius + more) * WIDER)
+
+
+def _float_inverse(A: Enclosure) -> Array | None:
+    """Return an approximate inverse of the middle (n, n), or None."""
+    xp, middle = namespace(A.middle), to_numpy(A.middle)
+    try:
+        P = np.linalg.inv(middle)
+    except np.linalg.LinAlgError:
+        return None
+    return xp.asarray(P) if np.isfinite(P).all() else None
+
+
+def _identity(P: Array) -> Array:
+    return namespace(P).eye(len(P))
+
+
+# Eigenvalues of symmetric matrices
+
+
+def positive_definite(A: Enclosure) -> bool:
+    """Return whether all symmetric matrices in A (n, n) are proved to be positive definite.
+
+    Rows and columns are scaled by powers of two first, which doesn't change it, so that diagonal
+    entries of very different sizes do no harm.
+    """
+    A = _on_host(A)
+    diagonal = np.diag(A.middle)
+    if not (diagonal > 0).all():
+        return False
+    scale = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
+    return least_eigenvalue(A * scale[:, None] * scale) > 0
+
+
+def least_eigenvalue(A: Enclosure) -> float:
+    """Return a proved lower bound of all eigenvalues of all symmetric matrices in A (n, n).
+
+    A - s I = R^T R + D for a shift s and a float Cholesky factor R, hence no eigenvalue is below
+    s - |D|_2, D enclosed (the residual in place of the bound of Rump, BIT 46, 2006). The shift is
+    taken just below the least eigenvalue that LAPACK finds. -inf where nothing is shown.
+    """
+    A = _on_host(A)
+    if not np.isfinite(A.radius).all():
+        return -math.inf
+    eigenvalues, identity = np.linalg.eigvalsh(A.middle), np.eye(len(A))
+    step = 4 * gamma(len(A)) * float(abs(eigenvalues).max())
+    for _ in range(ATTEMPTS):
+        shift = float(eigenvalues[0]) - step
+        try:
+            R = scipy.linalg.cholesky(A.middle - shift * identity)
+        except np.linalg.LinAlgError:
+            step *= 8
+            continue
+        D = A - exact(shift * identity) - exact(R.T) @ exact(R)
+        found = (exact(np.array(shift)) - exact(np.array(_spectral_bound(D.magnitude)))).low
+        return float(found)
+    return -math.inf
+
+
+def largest_eigenvalue(A: Enclosure) -> float:
+    """Return a proved upper bound of all eigenvalues of all symmetric matrices in A (n, n)."""
+    return -least_eigenvalue(-A)
+
+
+def _spectral_bound(D: np.ndarray) -> float:
+    """Return an upper bound of the spectral norms of symmetric matrices of entries up to D.
+
+    It is at most max_i (D v)_i / v_i for any v > 0 (Collatz and Wielandt): v is that of a few power
+    iterations.
+    """
+    D, v = np.maximum(D, D.T), np.ones(len(D))
+    for _ in range(3):
+        v = D @ v
+        if not 0 < v.min() <= v.max() < math.inf:
+            return float(D.sum(axis=1).max()) * (1 + 2 * gamma(len(D)))
+        v = v / v.max() + 1e-3
+    return float((D @ v / v).max()) * (1 + 2 * gamma(len(D)))
+
+
+def _on_host(A: Enclosure) -> Enclosure:
+    return Enclosure(to_numpy(A.middle), to_numpy(A.radius))
