@@ -91,8 +91,8 @@ class Held:
         slope = net.activation.slope if type(net.activation) is ReLU else 0.0
         if slope >= 1 or (net.activation.piecewise_linear and type(net.activation) is not ReLU):
             raise ValueError(
-                "held kinks: expected ReLU, leaky ReLU with a slope below 1 or a smooth activation, "
-                f"got {net.activation!r}"
+                "held kinks: expected ReLU, leaky ReLU with a slope below 1 or a smooth "
+                f"activation, got {net.activation!r}"
             )
         self.net, self.data, self.loss, self.kinks = net, data, loss, tuple(kinks)
         self.slope, self._members = slope, _by_layer(self.kinks)

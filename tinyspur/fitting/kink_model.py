@@ -149,7 +149,7 @@ class Candidates:
         return self.equal.tie(layer, W, o, int(rows[here]), int(rows[choice]), sample)
 
     def _bounds(self, kink: HeldKink) -> tuple[float, float, float, float] | None:
-        """Return v, the bounds of the multiplier and what it is on theta's piece; None if concave."""
+        """Return v, the bounds of the multiplier and its value here; None where it is concave."""
         depth, units, samples = self.net.depth, kink.units, kink.samples
         if kink.layer > depth:
             value = float((self.seen.o[-1] - self.data.y.T)[units[0], samples[0]])
