@@ -85,14 +85,14 @@ class Settled:
     def __str__(self) -> str:
         lines = [
             f"{'settled' if self.settled else 'not settled'}: {self.reason}",
-            f"risk {self.risk_before:.9g} before, {self.risk:.9g} after {self.steps} steps; "
+            f"risk {self.risk_before:.9g} before, {self.risk:.9g} after {self.steps} steps, "
             f"parameters moved by up to {self.moved:.3g}",
             f"largest entry of the gradient {self.residual:.1e}, least eigenvalue "
             f"{self.eigenvalue:.3g}, {self.flat} flat directions",
         ]
         depth = self.theta.net.depth
         if self.kinks:
-            lines.append(f"at {len(self.kinks)} kinks, each with its multiplier and the bounds:")
+            lines.append("at kinks, each with its multiplier between its bounds:")
         for kink, *numbers in zip(self.kinks, self.low, self.multipliers, self.high, strict=True):
             lines.append(f"  {_place(kink, depth)}: {' < '.join(f'{n:.3g}' for n in numbers)}")
         found = [lines[0], *(f"  {line}" for line in lines[1:])]
@@ -190,7 +190,9 @@ def _searched(
                 return found, "no lower point was found", taken
         if time.monotonic() > end:
             break
-    return search.polished(), f"still falling after {taken} steps", taken
+    size, plural = float(abs(search.state.theta.vector).max()), "s" * (taken > 1)
+    falling = f"still falling after {taken} step{plural}, with parameters up to {size:.3g}"
+    return search.polished(), falling, taken
 
 
 def _verdict(search: KinkedNewton, found: Conditions) -> str:
