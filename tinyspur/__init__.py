@@ -14,9 +14,11 @@ from .certificates import (
     Certificate,
     Kink,
     RelayCertificate,
+    StrictCertificate,
     certify,
     certify_cell,
     certify_relays,
+    certify_strict,
 )
 from .certificates.curvature import CurvatureCertificate, certify_curvature
 from .constructions.convolutional_lattices import (
@@ -119,6 +121,7 @@ __all__ = [  # what matters; everything else that is imported above is there too
     "certify_cell",
     "certify_curvature",
     "certify_relays",
+    "certify_strict",
     "datasets",
     "find_descent_direction",
     "find_escape",

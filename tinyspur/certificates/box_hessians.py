@@ -129,7 +129,9 @@ def _with_own(
     read.radius[-1] = 0
     for t, (weights, places) in enumerate(own):
         for into, values in ((middle, read.middle), (radius, read.radius)):
-            into.reshape(maps, -1, N, stop)[t][:, :, places] = values[weights].transpose(1, 2, 0)
+            into.reshape(maps, n // maps, N, stop)[t][:, :, places] = values[weights].transpose(
+                1, 2, 0
+            )
     return Enclosure(middle, radius)
 
 

@@ -270,6 +270,6 @@ def product_radius(
     off = magnitude @ (radius + (share * size + smallest))  # that share may underflow
     if radii is not None:
         off += radii @ (size + radius)
-    off += 2 * terms * smallest
+    off = off + 2 * terms * smallest  # a product may be a view that is read-only
     off *= 1 + 2 * share
     return off

@@ -77,6 +77,8 @@ class Coordinates:
 
         Sums c_j xi_j of fields with frozen parts e_f, for each frozen coordinate f: c = Xi^-1.
         """
+        if not len(self.frozen):
+            return Flow(np.zeros(len(self.free)), np.zeros(0))
         rows = fields(self.generators, self.interpolations, held, box)
         if rows is None:
             return None

@@ -249,10 +249,9 @@ class Growth:
     def choose_weights(self, mu: np.ndarray, share: float = 0.5) -> np.ndarray:
         """Return rho_k in proportion to mu_k / |grad v_k|, for which the matrix is definite."""
         unit = mu / np.maximum(abs(self.Z).sum(axis=1), 1e-300)
-        goal, factor = share * min(self.tangent, 1e300), 1e-6
-        largest = float(np.linalg.eigvalsh(self.H)[-1]) if len(self.H) else 1.0
-        if not np.isfinite(self.tangent):
-            goal = 1e-3 * abs(largest)
+        goal, factor = share * self.tangent, 1e-6
+        if not len(self.tangents):
+            goal, factor = 1e-3 * float(abs(self.H).max()), 1.0
         for _ in range(80):
             least = np.linalg.eigvalsh(self.H + (self.Z.T * (factor * unit / 2)) @ self.Z)[0]
             if least >= goal:

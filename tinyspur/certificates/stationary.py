@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 
 from ..datasets.samples import TrainingSet
 from ..engine.equal_kinks import EqualKinks
@@ -19,6 +20,8 @@ from .free import Coordinates, choose_coordinates
 
 NEAR = (1e-12, 1e-9, 1e-6)  # of the largest parameter of a layer: a move by that reaches a kink
 STEPS = 12  # of Newton's method
+FLAT = 1e-13  # of the largest eigenvalue: those below are 0 up to rounding
+NEGATIVE = 1e-9  # of the largest eigenvalue
 FAR = 1e-6  # relative to the parameters: larger steps must get smaller quickly
 DROPPED = 40  # kinks that are given up, one by one, at most
 
@@ -111,6 +114,20 @@ def system(hessian: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
     return np.block([[hessian, jacobian.T], [jacobian, np.zeros((K, K))]])
 
 
+def _flat(hessian: np.ndarray, jacobian: np.ndarray) -> str:
+    """Return in words where the Hessian is 0 on the tangent space, up to rounding, or ""."""
+    basis = scipy.linalg.null_space(jacobian) if len(jacobian) else np.eye(len(hessian))
+    values = np.linalg.eigvalsh(basis.T @ hessian @ basis)
+    largest = abs(values).max(initial=0.0)
+    flat = int((abs(values) <= FLAT * largest).sum())
+    if not flat:
+        return ""
+    found = f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains"
+    if values[0] < -NEGATIVE * largest:
+        found += f", and an eigenvalue of the Hessian is {values[0]:.2g}"
+    return found
+
+
 def _newton(held: Held, theta: Parameters) -> Stationary | str:
     """Return what Newton's method converges to from theta, or why it does not, in words."""
     theta, K = theta.copy(), len(held.kinks)
@@ -125,15 +142,17 @@ def _newton(held: Held, theta: Parameters) -> Stationary | str:
         seen = held.gradient(theta, multipliers)
         H, Z = held.hessian(theta, multipliers), held.jacobian(theta)
         F = np.concatenate([seen.gradient[free], seen.values])
-        with np.errstate(all="ignore"):
-            try:
-                inverse = np.linalg.inv(system(H[np.ix_(free, free)], Z[:, free]))
-            except np.linalg.LinAlgError:
-                return "the equations for a stationary point are singular"
+        flat = _flat(H[np.ix_(free, free)], Z[:, free]) if n == 0 else ""
+        if flat:
+            return flat
+        try:
+            inverse = np.linalg.inv(system(H[np.ix_(free, free)], Z[:, free]))
+        except np.linalg.LinAlgError:
+            return "the gradients of the kinks are dependent"
         step = inverse @ F
-        size = float(abs(step[: len(free)]).max()) if len(free) else 0.0
+        size = float(abs(step[: len(free)]).max(initial=0.0))
         if not np.isfinite(step).all():
-            return "the equations for a stationary point are singular"
+            return "the gradients of the kinks are dependent"
         theta.vector[free] -= step[: len(free)]
         multipliers = multipliers - step[len(free) :]
         if size <= 1e-15 * (1 + float(abs(theta.vector).max())) or (

@@ -168,7 +168,10 @@ def _at_kinks(
     risk = _risk(proved)
     counts |= {"eigenvalue": eigenvalue, "risk": risk}
     if not radius > distance:
-        return _undecided("no radius was shown in which the risk is not lower", **counts)
+        far = (
+            f"the minimum is {distance:.1e} away, and the radius around it {radius + distance:.1e}"
+        )
+        return _undecided(far, **counts)
     highest = theta.net.risk(theta, data, loss) + risk_rounding(theta, data, loss)
     return StrictCertificate(
         holds=True,
