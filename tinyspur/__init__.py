@@ -120,7 +120,6 @@ __all__ = [  # what matters; everything else that is imported above is there too
     "certify",
     "certify_cell",
     "certify_curvature",
-    "certify_relays",
     "certify_strict",
     "datasets",
     "find_descent_direction",

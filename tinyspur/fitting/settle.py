@@ -126,6 +126,16 @@ def settle(
     host. `progress` shows on stderr how far it is, after a text of yours if it is one. Raises
     ValueError for settings out of range, for piecewise linear activations of your own, leaky ReLU
     with a slope of 1 or more, and where the risk at theta is not finite.
+
+    A hinge is fitted to five samples; its knot stays at x = 0, although no gradient vanishes there:
+
+    >>> from tinyspur import Network
+    >>> from tinyspur.layers import Dense
+    >>> net = Network((1, 1), [Dense(1), Dense(1)])
+    >>> data = TrainingSet([[-2], [-1], [0], [1], [2]], [0, 0, -1, 1, 2])
+    >>> found = settle(Parameters(net, [1.0, 0.1, 1.0, 0.0]), data, SquaredLoss())
+    >>> print(f"{found.risk:.4f}", found.holds, found.kinks)
+    0.0688 True (HeldKink(layer 1, map 0, unit 0, sample 2),)
     """
     check_at(theta, data, loss)
     steps = whole_number("steps", steps)
