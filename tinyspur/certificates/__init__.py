@@ -15,6 +15,7 @@ from .certificate import Certificate, round_down, round_up
 from .curvature import CurvatureCertificate, certify_curvature
 from .kinks import Kink
 from .relays import RelayCertificate, certify_relays
+from .strict import StrictCertificate, certify_strict
 
 __all__ = [
     "CERTIFICATES",
@@ -23,15 +24,21 @@ __all__ = [
     "CurvatureCertificate",
     "Kink",
     "RelayCertificate",
+    "StrictCertificate",
     "certify",
     "certify_cell",
     "certify_curvature",
     "certify_relays",
+    "certify_strict",
     "round_down",
     "round_up",
 ]
 
-CERTIFICATES = ((CellCertificate, certify_cell), (CurvatureCertificate, certify_curvature))
+CERTIFICATES = (
+    (CellCertificate, certify_cell),
+    (CurvatureCertificate, certify_curvature),
+    (StrictCertificate, certify_strict),
+)
 
 
 def certify(theta: Parameters, data: TrainingSet, loss: Loss) -> Certificate:

@@ -275,7 +275,7 @@ def product_radius(
     off = magnitude @ grown
     if radii is not None:
         off += radii @ reach
-    off += 2 * terms * smallest
+    off = off + 2 * terms * smallest  # a product may be a view that is read-only
     off *= 1 + 2 * share
     return off
 

@@ -179,6 +179,11 @@ class ConvolutionMatrix(WeightMatrix):
         back, gradient = T._pass(delta, o)  # <delta, W @ o> = <o, W.T @ delta>
         return T.with_weights(gradient).T.weights, back
 
+    def gathered(self, o: Array) -> Array:
+        kernel, xp = self.weights.shape[2:], namespace(o)
+        taps = xp.eye(math.prod(kernel), dtype=o.dtype).reshape(-1, 1, *kernel)
+        return (self.with_weights(taps) @ o).reshape(len(taps), self.positions_out, -1)
+
     def outgoing(self, c: int) -> Array:
         return self.weights[:, c]
 

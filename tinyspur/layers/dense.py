@@ -91,6 +91,9 @@ class DenseMatrix(WeightMatrix):
     def gradient(self, delta: Array, o: Array) -> Array:
         return outer(delta, o)
 
+    def gathered(self, o: Array) -> Array:
+        return o[:, None]
+
     def outgoing(self, c: int) -> Array:
         return self.weights[:, c * self.positions_in : (c + 1) * self.positions_in]
 

@@ -152,6 +152,17 @@ class WeightMatrix(ABC):
         """
         return self.gradient(delta, o), self.T @ delta
 
+    def gathered(self, o: Array) -> Array:
+        """Return what each position reads of one map o (positions_in, N): (K, positions_out, N).
+
+        The K places are in the order of the weights that read a map; in the padding there are 0.
+        """
+        raise TypeError(f"{type(self).__name__} has no patches")
+
+    def repeated(self, times: int) -> WeightMatrix:
+        """Return the matrix for columns each of which comes so many times in a row."""
+        return self
+
     def outgoing(self, c: int) -> Array:
         """Return the weights that read map c of the layer below, as a view, (maps_out, ...).
 

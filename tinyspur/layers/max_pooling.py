@@ -127,6 +127,9 @@ class SelectionMatrix(WeightMatrix):
     def T(self) -> TransposedMatrix:
         return TransposedMatrix(self)
 
+    def repeated(self, times: int) -> SelectionMatrix:
+        return SelectionMatrix(self.pooling, self.choice.repeat(times, axis=1))
+
     @property
     def fan_in(self) -> int:
         return 1

@@ -73,6 +73,9 @@ class PoolingMatrix(WeightMatrix):
         windows = o.reshape(self.maps_in, *self.split, o.shape[1]).transpose(order)
         return windows.reshape(self.size ** len(self.map_shape), self.shape[0], o.shape[1])
 
+    def gathered(self, o: Array) -> Array:
+        return type(self)(1, self.map_shape, self.size).windows(o)
+
     def from_windows(self, windows: Array) -> Array:
         """Return the columns (n_{l-1}, N) whose windows these are."""
         sizes, coarse = self.split[1::2], self.split[::2]

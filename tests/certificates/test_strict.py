@@ -1,0 +1,217 @@
+"""The strict certificate: what it proves holds, in exact arithmetic; what is missing is refused."""
+
+import itertools
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from strict_problems import (
+    AT_KINK,
+    SQUARED,
+    at_kink,
+    corners,
+    exact_risk,
+    kinks_feeding_kinks,
+    moved,
+    with_background,
+)
+
+from tinyspur.certificates import certify, certify_strict
+from tinyspur.certificates.growth import exists
+from tinyspur.certificates.stationary import find_stationary, near_kinks
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import SMOOTH, ReLU, Tanh
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, one_hot
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+from tinyspur.fitting.settle import settle
+from tinyspur.fitting.training import kaiming_start
+from tinyspur.layers import Dense
+
+BELOW = 1 - 1e-9
+
+
+def test_a_minimum_at_a_kink_is_certified_and_its_exact_risk_enclosed():
+    theta, data = at_kink()
+    found = certify_strict(moved(theta, 1e-9 * np.array([1, -1, 0, 1])), data, SQUARED)
+    assert found.holds and found.proves == "P1" and found.kinks == found.held == 1
+    assert (found.free, found.frozen, found.idle) == (3, 1, 0)
+    assert Fraction(found.risk[0]) <= AT_KINK <= Fraction(found.risk[1])
+    assert found.risk[1] - found.risk[0] < 1e-13
+    assert 0.9e-9 < found.distance < 4e-9 and found.radius > 1e-3
+    assert found.delta < 1e-8
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.125])
+def test_no_point_within_the_radius_is_lower_in_exact_arithmetic(slope):
+    theta, data = at_kink(slope=slope)
+    theta = settle(theta, data, SQUARED).theta if slope else theta
+    found = certify_strict(theta, data, SQUARED)
+    assert found.holds and found.kinks == 1
+    least = Fraction(found.risk[0]) if slope else AT_KINK
+    for near in corners(theta, found.radius * BELOW, 60):
+        assert exact_risk(near, data) >= least
+    towards = settle(moved(theta, [0.3, 0.2, 0, 0.1]), data, SQUARED).theta.vector - theta.vector
+    for d in (towards, -towards, *np.eye(4)):
+        reach = found.radius * BELOW / max(abs(d).max(), 1e-9)
+        assert exact_risk(moved(theta, reach * d), data) >= least
+
+
+def test_equal_kinks_count_as_one_of_all_samples_and_positions():
+    theta, data = at_kink(repeats=3)
+    found = certify_strict(theta, data, SQUARED)
+    assert found.holds and (found.kinks, found.held) == (1, 3)
+    theta, data = with_background()
+    found = certify_strict(theta, data, SQUARED)
+    assert found.holds and (found.kinks, found.held) == (1, 13)
+    assert Fraction(found.risk[0]) <= AT_KINK <= Fraction(found.risk[1])
+    for near in corners(theta, found.radius * BELOW, 40):
+        assert exact_risk(near, data) >= AT_KINK
+
+
+def test_kinks_that_feed_kinks_are_certified_and_nothing_near_is_lower():
+    theta, data = kinks_feeding_kinks()
+    found = certify_strict(theta, data, SQUARED)
+    assert found.holds and found.kinks == 4 and 0 < found.inside < 0.01
+    assert found.radius > 20 * found.distance
+    for near in corners(theta, found.radius * BELOW, 12):
+        assert exact_risk(near, data) >= Fraction(found.risk[0])
+
+
+def test_an_exact_smooth_minimum_of_relu_is_enclosed():
+    x, y = np.array([-2.0, -1, 1, 2, 3]), np.array([1.0, 0, 3, 5, 6])
+    data = TrainingSet(x[:, None, None], y[:, None])
+    line = [Fraction(3, 2), Fraction(5, 3)]  # of y through the last three, 14/3 at their mean 2
+    off = [Fraction(1, 2), Fraction(-1, 2)]  # of the others from their mean
+    off += [
+        line[0] * int(a - 2) + Fraction(14, 3) - int(b) for a, b in zip(x[2:], y[2:], strict=True)
+    ]
+    risk = sum(e**2 for e in off) / 10
+    net = Network((1, 1), (Dense(1), Dense(1)))
+    theta = Parameters(net, np.array([1.5, 14 / 3 - 3 - 0.5, 1.0, 0.5]))
+    found = certify_strict(theta, data, SQUARED)
+    assert found.holds and found.kinks == 0 and found.classes == 2
+    assert Fraction(found.risk[0]) <= risk <= Fraction(found.risk[1])
+    for near in corners(theta, found.radius * BELOW, 60):
+        assert exact_risk(near, data) >= risk
+
+
+@pytest.mark.parametrize("sigma", [Tanh(), SMOOTH[0](), SMOOTH[4]()], ids=str)
+def test_smooth_networks_have_certified_minima_without_kinks(sigma):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(40, 1, 2))
+    y = np.tanh(x[:, 0, :1] - 0.5) + 0.3 * rng.normal(size=(40, 1))
+    data, net = TrainingSet(x, y), Network((1, 2), (Dense(1), Dense(1)), sigma)
+    theta = settle(kaiming_start(net, seed=1), data, SQUARED, seconds=2).theta
+    found = certify_strict(theta, data, SQUARED)
+    assert found.holds and (found.kinks, found.frozen) == (0, 0) and found.eigenvalue > 1e-5
+    for near in corners(theta, found.radius * BELOW, 60):
+        assert net.risk(near, data, SQUARED) >= found.risk[0] * (1 - 1e-14)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_shift_of_all_outputs_of_a_softmax_is_frozen(soft):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 1, 2))
+    y = rng.dirichlet(np.ones(3), 30) if soft else one_hot(rng.integers(0, 3, 30), 3)
+    data, net = TrainingSet(x, y), Network((1, 2), (Dense(3),))
+    found = certify_strict(
+        settle(kaiming_start(net), data, CrossEntropy()).theta, data, CrossEntropy()
+    )
+    assert found.holds and (found.free, found.frozen) == (6, 3)
+
+
+def test_a_line_of_least_absolute_deviations_meets_two_targets():
+    x, y = np.array([0.0, 1, 2, 4, 8]), np.array([0.0, 2, 1, 3.5, 5])
+    data, net = TrainingSet(x[:, None, None], y[:, None]), Network((1, 1), (Dense(1),))
+    lines = [
+        ((y[j] - y[i]) / (x[j] - x[i]), y[i], x[i]) for i, j in itertools.combinations(range(5), 2)
+    ]
+    risks = {(w, c - w * at): abs(w * x + c - w * at - y).mean() for w, c, at in lines}
+    best = min(risks, key=risks.get)
+    found = certify_strict(Parameters(net, np.array(best)), data, AbsoluteLoss())
+    assert found.holds and found.kinks == 2 and found.free == 2
+    assert found.risk[0] <= risks[best] <= found.risk[1]
+    second = sorted(risks, key=risks.get)[1]
+    assert not certify_strict(Parameters(net, np.array(second)), data, AbsoluteLoss()).holds
+
+
+def test_huber_losses_are_certified_off_their_corners():
+    theta, data = at_kink()
+    theta = settle(theta, data, HuberLoss(1.5)).theta
+    found = certify_strict(theta, data, HuberLoss(1.5))
+    assert found.holds
+    for near in corners(theta, found.radius * BELOW, 40):
+        assert theta.net.risk(near, data, HuberLoss(1.5)) >= found.risk[0] * (1 - 1e-14)
+
+
+# What is missing
+
+
+def test_without_its_kink_the_point_is_refused():
+    theta, data = at_kink()
+    assert not certify_strict(theta, data, SQUARED, kinks=()).holds
+
+
+@pytest.mark.parametrize("target", [2.0, 0.0])
+def test_a_multiplier_outside_its_bounds_is_refused(target):
+    theta, data = at_kink()
+    y = data.y.copy()
+    y[2] = target
+    data = TrainingSet(data.x, y)
+    found = certify_strict(theta, data, SQUARED, near_kinks(theta, data, SQUARED, 1e-9))
+    assert not found.holds and found.kinks == 1
+    assert "multiplier" in found.obstacle
+
+
+def test_moved_multipliers_have_no_stationary_point_near():
+    theta, data = at_kink()
+    found = find_stationary(theta, data, SQUARED, near_kinks(theta, data, SQUARED, 1e-9), True)
+    assert not isinstance(exists(found), str)
+    off = exists(replace_multipliers(found, 1e-3))
+    assert isinstance(off, str) or off.multiplier_radius.max() > 1e-3
+
+
+def replace_multipliers(found, d):
+    return found._replace(multipliers=found.multipliers + d)
+
+
+def test_a_flat_direction_that_no_symmetry_explains_is_refused():
+    rng = np.random.default_rng(0)
+    x = rng.integers(-4, 5, size=(12, 1, 3)).astype(float)
+    x[:, 0, 2] = x[:, 0, 0] + x[:, 0, 1]
+    data, net = TrainingSet(x, rng.normal(size=(12, 1))), Network((1, 3), (Dense(1),))
+    found = certify_strict(settle(kaiming_start(net), data, SQUARED).theta, data, SQUARED)
+    assert not found.holds and found.obstacle == "1 flat direction that no symmetry explains"
+
+
+def test_a_saddle_is_refused():
+    _, data = at_kink()  # residuals that sum to 0 at the constant 1, but not times x
+    net = Network((1, 1), (Dense(1), Dense(1)), Tanh())
+    theta = Parameters(net, np.array([0.0, 0.5, 0.0, 1.0]))
+    assert abs(net.gradient(theta, data, SQUARED).vector).max() < 1e-16
+    found = certify_strict(theta, data, SQUARED)
+    assert not found.holds and "an eigenvalue of the Hessian is -" in found.obstacle
+
+
+def test_other_networks_are_refused_in_words():
+    theta, data = at_kink()
+    steep = Parameters(Network((1, 1), theta.net.layers, ReLU(2.0)), theta.vector)
+    with pytest.raises(ValueError, match="strict certificate: expected an activation"):
+        certify_strict(steep, data, SQUARED)
+    large = Network((1, 2), (Dense(1000), Dense(1)))
+    data = TrainingSet(np.zeros((1, 1, 2)), np.zeros((1, 1)))
+    with pytest.raises(ValueError, match="strict certificate: expected 1 to 3,000 parameters, got"):
+        certify_strict(large.zeros(), data, SQUARED)
+
+
+def test_certify_tries_the_strict_certificate_where_others_fail():
+    theta, data = at_kink()
+    found = certify(theta, data, SQUARED)
+    assert found.kind == "strict" and found.holds
+    assert "certified strict local minimum at 1 kink" in found.words
+    assert found.as_dict()["kind"] == "strict"
+    assert found.verdict(0.1, 1e-15) == "spurious local minimum"
+    assert "R(theta*) is between" in str(found)
+    assert replace(found, holds=False, obstacle="so it is").words == "not certified, so it is"

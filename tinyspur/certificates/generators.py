@@ -1,0 +1,285 @@
+"""Fields along which nothing changes: the generators of the families of points with the same risk.
+
+With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, the generators are
+(sums over samples and positions; c = 0 but for mixings):
+
+- *mixing* of maps a, b of one layer, a = b being the scaling: the incoming (w, b)_a += (w, b)_b and
+  the outgoing weights of b -= those of a. Its product with grad L is sum delta_a z_b - sum
+  (dL/do_a) o_b. Terms are 0 where both have the same slope, and c_k v_k with c_k = delta_a where b
+  is held; so each place where a is held must be one where b is.
+- *shifts* of maps with the same slope s everywhere, none held: bias += 1, and each bias of a dense
+  layer above -= s times the sum of its weights on the map.
+- *interpolation*: a map that is not constantly 0 at n different places only, fewer than its free
+  weights, so that weights X of A = A_free X for a regular n x n matrix A_free undo each other:
+  sum_i delta_i (A_frozen - A_free X)_i = 0.
+- *exchanges* between units a, b that only one unit above reads, with weights p, q, where they
+  differ in slope or are held at few places: (w, b)_a += q x and (w, b)_b -= p x for weights x that
+  give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere.
+- *equal inputs* of a first dense layer: two pixels that agree, or one that is constant and the
+  bias, at all samples where the unit counts.
+- *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+from ..engine.held import Held
+from ..engine.held_steps import HeldStep, steps
+from ..engine.losses import CrossEntropy
+from ..engine.parameters import Parameters
+from ..layers import Dense
+from .box_hessians import reads
+from .boxes import influence, members_of
+
+INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
+
+
+class Generator(NamedTuple):
+    """A field: at coordinates `at` it is factor * theta[source], or factor where source is -1.
+
+    Coordinates that come more than once are summed. `mixes` is (layer, a, b) of a mixing.
+    """
+
+    at: np.ndarray
+    source: np.ndarray
+    factor: np.ndarray
+    mixes: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """The rows that the weights of one map read at different places, more columns than rows.
+
+    `layer` and `places` (position, sample) of the rows, `columns` the numbers of its weights, the
+    bias last, `solved` those of a regular square matrix, `rest` the others; `coordinates` of all.
+    For an exchange `others` are those of the other map, and `swapped` those of q and p.
+    """
+
+    layer: int
+    positions: np.ndarray
+    samples: np.ndarray
+    solved: np.ndarray
+    rest: np.ndarray
+    coordinates: np.ndarray
+    others: np.ndarray | None = None
+    swapped: tuple[int, int] | None = None
+
+
+class Reach(NamedTuple):
+    """What counts at a point: for each layer with parameters which units and what they read.
+
+    `matters` (n_l, N): z^l has an influence on L; `moves` (n_{l-1}, N): o^{l-1} is not constantly
+    0; `slopes` (n_l, N) of the activation, NaN at held units and where z^l does not matter; None
+    where no activation follows.
+    """
+
+    step: HeldStep
+    matters: np.ndarray
+    moves: np.ndarray
+    slopes: np.ndarray | None
+
+
+def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
+    """Return what counts at theta, for each layer with parameters."""
+    x = held.data.x.reshape(len(held.data), -1).astype(np.float64)
+    members = members_of(held, slice(None))
+    trace = steps(theta, np.ascontiguousarray(x.T), members)
+    found, moves = {}, []
+    now = trace[0].below != 0
+    for step in trace:
+        moves.append(now)
+        if step.b is None:
+            now = (step.W @ now.astype(float)) > 0
+        else:
+            now = np.ones(step.z.shape, dtype=bool)
+            if step.activation is not None and step.activation.piecewise_linear:
+                now = step.slopes != 0
+    for step, moving, matters in zip(trace, moves, influence(trace, members), strict=True):
+        if step.b is None:
+            continue
+        some, slopes = members.get(step.layer), None
+        if step.activation is not None and step.activation.piecewise_linear:
+            slopes = np.where(matters, step.slopes, np.nan)
+            matters = matters & (step.slopes != 0)
+            if some is not None:
+                slopes[some.units, some.columns] = np.nan
+                matters[some.units, some.columns] = True
+        found[step.layer] = Reach(step, matters, moving, slopes)
+    return found
+
+
+def incoming(held: Held, layer: int, t: int) -> np.ndarray:
+    """Return the coordinates of the weights of a map, in order, and of its bias."""
+    start, shape = held.net.slots[layer]
+    K = math.prod(shape[1:])
+    return np.append(start + t * K + np.arange(K), start + shape[0] * K + t)
+
+
+def _above(held: Held, layer: int) -> int | None:
+    """Return the next layer with parameters above, or None."""
+    return next((n for n in sorted(held.net.slots) if n > layer), None)
+
+
+def _outgoing(held: Held, reaches: dict[int, Reach], above: int, t: int) -> np.ndarray:
+    """Return the coordinates of the weights of a layer that read a map, (maps_out, ...)."""
+    W, (start, shape) = reaches[above].step.W, held.net.slots[above]
+    numbers = start + np.arange(math.prod(shape), dtype=float).reshape(shape)
+    found = W.with_weights(numbers).outgoing(t)
+    return found.reshape(shape[0], -1).astype(int)
+
+
+def mixings(
+    held: Held, theta: Parameters, reaches: dict[int, Reach], layer: int
+) -> list[Generator]:
+    """Return the generators that mix maps of a layer, scalings first."""
+    slopes, above = reaches[layer].slopes, _above(held, layer)
+    if slopes is None or above is None or not theta.net.activation.piecewise_linear:
+        return []
+    maps, found = reaches[layer].step.W.maps_out, []
+    slopes = slopes.reshape(maps, -1)
+    matters = reaches[layer].matters.reshape(maps, -1)
+    selects = any(net_layer.selects for net_layer in held.net.layers[layer : above - 1])
+    kept = np.isnan(slopes) & matters  # held
+    for a in range(maps):
+        for b in range(maps):
+            if not matters[a].any() or (a != b and selects):
+                continue
+            if a != b and not _mixes(slopes, matters, kept, a, b):
+                continue
+            own, other = incoming(held, layer, a), incoming(held, layer, b)
+            out, back = (_outgoing(held, reaches, above, t).ravel() for t in (b, a))
+            one = Generator(
+                np.concatenate([own, out]),
+                np.concatenate([other, back]),
+                np.concatenate([np.ones(len(own)), -np.ones(len(out))]),
+                (layer, a, b),
+            )
+            found.append(one)
+    return found
+
+
+def _mixes(slopes, matters, kept, a: int, b: int) -> bool:
+    """Return whether maps a and b can be mixed: delta_a z_b = (dL/do_a) o_b at each place."""
+    counts = ~np.isnan(slopes[a]) | kept[a]  # where the signal reaches a
+    same = (slopes[a] == slopes[b]) | kept[b]
+    return bool(matters[b].any() and same[counts].all())
+
+
+def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]:
+    """Return the generators that shift maps of one slope, where a dense layer takes it back."""
+    slopes, above = reaches[layer].slopes, _above(held, layer)
+    if slopes is None or above is None or not held.net.activation.piecewise_linear:
+        return []
+    if not isinstance(held.net.layers[above - 1], Dense):
+        return []
+    maps, found = reaches[layer].step.W.maps_out, []
+    for t, (own, counts) in enumerate(
+        zip(slopes.reshape(maps, -1), reaches[layer].matters.reshape(maps, -1), strict=True)
+    ):
+        values = own[~np.isnan(own)]
+        if not len(values) or (np.isnan(own) & counts).any() or len(np.unique(values)) > 1:
+            continue
+        slope = float(values[0])
+        if slope == 0:
+            continue
+        out = _outgoing(held, reaches, above, t)
+        biases = np.array([incoming(held, above, h)[-1] for h in range(len(out))])
+        found.append(
+            Generator(
+                np.concatenate([incoming(held, layer, t)[-1:], np.repeat(biases, out.shape[1])]),
+                np.concatenate([[-1], out.ravel()]),
+                np.concatenate([[1.0], np.full(out.size, -slope)]),
+            )
+        )
+    return found
+
+
+def equal_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[Generator]:
+    """Return the generators of inputs that agree wherever a unit of the first layer counts."""
+    coordinates, found = incoming(held, at.step.layer, t), []
+    used = at.matters[t]
+    x = at.step.below[:, used]
+    first: dict[bytes, int] = {}
+    for k, row in enumerate(x):
+        if taken[coordinates[k]]:
+            continue
+        if (row == row[0]).all():
+            at_, factor, source = [k, len(x)], [1.0, -float(row[0])], [-1, -1]
+        elif (key := row.tobytes()) in first:
+            at_, factor, source = [k, first[key]], [1.0, -1.0], [-1, -1]
+        else:
+            first[key] = k
+            continue
+        found.append(Generator(coordinates[at_], np.array(source), np.array(factor)))
+    return found
+
+
+def output_shifts(held: Held) -> list[Generator]:
+    """Return the generators that shift all outputs of the softmax."""
+    net = held.net
+    if not isinstance(held.loss, CrossEntropy) or not isinstance(net.layers[-1], Dense):
+        return []
+    columns = np.array([incoming(held, net.depth, h) for h in range(net.shapes[-1][0])])
+    nothing, ones = np.full(len(columns), -1), np.ones(len(columns))
+    return [Generator(column, nothing, ones) for column in columns.T]
+
+
+def interpolation(
+    held: Held, at: Reach, labels: np.ndarray, t: int, taken: np.ndarray
+) -> Interpolation | None:
+    """Return the rows that a map reads where it counts, if there are fewer than weights."""
+    maps, P = at.step.W.maps_out, at.step.W.positions_out
+    used = at.matters.reshape(maps, P, -1)[t]
+    if not used.any():
+        return None
+    return _interpolating(held, at, labels, t, taken, used)
+
+
+def exchanges(
+    held: Held, reaches: dict[int, Reach], layer: int, labels: np.ndarray, taken: np.ndarray
+) -> list[Interpolation]:
+    """Return the generators that exchange between units which one unit alone reads."""
+    at, above, found = reaches[layer], _above(held, layer), []
+    W = at.step.W
+    if at.slopes is None or above is None or above != layer + 1 or W.positions_out > 1:
+        return []
+    if held.net.shapes[above] != (1,):
+        return []
+    for a in range(W.maps_out):
+        for b in range(a + 1, W.maps_out):
+            same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
+            one = _interpolating(held, at, labels, a, taken, ~same[None])
+            if one is not None and at.matters[a].any() and at.matters[b].any():
+                p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
+                others = incoming(held, layer, b)
+                if not taken[others[~taken[one.coordinates]]].any():
+                    found.append(replace(one, others=others, swapped=(q, p)))
+    return found
+
+
+def _interpolating(
+    held: Held, at: Reach, labels: np.ndarray, t: int, taken: np.ndarray, used: np.ndarray
+) -> Interpolation | None:
+    """Return what the weights of a map read at places (positions, N), where these are few."""
+    coordinates = incoming(held, at.step.layer, t)
+    columns = np.flatnonzero(~taken[coordinates])
+    positions, samples = np.nonzero(used)
+    _, first = np.unique(labels[positions, samples], return_index=True)
+    if len(first) >= len(columns):
+        return None
+    positions, samples = positions[first], samples[first]
+    solved, rest = columns[:0], columns
+    if len(first):
+        read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
+        A = read[:, positions, np.arange(len(samples))].T
+        _, R, order = scipy.linalg.qr(A[:, columns], mode="economic", pivoting=True)
+        if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
+            return None
+        solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
+    return Interpolation(at.step.layer, positions, samples, solved, rest, coordinates)

@@ -1,0 +1,165 @@
+"""Stationary points at kinks, found in floats: what the strict certificate starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+
+from ..datasets.samples import TrainingSet
+from ..engine.equal_kinks import EqualKinks
+from ..engine.held import Held, HeldKink
+from ..engine.held_steps import steps
+from ..engine.losses import AbsoluteLoss, Loss
+from ..engine.parameters import Parameters
+from .boxes import Box, first_order, members_of
+from .enclosures import exact
+from .free import Coordinates, choose_coordinates
+
+NEAR = (1e-12, 1e-9, 1e-6)  # of the largest parameter of a layer: a move by that reaches a kink
+STEPS = 12  # of Newton's method
+FLAT = 1e-13  # of the largest eigenvalue: those below are 0 up to rounding
+NEGATIVE = 1e-9  # of the largest eigenvalue
+FAR = 1e-6  # relative to the parameters: larger steps must get smaller quickly
+DROPPED = 40  # kinks that are given up, one by one, at most
+
+
+class Stationary(NamedTuple):
+    """A point at which grad L = 0 in the free coordinates and v_K = 0, up to rounding.
+
+    `inverse` is that of F' there, F = (grad L, v_K) in the free coordinates and the multipliers;
+    `hessian` and `jacobian` are those in all coordinates.
+    """
+
+    held: Held
+    theta: Parameters
+    multipliers: np.ndarray
+    coordinates: Coordinates
+    inverse: np.ndarray
+    hessian: np.ndarray
+    jacobian: np.ndarray
+
+
+def candidates(theta: Parameters, data: TrainingSet, loss: Loss) -> Iterator[list[HeldKink]]:
+    """Yield sets of kinks that theta may be at, the nearest ones first."""
+    before = None
+    for share in NEAR:
+        kinks = near_kinks(theta, data, loss, share)
+        if before is None or len(kinks) > before:
+            yield kinks
+        before = len(kinks)
+
+
+def find_stationary(
+    theta: Parameters, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink], fixed: bool
+) -> Stationary | str:
+    """Return the stationary point near theta at these kinks, or why there is none, in words.
+
+    Unless they are `fixed` those are given up, one by one, whose multiplier is not strictly inside
+    its bounds.
+    """
+    kinks = list(kinks)
+    for _ in range(DROPPED):
+        found = _newton(Held(theta.net, data, loss, kinks), theta)
+        if isinstance(found, str):
+            return found
+        slack = slacks(found)
+        if fixed or not len(slack) or slack.min() > 0:
+            return found
+        del kinks[int(slack.argmin())]
+    return "no set of kinks was found with all multipliers inside their bounds"
+
+
+def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -> list[HeldKink]:
+    """Return the kinks that theta is near, equal ones as one, from the first layer on."""
+    net, kinks = theta.net, []
+    columns = np.ascontiguousarray(data.x.reshape(len(data), -1).T, dtype=np.float64)
+    layers = [*net.kinked_layers, *([net.depth + 1] * isinstance(loss, AbsoluteLoss))]
+    for layer in layers:
+        held = Held(net, data, loss, kinks)
+        trace = steps(theta, columns, members_of(held, slice(None)))
+        level = min(layer, net.depth)
+        step = trace[level - 1]
+        z = step.z if layer <= net.depth else step.z - data.y.T
+        if step.b is None:
+            continue
+        sizes = step.W.support_sums(abs(step.below)) + 1  # by which a move of W and b moves z
+        largest = max(float(abs(step.W.weights).max()), float(abs(step.b).max()))
+        maps = z.reshape(step.W.maps_out, step.W.positions_out, -1)
+        near = (abs(maps) <= share * largest * sizes).reshape(z.shape)
+        if near.any():
+            equal, left = EqualKinks(theta, data, held), near.copy()
+            for unit, sample in np.argwhere(near):
+                if left[unit, sample]:
+                    kink = equal.kink(layer, int(unit), int(sample))
+                    left[kink.units, kink.samples] = False
+                    kinks.append(kink)
+    return kinks
+
+
+def slacks(at: Stationary) -> np.ndarray:
+    """Return how far the multipliers are inside their bounds, relative to the signals; (kinks,)."""
+    box = Box(at.theta, at.theta.net.zeros(), exact(at.multipliers))
+    signals = first_order(at.held, box).signals.middle
+    low, high = at.held.bounds(signals)
+    room = np.minimum(at.multipliers - low, high - at.multipliers)
+    return np.where(signals > 0, room / np.maximum(abs(signals), 1e-300), -np.inf)
+
+
+def system(hessian: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
+    """Return [[H, Z^T], [Z, 0]]."""
+    K = len(jacobian)
+    return np.block([[hessian, jacobian.T], [jacobian, np.zeros((K, K))]])
+
+
+def _flat(hessian: np.ndarray, jacobian: np.ndarray) -> str:
+    """Return in words where the Hessian is 0 on the tangent space, up to rounding, or ""."""
+    basis = scipy.linalg.null_space(jacobian) if len(jacobian) else np.eye(len(hessian))
+    values = np.linalg.eigvalsh(basis.T @ hessian @ basis)
+    largest = abs(values).max(initial=0.0)
+    flat = int((abs(values) <= FLAT * largest).sum())
+    if not flat:
+        return ""
+    found = f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains"
+    if values[0] < -NEGATIVE * largest:
+        found += f", and an eigenvalue of the Hessian is {values[0]:.2g}"
+    return found
+
+
+def _newton(held: Held, theta: Parameters) -> Stationary | str:
+    """Return what Newton's method converges to from theta, or why it does not, in words."""
+    theta, K = theta.copy(), len(held.kinks)
+    coordinates = choose_coordinates(held, theta, held.data)
+    free = coordinates.free
+    multipliers = np.zeros(K)
+    if K:
+        g = held.gradient(theta, multipliers).gradient[free]
+        multipliers = np.linalg.lstsq(held.jacobian(theta)[:, free].T, -g, rcond=None)[0]
+    last = np.inf
+    for n in range(STEPS):
+        seen = held.gradient(theta, multipliers)
+        H, Z = held.hessian(theta, multipliers), held.jacobian(theta)
+        F = np.concatenate([seen.gradient[free], seen.values])
+        flat = _flat(H[np.ix_(free, free)], Z[:, free]) if n == 0 else ""
+        if flat:
+            return flat
+        try:
+            inverse = np.linalg.inv(system(H[np.ix_(free, free)], Z[:, free]))
+        except np.linalg.LinAlgError:
+            return "the gradients of the kinks are dependent"
+        step = inverse @ F
+        size = float(abs(step[: len(free)]).max(initial=0.0))
+        if not np.isfinite(step).all():
+            return "the gradients of the kinks are dependent"
+        theta.vector[free] -= step[: len(free)]
+        multipliers = multipliers - step[len(free) :]
+        if size <= 1e-15 * (1 + float(abs(theta.vector).max())) or (
+            size < 1e-9 and size > last / 4
+        ):
+            return Stationary(held, theta, multipliers, coordinates, inverse, H, Z)
+        if n > 2 and size > last / 2 and size > FAR * (1 + float(abs(theta.vector).max())):
+            break
+        last = size
+    return f"no stationary point was found near: Newton's last step is {size:.1e}"

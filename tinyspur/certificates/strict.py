@@ -1,0 +1,241 @@
+"""The strict certificate: a strict local minimum is near, smooth or at kinks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..datasets.samples import TrainingSet
+from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
+from ..engine.held import HeldKink
+from ..engine.held_steps import steps
+from ..engine.losses import KNOWN, Loss
+from ..engine.network import check_at
+from ..engine.parameters import Parameters, check_points
+from .boxes import first_order, members_of
+from .certificate import Certificate, in_float64, round_down
+from .enclosed_algebra import least_eigenvalue
+from .enclosures import Enclosure, exact
+from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
+from .rounding import risk_rounding
+from .stationary import Stationary, candidates, find_stationary
+
+LARGEST = 3000  # parameters: the Hessian is a dense matrix
+START = 1e-3  # of the largest parameter: the radius that is tried first
+
+
+@dataclass(frozen=True)
+class StrictCertificate(Certificate):
+    """The strict certificate: the risk grows in all directions that change what is computed.
+
+    With the kinks K at which units are held, L = R_0 + sum_k lambda_k v_k: there is exactly one
+    theta* within `distance` of theta, in the `free` coordinates, the others being as stored, where
+    grad L = 0 and v_K = 0; each multiplier is inside its bounds alpha C_k < lambda_k < C_k; and the
+    Hessian of L is positive definite on {d : grad v_K . d = 0}. The certificate `holds` where that
+    is proved, and that no point within max-norm distance `radius` of theta, in all coordinates, has
+    a lower risk than theta* (see `certificates.growth`). Points with the same outputs as theta* are
+    related to it by what the `frozen` coordinates stand for, see `certificates.free`; the `idle`
+    ones have no influence.
+
+    `kinks` is the number of different ones, `held` that of all units and samples that are held,
+    `eigenvalue` a lower bound of the least eigenvalue of the Hessian on the tangent space, `inside`
+    one of how far the multipliers are inside their bounds, relative to C_k, `risk` encloses R at
+    theta*. `margin` is the least |z| of units that are not held, `stationarity` the largest entry
+    of grad L at theta in the free coordinates relative to the largest parameter move it asks for.
+    """
+
+    holds: bool
+    classes: int
+    margin: float
+    radius: float
+    stationarity: float
+    kinks: int = 0
+    held: int = 0
+    free: int = 0
+    frozen: int = 0
+    idle: int = 0
+    eigenvalue: float = 0.0
+    inside: float = math.inf
+    risk: tuple[float, float] = (math.nan, math.nan)
+    delta: float = math.inf
+    distance: float = math.inf
+    assumes: str = ""
+    obstacle: str = ""
+
+    kind = "strict"
+
+    @classmethod
+    def require(cls, theta: Parameters, loss: Loss) -> None:
+        """Raise ValueError unless activation and loss are this package's and there are few weights.
+
+        Few are up to 3,000 parameters; a slope of leaky ReLU must be below 1.
+        """
+        check_points(None, theta)
+        sigma = theta.net.activation
+        if type(sigma) not in KNOWN_ACTIVATIONS.values() or getattr(sigma, "slope", 0) >= 1:
+            raise ValueError(
+                "strict certificate: expected an activation of this package, of a slope below 1, "
+                f"got {sigma}"
+            )
+        if type(loss) not in KNOWN:
+            raise ValueError(f"strict certificate: expected a loss of this package, got {loss!r}")
+        if not 0 < theta.net.size <= LARGEST:
+            raise ValueError(
+                f"strict certificate: expected 1 to {LARGEST:,} parameters, got {theta.net.size:,}"
+            )
+
+    @property
+    def words(self) -> str:
+        """Return what was found in half a line."""
+        if not self.holds:
+            return f"not certified, {self.obstacle}"
+        kinks = f" at {self.kinks} kink{'s' * (self.kinks > 1)}" if self.kinks else ""
+        return f"certified strict local minimum{kinks}"
+
+    def lines(self) -> list[str]:
+        """Return what was found and what it rests on, as lines of text."""
+        if not self.holds:
+            return [f"not decided: {self.obstacle}"]
+        return [
+            f"{self.kinks} kinks ({self.held} units and samples), {self.free} free coordinates, "
+            f"{self.frozen} frozen, {self.idle} without influence",
+            f"least eigenvalue {round_down(self.eigenvalue)}, multipliers inside their bounds by "
+            f"{round_down(self.inside)} of them, margin {self.margin:.3g}, "
+            f"radius {round_down(self.radius)}",
+            f"R(theta*) is between {self.risk[0]!r} and {self.risk[1]!r}",
+            *self.bound_lines(),
+        ]
+
+
+def certify_strict(
+    theta: Parameters,
+    data: TrainingSet,
+    loss: Loss,
+    kinks: Sequence[HeldKink] | None = None,
+) -> StrictCertificate:
+    """Prove that a strict local minimum is near theta, smooth or at kinks.
+
+    For any network with an activation of this package, and any loss of it. `kinks` are those at
+    which units are held, by default those that theta is near; a point that ends at kinks should be
+    within some 1e-6 of them. The Hessian is a dense matrix over all parameters. A float32 theta is
+    taken for the numbers that it holds, in float64 arithmetic on the host. Raises ValueError for
+    other activations and losses, and where parameters or outputs are not finite.
+    """
+    check_at(theta, data, loss)
+    StrictCertificate.require(theta, loss)
+    theta = in_float64(theta, np)
+    if not np.isfinite(theta.net.forward(theta, data.x)).all():
+        raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
+    for some in candidates(theta, data, loss) if kinks is None else (kinks,):
+        found = _at_kinks(theta, data, loss, some, kinks is not None)
+        if found.holds:
+            break
+    return found
+
+
+def _at_kinks(
+    theta: Parameters, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink], fixed: bool
+) -> StrictCertificate:
+    """Return the certificate with units held at these kinks, all of them if they are `fixed`."""
+    found = find_stationary(theta, data, loss, kinks, fixed)
+    if isinstance(found, str):
+        return _undecided(found)
+    counts = _counts(found)
+    proved = exists(found)
+    if isinstance(proved, str):
+        return _undecided(proved, **counts)
+    box = box_around(found, proved.free_radius, 0.0, proved.multiplier_radius)
+    room = rooms(found, proved.first.signals, box.multipliers)
+    inside = float((room / proved.first.signals.magnitude).min(initial=math.inf))
+    growth, counts["inside"] = Growth(proved), inside
+    if not (room > 0).all():
+        worst = found.held.kinks[int(room.argmin())]
+        return _undecided(f"a multiplier is not inside its bounds, of {worst}", **counts)
+    if not growth.tangent > 0:
+        return _undecided(_flatness(growth), **counts)
+    H, Z = split(found, proved.second)
+    weights = growth.choose_weights(room, 0.9)
+    eigenvalue = least_eigenvalue(penalised(H, Z, weights)) if len(H) else 0.0
+    if not eigenvalue > 0:
+        return _undecided(_flatness(growth), **counts)
+    growth.weights = growth.choose_weights(room)
+    distance = float(abs(found.theta.vector - theta.vector).max()) * (1 + 1e-15)
+    distance = distance + float(proved.free_radius.max(initial=0)) * (1 + 1e-9)
+    radius = growth.radius(START * float(abs(theta.vector).max())) * (1 - 1e-12) - distance
+    risk = _risk(proved)
+    counts |= {"eigenvalue": eigenvalue, "risk": risk}
+    if not radius > distance:
+        far = (
+            f"the minimum is {distance:.1e} away, and the radius around it {radius + distance:.1e}"
+        )
+        return _undecided(far, **counts)
+    highest = theta.net.risk(theta, data, loss) + risk_rounding(theta, data, loss)
+    return StrictCertificate(
+        holds=True,
+        radius=radius,
+        distance=distance,
+        delta=max(0.0, float(np.nextafter(highest - risk[0], math.inf))),
+        **counts,
+    )
+
+
+def _undecided(obstacle: str, **counts: object) -> StrictCertificate:
+    counts = {"classes": 0, "margin": 0.0, "stationarity": math.inf} | counts
+    return StrictCertificate(holds=False, radius=0.0, obstacle=obstacle, **counts)
+
+
+def _counts(at: Stationary) -> dict:
+    """Return the numbers of classes, kinks and coordinates, and the margin."""
+    held, coordinates = at.held, at.coordinates
+    x = held.data.x.reshape(len(held.data), -1).astype(np.float64)
+    members = members_of(held, slice(None))
+    margin, patterns = math.inf, []
+    for step in steps(at.theta, np.ascontiguousarray(x.T), members):
+        if step.activation is not None and step.activation.piecewise_linear:
+            z, some = abs(step.z), members.get(step.layer)
+            if some is not None:
+                z[some.units, some.columns] = math.inf
+            margin = min(margin, float(z.min()))
+            patterns.append(step.slopes)
+    classes = len(np.unique(np.concatenate(patterns), axis=1).T) if patterns else 1
+    moved = at.held.gradient(at.theta, at.multipliers).gradient[coordinates.free]
+    return {
+        "classes": classes,
+        "margin": margin,
+        "stationarity": float(abs(moved).max(initial=0)),
+        "kinks": len(held.kinks),
+        "held": sum(len(kink.units) for kink in held.kinks),
+        "free": len(coordinates.free),
+        "frozen": len(coordinates.frozen),
+        "idle": len(coordinates.idle),
+    }
+
+
+def _flatness(growth: Growth) -> str:
+    """Return in words why the Hessian is not positive definite on the tangent space."""
+    values = growth.tangents
+    low = 1e-10 * abs(values).max(initial=0)
+    if (values < -low).any():
+        return f"a saddle: the least eigenvalue of the Hessian is {values.min():.2g}"
+    flat = int((values <= low).sum())
+    if not flat:
+        return f"the least eigenvalue of the Hessian, {values.min():.2g}, may be a rounding error"
+    return f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains"
+
+
+def _risk(proved: Proved) -> tuple[float, float]:
+    """Return bounds of R(theta*): L at the middle, from which L(theta*) differs quadratically."""
+    at = proved.at
+    thin = first_order(
+        at.held,
+        box_around(at, 0 * proved.free_radius, 0.0, 0 * proved.multiplier_radius),
+    )
+    multipliers = Enclosure(at.multipliers, proved.multiplier_radius)
+    H, _ = split(at, proved.second)
+    off = float(proved.free_radius @ H.magnitude @ proved.free_radius) * (1 + 1e-9)
+    total = thin.risk + (multipliers * thin.values).sum()
+    total = total + exact(np.zeros(1)).wider(off)
+    return float(total.low[0]), float(total.high[0])

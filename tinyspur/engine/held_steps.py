@@ -1,0 +1,152 @@
+"""Passes in which units are held at their kinks: forward, and backward with multipliers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..layers import WeightMatrix
+from .activations import Activation
+from .backend import Array, namespace
+from .parameters import Parameters
+from .passes import neurons
+
+
+class Members(NamedTuple):
+    """The members of all kinks of one layer among some samples, in columns of these.
+
+    `which` is the number of the kink, `first` whether the member stands for it.
+    """
+
+    units: Array
+    columns: Array
+    which: Array
+    first: Array
+    pairs: Array | None
+
+
+class HeldStep(NamedTuple):
+    """One layer of a pass with held units: what a `Step` is, the matrix that W is at `below`.
+
+    `slopes` are sigma'(z), 0 at held units; None without an activation.
+    """
+
+    layer: int
+    W: WeightMatrix
+    b: Array | None
+    below: Array
+    z: Array
+    o: Array
+    slopes: Array | None
+    activation: Activation | None
+
+
+def steps(
+    theta: Parameters, columns: Array, held: dict[int, Members] | None = None
+) -> list[HeldStep]:
+    """Return the steps of a pass in which the members of kinks give 0, poolings their entry b.
+
+    Among equal entries of a max pooling it takes one that moves with theta, if there is one: a
+    held unit, and not an inactive one.
+    """
+    trace, xp, held, o = [], namespace(columns), held or {}, columns
+    moves = xp.zeros_like(columns) if theta.net.max_layers else None
+    for layer, W in theta.W.items():
+        below, some = o, held.get(layer)
+        if W.selects:
+            base = xp.zeros_like(below)
+            if some is not None:
+                base[some.pairs[:, 1], some.columns] = 1
+            nothing = xp.zeros_like(below)
+            W = W.at_limit([base, below, moves if moves is not None else base], [nothing] * 3)
+        z, o = neurons(theta, layer, W @ below)
+        sigma, slopes = theta.net.activation_of(layer), None
+        if sigma is not None:
+            slopes = sigma.derivative(z)
+            if some is not None:
+                o[some.units, some.columns] = 0
+                slopes[some.units, some.columns] = 0
+        if moves is not None:
+            moves = W @ moves if layer not in theta.b else xp.ones_like(z)
+            if sigma is not None and slopes is not None:
+                moves = (slopes != 0).astype(z.dtype)
+                if some is not None:
+                    moves[some.units, some.columns] = 1
+        trace.append(HeldStep(layer, W, theta.b.get(layer), below, z, o, slopes, sigma))
+    return trace
+
+
+def backward(
+    trace: list[HeldStep],
+    held: dict[int, Members],
+    delta: Array,
+    multipliers: Array,
+    samples: int,
+) -> tuple[Array, list[Array], list[Array]]:
+    """Return the signals C_K and, layer by layer from the first, delta z^l and delta o^l.
+
+    `delta` is the derivative in o^L of the losses / `samples`. At a held unit delta o is its
+    signal, and delta z the multiplier in its place. Where all units that a max pooling reads in a
+    window give 0, held or not, each has its signal: see `_idle_windows`.
+    """
+    xp = namespace(delta)
+    signals = xp.zeros(len(multipliers), dtype=delta.dtype)
+    deltas, above = [], []
+    some = held.get(len(trace) + 1)
+    if some is not None:
+        delta = delta.copy()
+        signals += xp.bincount(some.which, minlength=len(signals)) / samples
+        _put(delta, some.units, some, multipliers)
+    for step in reversed(trace):
+        some = held.get(step.layer)
+        if some is not None:
+            met = delta[some.units, some.columns]
+            signals += xp.bincount(some.which, weights=met, minlength=len(signals))
+        above.append(delta)
+        if step.activation is not None:
+            delta = delta * step.slopes
+            if some is not None:
+                _put(delta, some.units, some, multipliers)
+        deltas.append(delta)
+        if step.layer > 1:
+            signal, delta = delta, step.W.T @ delta
+            below = trace[step.layer - 2]
+            if hasattr(step.W, "pooling") and below.slopes is not None:
+                delta = _idle_windows(
+                    step, below, held.get(below.layer), signal, delta, multipliers
+                )
+            if some is not None and some.pairs is not None:
+                _put(delta, some.pairs[:, 0], some, multipliers)
+                _put(delta, some.pairs[:, 1], some, -multipliers)
+    return signals, deltas[::-1], above[::-1]
+
+
+def _idle_windows(
+    step: HeldStep,
+    below: HeldStep,
+    held: Members | None,
+    signal: Array,
+    delta: Array,
+    multipliers: Array,
+) -> Array:
+    """Return delta o below a max pooling, changed in windows of units that all give 0.
+
+    There the pooling gives max(0, z_1, z_2, ...) = y_1 + y_2 + ... with the kinks v_1 = z_1, v_2 =
+    z_2 - y_1, v_3 = z_3 - y_1 - y_2, ...: the signal of unit i is that of the pooling without the
+    multipliers of the held units behind i. Units that are not held let nothing pass.
+    """
+    xp, pooling = namespace(delta), step.W.pooling
+    passed = xp.zeros_like(delta)
+    if held is not None:
+        _put(passed, held.units, held, multipliers)
+    passed = pooling.windows(passed)
+    behind = passed.sum(axis=0) - xp.cumsum(passed, axis=0)
+    idle = (pooling.windows(below.slopes) == 0).all(axis=0)
+    idle = pooling.from_windows(xp.broadcast_to(idle, behind.shape))
+    return xp.where(idle, pooling.from_windows(signal - behind), delta)
+
+
+def _put(delta: Array, units: Array, some: Members, multipliers: Array) -> None:
+    """Add the multipliers to delta at the first members."""
+    first = some.first
+    places = units[first], some.columns[first]
+    delta[places] += multipliers[some.which[first]]

@@ -1,0 +1,294 @@
+"""Descent to a local minimum that may lie at kinks: Newton steps for a convex piecewise model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..datasets.samples import TrainingSet
+from ..engine.held import Held, HeldGradient, HeldKink, View
+from ..engine.losses import Loss
+from ..engine.parameters import Parameters
+from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, split
+
+EPSILON = float(np.spacing(1.0))
+NULL = 1e-11  # of the largest eigenvalue: those below count as 0
+ADDED = 8  # how often a model takes in kinks that its step has crossed
+FEWEST, SHARE = 20, 4  # so many of them at once at most, or this share of the parameters
+
+
+class State(NamedTuple):
+    """A point, the kinks at which it is held, their multipliers, its risk and its pass."""
+
+    theta: Parameters
+    kinks: list[HeldKink]
+    multipliers: np.ndarray
+    risk: float
+    seen: View
+
+
+class Conditions(NamedTuple):
+    """What holds at a point: the numbers of the conditions of a strict local minimum.
+
+    `residual` is the largest entry of grad L, `values` are v_K, `low` and `high` the bounds of the
+    multipliers, `eigenvalues` those of the Hessian of L on the tangent space, ascending, and
+    `tangent` (p, dimension) its eigenvectors. `size` is that of the Hessian or of the gradients.
+    """
+
+    state: State
+    residual: float
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    eigenvalues: np.ndarray
+    tangent: np.ndarray
+    size: float
+
+    @property
+    def stationary(self) -> bool:
+        """Return whether grad L and v_K are 0 up to rounding."""
+        scale = max(1.0, float(abs(self.state.theta.vector).max()))
+        off = float(abs(self.values).max(initial=0.0))
+        return self.residual <= 1e-13 * scale * max(self.size, 1e-3) and off <= 1e-12 * scale
+
+    @property
+    def slack(self) -> np.ndarray:
+        """Return how far multipliers are inside their bounds, as a share of what is between."""
+        inside = np.minimum(self.state.multipliers - self.low, self.high - self.state.multipliers)
+        width = self.high - self.low
+        return np.where(width > 0, inside / np.where(width > 0, width, 1), -1.0)
+
+    @property
+    def flat(self) -> int:
+        """Return the number of eigenvalues that are 0, up to rounding."""
+        return int((abs(self.eigenvalues) <= NULL * self.size).sum())
+
+
+class KinkedNewton:
+    """Steps from a point to one where the conditions of a strict local minimum hold.
+
+    Each minimises a convex model in which all kinks that are near may be met at once, see
+    `kink_model`, with a multiple `mu` of the identity added that adapts.
+    """
+
+    def __init__(self, theta: Parameters, data: TrainingSet, loss: Loss):
+        self.net, self.data, self.loss = theta.net, data, loss
+        self.plain = Held(theta.net, data, loss)
+        self.state, self.mu = self.at(theta, (), np.zeros(0)), None
+        self.expected, self.reach, self.equal = np.inf, 1.0, None
+
+    def held(self, kinks: Sequence[HeldKink]) -> Held:
+        """Return the passes in which units are held at kinks."""
+        return self.plain.at_kinks(kinks)
+
+    def at(self, theta: Parameters, kinks: Sequence[HeldKink], multipliers: np.ndarray) -> State:
+        """Return the state at a point."""
+        risk, _, seen = self.held(kinks).forward(theta)
+        return State(theta, list(kinks), multipliers, risk, seen)
+
+    def step(self) -> bool:
+        """Move to a lower point; return whether one was found."""
+        held, found, seen = self._without_concave()
+        state = self.state
+        hessian = held.hessian(state.theta, state.multipliers)
+        candidates = Candidates(state.theta, held, state.multipliers, found, seen, self.equal)
+        quadratic = Quadratic(hessian, candidates.rows)
+        size = quadratic.size or float(abs(found.gradient).max()) or 1.0
+        self.mu = 1e-3 * size if self.mu is None else max(self.mu, 1e-14 * size)
+        added = 0
+        for _ in range(100):
+            move = quadratic.step(candidates, self.mu)
+            self.expected = move.decrease
+            length = float(np.linalg.norm(move.d))
+            if length > 4 * self.reach or move.decrease < -1e-9 * abs(state.risk):
+                self.mu *= 6
+                continue
+            if not move.decrease > EPSILON * abs(state.risk):
+                self._hold(candidates, move)
+                return False
+            trial, about = self._trial(candidates, move)
+            if not state.risk - about > 0.5 * move.decrease and added < ADDED:
+                added += 1
+                more = candidates.add_crossed(trial.seen, max(FEWEST, self.net.size // SHARE))
+                self.equal = candidates.equal or self.equal
+                if more:
+                    continue
+            if state.risk - about > 0:
+                trial = self._back(candidates, move, trial)
+            ratio = (state.risk - trial.risk) / move.decrease
+            if state.risk - about > 0 and ratio > 1e-2:
+                self.state = trial
+                self.mu *= 1 / 8 if ratio > 0.7 else 2 if ratio < 0.25 else 1
+                self.reach = max(self.reach, 2 * length) if ratio > 0.7 else length
+                return True
+            self.mu *= 6
+            self.reach = length
+        return False
+
+    def _hold(self, candidates: Candidates, move: ModelStep) -> None:
+        """Hold the state at the kinks at which it is already, where that raises no risk."""
+        trial = self._back(candidates, move, self._trial(candidates, move)[0])
+        if trial.risk <= self.state.risk * (1 + 4 * EPSILON):
+            self.state = trial
+
+    def _without_concave(self) -> tuple[Held, HeldGradient, View]:
+        """Release held kinks at which R is concave; return the pass at the state."""
+        while True:
+            state, held = self.state, self.held(self.state.kinks)
+            found, seen = held.view(state.theta, state.multipliers)
+            keep = np.flatnonzero(held.bounds(found.signals)[1] > 0)
+            if len(keep) == len(state.kinks):
+                return held, found, seen
+            kinks = [state.kinks[n] for n in keep]
+            self.state = state._replace(kinks=kinks, multipliers=state.multipliers[keep])
+
+    def _trial(self, candidates: Candidates, move: ModelStep) -> tuple[State, float]:
+        """Return the state after a step, and about what the risk is if brought back to its kinks.
+
+        That is the risk of L, in which v_K counts with its multipliers.
+        """
+        kinks, multipliers = [candidates.kinks[n] for n in move.held], move.multipliers[move.held]
+        theta = moved(self.state.theta, move.d)
+        risk, values, seen = self.held(kinks).forward(theta)
+        return State(theta, kinks, multipliers, risk, seen), risk + float(values @ multipliers)
+
+    def _back(self, candidates: Candidates, move: ModelStep, trial: State) -> State:
+        """Return the state with v_K = 0 that is near a trial point, held at what can be met."""
+        rows, kinks = candidates.rows[move.held], trial.kinks
+        theta, values = self.restored(trial.theta, kinks, rows)
+        met = np.flatnonzero(abs(values) <= 1e3 * rounding(rows, theta))
+        return self.at(theta, [kinks[n] for n in met], trial.multipliers[met])
+
+    def restored(
+        self, theta: Parameters, kinks: list[HeldKink], rows: np.ndarray
+    ) -> tuple[Parameters, np.ndarray]:
+        """Bring v_K to 0 by a few steps with the gradients `rows`; return the point and v_K."""
+        if not kinks:
+            return theta, np.zeros(0)
+        held, inverse = self.held(kinks), None
+        values = held.forward(theta)[1]
+        for _ in range(8):
+            if not (abs(values) > rounding(rows, theta)).any():
+                break
+            inverse = np.linalg.pinv(rows, rcond=DEPENDENT) if inverse is None else inverse
+            nearer = moved(theta, -(inverse @ values))
+            then = held.forward(nearer)[1]
+            if not abs(then).max() < 0.9 * abs(values).max():
+                break
+            theta, values = nearer, then
+        return theta, values
+
+    def polished(self) -> Conditions:
+        """Take Newton steps on the kinks of the state, to rounding; return what holds there."""
+        best, theta, kinks = None, self.state.theta, self.state.kinks
+        for _ in range(8):
+            found, d = self._conditions(theta, kinks)
+            if best is not None and not _off(found) < 0.5 * _off(best):
+                break
+            best = found
+            theta = moved(theta, d)
+        return best
+
+    def _conditions(
+        self, theta: Parameters, kinks: list[HeldKink]
+    ) -> tuple[Conditions, np.ndarray]:
+        """Return the conditions at a point, and the Newton step to where they hold."""
+        held = self.held(kinks)
+        rows, multipliers = held.jacobian(theta), np.zeros(len(kinks))
+        inverse = np.linalg.pinv(rows, rcond=DEPENDENT) if kinks else np.zeros((self.net.size, 0))
+        plain = held.gradient(theta, multipliers)
+        multipliers = -(plain.gradient @ inverse)
+        found = held.gradient(theta, multipliers)
+        _, tangent = split(rows)
+        hessian = held.hessian(theta, multipliers)
+        w, vectors = np.linalg.eigh(tangent.T @ hessian @ tangent)
+        tangent = tangent @ vectors
+        here = Conditions(
+            self.at(theta, kinks, multipliers),
+            float(abs(found.gradient).max()),
+            found.values,
+            *held.bounds(found.signals),
+            w,
+            tangent,
+            max(float(abs(hessian).max()), 1e-3 * float(abs(plain.gradient).max())),
+        )
+        firm = abs(w) > NULL * here.size
+        slopes = tangent.T @ found.gradient
+        d = -tangent[:, firm] @ (slopes[firm] / abs(w[firm])) - inverse @ found.values
+        return here, d
+
+    def leave_bounds(self, found: Conditions, share: float) -> bool:
+        """Move off the kinks whose multiplier is on its bound, if the risk stays the same.
+
+        A multiplier counts as there if it is nearer than `share` of the distance to the other. Such
+        a kink is met by chance, where flat directions lead: of a unit that is inactive for all
+        samples, or one that is always active. It is left to the side that its multiplier is at.
+        """
+        state, slack = found.state, found.slack
+        out, stay = np.flatnonzero(slack < share), np.flatnonzero(slack >= share)
+        held = self.held(state.kinks)
+        rows, hessian = (
+            held.jacobian(state.theta),
+            held.hessian(state.theta, state.multipliers),
+        )
+        _, tangent = split(rows[stay])
+        w, vectors = np.linalg.eigh(tangent.T @ hessian @ tangent)
+        flat = tangent @ vectors[:, abs(w) <= NULL * found.size]
+        low = state.multipliers < (found.low + found.high) / 2
+        away = flat @ (flat.T @ (np.where(low, -1.0, 1.0) * (slack < share) @ rows))
+        kinks, size = [state.kinks[n] for n in stay], float(abs(state.theta.vector).max())
+        for t in size * 0.1 * 0.25 ** np.arange(12):
+            theta, values = self.restored(moved(state.theta, t * away), kinks, rows[stay])
+            if (abs(values) <= 1e3 * rounding(rows[stay], theta)).all():
+                trial = self.at(theta, kinks, state.multipliers[stay])
+                if trial.risk <= state.risk * (1 + 16 * EPSILON) and len(out):
+                    self.state, self.mu = trial, None
+                    return True
+        return False
+
+    def others_at_kinks(self, found: Conditions) -> int:
+        """Return how many units are at their kink, up to rounding, and not held there."""
+        state, count = found.state, 0
+        held, depth = [np.zeros(z.shape, dtype=bool) for z in state.seen.z], self.net.depth
+        for kink in state.kinks:
+            if kink.layer <= depth:
+                held[kink.layer - 1][kink.units, kink.samples] = True
+        for layer in self.net.kinked_layers:
+            z = state.seen.z[layer - 1]
+            count += int(((abs(z) <= 1e-13 * abs(z).max()) & ~held[layer - 1]).sum())
+        return count
+
+    def leave_saddle(self, found: Conditions) -> bool:
+        """Move along the least eigenvalue's direction, if it is negative, to a lower point."""
+        if not found.eigenvalues.min(initial=0.0) < -1e3 * NULL * found.size:
+            return False
+        state, direction = found.state, found.tangent[:, 0]
+        rows = self.held(state.kinks).jacobian(state.theta)
+        for t in 0.1 * 0.5 ** np.arange(24):
+            for sign in (1, -1):
+                start = moved(state.theta, sign * t * direction)
+                theta, values = self.restored(start, state.kinks, rows)
+                if (abs(values) > 1e3 * rounding(rows, theta)).any():
+                    continue
+                trial = self.at(theta, state.kinks, state.multipliers)
+                if trial.risk < state.risk - 8 * EPSILON * abs(state.risk):
+                    self.state, self.mu = trial, None
+                    return True
+        return False
+
+
+def _off(found: Conditions) -> float:
+    return found.residual + float(abs(found.values).max(initial=0.0))
+
+
+def moved(theta: Parameters, d: np.ndarray) -> Parameters:
+    """Return the point theta + d."""
+    return Parameters(theta.net, theta.vector + d)
+
+
+def rounding(rows: np.ndarray, theta: Parameters) -> np.ndarray:
+    """Return what v_K may be by rounding alone, with their gradients `rows`."""
+    size = abs(theta.vector)
+    return 4 * EPSILON * (abs(rows) @ (size + 1e-6 * size.max()))
