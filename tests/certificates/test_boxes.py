@@ -1,0 +1,139 @@
+"""What is enclosed over a box of parameters holds at its points."""
+
+import numpy as np
+import pytest
+from certificate_problems import LAYOUTS
+from strict_problems import kinks_feeding_kinks
+
+from tinyspur.certificates.box_hessians import second_order
+from tinyspur.certificates.boxes import Box, first_order, signal_bounds
+from tinyspur.certificates.enclosures import Enclosure
+from tinyspur.certificates.growth import couplings, penalised, shares
+from tinyspur.certificates.stationary import find_stationary, near_kinks
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import GELU, ReLU, Tanh
+from tinyspur.engine.held import Held, HeldKink
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+
+LOSSES = [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), HuberLoss(1.0)]
+SLACK = 1e-12  # what the float results that are compared may be off by
+SAMPLES = 6
+
+
+def problem(layout, sigma, loss, seed=0):
+    """Return a point and units held at arbitrary places, as the passes allow."""
+    rng = np.random.default_rng(seed)
+    net = Network(*LAYOUTS[layout], sigma)
+    width = int(np.prod(net.shapes[-1]))
+    soft = isinstance(loss, CrossEntropy)
+    y = rng.dirichlet(np.ones(width), SAMPLES) if soft else rng.normal(size=(SAMPLES, width))
+    data = TrainingSet(rng.normal(size=(SAMPLES, *net.input_shape)), y)
+    kinks = []
+    if sigma.piecewise_linear:
+        first, *others = (n for n in net.slots if n < net.depth)
+        kinks.append(HeldKink(first, 1, np.array([net.positions(first)] * 2), np.array([1, 2])))
+        kinks += [HeldKink(n, 0, np.array([0]), np.array([3])) for n in others]
+    if isinstance(loss, AbsoluteLoss):
+        kinks.append(HeldKink(net.depth + 1, 0, np.array([0]), np.array([4])))
+    return Parameters(net, rng.normal(size=net.size)), Held(net, data, loss, kinks)
+
+
+def check_inside(found, value):
+    off = abs(found.middle - value) - found.radius
+    assert (off <= SLACK * (1 + abs(value))).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("sigma", [ReLU(), ReLU(0.2), Tanh(), GELU()], ids=str)
+def test_gradients_hessians_and_signals_are_in_their_enclosures(layout, sigma):
+    rng = np.random.default_rng(1)
+    loss = LOSSES[list(LAYOUTS).index(layout) % 4]
+    theta, held = problem(layout, sigma, loss)
+    multipliers = rng.normal(size=len(held.kinks))
+    coordinates = np.sort(rng.permutation(theta.net.size)[: 2 * theta.net.size // 3])
+    for size in (0.0, 1e-7):
+        middle = theta.vector + size * rng.uniform(-1, 1, theta.net.size)
+        box = Box(
+            Parameters(theta.net, middle),
+            Parameters(theta.net, np.full(theta.net.size, size)),
+            Enclosure(multipliers + 0.9 * size, np.full(len(multipliers), size)),
+        )
+        first, second = first_order(held, box), second_order(held, box, coordinates)
+        exact = held.gradient(theta, multipliers)
+        check_inside(first.gradient, exact.gradient)
+        check_inside(first.values, exact.values)
+        check_inside(first.risk, exact.risk)
+        check_inside(first_order(held, box, released=True).gradient, exact.gradient)
+        part = np.ix_(coordinates, coordinates)
+        hessian = held.hessian(theta, multipliers)[part]
+        check_inside(second.hessian, hessian)
+        check_inside(second.jacobian, held.jacobian(theta)[:, coordinates])
+        if not size:
+            assert second.hessian.radius.max() < 1e-9 * max(1, abs(hessian).max())
+
+
+def test_a_pattern_that_may_change_is_noticed():
+    theta, held = problem("shallow", ReLU(), SquaredLoss())
+    held, nothing = Held(theta.net, held.data, SquaredLoss()), Enclosure(np.zeros(0), np.zeros(0))
+    x = held.data.x.reshape(SAMPLES, -1)
+    z = x @ theta.W[1].weights.T + theta.b[1]
+    reach = (abs(z) / (abs(x).sum(axis=1, keepdims=True) + 1)).min()
+    for share, kept in ((0.9, True), (1.1, False)):
+        radii = theta.net.zeros()
+        radii.W[1].weights[:], radii.b[1][:] = share * reach, share * reach
+        assert first_order(held, Box(theta, radii, nothing)).kept == kept
+
+
+def test_signals_are_bounded():
+    theta, held = problem("dense", ReLU(0.2), SquaredLoss())
+    multipliers = np.array([0.3, -0.2])
+    box = Box(theta, theta.net.zeros(), Enclosure(multipliers, np.zeros(2)))
+    biases = held.gradient(theta, multipliers).gradient
+    for layer, bound in signal_bounds(held, box).items():
+        gradient = Parameters(theta.net, biases).b[layer]
+        assert (abs(gradient) <= bound.sum(axis=1) * (1 + 1e-12)).all()
+
+
+# The lemma's parts
+
+
+def test_couplings_bound_what_a_kink_does_to_those_above():
+    theta, data = kinks_feeding_kinks()
+    kinks = near_kinks(theta, data, SquaredLoss(), 1e-6)
+    found = find_stationary(theta, data, SquaredLoss(), kinks, False)
+    box = Box(found.theta, theta.net.zeros(), Enclosure(found.multipliers, 0 * found.multipliers))
+    coupled = couplings(found, box)
+    upper, lower = np.argwhere(coupled)[0]
+    below, above = found.held.kinks[lower], found.held.kinks[upper]
+    assert (below.layer, above.layer) == (1, 2) and below.samples[0] == above.samples[0]
+    weight = found.theta.W[2].weights[above.units[0], below.units[0]]
+    assert np.isclose(coupled[upper, lower], abs(weight), rtol=1e-6)
+    assert (coupled != 0).sum() == 1
+
+
+def test_shares_leave_room_for_what_feeds_the_kinks():
+    theta, data = kinks_feeding_kinks()
+    kinks = near_kinks(theta, data, SquaredLoss(), 1e-6)
+    found = find_stationary(theta, data, SquaredLoss(), kinks, False)
+    layers = np.array([kink.layer for kink in found.held.kinks])
+    rng = np.random.default_rng(0)
+    for scale in (0.1, 10.0):
+        room = rng.uniform(0.1, 1, len(layers))
+        coupled = scale * rng.random((len(layers),) * 2) * (layers[:, None] > layers)
+        mu = shares(found, room, coupled)
+        assert (mu > 0).all() and (mu + coupled.T @ mu <= room).all()
+    assert np.allclose(shares(found, room, 0 * coupled), room)
+
+
+def test_a_penalised_matrix_is_no_larger_than_any_in_the_box():
+    rng = np.random.default_rng(0)
+    A, Z = rng.normal(size=(5, 5)), rng.normal(size=(2, 5))
+    H, weights, R = A @ A.T, np.array([3.0, 40.0]), 0.05 * rng.random((2, 5))
+    found = penalised(Enclosure(H, 0 * H), Enclosure(Z, R), weights)
+    for _ in range(50):
+        near = Z + R * rng.uniform(-1, 1, R.shape)
+        more = H + (near.T * weights) @ near
+        least = np.linalg.eigvalsh(more - found.middle)[0]
+        assert least >= -np.linalg.norm(found.radius, 2)
