@@ -18,14 +18,7 @@ from ..engine.losses import Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting.rational import (
-    Rational,
-    independent_rows,
-    joined,
-    rational,
-    solve,
-    solve_left,
-)
+from ..fitting.rational import Rational, independent_rows, joined, rational, solve, solve_left
 from ..layers import Dense
 from .cell import check_relu
 from .certificate import in_float64
