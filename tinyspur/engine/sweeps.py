@@ -2,7 +2,8 @@
 
 Below a dense layer m the derivative of z^l_i in W^m_{ab} is D_{ia} o^{m-1}_b with the derivative D
 of z^l in z^m: two factors, of which only D changes from layer to layer. Below a convolution there
-is a direction for each parameter.
+is a direction for each parameter; up to the next layer with weights units of a map move with the
+parameters of that map alone.
 """
 
 from __future__ import annotations
@@ -20,30 +21,47 @@ from .parameters import Parameters
 class Moved:
     """The derivatives of units in the parameters `start` to `stop` of the vector, those of a layer.
 
-    With directions `values` (n, N, q) in the q parameters themselves; or, with `factor` (b, N), in
-    the products of `values` (n, N, a) with (factor, 1): weights (a, b), then biases (a,).
+    With directions `values` (n, N, q) in the q parameters themselves; with `factor` (b, N) in the
+    products of `values` (n, N, a) with (factor, 1): weights (a, b), then biases (a,); or, of `maps`
+    maps, in the weights and the bias of its own map alone, (n, N, weights + 1).
     """
 
     start: int
     stop: int
     values: Array
-    factor: Array | None
+    factor: Array | None = None
+    maps: int = 0
 
     def full(self) -> Array:
         """Return the derivatives in the parameters, (n, N, stop - start)."""
+        n, N, _ = self.values.shape
+        if self.maps:
+            return self._spread(self.values, namespace(self.values).arange(n))
         if self.factor is None:
             return self.values
-        xp, (n, N, _) = namespace(self.values), self.values.shape
         weights = self.values[:, :, :, None] * self.factor.T[:, None, :]
-        return xp.concatenate([weights.reshape(n, N, -1), self.values], axis=2)
+        parts = [weights.reshape(n, N, -1), self.values]
+        return namespace(self.values).concatenate(parts, axis=2)
 
     def at(self, units: Array, columns: Array) -> Array:
         """Return the derivatives of some units, each at one of the columns, (units, q)."""
         values = self.values[units, columns]
+        if self.maps:
+            return self._spread(values[:, None], units)[:, 0]
         if self.factor is None:
             return values
         weights = values[:, :, None] * self.factor[:, columns].T[:, None, :]
         return namespace(values).concatenate([weights.reshape(len(values), -1), values], axis=1)
+
+    def _spread(self, values: Array, units: Array) -> Array:
+        """Return `values` (n, N, weights + 1) of the units in the parameters of all maps."""
+        xp, (n, N, own) = namespace(values), values.shape
+        weights = xp.zeros((n, N, self.maps, own - 1), dtype=values.dtype)
+        biases = xp.zeros((n, N, self.maps), dtype=values.dtype)
+        rows, maps = xp.arange(n), units // (len(self.values) // self.maps)
+        weights[rows, :, maps] = values[:, :, :-1]
+        biases[rows, :, maps] = values[:, :, -1]
+        return xp.concatenate([weights.reshape(n, N, -1), biases], axis=2)
 
 
 def sweep(trace: list[HeldStep]) -> Iterator[tuple[HeldStep, list[Moved], list[Moved]]]:
@@ -54,7 +72,7 @@ def sweep(trace: list[HeldStep]) -> Iterator[tuple[HeldStep, list[Moved], list[M
     below: list[Moved] = []
     start = 0
     for step in trace:
-        moved = [Moved(m.start, m.stop, _product(step.W, m.values), m.factor) for m in below]
+        moved = [_product(step.W, part) for part in below]
         if step.b is not None:
             moved.append(_own(step, start))
             start = moved[-1].stop
@@ -66,10 +84,22 @@ def sweep(trace: list[HeldStep]) -> Iterator[tuple[HeldStep, list[Moved], list[M
         below = moved
 
 
-def _product(W: WeightMatrix, values: Array) -> Array:
-    """Return W times each direction of `values` (n_{l-1}, N, q)."""
-    _, N, q = values.shape
-    return (W.repeated(q) @ values.reshape(len(values), -1)).reshape(-1, N, q)
+def _product(W: WeightMatrix, part: Moved) -> Moved:
+    """Return W times the derivatives of what it reads."""
+    values, (n, N, q) = part.values, part.values.shape
+    if not part.maps or W.weights is None:
+        product = (W.repeated(q) @ values.reshape(n, -1)).reshape(-1, N, q)
+        return Moved(part.start, part.stop, product, part.factor, part.maps)
+    xp, T = namespace(values), part.maps
+    weights = xp.empty((W.shape[0], N, T, q - 1), dtype=values.dtype)
+    biases = xp.empty((W.shape[0], N, T), dtype=values.dtype)
+    for t, columns in enumerate(values.reshape(T, n // T, -1)):
+        own = W.outgoing(t)  # what reads map t
+        one = W.with_weights(own[:, None]) if own.ndim > 2 else own
+        product = (one @ columns).reshape(-1, N, q)
+        weights[:, :, t], biases[:, :, t] = product[:, :, :-1], product[:, :, -1]
+    spread = xp.concatenate([weights.reshape(len(weights), N, -1), biases], axis=2)
+    return Moved(part.start, part.stop, spread)
 
 
 def _own(step: HeldStep, start: int) -> Moved:
@@ -82,12 +112,10 @@ def _own(step: HeldStep, start: int) -> Moved:
         values = xp.zeros((n, N, n), dtype=step.z.dtype)
         values[xp.arange(n), :, xp.arange(n)] = 1
         return Moved(start, stop, values, patches[:, 0])
-    values = xp.zeros((T, n // T, N, T * (K + 1)), dtype=step.z.dtype)
-    patches = patches.transpose(1, 2, 0)
-    for t in range(T):
-        values[t, :, :, t * K : (t + 1) * K] = patches
-        values[t, :, :, T * K + t] = 1
-    return Moved(start, stop, values.reshape(n, N, -1), None)
+    values = xp.empty((T, n // T, N, K + 1), dtype=step.z.dtype)
+    values[..., :K] = patches.transpose(1, 2, 0)
+    values[..., K] = 1
+    return Moved(start, stop, values.reshape(n, N, K + 1), maps=T)
 
 
 def jacobian(moved: list[Moved]) -> Array:
@@ -116,13 +144,18 @@ def products(W: WeightMatrix, shape: tuple[int, ...], delta: Array, moved: Moved
         found = (read @ moved.values.transpose(1, 0, 2).reshape(N, -1)).reshape(T, -1, n, q)
         weights = found[:, :-1].transpose(0, 2, 3, 1).reshape(T * n, -1)
         return xp.concatenate([weights, found[:, -1].reshape(T * n, q)], axis=1)
-    values = moved.full()
+    own = moved.maps == W.maps_in  # each map below has parameters of its own
+    values = moved.values if own else moved.full()
     q = values.shape[2]
     maps, delta, found = values.reshape(W.maps_in, W.positions_in, N * q), delta.reshape(T, -1), []
     for c in range(W.maps_in):
         read = W.gathered(maps[c])
-        found.append(delta @ read.reshape(len(read), -1, q))  # (K, T, q)
-    return xp.concatenate(found).transpose(1, 0, 2).reshape(-1, q)
+        block = delta @ read.reshape(len(read), -1, q)  # (K, T, q)
+        if own:
+            parts = block.reshape(-1, 1, q)
+            block = moved._spread(parts, xp.full(len(parts), c * (n // moved.maps)))
+        found.append(block.reshape(len(read), T, -1))
+    return xp.concatenate(found).transpose(1, 0, 2).reshape(T * len(found) * len(read), -1)
 
 
 def widest(theta: Parameters) -> int:
