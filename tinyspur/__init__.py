@@ -73,6 +73,7 @@ from .engine.user_activations import SmoothActivation
 from .errors import AssumptionError
 from .figures.matrices import plot_matrix
 from .fitting.affine import AffineFit, fit_affine
+from .fitting.settle import Settled, settle
 from .fitting.training import Adam, descend, kaiming_start, polish, train
 from .landscape.directions import random_direction
 from .landscape.planes import Lines, Plane
@@ -119,7 +120,6 @@ __all__ = [  # what matters; everything else that is imported above is there too
     "certify",
     "certify_cell",
     "certify_curvature",
-    "certify_relays",
     "certify_strict",
     "datasets",
     "find_descent_direction",
@@ -136,6 +136,7 @@ __all__ = [  # what matters; everything else that is imported above is there too
     "rescale",
     "save_point",
     "scan",
+    "settle",
     "smooth_minimum",
     "spurious_pair",
     "train",

@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 from matrix_problems import operands, over_all_kinds, same
+from shared import close
 
-from tinyspur.layers import AveragePoolingMatrix, ConvolutionMatrix, MaxPoolingMatrix
+from tinyspur.layers import AveragePoolingMatrix, ConvolutionMatrix, DenseMatrix, MaxPoolingMatrix
 
 
 @over_all_kinds
@@ -246,3 +247,35 @@ def test_whole_numbers_are_multiplied_as_float64(W):
     o = np.arange(W.shape[1], dtype=np.int8)
     product = W @ o
     assert product.dtype == np.float64 and np.array_equal(product, W @ o.astype(float))
+
+
+# What positions read
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weights_times_what_positions_read_is_the_product(stride):
+    rng = np.random.default_rng(0)
+    o = rng.normal(size=(2 * 12, 3))
+    for W in (
+        ConvolutionMatrix(rng.normal(size=(4, 2, 3, 3)), (3, 4), stride),
+        DenseMatrix(rng.normal(size=(5, 24)), maps_in=2),
+    ):
+        read = np.concatenate([W.gathered(channel) for channel in o.reshape(2, 12, 3)])
+        flat = W.weights.reshape(len(W.weights), -1)
+        close(np.einsum("tk,kpn->tpn", flat, read).reshape(W.shape[0], 3), W @ o, 1e-13)
+
+
+def test_poolings_read_their_windows():
+    o = np.random.default_rng(0).normal(size=(2 * 16, 3))
+    for W, taken in (
+        (AveragePoolingMatrix(2, (4, 4), 2), np.mean),
+        (MaxPoolingMatrix(2, (4, 4), 2), np.max),
+    ):
+        read = np.concatenate([W.gathered(channel) for channel in o.reshape(2, 16, 3)], axis=1)
+        close(taken(read, axis=0), W @ o, 1e-15)
+
+
+def test_a_selection_for_repeated_columns_selects_in_each_as_in_the_first():
+    o = np.random.default_rng(0).normal(size=(16, 3))
+    W = MaxPoolingMatrix(1, (4, 4), 2).at(o)
+    close(W.repeated(2) @ o.repeat(2, axis=1), (W @ o).repeat(2, axis=1), 0)

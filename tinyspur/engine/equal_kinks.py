@@ -24,10 +24,17 @@ class EqualKinks:
     """The kinks of a network on data, equal ones as one, with the patterns that theta has.
 
     `held` are the kinks that theta is held at already, `seen` what `Held.view` or `Held.forward`
-    found there, if that is known.
+    found there, and `before` the same of another point for the same data, if these are known.
     """
 
-    def __init__(self, theta: Parameters, data: TrainingSet, held: Held, seen: View | None = None):
+    def __init__(
+        self,
+        theta: Parameters,
+        data: TrainingSet,
+        held: Held,
+        seen: View | None = None,
+        before: EqualKinks | None = None,
+    ):
         self.net, self.data = theta.net, data
         seen = held.forward(theta)[2] if seen is None else seen
         self.choices = {
@@ -40,8 +47,15 @@ class EqualKinks:
                 ties.setdefault(kink.layer, []).append(kink)
             elif kink.layer <= theta.net.depth:
                 self.pieces[kink.layer][kink.units, kink.samples] = 2
-        self.tokens, self.labels = [_numbered(data.x.reshape(len(data), -1).T)], {}
-        for layer, W in theta.W.items():
+        self.alone: dict[int, np.ndarray] = {}
+        self.tokens, self.labels, first = [], {}, self.net.leading_poolings + 1
+        if before is None:
+            self.tokens = [_numbered(data.x.reshape(len(data), -1).T)]
+        else:  # these depend on the inputs alone
+            self.tokens = before.tokens[:first]
+            self.labels = {n: labels for n, labels in before.labels.items() if n == first}
+        for layer in range(len(self.tokens), self.net.depth + 1):
+            W = theta.W[layer]
             self.tokens.append(self._above(layer, W, ties.get(layer, [])))
 
     def _pieces(self, z: np.ndarray) -> np.ndarray:
@@ -54,6 +68,8 @@ class EqualKinks:
         positions = self.net.positions(level)
         t, p = divmod(unit, positions)
         if layer <= self.net.depth:
+            if self._alone(layer)[p, sample]:
+                return HeldKink(layer, t, np.array([unit]), np.array([sample]))
             same = self.labels[level] == self.labels[level][p, sample]
         else:
             tokens = self.tokens[level].reshape(-1, positions, len(self.data))[t]
@@ -63,14 +79,22 @@ class EqualKinks:
         places, samples = np.nonzero(same)
         return HeldKink(layer, t, t * positions + places, samples)
 
+    def _alone(self, layer: int) -> np.ndarray:
+        """Return for each place of a layer whether no other one has its label."""
+        if layer not in self.alone:
+            labels = self.labels[layer]
+            self.alone[layer] = (np.bincount(labels.ravel()) == 1)[labels]
+        return self.alone[layer]
+
     def tie(self, layer: int, W: WeightMatrix, o: np.ndarray, a: int, b: int, sample: int):
         """Return the tie of the entries a and b of o^{l-1} in a max pooling, with all equal ones.
 
-        `o` (n_{l-1}, N) are the outputs below. None where both are the same function of theta.
+        `o` (n_{l-1}, N) are the outputs below. None where both are the same function of theta, and
+        where one of them is 0, held or not: then the kink is that of the unit itself.
         """
         tokens = self.tokens[layer - 1]
         first, second = sorted((tokens[a, sample], tokens[b, sample]))
-        if first == second:
+        if first == second or first == 0 or o[a, sample] == 0 or o[b, sample] == 0:
             return None
         windows, values = W.windows(tokens), W.windows(o)
         rows = W.windows(np.arange(len(o))[:, None])[..., 0]
@@ -101,8 +125,10 @@ class EqualKinks:
         if W.weights is None:
             windows = np.stack([_combined(np.sort(W.gathered(o), axis=0)) for o in maps])
             return windows.reshape(n, N)
-        read = np.concatenate([W.gathered(o.astype(float)) for o in maps])
-        labels = self.labels[layer] = _combined(read)
+        if layer not in self.labels:
+            read = np.concatenate([W.gathered(o.astype(float)) for o in maps])
+            self.labels[layer] = _combined(read)
+        labels = self.labels[layer]
         tokens = np.broadcast_to(labels, (W.maps_out, *labels.shape)).reshape(n, N)
         if layer in self.pieces:
             pieces = self.pieces[layer]

@@ -13,6 +13,7 @@ L is the risk itself.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..datasets.samples import TrainingSet
+from .activations import ReLU
 from .backend import Array, namespace
 from .held_steps import HeldStep, Members, backward, steps
 from .losses import AbsoluteLoss, Loss
@@ -80,16 +82,27 @@ class Held:
     """The function L(theta, lambda) of a network on data, with units held at `kinks`.
 
     All its methods take points of `net` and the multipliers (kinks,), and return arrays where the
-    point is. Raises ValueError for leaky ReLU with a slope of 1 or more.
+    point is. Raises ValueError for leaky ReLU with a slope of 1 or more, and for piecewise linear
+    activations of your own.
     """
 
     def __init__(self, net: Network, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] = ()):
         check_problem(net, data, loss)
-        slope = getattr(net.activation, "slope", 0.0) if net.activation.piecewise_linear else 0.0
-        if slope >= 1:
-            raise ValueError(f"held kinks: expected a slope below 1, got {net.activation}")
+        slope = net.activation.slope if type(net.activation) is ReLU else 0.0
+        if slope >= 1 or (net.activation.piecewise_linear and type(net.activation) is not ReLU):
+            raise ValueError(
+                "held kinks: expected ReLU, leaky ReLU with a slope below 1 or a smooth "
+                f"activation, got {net.activation!r}"
+            )
         self.net, self.data, self.loss, self.kinks = net, data, loss, tuple(kinks)
         self.slope, self._members = slope, _by_layer(self.kinks)
+
+    def at_kinks(self, kinks: Sequence[HeldKink]) -> Held:
+        """Return the same with units held at other kinks."""
+        other = copy.copy(self)
+        other.kinks = tuple(kinks)
+        other._members = _by_layer(other.kinks)
+        return other
 
     def bounds(self, signals: Array) -> tuple[Array, Array]:
         """Return the bounds of the multipliers for signals C: alpha C and C; -C and C of a loss."""
@@ -180,7 +193,7 @@ class Held:
             trace, held = self._steps(theta, columns, rows), self._within(rows, xp)
             value, delta = self._loss(trace[-1].o, y[:, rows], held)
             part = net.zeros(like=theta.vector)
-            signals, deltas, above = backward(trace, held, delta, multipliers)
+            signals, deltas, above = backward(trace, held, delta, multipliers, len(self.data))
             for step, dz in zip(trace, deltas, strict=True):
                 if step.b is not None:
                     weights, biases = part.W[step.layer].weights, part.b[step.layer]
@@ -195,7 +208,7 @@ class Held:
         """Add the Hessian of some samples to `total`."""
         trace, held = self._steps(theta, columns, rows), self._within(rows, namespace(columns))
         _, delta = self._loss(trace[-1].o, y, held)
-        _, deltas, above = backward(trace, held, delta, multipliers)
+        _, deltas, above = backward(trace, held, delta, multipliers, len(self.data))
         moved: list[Moved] = []
         for (step, below, moved), dz, do in zip(sweep(trace), deltas, above, strict=True):
             start, shape = self.net.slots.get(step.layer, (0, ()))

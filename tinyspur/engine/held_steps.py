@@ -80,11 +80,13 @@ def backward(
     held: dict[int, Members],
     delta: Array,
     multipliers: Array,
+    samples: int,
 ) -> tuple[Array, list[Array], list[Array]]:
     """Return the signals C_K and, layer by layer from the first, delta z^l and delta o^l.
 
-    `delta` is the derivative in o^L. At a held unit delta o is its signal, and delta z the
-    multiplier in its place.
+    `delta` is the derivative in o^L of the losses / `samples`. At a held unit delta o is its
+    signal, and delta z the multiplier in its place. Where all units that a max pooling reads in a
+    window give 0, held or not, each has its signal: see `_idle_windows`.
     """
     xp = namespace(delta)
     signals = xp.zeros(len(multipliers), dtype=delta.dtype)
@@ -92,7 +94,7 @@ def backward(
     some = held.get(len(trace) + 1)
     if some is not None:
         delta = delta.copy()
-        signals += xp.bincount(some.which, minlength=len(signals)) / 1.0
+        signals += xp.bincount(some.which, minlength=len(signals)) / samples
         _put(delta, some.units, some, multipliers)
     for step in reversed(trace):
         some = held.get(step.layer)
@@ -106,11 +108,41 @@ def backward(
                 _put(delta, some.units, some, multipliers)
         deltas.append(delta)
         if step.layer > 1:
-            delta = step.W.T @ delta
+            signal, delta = delta, step.W.T @ delta
+            below = trace[step.layer - 2]
+            if hasattr(step.W, "pooling") and below.slopes is not None:
+                delta = _idle_windows(
+                    step, below, held.get(below.layer), signal, delta, multipliers
+                )
             if some is not None and some.pairs is not None:
                 _put(delta, some.pairs[:, 0], some, multipliers)
                 _put(delta, some.pairs[:, 1], some, -multipliers)
     return signals, deltas[::-1], above[::-1]
+
+
+def _idle_windows(
+    step: HeldStep,
+    below: HeldStep,
+    held: Members | None,
+    signal: Array,
+    delta: Array,
+    multipliers: Array,
+) -> Array:
+    """Return delta o below a max pooling, changed in windows of units that all give 0.
+
+    There the pooling gives max(0, z_1, z_2, ...) = y_1 + y_2 + ... with the kinks v_1 = z_1, v_2 =
+    z_2 - y_1, v_3 = z_3 - y_1 - y_2, ...: the signal of unit i is that of the pooling without the
+    multipliers of the held units behind i. Units that are not held let nothing pass.
+    """
+    xp, pooling = namespace(delta), step.W.pooling
+    passed = xp.zeros_like(delta)
+    if held is not None:
+        _put(passed, held.units, held, multipliers)
+    passed = pooling.windows(passed)
+    behind = passed.sum(axis=0) - xp.cumsum(passed, axis=0)
+    idle = (pooling.windows(below.slopes) == 0).all(axis=0)
+    idle = pooling.from_windows(xp.broadcast_to(idle, behind.shape))
+    return xp.where(idle, pooling.from_windows(signal - behind), delta)
 
 
 def _put(delta: Array, units: Array, some: Members, multipliers: Array) -> None:

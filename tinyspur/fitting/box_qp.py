@@ -6,6 +6,8 @@ import numpy as np
 import scipy.linalg
 
 STEPS = 200  # far more than are usual: about ten
+RIDGES = (0.0, 1e-13, 1e-10, 1e-7, 1e-4, 1e-1, 1e2)  # times the largest entry of the diagonal
+SHARES = (1.0, 1 / 4, 1 / 16)  # of a step that are tried
 
 
 def minimise_in_box(
@@ -14,10 +16,10 @@ def minimise_in_box(
     """Return an x in low <= x <= high with the least x^T M x / 2 - q^T x, M positive semidefinite.
 
     By projected Newton steps (Bertsekas 1982) from `start`: variables at a bound that the slope
-    holds there stay, the others take a Newton step that is cut off at the bounds.
+    holds there stay, the others take a Newton step that is cut off at the bounds. Where M is
+    singular, or the step does not lead down, a multiple of the identity is added.
     """
-    x = np.clip(start, low, high)
-    size = np.diag(M).max(initial=0.0)
+    x, size = np.clip(start, low, high), np.diag(M).max(initial=0.0)
     for _ in range(STEPS):
         slope = M @ x - q
         held = ((x <= low) & (slope >= 0)) | ((x >= high) & (slope <= 0))
@@ -25,31 +27,37 @@ def minimise_in_box(
         noise = 8 * np.spacing(1.0) * (abs(M[free]) @ abs(x) + abs(q[free]))
         if not (abs(slope[free]) > noise).any():
             break
-        step = np.zeros_like(x)
-        step[free] = -_solved(M[np.ix_(free, free)], slope[free], size)
-        value, t = x @ (M @ x) / 2 - q @ x, 1.0
-        while t > 1e-10:
-            moved = np.clip(x + t * step, low, high)
-            change = moved - x
-            decrease = -(slope @ change + change @ (M @ change) / 2)
-            if decrease > 1e-4 * -(slope @ change) > 0:
-                break
-            t /= 4
-        else:
+        lower = _lower(M, slope, free, low, high, x, size)
+        if lower is None:
             break
-        if decrease <= np.spacing(abs(value)):
-            x = moved
-            break
-        x = moved
+        x = lower
     return x
 
 
-def _solved(M: np.ndarray, b: np.ndarray, size: float) -> np.ndarray:
-    """Return M^-1 b, with a small multiple of the identity added where M is singular."""
-    for ridge in (0.0, size * len(b) * 1e-15, size * 1e-8):
+def _lower(
+    M: np.ndarray,
+    slope: np.ndarray,
+    free: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    x: np.ndarray,
+    size: float,
+) -> np.ndarray | None:
+    """Return a point where the function is lower by a share of what its slope says, or None."""
+    inner = M[np.ix_(free, free)]
+    for ridge in RIDGES:
         try:
-            factor = scipy.linalg.cho_factor(M + ridge * np.eye(len(b)), check_finite=False)
+            factor = scipy.linalg.cho_factor(
+                inner + ridge * size * np.eye(len(free)), check_finite=False
+            )
         except scipy.linalg.LinAlgError:
             continue
-        return scipy.linalg.cho_solve(factor, b, check_finite=False)
-    return np.linalg.lstsq(M, b, rcond=None)[0]
+        step = np.zeros_like(x)
+        step[free] = -scipy.linalg.cho_solve(factor, slope[free], check_finite=False)
+        for share in SHARES:
+            moved = np.clip(x + share * step, low, high)
+            change = moved - x
+            along = -(slope @ change)
+            if along - change @ (M @ change) / 2 > 1e-4 * along > 0:
+                return moved
+    return None

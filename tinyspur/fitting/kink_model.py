@@ -40,17 +40,26 @@ class ModelStep(NamedTuple):
 class Candidates:
     """The kinks that a step may meet: first those at which theta is held, then those it crossed."""
 
-    def __init__(self, theta: Parameters, held: Held, multipliers, found: HeldGradient, seen: View):
+    def __init__(
+        self,
+        theta: Parameters,
+        held: Held,
+        multipliers: np.ndarray,
+        found: HeldGradient,
+        seen: View,
+        before: EqualKinks | None,
+    ):
         self.theta, self.held, self.seen = theta, held, seen
         self.net, self.data = theta.net, held.data
         self.kinks: list[HeldKink] = list(held.kinks)
-        self.values, self.now = found.values, np.asarray(multipliers)
+        self.values, self.now = found.values, multipliers
+        self.start = multipliers  # of the minimisation in the multipliers
         self.low, self.high = held.bounds(found.signals)
         self.rows = held.jacobian(theta)
         self.gradient = found.gradient  # of L, with what the pieces of all candidates add
         shapes = [z.shape for z in seen.z] + [seen.z[-1].shape]
         self.known = [np.zeros(shape, dtype=bool) for shape in shapes]
-        self._equal: EqualKinks | None = None
+        self.before, self.equal = before, None
         for kink in self.kinks:
             self.known[kink.layer - 1][kink.units, kink.samples] = True
 
@@ -84,7 +93,13 @@ class Candidates:
         values, low, high, now = np.array(bounds).T
         self.kinks += [new[n] for n in useful]
         self.rows = np.concatenate([self.rows, rows[useful]])
-        for name, part in (("values", values), ("low", low), ("high", high), ("now", now)):
+        for name, part in (
+            ("values", values),
+            ("low", low),
+            ("high", high),
+            ("now", now),
+            ("start", now),
+        ):
             setattr(self, name, np.concatenate([getattr(self, name), part[useful]]))
         return len(useful)
 
@@ -124,17 +139,17 @@ class Candidates:
         return [found[n] for n in order[:most]]
 
     def _kink(self, layer: int, unit: int, sample: int, choice: int) -> HeldKink | None:
-        if self._equal is None:
-            self._equal = EqualKinks(self.theta, self.data, self.held, self.seen)
+        if self.equal is None:
+            self.equal = EqualKinks(self.theta, self.data, self.held, self.seen, self.before)
         if layer > self.net.depth or not self.net.layers[layer - 1].selects:
-            return self._equal.kink(layer, unit, sample)
+            return self.equal.kink(layer, unit, sample)
         W, o = self.theta.W[layer], self.seen.o[layer - 2]
         rows = W.windows(np.arange(len(o))[:, None])[:, unit, 0]
         here = self.seen.choices[layer - 1][unit, sample]
-        return self._equal.tie(layer, W, o, int(rows[here]), int(rows[choice]), sample)
+        return self.equal.tie(layer, W, o, int(rows[here]), int(rows[choice]), sample)
 
     def _bounds(self, kink: HeldKink) -> tuple[float, float, float, float] | None:
-        """Return v, the bounds of the multiplier and what it is on theta's piece; None if concave."""
+        """Return v, the bounds of the multiplier and its value here; None where it is concave."""
         depth, units, samples = self.net.depth, kink.units, kink.samples
         if kink.layer > depth:
             value = float((self.seen.o[-1] - self.data.y.T)[units[0], samples[0]])
@@ -176,9 +191,10 @@ class Quadratic:
         """Return the minimum of the model."""
         g, scale = self.E.T @ candidates.base_gradient(), self.e + mu
         A, v = candidates.rows @ self.E, candidates.values
-        low, high, now = candidates.low, candidates.high, candidates.now
+        low, high = candidates.low, candidates.high
         M, q = (A / scale) @ A.T, v - A @ (g / scale)
-        multipliers = minimise_in_box(M, q, low, high, now)
+        multipliers = minimise_in_box(M, q, low, high, candidates.start)
+        candidates.start = multipliers
         d = -(g + multipliers @ A) / scale
         slack = 1e-9 * (high - low)
         held = np.flatnonzero((multipliers > low + slack) & (multipliers < high - slack))

@@ -14,8 +14,9 @@ from ..engine.parameters import Parameters
 from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, split
 
 EPSILON = float(np.spacing(1.0))
-NULL = 1e-9  # of the largest eigenvalue: those below count as 0
+NULL = 1e-11  # of the largest eigenvalue: those below count as 0
 ADDED = 8  # how often a model takes in kinks that its step has crossed
+FEWEST, SHARE = 20, 4  # so many of them at once at most, or this share of the parameters
 
 
 class State(NamedTuple):
@@ -33,7 +34,7 @@ class Conditions(NamedTuple):
 
     `residual` is the largest entry of grad L, `values` are v_K, `low` and `high` the bounds of the
     multipliers, `eigenvalues` those of the Hessian of L on the tangent space, ascending, and
-    `tangent` (p, dimension) its eigenvectors.
+    `tangent` (p, dimension) its eigenvectors. `size` is that of the Hessian or of the gradients.
     """
 
     state: State
@@ -43,18 +44,14 @@ class Conditions(NamedTuple):
     high: np.ndarray
     eigenvalues: np.ndarray
     tangent: np.ndarray
-
-    @property
-    def size(self) -> float:
-        """Return the largest eigenvalue, in absolute value."""
-        return float(abs(self.eigenvalues).max(initial=0.0))
+    size: float
 
     @property
     def stationary(self) -> bool:
         """Return whether grad L and v_K are 0 up to rounding."""
         scale = max(1.0, float(abs(self.state.theta.vector).max()))
         off = float(abs(self.values).max(initial=0.0))
-        return self.residual <= 1e-11 * scale * max(self.size, 1e-3) and off <= 1e-10 * scale
+        return self.residual <= 1e-13 * scale * max(self.size, 1e-3) and off <= 1e-12 * scale
 
     @property
     def slack(self) -> np.ndarray:
@@ -78,12 +75,13 @@ class KinkedNewton:
 
     def __init__(self, theta: Parameters, data: TrainingSet, loss: Loss):
         self.net, self.data, self.loss = theta.net, data, loss
+        self.plain = Held(theta.net, data, loss)
         self.state, self.mu = self.at(theta, (), np.zeros(0)), None
-        self.expected, self.reach = np.inf, 1.0
+        self.expected, self.reach, self.equal = np.inf, 1.0, None
 
     def held(self, kinks: Sequence[HeldKink]) -> Held:
         """Return the passes in which units are held at kinks."""
-        return Held(self.net, self.data, self.loss, kinks)
+        return self.plain.at_kinks(kinks)
 
     def at(self, theta: Parameters, kinks: Sequence[HeldKink], multipliers: np.ndarray) -> State:
         """Return the state at a point."""
@@ -95,7 +93,7 @@ class KinkedNewton:
         held, found, seen = self._without_concave()
         state = self.state
         hessian = held.hessian(state.theta, state.multipliers)
-        candidates = Candidates(state.theta, held, state.multipliers, found, seen)
+        candidates = Candidates(state.theta, held, state.multipliers, found, seen, self.equal)
         quadratic = Quadratic(hessian, candidates.rows)
         size = quadratic.size or float(abs(found.gradient).max()) or 1.0
         self.mu = 1e-3 * size if self.mu is None else max(self.mu, 1e-14 * size)
@@ -108,11 +106,14 @@ class KinkedNewton:
                 self.mu *= 6
                 continue
             if not move.decrease > EPSILON * abs(state.risk):
+                self._hold(candidates, move)
                 return False
             trial, about = self._trial(candidates, move)
             if not state.risk - about > 0.5 * move.decrease and added < ADDED:
                 added += 1
-                if candidates.add_crossed(trial.seen, self.net.size):
+                more = candidates.add_crossed(trial.seen, max(FEWEST, self.net.size // SHARE))
+                self.equal = candidates.equal or self.equal
+                if more:
                     continue
             if state.risk - about > 0:
                 trial = self._back(candidates, move, trial)
@@ -125,6 +126,12 @@ class KinkedNewton:
             self.mu *= 6
             self.reach = length
         return False
+
+    def _hold(self, candidates: Candidates, move: ModelStep) -> None:
+        """Hold the state at the kinks at which it is already, where that raises no risk."""
+        trial = self._back(candidates, move, self._trial(candidates, move)[0])
+        if trial.risk <= self.state.risk * (1 + 4 * EPSILON):
+            self.state = trial
 
     def _without_concave(self) -> tuple[Held, HeldGradient, View]:
         """Release held kinks at which R is concave; return the pass at the state."""
@@ -205,11 +212,53 @@ class KinkedNewton:
             *held.bounds(found.signals),
             w,
             tangent,
+            max(float(abs(hessian).max()), 1e-3 * float(abs(plain.gradient).max())),
         )
         firm = abs(w) > NULL * here.size
         slopes = tangent.T @ found.gradient
         d = -tangent[:, firm] @ (slopes[firm] / abs(w[firm])) - inverse @ found.values
         return here, d
+
+    def leave_bounds(self, found: Conditions, share: float) -> bool:
+        """Move off the kinks whose multiplier is on its bound, if the risk stays the same.
+
+        A multiplier counts as there if it is nearer than `share` of the distance to the other. Such
+        a kink is met by chance, where flat directions lead: of a unit that is inactive for all
+        samples, or one that is always active. It is left to the side that its multiplier is at.
+        """
+        state, slack = found.state, found.slack
+        out, stay = np.flatnonzero(slack < share), np.flatnonzero(slack >= share)
+        held = self.held(state.kinks)
+        rows, hessian = (
+            held.jacobian(state.theta),
+            held.hessian(state.theta, state.multipliers),
+        )
+        _, tangent = split(rows[stay])
+        w, vectors = np.linalg.eigh(tangent.T @ hessian @ tangent)
+        flat = tangent @ vectors[:, abs(w) <= NULL * found.size]
+        low = state.multipliers < (found.low + found.high) / 2
+        away = flat @ (flat.T @ (np.where(low, -1.0, 1.0) * (slack < share) @ rows))
+        kinks, size = [state.kinks[n] for n in stay], float(abs(state.theta.vector).max())
+        for t in size * 0.1 * 0.25 ** np.arange(12):
+            theta, values = self.restored(moved(state.theta, t * away), kinks, rows[stay])
+            if (abs(values) <= 1e3 * rounding(rows[stay], theta)).all():
+                trial = self.at(theta, kinks, state.multipliers[stay])
+                if trial.risk <= state.risk * (1 + 16 * EPSILON) and len(out):
+                    self.state, self.mu = trial, None
+                    return True
+        return False
+
+    def others_at_kinks(self, found: Conditions) -> int:
+        """Return how many units are at their kink, up to rounding, and not held there."""
+        state, count = found.state, 0
+        held, depth = [np.zeros(z.shape, dtype=bool) for z in state.seen.z], self.net.depth
+        for kink in state.kinks:
+            if kink.layer <= depth:
+                held[kink.layer - 1][kink.units, kink.samples] = True
+        for layer in self.net.kinked_layers:
+            z = state.seen.z[layer - 1]
+            count += int(((abs(z) <= 1e-13 * abs(z).max()) & ~held[layer - 1]).sum())
+        return count
 
     def leave_saddle(self, found: Conditions) -> bool:
         """Move along the least eigenvalue's direction, if it is negative, to a lower point."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..certificates.strict import StrictCertificate, certify_strict
 from ..console import Bar, step
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
@@ -25,17 +26,24 @@ ON_BOUND = 1e-8  # of the distance between the bounds: a multiplier that is near
 NOTHING = 1e-26  # of the targets' mean square: a squared loss below is 0 up to rounding
 
 
+SETTLED = "the conditions of a local minimum hold, up to rounding"
+
+
 @dataclass(frozen=True)
 class Settled:
     """Where a point settled: the local minimum, or what is missing for one.
 
     `theta` is the point, `risk_before` and `risk` those of the given point and of theta, `moved`
     the largest change of a parameter. At `kinks` units are held, equal ones as one, with the
-    `multipliers` strictly between the bounds `low` and `high`, all (kinks,), where `settled`: then
-    the conditions of a strict local minimum hold, up to rounding, but for `flat` directions in which
-    the Hessian is 0. `residual` is the largest entry of the gradient, multipliers included,
+    `multipliers` between the bounds `low` and `high`, all (kinks,). Where it is `settled` the
+    conditions of a strict local minimum hold, up to rounding, but for `flat` directions in which
+    the Hessian is 0. `residual` is the largest entry of the gradient, multipliers included, and
     `eigenvalue` the least one that is not 0 of the Hessian on the tangent space of the kinks, after
     so many `steps`. `reason` says why it ended.
+
+    `certificate` is the proof of all that, flat directions included, where it was tried: the point
+    `holds` where an exact strict local minimum is within `distance` of theta, and no point within
+    `radius` is lower than it; its risk is in `risk_interval`.
     """
 
     theta: Parameters
@@ -52,34 +60,53 @@ class Settled:
     eigenvalue: float
     flat: int
     steps: int
+    certificate: StrictCertificate | None
+
+    @property
+    def holds(self) -> bool:
+        """Return whether it is proved that a strict local minimum is near theta."""
+        return self.certificate is not None and self.certificate.holds
+
+    @property
+    def distance(self) -> float:
+        """Return within which distance of theta the exact minimum is; infinite if not proved."""
+        return self.certificate.distance if self.holds else math.inf
+
+    @property
+    def radius(self) -> float:
+        """Return within which distance of theta no point is lower than it; 0 if not proved."""
+        return self.certificate.radius if self.holds else 0.0
+
+    @property
+    def risk_interval(self) -> tuple[float, float]:
+        """Return two numbers with the risk of the exact minimum between; NaN if not proved."""
+        return self.certificate.risk if self.holds else (math.nan, math.nan)
 
     def __str__(self) -> str:
         lines = [
             f"{'settled' if self.settled else 'not settled'}: {self.reason}",
-            f"risk {self.risk_before:.9g} before, {self.risk:.9g} after {self.steps} steps; "
+            f"risk {self.risk_before:.9g} before, {self.risk:.9g} after {self.steps} steps, "
             f"parameters moved by up to {self.moved:.3g}",
-            f"gradient {self.residual:.1e}, least eigenvalue {self.eigenvalue:.3g}, "
-            f"{self.flat} flat directions",
+            f"largest entry of the gradient {self.residual:.1e}, least eigenvalue "
+            f"{self.eigenvalue:.3g}, {self.flat} flat directions",
         ]
-        if self.kinks:
-            lines.append(f"at {len(self.kinks)} kinks, each with its multiplier and the bounds:")
         depth = self.theta.net.depth
-        for kink, t, low, high in zip(
-            self.kinks, self.multipliers, self.low, self.high, strict=True
-        ):
-            lines.append(f"  {_place(kink, depth)}: {low:.3g} < {t:.3g} < {high:.3g}")
-        return "\n".join([lines[0], *(f"  {line}" for line in lines[1:])])
+        if self.kinks:
+            lines.append("at kinks, each with its multiplier between its bounds:")
+        for kink, *numbers in zip(self.kinks, self.low, self.multipliers, self.high, strict=True):
+            lines.append(f"  {_place(kink, depth)}: {' < '.join(f'{n:.3g}' for n in numbers)}")
+        found = [lines[0], *(f"  {line}" for line in lines[1:])]
+        return "\n".join(found + ([str(self.certificate)] if self.certificate else []))
 
 
 def _place(kink: HeldKink, depth: int) -> str:
     """Return in words where a kink is."""
-    more = f" and {len(kink.units) - 1} equal ones" if len(kink.units) > 1 else ""
+    unit, more = f"{kink.units[0]}, sample {kink.samples[0]}", len(kink.units) - 1
+    equal = f" and {more} equal one{'s' * (more > 1)}" if more else ""
     if kink.layer > depth:
-        return f"loss of output {kink.units[0]}, sample {kink.samples[0]}{more}"
-    what = "tie of" if kink.pairs is not None else "unit"
-    return (
-        f"layer {kink.layer} map {kink.map}, {what} {kink.units[0]}, sample {kink.samples[0]}{more}"
-    )
+        return f"loss of output {unit}{equal}"
+    what = "unit" if kink.pairs is None else "tie in window"
+    return f"layer {kink.layer} map {kink.map}, {what} {unit}{equal}"
 
 
 def settle(
@@ -94,9 +121,21 @@ def settle(
 
     Some L-BFGS steps, then at most `steps` Newton steps for a convex model in which all kinks that
     are near may be met at once; no new one is begun after so many `seconds`. The risk never ends
-    higher than it began. All is computed in float64, on the host. `progress` shows on stderr how
-    far it is, after a text of yours if it is one. Raises ValueError for settings out of range and
-    where the risk at theta is not finite.
+    higher than it began, but for rounding. Where the conditions of a strict local minimum hold, up
+    to rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the
+    host. `progress` shows on stderr how far it is, after a text of yours if it is one. Raises
+    ValueError for settings out of range, for piecewise linear activations of your own, leaky ReLU
+    with a slope of 1 or more, and where the risk at theta is not finite.
+
+    A hinge is fitted to five samples; its knot stays at x = 0, although no gradient vanishes there:
+
+    >>> from tinyspur import Network
+    >>> from tinyspur.layers import Dense
+    >>> net = Network((1, 1), [Dense(1), Dense(1)])
+    >>> data = TrainingSet([[-2], [-1], [0], [1], [2]], [0, 0, -1, 1, 2])
+    >>> found = settle(Parameters(net, [1.0, 0.1, 1.0, 0.0]), data, SquaredLoss())
+    >>> print(f"{found.risk:.4f}", found.holds, found.kinks)
+    0.0688 True (HeldKink(layer 1, map 0, unit 0, sample 2),)
     """
     check_at(theta, data, loss)
     steps = whole_number("steps", steps)
@@ -108,7 +147,7 @@ def settle(
         search = KinkedNewton(descend(start, data, loss, FIRST), data, loss)
         found, reason, taken = _searched(search, steps, end, bar)
     risk_before, risk = (theta.net.risk(point, data, loss) for point in (start, found.state.theta))
-    if not risk <= risk_before:
+    if not risk <= risk_before * (1 + 1e-14):
         here = KinkedNewton(start, data, loss)
         found, reason, risk = here.polished(), "no lower point was found", risk_before
         found = found._replace(state=here.state)
@@ -128,10 +167,16 @@ def settle(
         float(firm.min(initial=math.inf)),
         found.flat,
         taken,
+        _certificate(found, data, loss) if reason == SETTLED else None,
     )
 
 
-SETTLED = "the conditions of a local minimum hold, up to rounding"
+def _certificate(found: Conditions, data: TrainingSet, loss: Loss) -> StrictCertificate | None:
+    """Return the proof at a point, or None for networks and losses that it is not for."""
+    theta, kinks = found.state.theta, found.state.kinks
+    if not StrictCertificate.applies(theta, loss):
+        return None
+    return certify_strict(theta, data, loss, kinks)
 
 
 def _searched(
@@ -155,7 +200,9 @@ def _searched(
                 return found, "no lower point was found", taken
         if time.monotonic() > end:
             break
-    return search.polished(), f"still falling after {taken} steps", taken
+    size, plural = float(abs(search.state.theta.vector).max()), "s" * (taken > 1)
+    falling = f"still falling after {taken} step{plural}, with parameters up to {size:.3g}"
+    return search.polished(), falling, taken
 
 
 def _verdict(search: KinkedNewton, found: Conditions) -> str:
@@ -172,7 +219,9 @@ def _verdict(search: KinkedNewton, found: Conditions) -> str:
     if search.leave_saddle(found):
         return ""
     if (slack < ON_BOUND).any():
-        return "a multiplier is on its bound: not decided"
+        left = search.leave_bounds(found, ON_BOUND)
+        return "" if left else "a multiplier is on its bound: not decided"
     if (found.eigenvalues < -NULL * found.size).any():
         return "a saddle that no lower point was found from"
-    return SETTLED
+    others = search.others_at_kinks(found)
+    return f"{others} more units are at their kinks: not decided" if others else SETTLED

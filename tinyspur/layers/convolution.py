@@ -181,8 +181,11 @@ class ConvolutionMatrix(WeightMatrix):
 
     def gathered(self, o: Array) -> Array:
         kernel, xp = self.weights.shape[2:], namespace(o)
-        taps = xp.eye(math.prod(kernel), dtype=o.dtype).reshape(-1, 1, *kernel)
-        return (self.with_weights(taps) @ o).reshape(len(taps), self.positions_out, -1)
+        one = self.with_weights(self.weights[:1, :1])
+        read = xp.empty((math.prod(kernel), self.positions_out * o.shape[1]), dtype=o.dtype)
+        for patches, strip in one._patches(one._images(o), one._all()[2:]):
+            read[:, strip] = patches
+        return read.reshape(len(read), self.positions_out, -1)
 
     def outgoing(self, c: int) -> Array:
         return self.weights[:, c]

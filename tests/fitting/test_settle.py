@@ -1,0 +1,228 @@
+"""Settling: known minima at kinks are reached, and where it settles the risk grows on all sides."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.optimize
+from shared import random_theta
+
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import ReLU, Tanh
+from tinyspur.engine.held import Held
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+from tinyspur.fitting.box_qp import minimise_in_box
+from tinyspur.fitting.settle import settle
+from tinyspur.fitting.training import kaiming_start
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+
+
+def noisy(net, samples, seed, classes=False):
+    """Return data of a teacher with noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(samples, *net.input_shape))
+    o = net.forward(kaiming_start(net, seed + 100), x)
+    o = o + 0.3 * rng.normal(size=o.shape)
+    return TrainingSet(x, one_hot(o.argmax(axis=1), o.shape[1], smoothing=0.1) if classes else o)
+
+
+def risk_around(theta, data, loss, kinks):
+    """Check that R is lower nowhere: along +- each direction that leaves one kink, and at random.
+
+    Along the former it grows at first order.
+    """
+    net, rng = theta.net, np.random.default_rng(0)
+    here = net.risk(theta, data, loss)
+
+    def grown(d):
+        return net.risk(Parameters(net, theta.vector + d), data, loss) - here
+
+    if kinks:
+        for away in np.linalg.pinv(Held(net, data, loss, kinks).jacobian(theta)).T:
+            away = away / np.linalg.norm(away)
+            for d in (away, -away):
+                assert grown(1e-7 * d) > 0
+                assert grown(1e-7 * d) == pytest.approx(2 * grown(5e-8 * d), rel=0.05)
+    for size in (1e-3, 1e-4, 1e-5):
+        for _ in range(40):
+            assert grown(size * rng.normal(size=net.size)) >= -1e-15
+
+
+# Minima that are known
+
+
+def test_a_knot_stays_at_the_sample_that_both_pieces_push_it_to():
+    """Y = 0, 0, -1, 1, 2 at x = -2..2: c + s max(x, 0) with c = -5/16, s = 19/16, R = 11/160."""
+    net = Network((1, 1), [Dense(1), Dense(1)])
+    data = TrainingSet([[-2.0], [-1.0], [0.0], [1.0], [2.0]], [0.0, 0.0, -1.0, 1.0, 2.0])
+    found = settle(Parameters(net, np.array([1.0, 0.1, 1.0, 0.0])), data, SquaredLoss())
+    assert found.settled and found.flat == 1
+    assert found.risk == pytest.approx(11 / 160, abs=1e-15)
+    (kink,) = found.kinks
+    assert (kink.layer, kink.map, kink.samples.tolist()) == (1, 0, [2])
+    w, b, v, c = found.theta.vector
+    assert (w * v, b, c) == pytest.approx((19 / 16, 0, -5 / 16), abs=1e-14)
+    # the kink gets v times the residual 11/16 of its sample, and the multiplier is what balances it
+    assert found.high[0] == pytest.approx(v * 11 / 16 / 5, abs=1e-15)
+    assert found.multipliers[0] == pytest.approx(v / 80, abs=1e-15)
+    assert found.holds and found.risk_interval[0] <= 11 / 160 <= found.risk_interval[1]
+    assert found.distance < 1e-12 < found.radius
+    assert "layer 1 map 0, unit 0, sample 2: 0 <" in str(found)
+    assert "strict certificate: holds" in str(found)
+
+
+def test_the_absolute_value_is_fitted_by_two_units_and_called_global():
+    net = Network((1, 1), [Dense(2), Dense(1)])
+    x = np.linspace(-1, 1, 9)[:, None]
+    theta = Parameters(net, np.array([1.0, -1.2, 0.1, 0.2, 1.0, 0.8, 0.0]))
+    found = settle(theta, TrainingSet(x, abs(x)), SquaredLoss())
+    assert found.risk < 1e-30
+    assert "global minimum" in found.reason
+    assert found.certificate is None and found.radius == 0 and found.distance == math.inf
+
+
+def test_absolute_loss_regression_ends_where_the_linear_program_does():
+    rng = np.random.default_rng(0)
+    x, y, n = rng.normal(size=(20, 3)), rng.normal(size=20), 20
+    net = Network((1, 3), [Dense(1)])
+    found = settle(net.zeros(), TrainingSet(x, y), AbsoluteLoss())
+    program = scipy.optimize.linprog(
+        np.r_[np.zeros(4), np.ones(2 * n) / n],
+        A_eq=np.c_[x, np.ones(n), np.eye(n), -np.eye(n)],
+        b_eq=y,
+        bounds=[(None, None)] * 4 + [(0, None)] * 2 * n,
+    )
+    assert found.settled and len(found.kinks) == 4
+    assert {kink.layer for kink in found.kinks} == {2}
+    assert found.risk == pytest.approx(program.fun, abs=1e-14)
+    assert found.theta.vector == pytest.approx(program.x[:4], abs=1e-12)
+
+
+# Minima that training leads to
+
+CASES = [
+    ([Dense(5), Dense(1)], (1, 4), ReLU(), SquaredLoss(), 5, 0),
+    ([Dense(5), Dense(4), Dense(1)], (1, 5), ReLU(), SquaredLoss(), None, 1),
+    ([Dense(4), Dense(3), Dense(2)], (1, 4), ReLU(0.1), HuberLoss(0.5), 7, 0),
+    ([Dense(4), Dense(3)], (1, 3), ReLU(), CrossEntropy(), None, 0),
+    ([Conv(2), AveragePool(2), Dense(2)], (1, 4, 4), ReLU(), SquaredLoss(), None, 0),
+    ([Conv(2), MaxPool(2), Dense(2)], (1, 4, 4), ReLU(), SquaredLoss(), None, 0),
+    ([Dense(3), Dense(1)], (1, 3), Tanh(), SquaredLoss(), 0, 0),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[2]} {case[3]}")
+def test_where_it_settles_the_risk_grows_on_all_sides(case):
+    layers, shape, activation, loss, flat, seed = case
+    net = Network(shape, layers, activation)
+    data = noisy(net, 200, seed, type(loss) is CrossEntropy)
+    start = kaiming_start(net, seed)
+    found = settle(start, data, loss)
+    assert found.settled, found.reason
+    assert found.risk == net.risk(found.theta, data, loss) < net.risk(start, data, loss)
+    assert found.residual < 1e-12 and found.eigenvalue > 0
+    assert flat is None or found.flat == flat  # of them one for each hidden unit that is scaled
+    assert bool(found.kinks) == activation.piecewise_linear
+    slope = getattr(activation, "slope", 0)
+    assert (slope * found.high <= found.low + 1e-15).all()
+    assert (found.low < found.multipliers).all() and (found.multipliers < found.high).all()
+    risk_around(found.theta, data, loss, found.kinks)
+
+
+def test_ties_of_max_pooling_are_met():
+    net = Network((1, 4, 4), [Conv(2), MaxPool(2), Dense(2)])
+    data = noisy(net, 200, 4)
+    found = settle(kaiming_start(net, 4), data, SquaredLoss())
+    assert found.settled
+    ties = [kink for kink in found.kinks if kink.pairs is not None]
+    assert ties
+    below = net.layer_output(found.theta, data.x.reshape(200, -1).T, 1)
+    for tie in ties:
+        (a, b), n = tie.pairs[0], tie.samples[0]
+        assert below[a, n] == pytest.approx(below[b, n], abs=1e-13)
+        assert below[a, n] > 0
+    risk_around(found.theta, data, SquaredLoss(), found.kinks)
+
+
+def test_units_that_repeat_are_one_kink():
+    """Each sample comes twice; the kinks have two members."""
+    net = Network((1, 4), [Dense(4), Dense(1)])
+    once = noisy(net, 100, 1)
+    twice = TrainingSet(np.concatenate([once.x, once.x]), np.concatenate([once.y, once.y]))
+    found = settle(kaiming_start(net, 1), twice, SquaredLoss())
+    assert found.settled and found.kinks
+    for kink in found.kinks:
+        assert kink.samples.tolist() == [kink.samples[0], kink.samples[0] + 100]
+
+
+# Where it does not settle
+
+
+def test_a_start_that_is_a_minimum_is_left_where_it_is():
+    net = Network((1, 4), [Dense(5), Dense(1)])
+    data = noisy(net, 200, 0)
+    first = settle(kaiming_start(net, 0), data, SquaredLoss())
+    again = settle(first.theta, data, SquaredLoss())
+    assert again.settled and again.moved < 1e-12
+    assert len(again.kinks) == len(first.kinks)
+
+
+def test_a_search_that_is_broken_off_says_so_and_has_not_raised_the_risk():
+    net = Network((1, 6), [Dense(6), Dense(5), Dense(2)])
+    data, start = noisy(net, 300, 0), random_theta(net, 1)
+    found = settle(start, data, SquaredLoss(), steps=1)
+    assert not found.settled and not found.holds
+    assert found.reason.startswith("still falling after 1 step, with parameters up to ")
+    assert found.risk < net.risk(start, data, SquaredLoss())
+    assert str(found).startswith("not settled: still falling after 1 step, ")
+
+
+def test_a_point_where_all_units_are_at_their_kinks_is_not_decided():
+    net = Network((1, 3), [Dense(4), Dense(1)])
+    found = settle(net.zeros(), noisy(net, 20, 0), SquaredLoss())
+    assert not found.settled
+    assert found.reason == "80 more units are at their kinks: not decided"
+
+
+def test_settings_out_of_range_are_refused():
+    net = Network((1, 3), [Dense(1)])
+    data = noisy(net, 20, 0)
+    with pytest.raises(ValueError, match="seconds > 0, got 0"):
+        settle(net.zeros(), data, SquaredLoss(), seconds=0)
+    with pytest.raises(ValueError, match="steps: expected a whole number, 1 or more, got 0"):
+        settle(net.zeros(), data, SquaredLoss(), steps=0)
+
+
+def test_progress_names_the_step(capsys):
+    net = Network((1, 3), [Dense(1)])
+    settle(net.zeros(), noisy(net, 20, 0), SquaredLoss(), progress="to the minimum")
+    assert capsys.readouterr().err.startswith("to the minimum")
+
+
+def test_points_on_a_device_come_back_there(device):
+    net = Network((1, 3), [Dense(3), Dense(1)])
+    data = noisy(net, 50, 0)
+    found = settle(kaiming_start(net, 0).to(device), data, SquaredLoss(), steps=5)
+    assert isinstance(found.theta.vector, device.ndarray)
+
+
+# The program in the multipliers
+
+
+def test_minima_in_a_box_are_those_of_scipy():
+    rng = np.random.default_rng(0)
+    for m, rank in ((1, 1), (6, 6), (9, 4)):
+        A, q = rng.normal(size=(rank, m)), rng.normal(size=m)
+        low, high = -rng.random(m), rng.random(m)
+        found = minimise_in_box(A.T @ A, q, low, high, np.zeros(m))
+        expected = scipy.optimize.minimize(
+            lambda x, A=A, q=q: ((A @ x) @ (A @ x) / 2 - q @ x, A.T @ (A @ x) - q),
+            np.zeros(m),
+            jac=True,
+            bounds=list(zip(low, high, strict=True)),
+            options={"ftol": 1e-15, "gtol": 1e-12},
+        )
+        assert (low <= found).all() and (found <= high).all()
+        assert (A @ found) @ (A @ found) / 2 - q @ found <= expected.fun + 1e-12
