@@ -20,7 +20,8 @@ from tinyspur.certificates.enclosed_algebra import (
     positive_definite,
     solve,
 )
-from tinyspur.certificates.enclosures import Enclosure, between, concatenate, exact
+from tinyspur.certificates.enclosures import Enclosure, between, concatenate, exact, product
+from tinyspur.layers.dense import DenseMatrix
 
 few = hypothesis.settings(max_examples=40, deadline=None, derandomize=True, database=None)
 NUMBERS = st.one_of(
@@ -133,6 +134,15 @@ def test_products_and_residuals_of_doubled_precision_hold_for_numbers_of_any_siz
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         y = np.nan_to_num(A @ B, posinf=1.0, neginf=-1.0)
     assert_inside(fractions(y) - product, doubled_residual(y, A, B))
+
+
+def test_shares_of_subnormal_numbers_count_where_they_meet_large_ones():
+    rng = np.random.default_rng(0)
+    A, B = 1e300 * rng.uniform(1, 2, (4, 3)), 1e-320 * rng.uniform(1, 2, (3, 4))
+    for E in (A @ exact(B), exact(B) @ A, product(DenseMatrix(A), exact(B))):
+        large, small = (B, A) if E.shape == (3, 3) else (A, B)
+        assert_inside(fractions(large) @ fractions(small), E)
+        assert E.radius.max() < 1e-22
 
 
 def scaled(rng, shape, spread):

@@ -179,3 +179,18 @@ def test_the_bound_of_a_risk_holds_where_outputs_cancel():
     assert theta.net.risk(theta, data, CrossEntropy()) == 0
     assert first - second > 2e4  # a bound of the exact risk from below
     assert risk_rounding(theta, data, CrossEntropy()) >= first - second
+
+
+def test_of_sums_of_zeros_it_is_0_as_escapes_from_the_kink_need():
+    rng, net = np.random.default_rng(0), Network((1, 4, 4), [Conv(2), Dense(2)])
+    theta = Parameters(net, rng.normal(size=net.size))
+    theta.W[1].weights[1] = theta.b[1][...] = 0  # the second map has no weights
+    x = rng.normal(size=(3, 1, 4, 4))
+    x[0] = x[1, :, :3] = 0  # a blank image, and one whose first two rows read blank places
+    _, columns = next(net.chunks(theta, x))
+    found = preactivation_rounding(abs(theta), list(steps(theta, columns)), np.float64)[0]
+    assert not found[16:].any() and not found[:, 0].any() and not found[:8, 1].any()
+    assert found[:16, 2].all()
+    theta.W[1].weights[0, 0, 0, 0] = 1e-200
+    found = preactivation_rounding(abs(theta), list(steps(theta, columns)), np.float64)[0]
+    assert found.all()  # products may underflow

@@ -11,7 +11,6 @@ import torch_twin
 from activation_problems import ALL, BOUNDED, mish, mish_slope
 
 from tinyspur.certificates import certify_cell, certify_relays
-from tinyspur.certificates.rounding import EPSILON
 from tinyspur.constructions.embedding import (
     embed,
     linear_minimum,
@@ -40,6 +39,7 @@ from tinyspur.engine.activations import (
     activation_named,
 )
 from tinyspur.engine.backend import to_numpy
+from tinyspur.engine.floats import EPSILON
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters

@@ -40,7 +40,7 @@ def doubled_product(A: Array, B: Array) -> Enclosure:
 def doubled_residual(y: Array, A: Array, B: Array) -> Enclosure:
     """Return an enclosure of y - A @ B with the accuracy of `doubled_product`."""
     high, low, off = _in_two(A, B)
-    first, second = _two_sum(y, -high)
+    first, second = two_sum(y, -high)
     rest = second - low
     middle = first + rest
     off = off + EPSILON / 2 * abs(rest) + EPSILON / 2 * abs(middle)
@@ -59,10 +59,10 @@ def _in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
     B = xp.ldexp(B, -inner[:, None] - columns)
     bits = (55 - math.ceil(math.log2(n))) // 2  # n products of slices sum to at most 2^53 units
     (A1, A2, A3), (B1, B2, B3) = _slices(A, bits), _slices(B, bits)
-    high, low = _two_sum(A1 @ B1, A1 @ B2)
+    high, low = two_sum(A1 @ B1, A1 @ B2)
     size = abs(low)
     for part in (A2 @ B1, A2 @ B2):
-        high, more = _two_sum(high, part)
+        high, more = two_sum(high, part)
         low, size = low + more, size + abs(more)
     rest = (A1 + A2) @ B3 + A3 @ B
     low, size = low + rest, size + abs(rest)
@@ -92,7 +92,7 @@ def _slices(A: Array, bits: int) -> tuple[Array, Array, Array]:
     return *slices, A
 
 
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """Return the rounded sum and its rounding error (Knuth)."""
     total = a + b
     part = total - a

@@ -8,7 +8,9 @@ any number of threads, and CuPy. Where numbers overflow the radius is infinite.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -148,7 +150,7 @@ class Enclosure:
         """Return an enclosure of the sums along `axis`, of all entries by default."""
         middle = self.middle.sum(axis=axis)
         share = gamma(self.middle.size // max(1, middle.size))
-        off = _inexact(self, share).sum(axis=axis)
+        off = inexact(abs(self.middle), self.radius, share).sum(axis=axis)
         return sound(middle, off * (1 + 2 * share))
 
     def max(self, axis: int) -> Enclosure:
@@ -226,7 +228,7 @@ def _matrix_product(A: Enclosure, B: Enclosure) -> Enclosure:
     """Return an enclosure of A B: its radius is |A| r_B + r_A (|B| + r_B) + gamma |A| |B|."""
     xp, share = namespace(A.middle), gamma(A.shape[-1])
     middle = A.middle @ B.middle
-    off = abs(A.middle) @ _inexact(B, share)
+    off = abs(A.middle) @ inexact(abs(B.middle), B.radius, share)
     if xp is not np or A.radius.any():
         off = off + A.radius @ (abs(B.middle) + B.radius)
     rows, columns = A._somewhere().any(axis=-1), B._somewhere().any(axis=max(-2, -B.middle.ndim))
@@ -236,13 +238,12 @@ def _matrix_product(A: Enclosure, B: Enclosure) -> Enclosure:
     return sound(middle, off * (1 + 2 * share))
 
 
-def _inexact(x: Enclosure, share: float) -> Array:
-    """Return `radius` + `share` |x|: what a factor of a product, or a term of a sum, is off by.
+def inexact(size: Array, radius: Array, share: float) -> Array:
+    """Return `radius` + `share` * `size`: what a factor of a product, or a term, is off by.
 
     What underflows in that share may be multiplied with a large number, so it is rounded up.
     """
-    size = abs(x.middle)
-    return x.radius + (share * size + SMALLEST * (size > 0))
+    return radius + (share * size + SMALLEST * (size > 0))
 
 
 @np.errstate(**QUIET)
@@ -265,11 +266,26 @@ def product_radius(
     x off by `radius` r, and W by `radii` R.
     """
     terms = max(magnitude.fan_in, 0 if radii is None else radii.fan_in) + 2
-    share = gamma(terms, size.dtype)
-    smallest = float(np.finfo(size.dtype).smallest_subnormal)
-    off = magnitude @ (radius + (share * size + smallest))  # that share may underflow
+    xp, share, reach = namespace(size), gamma(terms, size.dtype), size + radius
+    factors = [magnitude.weights, None if radii is None else radii.weights, reach]
+    smallest = _underflow(*(some for some in factors if some is not None))
+    grown = radius + share * size
+    if xp is not np or smallest:
+        grown = grown + smallest * (size > 0)
+    off = magnitude @ grown
     if radii is not None:
-        off += radii @ (size + radius)
-    off = off + 2 * terms * smallest  # a product may be a view that is read-only
+        off += radii @ reach
+    off += 2 * terms * smallest
     off *= 1 + 2 * share
     return off
+
+
+def _underflow(*sizes: Array) -> Array | float:
+    """Return the smallest number where products of two of these, or shares of them, may underflow.
+
+    Otherwise, where all of them are 0 or not small, 0: what is exactly 0 is known to be then.
+    """
+    smallest = float(np.finfo(sizes[-1].dtype).smallest_subnormal)
+    small = smallest**0.3
+    found = [((some > 0) & (some < small)).any() for some in sizes]
+    return namespace(sizes[-1]).where(functools.reduce(operator.or_, found), smallest, 0.0)

@@ -18,6 +18,7 @@ from ..certificates.assumptions import check_at_point
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import namespace, to_numpy
+from ..engine.floats import EPSILON
 from ..engine.losses import Loss
 from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters
@@ -30,7 +31,6 @@ LANCZOS_PRODUCTS = 90  # Hessian products that the two ends of the spectrum get 
 RESCALINGS_CHECKED = 8  # tangents t whose H t is computed beside them
 SIGN_DRAWS = 8  # backward passes that estimate the scale of the gradient
 NULL_SHARE = 1e-9  # an eigenvalue counts as zero up to this share of the largest in size
-EPSILON = float(np.finfo(np.float64).eps)
 DEPENDENT = 1e-6  # singular values of the unit tangents up to this share of the largest are zero
 
 
