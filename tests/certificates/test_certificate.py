@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 
 import numpy as np
 import pytest
+from shared import LOG_COSH
 
 import tinyspur as ts
 from tinyspur.certificates import CERTIFICATES, Certificate, certify
@@ -112,9 +113,10 @@ def test_certify_takes_the_kind_that_is_for_the_point():
 
 
 def test_where_no_kind_applies_the_error_says_why_for_each():
-    words = "no certificate: cell certificate: expected a piecewise linear .*; curvature .*squared"
+    words = "no certificate: cell .*piecewise linear .*; curvature .*squared.*; strict .*package"
+    net = ts.Network(SMOOTH.input_shape, SMOOTH.layers, LOG_COSH)
     with pytest.raises(ts.AssumptionError, match=words):
-        certify(ts.kaiming_start(SMOOTH, 0), FLAT, ts.HuberLoss())
+        certify(ts.kaiming_start(net, 0), FLAT, ts.HuberLoss())
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-300, 0.0123456, 0.999999, 1.0, 123456.0, math.inf])

@@ -177,6 +177,17 @@ def replace_multipliers(found, d):
     return found._replace(multipliers=found.multipliers + d)
 
 
+def test_members_of_a_kink_that_are_different_functions_are_refused():
+    theta, data = at_kink(repeats=2)
+    [kink] = near_kinks(theta, data, SQUARED, 1e-9)
+    assert certify_strict(theta, data, SQUARED, [kink]).holds
+    wrong = replace(kink, units=np.zeros(3, int), samples=np.array([*kink.samples, 6]))
+    found = certify_strict(theta, data, SQUARED, [wrong])
+    assert not found.holds and "not the same function" in found.obstacle
+    alone = replace(kink, units=kink.units[:1], samples=kink.samples[:1])
+    assert not certify_strict(theta, data, SQUARED, [alone]).holds
+
+
 def test_a_flat_direction_that_no_symmetry_explains_is_refused():
     rng = np.random.default_rng(0)
     x = rng.integers(-4, 5, size=(12, 1, 3)).astype(float)

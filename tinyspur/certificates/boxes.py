@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.activations import Activation
-from ..engine.floats import EPSILON, gamma
+from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.held import Held
 from ..engine.held_steps import HeldStep, Members, steps
 from ..engine.parameters import Parameters
@@ -196,8 +196,11 @@ def times(W: WeightMatrix, x: Enclosure, R: WeightMatrix | None = None) -> Enclo
     selects = W.matrix if isinstance(W, TransposedMatrix) else W
     if isinstance(selects, SelectionMatrix):
         return Enclosure(W @ x.middle, W @ x.radius)
+    if isinstance(W, TransposedMatrix) and W.weights is None:  # each entry is divided, no more
+        found, off = W @ x.middle, W @ x.radius
+        return Enclosure(found, off * (1 + 4 * EPSILON) + EPSILON * abs(found) + 4 * SMALLEST)
     found = product(W, x, R)
-    if isinstance(W, TransposedMatrix) and W.weights is not None:  # whose rows may be longer
+    if isinstance(W, TransposedMatrix):  # whose rows may be longer
         found = found.wider(gamma(W.shape[1]) * (abs(W) @ abs(x.middle)))
     return found
 

@@ -99,6 +99,27 @@ def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -
     return kinks
 
 
+def members_are_equal(held: Held, theta: Parameters) -> bool:
+    """Return whether v is the same function of the parameters near theta for all members of each
+    kink, with the pieces that units have at theta.
+    """
+    equal = EqualKinks(theta, held.data, held)
+    for kink in held.kinks:
+        level = min(kink.layer, held.net.depth)
+        if (kink.units // held.net.positions(level) != kink.map).any():
+            return False
+        if kink.pairs is not None:
+            tokens = equal.tokens[kink.layer - 1][kink.pairs.T, kink.samples]
+            if (tokens != tokens[:, :1]).any():
+                return False
+        elif len(kink.units) > 1:
+            same = equal.kink(kink.layer, int(kink.units[0]), int(kink.samples[0]))
+            found = set(zip(same.units.tolist(), same.samples.tolist(), strict=True))
+            if not found.issuperset(zip(kink.units.tolist(), kink.samples.tolist(), strict=True)):
+                return False
+    return True
+
+
 def slacks(at: Stationary) -> np.ndarray:
     """Return how far the multipliers are inside their bounds, relative to the signals; (kinks,)."""
     box = Box(at.theta, at.theta.net.zeros(), exact(at.multipliers))
@@ -128,7 +149,7 @@ def _flat(hessian: np.ndarray, jacobian: np.ndarray) -> str:
     return found
 
 
-def _newton(held: Held, theta: Parameters) -> Stationary | str:
+def _newton(held: Held, theta: Parameters, rounds: int = 2) -> Stationary | str:
     """Return what Newton's method converges to from theta, or why it does not, in words."""
     theta, K = theta.copy(), len(held.kinks)
     coordinates = choose_coordinates(held, theta, held.data)
@@ -158,7 +179,10 @@ def _newton(held: Held, theta: Parameters) -> Stationary | str:
         if size <= 1e-15 * (1 + float(abs(theta.vector).max())) or (
             size < 1e-9 and size > last / 4
         ):
-            return Stationary(held, theta, multipliers, coordinates, inverse, H, Z)
+            again = choose_coordinates(held, theta, held.data)
+            if not np.array_equal(again.free, free):  # patterns are others than where it began
+                return _newton(held, theta, rounds - 1) if rounds else "patterns do not settle"
+            return Stationary(held, theta, multipliers, again, inverse, H, Z)
         if n > 2 and size > last / 2 and size > FAR * (1 + float(abs(theta.vector).max())):
             break
         last = size

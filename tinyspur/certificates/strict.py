@@ -21,7 +21,7 @@ from .enclosed_algebra import least_eigenvalue
 from .enclosures import Enclosure, exact
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
 from .rounding import risk_rounding
-from .stationary import Stationary, candidates, find_stationary
+from .stationary import Stationary, candidates, find_stationary, members_are_equal
 
 LARGEST = 3000  # parameters: the Hessian is a dense matrix
 START = 1e-3  # of the largest parameter: the radius that is tried first
@@ -144,6 +144,8 @@ def _at_kinks(
     if isinstance(found, str):
         return _undecided(found)
     counts = _counts(found)
+    if not members_are_equal(found.held, found.theta):
+        return _undecided("the members of a kink are not the same function of theta", **counts)
     proved = exists(found)
     if isinstance(proved, str):
         return _undecided(proved, **counts)
