@@ -12,6 +12,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
+from ..engine.floats import gamma
 from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
@@ -28,7 +29,7 @@ from .gram import Samples
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .nearby import distance_to_minimum
 from .radius import Chunk, highest_dead_layer, keeps_patterns, shrink
-from .rounding import gamma, gradient_rounding, mean_rounding, preactivation_rounding
+from .rounding import gradient_rounding, mean_rounding, preactivation_rounding
 
 CHOSEN = 1e-12  # of subgradients: up to this share of the largest sum a better choice may exist
 ZERO_AT_TARGETS = (SquaredLoss, AbsoluteLoss, HuberLoss)

@@ -77,6 +77,10 @@ class View(NamedTuple):
     signals: list[Array]
     choices: list[Array | None]
 
+    def below(self, layer: int) -> Array:
+        """Return what a layer above the first one reads, (n_{l-1}, N)."""
+        return self.o[: layer - 1][-1]
+
 
 class Held:
     """The function L(theta, lambda) of a network on data, with units held at `kinks`.

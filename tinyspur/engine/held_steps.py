@@ -96,7 +96,7 @@ def backward(
         delta = delta.copy()
         signals += xp.bincount(some.which, minlength=len(signals)) / samples
         _put(delta, some.units, some, multipliers)
-    for step in reversed(trace):
+    for step, below in zip(reversed(trace), [*trace[-2::-1], None], strict=True):
         some = held.get(step.layer)
         if some is not None:
             met = delta[some.units, some.columns]
@@ -107,9 +107,8 @@ def backward(
             if some is not None:
                 _put(delta, some.units, some, multipliers)
         deltas.append(delta)
-        if step.layer > 1:
+        if below is not None:
             signal, delta = delta, step.W.T @ delta
-            below = trace[step.layer - 2]
             if hasattr(step.W, "pooling") and below.slopes is not None:
                 delta = _idle_windows(
                     step, below, held.get(below.layer), signal, delta, multipliers

@@ -117,7 +117,7 @@ class Candidates:
             here, there = seen.choices[layer - 1], trial.choices[layer - 1]
             units, samples = np.nonzero((here != there) & ~self.known[layer - 1])
             W = self.theta.W[layer]
-            values, after = (W.windows(view.o[layer - 2]) for view in (seen, trial))
+            values, after = (W.windows(view.below(layer)) for view in (seen, trial))
             one, other = here[units, samples], there[units, samples]
             gap = values[one, units, samples] - values[other, units, samples]
             then = after[one, units, samples] - after[other, units, samples]
@@ -143,7 +143,7 @@ class Candidates:
             self.equal = EqualKinks(self.theta, self.data, self.held, self.seen, self.before)
         if layer > self.net.depth or not self.net.layers[layer - 1].selects:
             return self.equal.kink(layer, unit, sample)
-        W, o = self.theta.W[layer], self.seen.o[layer - 2]
+        W, o = self.theta.W[layer], self.seen.below(layer)
         rows = W.windows(np.arange(len(o))[:, None])[:, unit, 0]
         here = self.seen.choices[layer - 1][unit, sample]
         return self.equal.tie(layer, W, o, int(rows[here]), int(rows[choice]), sample)
@@ -161,7 +161,7 @@ class Candidates:
         if kink.pairs is None:
             value, slope = float(self.seen.z[kink.layer - 1][units[0], samples[0]]), self.held.slope
         else:
-            (a, b), o = kink.pairs[0], self.seen.o[kink.layer - 2]
+            (a, b), o = kink.pairs[0], self.seen.below(kink.layer)
             value, slope = float(o[a, samples[0]] - o[b, samples[0]]), 0.0
         return value, slope * size, size, size if value > 0 else slope * size
 
