@@ -220,7 +220,7 @@ def test_the_report_has_its_keys_and_is_json():
         c = certify_curvature(theta, TrainingSet(data.x, targets), SQUARED)
         found = c.as_dict()
         assert list(found) == [*keys, "lambda_min_H", "lambda_min_M", "radius_proved"]
-        assert list(c.bounds()) == ["delta", "distance", "distance_of_targets"]
+        assert list(c.bounds()) == ["proves", "delta", "distance", "distance_of_targets"]
         assert json.loads(json.dumps(found, allow_nan=False)) == found
         assert found == {
             "kind": "curvature",
