@@ -243,7 +243,7 @@ def test_a_certificate_prints_as_a_short_block():
     assert lines[0] == "curvature certificate: holds, a local minimum"
     assert len(lines) == 5
     assert re.search(r"an exact local minimum is within \S+e-1\d, for targets within ", lines[3])
-    assert re.search(r"certified local minimum for targets within \S+e-1\d of the stored", c.words)
+    assert re.search(r"certified local minimum, for targets within \S+e-1\d of the stored", c.words)
     c = certify_curvature(theta, TrainingSet(data.x, data.y + data.x[:, 0, :1]), SQUARED)
     lines = str(c).splitlines()
     assert lines[0] == "curvature certificate: does not hold"
@@ -923,7 +923,7 @@ def test_targets_that_are_off_by_the_smallest_numbers_are_not_called_exact():
     e = np.array([1.0, 1, 0.5, 0.5, -3]) * 2.0**-1020 + smallest * np.array([0, 2, 2, -4, 0])
     c = certify_curvature(*at_one_unit(SQUARE, e), SQUARED)
     assert smallest <= c.targets < 10 * smallest
-    assert c.words.startswith("certified local minimum for targets within ")
+    assert c.words.startswith("certified local minimum, for targets within ")
     assert 0 < c.delta < 1e-29
 
 
