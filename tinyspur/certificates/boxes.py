@@ -23,7 +23,7 @@ from .enclosed_functions import activated
 from .enclosed_losses import loss_gradient, loss_value
 from .enclosures import Enclosure, between, exact, product
 
-FEWEST = 32  # samples in a block, if there are as many
+FEWEST, LARGEST = 32, 1000  # samples in a block, if there are as many
 
 
 class Box(NamedTuple):
@@ -66,12 +66,12 @@ def first_order(held: Held, box: Box, released: bool = False) -> First:
     """Enclose the gradient of L over a box.
 
     With `released` the outputs of held units are not 0 but anything that they can be in the box:
-    then z are enclosures of the network's own, and C_K those of all points between. Sums over
-    samples are taken in about sqrt(N) blocks, so that bounds of their rounding errors are small.
+    then z are enclosures of the network's own, and C_K those of all points between. At a point
+    sums over samples are taken in about sqrt(N) blocks, which gives small bounds of their rounding.
     """
     net, kinks, count = held.net, len(held.kinks), len(held.data)
     x, y = held.data.x.reshape(count, -1), held.data.y.T.astype(np.float64)
-    size = max(FEWEST, math.isqrt(count))
+    size = LARGEST if box.radii.vector.any() else max(FEWEST, math.isqrt(count))
     gradient, values, signals = (_zeros(n) for n in (net.size, kinks, kinks))
     risk, kept = _zeros(1), True
     for start in range(0, count, size):
