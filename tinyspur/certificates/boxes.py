@@ -17,10 +17,13 @@ from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.held import Held
 from ..engine.held_steps import HeldStep, Members, steps
 from ..engine.parameters import Parameters
-from ..layers import SelectionMatrix, TransposedMatrix, WeightMatrix
+from ..layers import DenseMatrix, SelectionMatrix, TransposedMatrix, WeightMatrix
+from .enclosed_algebra import doubled_product
 from .enclosed_functions import activated
 from .enclosed_losses import loss_gradient, loss_value
 from .enclosures import Enclosure, between, exact, product
+
+FEWEST, LARGEST = 32, 1000  # samples in a block, if there are as many
 
 
 class Box(NamedTuple):
@@ -63,14 +66,17 @@ def first_order(held: Held, box: Box, released: bool = False) -> First:
     """Enclose the gradient of L over a box.
 
     With `released` the outputs of held units are not 0 but anything that they can be in the box:
-    then z are enclosures of the network's own, and C_K those of all points between.
+    then z are enclosures of the network's own, and C_K those of all points between. At a point
+    sums over samples are taken in about sqrt(N) blocks, which gives small bounds of their rounding.
     """
-    net, kinks = held.net, len(held.kinks)
-    y, count = held.data.y.T.astype(np.float64), len(held.data)
+    net, kinks, count = held.net, len(held.kinks), len(held.data)
+    x, y = held.data.x.reshape(count, -1), held.data.y.T.astype(np.float64)
+    size = LARGEST if box.radii.vector.any() else max(FEWEST, math.isqrt(count))
     gradient, values, signals = (_zeros(n) for n in (net.size, kinks, kinks))
     risk, kept = _zeros(1), True
-    for rows, columns in net.chunks(box.theta, held.data.x):
-        members = members_of(held, rows)
+    for start in range(0, count, size):
+        rows = slice(start, min(count, start + size))
+        columns, members = np.ascontiguousarray(x[rows].T, dtype=float), members_of(held, rows)
         trace, fine = forward(held, box, columns, members, released)
         delta, values_here = top(held, trace[-1].o, y[:, rows], members)
         kept = kept and fine and _loss_kept(held, trace[-1].o, y[:, rows], members)
@@ -199,6 +205,9 @@ def times(W: WeightMatrix, x: Enclosure, R: WeightMatrix | None = None) -> Enclo
     if isinstance(W, TransposedMatrix) and W.weights is None:  # each entry is divided, no more
         found, off = W @ x.middle, W @ x.radius
         return Enclosure(found, off * (1 + 4 * EPSILON) + EPSILON * abs(found) + 4 * SMALLEST)
+    if isinstance(W, DenseMatrix) and not R.weights.any():  # a point: z as exact as it can be
+        off = (abs(W) @ x.radius) * (1 + 2 * gamma(W.fan_in)) + 2 * W.shape[1] * SMALLEST
+        return doubled_product(W.weights, x.middle).wider(off)
     found = product(W, x, R)
     if isinstance(W, TransposedMatrix):  # whose rows may be longer
         found = found.wider(gamma(W.shape[1]) * (abs(W) @ abs(x.middle)))

@@ -49,7 +49,7 @@ from .stationary import Stationary
 
 ROOM = 1.5  # times what x moves by to first order is what it may
 TRIES = 16  # of a radius
-CLOSE = 1.2  # times the radius found is no longer one
+CLOSE = 1.3  # times the radius found is no longer one
 SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
 
 
