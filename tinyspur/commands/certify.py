@@ -11,7 +11,7 @@ from ..certificates import Certificate, round_down, round_up
 from ..certificates import certify as find_certificate
 from ..console import Stages
 from ..engine import backend
-from ..engine.losses import HuberLoss, SquaredLoss, loss_named
+from ..engine.losses import SquaredLoss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..files import check_outputs, write_json
@@ -23,7 +23,7 @@ from ..refutations.escapes import (
     measure_escape,
 )
 from ..refutations.evidence import gather_evidence
-from .inputs import argument, load_data, other_data, read_lower, read_point
+from .inputs import argument, load_data, loss_of, other_data, read_lower, read_point
 from .proof import write_proof
 
 
@@ -33,8 +33,6 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--seed: expected 0 or more, got {options.seed}")
     if options.radius is not None and not 0 < options.radius < math.inf:
         raise ValueError(f"--radius: expected a finite number > 0, got {options.radius}")
-    if options.delta is not None and options.loss != HuberLoss.name:
-        raise ValueError(f"--delta: expected --loss huber, got --loss {options.loss}")
     if options.json is not None:
         with argument("--json"):
             check_outputs(options.json.parent, {options.json.name: ["certificate", "verdict"]})
@@ -79,8 +77,7 @@ def judge(
 def certify(options: argparse.Namespace) -> int:
     """Certify a point and look for lower ones; return 0 for a local minimum, 1 if it is open."""
     check(options)
-    chosen, stages = backend.select(options.backend), Stages()
-    loss = loss_named(options.loss) if options.delta is None else HuberLoss(options.delta)
+    loss, chosen, stages = loss_of(options), backend.select(options.backend), Stages()
     stored = read_point(options)
     net, theta = stored.net, stored.to(chosen.xp, np.float64)
     if not net.size:
@@ -144,6 +141,8 @@ def certify(options: argparse.Namespace) -> int:
     if proves and lower is not None and lower.decrease - lower.rounding > certificate.delta:
         print(f"P3: {lower}", flush=True)
     verdict, reason = judge(certificate, obstacle, lower or escape, downhill)
+    if proves != "P1" and length > 0:
+        print(f"next:    python -m tinyspur settle {options.point}, to a local minimum nearby")
     print(f"verdict: {verdict}: {reason}")
     if options.json is not None:
         report = {

@@ -14,7 +14,7 @@ import numpy as np
 from .. import datasets
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
-from ..engine.losses import one_hot
+from ..engine.losses import HuberLoss, Loss, loss_named, one_hot
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..engine.points import load_point
@@ -45,6 +45,13 @@ def read_lower(path: Path, theta: Parameters) -> Parameters:
             f"--lower: expected a point of {theta.net}, got one of {lower.net}: {path}"
         )
     return lower.to(namespace(theta.vector), np.float64)
+
+
+def loss_of(options: argparse.Namespace) -> Loss:
+    """Return the loss that the arguments name."""
+    if options.delta is not None and options.loss != HuberLoss.name:
+        raise ValueError(f"--delta: expected --loss huber, got --loss {options.loss}")
+    return loss_named(options.loss) if options.delta is None else HuberLoss(options.delta)
 
 
 def read_data(options: argparse.Namespace) -> TrainingSet | datasets.Dataset:
