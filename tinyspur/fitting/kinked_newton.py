@@ -105,16 +105,17 @@ class KinkedNewton:
             if length > 4 * self.reach or move.decrease < -1e-9 * abs(state.risk):
                 self.mu *= 6
                 continue
-            if not move.decrease > EPSILON * abs(state.risk):
-                self._hold(candidates, move)
-                return False
+            nothing = not move.decrease > EPSILON * abs(state.risk)
             trial, about = self._trial(candidates, move)
-            if not state.risk - about > 0.5 * move.decrease and added < ADDED:
+            if (nothing or not state.risk - about > 0.5 * move.decrease) and added < ADDED:
                 added += 1
                 more = candidates.add_crossed(trial.seen, max(FEWEST, self.net.size // SHARE))
                 self.equal = candidates.equal or self.equal
                 if more:
                     continue
+            if nothing:
+                self._hold(candidates, move, trial)
+                return False
             if state.risk - about > 0:
                 trial = self._back(candidates, move, trial)
             ratio = (state.risk - trial.risk) / move.decrease
@@ -127,9 +128,9 @@ class KinkedNewton:
             self.reach = length
         return False
 
-    def _hold(self, candidates: Candidates, move: ModelStep) -> None:
+    def _hold(self, candidates: Candidates, move: ModelStep, trial: State) -> None:
         """Hold the state at the kinks at which it is already, where that raises no risk."""
-        trial = self._back(candidates, move, self._trial(candidates, move)[0])
+        trial = self._back(candidates, move, trial)
         if trial.risk <= self.state.risk * (1 + 4 * EPSILON):
             self.state = trial
 
