@@ -27,7 +27,7 @@ from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.settle import settle
 from tinyspur.fitting.training import kaiming_start
-from tinyspur.layers import Dense
+from tinyspur.layers import Conv, Dense, MaxPool
 
 BELOW = 1 - 1e-9
 
@@ -77,6 +77,19 @@ def test_kinks_that_feed_kinks_are_certified_and_nothing_near_is_lower():
     assert found.radius > 20 * found.distance
     for near in corners(theta, found.radius * BELOW, 12):
         assert exact_risk(near, data) >= Fraction(found.risk[0])
+
+
+def test_ties_of_max_poolings_are_kinks_too():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 1, 4))
+    data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
+    net = Network((1, 4), (Conv(2), MaxPool(2), Dense(1)))
+    end = settle(kaiming_start(net, seed=0), data, SQUARED, seconds=5)
+    found = certify_strict(end.theta, data, SQUARED, end.kinks)
+    assert any(kink.pairs is not None for kink in end.kinks)
+    assert found.holds and found.kinks == len(end.kinks) and found.frozen == 2
+    for near in corners(end.theta, found.radius * BELOW, 60):
+        assert net.risk(near, data, SQUARED) >= found.risk[0] * (1 - 1e-14)
 
 
 def test_an_exact_smooth_minimum_of_relu_is_enclosed():

@@ -167,7 +167,9 @@ def forward(
                 o.middle[~sides], o.radius[~sides] = either.middle[~sides], either.radius[~sides]
             if some is not None and released:
                 reach = z.magnitude[some.units, some.columns]
-                o = _put(o, some, between(-held.slope * reach * (1 + EPSILON), reach))
+                half = reach * (0.5 + EPSILON)  # from 0 on, exactly, where alpha is 0
+                given = Enclosure(half, half)
+                o = _put(o, some, given.wider(held.slope * reach) if held.slope else given)
         elif sigma is not None:
             o, slopes = activated(sigma, z), activated(sigma, z, 1)
         trace.append(BoxStep(layer, W, R, trained, below, z, o, slopes, sigma))
