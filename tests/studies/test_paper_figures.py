@@ -167,7 +167,7 @@ def test_a_fall_within_rounding_is_no_escape(decrease, falls, example):
     escape = decrease and replace(example.literal.escape, decrease=decrease, rounding=1.0)
     found = replace(example.literal, escape=escape)
     assert found.escapes == falls
-    assert found.verdict.startswith("not a local minimum" if falls else "not certified")
+    assert found.verdict.startswith("refuted: " if falls else "undecided: not certified")
     theta, _ = points_of(found, None, example.data, LOSS)
     assert named([theta]) == [ESCAPED if falls else OPEN]
 

@@ -267,7 +267,7 @@ def test_the_verdict_says_no_more_than_was_proved(rows):
         broken.expansion_point,
         certify_curvature(broken.theta, broken.data, SQUARED),
     )
-    assert replace(row, found=broken, reached=0.1).verdict == "not certified"
+    assert replace(row, found=broken, reached=0.1).verdict.startswith("undecided: ")
 
 
 def test_a_risk_that_is_lower_by_rounding_alone_shows_nothing(rows):
