@@ -51,7 +51,8 @@ class Conditions(NamedTuple):
         """Return whether grad L and v_K are 0 up to rounding."""
         scale = max(1.0, float(abs(self.state.theta.vector).max()))
         off = float(abs(self.values).max(initial=0.0))
-        return self.residual <= 1e-13 * scale * max(self.size, 1e-3) and off <= 1e-12 * scale
+        small = min(1e-13 * scale * max(self.size, 1e-3), 1e-10 * max(1.0, self.state.risk))
+        return self.residual <= small and off <= 1e-12 * scale
 
     @property
     def slack(self) -> np.ndarray:
