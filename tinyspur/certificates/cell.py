@@ -12,7 +12,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
-from ..engine.floats import gamma
+from ..engine.floats import EPSILON, gamma
 from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
@@ -54,9 +54,9 @@ class CellCertificate(Certificate):
     largest ratio of an entry to its bound. The certificate `holds` where this is at most 1 and a
     point with the same patterns, whose G_s are exactly 0, is shown to exist within `distance` of
     theta, less than half the radius (P1). That is a local minimum, no point within `radius` of
-    theta is lower than it, and it is lower than theta by at most `delta`. It holds too where the
-    risk is exactly 0. Without such a point `radius` is where `delta` reaches the share `SHARE` of
-    the risk (P2): a choice of one pair, each radius has its delta.
+    theta is lower than it, and it is lower than theta by at most `delta`, itself at most the share
+    `SHARE` of the risk. It holds too where the risk is exactly 0. Without such a point `radius` is
+    where `delta` reaches that share (P2): a choice of one pair, each radius has its delta.
 
     `classes` counts the patterns, `margin` is the least |z| or half gap, `stationarity` the largest
     entry of any G_s relative to the largest of (1/N) sum_i |g_i| |(x_i, 1)|^T, `kinks` the units at
@@ -168,25 +168,29 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         delta = cells.decrease(theta, distance)
     else:
         distance = math.inf
-        if radius > 0 and found.excess <= 1 and risk > rounding:
-            reached, delta = cells.reach(theta, radius, SHARE * (risk - rounding))
-        elif 0 < radius < math.inf:
+    tolerated = SHARE * (risk - rounding)
+    holds = distance < math.inf and found.excess <= 1 and delta <= tolerated
+    if radius > 0 and distance == math.inf:
+        if found.excess <= 1 and tolerated > 0:
+            reached, delta = cells.reach(theta, radius, tolerated)
+        elif radius < math.inf:
             delta = cells.decrease(theta, radius)
+    if reached <= EPSILON * float(abs(theta.vector).max()):  # no other point is so near
+        reached = 0.0
     if type(loss) in KNOWN:  # no risk is negative
         delta = min(delta, risk + rounding)
-    holds = distance < math.inf and found.excess <= 1
     return CellCertificate(
         holds=holds,
         radius=reached,
         delta=delta,
         distance=distance,
-        obstacle="" if holds else "; ".join(_obstacles(kinks, radius, found, loss)),
+        obstacle="" if holds else "; ".join(_obstacles(kinks, radius, distance, found, loss)),
         **common,
     )
 
 
 def _obstacles(
-    kinks: tuple[Kink, ...], radius: float, found: _ClassGradients, loss: Loss
+    kinks: tuple[Kink, ...], radius: float, distance: float, found: _ClassGradients, loss: Loss
 ) -> Iterator[str]:
     """Yield what is missing for a certificate."""
     if kinks:
@@ -195,6 +199,8 @@ def _obstacles(
         yield "not decided: rounding errors may change a pattern at any distance"
     if found.excess > 1:
         yield f"G_s is not 0: {found.where}"
+    elif distance < math.inf:
+        yield f"not decided: the minimum nearby may be lower by more than {SHARE:g} R"
     elif radius > 0 and type(loss) in KNOWN:
         yield "not decided: no exact optimal fit of every class was shown to be near"
     elif radius > 0:
