@@ -1810,7 +1810,10 @@ def test_real_data_are_not_refused_and_duplicates_are_counted(name, program, tmp
     run = program("--data", tmp_path / "data.npz", "--descend", 0, "--backend", "numpy", *setting)
     assert run.status == 0, run.errors
     report = run.report
-    assert report["verdict"] == SPURIOUS
+    if name == "sensors":  # of Celsius and Fahrenheit no exact optimum is near
+        assert report["verdict"].startswith("spurious up to ")
+    else:
+        assert report["verdict"] == SPURIOUS
     rows = [image.tobytes() for image in images]
     twins = np.array([[a == b for a in rows] for b in rows])
     np.fill_diagonal(twins, False)
