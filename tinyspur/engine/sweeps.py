@@ -95,7 +95,7 @@ def _product(W: WeightMatrix, part: Moved) -> Moved:
     biases = xp.empty((W.shape[0], N, T), dtype=values.dtype)
     for t, columns in enumerate(values.reshape(T, n // T, -1)):
         own = W.outgoing(t)  # what reads map t
-        one = W.with_weights(own[:, None]) if own.ndim > 2 else own
+        one = W.with_weights(own[:, None]) if W.weights.ndim > 2 else own
         product = (one @ columns).reshape(-1, N, q)
         weights[:, :, t], biases[:, :, t] = product[:, :, :-1], product[:, :, -1]
     spread = xp.concatenate([weights.reshape(len(weights), N, -1), biases], axis=2)
