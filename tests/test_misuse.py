@@ -13,6 +13,7 @@ from tinyspur.certificates.assumptions import check_at_point
 from tinyspur.certificates.exact_fits import check_exact, exact_minimum
 from tinyspur.certificates.exact_kinks import exact_kinked_minimum
 from tinyspur.certificates.rounding import risk_rounding
+from tinyspur.certificates.stationary import candidates, find_stationary, near_kinks
 from tinyspur.constructions.perturbed_split import perturb_read_weights
 from tinyspur.constructions.split_terms import output_derivatives
 from tinyspur.fitting.cost import seconds_per_batch, training_cost
@@ -45,6 +46,8 @@ OF_A_POINT = {  # (theta, data, loss)
     "certify": ts.certify,
     "certify_cell": ts.certify_cell,
     "certify_curvature": ts.certify_curvature,
+    "certify_strict": ts.certify_strict,
+    "candidates": lambda t, data, loss: next(candidates(t, data, loss)),
     "check_at_point": check_at_point,
     "certify_relays": lambda t, data, loss: ts.certify_relays(t, data, loss, 1),
     "coordinate_rates": coordinate_rates,
@@ -56,6 +59,9 @@ OF_A_POINT = {  # (theta, data, loss)
     "expand_risk": lambda t, data, loss: expand_risk(t, MOVE, data, loss),
     "find_descent_direction": ts.find_descent_direction,
     "find_escape": lambda t, data, loss: ts.find_escape(t, data, loss, 0.1),
+    "find_stationary": lambda t, data, loss: find_stationary(t, data, loss, (), True),
+    "near_kinks": lambda t, data, loss: near_kinks(t, data, loss, 1e-9),
+    "settle": lambda t, data, loss: ts.settle(t, data, loss, 1),
     "find_spurious_minimum": lambda t, data, loss: ts.find_spurious_minimum(t, PAIR, data, loss),
     "first_order_directions": lambda t, data, loss: next(first_order_directions(t, data, loss)),
     "gather_evidence": ts.gather_evidence,

@@ -149,7 +149,7 @@ def note(run, tmp_path, files):
         given = [(f"--{key}", value) for key, value in options.items() if value is not None]
         done = run("certify", tmp_path / name, *sum(given, ()), *QUICK)
         assert done.status == (1 if changes else 0), done.errors
-        found = [line for line in done.lines if "note" in line]
+        found = [line for line in done.lines if line.startswith("note")]
         assert len(found) <= 1
         return found[0] if found else None
 

@@ -13,6 +13,7 @@ from ..engine.equal_kinks import EqualKinks
 from ..engine.held import Held, HeldKink
 from ..engine.held_steps import steps
 from ..engine.losses import AbsoluteLoss, Loss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from .boxes import Box, first_order, members_of
 from .enclosures import exact
@@ -44,6 +45,7 @@ class Stationary(NamedTuple):
 
 def candidates(theta: Parameters, data: TrainingSet, loss: Loss) -> Iterator[list[HeldKink]]:
     """Yield sets of kinks that theta may be at, the nearest ones first."""
+    check_at(theta, data, loss)
     before = None
     for share in NEAR:
         kinks = near_kinks(theta, data, loss, share)
@@ -60,6 +62,7 @@ def find_stationary(
     Unless they are `fixed` those are given up, one by one, whose multiplier is not strictly inside
     its bounds.
     """
+    check_at(theta, data, loss)
     kinks = list(kinks)
     for _ in range(DROPPED):
         found = _newton(Held(theta.net, data, loss, kinks), theta)
@@ -74,6 +77,7 @@ def find_stationary(
 
 def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -> list[HeldKink]:
     """Return the kinks that theta is near, equal ones as one, from the first layer on."""
+    check_at(theta, data, loss)
     net, kinks = theta.net, []
     columns = np.ascontiguousarray(data.x.reshape(len(data), -1).T, dtype=np.float64)
     layers = [*net.kinked_layers, *([net.depth + 1] * isinstance(loss, AbsoluteLoss))]

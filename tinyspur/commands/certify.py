@@ -142,7 +142,7 @@ def certify(options: argparse.Namespace) -> int:
         print(f"P3: {lower}", flush=True)
     verdict, reason = judge(certificate, obstacle, lower or escape, downhill)
     if proves != "P1" and length > 0:
-        print(f"next:    python -m tinyspur settle {options.point}, to a local minimum nearby")
+        print(f"next:    python -m tinyspur settle {options.point} goes on downhill from here")
     print(f"verdict: {verdict}: {reason}")
     if options.json is not None:
         report = {
