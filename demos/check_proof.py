@@ -11,6 +11,7 @@ from itertools import product
 from math import prod
 from operator import add
 
+CLAIMS = ["local-minimum", "spurious-local-minimum", "not-a-local-minimum", "equal-risk"]
 LARGEST, DEPTH = 5_000_000, 40  # products that a network may take for a sample, and its layers
 getattr(sys, "set_int_max_str_digits", int)(0)  # numbers may have any length
 
@@ -35,13 +36,14 @@ def short(v):
 
 class Network:
     """Layers (kind, rows) with the bias of each unit and what it reads, (parameter, entry below).
-    Of poolings rows list entries below. `names` are the parameters, (layer, "W" or "b", *index).
+
+    Of poolings rows list entries below. `maps` has for each parameter, (layer, "W" or "b", *index),
+    the map (layer, number) whose scaling gives it its value back: one that it reads, or its own.
     """
 
     def __init__(self, spec):
-        relu, shape, self.layers, self.names = spec["activation"], spec["input"], [], []
-        self.boxes, self.below, last, products = {}, {}, None, prod(shape)
-        self.slope = Fraction(relu.get("slope", 0) + 0.0)
+        relu, shape, self.layers, self.boxes = spec["activation"], spec["input"], [], {}
+        self.slope, self.maps, last, products = Fraction(relu.get("slope", 0) + 0.0), {}, 0, 0
         fits = relu["name"] == ("leaky_relu" if "slope" in relu else "relu") and self.slope >= 0
         fits = fits and len(shape) in (2, 3) and len(spec["layers"]) <= DEPTH
         require(fits, f"network: expected maps, (leaky) ReLU and up to {DEPTH} layers")
@@ -57,28 +59,28 @@ class Network:
             (maps, *grid), sizes = shape, [*shape, count, k, stride]
             fits = fits and not rest and all(type(v) is int and 0 < v <= LARGEST for v in sizes)
             box, after = [count, maps, *[k] * len(grid)], [-(-m // stride) for m in grid]
-            products += prod(box) * prod(after)
-            require(fits and products <= LARGEST, f"layer {n}: expected one that fits, got {layer}")
+            products += prod(box[1:]) * prod(after) * (1 if "size" in layer else count)
+            fits = fits and products + prod(shape) <= LARGEST
+            require(fits, f"layer {n}: expected one that fits, got {layer}")
             entry = {at: j for j, at in enumerate(product(*map(range, shape)))}
             corners = product(*(range(-low, m - low, stride) for m in grid))
-            taps, start = list(product(*map(range, box[1:]))), len(self.names)
+            taps, start = list(product(*map(range, box[1:]))), len(self.maps)
             reads = [[entry.get((c, *map(add, at, d))) for c, *d in taps] for at in corners]
-            units, shape = list(product(range(count), reads)), [count, *after]
+            rows, size, shape = [], len(taps), [count, *after]
+            for t, read in product(range(count), reads):
+                pairs = enumerate(read, start + t * size)
+                rows.append((start + count * size + t, [(p, j) for p, j in pairs if j is not None]))
             if "size" in layer:
-                size = len(taps) // maps
-                rows = [read[t * size : (t + 1) * size] for t, read in units]
+                each = size // maps
+                rows = [read[t * each : (t + 1) * each] for t, read in product(range(maps), reads)]
             else:
-                pairs = [(t, enumerate(read, start + t * len(taps))) for t, read in units]
-                rows = [
-                    (start + prod(box) + t, [(p, j) for p, j in r if j is not None])
-                    for t, r in pairs
-                ]
-                self.names += [(n, "W", *at) for at in product(*map(range, box))]
-                self.names += [(n, "b", t) for t in range(count)]
                 self.boxes |= {f"W{n}": box, f"b{n}": [count]}
-                self.below[n], last = (last, positions), n
+                for t, c, *d in product(*map(range, box)):
+                    self.maps[(n, "W", t, c, *d)] = (last, c // positions) if last else (n, t)
+                self.maps |= {(n, "b", t): (n, t) for t in range(count)}
+                last = n
             self.layers.append((kind, rows))
-        self.first, self.last, self.outputs = min(self.below), last, prod(shape)
+        self.first, self.last, self.outputs = min(self.maps)[0], last, prod(shape)
 
     def point(self, arrays):
         require(set(arrays) == set(self.boxes), f"points: expected {', '.join(self.boxes)}")
@@ -108,57 +110,51 @@ def order(v):
     return [v.get(("t",) * k, 0) for k in range(DEPTH + 1)] if isinstance(v, Poly) else [v]
 
 
-def forward(net, theta, x, at_kink=lambda n, h, z, x: z * 0):
+def forward(net, theta, x, kinks=None):
     """Return (z, o, sides) of all layers, and where those begin that are not below a dead one.
-    In numbers, or polynomials in t -> 0+ or in changes of parameters. Sides are the signs of z, or
-    the entries that maxima select, from 1, or 0 unless all that are largest are strictly inactive.
+
+    In numbers, or polynomials in t -> 0+, or in changes of parameters and outputs of `kinks`. Sides
+    are signs of z, or which entries maxima select, from 1, or 0 if others may be larger nearby.
     """
     trace, o, start = [], x, net.first - 1
     for n, (kind, rows) in enumerate(net.layers, 1):
         sides = []
-        if kind in ("conv", "dense"):
-            z = o = [sum((o[j] * theta[p] for p, j in row if o[j]), theta[b]) for b, row in rows]
-        elif kind == "average_pool":
-            z = o = [sum(o[j] for j in row) * Fraction(1, len(row)) for row in rows]
-        else:
-            tied = [[j for j in r if order(o[j]) == max(order(o[i]) for i in r)] for r in rows]
+        if kind == "max_pool":  # several entries may be the largest if they are strictly inactive
+            best = [max(order(o[j]) for j in row) for row in rows]
+            tied = [[j for j in row if order(o[j]) == v] for row, v in zip(rows, best, strict=True)]
             unsure = [t[1:] and (net.slope or any(o[j] for j in t)) for t in tied]
             sides = [0 if maybe else t[0] + 1 for t, maybe in zip(tied, unsure, strict=True)]
             z = o = [o[t[0]] for t in tied]
-        if kind in ("conv", "dense") and n < len(net.layers):
-            sides = [next((1 if c > 0 else -1 for c in order(v) if c), 0) for v in z]
-            o = [v if s > 0 else v * net.slope for v, s in zip(z, sides, strict=True)]
-            o = [v if sides[h] else at_kink(n, h, z[h], x) for h, v in enumerate(o)]
-            start = n if set(sides) == {-1} and net.slope == 0 else start
+        elif kind == "average_pool":
+            z = o = [sum(o[j] for j in row) * Fraction(1, len(row)) for row in rows]
+        else:
+            z = o = [sum((o[j] * theta[p] for p, j in row if o[j]), theta[b]) for b, row in rows]
+            if n < len(net.layers):
+                sides = [next((1 if c > 0 else -1 for c in order(v) if c), 0) for v in z]
+                o = [v if s > 0 else v * net.slope for v, s in zip(z, sides, strict=True)]
+                start = n if set(sides) == {-1} and net.slope == 0 else start
+            for h in (h for h, s in enumerate(sides) if s == 0 and kinks is not None):
+                name = frozenset(z[h].items()) if n == net.first else (n, h, *x)
+                o[h] = kinks.setdefault(name, Poly({(len(theta) + len(kinks),): Fraction(1)}))
         trace.append((z, o, sides))
     return trace, start
 
 
 def risk(o, y):
-    """Return R = sum_i |o_i - y_i|^2 / 2N."""
     u = [a + -b for rows in zip(o, y, strict=True) for a, b in zip(*rows, strict=True)]
     return sum(v * v for v in u) * Fraction(1, 2 * len(y))
 
 
-def check_descent(net, theta, x, y, direction, degree, coefficient):
-    moved = [Poly({(): v, ("t",): d}) for v, d in zip(theta, net.point(direction), strict=True)]
-    R = risk([forward(net, moved, sample)[0][-1][1] for sample in x], y)
-    terms = sorted((len(m), v) for m, v in R.items() if m and v) or [(0, 0)]
-    said = " + ".join(f"({short(v)}) t^{k}" if k != 1 else f"({short(v)}) t" for k, v in terms)
-    print(f"R(theta + t direction) - R(theta) = {said} for small t > 0")
-    [c] = numbers(coefficient, [], "coefficient")
-    require(terms[0] == (degree, c) and c < 0, f"the first term is not ({c}) t^{degree} < 0")
-
-
 def check_cell(net, x, y, seen):
     """Check that G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T is 0 for every class s of patterns.
+
     Nearby its outputs are F_s (x, 1), and R - R(theta) >= sum_s <G_s, F_s - F_s(theta)>.
     """
     classes = {}
     for i, (trace, start) in enumerate(seen):
         pattern = start, *(tuple(sides) for *_, sides in trace[start:])
-        undecided = any(0 in sides for sides in pattern[1:])
-        require(not undecided, f"sample {i}: at a kink, and no kinks are listed")
+        kinked = any(0 in sides for sides in pattern[1:])
+        require(not kinked, f"sample {i}: at a kink, and no kinks are listed")
         below = [] if start >= net.first else [(0, x[i]), *trace][net.first - 1][1]
         g = [a - b for a, b in zip(trace[-1][1], y[i], strict=True)]
         classes.setdefault(pattern, []).append([a * v for a in g for v in [*below, 1]])
@@ -169,19 +165,16 @@ def check_cell(net, x, y, seen):
 
 def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
     """Check that theta is a local minimum, where units at kinks have outputs s_k and inputs v_k.
+
     L = R + sum_k lambda_k v_k at s = 0 has gradient 0 in what is not frozen, and slope C_k <
     lambda_k < C_k, C_k = dL/ds_k. That is enough if o and v are linear in it and s, as R is convex
     in o: if of two layers the upper weights are frozen. Otherwise the Hessian of L is positive
     definite where v stays, hence that of L + c |v|^2 for some c. Equal kinks have one s_k.
+    What is frozen moves nothing nearby, or scaling a map, one for each, gives it its value back.
     """
     names, at, v = {}, {}, {}
     jets = [Poly({(): value, (p,): Fraction(1)}) for p, value in enumerate(theta)]
-
-    def at_kink(n, h, z, x):
-        name = frozenset(z.items()) if n == net.first else (n, h, *x)
-        return Poly({(names.setdefault(name, len(theta) + len(names)),): Fraction(1)})
-
-    traces = [forward(net, jets, sample, at_kink) for sample in x]
+    traces = [forward(net, jets, sample, names) for sample in x]
     seen = [(i, n, *t[n]) for i, (t, start) in enumerate(traces) for n in range(start, len(t))]
     for i, n, z, o, sides in seen:
         for h in (h for h, side in enumerate(sides) if side == 0):
@@ -192,35 +185,32 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
     given = {at.get(tuple(kink)): value for kink, value in zip(kinks, values, strict=True)}
     fits = given.keys() == v.keys() and len(given) == len(kinks)
     require(fits, f"kinks: expected {len(v)}, each with z = 0, and equal ones only once")
-    L, o = Poly(), [trace[-1][1] for trace, _ in traces]
-    here = [[a.get((), Fraction(0)) for a in row] for row in o]
-    for row, values, target in zip(o, here, y, strict=True):
-        L = sum((a * ((b - c) / len(y)) for a, b, c in zip(row, values, target, strict=True)), L)
+    o = [a for trace, _ in traces for a in trace[-1][1]]
+    u = [a.get((), 0) - b for a, b in zip(o, (b for row in y for b in row), strict=True)]
+    L = sum((a * (b / len(y)) for a, b in zip(o, u, strict=True)), Poly())
     L = sum((v[k] * value for k, value in given.items()), L)
     for k, value in given.items():
         C = L.get((k,), Fraction(0))
         words = f"multiplier {value}: expected one strictly between {net.slope * C} and {C}"
         require(C > 0 and net.slope * C < value < C, words)
-    held = {net.names.index(tuple(place)) for place in frozen}
-    upper = {p for p, name in enumerate(net.names) if name[:2] == (net.last, "W")}
-    linear = len(net.below) == 2 and upper <= held
+    places = {name: p for p, name in enumerate(net.maps)}
+    held = {places[tuple(name)] for name in frozen}
+    upper = {p for (n, kind, *_), p in places.items() if n == net.last and kind == "W"}
+    linear = len(net.boxes) == 4 and upper <= held
     held = upper if linear else held
-    free = [p for p in range(len(theta)) if p not in held]
+    free = [p for p in places.values() if p not in held]
     require(not any(L.get((p,), 0) for p in free), "the gradient with these multipliers is not 0")
-    L = L if linear else L + risk(o, here) + sum(jet * jet * 10**9 for jet in v.values())
+    if not linear:
+        L += risk([o], [[a.get((), 0) for a in o]]) * Fraction(1, len(y))
+        L += sum(jet * jet * 10**9 for jet in v.values())
     H = [[L.get((p, q), 0) + L.get((q, p), 0) for q in free] for p in free if not linear]
     while H:  # L D L^T
         (pivot, *top), *rows = H
         require(pivot > 0, "the Hessian is not positive definite where all kinks stay")
         H = [[a - c / pivot * b for a, b in zip(row, top, strict=True)] for c, *row in rows]
-    # A frozen coordinate moves nothing nearby, or a factor for a map gives it its value back: one
-    # for each map, of those that read it or, of its own, the bias or a weight of the first layer.
     left = held & {p for *_, o, _ in seen for entry in o for m in entry for p in m}
-    maps = set()
-    for n, kind, t, *tap in (net.names[p] for p in left):
-        below, positions = net.below[n]
-        maps.add((below, tap[0] // positions) if kind == "W" and n != net.first else (n, t))
-    fits = len(maps) == len(left) and all(theta[p] for p in left) and net.last not in dict(maps)
+    maps = [m for p, m in enumerate(net.maps.values()) if p in left]
+    fits = len({*maps}) == len(maps) and all(theta[p] for p in left) and net.last not in dict(maps)
     require(fits, f"frozen: {len(left)} coordinates that scaling does not give back")
     words = "R is convex in the others" if linear else "the Hessian is positive definite"
     print(f"{len(held)} of {len(theta)} coordinates are frozen, and may be; the gradient is 0 with")
@@ -229,12 +219,11 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
 
 def check(proof):
     """Check a proof, or raise ValueError; what has not the form of one raises other errors."""
-    fits = proof["format"] == "tinyspur-proof-1" and proof["loss"] == "squared"
-    require(fits, "expected tinyspur-proof-1, and the squared loss")
     claim, net, data = proof["claim"], Network(proof["network"]), proof["data"]
+    fits = proof["format"] == "tinyspur-proof-1" and proof["loss"] == "squared" and claim in CLAIMS
+    require(fits, f"expected tinyspur-proof-1, the squared loss, and of claims {CLAIMS}")
     x = [numbers(sample, proof["network"]["input"], "x") for sample in data["x"]]
     y = [numbers(target, [net.outputs], "y") for target in data["y"]]
-    require(len(x) == len(y) > 0, "data: expected as many x as y")
     points = {name: net.point(arrays) for name, arrays in proof["points"].items()}
     seen = {name: [forward(net, point, v) for v in x] for name, point in points.items()}
     o = {name: [trace[-1][1] for trace, _ in traces] for name, traces in seen.items()}
@@ -249,7 +238,14 @@ def check(proof):
         require(o["theta"] == o["theta_prime"], "the outputs differ")
         print("all outputs are equal")
     elif claim == "not-a-local-minimum":
-        check_descent(net, theta, x, y, proof["direction"], proof["order"], proof["coefficient"])
+        d, [c] = net.point(proof["direction"]), numbers(proof["coefficient"], [], "coefficient")
+        moved = [Poly({(): a, ("t",): b}) for a, b in zip(theta, d, strict=True)]
+        along = risk([forward(net, moved, sample)[0][-1][1] for sample in x], y)
+        terms = sorted((len(m), v) for m, v in along.items() if m and v) or [(0, 0)]
+        said = " + ".join(f"({short(v)}) t^{k}".removesuffix("^1") for k, v in terms)
+        print(f"R(theta + t direction) - R(theta) = {said} for small t > 0")
+        fits = terms[0] == (proof["order"], c) and c < 0
+        require(fits, f"the first term is not ({c}) t^{proof['order']} < 0")
     elif R["theta"] == 0:
         print("R is 0, which is the least that it can be")
     elif "kinks" in proof:
