@@ -13,7 +13,7 @@ from operator import add
 
 CLAIMS = ["local-minimum", "spurious-local-minimum", "not-a-local-minimum", "equal-risk"]
 LARGEST, DEPTH = 5_000_000, 40  # products that a network may take for a sample, and its layers
-getattr(sys, "set_int_max_str_digits", int)(0)  # numbers may have any length
+getattr(sys, "set_int_max_str_digits", int)(100_000)  # numbers may be long
 
 
 def require(holds, words):
@@ -31,24 +31,22 @@ def numbers(value, shape, where):
 
 
 def short(v):
-    return str(v) if len(str(v)) < 25 else f"about {float(v):.9g}"
+    return str(v) if max(abs(v.numerator), v.denominator) < 10**12 else f"about {float(v):.9g}"
 
 
 class Network:
     """Layers (kind, rows) with the bias of each unit and what it reads, (parameter, entry below).
-
-    Of poolings rows list entries below. `maps` has for each parameter, (layer, "W" or "b", *index),
-    the map (layer, number) whose scaling gives it its value back: one that it reads, or its own.
+    Poolings list entries below. `maps` has for each parameter (layer, "W" or "b", *index) a map,
+    (layer, number), whose scaling can give it its value back: what it reads, or its own.
     """
 
     def __init__(self, spec):
         relu, shape, self.layers, self.boxes = spec["activation"], spec["input"], [], {}
         self.slope, self.maps, last, products = Fraction(relu.get("slope", 0) + 0.0), {}, 0, 0
         fits = relu["name"] == ("leaky_relu" if "slope" in relu else "relu") and self.slope >= 0
-        fits = fits and len(shape) in (2, 3) and len(spec["layers"]) <= DEPTH
-        require(fits, f"network: expected maps, (leaky) ReLU and up to {DEPTH} layers")
+        require(fits and len(spec["layers"]) <= DEPTH, "network: expected (leaky) ReLU, few layers")
         for n, layer in enumerate(spec["layers"], 1):
-            low, fits, positions, rest = 0, len(shape) > 1, 1, layer
+            low, fits, positions, rest, pooling = 0, len(shape) > 1, 1, layer, "size" in layer
             match layer:
                 case {"type": "conv" as kind, "maps": count, "kernel": k, **rest}:
                     stride, low, fits = rest.pop("stride", 1), k // 2, fits and k % 2
@@ -58,28 +56,28 @@ class Network:
                     count, stride, fits = shape[0], k, fits and not any(m % k for m in shape[1:])
             (maps, *grid), sizes = shape, [*shape, count, k, stride]
             fits = fits and not rest and all(type(v) is int and 0 < v <= LARGEST for v in sizes)
-            box, after = [count, maps, *[k] * len(grid)], [-(-m // stride) for m in grid]
-            products += prod(box[1:]) * prod(after) * (1 if "size" in layer else count)
-            fits = fits and products + prod(shape) <= LARGEST
-            require(fits, f"layer {n}: expected one that fits, got {layer}")
+            box, after = (
+                [count, 1 if pooling else maps, *[k] * len(grid)],
+                [-(-m // stride) for m in grid],
+            )
+            products += prod(box) * prod(after)
+            require(fits and products + prod(shape) <= LARGEST, f"layer {n}: got {layer}")
             entry = {at: j for j, at in enumerate(product(*map(range, shape)))}
             corners = product(*(range(-low, m - low, stride) for m in grid))
-            taps, start = list(product(*map(range, box[1:]))), len(self.maps)
-            reads = [[entry.get((c, *map(add, at, d))) for c, *d in taps] for at in corners]
-            rows, size, shape = [], len(taps), [count, *after]
-            for t, read in product(range(count), reads):
-                pairs = enumerate(read, start + t * size)
-                rows.append((start + count * size + t, [(p, j) for p, j in pairs if j is not None]))
-            if "size" in layer:
-                each = size // maps
-                rows = [read[t * each : (t + 1) * each] for t, read in product(range(maps), reads)]
-            else:
+            taps, start, rows = list(product(*map(range, box[1:]))), len(self.maps), []
+            for t, at in product(range(count), corners):
+                first = t if pooling else 0
+                reads = enumerate(entry.get((first + c, *map(add, at, d))) for c, *d in taps)
+                reads = [(start + t * len(taps) + tap, j) for tap, j in reads if j is not None]
+                rows.append([j for _, j in reads] if pooling else (start + prod(box) + t, reads))
+            self.layers.append((kind, rows))
+            shape = [count, *after]
+            if not pooling:
                 self.boxes |= {f"W{n}": box, f"b{n}": [count]}
                 for t, c, *d in product(*map(range, box)):
                     self.maps[(n, "W", t, c, *d)] = (last, c // positions) if last else (n, t)
                 self.maps |= {(n, "b", t): (n, t) for t in range(count)}
                 last = n
-            self.layers.append((kind, rows))
         self.first, self.last, self.outputs = min(self.maps)[0], last, prod(shape)
 
     def point(self, arrays):
@@ -105,39 +103,37 @@ class Poly(dict):
     __radd__, __rmul__ = __add__, __mul__
 
 
-def order(v):
-    """Return what decides how v compares for t -> 0+: the coefficients of 1, t, t^2, ..."""
+def order(v):  # what decides how v compares for t -> 0+: the coefficients of 1, t, t^2, ...
     return [v.get(("t",) * k, 0) for k in range(DEPTH + 1)] if isinstance(v, Poly) else [v]
 
 
 def forward(net, theta, x, kinks=None):
-    """Return (z, o, sides) of all layers, and where those begin that are not below a dead one.
-
-    In numbers, or polynomials in t -> 0+, or in changes of parameters and outputs of `kinks`. Sides
-    are signs of z, or which entries maxima select, from 1, or 0 if others may be larger nearby.
+    """Return (z, o, sides) of x and all layers, of numbers or polynomials in t -> 0+ or in theta.
+    Sides are signs of z, or which entries maxima select, from 1, or 0 if it may be others nearby.
+    All is empty up to a dead layer. With `kinks` the outputs of units at kinks are variables.
     """
-    trace, o, start = [], x, net.first - 1
+    trace, o, depth = [([], x, [])], x, len(net.layers)
     for n, (kind, rows) in enumerate(net.layers, 1):
         sides = []
-        if kind == "max_pool":  # several entries may be the largest if they are strictly inactive
+        if kind == "max_pool":
             best = [max(order(o[j]) for j in row) for row in rows]
             tied = [[j for j in row if order(o[j]) == v] for row, v in zip(rows, best, strict=True)]
-            unsure = [t[1:] and (net.slope or any(o[j] for j in t)) for t in tied]
-            sides = [0 if maybe else t[0] + 1 for t, maybe in zip(tied, unsure, strict=True)]
+            sides = [0 if t[1:] and (net.slope or any(o[j] for j in t)) else t[0] + 1 for t in tied]
             z = o = [o[t[0]] for t in tied]
         elif kind == "average_pool":
             z = o = [sum(o[j] for j in row) * Fraction(1, len(row)) for row in rows]
         else:
             z = o = [sum((o[j] * theta[p] for p, j in row if o[j]), theta[b]) for b, row in rows]
-            if n < len(net.layers):
+            if n < depth:
                 sides = [next((1 if c > 0 else -1 for c in order(v) if c), 0) for v in z]
                 o = [v if s > 0 else v * net.slope for v, s in zip(z, sides, strict=True)]
-                start = n if set(sides) == {-1} and net.slope == 0 else start
             for h in (h for h, s in enumerate(sides) if s == 0 and kinks is not None):
                 name = frozenset(z[h].items()) if n == net.first else (n, h, *x)
                 o[h] = kinks.setdefault(name, Poly({(len(theta) + len(kinks),): Fraction(1)}))
-        trace.append((z, o, sides))
-    return trace, start
+        trace.append((z, o, sides if n >= net.first else []))
+        if set(sides) == {-1} and net.slope == 0:
+            trace = [([], [], [])] * len(trace)
+    return trace
 
 
 def risk(o, y):
@@ -145,54 +141,49 @@ def risk(o, y):
     return sum(v * v for v in u) * Fraction(1, 2 * len(y))
 
 
-def check_cell(net, x, y, seen):
+def check_cell(net, x, y, traces):
     """Check that G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T is 0 for every class s of patterns.
-
     Nearby its outputs are F_s (x, 1), and R - R(theta) >= sum_s <G_s, F_s - F_s(theta)>.
     """
     classes = {}
-    for i, (trace, start) in enumerate(seen):
-        pattern = start, *(tuple(sides) for *_, sides in trace[start:])
-        kinked = any(0 in sides for sides in pattern[1:])
-        require(not kinked, f"sample {i}: at a kink, and no kinks are listed")
-        below = [] if start >= net.first else [(0, x[i]), *trace][net.first - 1][1]
-        g = [a - b for a, b in zip(trace[-1][1], y[i], strict=True)]
-        classes.setdefault(pattern, []).append([a * v for a in g for v in [*below, 1]])
+    for i, (trace, target) in enumerate(zip(traces, y, strict=True)):
+        pattern = tuple(tuple(sides) for *_, sides in trace)
+        require(all(0 not in s for s in pattern), f"sample {i}: at a kink that is not listed")
+        g = [a - b for a, b in zip(trace[-1][1], target, strict=True)]
+        row = [a * v for a in g for v in [*trace[net.first - 1][1], 1]]
+        classes.setdefault(pattern, []).append(row)
     zero = not any(any(map(sum, zip(*rows, strict=True))) for rows in classes.values())
     require(zero, "G_s is not 0 for a class s of activation patterns")
     print(f"no unit is at its kink; G_s = 0 for the {len(classes)} class(es) of patterns")
 
 
 def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
-    """Check that theta is a local minimum, where units at kinks have outputs s_k and inputs v_k.
-
-    L = R + sum_k lambda_k v_k at s = 0 has gradient 0 in what is not frozen, and slope C_k <
-    lambda_k < C_k, C_k = dL/ds_k. That is enough if o and v are linear in it and s, as R is convex
-    in o: if of two layers the upper weights are frozen. Otherwise the Hessian of L is positive
-    definite where v stays, hence that of L + c |v|^2 for some c. Equal kinks have one s_k.
+    """Check that theta is a local minimum. Units k at kinks have outputs s_k and inputs v_k.
+    L = R + sum_k lambda_k v_k at s = 0 has gradient 0 in what is not frozen, and C_k = dL/ds_k has
+    slope C_k < lambda_k < C_k. That is enough if o and v are linear in it and s, R being convex in
+    o: if of two layers the upper weights are frozen. Otherwise the Hessian of L has to be positive
+    where v stays, as that of L + c |v|^2 is for some c everywhere. Equal kinks have one s_k.
     What is frozen moves nothing nearby, or scaling a map, one for each, gives it its value back.
     """
     names, at, v = {}, {}, {}
     jets = [Poly({(): value, (p,): Fraction(1)}) for p, value in enumerate(theta)]
     traces = [forward(net, jets, sample, names) for sample in x]
-    seen = [(i, n, *t[n]) for i, (t, start) in enumerate(traces) for n in range(start, len(t))]
-    for i, n, z, o, sides in seen:
+    for (i, trace), n in product(enumerate(traces), range(net.first, len(net.layers))):
+        z, o, sides = trace[n]
         for h in (h for h, side in enumerate(sides) if side == 0):
-            require("pool" not in net.layers[n][0], f"layer {n + 1}: two entries are the largest")
+            require("pool" not in net.layers[n - 1][0], f"layer {n}: two entries are the largest")
             [[k]] = o[h]
-            at[i, n + 1, h], v[k] = k, z[h]
+            at[i, n, h], v[k] = k, z[h]
     values = numbers(multipliers, [len(kinks)], "multipliers")
     given = {at.get(tuple(kink)): value for kink, value in zip(kinks, values, strict=True)}
-    fits = given.keys() == v.keys() and len(given) == len(kinks)
-    require(fits, f"kinks: expected {len(v)}, each with z = 0, and equal ones only once")
-    o = [a for trace, _ in traces for a in trace[-1][1]]
+    require(given.keys() == v.keys(), f"kinks: expected {len(v)} with z = 0, equal ones only once")
+    o = [a for trace in traces for a in trace[-1][1]]
     u = [a.get((), 0) - b for a, b in zip(o, (b for row in y for b in row), strict=True)]
     L = sum((a * (b / len(y)) for a, b in zip(o, u, strict=True)), Poly())
     L = sum((v[k] * value for k, value in given.items()), L)
     for k, value in given.items():
-        C = L.get((k,), Fraction(0))
-        words = f"multiplier {value}: expected one strictly between {net.slope * C} and {C}"
-        require(C > 0 and net.slope * C < value < C, words)
+        low, C = net.slope * L.get((k,), 0), L.get((k,), 0)
+        require(C > 0 and low < value < C, f"multiplier not strictly between {low} and {C}")
     places = {name: p for p, name in enumerate(net.maps)}
     held = {places[tuple(name)] for name in frozen}
     upper = {p for (n, kind, *_), p in places.items() if n == net.last and kind == "W"}
@@ -200,15 +191,15 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
     held = upper if linear else held
     free = [p for p in places.values() if p not in held]
     require(not any(L.get((p,), 0) for p in free), "the gradient with these multipliers is not 0")
-    if not linear:
-        L += risk([o], [[a.get((), 0) for a in o]]) * Fraction(1, len(y))
-        L += sum(jet * jet * 10**9 for jet in v.values())
+    squares = [] if linear else [*o, *(jet * 10**9 for jet in v.values())]
+    L += risk([squares], [[a.get((), 0) for a in squares]]) * Fraction(1, len(y))
     H = [[L.get((p, q), 0) + L.get((q, p), 0) for q in free] for p in free if not linear]
     while H:  # L D L^T
         (pivot, *top), *rows = H
         require(pivot > 0, "the Hessian is not positive definite where all kinks stay")
         H = [[a - c / pivot * b for a, b in zip(row, top, strict=True)] for c, *row in rows]
-    left = held & {p for *_, o, _ in seen for entry in o for m in entry for p in m}
+    moved = [a for trace in traces for _, o, _ in trace[net.first :] for a in o]
+    left = held & {p for a in moved for m in a for p in m}
     maps = [m for p, m in enumerate(net.maps.values()) if p in left]
     fits = len({*maps}) == len(maps) and all(theta[p] for p in left) and net.last not in dict(maps)
     require(fits, f"frozen: {len(left)} coordinates that scaling does not give back")
@@ -218,7 +209,6 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
 
 
 def check(proof):
-    """Check a proof, or raise ValueError; what has not the form of one raises other errors."""
     claim, net, data = proof["claim"], Network(proof["network"]), proof["data"]
     fits = proof["format"] == "tinyspur-proof-1" and proof["loss"] == "squared" and claim in CLAIMS
     require(fits, f"expected tinyspur-proof-1, the squared loss, and of claims {CLAIMS}")
@@ -226,7 +216,7 @@ def check(proof):
     y = [numbers(target, [net.outputs], "y") for target in data["y"]]
     points = {name: net.point(arrays) for name, arrays in proof["points"].items()}
     seen = {name: [forward(net, point, v) for v in x] for name, point in points.items()}
-    o = {name: [trace[-1][1] for trace, _ in traces] for name, traces in seen.items()}
+    o = {name: [trace[-1][1] for trace in traces] for name, traces in seen.items()}
     R, theta = {name: risk(rows, y) for name, rows in o.items()}, points["theta"]
     print(f"{claim}: {len(x)} sample(s), {len(theta)} parameters, squared loss")
     print(", ".join(f"R({name}) = {short(value)}" for name, value in R.items()))
@@ -240,12 +230,12 @@ def check(proof):
     elif claim == "not-a-local-minimum":
         d, [c] = net.point(proof["direction"]), numbers(proof["coefficient"], [], "coefficient")
         moved = [Poly({(): a, ("t",): b}) for a, b in zip(theta, d, strict=True)]
-        along = risk([forward(net, moved, sample)[0][-1][1] for sample in x], y)
+        along = risk([forward(net, moved, sample)[-1][1] for sample in x], y)
         terms = sorted((len(m), v) for m, v in along.items() if m and v) or [(0, 0)]
         said = " + ".join(f"({short(v)}) t^{k}".removesuffix("^1") for k, v in terms)
         print(f"R(theta + t direction) - R(theta) = {said} for small t > 0")
-        fits = terms[0] == (proof["order"], c) and c < 0
-        require(fits, f"the first term is not ({c}) t^{proof['order']} < 0")
+        claimed = terms[0] == (proof["order"], c) and c < 0
+        require(claimed, f"the first term is ({terms[0][1]}) t^{terms[0][0]}, expected another")
     elif R["theta"] == 0:
         print("R is 0, which is the least that it can be")
     elif "kinks" in proof:
