@@ -1,5 +1,4 @@
 """Check proof files (tinyspur-proof-1) in fractions, with Python's standard library alone.
-
 The program says what it checked and exits with 0, or names what fails first and exits with 1.
 """
 
@@ -21,12 +20,11 @@ def require(holds, words):
         raise ValueError(words)
 
 
-def numbers(value, shape, where):
-    """Return the fractions of nested lists of strings "p" or "p/q", row by row."""
+def numbers(value, shape):  # as fractions, row by row: nested lists of strings "p" or "p/q"
     if shape and isinstance(value, list) and len(value) == shape[0]:
-        return [v for part in value for v in numbers(part, shape[1:], where)]
+        return [v for part in value for v in numbers(part, shape[1:])]
     fits = not shape and re.fullmatch(r"-?[0-9]+(/0*[1-9][0-9]*)?", value)
-    require(fits, f'{where}: expected "p" or "p/q" in lists of lengths {shape}')
+    require(fits, f'expected "p" or "p/q", in lists of lengths {shape}, got {str(value)[:40]}')
     return [Fraction(value)]
 
 
@@ -35,9 +33,8 @@ def short(v):
 
 
 class Network:
-    """Layers (kind, rows) with the bias of each unit and what it reads, (parameter, entry below).
-    Poolings list entries below. `maps` has for each parameter (layer, "W" or "b", *index) a map,
-    (layer, number), whose scaling can give it its value back: what it reads, or its own.
+    """Layers (kind, rows): biases of units and what they read, (parameter, entry below). `maps` has
+    for parameters (layer, "W" or "b", *index) the map (layer, number) they read, or else their own.
     """
 
     def __init__(self, spec):
@@ -56,33 +53,29 @@ class Network:
                     count, stride, fits = shape[0], k, fits and not any(m % k for m in shape[1:])
             (maps, *grid), sizes = shape, [*shape, count, k, stride]
             fits = fits and not rest and all(type(v) is int and 0 < v <= LARGEST for v in sizes)
-            box, after = (
-                [count, 1 if pooling else maps, *[k] * len(grid)],
-                [-(-m // stride) for m in grid],
-            )
+            box = [count, 1 if pooling else maps, *[k] * len(grid)]
+            after = [-(-m // stride) for m in grid]
             products += prod(box) * prod(after)
             require(fits and products + prod(shape) <= LARGEST, f"layer {n}: got {layer}")
             entry = {at: j for j, at in enumerate(product(*map(range, shape)))}
             corners = product(*(range(-low, m - low, stride) for m in grid))
             taps, start, rows = list(product(*map(range, box[1:]))), len(self.maps), []
             for t, at in product(range(count), corners):
-                first = t if pooling else 0
-                reads = enumerate(entry.get((first + c, *map(add, at, d))) for c, *d in taps)
+                reads = enumerate(entry.get((c + t * pooling, *map(add, at, d))) for c, *d in taps)
                 reads = [(start + t * len(taps) + tap, j) for tap, j in reads if j is not None]
                 rows.append([j for _, j in reads] if pooling else (start + prod(box) + t, reads))
-            self.layers.append((kind, rows))
-            shape = [count, *after]
+            self.layers, shape = [*self.layers, (kind, rows)], [count, *after]
             if not pooling:
                 self.boxes |= {f"W{n}": box, f"b{n}": [count]}
                 for t, c, *d in product(*map(range, box)):
                     self.maps[(n, "W", t, c, *d)] = (last, c // positions) if last else (n, t)
                 self.maps |= {(n, "b", t): (n, t) for t in range(count)}
-                last = n
+                self.upper, last = set(range(start, start + prod(box))), n
         self.first, self.last, self.outputs = min(self.maps)[0], last, prod(shape)
 
     def point(self, arrays):
         require(set(arrays) == set(self.boxes), f"points: expected {', '.join(self.boxes)}")
-        return [v for name, box in self.boxes.items() for v in numbers(arrays[name], box, name)]
+        return [v for name, box in self.boxes.items() for v in numbers(arrays[name], box)]
 
 
 class Poly(dict):
@@ -124,9 +117,8 @@ def forward(net, theta, x, kinks=None):
             z = o = [sum(o[j] for j in row) * Fraction(1, len(row)) for row in rows]
         else:
             z = o = [sum((o[j] * theta[p] for p, j in row if o[j]), theta[b]) for b, row in rows]
-            if n < depth:
-                sides = [next((1 if c > 0 else -1 for c in order(v) if c), 0) for v in z]
-                o = [v if s > 0 else v * net.slope for v, s in zip(z, sides, strict=True)]
+            sides = [next((1 if c > 0 else -1 for c in order(v) if c), 0) for v in z if n < depth]
+            o = [v if s > 0 else v * net.slope for v, s in zip(z, sides, strict=False)] or z
             for h in (h for h, s in enumerate(sides) if s == 0 and kinks is not None):
                 name = frozenset(z[h].items()) if n == net.first else (n, h, *x)
                 o[h] = kinks.setdefault(name, Poly({(len(theta) + len(kinks),): Fraction(1)}))
@@ -141,7 +133,7 @@ def risk(o, y):
     return sum(v * v for v in u) * Fraction(1, 2 * len(y))
 
 
-def check_cell(net, x, y, traces):
+def check_cell(net, y, traces):
     """Check that G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T is 0 for every class s of patterns.
     Nearby its outputs are F_s (x, 1), and R - R(theta) >= sum_s <G_s, F_s - F_s(theta)>.
     """
@@ -158,23 +150,22 @@ def check_cell(net, x, y, traces):
 
 
 def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
-    """Check that theta is a local minimum. Units k at kinks have outputs s_k and inputs v_k.
-    L = R + sum_k lambda_k v_k at s = 0 has gradient 0 in what is not frozen, and C_k = dL/ds_k has
-    slope C_k < lambda_k < C_k. That is enough if o and v are linear in it and s, R being convex in
-    o: if of two layers the upper weights are frozen. Otherwise the Hessian of L has to be positive
-    where v stays, as that of L + c |v|^2 is for some c everywhere. Equal kinks have one s_k.
-    What is frozen moves nothing nearby, or scaling a map, one for each, gives it its value back.
+    """Check a local minimum. Units k at kinks have inputs v_k, outputs s_k, one if equal. In what
+    is not frozen L = R + sum_k lambda_k v_k has gradient 0 at s = 0, and for C_k = dL/ds_k are
+    slope C_k < lambda_k < C_k. That is enough if o and v are linear in it and s: if of two layers
+    the upper weights are frozen. Else the Hessian of L is positive where v stays, as that of L + c
+    |v|^2 is then. What is frozen moves nothing nearby, or scaling a map, one each, gives it back.
     """
     names, at, v = {}, {}, {}
     jets = [Poly({(): value, (p,): Fraction(1)}) for p, value in enumerate(theta)]
     traces = [forward(net, jets, sample, names) for sample in x]
-    for (i, trace), n in product(enumerate(traces), range(net.first, len(net.layers))):
-        z, o, sides = trace[n]
+    layers = [(i, n, *t[n]) for i, t in enumerate(traces) for n in range(net.first, len(t))]
+    for i, n, z, o, sides in layers:
         for h in (h for h, side in enumerate(sides) if side == 0):
             require("pool" not in net.layers[n - 1][0], f"layer {n}: two entries are the largest")
             [[k]] = o[h]
             at[i, n, h], v[k] = k, z[h]
-    values = numbers(multipliers, [len(kinks)], "multipliers")
+    values = numbers(multipliers, [len(kinks)])
     given = {at.get(tuple(kink)): value for kink, value in zip(kinks, values, strict=True)}
     require(given.keys() == v.keys(), f"kinks: expected {len(v)} with z = 0, equal ones only once")
     o = [a for trace in traces for a in trace[-1][1]]
@@ -184,12 +175,9 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
     for k, value in given.items():
         low, C = net.slope * L.get((k,), 0), L.get((k,), 0)
         require(C > 0 and low < value < C, f"multiplier not strictly between {low} and {C}")
-    places = {name: p for p, name in enumerate(net.maps)}
-    held = {places[tuple(name)] for name in frozen}
-    upper = {p for (n, kind, *_), p in places.items() if n == net.last and kind == "W"}
-    linear = len(net.boxes) == 4 and upper <= held
-    held = upper if linear else held
-    free = [p for p in places.values() if p not in held]
+    held = {list(net.maps).index(tuple(name)) for name in frozen}
+    held = net.upper if (linear := len(net.boxes) == 4 and net.upper <= held) else held
+    free = [p for p in range(len(theta)) if p not in held]
     require(not any(L.get((p,), 0) for p in free), "the gradient with these multipliers is not 0")
     squares = [] if linear else [*o, *(jet * 10**9 for jet in v.values())]
     L += risk([squares], [[a.get((), 0) for a in squares]]) * Fraction(1, len(y))
@@ -198,22 +186,21 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
         (pivot, *top), *rows = H
         require(pivot > 0, "the Hessian is not positive definite where all kinks stay")
         H = [[a - c / pivot * b for a, b in zip(row, top, strict=True)] for c, *row in rows]
-    moved = [a for trace in traces for _, o, _ in trace[net.first :] for a in o]
-    left = held & {p for a in moved for m in a for p in m}
+    left = held & {p for *_, o, _ in layers for a in o for m in a for p in m}
     maps = [m for p, m in enumerate(net.maps.values()) if p in left]
     fits = len({*maps}) == len(maps) and all(theta[p] for p in left) and net.last not in dict(maps)
     require(fits, f"frozen: {len(left)} coordinates that scaling does not give back")
-    words = "R is convex in the others" if linear else "the Hessian is positive definite"
-    print(f"{len(held)} of {len(theta)} coordinates are frozen, and may be; the gradient is 0 with")
-    print(f"multipliers of {len(given)} kink(s), each strictly within its bounds; {words}")
+    print(f"the gradient is 0 with the multipliers of {len(given)} kink(s), strictly within bounds")
+    how = "R is convex" if linear else "its Hessian is positive"
+    print(f"{len(held)} of {len(theta)} coordinates are frozen, and may be; in the others {how}")
 
 
 def check(proof):
     claim, net, data = proof["claim"], Network(proof["network"]), proof["data"]
     fits = proof["format"] == "tinyspur-proof-1" and proof["loss"] == "squared" and claim in CLAIMS
     require(fits, f"expected tinyspur-proof-1, the squared loss, and of claims {CLAIMS}")
-    x = [numbers(sample, proof["network"]["input"], "x") for sample in data["x"]]
-    y = [numbers(target, [net.outputs], "y") for target in data["y"]]
+    x = [numbers(sample, proof["network"]["input"]) for sample in data["x"]]
+    y = [numbers(target, [net.outputs]) for target in data["y"]]
     points = {name: net.point(arrays) for name, arrays in proof["points"].items()}
     seen = {name: [forward(net, point, v) for v in x] for name, point in points.items()}
     o = {name: [trace[-1][1] for trace in traces] for name, traces in seen.items()}
@@ -223,25 +210,26 @@ def check(proof):
     for name, rows in o.items() if len(y) * net.outputs <= 16 else ():
         print(f"o({name}) =", "; ".join(", ".join(map(short, row)) for row in rows))
     for name, text in proof.get("risks", {}).items():
-        require([R[name]] == numbers(text, [], "risks"), f"risks: R({name}) is another number")
+        require([R[name]] == numbers(text, []), f"risks: R({name}) is another number")
     if claim == "equal-risk":
         require(o["theta"] == o["theta_prime"], "the outputs differ")
         print("all outputs are equal")
     elif claim == "not-a-local-minimum":
-        d, [c] = net.point(proof["direction"]), numbers(proof["coefficient"], [], "coefficient")
+        d, [c] = net.point(proof["direction"]), numbers(proof["coefficient"], [])
         moved = [Poly({(): a, ("t",): b}) for a, b in zip(theta, d, strict=True)]
         along = risk([forward(net, moved, sample)[-1][1] for sample in x], y)
         terms = sorted((len(m), v) for m, v in along.items() if m and v) or [(0, 0)]
         said = " + ".join(f"({short(v)}) t^{k}".removesuffix("^1") for k, v in terms)
         print(f"R(theta + t direction) - R(theta) = {said} for small t > 0")
-        claimed = terms[0] == (proof["order"], c) and c < 0
-        require(claimed, f"the first term is ({terms[0][1]}) t^{terms[0][0]}, expected another")
+        require(
+            terms[0] == (proof["order"], c) and c < 0, f"the first term is {said.split('+')[0]}"
+        )
     elif R["theta"] == 0:
         print("R is 0, which is the least that it can be")
     elif "kinks" in proof:
         check_kinks(net, theta, x, y, proof["kinks"], proof["multipliers"], proof["frozen"])
     else:
-        check_cell(net, x, y, seen["theta"])
+        check_cell(net, y, seen["theta"])
     if claim == "spurious-local-minimum":
         require(R["lower"] < R["theta"], "R(lower) is not below R(theta)")
         print("R(lower) is below R(theta)")
@@ -255,11 +243,9 @@ def main(files):
                 check(json.load(file))
         except Exception as error:
             words = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-            print(f"{name}: not proved: {' '.join(words.split())[:400]}", file=sys.stderr)
-            return 1
+            sys.exit(f"{name}: not proved: {' '.join(words.split())[:400]}")
         print("proved")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]) if sys.argv[1:] else __doc__)
+    main(sys.argv[1:] or sys.exit(__doc__))
