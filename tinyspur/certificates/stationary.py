@@ -25,6 +25,7 @@ FLAT = 1e-13  # of the largest eigenvalue: those below are 0 up to rounding
 NEGATIVE = 1e-9  # of the largest eigenvalue
 FAR = 1e-6  # relative to the parameters: larger steps must get smaller quickly
 DROPPED = 40  # kinks that are given up, one by one, at most
+LEVEL = 1e-4  # a move by all parameters that changes R by this share: more is not stationary
 
 
 class Stationary(NamedTuple):
@@ -65,7 +66,10 @@ def find_stationary(
     check_at(theta, data, loss)
     kinks = list(kinks)
     for _ in range(DROPPED):
-        found = _newton(Held(theta.net, data, loss, kinks), theta)
+        if len(kinks) > theta.net.size:
+            return f"more kinks than parameters, {len(kinks)} and {theta.net.size}"
+        held = Held(theta.net, data, loss, kinks)
+        found = ("" if fixed else _slope(held, theta)) or _newton(held, theta)
         if isinstance(found, str):
             return found
         slack = slacks(found)
@@ -100,6 +104,8 @@ def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -
                     kink = equal.kink(layer, int(unit), int(sample))
                     left[kink.units, kink.samples] = False
                     kinks.append(kink)
+                if len(kinks) > net.size:  # their gradients are dependent
+                    return kinks
     return kinks
 
 
@@ -151,6 +157,18 @@ def _flat(hessian: np.ndarray, jacobian: np.ndarray) -> str:
     if values[0] < -NEGATIVE * largest:
         found += f", and an eigenvalue of the Hessian is {values[0]:.2g}"
     return found
+
+
+def _slope(held: Held, theta: Parameters) -> str:
+    """Return in words how large the gradient is for any multipliers, or "" where it is about 0."""
+    seen = held.gradient(theta, np.zeros(len(held.kinks)))
+    left = seen.gradient
+    if held.kinks:
+        Z = held.jacobian(theta).T
+        left = left - Z @ np.linalg.lstsq(Z, left, rcond=None)[0]
+    if abs(left).max() * abs(theta.vector).max() <= LEVEL * seen.risk:
+        return ""
+    return f"not stationary, the gradient is up to {abs(left).max():.2g}: settle it first"
 
 
 def _newton(held: Held, theta: Parameters, rounds: int = 2) -> Stationary | str:
