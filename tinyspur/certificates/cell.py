@@ -161,9 +161,9 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
         return CellCertificate(holds=True, radius=math.inf, zero=True, distance=0.0, **common)
     if not theta.net.size:  # there is no other point
         return CellCertificate(holds=True, radius=math.inf, distance=0.0, **common)
-    distance, delta, reached = math.inf, math.inf, radius
+    distance, delta, reached, host = math.inf, math.inf, radius, theta.to(np)
     if radius > 0:
-        distance = _distance(theta, seen, found, data, loss)
+        distance = _distance(host, seen, found, data, loss)
     if distance < radius / 2:
         delta = cells.decrease(theta, distance)
     else:
@@ -175,7 +175,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
             reached, delta = cells.reach(theta, radius, tolerated)
         elif radius < math.inf:
             delta = cells.decrease(theta, radius)
-    if reached <= EPSILON * float(abs(theta.vector).max()):  # no other point is so near
+    if reached <= EPSILON * float(abs(host.vector).max()):  # no other point is so near
         reached = 0.0
     if type(loss) in KNOWN:  # no risk is negative
         delta = min(delta, risk + rounding)
@@ -210,9 +210,10 @@ def _obstacles(
 def _distance(
     theta: Parameters, seen: _Seen, found: _ClassGradients, data: TrainingSet, loss: Loss
 ) -> float:
-    """Return how far an exact local minimum is, at most; infinite where that is not shown."""
-    if not theta.net.size:
-        return math.inf
+    """Return how far an exact local minimum is, at most; infinite where that is not shown.
+
+    `theta` is on the host.
+    """
     inexact, classes = seen.inexact.any(), []
     for s in seen.groups:
         hats, y = seen.features(s), np.ascontiguousarray(data.y[s].T, np.float64)
@@ -220,7 +221,7 @@ def _distance(
         inputs = pooled_parts(theta.net, data.x[s]) if inexact else hats
         classes.append(Samples(hats, off, y, inputs, found.g[:, s]))
     x = data.x[[s[0] for s in seen.groups]]
-    return distance_to_minimum(theta.to(np), loss, x, classes, seen.radius)
+    return distance_to_minimum(theta, loss, x, classes, seen.radius)
 
 
 class _Seen(NamedTuple):
