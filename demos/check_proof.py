@@ -43,7 +43,7 @@ class Network:
         fits = relu["name"] == ("leaky_relu" if "slope" in relu else "relu") and self.slope >= 0
         require(fits and len(spec["layers"]) <= DEPTH, "network: expected (leaky) ReLU, few layers")
         for n, layer in enumerate(spec["layers"], 1):
-            low, fits, positions, rest, pooling = 0, len(shape) > 1, 1, layer, "size" in layer
+            low, fits, positions, rest, pooling = 0, len(shape) > 1, 1, True, "size" in layer
             match layer:
                 case {"type": "conv" as kind, "maps": count, "kernel": k, **rest}:
                     stride, low, fits = rest.pop("stride", 1), k // 2, fits and k % 2
@@ -150,11 +150,11 @@ def check_cell(net, y, traces):
 
 
 def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
-    """Check a local minimum. Units k at kinks have inputs v_k, outputs s_k, one if equal. In what
-    is not frozen L = R + sum_k lambda_k v_k has gradient 0 at s = 0, and for C_k = dL/ds_k are
-    slope C_k < lambda_k < C_k. That is enough if o and v are linear in it and s: if of two layers
-    the upper weights are frozen. Else the Hessian of L is positive where v stays, as that of L + c
-    |v|^2 is then. What is frozen moves nothing nearby, or scaling a map, one each, gives it back.
+    """Check a local minimum. Kinks k have inputs v_k and outputs s_k, those that are equal one. Of
+    L = R + sum_k lambda_k v_k at s = 0 the gradient is 0 in what is not frozen, and C_k = dL/ds_k
+    has slope C_k < lambda_k < C_k. R is convex in o: that is enough where o and v are linear in it
+    and in s, of two layers with the upper weights frozen. Else the Hessian of L + c |v|^2 is
+    positive. What is frozen moves nothing nearby, or scaling a map gives it back, one for each.
     """
     names, at, v = {}, {}, {}
     jets = [Poly({(): value, (p,): Fraction(1)}) for p, value in enumerate(theta)]
@@ -219,11 +219,9 @@ def check(proof):
         moved = [Poly({(): a, ("t",): b}) for a, b in zip(theta, d, strict=True)]
         along = risk([forward(net, moved, sample)[-1][1] for sample in x], y)
         terms = sorted((len(m), v) for m, v in along.items() if m and v) or [(0, 0)]
-        said = " + ".join(f"({short(v)}) t^{k}".removesuffix("^1") for k, v in terms)
-        print(f"R(theta + t direction) - R(theta) = {said} for small t > 0")
-        require(
-            terms[0] == (proof["order"], c) and c < 0, f"the first term is {said.split('+')[0]}"
-        )
+        said = [f"({short(v)}) t^{k}".removesuffix("^1") for k, v in terms]
+        print(f"R(theta + t direction) - R(theta) = {' + '.join(said)} for small t > 0")
+        require(terms[0] == (proof["order"], c) and c < 0, f"the first term is {said[0]}")
     elif R["theta"] == 0:
         print("R is 0, which is the least that it can be")
     elif "kinks" in proof:
@@ -241,7 +239,7 @@ def main(files):
         try:
             with open(name, encoding="utf-8") as file:
                 check(json.load(file))
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             words = str(error) if isinstance(error, ValueError | OSError) else repr(error)
             sys.exit(f"{name}: not proved: {' '.join(words.split())[:400]}")
         print("proved")

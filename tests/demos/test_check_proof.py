@@ -1,7 +1,9 @@
 """The checker of proof files accepts what is true and proved, and nothing else."""
 
+import ast
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -173,7 +175,7 @@ def is_still_true(found):
         d = as_parameters(net, found["direction"]).vector
         steps = np.array([1e-4, 2e-4])
         falls = [net.risk(ts.Parameters(net, theta.vector + t * d), data, LOSS) - R for t in steps]
-        return np.allclose(falls, float(F(found["coefficient"])) * steps ** found["order"], 1e-2)
+        return np.allclose(falls, float(F(found["coefficient"])) * steps ** found["order"], 1e-2, 0)
     near = rng.uniform(-1, 1, (40, net.size)) * 10.0 ** rng.uniform(-5, -2, (40, 1))
     risks = [net.risk(ts.Parameters(net, theta.vector + d), data, LOSS) for d in near]
     return min(risks) >= R - 1e-13
@@ -188,8 +190,10 @@ def test_with_any_number_changed_a_proof_fails_or_its_claim_is_still_true(checke
             changed = replaced(found, path, other)
             if passes(checker, changed):
                 assert is_still_true(changed), (path, other)
-                kept |= {name for name in PROOFS[make] if " ".join(map(str, path)).startswith(name)}
-                assert kept, (path, other)
+                where = " ".join(map(str, path))
+                named = {name for name in PROOFS[make] if where.startswith(name)}
+                assert named, (path, other)
+                kept |= named
     assert kept == set(PROOFS[make])
 
 
@@ -202,6 +206,67 @@ def test_a_multiplier_below_its_bounds_fails_where_the_risk_falls_on_that_side(c
     assert not is_still_true(found)
 
 
+def hinge(residual=2):
+    """One unit x^+ with residuals 1 - r, 0, r, -2, 1: lambda = 1/5, and C = r/5 at x = 0."""
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1)])
+    theta = {"W1": [[1]], "b1": [0], "W2": [[1]], "b2": [0]}
+    x, y = [[[v]] for v in range(-2, 3)], [[residual - 1], [0], [-residual], [3], [1]]
+    parts = {"kinks": [(2, 1, 0)], "multipliers": [F(1, 5)], "frozen": [(2, "W", 0, 0)]}
+    return proof("local-minimum", net, x, y, {"theta": theta}, **parts)
+
+
+def test_a_multiplier_above_its_bounds_fails_where_the_risk_falls_on_that_side(checker):
+    assert passes(checker, hinge())
+    found = hinge(residual=F(1, 2))
+    assert not passes(checker, found) and not is_still_true(found)
+
+
+def test_the_hessian_needs_to_be_positive_only_where_kinks_stay(checker):
+    """Residuals -4, 8, -8, 4 of x^+ with W1 frozen: it is indefinite in b1, W2 and b2."""
+    found = hinge()
+    found["data"] = {"x": [[["-1"]], [["0"]], [["1"]], [["2"]]]}
+    found["data"]["y"] = [["4"], ["-8"], ["9"], ["-2"]]
+    found |= {"kinks": [[1, 1, 0]], "multipliers": ["1"], "frozen": [[1, "W", 0, 0]]}
+    assert passes(checker, found) and is_still_true(found)
+
+
+def test_a_direction_along_which_the_risk_rises_proves_nothing(checker):
+    found = saddle()
+    found |= {"coefficient": "1/9"}
+    found["direction"]["W2"] = [["1"]]
+    assert not passes(checker, found)
+
+
+def test_equal_kinks_of_two_pixels_count_as_one(checker):
+    one = hinge()
+    net = ts.Network((1, 2), [ts.Conv(1, 1), ts.AveragePool(2), ts.Dense(1)])
+    theta = {"W1": [[[1]]], "b1": [0], "W3": [[1]], "b3": [0]}
+    x = [[[v, v]] for v in range(-2, 3)]
+    parts = {"kinks": [(2, 1, 1)], "multipliers": [F(1, 5)], "frozen": [(3, "W", 0, 0)]}
+    assert passes(
+        checker, proof("local-minimum", net, x, one["data"]["y"], {"theta": theta}, **parts)
+    )
+
+
+def test_a_leaky_layer_is_never_dead(checker):
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1)], ts.ReLU(0.5))
+    theta = {"W1": [[1]], "b1": [-9], "W2": [[1]], "b2": [F(13, 3)]}
+    found = proof("local-minimum", net, [[[0]], [[1]], [[2]]], [[0], [1], [0]], {"theta": theta})
+    assert not passes(checker, found) and not is_still_true(found)
+
+
+def test_leaky_entries_that_are_both_0_are_not_the_same(checker):
+    """The means of 1 and -2/2, and of 2 and -4/2, are 0: which is larger depends on the bias."""
+    net = ts.Network(
+        (1, 4), [ts.Conv(1, 1), ts.AveragePool(2), ts.MaxPool(2), ts.Dense(1)], ts.ReLU(0.5)
+    )
+    theta = {"W1": [[[1]]], "b1": [0], "W4": [[1]], "b4": [F(1, 3)]}
+    y = [[0], [1], [0]]
+    found = proof("local-minimum", net, [[[1, -2, 2, -4]]] * 3, y, {"theta": theta})
+    assert not passes(checker, found)
+    assert passes(checker, replaced(found, ("data", "x"), [[["1", "-2", "2", "-5"]]] * 3))
+
+
 def test_equal_kinks_count_as_one(checker):
     found = one_kink()
     for key in "xy":
@@ -212,19 +277,83 @@ def test_equal_kinks_count_as_one(checker):
 
 
 @pytest.mark.parametrize(
-    "frozen",
+    "make, frozen",
     [
-        [],  # scaling the unit does not change R
-        [(2, "W", 0, 0), (1, "W", 0, 0)],  # scaled twice
-        [(2, "W", 0, 0), (1, "b", 0)],
-        [(2, "W", 0, 0), (2, "b", 0)],
-        [(2, "W", 0, 0), (2, "W", 0, 0)],
-        [(3, "W", 0, 0)],
-        [(2, "W", 1, 0)],
+        (one_kink, []),  # scaling the unit does not change R
+        (one_kink, [(1, "b", 0), (1, "W", 0, 0)]),  # scaled twice
+        (one_kink, [(1, "b", 0), (2, "b", 0)]),  # no factor gives an output's bias back
+        (one_kink, [(3, "W", 0, 0)]),
+        (one_kink, [(2, "W", 1, 0)]),
+        (two_kinks, [(2, "W", 0, 0), (2, "W", 0, 2)]),
+        (deep, [(2, "W", 0, 0)]),
+        (deep, [(2, "W", 0, 0), (3, "W", 0, 0), (1, "W", 0, 0)]),
+        (deep, [(2, "W", 0, 0), (3, "W", 0, 0), (2, "b", 0)]),
+        (deep, [(2, "W", 0, 0), (3, "W", 0, 0), (3, "b", 0)]),
     ],
 )
-def test_no_more_may_be_frozen_than_can_be_given_back(checker, frozen):
-    assert not passes(checker, one_kink() | {"frozen": [list(place) for place in frozen]})
+def test_no_more_may_be_frozen_than_can_be_given_back(checker, make, frozen):
+    assert not passes(checker, make() | {"frozen": [list(place) for place in frozen]})
+
+
+def test_a_frozen_weight_of_0_is_not_given_back_by_scaling(checker):
+    """The unit is active for x = 2 alone; its weight should grow."""
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1)])
+    theta = {"W1": [[1]], "b1": [F(-3, 2)], "W2": [[0]], "b2": [F(1, 3)]}
+    x, y = [[[0]], [[1]], [[2]]], [[0], [0], [1]]
+    parts = {"kinks": [], "multipliers": [], "frozen": [(2, "W", 0, 0)]}
+    found = proof("local-minimum", net, x, y, {"theta": theta}, **parts)
+    assert not passes(checker, found) and not is_still_true(found)
+
+
+def test_a_factor_gives_back_only_one_of_two_weights_that_read_a_map(checker):
+    """The outputs x and x of the targets 2x and 0: one weight should grow, the other fall."""
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(2)])
+    theta = {"W1": [[1]], "b1": [2], "W2": [[1], [1]], "b2": [-2, -2]}
+    x, y = [[[-1]], [[0]], [[1]]], [[-2, 0], [0, 0], [2, 0]]
+    parts = {"kinks": [], "multipliers": [], "frozen": [(2, "W", 0, 0), (2, "W", 1, 0)]}
+    found = proof("local-minimum", net, x, y, {"theta": theta}, **parts)
+    assert not passes(checker, found) and not is_still_true(found)
+
+
+def test_a_stationary_point_with_an_indefinite_hessian_is_refused(checker):
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1)])
+    theta = {"W1": [[0]], "b1": [1], "W2": [[0]], "b2": [F(1, 3)]}
+    x, y = [[[0]], [[1]], [[2]]], [[0], [0], [1]]
+    parts = {"kinks": [], "multipliers": [], "frozen": [(1, "b", 0)]}
+    found = proof("local-minimum", net, x, y, {"theta": theta}, **parts)
+    assert not passes(checker, found) and not is_still_true(found)
+
+
+@pytest.mark.parametrize("make", [one_kink, two_kinks, deep])
+def test_all_kinks_have_to_be_listed_with_their_multipliers(checker, make):
+    found = make()
+    fewer = {key: found[key][1:] for key in ("kinks", "multipliers")}
+    assert not passes(checker, found | fewer)
+    moved = [[i, n, h + 1] for i, n, h in found["kinks"]]
+    assert not passes(checker, found | {"kinks": moved})
+    assert not passes(checker, {key: v for key, v in found.items() if key != "kinks"})
+
+
+def test_a_dead_layer_hides_what_is_below(checker):
+    """The first unit is at its kink for x = 1, the second is dead, and the mean is met."""
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1), ts.Dense(1)])
+    theta = {"W1": [[1]], "b1": [-1], "W2": [[1]], "b2": [-9], "W3": [[1]], "b3": [F(1, 3)]}
+    x, y = [[[0]], [[1]], [[2]]], [[0], [0], [1]]
+    found = proof("local-minimum", net, x, y, {"theta": theta})
+    assert passes(checker, found) and is_still_true(found)
+    found["points"]["theta"]["b2"] = ["0"]
+    assert not passes(checker, found)
+
+
+def test_of_a_window_one_entry_is_the_largest_or_all_are_strictly_inactive(checker):
+    """Two maps, x + 1 and the dead x - 9, and at equal samples the mean of the targets."""
+    net = ts.Network((1, 2), [ts.Conv(2, 1), ts.MaxPool(2), ts.Dense(1)])
+    theta = {"W1": [[[1]], [[1]]], "b1": [1, -9], "W3": [[0, 5]], "b3": [F(1, 3)]}
+    found = proof("local-minimum", net, [[[1, 0]]] * 3, [[0], [1], [0]], {"theta": theta})
+    assert passes(checker, found) and is_still_true(found)
+    assert not passes(checker, replaced(found, ("data", "x"), [[["0", "0"]]] * 3))
+    kinked = replaced(found, ("points", "theta", "b1", 1), "-1")
+    assert not passes(checker, kinked)
 
 
 def test_another_weight_of_the_same_unit_may_be_frozen_in_place_of_one(checker):
@@ -250,10 +379,34 @@ def test_a_lower_point_makes_a_minimum_spurious_and_a_higher_one_does_not(checke
     assert passes(checker, found)
 
 
-def run(*files):
+def run(*files, program=PROGRAM):
     return subprocess.run(
-        [sys.executable, "-E", "-S", PROGRAM, *files], capture_output=True, text=True, timeout=60
+        [sys.executable, "-E", "-S", "-I", program, *files],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=program.parent,
     )
+
+
+def test_the_program_is_one_short_file_that_imports_the_standard_library_alone(tmp_path):
+    text = PROGRAM.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 250
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Import | ast.ImportFrom)]
+    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
+    assert not any(n.level for n in nodes if isinstance(n, ast.ImportFrom))
+    assert {name.partition(".")[0] for name in names} <= set(sys.stdlib_module_names)
+    assert "__import__" not in text and "importlib" not in names
+    program = tmp_path / "alone" / "check.py"
+    program.parent.mkdir()
+    shutil.copy(PROGRAM, program)
+    for make in PROOFS:
+        save_proof(tmp_path / f"{make.__name__}.json", make())
+    done = run(*sorted(tmp_path.glob("*.json")), program=program)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\nproved\n") == len(PROOFS)
+    assert run(program=program).returncode == 1  # without a file nothing is proved
 
 
 def test_the_program_says_what_it_checked_and_what_fails_first(tmp_path):
@@ -274,7 +427,9 @@ MALFORMED = [
     b"[" * 100_000,
     b"[]",
     b"{}",
-    *[json.dumps(two_kinks() | part).encode() for part in ({"loss": "absolute"}, {"extra": 1})],
+    json.dumps(replaced(equal(), ("network", "layers", 1), {})).encode(),
+    json.dumps(replaced(one_kink(), ("network", "layers", 1), {})).encode(),
+    *[json.dumps(two_kinks() | {k: "another"}).encode() for k in ("loss", "claim", "format")],
     *[
         json.dumps(replaced(two_kinks(), path, value)).encode()
         for path, value in [
@@ -285,7 +440,9 @@ MALFORMED = [
             (("points", "theta"), {}),
             (("data", "x", 0), "1"),
             (("data", "y"), [["1"]]),
-            (("network", "layers", 0), {"type": "norm"}),
+            *[(("network", "layers", k), {"type": "norm"}) for k in (0, 1)],
+            *[(("network", "layers", k), {}) for k in (0, 1)],
+            (("network", "layers", 1), {"type": "dense", "width": True}),
             (("network", "layers", 0), {"type": "dense", "width": 3, "bias": False}),
             (("network", "layers", 0), {"type": "dense", "width": 10**9}),
             (("network", "layers", 0), {"type": "conv", "maps": 3, "kernel": 2}),
@@ -298,17 +455,20 @@ MALFORMED = [
             (("kinks", 0), [-1, 1, 0]),
             (("multipliers",), ["1"]),
             (("frozen", 0), [2, "V", 0, 0]),
+            (("multipliers", 0), "1" * 200_000),  # numbers may have 100,000 digits
         ]
     ],
 ]
 
 
-def test_malformed_files_are_refused_in_one_line_and_without_a_traceback(checker, tmp_path, capsys):
+def test_malformed_files_are_refused_in_one_line_and_without_a_traceback(checker, tmp_path):
     path = tmp_path / "proof.json"
-    for content in MALFORMED:
-        path.write_bytes(content)
-        assert checker.main([str(path)]) == 1
-        error = capsys.readouterr().err
-        assert error.startswith(f"{path}: not proved: ") and error.count("\n") == 1
-    path.unlink()
-    assert checker.main([str(path)]) == 1
+    for content in [*MALFORMED, None]:
+        path.write_bytes(content) if content is not None else path.unlink()
+        with pytest.raises(SystemExit) as ended:
+            checker.main([str(path)])
+        words = ended.value.code
+        assert words.startswith(f"{path}: not proved: ") and "\n" not in words, content
+    path.write_bytes(b"{")
+    done = run(path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -273,10 +273,11 @@ def e8() -> Erratum:
         "E8",
         "[CNN] Theorem 3, (16), several samples in I",
         "λ minimises the loss of the samples in I, W_2 that of the others; θ_1 is a local minimum.",
-        "Samples 2 and 3 share the largest first pixel, c_p = -2, and pass 2 each; W_2 = 0 fits "
-        "sample 1 exactly. (16) gives λ = 1, the output 2 for both and u = (-1, 1): their mean is "
-        "met, no more. W_2 reads the second pixel, which tells them apart: with weight -t for it "
-        "the output of sample 3 falls by t, and 6 (R(t) - R) = -2t + t².",
+        "Samples 2 and 3 share the largest first pixel, c_p = -2, and pass 2 each. Outside I is "
+        "sample 1 alone: W_2 = 0 is one of many that fit it exactly. (16) gives λ = 1, the output "
+        "2 for both and u = (-1, 1): their mean is met, no more. W_2 reads the second pixel, which "
+        "tells them apart: with weight -t for it the output of sample 3 falls by t, and "
+        "6 (R(t) - R) = -2t + t².",
         {"E8": descent(ISOLATING, *data, theta, changes, 1, "-1/3", "1/3")},
     )
 
