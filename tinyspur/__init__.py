@@ -120,7 +120,6 @@ __all__ = [  # what matters; everything else that is imported above is there too
     "TrainingSet",
     "certify",
     "certify_cell",
-    "certify_curvature",
     "certify_strict",
     "datasets",
     "exact",
