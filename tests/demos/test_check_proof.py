@@ -421,6 +421,13 @@ def test_the_program_says_what_it_checked_and_what_fails_first(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def two_convolutions():
+    """All is 0, and so are the targets."""
+    net = ts.Network((1, 2), [ts.Conv(1, 1), ts.Conv(1, 1), ts.Dense(1)])
+    theta = {"W1": [[[0]]], "b1": [0], "W2": [[[0]]], "b2": [0], "W3": [[0, 0]], "b3": [0]}
+    return proof("local-minimum", net, [[[0, 1]]], [[0]], {"theta": theta})
+
+
 MALFORMED = [
     b"",
     b"\xff",
@@ -428,7 +435,10 @@ MALFORMED = [
     b"[]",
     b"{}",
     json.dumps(replaced(equal(), ("network", "layers", 1), {})).encode(),
-    json.dumps(replaced(one_kink(), ("network", "layers", 1), {})).encode(),
+    *[
+        json.dumps(replaced(two_convolutions(), ("network", "layers", 1), layer)).encode()
+        for layer in ({}, {"type": "norm"}, {"type": "conv", "maps": 1, "kernel": 1, "bias": 1})
+    ],
     *[json.dumps(two_kinks() | {k: "another"}).encode() for k in ("loss", "claim", "format")],
     *[
         json.dumps(replaced(two_kinks(), path, value)).encode()
@@ -437,12 +447,16 @@ MALFORMED = [
             (("points", "theta", "b2", 0), 1),
             (("points", "theta", "b2"), []),
             (("points", "theta", "b2"), None),
+            (("points", "theta", "W1"), [["1"]] * 4),
+            (("points", "theta", "W4"), [["1"]]),
+            (("points", "theta", "W1", 0), "11"),
             (("points", "theta"), {}),
             (("data", "x", 0), "1"),
             (("data", "y"), [["1"]]),
             *[(("network", "layers", k), {"type": "norm"}) for k in (0, 1)],
             *[(("network", "layers", k), {}) for k in (0, 1)],
             (("network", "layers", 1), {"type": "dense", "width": True}),
+            (("network", "layers", 1), {"type": "dense", "width": 4_000_000}),
             (("network", "layers", 0), {"type": "dense", "width": 3, "bias": False}),
             (("network", "layers", 0), {"type": "dense", "width": 10**9}),
             (("network", "layers", 0), {"type": "conv", "maps": 3, "kernel": 2}),
@@ -459,6 +473,10 @@ MALFORMED = [
         ]
     ],
 ]
+
+
+def test_the_file_of_which_malformed_ones_are_made_is_proved(checker):
+    assert passes(checker, two_convolutions())
 
 
 def test_malformed_files_are_refused_in_one_line_and_without_a_traceback(checker, tmp_path):
