@@ -439,6 +439,10 @@ MALFORMED = [
         json.dumps(replaced(two_convolutions(), ("network", "layers", 1), layer)).encode()
         for layer in ({}, {"type": "norm"}, {"type": "conv", "maps": 1, "kernel": 1, "bias": 1})
     ],
+    *[
+        json.dumps(replaced(two_convolutions(), ("points", "theta", "W1"), W)).encode()
+        for W in ([["0"]], [[["0"]], [["0"]]], [[["0", "0"]]], [[0]])
+    ],
     *[json.dumps(two_kinks() | {k: "another"}).encode() for k in ("loss", "claim", "format")],
     *[
         json.dumps(replaced(two_kinks(), path, value)).encode()
