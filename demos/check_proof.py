@@ -186,7 +186,7 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
         (pivot, *top), *rows = H
         require(pivot > 0, "the Hessian is not positive definite where all kinks stay")
         H = [[a - c / pivot * b for a, b in zip(row, top, strict=True)] for c, *row in rows]
-    left = held & {p for *_, o, _ in layers for a in o for m in a for p in m}
+    left = held & {p for *_, o, _ in [*layers, (v.values(), 0)] for a in o for m in a for p in m}
     maps = [m for p, m in enumerate(net.maps.values()) if p in left]
     fits = len({*maps}) == len(maps) and all(theta[p] for p in left) and net.last not in dict(maps)
     require(fits, f"frozen: {len(left)} coordinates that scaling does not give back")

@@ -340,7 +340,7 @@ def test_float32_is_not_enough_but_a_local_minimum_is_next_to_it(loss):
     single = certify_cell(rounded, data, loss)
     assert not single.holds and single.kinks == ()
     assert single.proves == "P2" and "G_s is not 0" in single.words
-    assert "; an exact local minimum is within" in str(single)
+    assert "; beside it an exact local minimum is within" in str(single)
     assert 1e-10 < single.stationarity < 1e-4
     assert single.excess > 1 and 1e3 * certificate.distance < single.distance < 0.1
     before = rounded.net.risk(rounded.to(np, np.float64), data, loss)
@@ -520,3 +520,11 @@ def test_a_unit_that_is_dead_by_little_is_dead(distance):
     assert certificate.holds
     assert certificate.margin == distance
     assert 0.9 * distance < certificate.radius <= distance
+
+
+@pytest.mark.parametrize("size", [1e-150, 1e-162, 1e-165, 1e-300, 5e-324])
+def test_a_decrease_that_underflows_is_not_called_0(size):
+    x, y = np.array([0.0, 1, 2, 3]), np.array([1.0, 0, 0, 3]) * size
+    theta = Network((1, 1), [Dense(1)]).zeros()
+    certificate = certify_cell(theta, TrainingSet(x[:, None, None], y[:, None]), SQUARED)
+    assert not certificate.holds and certificate.delta > 0

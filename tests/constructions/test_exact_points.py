@@ -294,3 +294,16 @@ def test_what_has_no_fractions_or_too_long_ones_is_refused_in_words(monkeypatch)
     monkeypatch.setattr(rational, "WORK", {True: 1000, False: 1000})
     with pytest.raises(AssumptionError, match=r"^exact: expected at most 3 unknowns with coeff"):
         ts.exact(found, data, LOSS)
+
+
+def test_what_settled_at_a_kink_is_a_point_of_fractions():
+    rng = np.random.default_rng(0)
+    x = np.round(rng.normal(size=(25, 1, 2)), 2)
+    y = np.round(abs(x[:, 0, :1]) + 0.3 * rng.normal(size=(25, 1)), 2)
+    net, data = ts.Network((1, 2), [ts.Dense(2), ts.Dense(1)]), ts.TrainingSet(x, y)
+    found = ts.settle(ts.kaiming_start(net, 0), data, ts.SquaredLoss())
+    assert found.holds and found.kinks
+    points = ts.exact(found, data, ts.SquaredLoss())
+    low, high = found.risk_interval
+    assert low <= points.risk <= high
+    assert points.distance <= found.distance

@@ -494,3 +494,21 @@ def test_malformed_files_are_refused_in_one_line_and_without_a_traceback(checker
     path.write_bytes(b"{")
     done = run(path)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+
+
+def test_what_moves_a_unit_at_its_kink_alone_is_no_frozen_coordinate_that_moves_nothing(checker):
+    """With b1 = t and W1 = (1, -t) the unit stays at its kink, and R falls by t / 6."""
+    net = ts.Network((1, 2), [ts.Dense(1), ts.Dense(1)])
+    x = [[[-2, 0]], [[-1, 0]], [[0, 1]], [[1, 0]], [[2, 0]], [[3, 0]]]
+    theta = {"W1": [[1, 0]], "b1": [0], "W2": [[1]], "b2": [0]}
+    found = proof(
+        "local-minimum",
+        net,
+        x,
+        [[1], [0], [-2], [2], [3], [2]],
+        {"theta": theta},
+        kinks=[(2, 1, 0)],
+        multipliers=[F(1, 6)],
+        frozen=[(1, "W", 0, 0), (1, "W", 0, 1)],
+    )
+    assert not passes(checker, found)

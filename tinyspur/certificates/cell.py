@@ -12,7 +12,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
-from ..engine.floats import EPSILON, gamma
+from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
@@ -178,7 +178,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     if reached <= EPSILON * float(abs(host.vector).max()):  # no other point is so near
         reached = 0.0
     if type(loss) in KNOWN:  # no risk is negative
-        delta = min(delta, risk + rounding)
+        delta = min(delta, risk + rounding + 2 * SMALLEST)
     return CellCertificate(
         holds=holds,
         radius=reached,

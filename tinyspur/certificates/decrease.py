@@ -13,6 +13,7 @@ from ..engine.passes import steps
 
 FARTHEST = 1e6  # no radius above this is claimed where G_s is not known to be 0
 SHARE = 1e-6  # of the risk: of all pairs of a radius and its delta the one that is given
+LEAST = 1e-200  # a bound of |G_s| is no less: on its way to a decrease it could underflow
 ROWS = 1000  # of all G_s up to which each counts for itself
 HALVINGS = 4  # of the ratio between a radius that is tolerated and one that is not
 
@@ -38,6 +39,7 @@ class Classes(NamedTuple):
         Row by row where there are few classes; of many the largest over the outputs.
         """
         xp, (classes, outputs, _) = namespace(theta.vector), bounds.shape
+        bounds = np.maximum(bounds, LEAST)
         count = np.ones((outputs, classes))
         if classes * outputs <= ROWS:
             x, count = x.repeat(outputs, axis=0), np.tile(np.eye(outputs), classes)

@@ -99,11 +99,12 @@ class StrictCertificate(Certificate):
         """Return what was found and what it rests on, as lines of text."""
         if not self.holds:
             return [f"not decided: {self.obstacle}"]
+        inside = f"multipliers inside their bounds by a share of {round_down(self.inside)}, "
         return [
-            f"{self.kinks} kinks ({self.held} units and samples), {self.free} free coordinates, "
-            f"{self.frozen} frozen, {self.idle} without influence",
-            f"least eigenvalue {round_down(self.eigenvalue)}, multipliers inside their bounds by "
-            f"{round_down(self.inside)} of them, margin {self.margin:.3g}, "
+            f"kinks {self.kinks} ({self.held} units and samples), free coordinates {self.free}, "
+            f"frozen {self.frozen}, without influence {self.idle}",
+            f"least eigenvalue at least {round_down(self.eigenvalue)}, "
+            f"{inside * bool(self.kinks)}margin {self.margin:.3g}, "
             f"radius {round_down(self.radius)}",
             f"R(theta*) is between {self.risk[0]!r} and {self.risk[1]!r}",
             *self.bound_lines(),

@@ -31,6 +31,7 @@ from ..fitting.rational import (
     from_fractions,
     joined,
 )
+from ..fitting.settle import Settled
 from .equal_risk import bias_below, case_above, case_below
 from .piecewise_linear import SpuriousPair
 from .spurious import SpuriousMinimum
@@ -132,11 +133,11 @@ def exact(
 ) -> ExactPoints:
     """Return fractions for a minimum, checked exactly: that it is one, its risk, a lower point.
 
-    `found` is what `find_spurious_minimum` or `spurious_pair` returned, or a point theta. For the
-    squared loss and ReLU or leaky ReLU. Numbers in float64 are fractions; those of one dense layer
-    are replaced by what makes theta exactly a local minimum, all others stay. With one hidden layer
-    and one output it may be at kinks: z = 0 for the (sample, unit) of `kinks`, by default where it
-    is 0 up to rounding; then all incoming weights and biases are replaced.
+    `found` is what `find_spurious_minimum`, `spurious_pair` or `settle` returned, or a point. For
+    the squared loss and ReLU or leaky ReLU. Numbers in float64 are fractions; those of one dense
+    layer are replaced by what makes theta exactly a local minimum, all others stay. With one hidden
+    layer and one output it may be at kinks: z = 0 for the (sample, unit) of `kinks`, by default
+    where it is 0 up to rounding; then all incoming weights and biases are replaced.
 
     Fractions grow with the parameters that are replaced: thousands of bits for 50 inputs, in a
     second or two, and 16,000 bits for 784 pixels that are integers over a power of 2, in about a
@@ -149,6 +150,10 @@ def exact(
         return _of_spurious(found, data, loss)
     if isinstance(found, SpuriousPair):
         return _of_pair(found, data, loss)
+    if isinstance(found, Settled):
+        held = [zip(kink.samples, kink.units, strict=True) for kink in found.kinks]
+        kinks = [(int(sample), int(unit)) for members in held for sample, unit in members]
+        found = found.theta
     check_at(found, data, loss)
     if kinks is not None or is_shallow(found.net):
         return _of_shallow(found, data, loss, kinks)

@@ -87,8 +87,8 @@ class Settled:
             f"{'settled' if self.settled else 'not settled'}: {self.reason}",
             f"risk {self.risk_before:.9g} before, {self.risk:.9g} after {self.steps} steps, "
             f"parameters moved by up to {self.moved:.3g}",
-            f"largest entry of the gradient {self.residual:.1e}, least eigenvalue "
-            f"{self.eigenvalue:.3g}, {self.flat} flat directions",
+            f"largest entry of the gradient {self.residual:.1e}, least eigenvalue about "
+            f"{self.eigenvalue:.3g}, flat directions {self.flat}",
         ]
         depth = self.theta.net.depth
         if self.kinks:
@@ -120,10 +120,11 @@ def settle(
     """Return the strict local minimum that theta is heading for, smooth or at kinks.
 
     Some L-BFGS steps, then at most `steps` Newton steps for a convex model in which all kinks that
-    are near may be met at once; no new one is begun after so many `seconds`. The risk never ends
-    higher than it began, but for rounding. Where the conditions of a strict local minimum hold, up
-    to rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the
-    host. `progress` shows on stderr how far it is, after a text of yours if it is one. Raises
+    are near may be met at once; no new one is begun after so many `seconds`, the proof not counted.
+    The risk never ends higher than it began, but for rounding. Where the conditions of a strict
+    local minimum hold, up to rounding, it tries to prove it, see `certify_strict`. All is computed
+    in float64, on the host. `progress` shows on stderr how far it is, after a text of yours if it
+    is one. Raises
     ValueError for settings out of range, for piecewise linear activations of your own, leaky ReLU
     with a slope of 1 or more, and where the risk at theta is not finite.
 
