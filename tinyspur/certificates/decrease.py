@@ -13,7 +13,7 @@ from ..engine.passes import steps
 
 FARTHEST = 1e6  # no radius above this is claimed where G_s is not known to be 0
 SHARE = 1e-6  # of the risk: of all pairs of a radius and its delta the one that is given
-LEAST = 1e-200  # a bound of |G_s| is no less: on its way to a decrease it could underflow
+LEAST = 1e-150  # bounds of |G_s| and distances are no less: their products could underflow
 ROWS = 1000  # of all G_s up to which each counts for itself
 HALVINGS = 4  # of the ratio between a radius that is tolerated and one that is not
 
@@ -58,6 +58,7 @@ class Classes(NamedTuple):
         """
         if not theta.net.size:
             return self.slack
+        rho = max(rho, LEAST)
         total, net = self.slack, theta.net
         with np.errstate(over="ignore", invalid="ignore"):
             for rows, columns in net.chunks(theta, self.x):
