@@ -12,7 +12,7 @@ from ..engine.parameters import Parameters
 from ..engine.passes import steps
 
 FARTHEST = 1e6  # no radius above this is claimed where G_s is not known to be 0
-SHARE = 1e-6  # of the risk: of all pairs of a radius and its delta the one that is given
+SHARE = 1e-6  # of the risk: delta is no more where a certificate holds, or where P1 is not shown
 LEAST = 1e-150  # bounds of |G_s| and distances are no less: their products could underflow
 ROWS = 1000  # of all G_s up to which each counts for itself
 HALVINGS = 4  # of the ratio between a radius that is tolerated and one that is not
