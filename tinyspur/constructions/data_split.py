@@ -21,7 +21,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from ..certificates.rounding import risk_rounding
+from ..certificates.rounding import mean_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
 from ..engine.floats import gamma
@@ -30,7 +30,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
-from .split_terms import map_values, output_derivatives, read_weights, sums_rounding, tie_of
+from .split_terms import enclosed_outputs, map_values, read_weights, sums_rounding, tie_of
 from .steepest_gap import steepest_gaps
 from .towers import RelayedPair, check_pair
 
@@ -102,8 +102,10 @@ def split_data(
     maps = pair.relayed if map is None else (map,)
     chosen = list(range(outputs)) if output is None else [output]
     theta = theta.to(namespace(theta.vector), np.float64)
-    u = output_derivatives(theta, data, loss)
-    off, least = sums_rounding(theta, data, loss, u), risk_rounding(theta, data, loss)
+    o, errors = enclosed_outputs(theta, data.x)
+    y = np.ascontiguousarray(data.y.T, np.float64)
+    u, losses = loss.gradient(o, y), loss.value(o, y)
+    off, least = sums_rounding(loss, o, errors, y, u), mean_rounding(loss, o, y, losses, errors)
     best, highest = None, ()
     for m in maps:
         w, v = read_weights(theta, pair, m), map_values(theta, pair, m, data.x)

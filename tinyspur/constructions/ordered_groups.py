@@ -12,7 +12,7 @@ from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
-from .split_terms import map_values, output_derivatives, sums_rounding, tie_of
+from .split_terms import enclosed_outputs, map_values, sums_rounding, tie_of
 from .towers import RelayedPair, check_pair
 
 
@@ -80,7 +80,9 @@ def ordered_groups(
     outputs = theta.net.shapes[-1][0]
     output = whole_number("output unit", output, 0, outputs - 1)
     pair.relay_of(map)
-    v, u = map_values(theta, pair, map, data.x), output_derivatives(theta, data, loss)
+    v, (o, errors) = map_values(theta, pair, map, data.x), enclosed_outputs(theta, data.x)
+    y = np.ascontiguousarray(data.y.T, np.float64)
+    u = loss.gradient(o, y)
     order = np.argsort(-v, axis=1, kind="stable")
     ranked = np.take_along_axis(v, order, axis=1)
     tie = tie_of(v)
@@ -90,7 +92,7 @@ def ordered_groups(
         values.append(row[starts])
         sizes.append(np.diff(np.append(starts, len(row))))
         sums.append(np.add.reduceat(u[output][samples], starts))
-    vanishing = float(sums_rounding(theta, data, loss, u)[output])
+    vanishing = float(sums_rounding(loss, o, errors, y, u)[output])
     return OrderedGroups(
         pair.below, map, output, tuple(values), tuple(sizes), tuple(sums), vanishing
     )

@@ -13,7 +13,14 @@ from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from .data_split import DataSplit, split_at, split_data
-from .split_terms import map_values, output_derivatives, read_weights, sums_rounding, tie_of
+from .split_terms import (
+    enclosed_outputs,
+    map_values,
+    output_derivatives,
+    read_weights,
+    sums_rounding,
+    tie_of,
+)
 from .towers import RelayedPair
 
 INEXACT = 1e-6  # of sum |u|: with larger rounding errors these are named as the reason
@@ -86,7 +93,8 @@ def _greatest_gain(
     The sum is over the samples with v above the gap at some location. The gap is given by its ends;
     the values v of the map follow. Raises AssumptionError where all sums vanish.
     """
-    zero = sums_rounding(theta, data, loss, u)
+    o, errors = enclosed_outputs(theta, data.x)
+    zero = sums_rounding(loss, o, errors, np.ascontiguousarray(data.y.T, np.float64), u)
     best = None
     for m in pair.relayed:
         v = map_values(theta, pair, m, data.x)

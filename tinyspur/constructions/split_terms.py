@@ -28,20 +28,27 @@ def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.n
     return to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss)))
 
 
-def sums_rounding(theta: Parameters, data: TrainingSet, loss: Loss, u: np.ndarray) -> np.ndarray:
+def sums_rounding(
+    loss: Loss, o: np.ndarray, errors: np.ndarray, y: np.ndarray, u: np.ndarray
+) -> np.ndarray:
     """Return how far a sum of computed u over any samples is from the exact one at most, (d_y,).
 
-    Where an output meets a kink of the loss, up to rounding, any subgradient will do: the one that
-    was computed is taken. For a loss of a user's this is an estimate.
+    `u` at float64 outputs `o` that are off by up to `errors`, (d_y, N) each, on the host. Where an
+    output meets a kink of the loss, up to rounding, any subgradient will do: the one that was
+    computed is taken. For a loss of a user's this is an estimate.
     """
-    o = to_numpy(theta.net.forward(theta, data.x)).T.astype(np.float64)
-    errors, y = output_rounding(theta, data.x), np.ascontiguousarray(data.y.T, np.float64)
-    found = loss_gradient(loss, Enclosure(np.ascontiguousarray(o), errors), y)
+    found = loss_gradient(loss, Enclosure(o, errors), y)
     off = abs(u - found.middle) + found.radius
     if hasattr(loss, "subgradients"):
         low, high = loss.subgradients(o, y, errors)
         off = np.where(low < high, 0.0, off)
-    return (off.sum(axis=1) + gamma(len(data)) * abs(u).sum(axis=1)) * (1 + gamma(len(data)))
+    return (off.sum(axis=1) + gamma(len(o[0])) * abs(u).sum(axis=1)) * (1 + gamma(len(o[0])))
+
+
+def enclosed_outputs(theta: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return outputs in float64 and bounds of their rounding errors, (d_y, N) each, on the host."""
+    o = to_numpy(theta.net.forward(theta, x)).T.astype(np.float64, order="C")
+    return o, output_rounding(theta, x)
 
 
 def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:
