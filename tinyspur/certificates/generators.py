@@ -36,6 +36,7 @@ from ..engine.parameters import Parameters
 from ..layers import Dense
 from .box_hessians import reads
 from .boxes import influence, members_of
+from .families import Symmetry
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
 
@@ -43,25 +44,32 @@ INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
 class Generator(NamedTuple):
     """A field: at coordinates `at` it is factor * theta[source], or factor where source is -1.
 
-    Coordinates that come more than once are summed. `mixes` is (layer, a, b) of a mixing.
+    Coordinates that come more than once are summed.
     """
 
     at: np.ndarray
     source: np.ndarray
     factor: np.ndarray
-    mixes: tuple[int, int, int] | None = None
+    symmetry: Symmetry
+
+    @property
+    def mixes(self) -> tuple[int, int, int] | None:
+        """Return (layer, a, b) of a mixing or scaling, None for others."""
+        kind, layer, maps = self.symmetry
+        return (layer, maps[0], maps[-1]) if kind in ("scaling", "mixing") else None
 
 
 @dataclass(frozen=True)
 class Interpolation:
     """The rows that the weights of one map read at different places, more columns than rows.
 
-    `layer` and `places` (position, sample) of the rows, `columns` the numbers of its weights, the
-    bias last, `solved` those of a regular square matrix, `rest` the others; `coordinates` of all.
-    For an exchange `others` are those of the other map, and `swapped` those of q and p.
+    `symmetry` with its layer, `places` (position, sample) of the rows, `columns` the numbers of its
+    weights, the bias last, `solved` those of a regular square matrix, `rest` the others;
+    `coordinates` of all. For an exchange `others` are those of the other map, and `swapped` those
+    of q and p.
     """
 
-    layer: int
+    symmetry: Symmetry
     positions: np.ndarray
     samples: np.ndarray
     solved: np.ndarray
@@ -158,7 +166,7 @@ def mixings(
                 np.concatenate([own, out]),
                 np.concatenate([other, back]),
                 np.concatenate([np.ones(len(own)), -np.ones(len(out))]),
-                (layer, a, b),
+                Symmetry("scaling", layer, (a,)) if a == b else Symmetry("mixing", layer, (a, b)),
             )
             found.append(one)
     return found
@@ -195,6 +203,7 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
                 np.concatenate([incoming(held, layer, t)[-1:], np.repeat(biases, out.shape[1])]),
                 np.concatenate([[-1], out.ravel()]),
                 np.concatenate([[1.0], np.full(out.size, -slope)]),
+                Symmetry("shift", layer, (t,)),
             )
         )
     return found
@@ -203,6 +212,7 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
 def equal_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[Generator]:
     """Return the generators of inputs that agree wherever a unit of the first layer counts."""
     coordinates, found = incoming(held, at.step.layer, t), []
+    symmetry = Symmetry("equal inputs", at.step.layer, (t,))
     used = at.matters[t]
     x = at.step.below[:, used]
     first: dict[bytes, int] = {}
@@ -216,7 +226,7 @@ def equal_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[Gener
         else:
             first[key] = k
             continue
-        found.append(Generator(coordinates[at_], np.array(source), np.array(factor)))
+        found.append(Generator(coordinates[at_], np.array(source), np.array(factor), symmetry))
     return found
 
 
@@ -227,7 +237,8 @@ def output_shifts(held: Held) -> list[Generator]:
         return []
     columns = np.array([incoming(held, net.depth, h) for h in range(net.shapes[-1][0])])
     nothing, ones = np.full(len(columns), -1), np.ones(len(columns))
-    return [Generator(column, nothing, ones) for column in columns.T]
+    symmetry = Symmetry("outputs", net.depth, tuple(range(len(columns))))
+    return [Generator(column, nothing, ones, symmetry) for column in columns.T]
 
 
 def interpolation(
@@ -259,7 +270,8 @@ def exchanges(
                 p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
                 others = incoming(held, layer, b)
                 if not taken[others[~taken[one.coordinates]]].any():
-                    found.append(replace(one, others=others, swapped=(q, p)))
+                    symmetry = Symmetry("exchange", layer, (a, b))
+                    found.append(replace(one, symmetry=symmetry, others=others, swapped=(q, p)))
     return found
 
 
@@ -282,4 +294,5 @@ def _interpolating(
         if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
             return None
         solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
-    return Interpolation(at.step.layer, positions, samples, solved, rest, coordinates)
+    symmetry = Symmetry("few samples", at.step.layer, (t,))
+    return Interpolation(symmetry, positions, samples, solved, rest, coordinates)
