@@ -75,7 +75,7 @@ CASES = {
     "shift": active_units,
     "few samples": rarely_active_unit,
     "exchange": nearly_equal_units,
-    "equal inputs": equal_inputs,
+    "dependent inputs": equal_inputs,
     "outputs": lambda: problem((Dense(2), Dense(3)), (1, 3), 20, loss=CrossEntropy()),
     "dead": dead_unit,
     "unread": unread_unit,

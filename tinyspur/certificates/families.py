@@ -20,7 +20,7 @@ WORDS = {  # of a kind: all of it, and what it does to one coordinate
         "fewer samples than weights, {where}",
     ),
     "exchange": ("exchanges between {units}", "exchange between {where}"),
-    "equal inputs": ("equal or constant inputs of {units}", "equal or constant inputs, {where}"),
+    "dependent inputs": ("dependent inputs of {units}", "inputs that are dependent, {where}"),
     "outputs": ("shifts of all outputs", "shift of all outputs"),
     "dead": ("incoming weights of {dead}", "incoming weight of a dead unit, {where}"),
     "unread": ("weights of {units} that no output depends on", "no output depends on {where}"),

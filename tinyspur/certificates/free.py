@@ -33,7 +33,6 @@ import scipy.optimize
 from ..engine.equal_kinks import EqualKinks
 from ..engine.held import Held
 from ..engine.parameters import Parameters
-from ..layers import Dense
 from .box_hessians import reads
 from .boxes import Box, forward, members_of
 from .enclosed_algebra import enclose_inverse, solve
@@ -44,7 +43,7 @@ from .generators import (
     Generator,
     Interpolation,
     Reach,
-    equal_inputs,
+    dependent_inputs,
     exchanges,
     incoming,
     interpolation,
@@ -124,8 +123,8 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
             found = interpolation(held, reaches[layer], labels[layer], t, taken)
             if found is not None:
                 interpolations.append(found)
-            elif layer == 1 and isinstance(net.layers[0], Dense):
-                generators += equal_inputs(held, reaches[layer], t, taken)
+            elif layer == 1:
+                generators += dependent_inputs(held, reaches[layer], t, taken)
     generators += output_shifts(held)
     box = Box(theta, net.zeros(), exact(np.zeros(len(held.kinks))))
     rows = fields(generators, interpolations, held, box)

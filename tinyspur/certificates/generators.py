@@ -15,15 +15,17 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
 - *exchanges* between units a, b that only one unit above reads, with weights p, q, where they
   differ in slope or are held at few places: (w, b)_a += q x and (w, b)_b -= p x for weights x that
   give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere.
-- *equal inputs* of a first dense layer: two pixels that agree, or one that is constant and the
-  bias, at all samples where the unit counts.
+- *dependent inputs* of a first layer: two pixels that agree, one that is constant and the bias, or
+  sums with small whole factors that are 0, as of one-hot features, wherever the unit counts.
 - *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +38,11 @@ from ..engine.parameters import Parameters
 from ..layers import Dense
 from .box_hessians import reads
 from .boxes import influence, members_of
+from .exact_sums import integers
 from .families import Symmetry
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
+LARGEST_FACTOR = 1000  # in a sum of dependent inputs
 
 
 class Generator(NamedTuple):
@@ -209,24 +213,60 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
     return found
 
 
-def equal_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[Generator]:
-    """Return the generators of inputs that agree wherever a unit of the first layer counts."""
+def dependent_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[Generator]:
+    """Return the generators of inputs of a map of the first layer that are dependent where it
+    counts: equal ones, constant ones, and sums with small whole factors, as of one-hot features.
+    """
     coordinates, found = incoming(held, at.step.layer, t), []
-    symmetry = Symmetry("equal inputs", at.step.layer, (t,))
-    used = at.matters[t]
-    x = at.step.below[:, used]
+    symmetry = Symmetry("dependent inputs", at.step.layer, (t,))
+    maps, P = at.step.W.maps_out, at.step.W.positions_out
+    used = at.matters.reshape(maps, P, -1)[t]
+    if not used.any():
+        return []
+    x = reads(at.step.W, at.step.below)[:, used]
     first: dict[bytes, int] = {}
-    for k, row in enumerate(x):
+
+    def add(inputs: Sequence[int], factors: Sequence[float]) -> None:
+        source = np.full(len(inputs), -1)
+        found.append(Generator(coordinates[inputs], source, np.array(factors, float), symmetry))
+
+    for k, row in enumerate(x[:-1]):
         if taken[coordinates[k]]:
             continue
         if (row == row[0]).all():
-            at_, factor, source = [k, len(x)], [1.0, -float(row[0])], [-1, -1]
+            add([k, len(x) - 1], [1.0, -float(row[0])])
         elif (key := row.tobytes()) in first:
-            at_, factor, source = [k, first[key]], [1.0, -1.0], [-1, -1]
+            add([k, first[key]], [1.0, -1.0])
         else:
             first[key] = k
-            continue
-        found.append(Generator(coordinates[at_], np.array(source), np.array(factor), symmetry))
+    rest = np.array([*first.values(), len(x) - 1])
+    for factors in whole_null_vectors(x[rest].T):
+        inside = np.flatnonzero(factors)
+        add(rest[inside], factors[inside])
+    return found
+
+
+def whole_null_vectors(A: np.ndarray) -> list[np.ndarray]:
+    """Return independent vectors n of small whole numbers with A n = 0 exactly, A (rows, n)."""
+    _, R, order = scipy.linalg.qr(A, mode="economic", pivoting=True)
+    sizes = abs(np.diag(R))
+    rank = int((sizes > INDEPENDENT * sizes.max(initial=0)).sum())
+    if rank in (0, A.shape[1]):
+        return []
+    solved, rest = order[:rank], order[rank:]
+    X = scipy.linalg.solve_triangular(R[:rank, :rank], R[:rank, rank:])
+    columns, powers = integers(np.unique(A, axis=0))
+    columns = columns * np.array([1 << (max(powers) - p) for p in powers], dtype=object)
+    found = []
+    for k, x in zip(rest, X.T, strict=True):
+        parts = [Fraction(v).limit_denominator(LARGEST_FACTOR) for v in x.tolist()]
+        common = math.lcm(*(part.denominator for part in parts))
+        factors = np.zeros(A.shape[1])
+        factors[k] = common
+        factors[solved] = [float(-part * common) for part in parts]
+        whole = np.array([int(v) for v in factors], dtype=object)
+        if abs(whole).max() <= LARGEST_FACTOR and not (columns @ whole).any():
+            found.append(factors)
     return found
 
 
