@@ -79,7 +79,7 @@ def move_along(
     >>> net = Network((1, 1), [Dense(1), Dense(1)])
     >>> data = TrainingSet([[-2], [-1], [0], [1], [2]], [0, 0, -1, 1, 2])
     >>> found = settle(Parameters(net, [1.0, 0.1, 1.0, 0.0]), data, SquaredLoss())
-    >>> print(found.certificate.family)
+    >>> print(found.family)
     family of dimension 1: scalings of 1 unit (1)
     >>> other = move_along(found, data, SquaredLoss(), distance=5)
     >>> other.certificate.holds, other.moved > 1, other.change < 1e-14
@@ -109,12 +109,13 @@ def move_along(
     for n in range(HALVINGS):
         point = _moved(held, start, 0.5**n * distance, np.random.default_rng(seed), set(kinds))
         after = certify_strict(point, data, loss, found.kinks)
-        if after.holds and _meet(before.risk, after.risk):
+        moved = float(abs(point.vector - start.vector).max())
+        if moved and after.holds and _meet(before.risk, after.risk):
             return Member(
                 point.to(namespace(theta.vector)),
                 after,
                 found.kinks,
-                float(abs(point.vector - start.vector).max()),
+                moved,
                 float(abs(_outputs(point, data, loss) - outputs).max()),
             )
     raise AssumptionError(f"move_along: no other point is certified, the last one {after.words}")

@@ -70,11 +70,8 @@ class Settled:
 
     @property
     def family(self) -> Family | None:
-        """Return the family of points with the same outputs near theta; None without a certificate.
-
-        See `move_along` for other points of it.
-        """
-        return self.certificate.family if self.certificate else None
+        """Return the family of minima around theta, see `move_along`; None if not proved."""
+        return self.certificate.family if self.holds else None
 
     @property
     def distance(self) -> float:
