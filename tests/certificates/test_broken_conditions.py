@@ -10,6 +10,7 @@ from tinyspur.certificates.growth import Growth, box_around, exists, rooms
 from tinyspur.certificates.stationary import find_stationary, near_kinks
 from tinyspur.certificates.strict import certify_strict
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.losses import AbsoluteLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.layers import Dense
@@ -86,3 +87,17 @@ def test_the_risk_is_lower_where_a_condition_is_broken():
     here, off = exact_risk(theta, data), 1e-3 * np.array([0, 1.0, 0, 0])
     assert min(exact_risk(moved(theta, s * off), data) for s in (1, -1)) < here
     assert here == Fraction(2, 3)
+
+
+def test_a_vertex_of_kinks_that_is_scaled_badly_is_refused_in_words():
+    """A line of least absolute deviations meets two targets, so that no tangent is left."""
+    x, y = np.array([0.0, 1, 2, 4, 8]), np.array([0.0, 2, 1, 3.5, 5])
+    data, loss = TrainingSet(x[:, None, None], y[:, None]), AbsoluteLoss()
+    net = Network((1, 1), (Dense(1), Dense(1)))
+    start = Parameters(net, [0.625, 1, 1, -1])
+    kinks = near_kinks(start, data, loss, 1e-12)
+    assert certify_strict(start, data, loss, kinks).holds
+    s = 2.0**30
+    found = certify_strict(Parameters(net, [0.625 * s, s, 1 / s, -1]), data, loss, kinks)
+    assert not found.holds
+    assert found.obstacle == "the gradients of the kinks may be dependent, up to rounding"

@@ -227,6 +227,8 @@ def _counts(at: Stationary) -> dict:
 def _flatness(growth: Growth) -> str:
     """Return in words why the Hessian is not positive definite on the tangent space."""
     values = growth.tangents
+    if not len(values):
+        return "the gradients of the kinks may be dependent, up to rounding"
     low = 1e-10 * abs(values).max(initial=0)
     if (values < -low).any():
         return f"a saddle: the least eigenvalue of the Hessian is {values.min():.2g}"
