@@ -138,11 +138,10 @@ class TrainedMinima:
     def words(self) -> str:
         """Return how many trainings ended in what, in a line."""
         n = self.counts
-        zero = f", {n['zero']} at R = 0 up to rounding" if n["zero"] else ""
-        return (
-            f"{n['trainings']} trainings: {n['proved']} in proved minima, {n['spurious']} of them "
-            f"spurious{zero}, {n['not_proved']} not proved"
-        )
+        proved = f"{n['proved']} in proved minima, {n['spurious']} of them spurious"
+        zero = f"{n['zero']} at R = 0 up to rounding" * bool(n["zero"])
+        rest = f"{n['not_proved']} not proved" * bool(n["not_proved"])
+        return f"{n['trainings']} trainings: {'; '.join(filter(None, (proved, zero, rest)))}"
 
     def as_dict(self) -> dict:
         """Return what a report says of it."""

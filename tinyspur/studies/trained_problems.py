@@ -59,7 +59,7 @@ def shirts(name: str, words: str, size: int, samples: int, layers: list, seed: i
     width = math.isqrt(math.prod(clothes.input_shape)) // size
     x = clothes.pixels()[both].reshape(-1, 1, size, width, size, width).mean(axis=(3, 5))
     y = (clothes.labels[both] == SHIRTS[1]).astype(float)
-    title = f"{words}, {samples} images of {size} x {size} pixels"
+    title = f"T-shirts or shirts, {samples} images of {size} x {size} pixels, {words}"
     return Problem(name, title, Network((1, size, size), layers), TrainingSet(x, y))
 
 
