@@ -84,10 +84,16 @@ def run(options: argparse.Namespace) -> None:
     print(f"{seconds:.0f} s; trained_minima.json, trained_minima.png in {options.out}")
 
 
+def kept(options: argparse.Namespace) -> str:
+    """Return what there is to say after Ctrl-C."""
+    done = sum(len(list((options.out / name).glob("*.json"))) for name in set(options.problems))
+    return f"{done} finished trainings are in {options.out}, the same command goes on" * bool(done)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
-    return exit_status(lambda: run(options))
+    return exit_status(lambda: run(options), lambda: kept(options))
 
 
 if __name__ == "__main__":

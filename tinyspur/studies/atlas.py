@@ -77,7 +77,7 @@ class Atlas:
         if self.proved.any():
             risks = self.settled[self.proved]
             lines.append(
-                f"  {len(risks)} of them were heading for strict local minima that are proved, "
+                f"  {len(risks)} of them lead to proved strict local minima, "
                 f"R from {risks.min():.4g} to {risks.max():.4g}"
             )
         return "\n".join(lines)
