@@ -35,7 +35,7 @@ def test_it_writes_a_report_a_figure_and_every_training(program, tmp_path, capsy
     assert [problem["name"] for problem in report["problems"]] == ["teacher-2", "teacher-3"]
     assert [len(problem["ends"]) for problem in report["problems"]] == [2, 2]
     assert imread(tmp_path / "trained_minima.png").shape[1] > 1000
-    names = ["0.json", "0.npz", "1.json", "1.npz", "data.npz"]
+    names = ["0.json", "0.npz", "1.json", "1.npz", "data.npz", "known.npz"]
     for name in ("teacher-2", "teacher-3"):
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == names
     before = (tmp_path / "trained_minima.json").read_bytes()

@@ -95,6 +95,8 @@ def test_what_is_proved_is_a_stationary_point_of_that_risk_up_to_its_distance(st
             assert ts.certify_strict(theta, TrainingSet(x, y), SQUARED).holds
         else:
             assert end.zero == (end.risk < 1e-25)
+    known = ts.load_point(folder / "known.npz")
+    assert twin_risk(known, SMALL.data) == 0
 
 
 def test_the_teacher_has_no_risk_and_its_targets_are_not_rounded():
@@ -136,7 +138,7 @@ def test_a_second_call_trains_only_what_is_missing(stored, tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         train_and_prove([SMALL], RUNS, tmp_path)
     names = sorted(path.name for path in (tmp_path / SMALL.name).iterdir())
-    assert names == ["0.json", "0.npz", "1.json", "1.npz", "data.npz"]
+    assert names == ["0.json", "0.npz", "1.json", "1.npz", "data.npz", "known.npz"]
     (tmp_path / SMALL.name / "0.json").unlink()
     [again] = train_and_prove([SMALL], RUNS, tmp_path)
     assert trained == [0, 1, 2, 0, 2, 3]

@@ -185,8 +185,8 @@ def train_and_prove(
     """Return where the trainings with the seeds 0, ..., runs - 1 of each problem end.
 
     Every finished training is written to `folder` at once, below the name of its problem: SEED.npz,
-    the settled point, and SEED.json, what was found; data.npz has the samples. A training that is
-    there already is read and not repeated. Trainings go to `executor`, and are done in this
+    the settled point, and SEED.json, what was found; data.npz has the samples, known.npz the point
+    that is known to be good, if there is one. A training that is there is read and not repeated. Trainings go to `executor`, and are done in this
     process without one. `stage`, such as `console.Stages`, is entered with the name "trainings", a
     text, the number of trainings, and how many are there. Raises ValueError for fewer than one
     training, and OSError for files that are in the way, or from another study.
@@ -278,7 +278,7 @@ class _Store:
 
     def read(self, runs: int) -> dict[int, End]:
         """Return the trainings that are there by their seeds, and make sure of the other files."""
-        found, ours = {}, {"data.npz": ["x", "y"]}
+        found, ours = {}, {"data.npz": ["x", "y"], "known.npz": ["spec"]}
         for seed in range(runs):
             path = self.folder / f"{seed}.json"
             if path.exists():
@@ -309,5 +309,7 @@ class _Store:
         if not samples.exists():
             with whole_file(samples) as file:
                 np.savez(file, x=self.problem.data.x, y=self.problem.data.y)
+            if self.problem.known is not None:
+                save_point(self.folder / "known.npz", self.problem.known)
         save_point(self.folder / f"{end.seed}.npz", theta)
         write_json(self.folder / f"{end.seed}.json", {"key": self.key, "end": asdict(end)})
