@@ -176,6 +176,8 @@ def test_files_of_another_kind_are_refused(text, tmp_path):
         train_and_prove([SMALL], 1, tmp_path)
     with pytest.raises(ValueError, match="trainings: expected 1 or more, got 0"):
         train_and_prove([SMALL], 0, tmp_path)
+    with pytest.raises(ValueError, match="different names, got teacher-2, teacher-2"):
+        train_and_prove([SMALL, SMALL], 1, tmp_path)
 
 
 def test_reports_say_what_was_found(stored):

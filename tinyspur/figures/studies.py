@@ -39,7 +39,7 @@ ENDS = {  # of trainings: how they are drawn, and what they are
         {"marker": "s", "color": REACHED, "ms": 6},
         "proved strict local minimum, none lower found",
     ),
-    "zero": ({"marker": "v", "color": ELSEWHERE, "ms": 6}, "R = 0 up to rounding: global"),
+    "zero": ({"marker": "v", "color": ELSEWHERE, "ms": 6}, "R = 0 up to rounding"),
     "open": ({"marker": "o", "color": "0.55", "mfc": "none", "ms": 6}, "not proved"),
 }
 AUDIT_LEGEND = (

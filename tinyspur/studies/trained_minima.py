@@ -189,10 +189,14 @@ def train_and_prove(
     that is known to be good, if there is one. A training that is there is read and not repeated. Trainings go to `executor`, and are done in this
     process without one. `stage`, such as `console.Stages`, is entered with the name "trainings", a
     text, the number of trainings, and how many are there. Raises ValueError for fewer than one
-    training, and OSError for files that are in the way, or from another study.
+    training, for problems of the same name, and for files of another study; OSError for files that
+    are in the way or can't be written.
     """
     if runs < 1:
         raise ValueError(f"trainings: expected 1 or more, got {runs}")
+    names = [problem.name for problem in problems]
+    if len(set(names)) < len(names):
+        raise ValueError(f"trainings: expected problems of different names, got {', '.join(names)}")
     stores = [_Store(problem, Path(folder) / problem.name) for problem in problems]
     ends = [store.read(runs) for store in stores]
     missing = [
