@@ -155,6 +155,14 @@ def test_an_executor_finds_the_same(stored, tmp_path):
         assert same(found, train_and_prove([SMALL], RUNS, tmp_path, executor)[0])
 
 
+def test_samples_that_a_killed_run_left_without_a_training_are_replaced(tmp_path):
+    path = tmp_path / SMALL.name / "data.npz"
+    path.parent.mkdir()
+    np.savez(path, x=np.zeros(1), y=np.zeros(1))
+    train_and_prove([SMALL], 1, tmp_path)
+    assert np.array_equal(np.load(path)["x"], SMALL.data.x)
+
+
 def test_trainings_of_other_samples_are_refused_and_left(stored):
     _, folder = stored
     before = {path: path.read_bytes() for path in folder.iterdir()}

@@ -186,11 +186,11 @@ def train_and_prove(
 
     Every finished training is written to `folder` at once, below the name of its problem: SEED.npz,
     the settled point, and SEED.json, what was found; data.npz has the samples, known.npz the point
-    that is known to be good, if there is one. A training that is there is read and not repeated. Trainings go to `executor`, and are done in this
-    process without one. `stage`, such as `console.Stages`, is entered with the name "trainings", a
-    text, the number of trainings, and how many are there. Raises ValueError for fewer than one
-    training, for problems of the same name, and for files of another study; OSError for files that
-    are in the way or can't be written.
+    that is known to be good, if there is one. A training that is there is read and not repeated.
+    Trainings go to `executor`, and are done in this process without one. `stage`, such as
+    `console.Stages`, is entered with the name "trainings", a text, the number of trainings, and how
+    many are there. Raises ValueError for fewer than one training, for problems of the same name,
+    and for files of another study; OSError for files that are in the way or can't be written.
     """
     if runs < 1:
         raise ValueError(f"trainings: expected 1 or more, got {runs}")
@@ -310,7 +310,7 @@ class _Store:
     def write(self, end: End, theta: Parameters) -> None:
         """Write the point, and then what was found, with which the training is finished."""
         samples = self.folder / "data.npz"
-        if not samples.exists():
+        if not (samples.exists() and any(self.folder.glob("*.json"))):  # there may be older ones
             with whole_file(samples) as file:
                 np.savez(file, x=self.problem.data.x, y=self.problem.data.y)
             if self.problem.known is not None:
