@@ -111,7 +111,7 @@ def test_trainings_are_where_they_settle_or_at_the_least_that_is_drawn(saved):
     figure, _ = saved(draw_atlas, ATLAS)
     proved, others = (line for line in figure.axes[0].lines if line.get_marker() == "v")
     np.testing.assert_allclose(proved.get_xdata(), [0.25, 0.13])
-    assert proved.get_label() == "2 trainings, each in a strict local minimum, proved"
+    assert proved.get_label() == "2 trainings, in proved strict local minima"
     np.testing.assert_allclose(others.get_xdata(), [1e-6 * 0.4])
     assert others.get_label() == "1 trainings, not proved where they end"
     assert proved.get_markerfacecolor() == "k" and others.get_markerfacecolor() == "none"

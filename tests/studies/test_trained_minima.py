@@ -18,6 +18,7 @@ from tinyspur.studies.trained_proof import trained_proof
 
 SMALL = teacher(2, 40, seed=0)
 RUNS = 4
+PROGRAMS = "trained_minima", "check_proof"
 END = End(
     seed=0,
     trained=0.3,
@@ -219,9 +220,6 @@ def test_the_proof_file_is_what_the_program_writes_and_the_checker_accepts_it(tm
     found["multipliers"][0] = "1"
     with pytest.raises(ValueError, match="multiplier not strictly between"):
         checker.check(found)
-
-
-PROGRAMS = "trained_minima", "check_proof"
 
 
 def test_its_risk_is_that_of_its_fractions():

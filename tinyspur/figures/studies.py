@@ -131,7 +131,7 @@ def _draw_risks(ax: Axes, atlas: Atlas) -> None:
     ax.axvline(atlas.linear, color="k", lw=1.2, ls="--", label="linear fit (one group)")
     top = ax.get_ylim()[1]
     for some, face, height, label in (
-        (atlas.proved, "k", 1.04, "trainings, each in a strict local minimum, proved"),
+        (atlas.proved, "k", 1.04, "trainings, in proved strict local minima"),
         (~atlas.proved, "none", 1.1, "trainings, not proved where they end"),
     ):
         if some.any():
