@@ -11,13 +11,14 @@ import numpy as np
 from ..engine.floats import EPSILON, gamma
 from ..engine.held import Held
 from ..engine.losses import AbsoluteLoss, SquaredLoss
+from ..engine.threads import in_order
 from ..layers import WeightMatrix
 from .boxes import Box, BoxStep, backward, column, forward, members_of, times, top
 from .enclosed_functions import activated
 from .enclosed_losses import loss_curvature
 from .enclosures import Enclosure
 
-SWEPT = 2**20  # numbers in the derivatives of a layer that are held at once
+ROWS = 2**11  # of the derivatives of a layer, units times samples, that a thread holds at once
 
 
 class Second(NamedTuple):
@@ -29,32 +30,36 @@ class Second(NamedTuple):
 
 def second_order(held: Held, box: Box, coordinates: np.ndarray) -> Second:
     """Enclose the Hessian of L and the gradients of v_K in chosen coordinates, ascending."""
-    q, kinks = len(coordinates), len(held.kinks)
+    q, kinks, count = len(coordinates), len(held.kinks), len(held.data)
     y, total = held.data.y.T.astype(np.float64), _Sum(q)
     rows_of_Z = Enclosure(np.zeros((kinks, q)), np.zeros((kinks, q)))
-    widest = max(W.shape[0] for W in box.theta.W.values()) * max(q, 1)
-    size = max(1, SWEPT // widest)
-    x = held.data.x.reshape(len(held.data), -1)
-    for start in range(0, len(x), size):
-        rows = slice(start, min(len(x), start + size))
+    widest = max(W.shape[0] for W in box.theta.W.values())
+    x, size = held.data.x.reshape(count, -1), max(1, ROWS // widest)
+
+    def part(rows: slice) -> _Sum:
         columns = np.ascontiguousarray(x[rows].T, dtype=np.float64)
-        members = members_of(held, rows)
+        members, some = members_of(held, rows), _Sum(q)
         trace, _ = forward(held, box, columns, members)
         delta, _ = top(held, trace[-1].o, y[:, rows], members)
-        deltas, _, above = backward(trace, members, delta, box.multipliers, len(x), above=True)
+        deltas, _, above = backward(trace, members, delta, box.multipliers, count, above=True)
         moved = None
         for (step, below, moved), dz, do in zip(
             sweep(held, trace, coordinates), deltas, above, strict=True
         ):
             _take(rows_of_Z, step.layer, members, below, moved)
             if step.trained and below is not None:
-                _add_products(total, held, step, coordinates, dz, below)
+                _add_products(some, held, step, coordinates, dz, below)
             if step.activation is not None and not step.activation.piecewise_linear:
                 bends = do * activated(step.activation, step.z, 2)
-                total.add(moved, column(bends) * moved)
+                some.add(moved, column(bends) * moved)
         _take(rows_of_Z, held.net.depth + 1, members, None, moved)
         if moved is not None:
-            _add_curvature(total, held, trace[-1].o, y[:, rows], moved)
+            _add_curvature(some, held, trace[-1].o, y[:, rows], moved)
+        return some
+
+    blocks = [slice(start, min(count, start + size)) for start in range(0, count, size)]
+    for some in in_order(part, blocks, np):
+        total.add_sum(some)
     return Second(total.found(), rows_of_Z)
 
 
@@ -210,6 +215,10 @@ class _Sum:
         """Add a block and its transpose."""
         self._put(rows, slice(q), middle, off)
         self._put(slice(q), rows, middle.T, off.T)
+
+    def add_sum(self, other: _Sum) -> None:
+        """Add another sum, of other samples."""
+        self._put(slice(None), slice(None), other.middle, other.radius)
 
     def _put(self, rows, columns, middle: np.ndarray, off: np.ndarray) -> None:
         self.middle[rows, columns] += middle

@@ -164,15 +164,21 @@ def _identity(P: Array) -> Array:
 def positive_definite(A: Enclosure) -> bool:
     """Return whether all symmetric matrices in A (n, n) are proved to be positive definite.
 
-    Rows and columns are scaled by powers of two first, which doesn't change it, so that diagonal
-    entries of very different sizes do no harm.
+    As they are, or with rows and columns scaled by powers of two, which doesn't change it, so that
+    diagonal entries of very different sizes do no harm.
     """
     A = _on_host(A)
     diagonal = np.diag(A.middle)
-    if not (diagonal > 0).all():
+    if not (diagonal > 0).all() or not np.isfinite(A.radius).all():
         return False
     scale = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
-    return least_eigenvalue(A * scale[:, None] * scale) > 0
+    for scaled in (A, A * scale[:, None] * scale):
+        diagonal = np.diag(scaled.middle)
+        shift = 1.01 * spectral_bound(scaled.radius) + 3 * gamma(len(A)) * float(diagonal.sum())
+        rest = _off_factored(scaled, shift)
+        if rest is not None and rest < shift:
+            return True
+    return False
 
 
 def least_eigenvalue(A: Enclosure) -> float:
@@ -185,19 +191,33 @@ def least_eigenvalue(A: Enclosure) -> float:
     A = _on_host(A)
     if not np.isfinite(A.radius).all():
         return -math.inf
-    eigenvalues, identity = np.linalg.eigvalsh(A.middle), np.eye(len(A))
+    eigenvalues = np.linalg.eigvalsh(A.middle)
     step = 4 * gamma(len(A)) * float(abs(eigenvalues).max())
     for _ in range(ATTEMPTS):
         shift = float(eigenvalues[0]) - step
-        try:
-            R = scipy.linalg.cholesky(A.middle - shift * identity)
-        except np.linalg.LinAlgError:
-            step *= 8
-            continue
-        D = A - exact(shift * identity) - exact(R.T) @ exact(R)
-        found = (exact(np.array(shift)) - exact(np.array(_spectral_bound(D.magnitude)))).low
-        return float(found)
+        rest = _off_factored(A, shift)
+        if rest is not None:
+            return float((exact(np.array(shift)) - exact(np.array(rest))).low)
+        step *= 8
     return -math.inf
+
+
+def _off_factored(A: Enclosure, shift: float) -> float | None:
+    """Return a bound of |A - shift I - R^T R|_2 for a float Cholesky factor R, None without one."""
+    shifted = exact(shift * np.eye(len(A)))
+    try:
+        R = scipy.linalg.cholesky(A.middle - shifted.middle)
+    except np.linalg.LinAlgError:
+        return None
+    return spectral_bound((A - shifted - gram(R)).magnitude)
+
+
+def gram(A: np.ndarray) -> Enclosure:
+    """Return an enclosure of A^T A, A (m, n), with the rounding errors by Cauchy's inequality."""
+    share = gamma(len(A) + 2)
+    lengths = np.sqrt((A**2).sum(axis=0)) * (1 + 2 * share) + SMALLEST**0.5
+    off = share * lengths[:, None] * lengths + 4 * len(A) * SMALLEST
+    return sound(A.T @ A, off * WIDER)
 
 
 def largest_eigenvalue(A: Enclosure) -> float:
@@ -205,7 +225,7 @@ def largest_eigenvalue(A: Enclosure) -> float:
     return -least_eigenvalue(-A)
 
 
-def _spectral_bound(D: np.ndarray) -> float:
+def spectral_bound(D: np.ndarray) -> float:
     """Return an upper bound of the spectral norms of symmetric matrices of entries up to D.
 
     It is at most max_i (D v)_i / v_i for any v > 0 (Collatz and Wielandt): v is that of a few power

@@ -42,7 +42,7 @@ from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix
 from .box_hessians import Second, second_order
 from .boxes import Box, First, first_order, forward, members_of, signal_bounds
-from .enclosed_algebra import least_eigenvalue, positive_definite
+from .enclosed_algebra import positive_definite, spectral_bound
 from .enclosures import Enclosure, exact
 from .free import Flow
 from .stationary import Stationary
@@ -50,6 +50,7 @@ from .stationary import Stationary
 ROOM = 1.5  # times what x moves by to first order is what it may
 TRIES = 16  # of a radius
 CLOSE = 1.3  # times the radius found is no longer one
+LARGEST = 1e18  # factor of the squares of v_k that is tried
 SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
 
 
@@ -252,11 +253,12 @@ class Growth:
         goal, factor = share * self.tangent, 1e-6
         if not len(self.tangents):
             goal, factor = 1e-3 * float(abs(self.H).max()), 1.0
-        for _ in range(80):
-            least = np.linalg.eigvalsh(self.H + (self.Z.T * (factor * unit / 2)) @ self.Z)[0]
-            if least >= goal:
-                break
-            factor *= 2
+        H, square = self.H - goal * np.eye(len(self.H)), (self.Z.T * (unit / 2)) @ self.Z
+        while factor < LARGEST and not _factored(H + factor * square):
+            factor *= 16
+        for _ in range(3):
+            if _factored(H + factor / 2 * square):
+                factor /= 2
         return factor * unit
 
     def holds(self, rho: float) -> bool:
@@ -291,8 +293,8 @@ class Growth:
             return True
         matrix = penalised(H, Z, weights)
         least = float(np.linalg.eigvalsh(matrix.middle)[0])
-        self.expected = 0.8 * rho * least / float(np.linalg.norm(matrix.radius, 2))
-        return least_eigenvalue(matrix) > 0 or positive_definite(matrix)
+        self.expected = 0.8 * rho * least / spectral_bound(matrix.radius)
+        return positive_definite(matrix)
 
     def radius(self, start: float) -> float:
         """Return the largest rho found for which the lemma holds, 0 if none.
@@ -316,6 +318,15 @@ class Growth:
             else:
                 rho = 8 * low if low else high / 8
         return low
+
+
+def _factored(A: np.ndarray) -> bool:
+    """Return whether A has a Cholesky factor, in floats."""
+    try:
+        np.linalg.cholesky(A)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def penalised(H: Enclosure, Z: Enclosure, weights: np.ndarray) -> Enclosure:
