@@ -27,7 +27,7 @@ from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.settle import settle
 from tinyspur.fitting.training import kaiming_start
-from tinyspur.layers import Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
 BELOW = 1 - 1e-9
 
@@ -79,17 +79,48 @@ def test_kinks_that_feed_kinks_are_certified_and_nothing_near_is_lower():
         assert exact_risk(near, data) >= Fraction(found.risk[0])
 
 
-def test_ties_of_max_poolings_are_kinks_too():
+def tied(theta, data):
+    """Return (window, sample) where two entries that are not 0 agree, by one sum for each unit."""
+    [[*filters], biases] = theta.W[1].weights, theta.b[1]
+    found = set()
+    for sample, [x] in enumerate(data.x):
+        x = [0.0, *x, 0.0]
+        for t, ([w], b) in enumerate(zip(filters, biases, strict=True)):
+            o = [max(0.0, sum(w * x[p : p + 3]) + b) for p in range(len(x) - 2)]
+            for p in range(0, len(o), 2):
+                if o[p] > 1e-9 and abs(o[p] - o[p + 1]) < 1e-9:
+                    found.add((t * (len(o) // 2) + p // 2, sample))
+    return found
+
+
+def test_ties_of_max_poolings_are_kinks_too_and_found_without_help():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 1, 4))
     data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
     net = Network((1, 4), (Conv(2), MaxPool(2), Dense(1)))
     end = settle(kaiming_start(net, seed=0), data, SQUARED, seconds=5)
-    found = certify_strict(end.theta, data, SQUARED, end.kinks)
-    assert any(kink.pairs is not None for kink in end.kinks)
-    assert found.holds and found.kinks == len(end.kinks) and found.frozen == 2
+    ties = {
+        place
+        for kink in near_kinks(end.theta, data, SQUARED, 1e-9)
+        if kink.pairs is not None
+        for place in zip(kink.units.tolist(), kink.samples.tolist(), strict=True)
+    }
+    assert len(ties) > 2 and ties == tied(end.theta, data)
+    found = certify_strict(end.theta, data, SQUARED)
+    assert found.holds and found.kinks == len(end.kinks)
     for near in corners(end.theta, found.radius * BELOW, 60):
         assert net.risk(near, data, SQUARED) >= found.risk[0] * (1 - 1e-14)
+
+
+def test_ties_of_averages_and_targets_that_are_met_are_found():
+    rng = np.random.default_rng(5)
+    x, loss = rng.normal(size=(20, 1, 8)), AbsoluteLoss()
+    data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
+    net = Network((1, 8), (Conv(2), AveragePool(2), MaxPool(2), Dense(1)))
+    end = settle(kaiming_start(net, seed=0), data, loss, seconds=5)
+    found = certify_strict(end.theta, data, loss)
+    assert {kink.layer for kink in end.kinks} == {1, 3, 5}
+    assert found.holds and found.kinks == len(end.kinks)
 
 
 def test_an_exact_smooth_minimum_of_relu_is_enclosed():

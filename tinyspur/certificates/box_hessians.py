@@ -86,13 +86,18 @@ def sweep(
             moved = None
         yield step, below, moved
         if moved is not None and step.slopes is not None:
-            slopes = step.slopes
-            moved = (
-                moved * slopes[:, :, None]
-                if isinstance(slopes, np.ndarray)
-                else moved * column(slopes)
-            )
+            moved = _times_slopes(moved, step.slopes)
         below = moved
+
+
+def _times_slopes(moved: Enclosure, slopes: Enclosure | np.ndarray) -> Enclosure:
+    """Return derivatives of o^l from those of z^l."""
+    if isinstance(slopes, Enclosure):
+        return moved * column(slopes)
+    if ((slopes == 0) | (slopes == 1)).all():  # nothing rounds
+        slopes = slopes[:, :, None]
+        return Enclosure(moved.middle * slopes, moved.radius * slopes)
+    return moved * slopes[:, :, None]
 
 
 def own_coordinates(

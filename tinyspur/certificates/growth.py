@@ -252,7 +252,7 @@ class Growth:
         unit = mu / np.maximum(abs(self.Z).sum(axis=1), 1e-300)
         goal, factor = share * self.tangent, 1e-6
         if not len(self.tangents):
-            goal, factor = 1e-3 * float(abs(self.H).max()), 1.0
+            goal, factor = 1e-3 * float(abs(self.H).max(initial=0)), 1.0
         H, square = self.H - goal * np.eye(len(self.H)), (self.Z.T * (unit / 2)) @ self.Z
         while factor < LARGEST and not _factored(H + factor * square):
             factor *= 16

@@ -161,7 +161,7 @@ def _at_kinks(
         return _undecided(_flatness(growth), **counts)
     H, Z = split(found, proved.second)
     weights = growth.choose_weights(room, 0.9)
-    eigenvalue = least_eigenvalue(penalised(H, Z, weights)) if len(H) else 0.0
+    eigenvalue = least_eigenvalue(penalised(H, Z, weights)) if len(H) else math.inf
     if not eigenvalue > 0:
         return _undecided(_flatness(growth), **counts)
     growth.weights = growth.choose_weights(room)
