@@ -4,8 +4,10 @@ import itertools
 from dataclasses import replace
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
+import strict_device
 from strict_problems import (
     AT_KINK,
     SQUARED,
@@ -17,7 +19,7 @@ from strict_problems import (
     with_background,
 )
 
-from tinyspur.certificates import certify, certify_strict
+from tinyspur.certificates import certify, certify_strict, round_down
 from tinyspur.certificates.growth import exists
 from tinyspur.certificates.stationary import find_stationary, near_kinks
 from tinyspur.datasets.samples import TrainingSet
@@ -188,6 +190,61 @@ def test_huber_losses_are_certified_off_their_corners():
     assert found.holds
     for near in corners(theta, found.radius * BELOW, 40):
         assert theta.net.risk(near, data, HuberLoss(1.5)) >= found.risk[0] * (1 - 1e-14)
+
+
+def test_points_on_a_device_have_the_certificate_of_the_host():
+    theta, data = at_kink()
+    there = theta.to(strict_device)
+    assert isinstance(there.vector, strict_device.ndarray)
+    assert certify_strict(there, data, SQUARED) == certify_strict(theta, data, SQUARED)
+    single = moved(theta, 1e-9 * np.ones(4)).to(strict_device, np.float32)
+    assert certify_strict(single, data, SQUARED).holds
+    assert certify(there, data, SQUARED).kind == "strict"
+
+
+# How firm a minimum is
+
+
+def test_the_least_eigenvalue_and_the_room_of_a_multiplier_are_below_those_by_hand():
+    """With w, b, c free and a = 1: R_0 has residuals r_i = x_i w + b + c - y_i for x_i > 0, where
+    the tangent space of the kink at x = 0 is b = 0; and lambda = 1 / 6, C = 2 / 6.
+    """
+    theta, data = at_kink()
+    active, N = data.x[:, 0, 0] > 0, len(data)
+    J = np.stack([np.where(active, data.x[:, 0, 0], 0), np.ones(N)])  # in w and c
+    at_once = np.linalg.eigvalsh(J @ J.T / N)[0]
+    found = certify_strict(theta, data, SQUARED)
+    assert found.frozen == 1
+    assert 0.3 * at_once < found.eigenvalue <= at_once
+    assert 0.5 - 1e-9 < found.inside <= 0.5
+    assert f"least eigenvalue at least {round_down(found.eigenvalue)}" in str(found)
+    assert f"inside their bounds by a share of {round_down(found.inside)}" in str(found)
+
+
+def test_the_least_eigenvalue_is_below_that_of_fifty_digits():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(40, 1, 2))
+    y = np.tanh(x[:, 0, :1] - 0.5) + 0.3 * rng.normal(size=(40, 1))
+    data, net = TrainingSet(x, y), Network((1, 2), (Dense(1), Dense(1)), Tanh())
+    theta = settle(kaiming_start(net, seed=1), data, SQUARED, seconds=2).theta
+    found = certify_strict(theta, data, SQUARED)
+    assert found.free == 5
+    with mpmath.workdps(50):
+        w1, w2, b, a, c = map(mpmath.mpf, theta.vector.tolist())
+        H = mpmath.zeros(5)
+        for (x1, x2), [target] in zip(x[:, 0].tolist(), y.tolist(), strict=True):
+            s = mpmath.tanh(w1 * x1 + w2 * x2 + b)
+            d, bend, read = 1 - s**2, -2 * s * (1 - s**2), [x1, x2, 1]
+            J = mpmath.matrix([a * d * x1, a * d * x2, a * d, s, 1])
+            r = a * s + c - target
+            H += J * J.T / 40
+            for i in range(3):
+                for j in range(3):
+                    H[i, j] += r * a * bend * read[i] * read[j] / 40
+                H[i, 3] += r * d * read[i] / 40
+                H[3, i] += r * d * read[i] / 40
+        least = min(mpmath.eigsy(H, eigvals_only=True))
+    assert float(least) * 0.999 < found.eigenvalue <= float(least) * (1 + 1e-9)
 
 
 # What is missing
