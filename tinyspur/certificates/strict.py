@@ -17,7 +17,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down
-from .enclosed_algebra import least_eigenvalue
+from .enclosed_algebra import positive_bound
 from .enclosures import Enclosure, exact
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
 from .rounding import risk_rounding
@@ -161,7 +161,7 @@ def _at_kinks(
         return _undecided(_flatness(growth), **counts)
     H, Z = split(found, proved.second)
     weights = growth.choose_weights(room, 0.9)
-    eigenvalue = least_eigenvalue(penalised(H, Z, weights)) if len(H) else math.inf
+    eigenvalue = positive_bound(penalised(H, Z, weights)) if len(H) else math.inf
     if not eigenvalue > 0:
         return _undecided(_flatness(growth), **counts)
     growth.weights = growth.choose_weights(room)
@@ -172,7 +172,8 @@ def _at_kinks(
     counts |= {"eigenvalue": eigenvalue, "risk": risk}
     if not radius > distance:
         far = (
-            f"the minimum is {distance:.1e} away, and the radius around it {radius + distance:.1e}"
+            f"an exact stationary point is within {distance:.1e}, but that it is a minimum is "
+            f"shown within {max(0.0, radius + distance):.1e} of it only, as {growth.obstacle}"
         )
         return _undecided(far, **counts)
     highest = theta.net.risk(theta, data, loss) + risk_rounding(theta, data, loss)
