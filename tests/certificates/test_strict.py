@@ -8,6 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import strict_device
+from exact_algebra import solved
 from strict_problems import (
     AT_KINK,
     SQUARED,
@@ -264,6 +265,20 @@ def test_a_multiplier_outside_its_bounds_is_refused(target):
     found = certify_strict(theta, data, SQUARED, near_kinks(theta, data, SQUARED, 1e-9))
     assert not found.holds and found.kinks == 1
     assert "multiplier" in found.obstacle
+
+
+def test_each_coordinate_has_a_radius_of_its_own_with_the_exact_minimum_inside():
+    rng = np.random.default_rng(0)
+    x = rng.integers(-9, 10, size=(20, 1, 2)) * np.array([256.0, 2**-8])
+    data = TrainingSet(x, rng.integers(-9, 10, size=(20, 1)).astype(float))
+    A = np.column_stack([x[:, 0], np.ones(20)])
+    net, fit = Network((1, 2), (Dense(1),)), np.linalg.lstsq(A, data.y[:, 0], rcond=None)[0]
+    proved = exists(find_stationary(Parameters(net, fit), data, SQUARED, [], True))
+    exact_A, exact_y = np.vectorize(Fraction)(A), np.vectorize(Fraction)(data.y[:, 0])
+    off = np.vectorize(Fraction)(proved.at.theta.vector)
+    values = solved(exact_A.T @ exact_A, exact_A.T @ exact_y)
+    assert all(abs(off - values) <= np.vectorize(Fraction)(proved.free_radius))
+    assert proved.free_radius[0] < 0.1 * proved.free_radius[1]
 
 
 def test_moved_multipliers_have_no_stationary_point_near():
