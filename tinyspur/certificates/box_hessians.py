@@ -20,8 +20,8 @@ from .enclosed_losses import loss_curvature
 from .enclosures import Enclosure, concatenate
 
 ROWS = 2**12  # of the derivatives of a layer, units times samples, that a thread takes at once
-FEWEST = 16  # samples that it takes at once, if they and their derivatives are no more than
-LARGEST = 2**23  # numbers
+FEWEST = 64  # samples that it takes at once, if they and their derivatives are no more than
+LARGEST = 2**24  # numbers
 
 
 class Second(NamedTuple):
