@@ -313,6 +313,15 @@ def test_a_flat_direction_that_no_symmetry_explains_is_refused():
     assert not found.holds and found.obstacle == "1 flat direction that no symmetry explains"
 
 
+def test_a_point_too_far_from_its_minimum_is_told_what_ends_the_radius_around_it():
+    theta, data = at_kink()
+    kinks = near_kinks(theta, data, SQUARED, 1e-9)
+    found = certify_strict(moved(theta, [0.2, 0.1, 0, -0.1]), data, SQUARED, kinks)
+    assert not found.holds and found.distance == np.inf
+    assert found.obstacle.startswith("an exact stationary point is within 0.17, but that")
+    assert found.obstacle.endswith("as the Hessian may have an eigenvalue of 0 beyond")
+
+
 def test_a_saddle_is_refused():
     _, data = at_kink()  # residuals that sum to 0 at the constant 1, but not times x
     net = Network((1, 1), (Dense(1), Dense(1)), Tanh())

@@ -16,7 +16,7 @@ from ..engine.losses import KNOWN, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from .boxes import first_order, members_of
-from .certificate import Certificate, in_float64, round_down
+from .certificate import Certificate, in_float64, round_down, round_up
 from .enclosed_algebra import positive_bound
 from .enclosures import Enclosure, exact
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
@@ -171,9 +171,10 @@ def _at_kinks(
     risk = _risk(proved)
     counts |= {"eigenvalue": eigenvalue, "risk": risk}
     if not radius > distance:
+        shown = round_down(max(0.0, radius + distance))
         far = (
-            f"an exact stationary point is within {distance:.1e}, but that it is a minimum is "
-            f"shown within {max(0.0, radius + distance):.1e} of it only, as {growth.obstacle}"
+            f"an exact stationary point is within {round_up(distance)}, but that it is a minimum "
+            f"is shown within {shown} of it only, as {growth.obstacle}"
         )
         return _undecided(far, **counts)
     highest = theta.net.risk(theta, data, loss) + risk_rounding(theta, data, loss)
