@@ -16,8 +16,8 @@ from ..engine.losses import KNOWN, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from .boxes import first_order, members_of
-from .certificate import Certificate, in_float64, round_down
-from .enclosed_algebra import least_eigenvalue
+from .certificate import Certificate, in_float64, round_down, round_up
+from .enclosed_algebra import positive_bound
 from .enclosures import Enclosure, exact
 from .families import Family
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
@@ -167,7 +167,7 @@ def _at_kinks(
         return _undecided(_flatness(growth), **counts)
     H, Z = split(found, proved.second)
     weights = growth.choose_weights(room, 0.9)
-    eigenvalue = least_eigenvalue(penalised(H, Z, weights)) if len(H) else 0.0
+    eigenvalue = positive_bound(penalised(H, Z, weights)) if len(H) else math.inf
     if not eigenvalue > 0:
         return _undecided(_flatness(growth), **counts)
     growth.weights = growth.choose_weights(room)
@@ -177,8 +177,10 @@ def _at_kinks(
     risk = _risk(proved)
     counts |= {"eigenvalue": eigenvalue, "risk": risk}
     if not radius > distance:
+        shown = round_down(max(0.0, radius + distance))
         far = (
-            f"the minimum is {distance:.1e} away, and the radius around it {radius + distance:.1e}"
+            f"an exact stationary point is within {round_up(distance)}, but that it is a minimum "
+            f"is shown within {shown} of it only, as {growth.obstacle}"
         )
         return _undecided(far, **counts)
     highest = theta.net.risk(theta, data, loss) + risk_rounding(theta, data, loss)
