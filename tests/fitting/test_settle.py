@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize
 from shared import random_theta
 
+from tinyspur.console import Bar
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU, Tanh
 from tinyspur.engine.held import Held
@@ -14,7 +15,8 @@ from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Square
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.box_qp import minimise_in_box
-from tinyspur.fitting.settle import settle
+from tinyspur.fitting.kinked_newton import KinkedNewton
+from tinyspur.fitting.settle import _stopped, settle
 from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
@@ -58,7 +60,7 @@ def test_a_knot_stays_at_the_sample_that_both_pieces_push_it_to():
     net = Network((1, 1), [Dense(1), Dense(1)])
     data = TrainingSet([[-2.0], [-1.0], [0.0], [1.0], [2.0]], [0.0, 0.0, -1.0, 1.0, 2.0])
     found = settle(Parameters(net, np.array([1.0, 0.1, 1.0, 0.0])), data, SquaredLoss())
-    assert found.settled and found.flat == 1
+    assert found.settled and found.flat == 1 and found.frozen == {"scaling": 1}
     assert found.risk == pytest.approx(11 / 160, abs=1e-15)
     (kink,) = found.kinks
     assert (kink.layer, kink.map, kink.samples.tolist()) == (1, 0, [2])
@@ -70,6 +72,7 @@ def test_a_knot_stays_at_the_sample_that_both_pieces_push_it_to():
     assert found.holds and found.risk_interval[0] <= 11 / 160 <= found.risk_interval[1]
     assert found.distance < 1e-12 < found.radius
     assert "layer 1 map 0, unit 0, sample 2: 0 <" in str(found)
+    assert "frozen coordinates: scaling 1\n" in str(found)
     assert "strict certificate: holds" in str(found)
 
 
@@ -172,11 +175,78 @@ def test_a_start_that_is_a_minimum_is_left_where_it_is():
 def test_a_search_that_is_broken_off_says_so_and_has_not_raised_the_risk():
     net = Network((1, 6), [Dense(6), Dense(5), Dense(2)])
     data, start = noisy(net, 300, 0), random_theta(net, 1)
-    found = settle(start, data, SquaredLoss(), steps=1)
+    found = settle(start, data, SquaredLoss(), steps=1, seconds=1e-9)
     assert not found.settled and not found.holds
-    assert found.reason.startswith("still falling after 1 step, with parameters up to ")
+    assert found.reason.startswith("still falling after 1 step")
     assert found.risk < net.risk(start, data, SquaredLoss())
-    assert str(found).startswith("not settled: still falling after 1 step, ")
+    assert str(found).startswith("not settled: still falling after 1 step")
+
+
+def test_a_point_as_low_as_the_targets_allow_is_called_global():
+    net, y = Network((1, 1), [Dense(2)]), np.array([[0.9, 0.1], [0.2, 0.8]])
+    found = settle(net.zeros(), TrainingSet([[0.0], [1.0]], y), CrossEntropy())
+    assert not found.settled and found.reason.endswith(
+        "the entropy of the targets, up to 1e-09: global"
+    )
+    assert found.risk == pytest.approx(-(y * np.log(y)).sum() / 2, rel=1e-9)
+
+
+def test_separable_classes_have_no_minimum():
+    net, y = Network((1, 1), [Dense(2)]), [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    found = settle(net.zeros(), TrainingSet([[-1.0], [1.0], [2.0]], y), CrossEntropy())
+    assert not found.settled and found.reason.endswith("as outputs grow for ever: no minimum")
+
+
+def test_flat_directions_that_no_symmetry_explains_are_counted():
+    """The second input is twice the first one, which is no symmetry of the network."""
+    net, x = Network((1, 2), [Dense(1)]), np.arange(6.0)
+    found = settle(net.zeros(), TrainingSet(np.c_[x, 2 * x], x**2), SquaredLoss())
+    assert not found.settled and found.flat == 1
+    assert found.reason == "1 flat direction that no symmetry explains: not decided"
+    assert found.risk == pytest.approx(28 / 9, abs=1e-13)
+
+
+def test_weights_that_grow_are_named(monkeypatch):
+    """A step of the search multiplies all parameters by 10, as if that were lower."""
+
+    def step(search):
+        search.taken += 1
+        search.state = search.at(Parameters(net, 10 * search.state.theta.vector), (), np.zeros(0))
+        return True
+
+    net = Network((1, 3), [Dense(3), Dense(1)])
+    monkeypatch.setattr(KinkedNewton, "step", step)
+    start, data = kaiming_start(net, 0), noisy(net, 50, 0)
+    search = KinkedNewton(start, data, SquaredLoss())
+    reason = _stopped(search, 1000, math.inf, Bar())
+    assert (reason, search.taken) == ("", 2)
+
+
+def test_an_interrupt_ends_the_search_at_the_best_point(monkeypatch):
+    net = Network((1, 3), [Dense(3), Dense(1)])
+    data, start, step = noisy(net, 50, 0), random_theta(net, 1), KinkedNewton.step
+
+    def interrupted(search):
+        if search.taken == 1:
+            raise KeyboardInterrupt
+        return step(search)
+
+    monkeypatch.setattr(KinkedNewton, "step", interrupted)
+    found = settle(start, data, SquaredLoss())
+    assert not found.settled and found.reason.startswith("interrupted after 1 step")
+    assert found.risk == net.risk(found.theta, data, SquaredLoss())
+    assert found.risk < net.risk(start, data, SquaredLoss())
+
+
+def test_an_interrupted_proof_leaves_the_settled_point(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinyspur.fitting.settle.certify_strict", interrupted)
+    net = Network((1, 3), [Dense(1)])
+    found = settle(net.zeros(), noisy(net, 20, 0), SquaredLoss())
+    assert found.settled and found.reason.endswith("; the proof was interrupted")
+    assert found.certificate is None and not found.holds
 
 
 def test_a_point_where_all_units_are_at_their_kinks_is_not_decided():

@@ -25,6 +25,16 @@ from .box_qp import minimise_in_box
 DEPENDENT = 1e-9  # gradients of length 1 that differ by less from those before count as dependent
 
 
+class State(NamedTuple):
+    """A point, the kinks at which it is held, their multipliers, its risk and its pass."""
+
+    theta: Parameters
+    kinks: list[HeldKink]
+    multipliers: np.ndarray
+    risk: float
+    seen: View
+
+
 class ModelStep(NamedTuple):
     """The minimum of the model: the step d, the multipliers, the kinks at which it ends (indices).
 
@@ -42,20 +52,19 @@ class Candidates:
 
     def __init__(
         self,
-        theta: Parameters,
+        state: State,
         held: Held,
-        multipliers: np.ndarray,
         found: HeldGradient,
         seen: View,
         before: EqualKinks | None,
     ):
-        self.theta, self.held, self.seen = theta, held, seen
-        self.net, self.data = theta.net, held.data
+        self.theta, self.risk, self.held, self.seen = state.theta, state.risk, held, seen
+        self.net, self.data = held.net, held.data
         self.kinks: list[HeldKink] = list(held.kinks)
-        self.values, self.now = found.values, multipliers
-        self.start = multipliers  # of the minimisation in the multipliers
+        self.values, self.now = found.values, state.multipliers
+        self.start = self.now  # of the minimisation in the multipliers
         self.low, self.high = held.bounds(found.signals)
-        self.rows = held.jacobian(theta)
+        self.rows = held.jacobian(self.theta)
         self.gradient = found.gradient  # of L, with what the pieces of all candidates add
         shapes = [z.shape for z in seen.z] + [seen.z[-1].shape]
         self.known = [np.zeros(shape, dtype=bool) for shape in shapes]
