@@ -26,7 +26,7 @@ from .kink_model import split
 from .kinked_newton import NULL, Conditions, KinkedNewton
 from .training import descend
 
-FIRST, CHUNKS = 500, 10  # L-BFGS steps in a row, and how often, before the first Newton step
+FIRST, CHUNKS = 200, 20  # L-BFGS steps in a row, and how often, before the first Newton step
 SLOW = 1e-4  # of the risk: L-BFGS steps in a row that lower it by less are the last
 GROWN = 30  # times what they were at the first Newton step: the parameters seem to grow for ever
 ON_BOUND = 1e-8  # of the distance between the bounds: a multiplier that is nearer counts as on it
