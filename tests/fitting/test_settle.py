@@ -206,20 +206,31 @@ def test_flat_directions_that_no_symmetry_explains_are_counted():
     assert found.risk == pytest.approx(28 / 9, abs=1e-13)
 
 
-def test_weights_that_grow_are_named(monkeypatch):
-    """A step of the search multiplies all parameters by 10, as if that were lower."""
+@pytest.mark.parametrize(("factor", "steps"), [(10.0, 2), (1.001, 100)])
+def test_a_search_is_given_up_where_parameters_only_grow(monkeypatch, factor, steps):
+    """A step of this search multiplies all parameters by a factor, as if that were lower."""
 
     def step(search):
         search.taken += 1
-        search.state = search.at(Parameters(net, 10 * search.state.theta.vector), (), np.zeros(0))
+        theta = Parameters(net, factor * search.state.theta.vector)
+        search.state = search.state._replace(theta=theta)
         return True
 
     net = Network((1, 3), [Dense(3), Dense(1)])
     monkeypatch.setattr(KinkedNewton, "step", step)
-    start, data = kaiming_start(net, 0), noisy(net, 50, 0)
-    search = KinkedNewton(start, data, SquaredLoss())
-    reason = _stopped(search, 1000, math.inf, Bar())
-    assert (reason, search.taken) == ("", 2)
+    data = noisy(net, 50, 0)
+    search = KinkedNewton(kaiming_start(net, 0), data, SquaredLoss())
+    assert _stopped(search, 1000, math.inf, Bar()) == "" and search.taken == steps
+    found = settle(random_theta(net, 1), data, SquaredLoss(), steps=5)
+    words = f"after {min(steps, 5)} steps"
+    assert found.reason.startswith("no lower point" if factor > 2 else f"still falling {words}")
+
+
+def test_a_search_that_found_nothing_starts_again_with_a_long_reach():
+    net = Network((1, 4), [Dense(4), Dense(1)])
+    search = KinkedNewton(kaiming_start(net, 0), noisy(net, 100, 0), SquaredLoss())
+    search.mu, search.reach = None, 1e-16
+    assert search.step() and search.reach > 1e-3
 
 
 def test_an_interrupt_ends_the_search_at_the_best_point(monkeypatch):

@@ -22,6 +22,7 @@ from ..engine.losses import AbsoluteLoss
 from ..engine.parameters import Parameters
 from .box_qp import minimise_in_box
 
+AT_KINK = 1e-12  # of the largest |z| of a layer: a unit that is nearer is at its kink
 DEPENDENT = 1e-9  # gradients of length 1 that differ by less from those before count as dependent
 
 
@@ -113,12 +114,13 @@ class Candidates:
         return len(useful)
 
     def _crossed(self, trial: View, most: int) -> list[tuple[int, int, int, int]]:
-        """Return (layer, unit, sample, choice at the trial point) of what was crossed."""
+        """Return (layer, unit, sample, choice at the trial point) of what was crossed, or left."""
         found, times = [], []
         net, seen = self.net, self.seen
         for layer in net.kinked_layers:
             z, there = seen.z[layer - 1], trial.z[layer - 1]
-            units, samples = np.nonzero(((z > 0) != (there > 0)) & ~self.known[layer - 1])
+            met = ((z > 0) != (there > 0)) | (abs(z) <= AT_KINK * abs(z).max())
+            units, samples = np.nonzero(met & ~self.known[layer - 1])
             z, there = z[units, samples], there[units, samples]
             times.append(abs(z) / (abs(z - there) + 1e-300))
             found += _listed(layer, units, samples, 0 * units)

@@ -88,7 +88,9 @@ class KinkedNewton:
         candidates = Candidates(state, held, found, seen, self.equal)
         quadratic = Quadratic(hessian, candidates.rows)
         size = quadratic.size or float(abs(found.gradient).max()) or 1.0
-        self.mu = 1e-3 * size if self.mu is None else max(self.mu, 1e-14 * size)
+        if self.mu is None:
+            self.mu, self.reach = 1e-3 * size, 1.0
+        self.mu = max(self.mu, 1e-14 * size)
         added = 0
         for _ in range(100):
             move = quadratic.step(candidates, self.mu)

@@ -30,6 +30,7 @@ FIRST, CHUNKS = 200, 20  # L-BFGS steps in a row, and how often, before the firs
 SLOW = 1e-4  # of the risk: L-BFGS steps in a row that lower it by less are the last
 GROWN = 30  # times what they were at the first Newton step: the parameters seem to grow for ever
 ON_BOUND = 1e-8  # of the distance between the bounds: a multiplier that is nearer counts as on it
+MANY, IN_VAIN, GROWING = 100, 1e-5, 1.05  # steps in which R falls by less and parameters grow more
 NOTHING = 1e-26  # of the targets' mean square: a squared loss below is 0 up to rounding
 ENTROPY = (
     1e-9  # of the targets' entropy, or 1e-12: a cross-entropy that is nearer is heading for it
@@ -141,12 +142,13 @@ def settle(
 
     L-BFGS steps until these get hardly lower, then at most `steps` Newton steps for a convex model
     in which all kinks that are near may be met at once; no new one is begun after so many
-    `seconds`, the proof not counted. It gives up where the parameters grow to 30 times their size.
-    The risk never ends higher than it began, but for rounding. Where the conditions of a strict
-    local minimum hold, up to rounding, it tries to prove it, see `certify_strict`. All is computed
-    in float64, on the host. `progress` shows on stderr how far it is, after a text of yours if it
-    is one. Ctrl-C ends the search: the best point comes back, and `reason` says so. Raises
-    ValueError for settings out of range, for piecewise linear activations of your own, leaky ReLU
+    `seconds`, the proof not counted. It gives up where the parameters grow to 30 times their size,
+    or by 5 % in 100 steps that lower the risk by less than 1e-5 of it. The risk never ends higher
+    than it began, but for rounding. Where the conditions of a strict local minimum hold, up to
+    rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the host.
+    `progress` shows on stderr how far it is, after a text of yours if it is one. Ctrl-C ends the
+    search: the best point comes back, and `reason` says so. Raises ValueError for settings out of
+    range, for piecewise linear activations of your own, leaky ReLU
     with a slope of 1 or more, and where the risk at theta is not finite.
 
     A hinge is fitted to five samples; its knot stays at x = 0, although no gradient vanishes there:
@@ -248,9 +250,14 @@ def _descended(theta: Parameters, data: TrainingSet, loss: Loss, end: float) -> 
 def _stopped(search: KinkedNewton, steps: int, end: float, bar: Bar) -> str:
     """Take Newton steps; return why the search ends where it does, "" if the risk still falls."""
     least, near, lowest = least_risk(search.data, search.loss)
-    largest, stuck = GROWN * _size(search.state.theta), 0
+    largest, stuck, before = GROWN * _size(search.state.theta), 0, search.state
     while search.taken < steps and _size(search.state.theta) <= largest:
         lower = search.step()
+        if search.taken % MANY == 0:
+            fallen, grown = before.risk - search.state.risk, _size(before.theta) * GROWING
+            if fallen < IN_VAIN * abs(before.risk) and _size(search.state.theta) > grown:
+                break
+            before = search.state
         bar.advance(note=f"risk {search.state.risk:.9g}, {len(search.state.kinks)} kinks")
         if search.state.risk - least <= near:
             return lowest
