@@ -10,7 +10,7 @@ from shared import random_theta
 from tinyspur.console import Bar
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU, Tanh
-from tinyspur.engine.held import Held
+from tinyspur.engine.held import Held, HeldKink
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
@@ -158,6 +158,18 @@ def test_units_that_repeat_are_one_kink():
     assert found.settled and found.kinks
     for kink in found.kinks:
         assert kink.samples.tolist() == [kink.samples[0], kink.samples[0] + 100]
+
+
+def test_members_that_have_left_a_kink_are_left_out_so_that_the_risk_is_that_of_the_point():
+    net, data = (
+        Network((1, 1), [Dense(1), Dense(1), Dense(1)]),
+        TrainingSet([[0], [1], [2.0]], [1.0] * 3),
+    )
+    theta = Parameters(net, np.array([1.0, -1.0, 3.0, 0.0, 1.0, 0.0]))  # z^2 = 0, 0, 3
+    kink = HeldKink(2, 0, np.zeros(3, dtype=int), np.arange(3))
+    state = KinkedNewton(theta, data, SquaredLoss()).at(theta, [kink], np.zeros(1))
+    assert state.kinks[0].samples.tolist() == [0, 1]
+    assert state.risk == net.risk(theta, data, SquaredLoss()) == 1
 
 
 # Where it does not settle

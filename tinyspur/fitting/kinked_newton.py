@@ -15,6 +15,7 @@ from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, State, spli
 
 EPSILON = float(np.spacing(1.0))
 NULL = 1e-11  # of the largest eigenvalue: those below count as 0
+EQUAL = 1e-9  # of the largest |z| of a layer: members of a kink that are nearer are at it
 ADDED = 8  # how often a model takes in kinks that its step has crossed
 FEWEST, SHARE = 20, 4  # so many of them at once at most, or this share of the parameters
 
@@ -75,9 +76,15 @@ class KinkedNewton:
         return self.plain.at_kinks(kinks)
 
     def at(self, theta: Parameters, kinks: Sequence[HeldKink], multipliers: np.ndarray) -> State:
-        """Return the state at a point."""
+        """Return the state at a point.
+
+        Members of a kink that are no longer at it are left out: units below have got another piece.
+        """
         risk, _, seen = self.held(kinks).forward(theta)
-        return State(theta, list(kinks), multipliers, risk, seen)
+        still = [_still_equal(kink, seen) for kink in kinks]
+        if [len(kink.units) for kink in still] != [len(kink.units) for kink in kinks]:
+            risk, _, seen = self.held(still).forward(theta)
+        return State(theta, still, multipliers, risk, seen)
 
     def step(self) -> bool:
         """Move to a lower point; return whether one was found."""
@@ -312,6 +319,16 @@ class KinkedNewton:
                     self.state, self.mu = trial, None
                     return True
         return False
+
+
+def _still_equal(kink: HeldKink, seen: View) -> HeldKink:
+    """Return the kink with those members alone that are at it, as the first one is."""
+    if len(kink.units) == 1 or kink.pairs is not None or kink.layer > len(seen.z):
+        return kink
+    z = seen.z[kink.layer - 1]
+    near = abs(z[kink.units, kink.samples]) <= EQUAL * abs(z).max()
+    near[0] = True
+    return HeldKink(kink.layer, kink.map, kink.units[near], kink.samples[near])
 
 
 def _off(found: Conditions) -> float:
