@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import GELU, ReLU, Sigmoid, SiLU, Sine, Softplus, Tanh
+from tinyspur.engine.activations import ELU, GELU, ReLU, Sigmoid, SiLU, Sine, Softplus, Tanh
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
@@ -84,6 +84,15 @@ def smooth(f):
     def activate(z0, z1, z2):
         s, slope, half = mpmath.taylor(f, z0, 2)
         return [s, slope * z1, slope * z2 + half * z1**2]
+
+    return activate
+
+
+def elu(alpha):
+    def activate(*z):
+        if sign(z) > 0 and z[0] >= 0:
+            return [*z]
+        return [alpha * value for value in smooth(mpmath.expm1)(*z)]
 
     return activate
 
@@ -206,6 +215,39 @@ def test_exact_terms_with_smooth_activations_are_within_the_bounds(sigma, loss):
                 assert abs(exact - mpmath.mpf(value)) <= mpmath.mpf(bound)
                 shares.append(bound / float(abs(exact)) if abs(exact) > 1e-290 else 0)
     assert np.median(shares) < 1e-11
+
+
+@pytest.mark.parametrize("off", [0.0, 2.0**-1070, -(2.0**-60)])
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 2.0])
+def test_exact_terms_at_and_next_to_the_kink_of_elu_are_within_the_bounds(alpha, off):
+    """Both units are at the kink, one for x = 0 and one for x = 1, but for `off`."""
+    net = Network((1, 1, 1), [Dense(2), Dense(1)], ELU(alpha))
+    theta = Parameters(net, np.array([1.0, 2, off, -2 + off, 1, -3, 0]))
+    data = TrainingSet(np.array([0.0, 1]).reshape(2, 1, 1, 1), np.array([[-7.0], [5]]))
+    rng = np.random.default_rng(0)
+    with mpmath.workdps(60):
+        for _ in range(8):
+            d = Parameters(net, rng.integers(-1, 2, net.size).astype(float))
+            found = expand_risk(theta, d, data, SquaredLoss())
+            terms = exact_terms(theta, d, data, SquaredLoss(), mpmath.mpf, elu(alpha))
+            bounds = found.first_unsure, found.second_unsure
+            if off == 0:
+                bounds = found.first_rounding, found.second_rounding
+                assert max(bounds) < 1e-12
+            for value, exact, bound in zip(found[:2], terms, bounds, strict=True):
+                assert abs(exact - mpmath.mpf(value)) <= mpmath.mpf(bound)
+
+
+def test_the_risk_does_not_fall_at_a_minimum_along_a_line_through_the_kink_of_elu():
+    """Residuals 4 and -3, sigma' there 1/2 or 1, and 1: R' is (4 - 3) / 2 and -(4 / 2 - 3) / 2."""
+    net = Network((1, 1, 1), [Dense(1), Dense(1)], ELU(0.5))
+    theta = Parameters(net, np.array([1.0, 0, 1, 0]))
+    data = TrainingSet(np.array([0.0, 1]).reshape(2, 1, 1, 1), np.array([[-4.0], [4]]))
+    for side in (1, -1):
+        d = Parameters(net, np.array([0.0, side, 0, 0]))
+        found = expand_risk(theta, d, data, SquaredLoss())
+        assert abs(found.first - 0.5) <= found.first_rounding < 1e-12
+        assert found.kinked and found.order == 0
 
 
 def test_at_a_unit_whose_first_term_is_rounding_the_side_is_not_known():

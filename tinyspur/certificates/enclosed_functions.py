@@ -120,8 +120,9 @@ def sign(x: Enclosure) -> Enclosure:
 def activated(sigma: Activation, z: Enclosure, order: int = 0) -> Enclosure:
     """Return an enclosure of sigma(z), or of its first or second derivative, over all of z.
 
-    At the kink of ReLU, leaky ReLU and ELU the first derivative is anything between those of both
-    sides. The second one is that of the pieces; of ELU infinite where it jumps with alpha != 1.
+    Where z may be on both sides of the kink of ReLU, leaky ReLU or ELU the first derivative is
+    anything between those of both sides. The second one is that of the pieces; of ELU infinite
+    where sigma' jumps. Of z that is at most 0, the kink included, they are those of the left side.
     """
     if sigma.piecewise_linear:
         return _piecewise(sigma, z, order)

@@ -1,9 +1,9 @@
 """The risk along a line theta + t d, for t -> 0+, exact where units sit at the kink.
 
 A unit at the kink goes to the side of the first term of its z that is not zero. Of equal entries a
-max pooling takes the one that is larger in the first term in which they differ. Smooth activations
-have no kink. All terms are enclosed: what they are in exact arithmetic is within their bounds. Of
-losses and activations of users the bounds are estimates.
+max pooling takes the one that is larger in the first term in which they differ. Of the activations
+that are not piecewise linear ELU has a kink. All terms are enclosed: what they are in exact
+arithmetic is within their bounds. Of losses and activations of users the bounds are estimates.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..certificates.enclosed_losses import loss_curvature, loss_gradient
-from ..certificates.enclosed_passes import enclosed_steps
+from ..certificates.enclosed_passes import EnclosedStep, enclosed_steps
 from ..certificates.enclosures import QUIET, WIDER, Enclosure, between, exact, product, sound
 from ..certificates.rounding import preactivation_rounding
 from ..datasets.samples import TrainingSet
+from ..engine.activations import ELU
 from ..engine.backend import Array, namespace
 from ..engine.losses import Loss
 from ..engine.network import check_at
@@ -146,10 +147,33 @@ class _Line:
             elif sigma.piecewise_linear:
                 slopes = self._sides(z, float(sigma.slope), 1.0, sure)
                 o = [step.o, *(slope * z_k for slope, z_k in zip(slopes, z[1:], strict=True))]
+            elif type(sigma) is ELU:
+                first, second, bend = self._elu(step, z, sure)
+                o = [step.o, first * z[1], second * z[2] + bend * z[1] ** 2 * 0.5]
             else:
                 slope, bend = step.slopes, step.bends
                 o = [step.o, slope * z[1], slope * z[2] + bend * z[1] ** 2 * 0.5]
         return o
+
+    def _elu(
+        self, step: EnclosedStep, z: list[Enclosure], sure: bool
+    ) -> tuple[Enclosure, Enclosure, Enclosure]:
+        """Return the slopes of ELU that count for z[1] and for z[2], and its bend for z[1].
+
+        At the kink they are alpha, alpha on the left and 1, 0 on the right.
+        """
+        where, alpha = namespace(z[0].middle).where, float(step.activation.alpha)
+        met = (z[0].low <= 0) & (z[0].high >= 0)
+        away = Enclosure(where(met, 0.0, 1.0), where(met, z[0].radius, 0.0))
+        first, second = self._sides([away, *z[1:]], alpha, 1.0, sure)
+        bend, _ = self._sides([away, *z[1:]], alpha, 0.0, sure)
+        off = 2 * alpha * z[0].magnitude if sure else 0.0  # of alpha exp z next to the kink
+        at_kink = (part.wider(off) for part in (first, second, bend))
+        smooth = (step.slopes, step.slopes, step.bends)
+        return tuple(
+            Enclosure(where(met, a.middle, b.middle), where(met, a.radius, b.radius))
+            for a, b in zip(at_kink, smooth, strict=True)
+        )
 
     def _loss_slopes(self, o: list[Enclosure], y: Array, sure: bool) -> list[Enclosure]:
         """Return the gradient of the loss that counts for o[1], and that for o[2]."""
