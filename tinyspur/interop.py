@@ -67,6 +67,7 @@ ACTIVATIONS = {
     activations.Swish: Swish,
     activations.ReLU: nn.LeakyReLU,  # with slope 0 nn.ReLU
     activations.Softplus: nn.Softplus,
+    activations.Identity: nn.Identity,
 }
 PARAMETER = {nn.ELU: "alpha", Swish: "beta", nn.LeakyReLU: "negative_slope"}
 GLOBAL_HOOKS = (all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks)
@@ -90,7 +91,7 @@ def to_torch(theta: Parameters) -> nn.Sequential:
         if number in theta.b:
             modules[-1].weight = nn.Parameter(torch.tensor(theta.W[number].weights))
             modules[-1].bias = nn.Parameter(torch.tensor(theta.b[number]))
-        modules += [_module(net.activation)] if net.is_active(number) else []
+        modules += [_module(sigma)] if (sigma := net.activation_of(number)) else []
     return nn.Sequential(*modules, *([nn.Flatten()] if len(net.shapes[-1]) > 1 else []))
 
 

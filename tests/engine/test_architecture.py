@@ -69,7 +69,7 @@ def test_whole_numbers_of_any_type_describe_the_same_network(whole):
     expected = Network((1, 8, 8), [Conv(2, 3, 2), AveragePool(2), MaxPool(1), Dense(3)])
     assert net == expected and hash(net) == hash(expected) and repr(net) == repr(expected)
     assert json.dumps(net.spec) == json.dumps(expected.spec)
-    assert all(type(m) is int for layer in net.layers for m in vars(layer).values())
+    assert all(type(m) is int for layer in net.layers for m in layer.options.values())
 
 
 @pytest.mark.parametrize("wrong", [True, np.True_, 2.0, "2", None, 0, -1])
@@ -124,7 +124,7 @@ def test_a_description_with_a_part_too_many_is_refused():
     with pytest.raises(ValueError, match=r"got one with input, activation, layers, bias$"):
         Network.from_spec({**GOOD, "bias": False})
     layer = {"type": "dense", "width": 2, "bias": False}
-    with pytest.raises(ValueError, match=r"expected a layer with type, width, got \{.*'bias'"):
+    with pytest.raises(ValueError, match=r"expected a layer with type, width, activation, got \{.*'bias'"):
         Network.from_spec({**GOOD, "layers": [layer]})
 
 

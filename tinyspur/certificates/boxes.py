@@ -169,7 +169,7 @@ def forward(
                 reach = z.magnitude[some.units, some.columns]
                 half = reach * (0.5 + EPSILON)  # from 0 on, exactly, where alpha is 0
                 given = Enclosure(half, half)
-                o = _put(o, some, given.wider(held.slope * reach) if held.slope else given)
+                o = _put(o, some, given.wider(sigma.slope * reach) if sigma.slope else given)
         elif sigma is not None:
             o, slopes = activated(sigma, z), activated(sigma, z, 1)
         trace.append(BoxStep(layer, W, R, trained, below, z, o, slopes, sigma))

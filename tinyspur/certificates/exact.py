@@ -114,7 +114,7 @@ def exact_steps(point: ExactPoint, o: Rational, first: int, last: int) -> Iterat
     """Yield the steps of the layers first..last for columns o (n_{first-1}, N)."""
     net = point.theta.net
     for layer in range(first, last + 1):
-        W, pattern = point.theta.W[layer], None
+        W, sigma, pattern = point.theta.W[layer], net.activation_of(layer), None
         if W.selects:
             windows = W.windows(o.n)
             pattern = _argmax(windows)
@@ -123,9 +123,9 @@ def exact_steps(point: ExactPoint, o: Rational, first: int, last: int) -> Iterat
             z = o = point.times(layer, o)
             if layer in net.slots:
                 z = o = z + point.biases(layer)
-            if net.is_active(layer):
+            if sigma is not None:
                 pattern = (z.n > 0).astype(bool)
-                o = activated(net.activation, z, pattern)
+                o = activated(sigma, z, pattern)
         yield ExactStep(layer, z, o, pattern)
 
 
@@ -162,8 +162,8 @@ def on_pattern(
         v = point.times(layer, v)
         if layer in net.slots:
             v = v + point.biases(layer) @ c
-        if net.is_active(layer):
-            v = activated(net.activation, v, pattern[layer])
+        if (sigma := net.activation_of(layer)) is not None:
+            v = activated(sigma, v, pattern[layer])
     return joined([v, c], axis=0)
 
 
@@ -173,7 +173,7 @@ def exact_outputs(theta: Parameters, x: np.ndarray) -> np.ndarray | None:
     For ReLU and leaky ReLU, and any poolings; theta and x are on the host.
     """
     net = theta.net
-    if type(net.activation) is not ReLU:
+    if any(type(sigma) is not ReLU for sigma in net.activations):
         return None
     products = sum(max(W.shape[0], 0 if W.selects else W.nnz) for W in theta.W.values())
     if products * len(x) > PRODUCTS:

@@ -137,7 +137,8 @@ def _dead_layers(point: ExactPoint, trace: list[ExactStep], samples: int) -> np.
     """Return for each sample the highest layer of which all units are inactive, or 0."""
     net, found = point.theta.net, np.zeros(samples, dtype=int)
     for step in trace:
-        if net.is_active(step.layer) and net.activation.slope == 0:
+        sigma = net.activation_of(step.layer)
+        if sigma is not None and sigma.slope == 0:
             found[(step.z.n < 0).all(axis=0)] = step.layer
     return found
 
@@ -151,9 +152,9 @@ def _undecided(point: ExactPoint, trace: list[ExactStep]) -> Iterator[tuple[int,
     net, still, below = point.theta.net, None, None
     for step in trace:
         W = point.theta.W[step.layer]
-        if net.is_active(step.layer):
+        if (sigma := net.activation_of(step.layer)) is not None:
             yield step.layer, (step.z.n == 0).astype(bool)
-            still = np.zeros_like(step.pattern) if net.activation.slope else ~step.pattern
+            still = np.zeros_like(step.pattern) if sigma.slope else ~step.pattern
         elif still is not None and W.selects:
             top, still = (W.windows(below.n) == step.o.n).astype(bool), W.windows(still)
             yield step.layer, (top.sum(axis=0) > 1) & (top & ~still).any(axis=0)
@@ -319,7 +320,10 @@ def _above(theta: Parameters, cell: Cell, layer: int) -> tuple[Rational, Rationa
 
 def on_slopes(net, cell: Cell, layer: int) -> Rational:
     """Return the slopes of a layer on the pattern of a class, (n_l,)."""
-    slope = Fraction(net.activation.slope)
+    sigma = net.activation_of(layer)
+    if sigma is None:
+        return Rational(np.ones(net.shapes[layer], dtype=np.int64), 1)
+    slope = Fraction(sigma.slope)
     active = cell.pattern[layer][:, 0]
     return Rational(np.where(active, slope.denominator, slope.numerator), slope.denominator)
 

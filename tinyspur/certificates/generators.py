@@ -139,7 +139,7 @@ def mixings(
 ) -> list[Generator]:
     """Return the generators that mix maps of a layer, scalings first."""
     slopes, above = reaches[layer].slopes, _above(held, layer)
-    if slopes is None or above is None or not theta.net.activation.piecewise_linear:
+    if slopes is None or above is None or layer not in theta.net.kinked_layers:
         return []
     maps, found = reaches[layer].step.W.maps_out, []
     slopes = slopes.reshape(maps, -1)
@@ -174,7 +174,7 @@ def _mixes(slopes, matters, kept, a: int, b: int) -> bool:
 def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]:
     """Return the generators that shift maps of one slope, where a dense layer takes it back."""
     slopes, above = reaches[layer].slopes, _above(held, layer)
-    if slopes is None or above is None or not held.net.activation.piecewise_linear:
+    if slopes is None or above is None or layer not in held.net.kinked_layers:
         return []
     if not isinstance(held.net.layers[above - 1], Dense):
         return []

@@ -18,7 +18,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.network import Network, check_network, check_problem
+from ..engine.network import Network, check_network, check_problem, check_usual
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import as_inputs, steps
 from ..errors import AssumptionError
@@ -50,6 +50,7 @@ def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired"
     check_variant(variant)
     if net.activation != ReLU():
         raise ValueError(f"construction: expected ReLU, got {net.activation}")
+    check_usual(net, "construction")
     lower = top_pair(net) if lower is None else lower
     pair = net.layers[lower - 1 : lower + 1] if lower > 0 else ()
     if len(pair) < 2 or not all(isinstance(layer, Conv) for layer in pair):

@@ -28,11 +28,11 @@ def rescale(theta: Parameters, layer: int, factor: float, target: int | None = N
     not positive, a layer without an activation, and a smooth activation.
     """
     check_points(None, theta)
-    check_piecewise_linear(theta.net.activation, "rescale")
     if not 0 < factor < math.inf:
         raise ValueError(f"rescale: expected a finite factor > 0, got {factor}")
     if layer not in theta.net.active_layers:
         raise ValueError(f"rescale: expected a layer in {theta.net.active_layers}, got {layer}")
+    check_piecewise_linear([theta.net.activation_of(layer)], "rescale")
     theta, count = theta.copy(), theta.W[layer].maps_out
     if target is not None and target not in range(count):
         raise ValueError(f"rescale: expected a map in 0..{count - 1}, got {target}")

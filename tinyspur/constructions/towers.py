@@ -16,7 +16,7 @@ import numpy as np
 
 from ..engine.activations import ReLU, check_piecewise_linear
 from ..engine.backend import Array, namespace
-from ..engine.network import Network
+from ..engine.network import Network, check_usual
 from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..layers import AveragePool, Conv
@@ -63,7 +63,8 @@ class Tower:
     """
 
     def __init__(self, net: Network, first: int, last: int, spread: bool = True, offset: int = 0):
-        check_piecewise_linear(net.activation, "construction")
+        check_usual(net, "construction", first, last)
+        check_piecewise_linear(net.activations, "construction")
         for layer in range(first, last + 1):
             if not net.layers[layer - 1].relays:
                 raise ValueError(

@@ -113,12 +113,13 @@ def revive(
     """
     check_at(theta, data, loss)
     net, rng = theta.net, np.random.default_rng(seed)
-    if net.activation != ReLU():
-        raise ValueError(f"revive: expected ReLU, got {net.activation}, where no map is dead")
     if layer not in net.active_layers or not 0 <= map < net.shapes[layer][0]:
         raise ValueError(
             f"revive: expected a map of a layer with an activation, got {layer}, {map}"
         )
+    if net.activation_of(layer) != ReLU():
+        sigma = net.activation_of(layer)
+        raise ValueError(f"revive: expected ReLU, got {sigma}, where no map is dead")
     P = net.positions(layer)
     active = net.patterns(theta, data.x)[layer][:, map * P : (map + 1) * P]
     if active.any():

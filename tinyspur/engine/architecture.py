@@ -14,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from ..layers import Layer, Shape, is_positive, layer_of, shapes_of, slots_of
-from .activations import Activation, ReLU, activation_named
+from .activations import Activation, Identity, ReLU, activation_named
 from .plain import whole
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a thread may hold at once during a pass
@@ -103,17 +103,33 @@ class Architecture:
         layers = list(map(layer_of, parts["layers"]))
         return cls(tuple(parts["input"]), layers, activation_named(parts["activation"]))
 
-    def is_active(self, layer: int) -> bool:
-        """Return whether the activation follows `layer`."""
-        return layer < self.depth and self.layers[layer - 1].trainable
-
     def activation_of(self, layer: int) -> Activation | None:
-        """Return the activation that follows `layer`, or None."""
-        return self.activation if self.is_active(layer) else None
+        """Return the activation that follows `layer`, or None.
+
+        It is the layer's own, if it names one, else the network's after every convolution and dense
+        layer but the last layer.
+        """
+        own = self.layers[layer - 1].activation
+        if own is None and layer < self.depth and self.layers[layer - 1].activated:
+            own = self.activation
+        return None if type(own) is Identity else own
+
+    def is_active(self, layer: int) -> bool:
+        """Return whether an activation follows `layer`."""
+        return self.activation_of(layer) is not None
+
+    @cached_property
+    def activations(self) -> tuple[Activation, ...]:
+        """Return all activations that follow some layer, each once."""
+        found = []
+        for sigma in map(self.activation_of, range(1, self.depth + 1)):
+            if sigma is not None and sigma not in found:
+                found.append(sigma)
+        return tuple(found)
 
     @property
     def active_layers(self) -> tuple[int, ...]:
-        """Return the layers that the activation follows."""
+        """Return the layers that an activation follows."""
         return tuple(layer for layer in range(1, self.depth + 1) if self.is_active(layer))
 
     @property
@@ -128,7 +144,7 @@ class Architecture:
     @property
     def kinked_layers(self) -> tuple[int, ...]:
         """Return the layers that an activation with a kink follows."""
-        return self.active_layers if self.activation.piecewise_linear else ()
+        return tuple(n for n in self.active_layers if self.activation_of(n).piecewise_linear)
 
     @property
     def pattern_layers(self) -> tuple[int, ...]:

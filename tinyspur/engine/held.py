@@ -92,14 +92,14 @@ class Held:
 
     def __init__(self, net: Network, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] = ()):
         check_problem(net, data, loss)
-        slope = net.activation.slope if type(net.activation) is ReLU else 0.0
-        if slope >= 1 or (net.activation.piecewise_linear and type(net.activation) is not ReLU):
-            raise ValueError(
-                "held kinks: expected ReLU, leaky ReLU with a slope below 1 or a smooth "
-                f"activation, got {net.activation!r}"
-            )
+        for sigma in net.activations:
+            if sigma.piecewise_linear and (type(sigma) is not ReLU or sigma.slope >= 1):
+                raise ValueError(
+                    "held kinks: expected ReLU, leaky ReLU with a slope below 1 or a smooth "
+                    f"activation, got {sigma!r}"
+                )
         self.net, self.data, self.loss, self.kinks = net, data, loss, tuple(kinks)
-        self.slope, self._members = slope, _by_layer(self.kinks)
+        self._members = _by_layer(self.kinks)
 
     def at_kinks(self, kinks: Sequence[HeldKink]) -> Held:
         """Return the same with units held at other kinks."""
@@ -110,10 +110,14 @@ class Held:
 
     def bounds(self, signals: Array) -> tuple[Array, Array]:
         """Return the bounds of the multipliers for signals C: alpha C and C; -C and C of a loss."""
-        layers = np.array([k.layer for k in self.kinks], dtype=int)
-        own = np.array([0.0 if k.pairs is not None else self.slope for k in self.kinks])
-        own = np.where(layers > self.net.depth, -1.0, own)
+        own = np.array([self.slope(kink) for kink in self.kinks])
         return namespace(signals).asarray(own) * signals, signals
+
+    def slope(self, kink: HeldKink) -> float:
+        """Return alpha, the lower one of the slopes of a kink; the upper one is 1."""
+        if kink.layer > self.net.depth:
+            return -1.0
+        return 0.0 if kink.pairs is not None else float(self.net.activation_of(kink.layer).slope)
 
     def gradient(self, theta: Parameters, multipliers: Array) -> HeldGradient:
         """Return R_0, the gradient of L, v_K and the signals by one backward pass."""

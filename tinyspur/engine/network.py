@@ -77,9 +77,10 @@ class Network(Architecture):
     ) -> tuple[float, Parameters]:
         """Return R(theta) and its gradient by backpropagation; a kink counts as inactive."""
         y = self.targets(theta, data, loss)
+        overwrite = all(type(sigma) is ReLU for sigma in self.activations)
 
         def chunk(rows: slice, columns: Array) -> tuple[Array, Array]:
-            trace = list(passes.steps(theta, columns, type(self.activation) is ReLU))
+            trace = list(passes.steps(theta, columns, overwrite))
             o, part = trace[-1].o, self.zeros(like=theta.vector)
             passes.add_gradient(trace, loss.gradient(o, y[:, rows]), part)
             return loss.value(o, y[:, rows]), part.vector
@@ -141,7 +142,7 @@ class Network(Architecture):
         ValueError for a smooth activation.
         """
         check_points(self, theta)
-        check_piecewise_linear(self.activation, "affine map")
+        check_piecewise_linear(self.activations, "affine map")
         _, columns = next(self.chunks(theta, plain_on_host("inputs", x)[None]))
         rows = namespace(columns).eye(math.prod(self.shapes[-1]), dtype=theta.vector.dtype)
         return passes.affine_map(list(passes.steps(theta, columns)), rows, above)
@@ -194,6 +195,18 @@ def check_network(net: object) -> None:
     """Raise ValueError for what is no network."""
     if not isinstance(net, Network):
         raise ValueError(f"network: expected a Network, got a {type(net).__name__}")
+
+
+def check_usual(net: Network, purpose: str, first: int = 1, last: int | None = None) -> None:
+    """Raise ValueError for layers `first` to `last` with other activations than by default."""
+    for layer in range(first, (last or net.depth) + 1):
+        kind, found = net.layers[layer - 1], net.activation_of(layer)
+        usual = net.activation if kind.activated and layer < net.depth else None
+        if found != usual:
+            raise ValueError(
+                f"{purpose}: expected {usual or 'no activation'} after layer {layer}, "
+                f"{type(kind).__name__}, got {found or 'none'}"
+            )
 
 
 def check_problem(net: Network, data: TrainingSet, loss: Loss) -> None:

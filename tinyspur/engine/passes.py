@@ -95,7 +95,7 @@ def layer_output(theta: Parameters, columns: Array, layer: int, above: int = 0) 
 
     Layers between have no memory of their own, unless an activation of the user's may keep it.
     """
-    o, own = columns, type(theta.net.activation) in KNOWN.values()
+    o, own = columns, all(type(sigma) in KNOWN.values() for sigma in theta.net.activations)
     for n in range(above + 1, layer + 1):
         W, brief = theta.W[n], own and n < layer
         products = W.brief_product(o, f"neurons {n % 2}") if brief else W @ o

@@ -159,10 +159,11 @@ class Candidates:
         if size <= 0:
             return None
         if kink.pairs is None:
-            value, slope = float(self.seen.z[kink.layer - 1][units[0], samples[0]]), self.held.slope
+            value = float(self.seen.z[kink.layer - 1][units[0], samples[0]])
         else:
             (a, b), o = kink.pairs[0], self.seen.below(kink.layer)
-            value, slope = float(o[a, samples[0]] - o[b, samples[0]]), 0.0
+            value = float(o[a, samples[0]] - o[b, samples[0]])
+        slope = self.held.slope(kink)
         return value, slope * size, size, size if value > 0 else slope * size
 
 

@@ -29,8 +29,9 @@ def kaiming_start(net: Network, seed: int = 0) -> Parameters:
     """
     check_network(net)
     rng, theta = np.random.default_rng(seed), net.zeros()
-    slope = net.activation.slope if net.activation.piecewise_linear else 0.0
     for layer in theta.b:
+        sigma = net.activation_of(layer) or net.activation
+        slope = sigma.slope if sigma.piecewise_linear else 0.0
         weights = theta.W[layer].weights
         fan_in = math.prod(weights.shape[1:])
         scale = math.sqrt(2 / (1 + slope**2) / fan_in)

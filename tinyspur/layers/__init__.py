@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import asdict, fields
+from dataclasses import fields
 
+from ..engine.activations import activation_named
 from .average_pooling import AveragePool, AveragePoolingMatrix
 from .convolution import Conv, ConvolutionMatrix
 from .dense import Dense, DenseMatrix
@@ -50,10 +51,12 @@ def layer_of(spec: object) -> Layer:
         names = ", ".join(known)
         raise ValueError(f"network spec: expected a layer with a type of {names}, got {got}")
     kind = known[name]
+    if "activation" in options:
+        options["activation"] = activation_named(options["activation"])
     try:
         return kind(**options)
     except TypeError as error:
-        names = ", ".join(["type", *(field.name for field in fields(kind))])
+        names = ", ".join(["type", *(field.name for field in fields(kind)[1:]), "activation"])
         raise ValueError(f"network spec: expected a layer with {names}, got {got}") from error
 
 
@@ -69,7 +72,7 @@ def shapes_of(input_shape: Shape, layers: tuple[Layer, ...]) -> tuple[Shape, ...
         if not isinstance(layer, KINDS):
             *names, last = (kind.__name__ for kind in KINDS)
             raise ValueError(f"{where}: expected {', '.join(names)} or {last}")
-        if not all(map(is_positive, asdict(layer).values())):
+        if not all(map(is_positive, layer.options.values())):
             raise ValueError(f"{where}: expected positive whole numbers")
         try:
             shapes.append(layer.output_shape(shapes[-1]))

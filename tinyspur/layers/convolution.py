@@ -35,15 +35,11 @@ class Conv(Layer):
 
     type = "conv"
 
-    def __repr__(self) -> str:
-        usual = type(self.stride) is int and self.stride == 1
-        stride = "" if usual else f", stride={self.stride!r}"
-        return f"Conv(maps={self.maps!r}, kernel={self.kernel!r}{stride})"
-
     @property
-    def spec(self) -> dict:
-        """Return the JSON description, without a stride of 1: as before there were others."""
-        return {key: n for key, n in super().spec.items() if (key, n) != ("stride", 1)}
+    def shown(self) -> dict:
+        """Return the options, without a stride of 1: as before there were others."""
+        usual = type(self.stride) is int and self.stride == 1
+        return {key: n for key, n in self.options.items() if key != "stride" or not usual}
 
     @property
     def relays(self) -> bool:

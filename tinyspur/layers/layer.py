@@ -8,9 +8,10 @@ and its module in PyTorch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
+from ..engine.activations import Activation
 from ..engine.backend import Array
 from ..engine.plain import whole
 from .matrix import WeightMatrix
@@ -21,24 +22,52 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Layer(ABC):
     """One kind of layer; its options are whole numbers above 0.
 
+    `activation` is the one that follows this layer, `Identity()` for none; by default it is the
+    network's after every convolution and dense layer but the last layer, and none after others.
     Shapes are those of one sample: (maps, *map_shape), or (neurons,) above a dense layer.
     """
+
+    activation: Activation | None = None
 
     type: ClassVar[str]
     """Its name in a spec."""
     trainable: ClassVar[bool] = True
-    """Whether it has weights and biases; then an activation follows it, unless it is the last."""
+    """Whether it has weights and biases."""
+    activated: ClassVar[bool] = True
+    """Whether the network's activation follows it, unless it is the last layer."""
     selects: ClassVar[bool] = False
     """Whether its matrix depends on what it is multiplied with."""
     spatial: ClassVar[bool] = True
     """Whether it reads maps, and not any neurons."""
 
     def __post_init__(self):
-        for name, value in vars(self).items():
+        if not isinstance(self.activation, Activation | None):
+            raise ValueError(
+                f"{self.type}: expected an activation as ReLU(), Identity() for none, got "
+                f"{self.activation!r}"
+            )
+        for name, value in self.options.items():
             object.__setattr__(self, name, whole(value) or value)
+
+    def __repr__(self) -> str:
+        given = [f"{name}={value!r}" for name, value in self.shown.items()]
+        if self.activation is not None:
+            given.append(f"activation={self.activation!r}")
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    @property
+    def options(self) -> dict:
+        """Return all options but the activation."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+
+    @property
+    def shown(self) -> dict:
+        """Return the options that its repr and its spec show."""
+        return self.options
 
     @property
     def relays(self) -> bool:
@@ -51,7 +80,8 @@ class Layer(ABC):
     @property
     def spec(self) -> dict:
         """Return the JSON description of the layer, such as {"type": "dense", "width": 2}."""
-        return {"type": self.type, **asdict(self)}
+        own = {} if self.activation is None else {"activation": self.activation.spec}
+        return {"type": self.type, **self.shown, **own}
 
     @abstractmethod
     def output_shape(self, below: Shape) -> Shape:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MaxPool(Pooling):
     """Max pooling over windows of `size` that do not overlap; of equal entries the first."""
 

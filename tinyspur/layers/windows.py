@@ -11,13 +11,14 @@ from .layer import Layer, Shape, expect_options, is_positive, maps_of
 from .matrix import WeightMatrix
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pooling(Layer):
     """A layer without parameters over windows of `size` that do not overlap."""
 
     size: int
 
     trainable = False
+    activated = False
 
     def output_shape(self, below: Shape) -> Shape:
         maps, size = maps_of(below)

@@ -204,7 +204,7 @@ def kink_escape(
     """
     direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
     _check_positive("step", step)
-    check_piecewise_linear(theta.net.activation, "escape from the kink")
+    check_piecewise_linear(theta.net.activations, "escape from the kink")
     if direction is None:
         raise AssumptionError(
             "no escape from the kink: expected a map with zero weights and bias, at z = 0 for all "

@@ -236,8 +236,9 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
         net, np.arange(net.size, dtype=np.float64)
     )  # of each weight and bias in the vector
     values, columns, ends = [np.zeros(0)], [np.zeros(0, int)], [0]
-    for layer in net.active_layers if isinstance(net.activation, ReLU) else ():
-        above = _next_weights(net, layer)
+    for layer in net.active_layers:
+        scales = isinstance(net.activation_of(layer), ReLU)
+        above = _next_weights(net, layer) if scales else None
         for t in range(net.shapes[layer][0] if above else 0):
             tangent = np.concatenate([part * s for part, s in _scaled(host, layer, above, t)])
             length = np.linalg.norm(tangent)
