@@ -84,7 +84,7 @@ def to_torch(theta: Parameters) -> nn.Sequential:
     """
     check_points(None, theta)
     net, theta, modules = theta.net, theta.to(np), []
-    for number, layer in enumerate(net.layers, start=1):
+    for number, layer in enumerate(net.chain, start=1):
         below = net.shapes[number - 1]
         modules += [nn.Flatten()] if len(below) > 1 and not layer.spatial else []
         modules.append(layer.to_torch(below))

@@ -124,7 +124,7 @@ def test_a_description_with_a_part_too_many_is_refused():
     with pytest.raises(ValueError, match=r"got one with input, activation, layers, bias$"):
         Network.from_spec({**GOOD, "bias": False})
     layer = {"type": "dense", "width": 2, "bias": False}
-    with pytest.raises(ValueError, match=r"expected a layer with type, width, activation, got \{.*'bias'"):
+    with pytest.raises(ValueError, match=r"with type, width, activation, got \{.*'bias'"):
         Network.from_spec({**GOOD, "layers": [layer]})
 
 

@@ -136,7 +136,7 @@ def forward(
     for middle in found:
         layer, W, below = middle.layer, middle.W, o
         some, trained = members.get(layer), layer in box.theta.b
-        R = box.radii.W[layer] if trained else None
+        R = box.radii.W[layer].trained if trained else None
         z = times(W, below, R)
         if trained:
             maps = _by_map(z, W.maps_out)

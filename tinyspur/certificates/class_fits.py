@@ -165,7 +165,7 @@ def pooled_parts(net: Architecture, x: np.ndarray) -> np.ndarray:
 
     Below average poolings that come first the entries of each window count in any order.
     """
-    first = net.layers[: net.leading_poolings]
+    first = net.chain[: net.leading_poolings]
     if any(layer.selects for layer in first):
         return x
     size, axes = math.prod(layer.size for layer in first), x.ndim - 2

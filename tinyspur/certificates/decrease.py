@@ -69,7 +69,7 @@ class Classes(NamedTuple):
                     reach, a, d = a + d, W @ a, W @ d
                     if step.b is not None:
                         shape = (W.maps_out, W.positions_out, -1)
-                        maps, moved = a.reshape(shape), d.reshape(shape)
+                        maps, moved = (v[: W.rows].reshape(shape) for v in (a, d))
                         maps += abs(step.b)[:, None, None] * c
                         moved += rho * (W.support_sums(reach) + c)
                     if step.kinked:

@@ -17,10 +17,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..engine.activations import ELU, KNOWN, Activation
+from ..engine.activations import ELU, KNOWN, Activation, Beside
 from ..engine.backend import Array, namespace, special
 from ..engine.floats import LIBRARY, SMALLEST, library_error, ndtr_units
-from .enclosures import QUIET, WIDER, Enclosure, between, exact, sound
+from .enclosures import QUIET, WIDER, Enclosure, between, concatenate, exact, sound
 
 Function = Callable[[Array], Array]
 
@@ -122,6 +122,11 @@ def activated(sigma: Activation, z: Enclosure, order: int = 0) -> Enclosure:
     At the kink of ReLU, leaky ReLU and ELU the first derivative is anything between those of both
     sides. The second one is that of the pieces; of ELU infinite where it jumps with alpha != 1.
     """
+    if isinstance(sigma, Beside):
+        own, rest = activated(sigma.sigma, z[: sigma.rows], order), z[sigma.rows :]
+        if order:
+            rest = exact(0 * rest.middle + (order == 1))
+        return concatenate([own, rest])
     if sigma.piecewise_linear:
         return _piecewise(sigma, z, order)
     if type(sigma) is ELU:
@@ -143,6 +148,9 @@ def activated(sigma: Activation, z: Enclosure, order: int = 0) -> Enclosure:
 @np.errstate(**QUIET)
 def spread(sigma: Activation, z: Array, o: Array, errors: Array) -> Array:
     """Return how far o, computed as sigma(z) in their type, may be off if z is by `errors`."""
+    if isinstance(sigma, Beside):
+        own = spread(sigma.sigma, *(a[: sigma.rows] for a in (z, o, errors)))
+        return namespace(z).concatenate([own, errors[sigma.rows :]])
     if not sigma.piecewise_linear:
         found = activated(sigma, Enclosure(z.astype(np.float64), errors.astype(np.float64)))
         return (abs(o - found.middle) + found.radius) * WIDER

@@ -58,7 +58,7 @@ def exact_minimum(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactMini
     ValueError for another loss or a smooth activation.
     """
     theta = check_exact(theta, data, loss)
-    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
+    dense = [n for n, layer in enumerate(theta.net.chain, 1) if isinstance(layer, Dense)]
     cells = find_cells(ExactPoint(theta), data)
     fits = [fit_class(*samples_of(theta, data, cell)) for cell in cells]
     nearest = None

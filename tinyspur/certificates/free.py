@@ -118,7 +118,7 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
             found = interpolation(held, reaches[layer], labels[layer], t, taken)
             if found is not None:
                 interpolations.append(found)
-            elif layer == 1 and isinstance(net.layers[0], Dense):
+            elif layer == 1 and isinstance(net.chain[0], Dense):
                 generators += equal_inputs(held, reaches[layer], t, taken)
     generators += output_shifts(held)
     box = Box(theta, net.zeros(), exact(np.zeros(len(held.kinks))))

@@ -144,7 +144,7 @@ def mixings(
     maps, found = reaches[layer].step.W.maps_out, []
     slopes = slopes.reshape(maps, -1)
     matters = reaches[layer].matters.reshape(maps, -1)
-    selects = any(net_layer.selects for net_layer in held.net.layers[layer : above - 1])
+    selects = any(net_layer.selects for net_layer in held.net.chain[layer : above - 1])
     kept = np.isnan(slopes) & matters  # held
     for a in range(maps):
         for b in range(maps):
@@ -176,7 +176,7 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
     slopes, above = reaches[layer].slopes, _above(held, layer)
     if slopes is None or above is None or layer not in held.net.kinked_layers:
         return []
-    if not isinstance(held.net.layers[above - 1], Dense):
+    if not isinstance(held.net.chain[above - 1], Dense):
         return []
     maps, found = reaches[layer].step.W.maps_out, []
     for t, (own, counts) in enumerate(
@@ -223,7 +223,7 @@ def equal_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[Gener
 def output_shifts(held: Held) -> list[Generator]:
     """Return the generators that shift all outputs of the softmax."""
     net = held.net
-    if not isinstance(held.loss, CrossEntropy) or not isinstance(net.layers[-1], Dense):
+    if not isinstance(held.loss, CrossEntropy) or not isinstance(net.chain[-1], Dense):
         return []
     columns = np.array([incoming(held, net.depth, h) for h in range(net.shapes[-1][0])])
     nothing, ones = np.full(len(columns), -1), np.ones(len(columns))

@@ -46,7 +46,7 @@ def distance_to_minimum(
     all H_s, a right inverse of what is multiplied from the left and a left inverse of what is from
     the right bound that change; otherwise a right inverse of the linear equations for W does.
     """
-    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
+    dense = [n for n, layer in enumerate(theta.net.chain, 1) if isinstance(layer, Dense)]
     unknowns = [theta.W[n].shape[0] * (theta.W[n].shape[1] + 1) for n in dense]
     if len(x) * theta.W[theta.net.depth].shape[0] > max(unknowns, default=0):
         return np.inf
@@ -127,7 +127,7 @@ def _agree(cells: list[Cell], first: int, last: int) -> bool:
         for step, other in zip(cell.trace[first:last], cells[0].trace[first:last], strict=True):
             if step.W.selects and (step.matrix.choice != other.matrix.choice).any():
                 return False
-            if step.kinked and ((step.z > 0) != (other.z > 0)).any():
+            if step.kinked and ((step.own_z > 0) != (other.own_z > 0)).any():
                 return False
     return True
 

@@ -69,7 +69,7 @@ def shrink(radius: float, at: Chunk) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
     xp = namespace(at.trace[0].below)
     counts = at.counted()
-    least = [xp.where(counts[s.layer], abs(s.z), np.inf).min() for s in at.trace if s.kinked]
+    least = [xp.where(counts[s.layer], s.heights, np.inf).min() for s in at.trace if s.kinked]
     high = min([radius, *map(float, all_to_numpy(least))])  # a bias alone moves z by rho
     if high in (0, np.inf) or keeps_patterns(high, at):
         return high
@@ -117,9 +117,9 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
             e = xp.where(free, W @ d, e)
         if step.b is not None:
             reach = abs(below) if d is None else abs(below) + d
-            maps = e.reshape(W.maps_out, W.positions_out, -1)
+            maps = e[: W.rows].reshape(W.maps_out, W.positions_out, -1)
             maps += rho * W.support_sums(reach) + rho
         if step.kinked:
-            yield (free | (e * (1 + 1e-9) + rounding < abs(step.z))).all()
-            e = xp.where((step.z > 0) | free, e, step.activation.slope * e)
+            yield (free | (e * (1 + 1e-9) + rounding < step.heights)).all()
+            e = xp.where((step.z > 0) | free, e, step.slopes * e)
         d, inexact = e, rounding

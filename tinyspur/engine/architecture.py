@@ -13,8 +13,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 
-from ..layers import Layer, Shape, is_positive, layer_of, shapes_of, slots_of
-from .activations import Activation, Identity, ReLU, activation_named
+from ..layers import (
+    Layer,
+    Link,
+    Shape,
+    WeightMatrix,
+    chain_of,
+    is_positive,
+    layer_of,
+    matrix_of,
+    slots_of,
+    states_of,
+)
+from .activations import Activation, Beside, Identity, ReLU, activation_named
+from .backend import Array
 from .plain import whole
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a thread may hold at once during a pass
@@ -47,15 +59,40 @@ class Architecture:
         if not isinstance(self.activation, Activation):
             raise ValueError(f"network: expected an activation as ReLU(), got {self.activation!r}")
         self.shapes  # noqa: B018 - raises for layers that don't fit
+        first = min(self.slots, default=self.depth + 1)
+        for number in range(1, first):
+            if isinstance(self.chain[number - 1], Link) or self.is_active(number):
+                raise ValueError(
+                    "network: expected a layer with weights below the first activation and in "
+                    f"front of the first residual block, got {self.layers[0]} first"
+                )
 
     def __repr__(self) -> str:
         arrows = " -> ".join("x".join(map(str, shape)) for shape in self.shapes)
         return f"{type(self).__name__}({arrows}, {self.size} parameters)"
 
     @cached_property
+    def chain(self) -> tuple[Layer | Link, ...]:
+        """Return the layers 1..L one by one, those of residual blocks too."""
+        return chain_of(self.layers)
+
+    @cached_property
+    def states(self) -> tuple[tuple[Shape, ...], ...]:
+        """Return the shapes of the input and of each layer's output, with what a block keeps."""
+        return states_of(self.input_shape, self.chain)
+
+    @cached_property
     def shapes(self) -> tuple[Shape, ...]:
-        """Return the shapes of the input and of each layer's output."""
-        return shapes_of(self.input_shape, self.layers)
+        """Return the shapes of the input and of each layer's own output."""
+        return tuple(state[0] for state in self.states)
+
+    def rows(self, layer: int) -> int:
+        """Return n_l, the number of rows of o^l with what a block keeps beside it."""
+        return sum(map(math.prod, self.states[layer]))
+
+    def matrix(self, layer: int, weights: Array | None) -> WeightMatrix:
+        """Return the matrix W^l with these weights."""
+        return matrix_of(self.chain[layer - 1], self.states[layer - 1], weights)
 
     def __reduce__(self) -> tuple:
         return type(self), (self.input_shape, self.layers, self.activation, self.memory_budget)
@@ -63,7 +100,7 @@ class Architecture:
     @cached_property
     def slots(self) -> Mapping[int, tuple[int, Shape]]:
         """Return, by layer, where its numbers start in the vector, and the shape of its weights."""
-        return MappingProxyType(slots_of(self.layers, self.shapes))
+        return MappingProxyType(slots_of(self.chain, self.states))
 
     @cached_property
     def size(self) -> int:
@@ -73,7 +110,7 @@ class Architecture:
     @property
     def depth(self) -> int:
         """Return L, the number of layers."""
-        return len(self.layers)
+        return len(self.chain)
 
     @property
     def spec(self) -> dict:
@@ -109,10 +146,15 @@ class Architecture:
         It is the layer's own, if it names one, else the network's after every convolution and dense
         layer but the last layer.
         """
-        own = self.layers[layer - 1].activation
-        if own is None and layer < self.depth and self.layers[layer - 1].activated:
+        own = self.chain[layer - 1].activation
+        if own is None and layer < self.depth and self.chain[layer - 1].activated:
             own = self.activation
         return None if type(own) is Identity else own
+
+    def activation_at(self, layer: int) -> Activation | None:
+        """Return the same as it acts on o^l: on the layer's own rows, if a block keeps others."""
+        sigma, kept = self.activation_of(layer), self.states[layer][1:]
+        return Beside(sigma, math.prod(self.shapes[layer])) if sigma and kept else sigma
 
     def is_active(self, layer: int) -> bool:
         """Return whether an activation follows `layer`."""
@@ -138,7 +180,7 @@ class Architecture:
         return tuple(
             layer
             for layer in range(self.leading_poolings + 1, self.depth + 1)
-            if self.layers[layer - 1].selects
+            if self.chain[layer - 1].selects
         )
 
     @property

@@ -29,7 +29,6 @@ from .held_steps import HeldStep, Members, backward, steps
 from .losses import AbsoluteLoss, Loss
 from .network import Network, check_problem
 from .parameters import Parameters
-from .passes import by_map
 from .sweeps import Moved, jacobian, products, sweep, widest
 
 SWEPT = 8 * 2**20  # bytes of derivatives of a layer that are held at once, if the budget allows
@@ -206,7 +205,7 @@ class Held:
                 if step.b is not None:
                     weights, biases = part.W[step.layer].weights, part.b[step.layer]
                     weights += step.W.gradient(dz, step.below)
-                    biases += by_map(dz, biases).sum(axis=1)
+                    biases += step.W.by_map(dz).sum(axis=1)
             values = self._values(trace, held, y[:, rows])
             return value, part.vector, values, signals, _layers(trace, above)
 

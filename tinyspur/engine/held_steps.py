@@ -59,7 +59,7 @@ def steps(
             nothing = xp.zeros_like(below)
             W = W.at_limit([base, below, moves if moves is not None else base], [nothing] * 3)
         z, o = neurons(theta, layer, W @ below)
-        sigma, slopes = theta.net.activation_of(layer), None
+        sigma, slopes = theta.net.activation_at(layer), None
         if sigma is not None:
             slopes = sigma.derivative(z)
             if some is not None:

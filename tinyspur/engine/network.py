@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..datasets.samples import TrainingSet, check_data
+from ..layers import Link
 from . import passes
 from .activations import ReLU, check_piecewise_linear
 from .architecture import Architecture
@@ -174,8 +175,10 @@ class Network(Architecture):
         if own is None or filters.shape[1:] != own.shape[1:]:
             expected = "a layer with filters" if own is None else f"(T, {str(own.shape[1:])[1:]}"
             raise ValueError(f"filters: expected {expected}, got {filters.shape}")
-        W = theta.W[layer].with_weights(filters)
-        parts = self.over(theta, x, lambda _, o: W @ self.layer_output(theta, o, layer - 1))
+        W = theta.W[layer].trained.with_weights(filters)
+        parts = self.over(
+            theta, x, lambda _, o: (W @ self.layer_output(theta, o, layer - 1))[: W.rows]
+        )
         return np.concatenate([to_numpy(part) for part in parts], axis=1)
 
     def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
@@ -198,9 +201,14 @@ def check_network(net: object) -> None:
 
 
 def check_usual(net: Network, purpose: str, first: int = 1, last: int | None = None) -> None:
-    """Raise ValueError for layers `first` to `last` with other activations than by default."""
+    """Raise ValueError for layers `first` to `last` in blocks, or with activations of their own."""
     for layer in range(first, (last or net.depth) + 1):
-        kind, found = net.layers[layer - 1], net.activation_of(layer)
+        kind, found = net.chain[layer - 1], net.activation_of(layer)
+        if isinstance(kind, Link):
+            raise ValueError(
+                f"{purpose}: expected layers that read the one below them alone, got layer {layer} "
+                "of a residual block"
+            )
         usual = net.activation if kind.activated and layer < net.depth else None
         if found != usual:
             raise ValueError(

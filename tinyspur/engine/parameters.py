@@ -43,14 +43,14 @@ class Parameters:
             raise ValueError(f"parameters: expected a vector ({net.size},), got {vector.shape}")
         matrices: dict[int, WeightMatrix] = {}
         biases: dict[int, Array] = {}
-        for number, layer in enumerate(net.layers, start=1):
+        for number in range(1, net.depth + 1):
             weights = None
             if number in net.slots:
                 start, shape = net.slots[number]
                 stop = start + math.prod(shape)
                 weights = vector[start:stop].reshape(shape)
                 biases[number] = vector[stop : stop + shape[0]]
-            matrices[number] = layer.matrix(net.shapes[number - 1], weights)
+            matrices[number] = net.matrix(number, weights)
         parts = {"net": net, "vector": vector}
         parts |= {"W": Matrices("W", net, matrices), "b": Biases("b", net, biases)}
         vars(self).update(parts)
@@ -111,7 +111,7 @@ class ByLayer(Mapping):
         if number in self._parts:
             return self._parts[number]
         if number is not None and 1 <= number <= depth:
-            raise KeyError(f"layer {number} is a pooling: it has no biases")
+            raise KeyError(f"layer {number} has no biases")
         raise KeyError(f"expected a layer in 1..{depth}, got {layer!r}")
 
     def __iter__(self) -> Iterator[int]:

@@ -141,7 +141,7 @@ class Candidates:
     def _kink(self, layer: int, unit: int, sample: int, choice: int) -> HeldKink | None:
         if self.equal is None:
             self.equal = EqualKinks(self.theta, self.data, self.held, self.seen, self.before)
-        if layer > self.net.depth or not self.net.layers[layer - 1].selects:
+        if layer > self.net.depth or not self.net.chain[layer - 1].selects:
             return self.equal.kink(layer, unit, sample)
         W, o = self.theta.W[layer], self.seen.below(layer)
         rows = W.windows(np.arange(len(o))[:, None])[:, unit, 0]

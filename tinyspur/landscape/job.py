@@ -43,13 +43,17 @@ class Job(NamedTuple):
         points = list(self.where.points(numbers))
         theta, net, first, loss = self.where.theta, self.where.theta.net, self.first, self.loss
         y, xp = net.targets(theta, self.data, loss), namespace(theta.vector)
-        W = theta.W[first].with_weights(xp.concatenate([p.W[first].weights for p in points]))
+        own = theta.W[first].trained
+        W = own.with_weights(xp.concatenate([p.W[first].weights for p in points]))
+        plain = own is theta.W[first]  # no part of a residual block
 
         def chunk(rows: slice, columns: Array) -> list[Array]:
-            z = W @ net.layer_output(theta, columns, first - 1)
-            z, losses = z.reshape(len(points), -1, z.shape[1]), []
+            below, losses = net.layer_output(theta, columns, first - 1), []
+            if plain:
+                z = (W @ below).reshape(len(points), -1, below.shape[1])
             for k, point in enumerate(points):
-                _, o = neurons(point, first, z[k], overwrite=True)
+                products = z[k] if plain else point.W[first] @ below
+                _, o = neurons(point, first, products, overwrite=True)
                 losses.append(
                     loss.value(net.layer_output(point, o, net.depth, above=first), y[:, rows])
                 )

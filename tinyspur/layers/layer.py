@@ -50,7 +50,7 @@ class Layer(ABC):
                 f"{self.type}: expected an activation as ReLU(), Identity() for none, got "
                 f"{self.activation!r}"
             )
-        for name, value in self.options.items():
+        for name, value in self.numbers.items():
             object.__setattr__(self, name, whole(value) or value)
 
     def __repr__(self) -> str:
@@ -63,6 +63,11 @@ class Layer(ABC):
     def options(self) -> dict:
         """Return all options but the activation."""
         return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+
+    @property
+    def numbers(self) -> dict:
+        """Return the options that are whole numbers above 0."""
+        return self.options
 
     @property
     def shown(self) -> dict:

@@ -55,6 +55,20 @@ class WeightMatrix(ABC):
         """Return (n_l, n_{l-1})."""
         return self.maps_out * self.positions_out, self.maps_in * self.positions_in
 
+    @property
+    def rows(self) -> int:
+        """Return how many rows come from the layer itself: all but what a block carries along."""
+        return self.shape[0]
+
+    @property
+    def trained(self) -> WeightMatrix:
+        """Return the same without the identities of a residual block, which no weight changes."""
+        return self
+
+    def by_map(self, values: Array) -> Array:
+        """Return columns (n_l, N) as a view with a row for each map, (maps, positions * N)."""
+        return values[: self.rows].reshape(self.maps_out, -1)
+
     def __matmul__(self, o: Array) -> Array:
         """Return W @ o for a vector (n_{l-1},) or columns (n_{l-1}, N)."""
         o = plain_array("W @ o", o)
@@ -212,6 +226,11 @@ class TransposedMatrix(WeightMatrix):
         self.matrix, self._weights = matrix, matrix.weights
         self.maps_in, self.maps_out = matrix.maps_out, matrix.maps_in
         self.positions_in, self.positions_out = matrix.positions_out, matrix.positions_in
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (n_l, n_{l-1})."""
+        return self.matrix.shape[::-1]
 
     @property
     def T(self) -> WeightMatrix:

@@ -143,9 +143,8 @@ def _random_filters(
         delta = abs(step.matrix).T @ delta
     maps = len(theta.b[layer])
     place = to_numpy(delta.sum(axis=1)).reshape(maps, -1).argmax(axis=1)
-    responses = to_numpy(direction.W[layer] @ trace[layer - 1].below).reshape(
-        maps, -1, columns.shape[1]
-    )
+    W = direction.W[layer].trained
+    responses = to_numpy(W.by_map(W @ trace[layer - 1].below)).reshape(maps, -1, columns.shape[1])
     medians = np.median(responses[np.arange(maps), place], axis=1)
     direction.b[layer][...] = xp.asarray(-medians)
     return to_numpy(direction.vector)

@@ -20,7 +20,7 @@ from ..engine.floats import gamma
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
-from ..engine.passes import Step, by_map, margins, steps
+from ..engine.passes import Step, margins, steps
 
 
 class Expansion(NamedTuple):
@@ -147,14 +147,16 @@ def _expand(
         errors = [inexact_z, *(size @ (inexact[k] + unit * abs(below[k])) for k in (1, 2))]
         unsure = doubt if step.W.selects else [size @ doubt[k] for k in (0, 1)]
         if step.b is not None:
-            D, widest = direction.W[step.layer], abs(direction.W[step.layer])
-            bias = xp.repeat(direction.b[step.layer], W.positions_out)[:, None]
+            D, widest = direction.W[step.layer].trained, abs(direction.W[step.layer]).trained
+            bias = xp.zeros((len(step.z), 1))
+            maps = W.by_map(bias)
+            maps += direction.b[step.layer][:, None]
             o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
             errors[1] = errors[1] + widest @ (inexact[0] + unit * abs(below[0])) + unit * abs(bias)
             errors[2] = errors[2] + widest @ (inexact[1] + unit * abs(below[1]))
             unsure[1] = unsure[1] + widest @ doubt[0]
         if step.kinked:
-            lead, tied = step.z, ~(abs(step.z) > errors[0])
+            lead, tied = step.z, ~(step.heights > errors[0])
             near = tied & (errors[0] > 0)
             kinked = kinked or bool((tied & (abs(o[1]) + abs(o[2]) > 0)).any())
             far = max(far, float(xp.where(near, abs(step.z) + errors[0], 0.0).max()))
@@ -226,7 +228,7 @@ def coordinate_rates(
                     weights, biases = rates.W[step.layer].weights, rates.b[step.layer]
                     weights += sign * smooth + W.gradient(kinked, xp.maximum(sign * o, 0))
                     raised = sign * delta + max(sign, 0) * kinked
-                    biases += by_map(raised, biases).sum(axis=1)
+                    biases += W.by_map(raised).sum(axis=1)
             if step.layer > 1:
                 delta = W.T @ (delta + kinked if active else delta)
     return up, down
