@@ -20,6 +20,7 @@ from ..engine.activations import ReLU
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.rational import FITS, Rational, joined, rational, size_of, times
+from ..layers import AveragePoolingMatrix
 
 PRODUCTS = 200_000  # products of fractions up to which a point counts as small
 LONG_PRODUCTS = 5 * 10**7  # of long integers, in a layer
@@ -48,7 +49,7 @@ class ExactPoint:
         W = self.theta.W[layer]
         if layer in self.own:
             return self.own[layer][:, :-1] @ o
-        if W.weights is None:
+        if isinstance(W, AveragePoolingMatrix):
             fits = o.n.dtype != object and size_of(o.n) * W.fan_in < FITS
             windows = W.windows(o.n if fits else o.n.astype(object))
             return Rational(windows.sum(axis=0), o.d * len(windows))
@@ -69,7 +70,7 @@ class ExactPoint:
         if layer in self.own:
             return self.own[layer][:, -1:]
         b = self.own_biases.get(layer) or rational(self.theta.b[layer])
-        return Rational(np.repeat(b.n, self.theta.W[layer].positions_out)[:, None], b.d)
+        return Rational(self.theta.W[layer].spread(b.n)[:, None], b.d)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return {"W1": ..., "b1": ...}, arrays of Fraction in PyTorch's shapes."""
@@ -124,7 +125,7 @@ def exact_steps(point: ExactPoint, o: Rational, first: int, last: int) -> Iterat
             if layer in net.slots:
                 z = o = z + point.biases(layer)
             if sigma is not None:
-                pattern = (z.n > 0).astype(bool)
+                pattern = (z.n[: W.rows] > 0).astype(bool)
                 o = activated(sigma, z, pattern)
         yield ExactStep(layer, z, o, pattern)
 
@@ -138,8 +139,13 @@ def _argmax(windows: np.ndarray) -> np.ndarray:
 
 
 def activated(sigma: ReLU, z: Rational, active: np.ndarray) -> Rational:
-    """Return z where it is active, and the slope times z elsewhere."""
-    slope = Fraction(sigma.slope)
+    """Return z where it is active, and the slope times z elsewhere.
+
+    Rows beyond those that are known to be `active` or not are kept by a residual block as they are.
+    """
+    slope, kept = Fraction(sigma.slope), len(z.n) - len(active)
+    if kept:
+        active = np.concatenate([active, np.ones((kept, active.shape[1]), dtype=bool)])
     if slope == 0:
         return Rational(np.where(active, z.n, 0), z.d)
     n = np.where(active, times(z.n, slope.denominator), times(z.n, slope.numerator))

@@ -138,7 +138,8 @@ def _dead_layers(point: ExactPoint, trace: list[ExactStep], samples: int) -> np.
     net, found = point.theta.net, np.zeros(samples, dtype=int)
     for step in trace:
         sigma = net.activation_of(step.layer)
-        if sigma is not None and sigma.slope == 0:
+        nothing_kept = len(net.states[step.layer]) == 1
+        if sigma is not None and sigma.slope == 0 and nothing_kept:
             found[(step.z.n < 0).all(axis=0)] = step.layer
     return found
 
@@ -151,16 +152,21 @@ def _undecided(point: ExactPoint, trace: list[ExactStep]) -> Iterator[tuple[int,
     """
     net, still, below = point.theta.net, None, None
     for step in trace:
-        W = point.theta.W[step.layer]
-        if (sigma := net.activation_of(step.layer)) is not None:
-            yield step.layer, (step.z.n == 0).astype(bool)
-            still = np.zeros_like(step.pattern) if sigma.slope else ~step.pattern
+        W, sigma = point.theta.W[step.layer], net.activation_of(step.layer)
+        if step.layer in net.slots:
+            still = np.zeros(step.z.n.shape, dtype=bool)
         elif still is not None and W.selects:
             top, still = (W.windows(below.n) == step.o.n).astype(bool), W.windows(still)
             yield step.layer, (top.sum(axis=0) > 1) & (top & ~still).any(axis=0)
             still = (~top | still).all(axis=0)
         elif still is not None:
-            still = W.windows(still).all(axis=0)
+            still = W @ (~still).astype(float) == 0
+        if sigma is not None:
+            zero = (step.z.n == 0).astype(bool) & ~still
+            zero[W.rows :] = False
+            yield step.layer, zero
+            if sigma.slope == 0:
+                still[: W.rows] |= ~step.pattern
         below = step.o
 
 

@@ -40,7 +40,8 @@ def highest_dead_layer(trace: list[Step], rounding: list[Array]) -> Array:
     xp = namespace(trace[0].below)
     cut = xp.zeros(trace[0].below.shape[1], dtype=int)
     for step, inexact in zip(trace, rounding, strict=True):
-        if step.kinked and step.activation.slope == 0:
+        nothing_kept = step.W.rows == step.W.shape[0]
+        if step.kinked and step.activation.slope == 0 and nothing_kept:
             dead = step.z.max(axis=0) < 0
             if xp is not np or dead.any():
                 cut = xp.where(dead & (step.z < -inexact).all(axis=0), step.layer, cut)
@@ -120,6 +121,7 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
             maps = e[: W.rows].reshape(W.maps_out, W.positions_out, -1)
             maps += rho * W.support_sums(reach) + rho
         if step.kinked:
-            yield (free | (e * (1 + 1e-9) + rounding < step.heights)).all()
+            still = False if step.b is not None else e == 0
+            yield (free | still | (e * (1 + 1e-9) + rounding < step.heights)).all()
             e = xp.where((step.z > 0) | free, e, step.slopes * e)
         d, inexact = e, rounding

@@ -74,6 +74,11 @@ class StrictCertificate(Certificate):
         Few are up to 3,000 parameters; a slope of leaky ReLU must be below 1.
         """
         check_points(None, theta)
+        if theta.net.chain != theta.net.layers:
+            raise ValueError(
+                "strict certificate: expected layers that read the one below them alone, got a "
+                f"residual block or an activation above a max pooling, {theta.net.layers}"
+            )
         for sigma in theta.net.activations:
             if type(sigma) not in KNOWN_ACTIVATIONS.values() or getattr(sigma, "slope", 0) >= 1:
                 raise ValueError(

@@ -12,11 +12,14 @@ def outgoing(theta: Parameters, layer: int, target: int):
     """Return the weights that read map `target` of `layer`, as a view, and their layer.
 
     They have shape (T, *k) below a convolution and (out, P) below a dense layer; poolings between
-    are passed over. Raises ValueError where no layer with weights follows.
+    are passed over. Raises ValueError where no layer with weights follows, and for a map that a
+    residual block reads more than once.
     """
     above = next((n for n in theta.b if n > layer), None)
     if above is None:
         raise ValueError(f"layer {layer}: expected a layer with weights above it")
+    if not all(theta.W[n].reads_alone for n in range(layer + 1, above + 1)):
+        raise ValueError(f"layer {layer}: expected one reader, got a residual block that keeps it")
     return theta.W[above].outgoing(target), above
 
 

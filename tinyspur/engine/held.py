@@ -91,6 +91,10 @@ class Held:
 
     def __init__(self, net: Network, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] = ()):
         check_problem(net, data, loss)
+        if net.chain != net.layers:
+            raise ValueError(
+                f"held kinks: expected layers that read the one below them alone, got {net.layers}"
+            )
         for sigma in net.activations:
             if sigma.piecewise_linear and (type(sigma) is not ReLU or sigma.slope >= 1):
                 raise ValueError(

@@ -225,8 +225,8 @@ def margins(trace: list[Step]) -> dict[int, Array]:
     """Return how far each unit is from where its pattern changes, (n_l, N).
 
     After an activation with a kink that is |z|, after max pooling half the gap between the selected
-    entry and the next one. It is infinite where neither of the two can move, since both are
-    inactive under ReLU.
+    entry and the next one. It is infinite where nothing can move, since what is read is inactive
+    under ReLU.
     """
     found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
     for step in trace:
@@ -236,9 +236,10 @@ def margins(trace: list[Step]) -> dict[int, Array]:
             moves = None if moves is None else step.W @ moves
         else:
             moves = namespace(step.z).ones_like(step.z)
-        if step.kinked:
-            found[step.layer] = step.heights
-            moves = namespace(step.z).where(step.z < 0, step.slopes, 1.0)
+        if step.kinked and moves is not None:
+            where = namespace(step.z).where
+            found[step.layer] = where(moves == 0, np.inf, step.heights)
+            moves = where(step.z < 0, step.slopes * moves, moves)
     return found
 
 

@@ -65,6 +65,12 @@ class WeightMatrix(ABC):
         """Return the same without the identities of a residual block, which no weight changes."""
         return self
 
+    def spread(self, biases: Array) -> Array:
+        """Return the biases of maps, (maps,), row by row, (n_l,): 0 for what is carried along."""
+        found = biases.repeat(self.positions_out)
+        more = namespace(biases).zeros(self.shape[0] - self.rows, dtype=biases.dtype)
+        return namespace(biases).concatenate([found, more]) if len(more) else found
+
     def by_map(self, values: Array) -> Array:
         """Return columns (n_l, N) as a view with a row for each map, (maps, positions * N)."""
         return values[: self.rows].reshape(self.maps_out, -1)
@@ -176,6 +182,11 @@ class WeightMatrix(ABC):
     def repeated(self, times: int) -> WeightMatrix:
         """Return the matrix for columns each of which comes so many times in a row."""
         return self
+
+    @property
+    def reads_alone(self) -> bool:
+        """Return whether no other layer of a residual block reads what the one below computes."""
+        return True
 
     def outgoing(self, c: int) -> Array:
         """Return the weights that read map c of the layer below, as a view, (maps_out, ...).

@@ -353,6 +353,17 @@ class BlockMatrix(WeightMatrix):
     def gathered(self, o: Array) -> Array:
         return self.own_matrix.gathered(o)
 
+    @property
+    def reads_alone(self) -> bool:
+        others = [*self.carried, *([] if self.added is None else [self.added])]
+        alone = all(part.stop <= self.read.start or self.read.stop <= part.start for part in others)
+        return alone and self.read.start == 0
+
+    def outgoing(self, c: int) -> Array:
+        if not self.reads_alone:
+            raise ValueError(f"{self!r}: map {c} is read by another layer of its block too")
+        return self.own_matrix.outgoing(c)
+
     def support_sums(self, a: Array) -> Array | None:
         return self.own_matrix.support_sums(a[self.read])
 

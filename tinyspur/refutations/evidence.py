@@ -237,8 +237,9 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
     )  # of each weight and bias in the vector
     values, columns, ends = [np.zeros(0)], [np.zeros(0, int)], [0]
     for layer in net.active_layers:
-        scales = isinstance(net.activation_of(layer), ReLU)
-        above = _next_weights(net, layer) if scales else None
+        above = _next_weights(net, layer) if isinstance(net.activation_of(layer), ReLU) else None
+        if above and not all(host.W[n].reads_alone for n in range(layer + 1, above + 1)):
+            continue
         for t in range(net.shapes[layer][0] if above else 0):
             tangent = np.concatenate([part * s for part, s in _scaled(host, layer, above, t)])
             length = np.linalg.norm(tangent)

@@ -148,9 +148,7 @@ def _expand(
         unsure = doubt if step.W.selects else [size @ doubt[k] for k in (0, 1)]
         if step.b is not None:
             D, widest = direction.W[step.layer].trained, abs(direction.W[step.layer]).trained
-            bias = xp.zeros((len(step.z), 1))
-            maps = W.by_map(bias)
-            maps += direction.b[step.layer][:, None]
+            bias = W.spread(direction.b[step.layer])[:, None]
             o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
             errors[1] = errors[1] + widest @ (inexact[0] + unit * abs(below[0])) + unit * abs(bias)
             errors[2] = errors[2] + widest @ (inexact[1] + unit * abs(below[1]))
