@@ -55,7 +55,8 @@ class KinkedMinimum(NamedTuple):
 def is_shallow(net: Network) -> bool:
     """Return whether there are one hidden layer and one output, above poolings if any."""
     layers = net.layers[net.leading_poolings :]
-    return [type(layer) for layer in layers] == [Dense, Dense] and net.shapes[-1] == (1,)
+    dense = [type(layer) for layer in layers] == [Dense, Dense]
+    return dense and all(layer.bias for layer in layers) and net.shapes[-1] == (1,)
 
 
 def find_kinks(theta: Parameters, data: TrainingSet) -> list[tuple[int, int]]:

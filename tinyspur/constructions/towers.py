@@ -65,7 +65,7 @@ class Tower:
     def __init__(self, net: Network, first: int, last: int, spread: bool = True, offset: int = 0):
         check_piecewise_linear(net.activation, "construction")
         for layer in range(first, last + 1):
-            if not net.layers[layer - 1].relays:
+            if not net.layers[layer - 1].relays(net.shapes[layer - 1]):
                 raise ValueError(
                     "construction: expected layers that can relay a map, got "
                     f"{net.layers[layer - 1]} as layer {layer}"

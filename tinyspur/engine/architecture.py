@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 
-from ..layers import Layer, Shape, is_positive, layer_of, shapes_of, slots_of
+from ..layers import Layer, Shape, Slot, is_positive, layer_of, shapes_of, slots_of
 from .activations import Activation, ReLU, activation_named
 from .plain import whole
 
@@ -61,14 +61,14 @@ class Architecture:
         return type(self), (self.input_shape, self.layers, self.activation, self.memory_budget)
 
     @cached_property
-    def slots(self) -> Mapping[int, tuple[int, Shape]]:
-        """Return, by layer, where its numbers start in the vector, and the shape of its weights."""
+    def slots(self) -> Mapping[int, Slot]:
+        """Return, by layer, where its numbers are in the vector, and the shape of its weights."""
         return MappingProxyType(slots_of(self.layers, self.shapes))
 
     @cached_property
     def size(self) -> int:
         """Return the number of parameters."""
-        return sum(math.prod(shape) + shape[0] for _, shape in self.slots.values())
+        return max((slot.all.stop for slot in self.slots.values()), default=0)
 
     @property
     def depth(self) -> int:

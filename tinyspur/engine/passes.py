@@ -28,7 +28,7 @@ FEWEST = 8  # the fewest samples of a chunk, if the budget allows as many
 class Step(NamedTuple):
     """One layer of a pass: o = sigma(z) with z = W below + b, all columns (n, N).
 
-    `b` is None for a layer without parameters, `activation` None where none follows: then z and o
+    `b` is None for a layer without biases, `activation` None where none follows: then z and o
     are one array, as they are in a pass that overwrites.
     """
 
@@ -75,6 +75,18 @@ def neurons(
     return o if overwrite else z, o
 
 
+def unread(W: WeightMatrix, b: Array | None, size: Array) -> Array:
+    """Return which z of a layer with weights are 0 for all parameters, (n, N).
+
+    Those of a layer without biases that read nothing but zeros; `size` (n_below, N) is 0 there.
+    """
+    xp, shape = namespace(size), (W.maps_out, W.positions_out, size.shape[1])
+    found = xp.zeros(shape, dtype=bool)
+    if b is None:
+        found[...] = W.support_sums(size) == 0
+    return found.reshape(-1, size.shape[1])
+
+
 def by_map(values: Array, biases: Array) -> Array:
     """Return columns (n, N) as a view with a row for each map, (maps, positions * N)."""
     return values.reshape(len(biases), -1)
@@ -112,11 +124,12 @@ def add_gradient(trace: list[Step], delta: Array, gradient: Parameters) -> None:
         if step.activation is not None:
             delta = delta * step.slopes
         W = step.matrix
-        if step.b is None:
+        if W.weights is None:
             delta = W.T @ delta if step.layer > 1 else None
             continue
-        biases = gradient.b[step.layer]
-        biases += by_map(delta, biases).sum(axis=1)
+        if step.b is not None:
+            biases = gradient.b[step.layer]
+            biases += by_map(delta, biases).sum(axis=1)
         weights = gradient.W[step.layer].weights
         if step.layer > 1:
             change, delta = W.pullback(delta, step.below)
@@ -143,8 +156,9 @@ def moves(trace: list[Step], direction: Parameters) -> list[Move]:
         below = found[-1].o if found else None
         xp, sigma, bend = namespace(step.z), step.activation, None
         move = xp.zeros_like(step.z) if below is None else step.matrix @ below
-        if step.b is not None:
+        if step.W.weights is not None:
             move += direction.W[step.layer] @ step.below
+        if step.b is not None:
             maps = by_map(move, step.b)
             maps += direction.b[step.layer][:, None]
         if sigma is not None:
@@ -175,15 +189,17 @@ def add_hessian_product(
             if move.bend is not None:
                 change += delta * move.bend
             delta = delta * slopes
-        if step.b is not None:
-            weights, biases = product.W[step.layer].weights, product.b[step.layer]
+        if W.weights is not None:
+            weights = product.W[step.layer].weights
             weights += W.gradient(change, step.below)
             if move.below is not None:
                 weights += W.gradient(delta, move.below)
+        if step.b is not None:
+            biases = product.b[step.layer]
             biases += by_map(change, biases).sum(axis=1)
         if step.layer > 1:
             change = W.T @ change
-            if step.b is not None:
+            if W.weights is not None:
                 change += direction.W[step.layer].T @ delta
             delta = W.T @ delta
 
@@ -217,19 +233,26 @@ def margins(trace: list[Step]) -> dict[int, Array]:
 
     After an activation with a kink that is |z|, after max pooling half the gap between the selected
     entry and the next one. It is infinite where neither of the two can move, since both are
-    inactive under ReLU.
+    inactive under ReLU, and where z is 0 for all parameters.
     """
     found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
     for step in trace:
         if step.W.selects and moves is not None:
             found[step.layer] = step.W.gaps(step.below, still=moves == 0) / 2
-        if step.b is None:
+        xp = namespace(step.z)
+        if step.W.weights is None:
             moves = None if moves is None else step.W @ moves
-        elif step.kinked:
+            continue
+        below, moves = moves, xp.ones_like(step.z)
+        if step.kinked:
             found[step.layer] = abs(step.z)
-            moves = namespace(step.z).where(step.z < 0, step.activation.slope, 1.0)
-        else:
-            moves = namespace(step.z).ones_like(step.z)
+            moves = xp.where(step.z < 0, step.activation.slope, 1.0)
+        if step.b is None:
+            reach = abs(step.below) if below is None else abs(step.below) + below
+            still = unread(step.W, step.b, reach)
+            moves = xp.where(still, 0.0, moves)
+            if step.kinked:
+                found[step.layer] = xp.where(still, np.inf, found[step.layer])
     return found
 
 

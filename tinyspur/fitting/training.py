@@ -30,7 +30,7 @@ def kaiming_start(net: Network, seed: int = 0) -> Parameters:
     check_network(net)
     rng, theta = np.random.default_rng(seed), net.zeros()
     slope = net.activation.slope if net.activation.piecewise_linear else 0.0
-    for layer in theta.b:
+    for layer in net.slots:
         weights = theta.W[layer].weights
         fan_in = math.prod(weights.shape[1:])
         scale = math.sqrt(2 / (1 + slope**2) / fan_in)
