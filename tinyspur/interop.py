@@ -5,9 +5,10 @@ Import it by name, `from tinyspur import interop`: it needs PyTorch, the package
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from .engine.activations import Activation
 from .engine.network import Network
 from .engine.parameters import Parameters, check_points
 from .files import naming
-from .layers import KINDS, Dense, Layer
+from .layers import KINDS, Conv, Dense, Layer
 from .layers.layer import expect, expect_options
 
 try:
@@ -88,9 +89,11 @@ def to_torch(theta: Parameters) -> nn.Sequential:
         below = net.shapes[number - 1]
         modules += [nn.Flatten()] if len(below) > 1 and not layer.spatial else []
         modules.append(layer.to_torch(below))
-        if number in theta.b:
-            modules[-1].weight = nn.Parameter(torch.tensor(theta.W[number].weights))
-            modules[-1].bias = nn.Parameter(torch.tensor(theta.b[number]))
+        if number in net.slots:
+            *_, module = modules[-1].modules()
+            module.weight = nn.Parameter(torch.tensor(theta.W[number].weights))
+            if number in theta.b:
+                module.bias = nn.Parameter(torch.tensor(theta.b[number]))
         modules += [_module(sigma)] if (sigma := net.activation_of(number)) else []
     return nn.Sequential(*modules, *([nn.Flatten()] if len(net.shapes[-1]) > 1 else []))
 
@@ -98,15 +101,16 @@ def to_torch(theta: Parameters) -> nn.Sequential:
 def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
     """Return the parameters of a plain CNN, copied to the host; the network is their `net`.
 
-    `model` is an nn.Sequential, nested or not, of convolutions (zero padding kernel // 2, which
-    keeps the size at stride 1), poolings whose windows do not overlap, nn.Flatten and nn.Linear,
-    with biases, and one and the same activation after each convolution and nn.Linear except the
-    last layer. nn.Identity is passed over, and so is dropout in evaluation mode. `input_shape` is
-    (C, H, W) or (C, W), without the samples. The network has the outputs of the model, so a model
-    that ends with maps must flatten them. nn.Softplus() is read as log(1 + exp z); PyTorch replaces
-    that by a line for large z, which differs by up to 2.1e-9. Where no activation follows a layer
-    the network's is ReLU. Raises ValueError that names the module for any other model, and for
-    weights that are shared, not finite, or not all float32 or all float64, and for hooks that run
+    `model` is an nn.Sequential, nested or not, of convolutions, padded with zeros if at all (also
+    by nn.ZeroPad2d before them), poolings, adaptive ones where their sizes divide the maps,
+    nn.Flatten and nn.Linear, and one and the same activation after each convolution and nn.Linear
+    except the last layer. nn.Identity is passed over, and so is dropout in evaluation mode.
+    `input_shape` is (C, H, W) or (C, W), without the samples. The network has the outputs of the
+    model, so a model that ends with maps must flatten them. nn.Softplus() is read as log(1 + exp
+    z); PyTorch replaces that by a line for large z, which differs by up to 2.1e-9. Where no
+    activation follows a layer the network's is ReLU. Raises ValueError that names the module for
+    any other model, and for weights that are shared, not finite, or not all float32 or all float64,
+    and for hooks that run
     in a forward pass, also those that are registered for all modules.
     """
     if not isinstance(model, nn.Module):
@@ -145,6 +149,7 @@ class _Reading:
             False  # whether that layer still waits for its activation, unless it is the last one
         )
         self.flat = False
+        self.around: tuple[int, ...] | None = None  # zeros that the next convolution reads too
         self.dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32)
         self.owners: dict[int, str] = {}  # of the numbers, by address
 
@@ -173,12 +178,20 @@ class _Reading:
             expect_options(module, start_dim=1, end_dim=-1)
             self.flat = True
         elif (known := _kind(kind, d)) is not None:
-            layer = known.from_torch(module)
+            self._expect_place(known)
+            layer = known.from_torch(module, self.shape)
+            if self.around is not None:
+                layer, self.around = _padded(layer, self.around, self.shape), None
             below = self._add(layer)
             if layer.trainable:
                 inputs = "in_channels" if layer.spatial else "in_features"
-                expect(inputs, module.weight.shape[1], layer.weight_shape(below)[1])
+                expect(
+                    inputs, getattr(module, inputs), below[0] if layer.spatial else math.prod(below)
+                )
                 self._take(module)
+        elif kind in (nn.ZeroPad1d, nn.ZeroPad2d):
+            self._expect_place(Conv)
+            self.around = module.padding
         elif _kind(kind, 3 - d) is not None:
             two, three = "two numbers (C, W)", "three numbers (C, H, W)"
             expected, got = (three, two) if d == 1 else (two, three)
@@ -221,10 +234,6 @@ class _Reading:
 
     def _add(self, layer: Layer) -> tuple[int, ...]:
         """Add a layer; return the shape below it."""
-        if self.flat and layer.spatial:
-            raise ValueError("expected maps before it, got them flattened")
-        if not (self.flat or layer.spatial):
-            raise ValueError(f"expected nn.Flatten() before it, got maps {self.shape}")
         if self.waits:
             order = "; a monotone one, then MaxPool, is the same function as MaxPool, then it"
             raise ValueError(
@@ -236,14 +245,20 @@ class _Reading:
         *_, below, self.shape = Network(self.input_shape, self.layers).shapes
         return below
 
+    def _expect_place(self, kind: type[Layer]) -> None:
+        """Raise ValueError unless a layer of this kind can come here: above maps, or not."""
+        if self.flat and kind.spatial:
+            raise ValueError("expected maps before it, got them flattened")
+        if not (self.flat or kind.spatial):
+            raise ValueError(f"expected nn.Flatten() before it, got maps {self.shape}")
+
     def _take(self, module: nn.Module) -> None:
         """Take the weights and biases of a layer."""
         width = len(module.weight)
         for name in ("weight", "bias"):
             tensor = getattr(module, name)
-            if tensor is None:
-                zeros = f"nn.Parameter(module.weight.new_zeros({width}))"
-                raise ValueError(f"expected a bias, got none: set module.bias = {zeros}")
+            if tensor is None and name == "bias":
+                return
             if tensor.dtype not in self.dtypes:
                 expected = " or ".join(map(str, self.dtypes))
                 raise ValueError(f"expected a {name} of {expected}, got {tensor.dtype}")
@@ -259,7 +274,19 @@ class _Reading:
 
 def _kind(module: type[nn.Module], directions: int) -> type[Layer] | None:
     """Return the kind of layer whose modules are of this class, or None."""
-    return next((kind for kind in KINDS if kind.torch_class(directions) is module), None)
+    return next((kind for kind in KINDS if module in kind.torch_classes(directions)), None)
+
+
+def _padded(layer: Layer, around: tuple[int, ...], below: tuple[int, ...]) -> Layer:
+    """Return a convolution that reads zeros around the maps too: (left, right, top, bottom)."""
+    if not isinstance(layer, Conv):
+        raise ValueError(f"expected a convolution after zero padding, got {layer}")
+    more = list(zip(around[::2], around[1::2], strict=True))[::-1]
+    maps, *lengths = below
+    wider = (n + low + high for n, (low, high) in zip(lengths, more, strict=True))
+    own = layer.grid((maps, *wider)).padding
+    pairs = ((a + c, b + d) for (a, b), (c, d) in zip(own, more, strict=True))
+    return replace(layer, padding=tuple(pairs))
 
 
 def _module(sigma: Activation) -> nn.Module:
@@ -288,7 +315,7 @@ def _sigma(module: nn.Module, directions: int) -> Activation:
     for sigma, name in ACTIVATIONS.items():
         if kind is name:
             return sigma(*[getattr(module, PARAMETER[kind])] if kind in PARAMETER else [])
-    layers = (kind.torch_class(directions) for kind in KINDS)
+    layers = (kind.torch_classes(directions)[0] for kind in KINDS)
     kinds = (*layers, nn.Flatten, nn.ReLU, *ACTIVATIONS.values())
     names = ("interop." * (k.__module__ == __name__) + k.__name__ for k in kinds)
     raise ValueError(f"expected nn.Sequential of {', '.join(names)}, Identity or Dropout")

@@ -11,6 +11,7 @@ import numpy as np
 from ..engine.floats import EPSILON, gamma
 from ..engine.held import Held
 from ..engine.losses import AbsoluteLoss, SquaredLoss
+from ..engine.sweeps import patches_of
 from ..layers import WeightMatrix
 from .boxes import Box, BoxStep, backward, column, forward, members_of, times, top
 from .enclosed_functions import activated
@@ -97,10 +98,9 @@ def own_coordinates(
 
     As numbers of the weights, the bias last, and as positions among the coordinates.
     """
-    start, shape = held.net.slots[layer]
-    K, found = math.prod(shape[1:]), []
-    for t in range(shape[0]):
-        numbers = np.append(start + t * K + np.arange(K), start + shape[0] * K + t)
+    slot, found = held.net.slots[layer], []
+    for t in range(slot.shape[0]):
+        numbers = slot.of_map(t)
         places = np.searchsorted(coordinates, numbers)
         inside = places < len(coordinates)
         inside[inside] = coordinates[places[inside]] == numbers[inside]
@@ -109,10 +109,10 @@ def own_coordinates(
 
 
 def reads(W: WeightMatrix, o: np.ndarray) -> np.ndarray:
-    """Return what the weights of one map multiply at each position, and a 1: (K + 1, P, N)."""
-    maps = o.reshape(W.maps_in, W.positions_in, -1)
-    parts = [W.gathered(maps[c]) for c in range(len(maps))]
-    return np.concatenate([*parts, np.ones((1, *parts[0].shape[1:]))])
+    """Return what the weights of a map multiply, and a 1, by groups: (groups, K + 1, P, N)."""
+    patches = patches_of(W, o)
+    ones = np.ones((len(patches), 1, *patches.shape[2:]))
+    return np.concatenate([patches, ones], axis=1)
 
 
 def _with_own(
@@ -126,12 +126,12 @@ def _with_own(
     if moved is not None:
         middle[:, :, :start], radius[:, :, :start] = moved.middle, moved.radius
     read = Enclosure(reads(step.W, step.below.middle), reads(step.W, step.below.radius))
-    read.radius[-1] = 0
+    read.radius[:, -1] = 0
     for t, (weights, places) in enumerate(own):
+        group = t * step.W.groups // maps
         for into, values in ((middle, read.middle), (radius, read.radius)):
-            into.reshape(maps, n // maps, N, stop)[t][:, :, places] = values[weights].transpose(
-                1, 2, 0
-            )
+            found = values[group, weights].transpose(1, 2, 0)
+            into.reshape(maps, n // maps, N, stop)[t][:, :, places] = found
     return Enclosure(middle, radius)
 
 
@@ -144,7 +144,7 @@ def _add_products(
     wanted = max((len(places) for _, places in own), default=0)
     if not wanted:
         return
-    K = math.prod(held.net.slots[step.layer][1][1:])
+    K = math.prod(held.net.slots[step.layer].shape[1:])
     share = gamma(n // T * N)
     d, r = dz.middle.reshape(T, -1), dz.radius.reshape(T, -1)
     for c in range(step.W.maps_in):
@@ -153,10 +153,11 @@ def _add_products(
             maps = part.reshape(step.W.maps_in, step.W.positions_in, N * q)
             sides.append(step.W.gathered(maps[c]).reshape(-1, n // T * N, q))
         m, e = sides
-        first = c * len(m)
-        middle = d @ m  # (K', T, q)
-        off = abs(d) @ (e + share * abs(m)) + r @ (abs(m) + e)
-        for t, (weights, places) in enumerate(own):
+        readers, first = step.W.readers(c), c * len(m) % K
+        dz, rz = d[readers], r[readers]
+        middle = dz @ m  # (K', readers, q)
+        off = abs(dz) @ (e + share * abs(m)) + rz @ (abs(m) + e)
+        for t, (weights, places) in enumerate(own[readers]):
             inside = (weights >= first) & (weights < first + len(m)) & (weights < K)
             if inside.any():
                 k, rows = weights[inside] - first, places[inside]

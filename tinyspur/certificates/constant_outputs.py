@@ -23,9 +23,10 @@ def check_smooth(net: Network) -> None:
         raise ValueError(
             f"curvature: expected an activation with sigma'' != 0, got {net.activation}"
         )
-    if net.depth < 2 or not all(isinstance(layer, Dense) for layer in net.chain):
+    dense = all(isinstance(layer, Dense) and layer.bias for layer in net.chain)
+    if net.depth < 2 or not dense:
         raise ValueError(
-            f"curvature: expected dense layers, at least one of them hidden, got {net}"
+            f"curvature: expected dense layers with biases, at least one of them hidden, got {net}"
         )
 
 

@@ -67,11 +67,13 @@ class Classes(NamedTuple):
                 for step in list(steps(theta, columns))[net.leading_poolings :]:
                     W = abs(step.matrix)
                     reach, a, d = a + d, W @ a, W @ d
+                    shape = (W.maps_out, W.positions_out, -1)
+                    maps, moved = (v[: W.rows].reshape(shape) for v in (a, d))
+                    if W.weights is not None:
+                        moved += rho * W.support_sums(reach)
                     if step.b is not None:
-                        shape = (W.maps_out, W.positions_out, -1)
-                        maps, moved = (v[: W.rows].reshape(shape) for v in (a, d))
                         maps += abs(step.b)[:, None, None] * c
-                        moved += rho * (W.support_sums(reach) + c)
+                        moved += rho * c
                     if step.kinked:
                         a, d = a * step.slopes, d * step.slopes
                 total += float((self.outputs[:, rows] * d).sum())

@@ -30,7 +30,8 @@ LONG_PRODUCTS = 5 * 10**7  # of long integers, in a layer
 class ExactPoint:
     """A point of fractions: those that float64 `theta` on the host holds, with exceptions.
 
-    `own` has [W, b], (n_l, n_{l-1} + 1), of dense layers, `own_biases` b of convolutions.
+    `own` has [W, b], (n_l, n_{l-1} + 1), of dense layers, `own_biases` b of convolutions. Of layers
+    without biases b is 0.
     """
 
     theta: Parameters
@@ -41,8 +42,8 @@ class ExactPoint:
         """Return [W, b] of a dense layer."""
         if layer in self.own:
             return self.own[layer]
-        W, b = self.theta.W[layer].weights, self.theta.b[layer]
-        return rational(np.hstack([W, b[:, None]]))
+        W = self.theta.W[layer].weights
+        return rational(np.hstack([W, self._stored(layer)[:, None]]))
 
     def times(self, layer: int, o: Rational) -> Rational:
         """Return W^l o for columns o (n_{l-1}, N)."""
@@ -50,9 +51,10 @@ class ExactPoint:
         if layer in self.own:
             return self.own[layer][:, :-1] @ o
         if isinstance(W, AveragePoolingMatrix):
-            fits = o.n.dtype != object and size_of(o.n) * W.fan_in < FITS
-            windows = W.windows(o.n if fits else o.n.astype(object))
-            return Rational(windows.sum(axis=0), o.d * len(windows))
+            shares, common = W.shares
+            fits = o.n.dtype != object and size_of(o.n) * W.fan_in * common < FITS
+            sums = W.windows(o.n if fits else o.n.astype(object), 0).sum(axis=0)
+            return Rational(sums * shares[:, None], o.d * common)
         csr = W.tocsr()
         entries = rational(csr.data)
         parts = entries.n, csr.indices, csr.indptr
@@ -69,20 +71,26 @@ class ExactPoint:
         """Return b^l of each unit, (n_l, 1)."""
         if layer in self.own:
             return self.own[layer][:, -1:]
-        b = self.own_biases.get(layer) or rational(self.theta.b[layer])
+        b = self.own_biases.get(layer) or rational(self._stored(layer))
         return Rational(self.theta.W[layer].spread(b.n)[:, None], b.d)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return {"W1": ..., "b1": ...}, arrays of Fraction in PyTorch's shapes."""
         found = {}
-        for layer, b in self.theta.b.items():
+        for layer, slot in self.theta.net.slots.items():
             if layer in self.own:
                 parts = self.own[layer][:, :-1], self.own[layer][:, -1]
             else:
-                b = self.own_biases.get(layer) or rational(b)
+                b = self.own_biases.get(layer) or rational(self._stored(layer))
                 parts = rational(self.theta.W[layer].weights), b
-            found |= {f"W{layer}": parts[0].fractions(), f"b{layer}": parts[1].fractions()}
+            found[f"W{layer}"] = parts[0].fractions()
+            if slot.biases:
+                found[f"b{layer}"] = parts[1].fractions()
         return found
+
+    def _stored(self, layer: int) -> np.ndarray:
+        """Return b^l of each map as theta has it."""
+        return self.theta.b.get(layer, np.zeros(self.theta.W[layer].maps_out))
 
 
 def _long_product(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, o: np.ndarray):
@@ -118,7 +126,7 @@ def exact_steps(point: ExactPoint, o: Rational, first: int, last: int) -> Iterat
         W, sigma, pattern = point.theta.W[layer], net.activation_of(layer), None
         if W.selects:
             windows = W.windows(o.n)
-            pattern = _argmax(windows)
+            pattern = _argmax(windows, W.first_taps)
             z = o = Rational(np.take_along_axis(windows, pattern[None], axis=0)[0], o.d)
         else:
             z = o = point.times(layer, o)
@@ -130,9 +138,9 @@ def exact_steps(point: ExactPoint, o: Rational, first: int, last: int) -> Iterat
         yield ExactStep(layer, z, o, pattern)
 
 
-def _argmax(windows: np.ndarray) -> np.ndarray:
-    best = np.zeros(windows.shape[1:], dtype=int)
-    for k in range(1, len(windows)):
+def _argmax(windows: np.ndarray, first: np.ndarray) -> np.ndarray:
+    best = np.repeat(first[:, None], windows.shape[2], axis=1)
+    for k in range(len(windows)):
         top = np.take_along_axis(windows, best[None], axis=0)[0]
         best[(windows[k] > top).astype(bool)] = k
     return best

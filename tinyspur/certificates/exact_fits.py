@@ -58,7 +58,8 @@ def exact_minimum(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactMini
     ValueError for another loss or a smooth activation.
     """
     theta = check_exact(theta, data, loss)
-    dense = [n for n, layer in enumerate(theta.net.chain, 1) if isinstance(layer, Dense)]
+    layers = enumerate(theta.net.chain, 1)
+    dense = [n for n, layer in layers if isinstance(layer, Dense) and layer.bias]
     cells = find_cells(ExactPoint(theta), data)
     fits = [fit_class(*samples_of(theta, data, cell)) for cell in cells]
     nearest = None
@@ -157,6 +158,8 @@ def _undecided(point: ExactPoint, trace: list[ExactStep]) -> Iterator[tuple[int,
             still = np.zeros(step.z.n.shape, dtype=bool)
         elif still is not None and W.selects:
             top, still = (W.windows(below.n) == step.o.n).astype(bool), W.windows(still)
+            inside = W.inside(top)
+            top = top if inside is None else top & inside
             yield step.layer, (top.sum(axis=0) > 1) & (top & ~still).any(axis=0)
             still = (~top | still).all(axis=0)
         elif still is not None:

@@ -54,8 +54,9 @@ class KinkedMinimum(NamedTuple):
 
 def is_shallow(net: Network) -> bool:
     """Return whether there are one hidden layer and one output, above poolings if any."""
-    kinds, kinked = [type(layer) for layer in net.chain[net.leading_poolings :]], net.kinked_layers
-    shallow = kinds == [Dense, Dense] and net.shapes[-1] == (1,)
+    layers, kinked = net.chain[net.leading_poolings :], net.kinked_layers
+    dense = [type(layer) for layer in layers] == [Dense, Dense]
+    shallow = dense and all(layer.bias for layer in layers) and net.shapes[-1] == (1,)
     return shallow and net.active_layers == kinked == (net.depth - 1,)
 
 

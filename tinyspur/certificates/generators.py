@@ -33,7 +33,8 @@ from ..engine.held import Held
 from ..engine.held_steps import HeldStep, steps
 from ..engine.losses import CrossEntropy
 from ..engine.parameters import Parameters
-from ..layers import Dense
+from ..engine.passes import unread
+from ..layers import Dense, WeightMatrix
 from .box_hessians import reads
 from .boxes import influence, members_of
 
@@ -58,6 +59,7 @@ class Interpolation:
 
     `layer` and `places` (position, sample) of the rows, `columns` the numbers of its weights, the
     bias last, `solved` those of a regular square matrix, `rest` the others; `coordinates` of all.
+    They read the maps below of one `group`.
     For an exchange `others` are those of the other map, and `swapped` those of q and p.
     """
 
@@ -67,6 +69,7 @@ class Interpolation:
     solved: np.ndarray
     rest: np.ndarray
     coordinates: np.ndarray
+    group: int
     others: np.ndarray | None = None
     swapped: tuple[int, int] | None = None
 
@@ -94,14 +97,14 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
     now = trace[0].below != 0
     for step in trace:
         moves.append(now)
-        if step.b is None:
+        if step.W.weights is None:
             now = (step.W @ now.astype(float)) > 0
         else:
-            now = np.ones(step.z.shape, dtype=bool)
+            now = ~unread(step.W, step.b, now.astype(float))
             if step.activation is not None and step.activation.piecewise_linear:
                 now = step.slopes != 0
     for step, moving, matters in zip(trace, moves, influence(trace, members), strict=True):
-        if step.b is None:
+        if step.W.weights is None:
             continue
         some, slopes = members.get(step.layer), None
         if step.activation is not None and step.activation.piecewise_linear:
@@ -115,10 +118,8 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
 
 
 def incoming(held: Held, layer: int, t: int) -> np.ndarray:
-    """Return the coordinates of the weights of a map, in order, and of its bias."""
-    start, shape = held.net.slots[layer]
-    K = math.prod(shape[1:])
-    return np.append(start + t * K + np.arange(K), start + shape[0] * K + t)
+    """Return the coordinates of the weights of a map, in order, and of its bias if any."""
+    return held.net.slots[layer].of_map(t)
 
 
 def _above(held: Held, layer: int) -> int | None:
@@ -128,10 +129,10 @@ def _above(held: Held, layer: int) -> int | None:
 
 def _outgoing(held: Held, reaches: dict[int, Reach], above: int, t: int) -> np.ndarray:
     """Return the coordinates of the weights of a layer that read a map, (maps_out, ...)."""
-    W, (start, shape) = reaches[above].step.W, held.net.slots[above]
-    numbers = start + np.arange(math.prod(shape), dtype=float).reshape(shape)
+    W, slot = reaches[above].step.W, held.net.slots[above]
+    numbers = slot.start + np.arange(math.prod(slot.shape), dtype=float).reshape(slot.shape)
     found = W.with_weights(numbers).outgoing(t)
-    return found.reshape(shape[0], -1).astype(int)
+    return found.reshape(len(found), -1).astype(int)
 
 
 def mixings(
@@ -141,8 +142,8 @@ def mixings(
     slopes, above = reaches[layer].slopes, _above(held, layer)
     if slopes is None or above is None or layer not in theta.net.kinked_layers:
         return []
-    maps, found = reaches[layer].step.W.maps_out, []
-    slopes = slopes.reshape(maps, -1)
+    W, next_W, found = reaches[layer].step.W, reaches[above].step.W, []
+    maps, slopes = W.maps_out, slopes.reshape(W.maps_out, -1)
     matters = reaches[layer].matters.reshape(maps, -1)
     selects = any(net_layer.selects for net_layer in held.net.chain[layer : above - 1])
     kept = np.isnan(slopes) & matters  # held
@@ -151,6 +152,8 @@ def mixings(
             if not matters[a].any() or (a != b and selects):
                 continue
             if a != b and not _mixes(slopes, matters, kept, a, b):
+                continue
+            if _reads(W, a) != _reads(W, b) or next_W.readers(a) != next_W.readers(b):
                 continue
             own, other = incoming(held, layer, a), incoming(held, layer, b)
             out, back = (_outgoing(held, reaches, above, t).ravel() for t in (b, a))
@@ -162,6 +165,11 @@ def mixings(
             )
             found.append(one)
     return found
+
+
+def _reads(W: WeightMatrix, t: int) -> int:
+    """Return the group of maps below that map t reads."""
+    return t * W.groups // W.maps_out
 
 
 def _mixes(slopes, matters, kept, a: int, b: int) -> bool:
@@ -177,6 +185,10 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
     if slopes is None or above is None or layer not in held.net.kinked_layers:
         return []
     if not isinstance(held.net.chain[above - 1], Dense):
+        return []
+    if not all(held.net.slots[n].biases for n in (layer, above)):
+        return []
+    if not all(pooling.keeps_constants for pooling in held.net.chain[layer : above - 1]):
         return []
     maps, found = reaches[layer].step.W.maps_out, []
     for t, (own, counts) in enumerate(
@@ -209,7 +221,7 @@ def equal_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[Gener
     for k, row in enumerate(x):
         if taken[coordinates[k]]:
             continue
-        if (row == row[0]).all():
+        if (row == row[0]).all() and len(coordinates) > len(x):  # there is a bias
             at_, factor, source = [k, len(x)], [1.0, -float(row[0])], [-1, -1]
         elif (key := row.tobytes()) in first:
             at_, factor, source = [k, first[key]], [1.0, -1.0], [-1, -1]
@@ -253,6 +265,8 @@ def exchanges(
         return []
     for a in range(W.maps_out):
         for b in range(a + 1, W.maps_out):
+            if _reads(W, a) != _reads(W, b):
+                continue
             same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
             one = _interpolating(held, at, labels, a, taken, ~same[None])
             if one is not None and at.matters[a].any() and at.matters[b].any():
@@ -277,9 +291,10 @@ def _interpolating(
     solved, rest = columns[:0], columns
     if len(first):
         read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
-        A = read[:, positions, np.arange(len(samples))].T
+        A = read[_reads(at.step.W, t), :, positions, np.arange(len(samples))]
         _, R, order = scipy.linalg.qr(A[:, columns], mode="economic", pivoting=True)
         if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
             return None
         solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
-    return Interpolation(at.step.layer, positions, samples, solved, rest, coordinates)
+    group = _reads(at.step.W, t)
+    return Interpolation(at.step.layer, positions, samples, solved, rest, coordinates, group)

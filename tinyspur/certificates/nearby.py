@@ -46,7 +46,8 @@ def distance_to_minimum(
     all H_s, a right inverse of what is multiplied from the left and a left inverse of what is from
     the right bound that change; otherwise a right inverse of the linear equations for W does.
     """
-    dense = [n for n, layer in enumerate(theta.net.chain, 1) if isinstance(layer, Dense)]
+    layers = enumerate(theta.net.chain, 1)
+    dense = [n for n, layer in layers if isinstance(layer, Dense) and layer.bias]
     unknowns = [theta.W[n].shape[0] * (theta.W[n].shape[1] + 1) for n in dense]
     if len(x) * theta.W[theta.net.depth].shape[0] > max(unknowns, default=0):
         return np.inf
@@ -223,7 +224,8 @@ def _with_constants(v: Enclosure, b: np.ndarray, c: np.ndarray) -> Enclosure:
 
 def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
     """Return W^T v for columns v of a step of one sample."""
-    W, off, terms = step.matrix, v.radius, 1
+    W, off = step.matrix, v.radius
+    terms = W.fan_out
     if W.weights is not None:  # the most terms of a column of W
         counts = np.count_nonzero(W.weights, axis=(0, *range(2, W.weights.ndim)))
         identities = W.fan_out - W.weights[:, 0].size  # of a residual block

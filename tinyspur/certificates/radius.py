@@ -12,7 +12,7 @@ import numpy as np
 from ..engine.architecture import Architecture
 from ..engine.backend import Array, all_to_numpy, namespace
 from ..engine.parameters import Parameters
-from ..engine.passes import Step
+from ..engine.passes import Step, unread
 
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
@@ -61,7 +61,8 @@ def counted(net: Architecture, cut: Array) -> dict[int, Array]:
         if layer in net.max_layers:
             below = [n for n in trainable if n < layer]
             for dead in below[:-1]:  # then below[-1] reads zeros if it is the next above
-                if trainable[trainable.index(dead) + 1] == below[-1]:
+                constant = all(some.keeps_constants for some in net.chain[below[-1] : layer - 1])
+                if constant and trainable[trainable.index(dead) + 1] == below[-1]:
                     found[layer] = found[layer] & (cut != dead)
     return found
 
@@ -116,10 +117,11 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
         e = xp.zeros_like(step.z) if d is None else at.magnitudes.W[step.layer].at(below) @ d
         if W.selects and d is not None:  # where the selection may change
             e = xp.where(free, W @ d, e)
-        if step.b is not None:
+        if W.weights is not None:
             reach = abs(below) if d is None else abs(below) + d
             maps = e[: W.rows].reshape(W.maps_out, W.positions_out, -1)
-            maps += rho * W.support_sums(reach) + rho
+            maps += rho * W.support_sums(reach) + (0 if step.b is None else rho)
+            free = free | unread(W, step.b, reach)
         if step.kinked:
             still = False if step.b is not None else e == 0
             yield (free | still | (e * (1 + 1e-9) + rounding < step.heights)).all()

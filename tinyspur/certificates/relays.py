@@ -169,10 +169,9 @@ def certify_relays(
         net.memory_budget,
     )
     phi = sub.zeros(like=theta.vector)
-    for layer in theta.b:
-        if layer < lower:
-            phi.W[layer].weights[...] = theta.W[layer].weights
-            phi.b[layer][...] = theta.b[layer]
+    for layer, slot in net.slots.items():
+        if layer < lower:  # in the same place
+            phi.vector[slot.all] = theta.vector[slot.all]
     phi.W[lower].weights[...] = xp.asarray(rows[:, :-1])
     phi.b[lower][...] = xp.asarray(rows[:, -1])
     maps = net.shapes[lower - 1][0]

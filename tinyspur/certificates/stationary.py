@@ -91,12 +91,14 @@ def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -
         level = min(layer, net.depth)
         step = trace[level - 1]
         z = step.z if layer <= net.depth else step.z - data.y.T
-        if step.b is None:
+        if step.W.weights is None:
             continue
-        sizes = step.W.support_sums(abs(step.below)) + 1  # by which a move of W and b moves z
-        largest = max(float(abs(step.W.weights).max()), float(abs(step.b).max()))
+        sizes = step.W.support_sums(abs(step.below))  # by which a move of W and b moves z
+        largest = float(abs(step.W.weights).max())
+        if step.b is not None:
+            sizes, largest = sizes + 1, max(largest, float(abs(step.b).max()))
         maps = z.reshape(step.W.maps_out, step.W.positions_out, -1)
-        near = (abs(maps) <= share * largest * sizes).reshape(z.shape)
+        near = ((abs(maps) <= share * largest * sizes) & (sizes > 0)).reshape(z.shape)
         if near.any():
             equal, left = EqualKinks(theta, data, held), near.copy()
             for unit, sample in np.argwhere(near):

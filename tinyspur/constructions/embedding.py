@@ -35,7 +35,11 @@ EQUAL = 64  # units in the last place of the largest feature that equal ones may
 def top_pair(net: Network) -> int:
     """Return the lower of the topmost two convolutions in a row, of stride 1, or ValueError."""
     for lower in range(net.depth - 1, 0, -1):
-        if all(isinstance(p, Conv) and p.relays for p in net.chain[lower - 1 : lower + 1]):
+        pair = zip(net.chain, net.shapes, strict=False)
+        if all(
+            isinstance(p, Conv) and p.relays(below)
+            for p, below in list(pair)[lower - 1 : lower + 1]
+        ):
             return lower
     raise ValueError(f"construction: expected two consecutive convolutions of stride 1, got {net}")
 
@@ -66,6 +70,8 @@ def first_dense(net: Network) -> int:
     kinds = [type(layer) for layer in net.chain]
     if kinds[-1] is not Dense:
         raise ValueError(f"construction: expected a dense layer at the end, got {net.chain[-1]}")
+    if not all(layer.bias for layer in net.chain if isinstance(layer, Dense)):
+        raise ValueError(f"construction: expected dense layers with biases, got {net.layers}")
     first = kinds.index(Dense) + 1
     for layer in range(first, net.depth):
         if net.shapes[layer][0] < net.shapes[-1][0]:
@@ -116,6 +122,7 @@ def linear_subnetwork(
         raise AssumptionError(f"Assumption 1 needs at least two samples, got {len(data)}")
     if [isinstance(layer, Dense) for layer in net.chain] != [False] * (net.depth - 1) + [True]:
         raise ValueError(f"linear subnetwork: expected one dense layer, at the end, got {net}")
+    first_dense(net)
     channels, *_ = net.input_shape
     tower = Tower(net, net.leading_poolings + 1, net.depth - 1, variant == "repaired")
     tower.check_room(channels, "one for each input channel that the linear subnetwork relays")

@@ -11,11 +11,11 @@ from ..engine.parameters import Parameters, check_points
 def outgoing(theta: Parameters, layer: int, target: int):
     """Return the weights that read map `target` of `layer`, as a view, and their layer.
 
-    They have shape (T, *k) below a convolution and (out, P) below a dense layer; poolings between
-    are passed over. Raises ValueError where no layer with weights follows, and for a map that a
-    residual block reads more than once.
+    They have shape (T, *k) below a convolution, those of one group alone where there are groups,
+    and (out, P) below a dense layer; poolings between are passed over. Raises ValueError where no
+    layer with weights follows, and for a map that a residual block reads more than once.
     """
-    above = next((n for n in theta.b if n > layer), None)
+    above = next((n for n in theta.net.slots if n > layer), None)
     if above is None:
         raise ValueError(f"layer {layer}: expected a layer with weights above it")
     if not all(theta.W[n].reads_alone for n in range(layer + 1, above + 1)):
@@ -42,8 +42,9 @@ def rescale(theta: Parameters, layer: int, factor: float, target: int | None = N
     maps = range(count) if target is None else [target]
     for t in maps:
         theta.W[layer].weights[t] *= factor
-        biases = theta.b[layer][t : t + 1]
-        biases *= factor
+        if layer in theta.b:
+            biases = theta.b[layer][t : t + 1]
+            biases *= factor
         above, _ = outgoing(theta, layer, t)
         above /= factor
     return theta

@@ -66,7 +66,7 @@ class Tower:
         check_usual(net, "construction", first, last)
         check_piecewise_linear(net.activations, "construction")
         for layer in range(first, last + 1):
-            if not net.chain[layer - 1].relays:
+            if not net.chain[layer - 1].relays(net.shapes[layer - 1]):
                 raise ValueError(
                     "construction: expected layers that can relay a map, got "
                     f"{net.chain[layer - 1]} as layer {layer}"

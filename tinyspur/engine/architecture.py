@@ -17,6 +17,7 @@ from ..layers import (
     Layer,
     Link,
     Shape,
+    Slot,
     WeightMatrix,
     chain_of,
     is_positive,
@@ -98,14 +99,14 @@ class Architecture:
         return type(self), (self.input_shape, self.layers, self.activation, self.memory_budget)
 
     @cached_property
-    def slots(self) -> Mapping[int, tuple[int, Shape]]:
-        """Return, by layer, where its numbers start in the vector, and the shape of its weights."""
+    def slots(self) -> Mapping[int, Slot]:
+        """Return, by layer, where its numbers are in the vector, and the shape of its weights."""
         return MappingProxyType(slots_of(self.chain, self.states))
 
     @cached_property
     def size(self) -> int:
         """Return the number of parameters."""
-        return sum(math.prod(shape) + shape[0] for _, shape in self.slots.values())
+        return max((slot.all.stop for slot in self.slots.values()), default=0)
 
     @property
     def depth(self) -> int:

@@ -14,7 +14,6 @@ L is the risk itself.
 from __future__ import annotations
 
 import copy
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -206,9 +205,11 @@ class Held:
             part = net.zeros(like=theta.vector)
             signals, deltas, above = backward(trace, held, delta, multipliers, len(self.data))
             for step, dz in zip(trace, deltas, strict=True):
-                if step.b is not None:
-                    weights, biases = part.W[step.layer].weights, part.b[step.layer]
+                if step.W.weights is not None:
+                    weights = part.W[step.layer].weights
                     weights += step.W.gradient(dz, step.below)
+                if step.b is not None:
+                    biases = part.b[step.layer]
                     biases += step.W.by_map(dz).sum(axis=1)
             values = self._values(trace, held, y[:, rows])
             return value, part.vector, values, signals, _layers(trace, above)
@@ -222,10 +223,10 @@ class Held:
         _, deltas, above = backward(trace, held, delta, multipliers, len(self.data))
         moved: list[Moved] = []
         for (step, below, moved), dz, do in zip(sweep(trace), deltas, above, strict=True):
-            start, shape = self.net.slots.get(step.layer, (0, ()))
-            for part in below if step.b is not None else ():
-                block = products(step.W, shape, dz, part)
-                own, other = slice(start, start + math.prod(shape)), slice(part.start, part.stop)
+            for part in below if step.W.weights is not None else ():
+                slot = self.net.slots[step.layer]
+                block = products(step.W, slot.shape, dz, part)
+                own, other = slot.weights, slice(part.start, part.stop)
                 total[own, other] += block
                 total[other, own] += block.T
             if step.activation is not None and not step.activation.piecewise_linear:

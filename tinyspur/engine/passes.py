@@ -27,7 +27,7 @@ FEWEST = 8  # the fewest samples of a chunk, if the budget allows as many
 class Step(NamedTuple):
     """One layer of a pass: o = sigma(z) with z = W below + b, all columns (n, N).
 
-    `b` is None for a layer without parameters, `activation` None where none follows: then z and o
+    `b` is None for a layer without biases, `activation` None where none follows: then z and o
     are one array, as they are in a pass that overwrites.
     """
 
@@ -86,6 +86,18 @@ def neurons(
     return o if overwrite else z, o
 
 
+def unread(W: WeightMatrix, b: Array | None, size: Array) -> Array:
+    """Return which z of a layer with weights are 0 for all parameters, (n, N).
+
+    Those of a layer without biases that read nothing but zeros; `size` (n_below, N) is 0 there.
+    """
+    found = namespace(size).zeros((W.shape[0], size.shape[1]), dtype=bool)
+    if b is None:
+        maps = found[: W.rows].reshape(W.maps_out, W.positions_out, -1)
+        maps[...] = W.support_sums(size) == 0
+    return found
+
+
 def steps(theta: Parameters, columns: Array, overwrite: bool = False) -> Iterator[Step]:
     """Yield the steps of a pass, for l = 1..L; `columns` (n_0, N) are the inputs."""
     o = columns
@@ -118,11 +130,12 @@ def add_gradient(trace: list[Step], delta: Array, gradient: Parameters) -> None:
         if step.activation is not None:
             delta = delta * step.slopes
         W = step.matrix
-        if step.b is None:
+        if W.weights is None:
             delta = W.T @ delta if step.layer > 1 else None
             continue
-        biases = gradient.b[step.layer]
-        biases += W.by_map(delta).sum(axis=1)
+        if step.b is not None:
+            biases = gradient.b[step.layer]
+            biases += W.by_map(delta).sum(axis=1)
         weights = gradient.W[step.layer].weights
         if step.layer > 1:
             change, delta = W.pullback(delta, step.below)
@@ -149,8 +162,9 @@ def moves(trace: list[Step], direction: Parameters) -> list[Move]:
         below = found[-1].o if found else None
         xp, sigma, bend = namespace(step.z), step.activation, None
         move = xp.zeros_like(step.z) if below is None else step.matrix @ below
-        if step.b is not None:
+        if step.W.weights is not None:
             move += direction.W[step.layer].trained @ step.below
+        if step.b is not None:
             maps = step.W.by_map(move)
             maps += direction.b[step.layer][:, None]
         if sigma is not None:
@@ -181,15 +195,17 @@ def add_hessian_product(
             if move.bend is not None:
                 change += delta * move.bend
             delta = delta * slopes
-        if step.b is not None:
-            weights, biases = product.W[step.layer].weights, product.b[step.layer]
+        if W.weights is not None:
+            weights = product.W[step.layer].weights
             weights += W.gradient(change, step.below)
             if move.below is not None:
                 weights += W.gradient(delta, move.below)
+        if step.b is not None:
+            biases = product.b[step.layer]
             biases += W.by_map(change).sum(axis=1)
         if step.layer > 1:
             change = W.T @ change
-            if step.b is not None:
+            if W.weights is not None:
                 change += direction.W[step.layer].trained.T @ delta
             delta = W.T @ delta
 
@@ -225,21 +241,24 @@ def margins(trace: list[Step]) -> dict[int, Array]:
     """Return how far each unit is from where its pattern changes, (n_l, N).
 
     After an activation with a kink that is |z|, after max pooling half the gap between the selected
-    entry and the next one. It is infinite where nothing can move, since what is read is inactive
-    under ReLU.
+    entry and the next one. It is infinite where nothing can move: where all that is read is
+    inactive under ReLU, and where z is 0 for all parameters.
     """
     found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
     for step in trace:
         if step.W.selects and moves is not None:
             found[step.layer] = step.W.gaps(step.below, still=moves == 0) / 2
-        if step.b is None:
+        xp = namespace(step.z)
+        if step.W.weights is None:
             moves = None if moves is None else step.W @ moves
         else:
-            moves = namespace(step.z).ones_like(step.z)
+            below, moves = moves, xp.ones_like(step.z)
+            if step.b is None:
+                reach = abs(step.below) if below is None else abs(step.below) + below
+                moves = xp.where(unread(step.W, step.b, reach), 0.0, moves)
         if step.kinked and moves is not None:
-            where = namespace(step.z).where
-            found[step.layer] = where(moves == 0, np.inf, step.heights)
-            moves = where(step.z < 0, step.slopes * moves, moves)
+            found[step.layer] = xp.where(moves == 0, np.inf, step.heights)
+            moves = xp.where(step.z < 0, step.slopes * moves, moves)
     return found
 
 

@@ -29,7 +29,7 @@ def kaiming_start(net: Network, seed: int = 0) -> Parameters:
     """
     check_network(net)
     rng, theta = np.random.default_rng(seed), net.zeros()
-    for layer in theta.b:
+    for layer in net.slots:
         sigma = net.activation_of(layer) or net.activation
         slope = sigma.slope if sigma.piecewise_linear else 0.0
         weights = theta.W[layer].weights

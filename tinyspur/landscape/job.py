@@ -13,7 +13,6 @@ from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.parameters import Parameters
 from ..engine.passes import neurons
 from .directions import RandomDirections
 from .planes import Lines, Plane
@@ -104,7 +103,6 @@ def first_moved(where: Plane | Lines) -> int:
     """Return the lowest layer that some direction moves; random directions may move all layers."""
     directions, net = where.directions, where.theta.net
     if isinstance(directions, RandomDirections):
-        return min(where.theta.b)
+        return min(net.slots)
     moved = np.any([v != 0 for v in all_to_numpy([d.vector for d in directions])], axis=0)
-    by_layer = Parameters(net, moved)
-    return min(n for n, b in by_layer.b.items() if b.any() or by_layer.W[n].weights.any())
+    return min(layer for layer, slot in net.slots.items() if moved[slot.all].any())

@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 import reprlib
 from dataclasses import fields
+from typing import NamedTuple
+
+import numpy as np
 
 from ..engine.activations import activation_named
 from ..engine.backend import Array
 from .average_pooling import AveragePool, AveragePoolingMatrix
-from .convolution import Conv, ConvolutionMatrix
+from .convolution import Conv
+from .convolution_matrix import ConvolutionMatrix
 from .dense import Dense, DenseMatrix
 from .layer import Layer, Shape, is_positive
 from .matrix import TransposedMatrix, WeightMatrix
@@ -39,6 +43,7 @@ __all__ = [
     "Same",
     "SelectionMatrix",
     "Shape",
+    "Slot",
     "TransposedMatrix",
     "WeightMatrix",
     "chain_of",
@@ -90,31 +95,58 @@ def states_of(input_shape: Shape, chain: tuple[Layer | Link, ...]) -> tuple[tupl
         if not isinstance(layer, (*KINDS, Same)):
             *names, last = (kind.__name__ for kind in KINDS)
             raise ValueError(f"{where}: expected {', '.join(names)} or {last}")
-        if not all(map(is_positive, layer.numbers.values())):
-            raise ValueError(f"{where}: expected positive whole numbers")
         try:
+            layer.check()
             states.append(_link(link).state_above(states[-1]))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     return tuple(states)
 
 
+class Slot(NamedTuple):
+    """Where the numbers of a layer are in the vector of parameters: weights, then biases.
+
+    The weights begin at `start` and have this `shape`; `biases` is how many there are, one for each
+    map or neuron, or none.
+    """
+
+    start: int
+    shape: Shape
+    biases: int
+
+    @property
+    def weights(self) -> slice:
+        """Return the place of the weights."""
+        return slice(self.start, self.start + math.prod(self.shape))
+
+    @property
+    def all(self) -> slice:
+        """Return the place of weights and biases."""
+        return slice(self.start, self.weights.stop + self.biases)
+
+    def of_map(self, t: int) -> np.ndarray:
+        """Return the coordinates of the weights of a map, in order, and of its bias if any."""
+        K, stop = math.prod(self.shape[1:]), self.weights.stop
+        bias = np.arange(stop, stop + self.biases)[t : t + 1]
+        return np.append(self.start + t * K + np.arange(K), bias)
+
+
 def slots_of(
     chain: tuple[Layer | Link, ...], states: tuple[tuple[Shape, ...], ...]
-) -> dict[int, tuple[int, Shape]]:
-    """Return, by layer, where its numbers start in the vector of parameters, and the shape of W.
+) -> dict[int, Slot]:
+    """Return, by layer, where its numbers are in the vector of parameters.
 
-    The biases, one for each map or neuron, follow the weights.
-
-    >>> slots_of((Conv(2), Dense(3)), (((1, 4, 4),), ((2, 4, 4),), ((3,),)))
-    {1: (0, (2, 1, 3, 3)), 2: (20, (3, 32))}
+    >>> layers = Conv(2), Dense(3, bias=False)
+    >>> slots_of(layers, states_of((1, 4, 4), layers))
+    {1: Slot(start=0, shape=(2, 1, 3, 3), biases=2), 2: Slot(start=20, shape=(3, 32), biases=0)}
     """
     slots, start = {}, 0
     for number, (link, state) in enumerate(zip(chain, states, strict=False), start=1):
         read, *_ = _link(link).arranged(state)
-        if (shape := _link(link).layer.weight_shape(read)) is not None:
-            slots[number] = start, shape
-            start += math.prod(shape) + shape[0]
+        layer = _link(link).layer
+        if (shape := layer.weight_shape(read)) is not None:
+            slots[number] = Slot(start, shape, shape[0] if layer.bias else 0)
+            start = slots[number].all.stop
     return slots
 
 

@@ -39,6 +39,7 @@ class Residual(Layer):
 
     type = "residual"
     trainable = False
+    always = ("layers",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -51,18 +52,8 @@ class Residual(Layer):
         if not self.layers:
             raise ValueError("residual block: expected at least one layer")
 
-    @property
-    def numbers(self) -> dict:
-        """Return no options that are numbers."""
-        return {}
-
-    @property
-    def spec(self) -> dict:
-        """Return the JSON description."""
-        found = super().spec | {"layers": [layer.spec for layer in self.layers]}
-        if self.shortcut:
-            return found | {"shortcut": [layer.spec for layer in self.shortcut]}
-        return {key: value for key, value in found.items() if key != "shortcut"}
+    def check(self) -> None:
+        """Do nothing: the layers are checked one by one."""
 
     def links(self) -> list[Link]:
         """Return the layers in the order in which they are computed, and the sum."""
@@ -84,16 +75,14 @@ class Residual(Layer):
         raise TypeError("a residual block is several matrices, one for each of its layers")
 
     @staticmethod
-    def torch_class(directions: int) -> type[nn.Module]:
-        from ..interop import Block
-
-        return Block
+    def torch_classes(directions: int) -> tuple[type[nn.Module], ...]:
+        return ()
 
     def to_torch(self, below: Shape) -> nn.Module:
         raise TypeError("a residual block is several modules")
 
     @classmethod
-    def from_torch(cls, module: nn.Module) -> Residual:
+    def from_torch(cls, module: nn.Module, below: Shape) -> Residual:
         raise ValueError("expected the modules of a residual block one by one")
 
 
@@ -105,6 +94,9 @@ class Same(Layer):
     trainable = False
     spatial = False
 
+    def check(self) -> None:
+        """Do nothing: it has no options."""
+
     def output_shape(self, below: Shape) -> Shape:
         return below
 
@@ -112,16 +104,16 @@ class Same(Layer):
         return IdentityMatrix(below)
 
     @staticmethod
-    def torch_class(directions: int) -> type[nn.Module]:
+    def torch_classes(directions: int) -> tuple[type[nn.Module], ...]:
         from torch import nn
 
-        return nn.Identity
+        return (nn.Identity,)
 
     def to_torch(self, below: Shape) -> nn.Module:
-        return self.torch_class(len(below) - 1)()
+        return self.torch_classes(len(below) - 1)[0]()
 
     @classmethod
-    def from_torch(cls, module: nn.Module) -> Same:
+    def from_torch(cls, module: nn.Module, below: Shape) -> Same:
         return cls()
 
 
@@ -143,7 +135,12 @@ class Link:
     spatial = property(lambda self: self.layer.spatial)
     activation = property(lambda self: self.layer.activation)
     activated = property(lambda self: self.layer.activated)
-    relays = False
+    bias = property(lambda self: self.layer.bias)
+    keeps_constants = property(lambda self: self.layer.keeps_constants)
+
+    def relays(self, below: Shape) -> bool:
+        """Return False: constructions don't lead through blocks."""
+        return False
 
     def arranged(self, state: tuple) -> tuple:
         """Return what the layer reads, and then what is kept, of the state below."""

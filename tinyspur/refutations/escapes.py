@@ -106,9 +106,9 @@ def first_order_directions(
         tied = kinks_of(theta, columns)[1]
         top = max([top, *(layer for layer in tied if bool(tied[layer].any()))])
     both = [coordinate_rates(theta, data, loss, active) for active in (False, True) if top]
-    for layer in (layer for layer in theta.b if layer <= top):
+    for layer in (layer for layer in net.slots if layer <= top):
         here = net.zeros(like=theta.vector)
-        here.W[layer].weights[...] = here.b[layer][...] = 1
+        here.vector[net.slots[layer].all] = 1
         tried = [_random_filters(theta, layer, data, loss, rng) for _ in range(TRIALS)]
         for up, down in both:
             rates = xp.minimum(xp.minimum(up.vector, down.vector), 0) * here.vector
@@ -141,6 +141,8 @@ def _random_filters(
             at_kink = tied.get(step.layer, False)
             delta = delta * xp.where(at_kink, 1.0, step.slopes)
         delta = abs(step.matrix).T @ delta
+    if layer not in theta.b:
+        return to_numpy(direction.vector)
     maps = len(theta.b[layer])
     place = to_numpy(delta.sum(axis=1)).reshape(maps, -1).argmax(axis=1)
     W = direction.W[layer].trained
@@ -174,11 +176,12 @@ def second_order_directions(
             filters = theta.net.zeros(like=theta.vector)
             d, beta, _ = random_unit(theta, layer, data.x, rng)
             filters.W[layer].weights[t] = namespace(theta.vector).asarray(d)
-            filters.b[layer][t] = beta
+            if layer in theta.b:
+                filters.b[layer][t] = beta
             near = Parameters(theta.net, theta.vector + TINY * filters.vector)
             gained = theta.net.gradient(near, data, loss)
             gained.vector[...] -= gradient
-            for q in (q for q in theta.b if q > layer):
+            for q in (q for q in theta.net.slots if q > layer):
                 entry = int(abs(gained.W[q].weights).argmax())
                 rate = float(gained.W[q].weights.reshape(-1)[entry])
                 trials.append((-q, -abs(rate), len(trials), filters, entry, -np.sign(rate)))
@@ -219,8 +222,10 @@ def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
     """Return (layer, map) of all maps with kinks whose incoming weights and bias are zero."""
     found = []
     for layer in theta.net.kinked_layers:
-        weights, biases = to_numpy(theta.W[layer].weights), to_numpy(theta.b[layer])
-        used = weights.reshape(len(biases), -1).any(axis=1) | (biases != 0)
+        weights = to_numpy(theta.W[layer].weights)
+        used = weights.reshape(len(weights), -1).any(axis=1)
+        if layer in theta.b:
+            used |= to_numpy(theta.b[layer]) != 0
         found += [(layer, int(t)) for t in np.flatnonzero(~used)]
     return found
 

@@ -259,7 +259,7 @@ def _next_weights(net: Network, layer: int) -> int | None:
 
 def _scaled(point: Parameters, layer: int, above: int, t: int) -> list[tuple[np.ndarray, int]]:
     """Return what is scaled up with map t of `layer`, with 1, and down, with -1."""
-    incoming = np.append(point.W[layer].weights[t], point.b[layer][t])
+    incoming = np.append(point.W[layer].weights[t], point.b.get(layer, np.zeros(0))[t : t + 1])
     return [(incoming, 1), (point.W[above].outgoing(t).ravel(), -1)]
 
 

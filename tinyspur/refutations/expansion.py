@@ -146,9 +146,11 @@ def _expand(
         o = [step.o, *(W @ below[k] for k in (1, 2))]
         errors = [inexact_z, *(size @ (inexact[k] + unit * abs(below[k])) for k in (1, 2))]
         unsure = doubt if step.W.selects else [size @ doubt[k] for k in (0, 1)]
-        if step.b is not None:
+        if W.weights is not None:
             D, widest = direction.W[step.layer].trained, abs(direction.W[step.layer]).trained
-            bias = W.spread(direction.b[step.layer])[:, None]
+            bias = xp.zeros((len(step.z), 1), dtype=step.z.dtype)
+            if step.b is not None:
+                bias = W.spread(direction.b[step.layer])[:, None]
             o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
             errors[1] = errors[1] + widest @ (inexact[0] + unit * abs(below[0])) + unit * abs(bias)
             errors[2] = errors[2] + widest @ (inexact[1] + unit * abs(below[1]))
@@ -220,13 +222,15 @@ def coordinate_rates(
                 delta = delta * sigma.derivative(xp.where(at_kink, 0, step.z))
             elif step.activation is not None:
                 delta = delta * step.slopes
-            if step.b is not None:
+            if W.weights is not None:
                 smooth = W.gradient(delta, o)
                 for rates, sign in ((up, 1), (down, -1)):
-                    weights, biases = rates.W[step.layer].weights, rates.b[step.layer]
+                    weights = rates.W[step.layer].weights
                     weights += sign * smooth + W.gradient(kinked, xp.maximum(sign * o, 0))
-                    raised = sign * delta + max(sign, 0) * kinked
-                    biases += W.by_map(raised).sum(axis=1)
+                    if step.b is not None:
+                        biases = rates.b[step.layer]
+                        raised = sign * delta + max(sign, 0) * kinked
+                        biases += W.by_map(raised).sum(axis=1)
             if step.layer > 1:
                 delta = W.T @ (delta + kinked if active else delta)
     return up, down
