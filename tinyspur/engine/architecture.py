@@ -87,6 +87,11 @@ class Architecture:
         """Return the shapes of the input and of each layer's own output."""
         return tuple(state[0] for state in self.states)
 
+    def read_shape(self, layer: int) -> Shape:
+        """Return the shape of what the layer itself reads."""
+        link, state = self.chain[layer - 1], self.states[layer - 1]
+        return link.arranged(state)[0] if isinstance(link, Link) else state[0]
+
     def rows(self, layer: int) -> int:
         """Return n_l, the number of rows of o^l with what a block keeps beside it."""
         return sum(map(math.prod, self.states[layer]))

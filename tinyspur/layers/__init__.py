@@ -54,7 +54,7 @@ __all__ = [
     "states_of",
 ]
 
-KINDS = (Conv, AveragePool, MaxPool, Dense, Residual)
+KINDS = (Conv, AveragePool, MaxPool, Dense, Residual, Same)
 
 
 def layer_of(spec: object) -> Layer:
@@ -92,7 +92,7 @@ def states_of(input_shape: Shape, chain: tuple[Layer | Link, ...]) -> tuple[tupl
     for number, link in enumerate(chain, start=1):
         layer = link.layer if isinstance(link, Link) else link
         where = f"layer {number}, {layer}"
-        if not isinstance(layer, (*KINDS, Same)):
+        if not isinstance(layer, KINDS):
             *names, last = (kind.__name__ for kind in KINDS)
             raise ValueError(f"{where}: expected {', '.join(names)} or {last}")
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse
 
-from ..engine.activations import Activation, Identity
+from ..engine.activations import Identity
 from ..engine.backend import Array, namespace
 from .layer import Layer, Shape
 from .matrix import TransposedMatrix, WeightMatrix
@@ -57,10 +57,10 @@ class Residual(Layer):
 
     def links(self) -> list[Link]:
         """Return the layers in the order in which they are computed, and the sum."""
-        block, shortcut = ([_linked(p) for p in chain_of(s)] for s in (self.layers, self.shortcut))
+        *inner, last = self.layers
+        quiet = [*inner, _quiet(last)], map(_quiet, self.shortcut)
+        block, shortcut = ([_linked(part) for part in chain_of(layers)] for layers in quiet)
         block[0] = replace(block[0], forks=block[0].forks + 1)
-        block[-1] = _quiet(block[-1])
-        shortcut = [_quiet(link) for link in shortcut]
         if shortcut:
             shortcut[0] = replace(shortcut[0], swaps=True)
         return [*block, *shortcut, Link(Same(activation=self.activation), joins=True)]
@@ -187,10 +187,9 @@ def _linked(part: Layer | Link) -> Link:
     return part if isinstance(part, Link) else Link(part)
 
 
-def _quiet(link: Link) -> Link:
-    """Return a link with no activation, unless it names one."""
-    sigma: Activation = link.activation or Identity()
-    return replace(link, layer=replace(link.layer, activation=sigma))
+def _quiet(layer: Layer) -> Layer:
+    """Return a layer with no activation, unless it names one."""
+    return replace(layer, activation=layer.activation or Identity())
 
 
 class IdentityMatrix(WeightMatrix):
