@@ -33,8 +33,9 @@ def rescale(theta: Parameters, layer: int, factor: float, target: int | None = N
     check_points(None, theta)
     if not 0 < factor < math.inf:
         raise ValueError(f"rescale: expected a finite factor > 0, got {factor}")
-    if layer not in theta.net.active_layers:
-        raise ValueError(f"rescale: expected a layer in {theta.net.active_layers}, got {layer}")
+    layers = [n for n in theta.net.active_layers if n in theta.net.slots]
+    if layer not in layers:
+        raise ValueError(f"rescale: expected a layer in {tuple(layers)}, got {layer}")
     check_piecewise_linear([theta.net.activation_of(layer)], "rescale")
     theta, count = theta.copy(), theta.W[layer].maps_out
     if target is not None and target not in range(count):

@@ -221,7 +221,7 @@ def kink_escape(
 def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
     """Return (layer, map) of all maps with kinks whose incoming weights and bias are zero."""
     found = []
-    for layer in theta.net.kinked_layers:
+    for layer in [n for n in theta.net.kinked_layers if n in theta.net.slots]:
         weights = to_numpy(theta.W[layer].weights)
         used = weights.reshape(len(weights), -1).any(axis=1)
         if layer in theta.b:

@@ -236,7 +236,7 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
         net, np.arange(net.size, dtype=np.float64)
     )  # of each weight and bias in the vector
     values, columns, ends = [np.zeros(0)], [np.zeros(0, int)], [0]
-    for layer in net.active_layers:
+    for layer in [n for n in net.active_layers if n in net.slots]:
         above = _next_weights(net, layer) if isinstance(net.activation_of(layer), ReLU) else None
         if above and not all(host.W[n].reads_alone for n in range(layer + 1, above + 1)):
             continue
