@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.backend import Array, namespace
+from ..engine.floats import slack
 from ..engine.parameters import Parameters
 from ..engine.passes import steps
 
@@ -77,7 +78,8 @@ class Classes(NamedTuple):
                     if step.kinked:
                         a, d = a * step.slopes, d * step.slopes
                 total += float((self.outputs[:, rows] * d).sum())
-        return total * (1 + 1e-9)
+        terms = sum(W.shape[1] + 4 for W in theta.W.values()) + self.outputs.size
+        return total * slack(2 * terms)
 
     def reach(self, theta: Parameters, radius: float, tolerated: float) -> tuple[float, float]:
         """Return the largest rho <= radius found with a tolerated decrease, and that decrease.

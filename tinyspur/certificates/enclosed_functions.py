@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..engine.activations import ELU, KNOWN, Activation, Beside
+from ..engine.activations import ELU, KNOWN, Activation
+from ..engine.architecture import Beside
 from ..engine.backend import Array, namespace, special
 from ..engine.floats import LIBRARY, SMALLEST, library_error, ndtr_units
 from .enclosures import QUIET, WIDER, Enclosure, between, concatenate, exact, sound

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..engine.architecture import Architecture
 from ..engine.backend import Array, all_to_numpy, namespace
+from ..engine.floats import slack
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, unread
 
@@ -103,27 +104,28 @@ def keeps_patterns(rho: float, at: Chunk) -> bool:
 def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
     """Yield for each layer with a pattern whether it can't change.
 
-    Per sample, with a = |o^{l-1}| and |change of o^{l-1}| <= d, z moves by at most
+    Per sample, with |o^{l-1}| <= a and |change of o^{l-1}| <= d, z moves by at most
     e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding errors of
-    z are added, and 1e-9 of e for those of this computation itself.
+    z are added, and those of this computation itself.
     """
     xp, d, inexact = namespace(at.trace[0].below), None, None
     last, counts = max(at.magnitudes.net.pattern_layers, default=0), at.counted()
+    grow = slack(2 * sum(W.shape[1] + 4 for W in at.magnitudes.W.values()))
     for step, rounding in zip(at.trace[:last], at.rounding, strict=False):
         W, below, free = step.W, step.below, ~counts.get(step.layer, at.cut <= step.layer)
         if W.selects and d is not None:
-            change = xp.where(d > 0, d * (1 + 1e-9) + inexact, 0)
+            change = xp.where(d > 0, d * grow + inexact, 0)
             yield (free | (W.gaps(below, d == 0, change) > 0)).all()
         e = xp.zeros_like(step.z) if d is None else at.magnitudes.W[step.layer].at(below) @ d
         if W.selects and d is not None:  # where the selection may change
             e = xp.where(free, W @ d, e)
         if W.weights is not None:
-            reach = abs(below) if d is None else abs(below) + d
+            reach = abs(below) if d is None else abs(below) + inexact + d
             maps = e[: W.rows].reshape(W.maps_out, W.positions_out, -1)
             maps += rho * W.support_sums(reach) + (0 if step.b is None else rho)
             free = free | unread(W, step.b, reach)
         if step.kinked:
             still = False if step.b is not None else e == 0
-            yield (free | still | (e * (1 + 1e-9) + rounding < step.heights)).all()
+            yield (free | still | (e * grow + rounding < step.heights)).all()
             e = xp.where((step.z > 0) | free, e, step.slopes * e)
-        d, inexact = e, rounding
+        d, inexact = e, rounding * max(1.0, step.activation.slope) if step.kinked else rounding

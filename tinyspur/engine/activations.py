@@ -334,39 +334,6 @@ class Identity(Activation):
         return namespace(z).zeros_like(z)
 
 
-@dataclass(frozen=True)
-class Beside(Activation):
-    """sigma on the first `rows` rows of z; what a residual block keeps beside them passes."""
-
-    sigma: Activation
-    rows: int
-
-    name = property(lambda self: self.sigma.name)
-    piecewise_linear = property(lambda self: self.sigma.piecewise_linear)
-    slope = property(lambda self: self.sigma.slope)
-    bounds = property(lambda self: self.sigma.bounds)
-
-    def __call__(self, z: Array) -> Array:
-        """Return sigma(z) and what is beside."""
-        return self._on_own(self.sigma, z, z.copy())
-
-    def in_place(self, z: Array) -> Array:
-        """Return the same; it may overwrite z."""
-        return self._on_own(self.sigma, z, z)
-
-    def derivative(self, z: Array) -> Array:
-        """Return sigma'(z), and 1 beside."""
-        return self._on_own(self.sigma.derivative, z, namespace(z).ones_like(z))
-
-    def second_derivative(self, z: Array) -> Array:
-        """Return sigma''(z), and 0 beside."""
-        return self._on_own(self.sigma.second_derivative, z, namespace(z).zeros_like(z))
-
-    def _on_own(self, function: Callable[[Array], Array], z: Array, found: Array) -> Array:
-        found[: self.rows] = function(z[: self.rows])
-        return found
-
-
 SMOOTH = (Sigmoid, Tanh, Softplus, SiLU, GELU, ELU, Sine, Arctan, Swish)
 KNOWN = {
     "relu": ReLU,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -26,8 +26,8 @@ from ..layers import (
     slots_of,
     states_of,
 )
-from .activations import Activation, Beside, Identity, ReLU, activation_named
-from .backend import Array
+from .activations import Activation, Identity, ReLU, activation_named
+from .backend import Array, namespace
 from .plain import whole
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a thread may hold at once during a pass
@@ -207,6 +207,39 @@ class Architecture:
     def positions(self, layer: int) -> int:
         """Return the number of positions of a map of `layer`; 0 is the input."""
         return math.prod(self.shapes[layer][1:])
+
+
+@dataclass(frozen=True)
+class Beside(Activation):
+    """sigma on the first `rows` rows of z; what a residual block keeps beside them passes."""
+
+    sigma: Activation
+    rows: int
+
+    name = property(lambda self: self.sigma.name)
+    piecewise_linear = property(lambda self: self.sigma.piecewise_linear)
+    slope = property(lambda self: self.sigma.slope)
+    bounds = property(lambda self: self.sigma.bounds)
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z) and what is beside."""
+        return self._on_own(self.sigma, z, z.copy())
+
+    def in_place(self, z: Array) -> Array:
+        """Return the same; it may overwrite z."""
+        return self._on_own(self.sigma, z, z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z), and 1 beside."""
+        return self._on_own(self.sigma.derivative, z, namespace(z).ones_like(z))
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z), and 0 beside."""
+        return self._on_own(self.sigma.second_derivative, z, namespace(z).zeros_like(z))
+
+    def _on_own(self, function: Callable[[Array], Array], z: Array, found: Array) -> Array:
+        found[: self.rows] = function(z[: self.rows])
+        return found
 
 
 def _listed(expected: str, values: object) -> tuple:
