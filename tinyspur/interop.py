@@ -107,9 +107,9 @@ def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
     `input_shape` is (C, H, W) or (C, W), without the samples. The network has the outputs of the
     model, so a model that ends with maps must flatten them. nn.Softplus() is read as log(1 + exp
     z); PyTorch replaces that by a line for large z, which differs by up to 2.1e-9. Where no
-    activation follows a layer the network's is ReLU. Raises ValueError that names the module for any other model, and for
-    weights that are shared, not finite, or not all float32 or all float64, and for hooks that run
-    in a forward pass, also those that are registered for all modules.
+    activation follows a layer the network's is ReLU. Raises ValueError that names the module for
+    any other model, and for weights that are shared, not finite, or not all float32 or all float64,
+    and for hooks that run in a forward pass, also those that are registered for all modules.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Sequential, got {type(model).__name__}")
