@@ -125,7 +125,9 @@ def test_a_description_with_a_part_too_many_is_refused():
     with pytest.raises(ValueError, match=r"got one with input, activation, layers, bias$"):
         Network.from_spec({**GOOD, "bias": False})
     layer = {"type": "dense", "width": 2, "size": 2}
-    with pytest.raises(ValueError, match=r"expected a layer with type, width, bias, got \{.*'size'"):
+    with pytest.raises(
+        ValueError, match=r"expected a layer with type, width, bias, got \{.*'size'"
+    ):
         Network.from_spec({**GOOD, "layers": [layer]})
 
 
@@ -143,7 +145,7 @@ def test_a_description_with_a_part_too_many_is_refused():
         {"type": "conv", "maps": 2, "kernel": 3, "padding": [[1, 2], "same"]},
         {"type": "conv", "maps": -1, "kernel": 3},
         {"type": "average_pool", "size": 7},
-        {"type": "average_pool", "size": [2, 2, 2]},
+        {"type": "average_pool", "size": [2, 2, 3]},
         {"width": 2},
         "dense",
         None,
