@@ -17,7 +17,7 @@ from .engine.activations import Activation
 from .engine.network import Network
 from .engine.parameters import Parameters, check_points
 from .files import naming
-from .layers import KINDS, Conv, Dense, Layer
+from .layers import KINDS, Conv, Dense, Layer, Scale
 from .layers.layer import expect, expect_options
 
 try:
@@ -93,6 +93,7 @@ def to_torch(theta: Parameters) -> nn.Sequential:
             module.weight = nn.Parameter(torch.tensor(theta.W[number].weights))
             if number in theta.b:
                 module.bias = nn.Parameter(torch.tensor(theta.b[number]))
+            modules[-1].to(module.weight.dtype)  # the running statistics too
         modules += [_module(net.activation)] if net.is_active(number) else []
     return nn.Sequential(*modules, *([nn.Flatten()] if len(net.shapes[-1]) > 1 else []))
 
@@ -103,7 +104,8 @@ def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
     `model` is an nn.Sequential, nested or not, of convolutions, padded with zeros if at all (also
     by nn.ZeroPad2d before them), poolings, adaptive ones where their sizes divide the maps,
     nn.Flatten and nn.Linear, and one and the same activation after each convolution and nn.Linear
-    except the last layer. nn.Identity is passed over, and so is dropout in evaluation mode.
+    except the last layer. Batch normalisation in evaluation mode, before the activation, becomes a
+    `Scale` with the running statistics in its numbers. nn.Identity is passed over, and so is dropout in evaluation mode.
     `input_shape` is (C, H, W) or (C, W), without the samples. The network has the outputs of the
     model, so a model that ends with maps must flatten them. nn.Softplus() is read as log(1 + exp
     z); PyTorch replaces that by a line for large z, which differs by up to 2.1e-9. Where no
@@ -176,17 +178,24 @@ class _Reading:
             expect_options(module, start_dim=1, end_dim=-1)
             self.flat = True
         elif (known := _kind(kind, d)) is not None:
-            self._expect_place(known)
+            if known is Scale:
+                self._expect_place_of_scale()
+            else:
+                self._expect_place(known)
             layer = known.from_torch(module, self.shape)
             if self.around is not None:
                 layer, self.around = _padded(layer, self.around, self.shape), None
             below = self._add(layer)
             if layer.trainable:
                 inputs = "in_channels" if layer.spatial else "in_features"
+                inputs = "num_features" if known is Scale else inputs
                 expect(
                     inputs, getattr(module, inputs), below[0] if layer.spatial else math.prod(below)
                 )
-                self._take(module)
+                if known is Scale:
+                    self._take_scale(layer, module)
+                else:
+                    self._take(module)
         elif kind in (nn.ZeroPad1d, nn.ZeroPad2d):
             self._expect_place(Conv)
             self.around = module.padding
@@ -194,8 +203,6 @@ class _Reading:
             two, three = "two numbers (C, W)", "three numbers (C, H, W)"
             expected, got = (three, two) if d == 1 else (two, three)
             raise ValueError(f"expected input_shape of {expected}, got {got}: {self.input_shape}")
-        elif kind in (nn.BatchNorm1d, nn.BatchNorm2d):
-            raise ValueError(self._normalisation())
         elif kind is not nn.Identity and kind.forward is not nn.Sequential.forward:
             sigma = _sigma(module, d)
             if not self.waits:
@@ -217,22 +224,20 @@ class _Reading:
 
     def _normalisation(self) -> str:
         """Return where a batch normalisation can be folded into a layer without other outputs."""
-        if self.waits and self.flat != self.layers[-1].spatial:
-            fuse = "conv_bn" if self.layers[-1].spatial else "linear_bn"
-            where = f"{self.latest}, by torch.nn.utils.fuse_{fuse}_eval"
-        else:
-            where = (
-                "the layer after it, if that is nn.Linear or a convolution of size 1: with "
-                "s = weight / sqrt(running_var + eps) that layer's weights are multiplied by s, "
-                "input by input, and its bias grows by its old weights times bias - s running_mean "
-                "(a larger convolution pads with zeros that were not normalised: no other one has "
-                "its outputs)"
-            )
-        return f"expected no batch normalisation; in evaluation mode it can be folded into {where}"
+        return (
+            "expected batch normalisation before the activation, not after it; in evaluation mode "
+            "it can be folded into the layer after it, if that is nn.Linear or a convolution "
+            "without padding: with s = weight / sqrt(running_var + eps) that layer's weights are "
+            "multiplied by s, input by input, and its bias grows by its old weights times bias - s "
+            "running_mean (a padded convolution reads zeros that were not normalised: no other one "
+            "has its outputs)"
+        )
 
     def _add(self, layer: Layer) -> tuple[int, ...]:
         """Add a layer; return the shape below it."""
-        if self.waits:
+        if self.waits and not layer.precedes_activation:
+            if self.layers[-1].precedes_activation:
+                raise ValueError(f"{self.latest}: {self._normalisation()}")
             order = "; a monotone one, then MaxPool, is the same function as MaxPool, then it"
             raise ValueError(
                 f"expected the activation between {self.latest} and this"
@@ -249,6 +254,25 @@ class _Reading:
             raise ValueError("expected maps before it, got them flattened")
         if not (self.flat or kind.spatial):
             raise ValueError(f"expected nn.Flatten() before it, got maps {self.shape}")
+
+    def _expect_place_of_scale(self) -> None:
+        """Raise ValueError unless a batch normalisation can come here."""
+        if self.layers and self.layers[-1].trainable and not self.waits:
+            raise ValueError(self._normalisation())
+        if self.flat and math.prod(self.shape[1:]) > 1:
+            raise ValueError(self._normalisation())
+
+    def _take_scale(self, layer: Scale, module: nn.Module) -> None:
+        """Take the factors and shifts of a batch normalisation."""
+        dtype = module.running_var.dtype
+        if dtype not in self.dtypes:
+            expected = " or ".join(map(str, self.dtypes))
+            raise ValueError(f"expected running statistics of {expected}, got {dtype}")
+        self.dtypes = (dtype,)
+        numbers = Scale.numbers_of(module)[: 1 + layer.bias]
+        if not all(np.isfinite(part).all() for part in numbers):
+            raise ValueError("expected finite numbers, got NaN or infinity")
+        self.numbers += numbers
 
     def _take(self, module: nn.Module) -> None:
         """Take the weights and biases of a layer."""

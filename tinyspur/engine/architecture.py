@@ -105,7 +105,9 @@ class Architecture:
 
     def is_active(self, layer: int) -> bool:
         """Return whether the activation follows `layer`."""
-        return layer < self.depth and self.layers[layer - 1].trainable
+        if layer == self.depth or not self.layers[layer - 1].trainable:
+            return False
+        return not self.layers[layer].precedes_activation
 
     def activation_of(self, layer: int) -> Activation | None:
         """Return the activation that follows `layer`, or None."""

@@ -19,6 +19,7 @@ from .dense import Dense, DenseMatrix
 from .layer import Layer, Shape, is_positive
 from .matrix import TransposedMatrix, WeightMatrix
 from .max_pooling import MaxPool, MaxPoolingMatrix, SelectionMatrix
+from .scale import Scale, ScaleMatrix
 from .windows import Pooling
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "MaxPool",
     "MaxPoolingMatrix",
     "Pooling",
+    "Scale",
+    "ScaleMatrix",
     "SelectionMatrix",
     "Shape",
     "Slot",
@@ -44,7 +47,7 @@ __all__ = [
     "slots_of",
 ]
 
-KINDS = (Conv, AveragePool, MaxPool, Dense)
+KINDS = (Conv, AveragePool, MaxPool, Dense, Scale)
 
 
 def layer_of(spec: object) -> Layer:
