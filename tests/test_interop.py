@@ -425,7 +425,7 @@ REFUSED = {
     ),
     "batch norm": (
         whole(nn.Sequential(conv(2, 3, 1), nn.BatchNorm2d(3))),
-        r"module '1' \(BatchNorm2d\(3.*expected no batch normalisation; .* folded into module '0'",
+        r"module '1' \(BatchNorm2d\(3.*expected evaluation mode",
     ),
     "a forward of its own": (
         whole(Doubled(conv(2, 3, 1))),
@@ -644,35 +644,48 @@ DENSE, TOP = [nn.Flatten(), nn.Linear(32, 5)], [nn.ReLU(), nn.Linear(5, 2)]
 
 
 @pytest.mark.parametrize(
-    ("before", "norm", "after", "advice"),
+    ("before", "norm", "after"),
     [
-        ([CONV], (nn.BatchNorm2d, 3), [nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)], "conv_bn"),
-        (DENSE, (nn.BatchNorm1d, 5), TOP, "linear_bn"),
-        ([CONV, nn.ReLU()], (nn.BatchNorm2d, 3), POINTWISE, None),
-        ([CONV, nn.ReLU(), nn.MaxPool2d(2)], (nn.BatchNorm2d, 3), POINTWISE, None),
-        ([CONV, nn.ReLU(), nn.Flatten()], (nn.BatchNorm1d, 48), [nn.Linear(48, 2)], None),
-        ([], (nn.BatchNorm2d, 2), [nn.Conv2d(2, 2, 1), nn.Flatten()], None),
+        ([CONV, nn.ReLU()], (nn.BatchNorm2d, 3), POINTWISE),
+        ([CONV, nn.ReLU(), nn.MaxPool2d(2)], (nn.BatchNorm2d, 3), POINTWISE),
+        ([CONV, nn.ReLU(), nn.Flatten()], (nn.BatchNorm1d, 48), [nn.Linear(48, 2)]),
+        ([], (nn.BatchNorm2d, 2), [nn.Conv2d(2, 2, 1), nn.Flatten()]),
     ],
-    ids=["convolution", "linear", "ReLU", "pooling", "flatten", "first"],
+    ids=["ReLU", "pooling", "flatten", "first"],
 )
-def test_the_advice_for_batch_normalisation_keeps_the_outputs(before, norm, after, advice):
+def test_the_advice_for_batch_normalisation_keeps_the_outputs(before, norm, after):
     torch.manual_seed(0)
     norm = trained_norm(*norm)
     before, after = (copy.deepcopy(nn.Sequential(*p)).double().eval() for p in (before, after))
     model, x = nn.Sequential(*before, norm, *after), torch.rand(5, 2, 4, 4).double()
     with pytest.raises(ValueError) as caught:
         from_torch(model, (2, 4, 4))
-    if advice is None:
-        assert "folded into the layer after it" in str(caught.value)
-        folded = nn.Sequential(*before, folded_after(norm, after[0]), *after[1:])
-    else:
-        fuse = f"fuse_{advice}_eval"
-        where = f"module '{len(before) - 1}', by torch.nn.utils.{fuse}"
-        assert f"folded into {where}" in str(caught.value)
-        fused = getattr(nn.utils, fuse)(before[-1], norm)
-        folded = nn.Sequential(*before[:-1], fused, *after)
+    assert "folded into the layer after it" in str(caught.value)
+    folded = nn.Sequential(*before, folded_after(norm, after[0]), *after[1:])
     theta = from_torch(folded, (2, 4, 4))
     assert np.allclose(theta.net.forward(theta, x), model(x).detach(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_batch_normalisation_before_the_activation_is_a_scale(affine, bias):
+    torch.manual_seed(0)
+    norms = nn.BatchNorm2d(3, affine=affine), nn.BatchNorm1d(5, affine=affine)
+    for norm in norms:
+        nn.init.uniform_(norm.running_mean, -1, 1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    first = nn.Conv2d(2, 3, 3, 2, 1, bias=bias)
+    dense = nn.Linear(12, 5, bias=bias)
+    parts = first, norms[0], nn.ReLU(), nn.Flatten(), dense, norms[1], nn.ReLU(), nn.Linear(5, 2)
+    model, x = nn.Sequential(*parts).double(), torch.rand(5, 2, 4, 4).double()
+    with pytest.raises(ValueError, match=r"'1' .*expected evaluation mode"):
+        from_torch(model, (2, 4, 4))
+    theta = from_torch(model.eval(), (2, 4, 4))
+    assert [type(layer).__name__ for layer in theta.net.layers][1::2] == ["Scale", "Scale"]
+    close(theta.net.forward(theta, x.numpy()), model(x).detach().numpy(), 1e-12)
+    again = to_torch(theta)
+    close(again(x).detach().numpy(), model(x).detach().numpy(), 1e-12)
+    assert from_torch(again, (2, 4, 4)).vector.tobytes() == theta.vector.tobytes()
 
 
 def test_a_module_that_serves_two_layers_is_refused():

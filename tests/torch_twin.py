@@ -59,6 +59,21 @@ def activation(name: str, **parameters: float) -> Callable[[torch.Tensor], torch
     return functools.partial(function, **parameters)
 
 
+class _Scale(nn.Module):
+    """A factor and a shift for each map."""
+
+    def __init__(self, maps: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(maps))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(maps)) if bias else None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return weight * x + bias, map by map."""
+        shape = (-1, *(1,) * (x.ndim - 2))
+        scaled = self.weight.reshape(shape) * x
+        return scaled if self.bias is None else scaled + self.bias.reshape(shape)
+
+
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with tuples instead of lists, as PyTorch takes them."""
     return {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
@@ -85,6 +100,8 @@ def _layer(shape: torch.Size, type: str, **options: int) -> nn.Module:
         return nn.Sequential(zeros([n for side in sides[::-1] for n in side], 0.0), own)
     if "size" in options and (type, len(shape)) in _POOLINGS:
         return _POOLINGS[type, len(shape)](options.pop("size"), **options)
+    if type == "scale":
+        return _Scale(shape[0], **options)
     if type == "dense" and options.keys() - {"bias"} == {"width"}:
         return nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), *options.values()))
     raise ValueError(f"no layer {type!r} with {options} for inputs of shape {tuple(shape)}")
@@ -177,7 +194,9 @@ class Twin(nn.Module):
             zip(self.layers, self.spec["layers"], strict=True), start=1
         ):
             x = layer(x)
-            if not options["type"].endswith("pool") and number < len(self.layers):
+            kinds = [options["type"], *(part["type"] for part in self.spec["layers"][number:][:1])]
+            last = number == len(self.layers) or kinds[1] == "scale"
+            if not options["type"].endswith("pool") and not last:
                 before[number] = x.flatten(1)
                 x = self.activation(x)
         return x.flatten(1), before

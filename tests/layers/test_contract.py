@@ -20,7 +20,7 @@ from tinyspur.certificates import certify_cell
 from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import KINDS, AveragePool, Conv, Dense, Layer, MaxPool, layer_of
+from tinyspur.layers import KINDS, AveragePool, Conv, Dense, Layer, MaxPool, Scale, layer_of
 from tinyspur.refutations.evidence import rescaling_tangents
 
 LAYERS = [  # a layer and the shape below it
@@ -62,6 +62,10 @@ LAYERS = [  # a layer and the shape below it
     (Dense(3), (5,)),
     (Dense(1), (1, 4)),
     (Dense(3, bias=False), (2, 2, 2)),
+    (Scale(), (3, 2, 3)),
+    (Scale(bias=False), (2, 4)),
+    (Scale(), (4,)),
+    (Scale(), (1, 2, 2)),
 ]
 over_layers = pytest.mark.parametrize(
     ("layer", "below"), LAYERS, ids=[f"{layer} on {below}" for layer, below in LAYERS]

@@ -13,7 +13,7 @@ from ..engine.architecture import Architecture
 from ..engine.backend import Array, all_to_numpy, namespace
 from ..engine.floats import slack
 from ..engine.parameters import Parameters
-from ..engine.passes import Step, unread
+from ..engine.passes import Step, margins, unread
 
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
@@ -72,7 +72,8 @@ def shrink(radius: float, at: Chunk) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
     xp = namespace(at.trace[0].below)
     counts = at.counted()
-    least = [xp.where(counts[s.layer], s.heights, np.inf).min() for s in at.trace if s.kinked]
+    found = margins(at.trace)
+    least = [xp.where(counts[s.layer], found[s.layer], np.inf).min() for s in at.trace if s.kinked]
     high = min([radius, *map(float, all_to_numpy(least))])  # a bias alone moves z by rho
     if high in (0, np.inf) or keeps_patterns(high, at):
         return high

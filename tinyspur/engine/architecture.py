@@ -150,10 +150,11 @@ class Architecture:
         """Return the activation that follows `layer`, or None.
 
         It is the layer's own, if it names one, else the network's after every convolution and dense
-        layer but the last layer.
+        layer but the last layer; after the scale above a layer instead, if there is one.
         """
         own = self.chain[layer - 1].activation
-        if own is None and layer < self.depth and self.chain[layer - 1].activated:
+        usual = layer < self.depth and self.chain[layer - 1].activated
+        if own is None and usual and not self.chain[layer].precedes_activation:
             own = self.activation
         return None if type(own) is Identity else own
 

@@ -53,11 +53,12 @@ def steps(
     for layer, W in theta.W.items():
         below, some = o, held.get(layer)
         if W.selects:
-            base = xp.zeros_like(below)
-            if some is not None:
-                base[some.pairs[:, 1], some.columns] = 1
             nothing = xp.zeros_like(below)
-            W = W.at_limit([base, below, moves if moves is not None else base], [nothing] * 3)
+            terms = [below, nothing if moves is None else moves]
+            pooling, W = W, W.at_limit(terms, [nothing] * 2)
+            if some is not None:
+                places = pooling.windows(xp.arange(len(below))[:, None], -1)[:, some.units, 0]
+                W.choice[some.units, some.columns] = (places == some.pairs[:, 1]).argmax(axis=0)
         z, o = neurons(theta, layer, W @ below)
         sigma, slopes = theta.net.activation_at(layer), None
         if sigma is not None:

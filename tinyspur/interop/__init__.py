@@ -148,6 +148,7 @@ class _Writing:
             module.weight = nn.Parameter(torch.tensor(theta.W[number].weights))
             if number in theta.b:
                 module.bias = nn.Parameter(torch.tensor(theta.b[number]))
+            made.to(module.weight.dtype)  # the running statistics of a scale too
         return made
 
 

@@ -22,7 +22,7 @@ from ..engine.activations import Activation, Identity
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..files import naming
-from ..layers import AveragePool, Conv, Dense, Layer, MaxPool, Residual, Same
+from ..layers import AveragePool, Conv, Dense, Layer, MaxPool, Residual, Same, Scale
 from ..layers.layer import each
 from .watching import Call, Watch
 
@@ -42,6 +42,8 @@ LAYERS: dict[str, tuple[type[Layer], dict]] = {
     },
 }
 """The functions that are layers, and their arguments after the first with their usual values."""
+NORM = {"running_mean": None, "running_var": None, "weight": None, "bias": None}
+NORM |= {"training": False, "momentum": 0.1, "eps": 1e-5}
 ACTIVATIONS: dict[str, tuple[type[Activation], dict]] = {
     "relu": (activations.ReLU, {}),
     "leaky_relu": (activations.ReLU, {"negative_slope": 0.01}),
@@ -127,10 +129,14 @@ class Reading:
             return _activated(first, _activation(call), alone)
         if name == "mean":
             layer, numbers = _mean(first, call), []
+        elif name == "batch_norm":
+            layer, numbers = self._scale(call)
         elif name in LAYERS:
             layer, numbers = self._layer(first, call)
         else:
-            known = ", ".join(sorted({*LAYERS, *ACTIVATIONS, *SHAPES, "add", "mean", "pad"}))
+            known = ", ".join(
+                sorted({*LAYERS, *ACTIVATIONS, *SHAPES, "add", "batch_norm", "mean", "pad"})
+            )
             raise ValueError(f"expected one of {known}, got {name}")
         return Value((*first.trail, Item(layer, numbers)), call.shape, alone)
 
@@ -154,6 +160,18 @@ class Reading:
         elif math.prod(first.shape[:-1]) != 1:
             raise ValueError(f"expected nn.Flatten() before it, got maps {first.shape}")
         return kind.from_torch(given, first.shape), numbers
+
+    def _scale(self, call: Call) -> tuple[Layer, list[np.ndarray]]:
+        """Return the scale that a batch normalisation is, running statistics and all."""
+        given = SimpleNamespace(**_given(call, NORM))
+        if given.running_var is None:
+            raise ValueError("expected running statistics, got track_running_stats=False")
+        for name in ("running_mean", "running_var", "weight", "bias"):
+            if getattr(given, name) is not None:
+                self._numbers(name, getattr(given, name))
+        factor, shift = Scale.numbers_of(given)
+        layer = Scale(bias=bool(given.bias is not None or shift.any()))
+        return layer, [factor, shift] if layer.bias else [factor]
 
     def _numbers(self, name: str, tensor: torch.Tensor) -> np.ndarray:
         """Return a weight or a bias, checked, on the host."""
@@ -221,7 +239,8 @@ def usual_layers(
     """
     found = []
     for number, layer in enumerate(layers, start=1):
-        silent = quiet or number == len(layers) or not layer.activated
+        above = layers[number : number + 1]
+        silent = quiet or not above or not layer.activated or above[0].precedes_activation
         default = Identity() if silent else sigma
         if isinstance(layer, Residual):
             block = usual_layers(layer.layers, sigma)
@@ -239,6 +258,8 @@ def parameters(
     sigma = named[0] if named else activations.ReLU()
     net = Network(input_shape, usual_layers(layers, sigma, top=True), sigma)
     theta = net.zeros(dtype=dtype)
+    if sum(map(np.size, numbers)) != net.size:
+        raise ValueError("expected maps to be flattened right below nn.Linear alone")
     theta.vector[:] = np.concatenate([*map(np.ravel, numbers), theta.vector[:0]])
     return theta
 

@@ -22,6 +22,7 @@ from .layer import Layer, Shape, is_positive
 from .matrix import TransposedMatrix, WeightMatrix
 from .max_pooling import MaxPool, MaxPoolingMatrix, SelectionMatrix
 from .residual import BlockMatrix, IdentityMatrix, Link, Residual, Same, chain_of
+from .scale import Scale, ScaleMatrix
 from .windows import Pooling
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "Pooling",
     "Residual",
     "Same",
+    "Scale",
+    "ScaleMatrix",
     "SelectionMatrix",
     "Shape",
     "Slot",
@@ -54,7 +57,7 @@ __all__ = [
     "states_of",
 ]
 
-KINDS = (Conv, AveragePool, MaxPool, Dense, Residual, Same)
+KINDS = (Conv, AveragePool, MaxPool, Dense, Scale, Residual, Same)
 
 
 def layer_of(spec: object) -> Layer:

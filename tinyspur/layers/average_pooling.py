@@ -126,7 +126,7 @@ class AveragePoolingMatrix(PoolingMatrix):
             return windows.mean(axis=axes).reshape(self.shape[0], -1)
         moved = self.grid.read(o.reshape(self.maps_in, *self.map_shape, o.shape[1]))
         first, *others = np.ndindex(*self.grid.size)
-        total = namespace(o).array(moved[first])
+        total = namespace(o).array(moved[first], order="C")
         for tap in others:
             total += moved[tap]
         return self._divided(total.reshape(self.shape[0], o.shape[1]))

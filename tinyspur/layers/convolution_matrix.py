@@ -166,7 +166,7 @@ class ConvolutionMatrix(WeightMatrix):
     def gathered(self, o: Array) -> Array:
         xp = namespace(o)
         read = self.grid.read(o.reshape(1, *self.map_shape, o.shape[1]))
-        return xp.array(read).reshape(-1, self.positions_out, o.shape[1])
+        return xp.array(read, order="C").reshape(-1, self.positions_out, o.shape[1])
 
     def readers(self, c: int) -> slice:
         size = self.maps_out // self.groups

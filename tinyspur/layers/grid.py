@@ -141,7 +141,7 @@ class Grid(NamedTuple):
         ]
         found = padded[(slice(None), *inside)]
         if found.shape[1:-1] == self.map_shape:
-            return found
+            return namespace(padded).ascontiguousarray(found)
         xp, every = namespace(padded), slice(None)
         images = xp.zeros((len(padded), *lengths, padded.shape[-1]), dtype=padded.dtype)
         places = (

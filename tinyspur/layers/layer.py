@@ -41,6 +41,8 @@ class Layer(ABC):
     """Whether the network's activation follows it, unless it is the last layer."""
     bias = False
     """Whether it has biases, one for each map or neuron."""
+    precedes_activation: ClassVar[bool] = False
+    """Whether the activation of a layer with weights right below comes after this one instead."""
     always: ClassVar[tuple[str, ...]] = ()
     """Options that its description has even where they are the usual ones."""
     selects: ClassVar[bool] = False

@@ -119,7 +119,7 @@ class MaxPoolingMatrix(PoolingMatrix):
         xp = namespace(o)
         moved = self.grid.read(o.reshape(self.maps_in, *self.map_shape, o.shape[1]), fill=-np.inf)
         first, *others = np.ndindex(*self.grid.size)
-        largest = xp.array(moved[first])
+        largest = xp.array(moved[first], order="C")
         for tap in others:
             xp.maximum(largest, moved[tap], out=largest)
         return largest.reshape(self.shape[0], o.shape[1])

@@ -136,6 +136,7 @@ class Link:
     activation = property(lambda self: self.layer.activation)
     activated = property(lambda self: self.layer.activated)
     bias = property(lambda self: self.layer.bias)
+    precedes_activation = property(lambda self: self.layer.precedes_activation)
     keeps_constants = property(lambda self: self.layer.keeps_constants)
 
     def relays(self, below: Shape) -> bool:

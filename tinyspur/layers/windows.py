@@ -127,7 +127,9 @@ class PoolingMatrix(WeightMatrix):
 
     def gathered(self, o: Array) -> Array:
         read = self.grid.read(o.reshape(1, *self.map_shape, o.shape[1]))
-        return namespace(o).array(read).reshape(self.fan_in, self.positions_out, o.shape[1])
+        return (
+            namespace(o).array(read, order="C").reshape(self.fan_in, self.positions_out, o.shape[1])
+        )
 
     def windows(self, o: Array, fill: float | None = None) -> Array:
         """Return the entries of all windows, (size^d, n_l, N), row by row in each.
@@ -143,7 +145,9 @@ class PoolingMatrix(WeightMatrix):
             return windows.reshape(self.fan_in, self.shape[0], o.shape[1])
         images = o.reshape(self.maps_in, *self.map_shape, o.shape[1])
         read = self.grid.read(images, fill=0 if fill is None else fill)
-        windows = namespace(o).array(read).reshape(self.fan_in, self.shape[0], o.shape[1])
+        windows = (
+            namespace(o).array(read, order="C").reshape(self.fan_in, self.shape[0], o.shape[1])
+        )
         inside = self.inside(o)
         if fill is not None or inside is None:
             return windows
@@ -160,7 +164,7 @@ class PoolingMatrix(WeightMatrix):
         ):
             return None
         ones = namespace(like).ones((self.maps_in, *self.map_shape, 1), dtype=bool)
-        read = namespace(like).array(self.grid.read(ones, fill=False))
+        read = namespace(like).array(self.grid.read(ones, fill=False), order="C")
         return read.reshape(self.fan_in, self.shape[0], 1)
 
     @property
