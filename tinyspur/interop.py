@@ -105,13 +105,14 @@ def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
     by nn.ZeroPad2d before them), poolings, adaptive ones where their sizes divide the maps,
     nn.Flatten and nn.Linear, and one and the same activation after each convolution and nn.Linear
     except the last layer. Batch normalisation in evaluation mode, before the activation, becomes a
-    `Scale` with the running statistics in its numbers. nn.Identity is passed over, and so is dropout in evaluation mode.
-    `input_shape` is (C, H, W) or (C, W), without the samples. The network has the outputs of the
-    model, so a model that ends with maps must flatten them. nn.Softplus() is read as log(1 + exp
-    z); PyTorch replaces that by a line for large z, which differs by up to 2.1e-9. Where no
-    activation follows a layer the network's is ReLU. Raises ValueError that names the module for
-    any other model, and for weights that are shared, not finite, or not all float32 or all float64,
-    and for hooks that run in a forward pass, also those that are registered for all modules.
+    `Scale` with the running statistics in its numbers. nn.Identity is passed over, and so is
+    dropout in evaluation mode. `input_shape` is (C, H, W) or (C, W), without the samples. The
+    network has the outputs of the model, so a model that ends with maps must flatten them.
+    nn.Softplus() is read as log(1 + exp z); PyTorch replaces that by a line for large z, which
+    differs by up to 2.1e-9. Where no activation follows a layer the network's is ReLU. Raises
+    ValueError that names the module for any other model, and for weights that are shared, not
+    finite, or not all float32 or all float64, and for hooks that run in a forward pass, also those
+    that are registered for all modules.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Sequential, got {type(model).__name__}")
