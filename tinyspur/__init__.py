@@ -89,6 +89,8 @@ from .layers import (
     DenseMatrix,
     MaxPool,
     MaxPoolingMatrix,
+    Scale,
+    ScaleMatrix,
 )
 from .refutations.descent import DescentDirection, find_descent_direction
 from .refutations.escapes import (

@@ -15,7 +15,7 @@ from tinyspur.certificates.exact import exact_outputs
 from tinyspur.engine.held import Held
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Scale
 
 NETWORKS = {
     "stride and valid": [Conv(2, 2, 2, "valid"), Conv(2, (1, 2), padding=1)],
@@ -24,6 +24,7 @@ NETWORKS = {
     "depthwise, then a group of one position": [Conv(4, 3, 2, groups=2), Conv(4, 2, 2, 0, 1, 4)],
     "without biases": [Conv(2, bias=False), AveragePool(3, 2, 1), Dense(3, bias=False)],
     "average without padding": [Conv(2), AveragePool(3, 2, 1, True, False)],
+    "batch normalisation": [Conv(2, 2, 2, bias=False), Scale(), Conv(2, 2), Scale(bias=False)],
     "overlapping max pooling": [Conv(2), MaxPool(3, 2, 1), Conv(2, 2, bias=False)],
     "dilated max pooling": [MaxPool(2, 1, 1), Conv(3, 2), MaxPool(2, 1, 0, False, 2)],
 }

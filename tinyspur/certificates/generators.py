@@ -34,7 +34,7 @@ from ..engine.held_steps import HeldStep, steps
 from ..engine.losses import CrossEntropy
 from ..engine.parameters import Parameters
 from ..engine.passes import unread
-from ..layers import Dense, WeightMatrix
+from ..layers import Dense, Scale, WeightMatrix
 from .box_hessians import reads
 from .boxes import influence, members_of
 
@@ -78,8 +78,8 @@ class Reach(NamedTuple):
     """What counts at a point: for each layer with parameters which units and what they read.
 
     `matters` (n_l, N): z^l has an influence on L; `moves` (n_{l-1}, N): o^{l-1} is not constantly
-    0; `slopes` (n_l, N) of the activation, NaN at held units and where z^l does not matter; None
-    where no activation follows.
+    0; `slopes` (n_l, N) of the activation, NaN at held units and where z^l does not matter, 1 where
+    none follows but another layer; None in the last layer, and where it is smooth.
     """
 
     step: HeldStep
@@ -113,6 +113,8 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
             if some is not None:
                 slopes[some.units, some.columns] = np.nan
                 matters[some.units, some.columns] = True
+        elif step.activation is None and step.layer < len(trace):  # o = z
+            slopes = np.where(matters, 1.0, np.nan)
         found[step.layer] = Reach(step, matters, moving, slopes)
     return found
 
@@ -184,7 +186,7 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
     slopes, above = reaches[layer].slopes, _above(held, layer)
     if slopes is None or above is None or layer not in held.net.kinked_layers:
         return []
-    if not isinstance(held.net.chain[above - 1], Dense):
+    if not isinstance(held.net.chain[above - 1], Dense | Scale):
         return []
     if not all(held.net.slots[n].biases for n in (layer, above)):
         return []
@@ -201,7 +203,8 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
         if slope == 0:
             continue
         out = _outgoing(held, reaches, above, t)
-        biases = np.array([incoming(held, above, h)[-1] for h in range(len(out))])
+        readers = range(held.net.shapes[above][0])[reaches[above].step.W.readers(t)]
+        biases = np.array([incoming(held, above, h)[-1] for h in readers])
         found.append(
             Generator(
                 np.concatenate([incoming(held, layer, t)[-1:], np.repeat(biases, out.shape[1])]),

@@ -128,10 +128,11 @@ def revive(
             f"{active.any(axis=1).sum()} samples activate it"
         )
     revived = theta.copy()
-    d, beta, _ = random_unit(theta, layer, data.x, rng)
+    d, beta, _ = random_unit(theta, layer, map, data.x, rng)
     weights = revived.W[layer].weights
     weights[map] = namespace(weights).asarray(d, dtype=weights.dtype)
-    revived.b[layer][map] = beta
+    if layer in revived.b:
+        revived.b[layer][map] = beta
     out, above = outgoing(revived, layer, map)
     out[...] = 0
     downhill = net.zeros(like=theta.vector)

@@ -174,7 +174,7 @@ def second_order_directions(
         trials = []
         for layer, t in itertools.islice(itertools.cycle(unused), first, first + TRIALS):
             filters = theta.net.zeros(like=theta.vector)
-            d, beta, _ = random_unit(theta, layer, data.x, rng)
+            d, beta, _ = random_unit(theta, layer, t, data.x, rng)
             filters.W[layer].weights[t] = namespace(theta.vector).asarray(d)
             if layer in theta.b:
                 filters.b[layer][t] = beta
@@ -231,18 +231,25 @@ def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
 
 
 def random_unit(
-    theta: Parameters, layer: int, x: np.ndarray, rng: np.random.Generator
+    theta: Parameters, layer: int, t: int, x: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Return a random filter d of `layer`, beta, and z = d . patch + beta (P, N).
+    """Return a random filter d of map t of `layer`, beta, and z = d . patch + beta (P, N).
 
     z is positive for half of the samples at the position where it varies most: a map that is active
-    for all of them would add nothing that the affine fit does not have already.
+    for all of them would add nothing that the affine fit does not have already. Without biases beta
+    is 0.
     """
-    weights = theta.W[layer].weights
-    d = rng.uniform(-1, 1, weights.shape[1:])
-    row = namespace(weights).asarray(d[None], dtype=weights.dtype)
-    z = theta.net.filter_responses(theta, layer, row, x)
-    beta = -float(np.median(z[z.std(axis=1).argmax()]))
+    W = theta.W[layer]
+    d, row = rng.uniform(-1, 1, W.weights.shape[1:]), slice(0, 1)
+    if W.groups == 1:
+        filters = namespace(W.weights).asarray(d[None], dtype=W.weights.dtype)
+    else:  # what a map reads depends on its group
+        filters = namespace(W.weights).zeros_like(W.weights)
+        filters[t] = namespace(W.weights).asarray(d, dtype=W.weights.dtype)
+        row = slice(t, t + 1)
+    z = theta.net.filter_responses(theta, layer, filters, x)
+    z = z.reshape(len(filters), W.positions_out, -1)[row][0]
+    beta = -float(np.median(z[z.std(axis=1).argmax()])) if layer in theta.b else 0.0
     return d, beta, z + beta
 
 
