@@ -1,8 +1,9 @@
 """Map more than 10,000 certified local minima of one small network on one small data set.
 
 Each partition of the samples along a direction gives one. Draws their risks, how many there are for
-a network of a given width, and where training from random starts ends among them. Writes atlas.npz
-and atlas.png to the folder --out.
+a network of a given width, and where training from random starts ends among them: each is followed
+to the minimum that it is heading for, which is proved where it can be. Writes atlas.npz and
+atlas.png to the folder --out.
 """
 
 from __future__ import annotations
@@ -12,9 +13,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -35,24 +33,13 @@ from tinyspur.figures.studies import draw_atlas
 from tinyspur.files import check_outputs
 from tinyspur.layers import Dense
 from tinyspur.studies.atlas import Atlas, map_minima, partitions
+from tinyspur.studies.processes import processes
 
 
 def surface(samples: int, seed: int) -> TrainingSet:
     """Return random points of [-1, 1]^2 and the targets sin(3 x_1) cos(2 x_2)."""
     x = np.random.default_rng(seed).uniform(-1, 1, (samples, 1, 2))
     return TrainingSet(x, np.sin(3 * x[:, 0, :1]) * np.cos(2 * x[:, 0, 1:]))
-
-
-@contextmanager
-def processes(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Yield a pool of processes that leave Ctrl-C to this one, and then only end what they do."""
-    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-    with ProcessPoolExecutor(count, **quiet) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

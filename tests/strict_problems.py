@@ -7,9 +7,10 @@ import numpy as np
 from tinyspur.certificates.exact import exact_outputs
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
-from tinyspur.engine.losses import SquaredLoss
+from tinyspur.engine.losses import SquaredLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
+from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import AveragePool, Conv, Dense
 
 SQUARED = SquaredLoss()
@@ -50,6 +51,15 @@ def kinks_feeding_kinks():
         -2.96409588487 -0.67649917979 3.28031403713 -4.00933397384 2.52984526764 4.47979560693
         -3.39246331096 2.15099513378"""
     return Parameters(net, np.array(numbers.split(), dtype=float)), TrainingSet(x, y)
+
+
+def noisy_teacher(net, samples, seed, classes=False):
+    """Return data of a teacher with noise, smoothed labels if they are classes."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(samples, *net.input_shape))
+    o = net.forward(kaiming_start(net, seed + 100), x)
+    o = o + 0.3 * rng.normal(size=o.shape)
+    return TrainingSet(x, one_hot(o.argmax(axis=1), o.shape[1], smoothing=0.1) if classes else o)
 
 
 def exact_risk(theta, data):

@@ -32,6 +32,7 @@ LOSS = ts.SquaredLoss()
 THETA, PAIR = ts.linear_minimum(NET, DATA, LOSS)
 FOUND = ts.find_spurious_minimum(THETA, PAIR, DATA, LOSS)
 GROUPS = ts.Groups.equal(DATA.x, np.ones(4), 2)
+SETTLED = ts.settle(THETA, DATA, LOSS, 1)
 MOVE = ts.random_direction(THETA)
 WHERE = ts.Lines(THETA, [MOVE], [0.0, 1.0])
 
@@ -85,6 +86,7 @@ OF_A_POINT = {  # (theta, data, loss)
     "training_cost": lambda t, data, loss: training_cost(t, data, loss, 1, 1, 1),
 }
 AT_A_POINT = {  # (data, loss)
+    "move_along": lambda data, loss: ts.move_along(SETTLED, data, loss),
     "risk_along_bias": lambda data, loss: ts.risk_along_bias(FOUND, data, loss, 3),
     "scan": lambda data, loss: ts.scan(WHERE, data, loss),
 }

@@ -74,6 +74,7 @@ from .engine.user_activations import SmoothActivation
 from .errors import AssumptionError
 from .figures.matrices import plot_matrix
 from .fitting.affine import AffineFit, fit_affine
+from .fitting.members import Member, move_along
 from .fitting.settle import Settled, settle
 from .fitting.training import Adam, descend, kaiming_start, polish, train
 from .landscape.directions import random_direction
@@ -133,10 +134,10 @@ __all__ = [  # what matters; everything else that is imported above is there too
     "kaiming_start",
     "linear_minimum",
     "load_point",
+    "move_along",
     "nontrivial_minimum",
     "one_hot",
     "plot_matrix",
-    "rescale",
     "save_point",
     "scan",
     "settle",

@@ -10,6 +10,7 @@ from strict_problems import at_kink
 from tinyspur.certificates.boxes import Box
 from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.free import choose_coordinates, fields
+from tinyspur.certificates.generators import whole_null_vectors
 from tinyspur.certificates.stationary import near_kinks
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
@@ -17,7 +18,7 @@ from tinyspur.engine.held import Held
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import Dense, MaxPool
+from tinyspur.layers import Conv, Dense, MaxPool
 
 STEP = 1e-5
 
@@ -129,6 +130,55 @@ def test_equal_and_constant_inputs_are_frozen():
     found = check_fields(theta, held)
     assert len(found.frozen) == 2 + 2 * 2
     assert len(found.free) == rank_of_outputs(theta, held.data)
+
+
+def one_hot_features(samples):
+    """Return three features that sum up to 1, another, and 3 times it plus the first."""
+    rng = np.random.default_rng(0)
+    x = np.eye(3)[rng.integers(0, 3, samples)]
+    numbers = rng.integers(-64, 65, samples) / 32
+    return np.column_stack([x, numbers, 3 * numbers + x[:, 0]])[:, None]
+
+
+def test_dependent_inputs_are_frozen():
+    net = Network((1, 5), (Dense(2), Dense(1)), ReLU(0.1))
+    theta, held = problem(net, 60, 0)
+    held = Held(net, TrainingSet(one_hot_features(60), held.data.y), SquaredLoss())
+    found = check_fields(theta, held)
+    assert found.family.kinds == {"scaling": 2, "dependent inputs": 2 * 2}
+    assert len(found.free) == rank_of_outputs(theta, held.data)
+
+
+def test_inputs_of_a_convolution_that_are_dependent_are_frozen():
+    net = Network((3, 4), (Conv(1), Dense(2)), ReLU(0.1))
+    theta, held = problem(net, 60, 0)
+    x = np.round(held.data.x * 64) / 64
+    x[:, 2] = 2 * x[:, 0] - x[:, 1]
+    held = Held(net, TrainingSet(x, held.data.y), SquaredLoss())
+    found = check_fields(theta, held)
+    assert found.family.kinds == {"scaling": 1, "dependent inputs": 3}
+    assert len(found.free) == rank_of_outputs(theta, held.data)
+
+
+def test_inputs_that_are_dependent_up_to_rounding_are_not_frozen():
+    net = Network((1, 3), (Dense(1), Dense(1)), ReLU(0.1))
+    theta, held = problem(net, 40, 0)
+    x = held.data.x.copy()
+    x[:, 0, 2] = x[:, 0, 0] + 0.1 * x[:, 0, 1]
+    data = TrainingSet(x, held.data.y)
+    found = choose_coordinates(Held(net, data, SquaredLoss()), theta, data)
+    assert found.family.kinds == {"scaling": 1}
+
+
+def test_whole_null_vectors_are_exact():
+    x = one_hot_features(20)[:, 0]
+    A = np.column_stack([x, np.ones(20)])
+    found = np.array(whole_null_vectors(A))
+    assert found.shape == (2, 6) and np.linalg.matrix_rank(found) == 2
+    assert not (A @ found.T).any()
+    assert whole_null_vectors(A[:, 1:4]) == [] == whole_null_vectors(np.zeros((3, 2)))
+    A[3, 3] += 2.0**-40
+    assert len(whole_null_vectors(A)) == 1
 
 
 def test_the_gradient_is_zero_in_all_coordinates_where_it_is_in_the_free_ones():

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -16,7 +17,19 @@ from construction_problems import (
 )
 from shared import refuses
 
-from tinyspur.constructions.data_split import DataSplit, largest_gaps, split_data
+from tinyspur.certificates.exact import exact_outputs
+from tinyspur.constructions.data_split import (
+    DataSplit,
+    largest_gaps,
+    slope_rounding,
+    split_data,
+)
+from tinyspur.constructions.split_terms import (
+    enclosed_outputs,
+    map_values,
+    read_weights,
+    sums_rounding,
+)
 from tinyspur.constructions.spurious import find_spurious_minimum
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.errors import AssumptionError
@@ -84,6 +97,31 @@ def test_the_best_split_over_maps_and_outputs_is_taken(rule, seed, quantised):
         assert best.threshold == max(split.threshold for split in each)
     for k in range(3):
         assert split_data(theta, pair, data, SQUARED, rule, output=k).output == k
+
+
+@over_seeds
+def test_the_exact_slope_is_within_its_bound_and_known(seed):
+    theta, pair, data, _ = random_embedding(seed)
+    (o, errors), y = enclosed_outputs(theta, data.x), np.ascontiguousarray(data.y.T)
+    u = SQUARED.gradient(o, y)
+    off = sums_rounding(SQUARED, o, errors, y, u)
+    split = split_data(theta, pair, data, SQUARED)
+    k, exact = split.output, exact_outputs(theta, data.x)
+    v, w = map_values(theta, pair, split.map, data.x), read_weights(theta, pair, split.map)
+    total = sum(
+        Fraction(float(w[k, j])) * (exact[i, k] - Fraction(float(data.y[i, k])))
+        for j, i in zip(*np.nonzero(v > split.threshold), strict=True)
+    )
+    slope = float(w[k] @ ((v > split.threshold) @ u[k])) / len(data)
+    bound = float(slope_rounding(w, u, off)[k])
+    assert abs(total / len(data) - Fraction(slope)) <= Fraction(bound) < abs(slope) / 10**6
+
+
+def test_a_sum_counts_as_zero_only_where_rounding_explains_it():
+    v, w, u = np.array([[3.0, 3.0, 1.0]]), np.ones((1, 1)), np.array([[1, 2.0**-42 - 1, 5]])
+    for off, expected in ((1e-15, (1.0, 3.0)), (2.0**-41, None)):
+        (found,) = largest_gaps(v, w, u, np.array([off]))
+        assert (found and found[:2]) == expected
 
 
 def first_groups(v, u):

@@ -21,6 +21,7 @@ OUTPUTS = [
     ("motivating_example", "motivating_example.png"),
     *[("smooth_activations", f"smooth_activations.{kind}") for kind in ("json", "png")],
     ("smooth_activations", "smooth_widths.png"),
+    *[("trained_minima", f"trained_minima.{kind}") for kind in ("json", "png")],
 ]
 
 

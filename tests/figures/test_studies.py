@@ -10,11 +10,21 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from tinyspur.engine.activations import ELU, Softplus, Tanh
-from tinyspur.figures.studies import FLOOR, draw_activations, draw_atlas, draw_audit, draw_widths
-from tinyspur.figures.style import PRINTED, REPAIRED
+from tinyspur.figures.studies import (
+    FLOOR,
+    LEAST_MOVE,
+    draw_activations,
+    draw_atlas,
+    draw_audit,
+    draw_trained_minima,
+    draw_widths,
+)
+from tinyspur.figures.style import ELSEWHERE, MINIMUM, PRINTED, REPAIRED
 from tinyspur.studies.atlas import Atlas
 from tinyspur.studies.findings import Finding, Side
 from tinyspur.studies.smooth_survey import survey
+from tinyspur.studies.trained_minima import End, TrainedMinima
+from tinyspur.studies.trained_problems import teacher
 
 # The audit
 
@@ -73,7 +83,9 @@ ATLAS = Atlas(
     margins=np.ones(6),
     widths=np.array([3, 3, 5, 5, 7, 7]),
     linear=0.4,
-    trained=np.array([0.25, 1e-9]),
+    trained=np.array([0.26, 1e-8, 0.15]),
+    settled=np.array([0.25, 1e-9, 0.13]),
+    proved=np.array([True, False, True]),
 )
 
 
@@ -95,12 +107,16 @@ def test_the_atlas_counts_what_is_certified_only(saved):
             assert bar.get_x() <= risk < bar.get_x() + bar.get_width()
 
 
-def test_trainings_end_where_they_end_or_at_the_least_that_is_drawn(saved):
+def test_trainings_are_where_they_settle_or_at_the_least_that_is_drawn(saved):
     figure, _ = saved(draw_atlas, ATLAS)
-    [ends] = [line for line in figure.axes[0].lines if line.get_marker() == "v"]
-    np.testing.assert_allclose(ends.get_xdata(), [0.25, 1e-6 * 0.4])
-    assert ends.get_label() == "ends of 2 trainings"
-    figure, _ = saved(draw_atlas, replace(ATLAS, trained=np.zeros(0)))
+    proved, others = (line for line in figure.axes[0].lines if line.get_marker() == "v")
+    np.testing.assert_allclose(proved.get_xdata(), [0.25, 0.13])
+    assert proved.get_label() == "2 trainings, in proved strict local minima"
+    np.testing.assert_allclose(others.get_xdata(), [1e-6 * 0.4])
+    assert others.get_label() == "1 trainings, not proved where they end"
+    assert proved.get_markerfacecolor() == "k" and others.get_markerfacecolor() == "none"
+    none = {"trained": np.zeros(0), "settled": np.zeros(0), "proved": np.zeros(0, dtype=bool)}
+    figure, _ = saved(draw_atlas, replace(ATLAS, **none))
     assert not [line for line in figure.axes[0].lines if line.get_marker() == "v"]
 
 
@@ -110,6 +126,53 @@ def test_without_a_certified_minimum_there_is_no_atlas_to_draw(tmp_path):
     with pytest.raises(ValueError, match=cause):
         draw_atlas(tmp_path / "atlas.png", none)
     assert not list(tmp_path.iterdir())
+
+
+# Trained minima
+
+
+def trained_minima():
+    """Return ends of all kinds, by their risks: two at R = 0, two proved, not decided."""
+    ends = [
+        End(0, 0.31, 0.3, 0.3, 1e-3, 4, False, (0.299, 0.301), 1e-12, 1e-3, ""),
+        End(1, 0, 0, 1e-30, 0, 0, True, None, None, None, "R = 0"),
+        End(2, 0.2, 0.1, 0.1, 1e-12, 4, False, (0.099, 0.101), 1e-12, 1e-3, ""),
+        End(3, 0.2, 0.2, 0.2, 1, 7, False, None, None, None, "not decided"),
+        End(4, 0, 0, 1e-30, 0, 0, True, None, None, None, "R = 0"),
+    ]
+    return TrainedMinima(teacher(2, 5, 0), tuple(ends))
+
+
+def test_ends_of_trainings_are_drawn_by_their_risks_and_by_what_is_proved(saved):
+    found = trained_minima()
+    figure, _ = saved(draw_trained_minima, [found, replace(found, ends=found.ends[2:4])])
+    ends, kinks, moves = figure.axes[:3]
+    drawn = {
+        line.get_marker() + line.get_color(): line.get_xydata().tolist() for line in ends.lines
+    }
+    assert drawn == {
+        "v" + ELSEWHERE: [[1, 0], [2, 0]],
+        "o" + MINIMUM: [[3, 0.1], [5, 0.3]],
+        "o0.55": [[4, 0.2]],
+    }
+    title = "student and teacher of 2 units, 5 normal inputs\n2 of 5 proved, 2 spurious; 2 at R = 0"
+    assert ends.get_title(loc="left") == f"{title}; 1 not proved"
+    assert [(bar.get_x() + 0.4, bar.get_height()) for bar in kinks.patches] == [(4, 2)]
+    full = [bar for bar in moves.patches if bar.get_height()]
+    assert [bar.get_height() for bar in full] == [1, 1]
+    for bar, move in zip(full, (LEAST_MOVE, 1e-3), strict=True):
+        assert bar.get_x() <= move * (1 + 1e-9) < bar.get_x() + bar.get_width()
+    assert (
+        figure.axes[3].get_title(loc="left").endswith("\n1 of 2 proved, 1 spurious; 1 not proved")
+    )
+
+
+def test_the_lowest_proved_minimum_without_a_lower_point_has_a_mark_of_its_own(saved):
+    found = trained_minima()
+    problem, ends = replace(found.problem, known=None), (found.ends[0], found.ends[2])
+    figure, _ = saved(draw_trained_minima, [TrainedMinima(problem, ends)])
+    [lowest] = [line for line in figure.axes[0].lines if line.get_marker() == "s"]
+    assert lowest.get_xydata().tolist() == [[1, 0.1]]
 
 
 # The survey of smooth activations

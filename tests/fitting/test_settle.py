@@ -123,6 +123,7 @@ def test_where_it_settles_the_risk_grows_on_all_sides(case):
     assert found.settled, found.reason
     assert found.risk == net.risk(found.theta, data, loss) < net.risk(start, data, loss)
     assert found.residual < 1e-12 and found.eigenvalue > 0
+    assert found.flat == found.family.dimension  # all that is flat is explained
     assert flat is None or found.flat == flat  # of them one for each hidden unit that is scaled
     assert bool(found.kinks) == activation.piecewise_linear
     slope = getattr(activation, "slope", 0)

@@ -9,8 +9,10 @@ import pytest
 from matplotlib.image import imread
 from shared import ROOT, SQUARED, load_program, random_set, run_python, twin_risk
 
+from tinyspur.certificates import certify_strict
 from tinyspur.console import silent
 from tinyspur.engine.network import Network
+from tinyspur.fitting.settle import settle
 from tinyspur.fitting.training import descend, kaiming_start
 from tinyspur.layers import Dense
 from tinyspur.studies.atlas import Atlas, map_minima, partitions
@@ -119,7 +121,7 @@ def test_finer_partitions_are_lower(mapped):
     atlas = map_minima(NET, data, SQUARED, found, starts=0)
     assert all(coarse > fine for coarse, fine in pairwise([atlas.linear, *atlas.risks]))
     assert atlas.certified.all()
-    assert len(atlas.trained) == 0
+    assert len(atlas.trained) == len(atlas.settled) == len(atlas.proved) == 0
     assert "trainings" not in str(atlas)
 
 
@@ -144,6 +146,18 @@ def test_trainings_end_where_they_end_alone(mapped):
         theta = descend(kaiming_start(NET, 5 + n), data, SQUARED, 40)
         assert risk == pytest.approx(twin_risk(theta, data))
     assert len(set(atlas.trained)) == 3
+
+
+def test_trainings_are_followed_to_minima_that_are_proved(mapped):
+    data, _, atlas = mapped
+    assert (atlas.settled <= atlas.trained).all()
+    assert atlas.proved.dtype == bool and atlas.proved.any()
+    for n in np.flatnonzero(atlas.proved):
+        end = settle(descend(kaiming_start(NET, 5 + n), data, SQUARED, 40), data, SQUARED, 200)
+        assert certify_strict(end.theta, data, SQUARED, end.kinks).holds
+        assert atlas.settled[n] == pytest.approx(twin_risk(end.theta, data), rel=1e-9)
+    risks = atlas.settled[atlas.proved]
+    assert f"{len(risks)} of them lead to proved strict local minima" in str(atlas)
 
 
 def test_an_executor_gives_the_same(mapped):

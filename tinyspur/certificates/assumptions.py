@@ -43,6 +43,14 @@ def assumed(loss: Loss, activations: Iterable[Activation] = ()) -> str:
     return " and ".join(found)
 
 
+def estimated(loss: Loss, sigma: Activation) -> str:
+    """Return what a comparison of risks takes from a user's loss or activation; "" for none."""
+    users = [f"the loss {loss!r}"] * (type(loss) not in KNOWN_LOSSES)
+    users += [str(sigma)] * (type(sigma) not in KNOWN_ACTIVATIONS.values())
+    right = "right within the rounding errors that are estimated"
+    return f"the values and derivatives of {' and '.join(users)} are {right}" if users else ""
+
+
 def check_at_point(theta: Parameters, data: TrainingSet, loss: Loss) -> None:
     """Raise AssumptionError as `check_activation` and `check_loss` do, at theta, in float64."""
     check_at(theta, data, loss)

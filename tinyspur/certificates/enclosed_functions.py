@@ -105,7 +105,8 @@ def minimum(x: Enclosure, bound: float) -> Enclosure:
 
 def clip(x: Enclosure, low: float, high: float) -> Enclosure:
     """Return an enclosure of x cut to [low, high]."""
-    return Enclosure(namespace(x.middle).clip(x.middle, low, high), x.radius)
+    cut = namespace(x.middle).clip
+    return between(cut(x.low, low, high), cut(x.high, low, high))
 
 
 def sign(x: Enclosure) -> Enclosure:

@@ -19,7 +19,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.rational import Rational, independent_rows, joined, rational, solve, solve_left
-from ..layers import Dense
+from ..layers import BlockMatrix, Dense
 from .cell import check_relu
 from .certificate import in_float64
 from .exact import ExactPoint, ExactStep, exact_steps, on_pattern
@@ -47,6 +47,8 @@ def check_exact(theta: Parameters, data: TrainingSet, loss: Loss) -> Parameters:
             f"exact: expected the squared loss, got {loss.name}: its minima are no fractions"
         )
     check_relu(theta, "exact")
+    if any(isinstance(W, BlockMatrix) and W.selects for W in theta.W.values()):
+        raise ValueError("exact: expected no max pooling within a residual block")
     return in_float64(theta, np)
 
 

@@ -21,27 +21,30 @@ those of `generators`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
+import scipy.optimize
 
 from ..engine.equal_kinks import EqualKinks
 from ..engine.held import Held
 from ..engine.parameters import Parameters
-from ..layers import Dense
 from .box_hessians import reads
 from .boxes import Box, forward, members_of
 from .enclosed_algebra import enclose_inverse, solve
 from .enclosures import Enclosure, exact
+from .families import Family, Symmetry
 from .generators import (
     INDEPENDENT,
     Generator,
     Interpolation,
     Reach,
-    equal_inputs,
+    dependent_inputs,
     exchanges,
+    incoming,
     interpolation,
     mixings,
     output_shifts,
@@ -56,7 +59,8 @@ SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
 class Coordinates:
     """Which coordinates are `free`, `frozen` or `idle`, all ascending, and what explains it.
 
-    `generators` and `interpolations` give the rows, of which `rows` are independent.
+    `generators` and `interpolations` give the rows, of which `rows` are independent. `family` says
+    which symmetry moves each frozen coordinate, and why the idle ones have no influence.
     """
 
     free: np.ndarray
@@ -65,6 +69,7 @@ class Coordinates:
     rows: np.ndarray
     generators: tuple[Generator, ...]
     interpolations: tuple[Interpolation, ...]
+    family: Family
 
     @property
     def moving(self) -> np.ndarray:
@@ -117,21 +122,63 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
             found = interpolation(held, reaches[layer], labels[layer], t, taken)
             if found is not None:
                 interpolations.append(found)
-            elif layer == 1 and isinstance(net.chain[0], Dense):
-                generators += equal_inputs(held, reaches[layer], t, taken)
+            elif layer == 1:
+                generators += dependent_inputs(held, reaches[layer], t, taken)
     generators += output_shifts(held)
     box = Box(theta, net.zeros(), exact(np.zeros(len(held.kinks))))
     rows = fields(generators, interpolations, held, box)
     chosen, frozen = _independent(rows.middle, taken)
     free = np.ones(net.size, dtype=bool)
     free[idle] = free[frozen] = False
+    named = _named(rows.middle[np.ix_(chosen, frozen)])
+    symmetries = row_symmetries(generators, interpolations)
+    reasons = {int(f): symmetries[chosen[row]] for f, row in zip(frozen, named, strict=True)}
+    reasons |= dict(_why_idle(held, reaches, idle))
     return Coordinates(
-        np.flatnonzero(free), frozen, idle, chosen, tuple(generators), tuple(interpolations)
+        np.flatnonzero(free),
+        frozen,
+        idle,
+        chosen,
+        tuple(generators),
+        tuple(interpolations),
+        Family(dict(sorted(reasons.items()))),
     )
 
 
+def row_symmetries(
+    generators: Sequence[Generator], interpolations: Sequence[Interpolation]
+) -> list[Symmetry]:
+    """Return the symmetry that each row of `fields` belongs to."""
+    found = [one.symmetry for one in generators]
+    for one in interpolations:
+        found += [one.symmetry] * len(one.rest)
+    return found
+
+
+def _named(rows: np.ndarray) -> np.ndarray:
+    """Return a row for each column of a regular matrix, each once, with an entry that is not 0."""
+    sizes = abs(rows / abs(rows).max(axis=1, initial=1e-300)[:, None])
+    return scipy.optimize.linear_sum_assignment(np.log(sizes.T + 1e-200), maximize=True)[1]
+
+
+def _why_idle(
+    held: Held, reaches: dict[int, Reach], idle: np.ndarray
+) -> Iterator[tuple[int, Symmetry]]:
+    """Yield each idle coordinate and why it has no influence."""
+    is_idle = np.zeros(held.net.size, dtype=bool)
+    is_idle[idle] = True
+    for layer, at in reaches.items():
+        maps = at.step.W.maps_out
+        for t, counts in enumerate(at.matters.reshape(maps, -1).any(axis=1)):
+            coordinates = incoming(held, layer, t)
+            dead = at.step.slopes is not None and not at.step.slopes.reshape(maps, -1)[t].any()
+            kind = "reads nothing" if counts else "dead" if dead else "unread"
+            for n in coordinates[is_idle[coordinates]]:
+                yield int(n), Symmetry(kind, layer, (t,))
+
+
 def fields(
-    generators: list[Generator], interpolations: list[Interpolation], held: Held, box: Box
+    generators: Sequence[Generator], interpolations: Sequence[Interpolation], held: Held, box: Box
 ) -> Enclosure | None:
     """Return the generators over a box, one in each row, (rows, p); None where one has none."""
     vector, radii = box.theta.vector, box.radii.vector
@@ -194,7 +241,7 @@ def _read_rows(held: Held, box: Box, one: Interpolation) -> Enclosure:
     samples, inverse = np.unique(one.samples, return_inverse=True)
     x = held.data.x.reshape(len(held.data), -1)[samples].astype(np.float64)
     trace, _ = forward(held, box, np.ascontiguousarray(x.T), members_of(held, samples))
-    step = trace[one.layer - 1]
+    step = trace[one.symmetry.layer - 1]
     places = one.group, slice(None), one.positions, inverse.reshape(-1)
     middle, radius = (reads(step.W, x)[places] for x in (step.below.middle, step.below.radius))
     radius[:, -1] = 0

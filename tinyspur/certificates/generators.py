@@ -15,15 +15,17 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
 - *exchanges* between units a, b that only one unit above reads, with weights p, q, where they
   differ in slope or are held at few places: (w, b)_a += q x and (w, b)_b -= p x for weights x that
   give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere.
-- *equal inputs* of a first dense layer: two pixels that agree, or one that is constant and the
-  bias, at all samples where the unit counts.
+- *dependent inputs* of a first layer: two pixels that agree, one that is constant and the bias, or
+  sums with small whole factors that are 0, as of one-hot features, wherever the unit counts.
 - *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -37,33 +39,42 @@ from ..engine.passes import unread
 from ..layers import Dense, Scale, WeightMatrix
 from .box_hessians import reads
 from .boxes import influence, members_of
+from .exact_sums import integers
+from .families import Symmetry
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
+LARGEST_FACTOR = 1000  # in a sum of dependent inputs
 
 
 class Generator(NamedTuple):
     """A field: at coordinates `at` it is factor * theta[source], or factor where source is -1.
 
-    Coordinates that come more than once are summed. `mixes` is (layer, a, b) of a mixing.
+    Coordinates that come more than once are summed.
     """
 
     at: np.ndarray
     source: np.ndarray
     factor: np.ndarray
-    mixes: tuple[int, int, int] | None = None
+    symmetry: Symmetry
+
+    @property
+    def mixes(self) -> tuple[int, int, int] | None:
+        """Return (layer, a, b) of a mixing or scaling, None for others."""
+        kind, layer, maps = self.symmetry
+        return (layer, maps[0], maps[-1]) if kind in ("scaling", "mixing") else None
 
 
 @dataclass(frozen=True)
 class Interpolation:
     """The rows that the weights of one map read at different places, more columns than rows.
 
-    `layer` and `places` (position, sample) of the rows, `columns` the numbers of its weights, the
-    bias last, `solved` those of a regular square matrix, `rest` the others; `coordinates` of all.
-    They read the maps below of one `group`.
-    For an exchange `others` are those of the other map, and `swapped` those of q and p.
+    `symmetry` with its layer, `places` (position, sample) of the rows, `columns` the numbers of its
+    weights, the bias last, `solved` those of a regular square matrix, `rest` the others;
+    `coordinates` of all. They read the maps below of one `group`. For an exchange `others` are
+    those of the other map, and `swapped` those of q and p.
     """
 
-    layer: int
+    symmetry: Symmetry
     positions: np.ndarray
     samples: np.ndarray
     solved: np.ndarray
@@ -163,7 +174,7 @@ def mixings(
                 np.concatenate([own, out]),
                 np.concatenate([other, back]),
                 np.concatenate([np.ones(len(own)), -np.ones(len(out))]),
-                (layer, a, b),
+                Symmetry("scaling", layer, (a,)) if a == b else Symmetry("mixing", layer, (a, b)),
             )
             found.append(one)
     return found
@@ -210,28 +221,67 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
                 np.concatenate([incoming(held, layer, t)[-1:], np.repeat(biases, out.shape[1])]),
                 np.concatenate([[-1], out.ravel()]),
                 np.concatenate([[1.0], np.full(out.size, -slope)]),
+                Symmetry("shift", layer, (t,)),
             )
         )
     return found
 
 
-def equal_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[Generator]:
-    """Return the generators of inputs that agree wherever a unit of the first layer counts."""
+def dependent_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[Generator]:
+    """Return the generators of inputs of a map of the first layer that are dependent where it
+    counts: equal ones, constant ones, and sums with small whole factors, as of one-hot features.
+    """
     coordinates, found = incoming(held, at.step.layer, t), []
-    used = at.matters[t]
-    x = at.step.below[:, used]
+    symmetry = Symmetry("dependent inputs", at.step.layer, (t,))
+    maps, P = at.step.W.maps_out, at.step.W.positions_out
+    used = at.matters.reshape(maps, P, -1)[t]
+    if not used.any():
+        return []
+    x = reads(at.step.W, at.step.below)[_reads(at.step.W, t)][: len(coordinates), used]
+    bias, weights = at.step.b is not None, math.prod(at.step.W.weights.shape[1:])
     first: dict[bytes, int] = {}
-    for k, row in enumerate(x):
+
+    def add(inputs: Sequence[int], factors: Sequence[float]) -> None:
+        source = np.full(len(inputs), -1)
+        found.append(Generator(coordinates[inputs], source, np.array(factors, float), symmetry))
+
+    for k, row in enumerate(x[:weights]):
         if taken[coordinates[k]]:
             continue
-        if (row == row[0]).all() and len(coordinates) > len(x):  # there is a bias
-            at_, factor, source = [k, len(x)], [1.0, -float(row[0])], [-1, -1]
+        if (row == row[0]).all() and bias:
+            add([k, weights], [1.0, -float(row[0])])
         elif (key := row.tobytes()) in first:
-            at_, factor, source = [k, first[key]], [1.0, -1.0], [-1, -1]
+            add([k, first[key]], [1.0, -1.0])
         else:
             first[key] = k
-            continue
-        found.append(Generator(coordinates[at_], np.array(source), np.array(factor)))
+    rest = np.array([*first.values(), *[weights] * bias], dtype=int)
+    for factors in whole_null_vectors(x[rest].T):
+        inside = np.flatnonzero(factors)
+        add(rest[inside], factors[inside])
+    return found
+
+
+def whole_null_vectors(A: np.ndarray) -> list[np.ndarray]:
+    """Return independent vectors n of small whole numbers with A n = 0 exactly, A (rows, n)."""
+    _, R, order = scipy.linalg.qr(A, mode="economic", pivoting=True)
+    sizes = abs(np.diag(R))
+    rank = int((sizes > INDEPENDENT * sizes.max(initial=0)).sum())
+    if rank in (0, A.shape[1]):
+        return []
+    solved, rest = order[:rank], order[rank:]
+    X = scipy.linalg.solve_triangular(R[:rank, :rank], R[:rank, rank:])
+    columns, powers = integers(np.unique(A, axis=0))
+    columns = columns * np.array([1 << (max(powers) - p) for p in powers], dtype=object)
+    found = []
+    for k, x in zip(rest, X.T, strict=True):
+        parts = [Fraction(v).limit_denominator(LARGEST_FACTOR) for v in x.tolist()]
+        common = math.lcm(*(part.denominator for part in parts))
+        factors = np.zeros(A.shape[1])
+        factors[k] = common
+        factors[solved] = [float(-part * common) for part in parts]
+        whole = np.array([int(v) for v in factors], dtype=object)
+        if abs(whole).max() <= LARGEST_FACTOR and not (columns @ whole).any():
+            found.append(factors)
     return found
 
 
@@ -242,7 +292,8 @@ def output_shifts(held: Held) -> list[Generator]:
         return []
     columns = np.array([incoming(held, net.depth, h) for h in range(net.shapes[-1][0])])
     nothing, ones = np.full(len(columns), -1), np.ones(len(columns))
-    return [Generator(column, nothing, ones) for column in columns.T]
+    symmetry = Symmetry("outputs", net.depth, tuple(range(len(columns))))
+    return [Generator(column, nothing, ones, symmetry) for column in columns.T]
 
 
 def interpolation(
@@ -276,7 +327,8 @@ def exchanges(
                 p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
                 others = incoming(held, layer, b)
                 if not taken[others[~taken[one.coordinates]]].any():
-                    found.append(replace(one, others=others, swapped=(q, p)))
+                    symmetry = Symmetry("exchange", layer, (a, b))
+                    found.append(replace(one, symmetry=symmetry, others=others, swapped=(q, p)))
     return found
 
 
@@ -299,5 +351,5 @@ def _interpolating(
         if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
             return None
         solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
-    group = _reads(at.step.W, t)
-    return Interpolation(at.step.layer, positions, samples, solved, rest, coordinates, group)
+    symmetry, group = Symmetry("few samples", at.step.layer, (t,)), _reads(at.step.W, t)
+    return Interpolation(symmetry, positions, samples, solved, rest, coordinates, group)

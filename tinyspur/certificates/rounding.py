@@ -3,9 +3,8 @@
 They are the radii of enclosures around what the engine computed, so that a pass needs no other one.
 The errors of a layer are those of its own sums and those that it reads.
 
-Of a loss of a user's only estimates are known, of first order in the errors of the outputs: they
-assume that its derivatives are right, and that its value and gradient are as exact as sums of about
-16 terms of the size of the result.
+Of losses and activations of users only estimates are known; see `enclosed_losses` and
+`enclosed_functions`. What rests on them says so: `assumptions.assumed`.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ import math
 import numpy as np
 
 from ..datasets.samples import TrainingSet
-from ..engine.backend import Array, namespace, to_numpy
-from ..engine.floats import EPSILON, SMALLEST, gamma
-from ..engine.losses import KNOWN as KNOWN_LOSSES
+from ..engine.backend import Array, to_numpy
+from ..engine.floats import EPSILON, gamma
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, steps
 from .enclosed_functions import spread
-from .enclosed_losses import loss_curvature, loss_gradient, loss_value
+from .enclosed_losses import loss_gradient, loss_value
 from .enclosures import QUIET, WIDER, Enclosure, product_radius
 
 
@@ -51,39 +49,11 @@ def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: typ
     return found
 
 
-def gradient_rounding(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
-    """Return how far gradients of the loss may be off if outputs are by `errors`, (d_y, N).
-
-    A bound for the losses of this package, an estimate of first order for those of users.
-    """
-    if type(loss) in KNOWN_LOSSES:
-        return _distance(loss.gradient(o, y), loss_gradient(loss, Enclosure(o, errors), y))
-    xp, total = namespace(o), gamma(len(o)) * abs(loss.gradient(o, y))
-    for k in range(len(o)):
-        one = xp.zeros_like(o)
-        one[k] = errors[k]
-        total += abs(loss.curvature(o, y, one))
-    return total
-
-
-def curvature_rounding(loss: Loss, o: Array, y: Array, d: Array, errors: Array) -> Array:
-    """Return how far Hessian products of the loss with `d` may be off, (d_y, N).
-
-    A bound for the losses of this package, where at a corner of the Huber loss they may be `d` or 0
-    and at a kink of the absolute one are 0; for those of users an estimate for curvatures that
-    change by no more than that of the cross-entropy, as a share.
-    """
-    if type(loss) in KNOWN_LOSSES:
-        found = loss_curvature(loss, Enclosure(o, errors), y, d)
-        return _distance(loss.curvature(o, y, d), found)
-    share = 2 * errors.max(axis=0) + gamma(4 * len(o) + 32)
-    return share * abs(loss.curvature(o, y, abs(d)))
-
-
 @np.errstate(**QUIET)
-def _distance(values: Array, exact: Enclosure) -> Array:
-    """Return how far computed values may be from the exact ones."""
-    return (abs(values - exact.middle) + exact.radius) * WIDER
+def gradient_rounding(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
+    """Return how far gradients of the loss may be off if outputs are by `errors`, (d_y, N)."""
+    found = loss_gradient(loss, Enclosure(o, errors), y)
+    return (abs(loss.gradient(o, y) - found.middle) + found.radius) * WIDER
 
 
 def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
@@ -116,18 +86,10 @@ def mean_rounding(
 ) -> float:
     """Return a bound of the error of the mean of loss `values` (N,) of outputs that are off.
 
-    An estimate for a loss of a user's. The mean is compared with a sum that is rounded only once.
+    The mean is compared with a sum that is rounded only once.
     """
     o, y, errors = map(np.ascontiguousarray, (o, y, errors))  # the same sums for any layout
-    if type(loss) in KNOWN_LOSSES:
-        found = loss_value(loss, Enclosure(o, errors), y)
-    else:
-        dtype = values.dtype
-        if dtype != np.float64:  # targets are rounded too
-            errors = errors + gamma(1, dtype) * (abs(o) + abs(y))
-        slopes = abs(loss.gradient(o, y)) + gradient_rounding(loss, o, y, errors)
-        off = (slopes * errors).sum(axis=0) + gamma(len(o) + 16, dtype) * abs(values)
-        found = Enclosure(values.astype(np.float64), off + len(o) * SMALLEST)
+    found = loss_value(loss, Enclosure(o, errors), y)
     if not np.isfinite(values.sum() + found.radius.sum()):
         return math.inf
     mean = math.fsum(found.middle) / len(values)

@@ -19,6 +19,7 @@ from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down
 from .enclosed_algebra import least_eigenvalue
 from .enclosures import Enclosure, exact
+from .families import Family
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
 from .rounding import risk_rounding
 from .stationary import Stationary, candidates, find_stationary, members_are_equal
@@ -40,6 +41,9 @@ class StrictCertificate(Certificate):
     related to it by what the `frozen` coordinates stand for, see `certificates.free`; the `idle`
     ones have no influence.
 
+    `family` says why each coordinate is frozen or idle: which symmetries lead from theta* to the
+    points with the same outputs.
+
     `kinks` is the number of different ones, `held` that of all units and samples that are held,
     `eigenvalue` a lower bound of the least eigenvalue of the Hessian on the tangent space, `inside`
     one of how far the multipliers are inside their bounds, relative to C_k, `risk` encloses R at
@@ -57,6 +61,7 @@ class StrictCertificate(Certificate):
     free: int = 0
     frozen: int = 0
     idle: int = 0
+    family: Family | None = None
     eigenvalue: float = 0.0
     inside: float = math.inf
     risk: tuple[float, float] = (math.nan, math.nan)
@@ -108,6 +113,7 @@ class StrictCertificate(Certificate):
         return [
             f"kinks {self.kinks} ({self.held} units and samples), free coordinates {self.free}, "
             f"frozen {self.frozen}, without influence {self.idle}",
+            str(self.family),
             f"least eigenvalue at least {round_down(self.eigenvalue)}, "
             f"{inside * bool(self.kinks)}margin {self.margin:.3g}, "
             f"radius {round_down(self.radius)}",
@@ -219,12 +225,15 @@ def _counts(at: Stationary) -> dict:
         "free": len(coordinates.free),
         "frozen": len(coordinates.frozen),
         "idle": len(coordinates.idle),
+        "family": coordinates.family,
     }
 
 
 def _flatness(growth: Growth) -> str:
     """Return in words why the Hessian is not positive definite on the tangent space."""
     values = growth.tangents
+    if not len(values):
+        return "the gradients of the kinks may be dependent, up to rounding"
     low = 1e-10 * abs(values).max(initial=0)
     if (values < -low).any():
         return f"a saddle: the least eigenvalue of the Hessian is {values.min():.2g}"

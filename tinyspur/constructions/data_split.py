@@ -21,15 +21,16 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from ..certificates.rounding import output_rounding
+from ..certificates.rounding import mean_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
+from ..engine.floats import gamma
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
-from .split_terms import VANISHES, map_values, output_derivatives, read_weights, tie_of
+from .split_terms import enclosed_outputs, map_values, read_weights, sums_rounding, tie_of
 from .steepest_gap import steepest_gaps
 from .towers import RelayedPair, check_pair
 
@@ -85,10 +86,11 @@ def split_data(
     """Return a threshold eta with S(eta) != 0 strictly inside a gap of the values v of a map.
 
     It is midway in the gap that the `rule` takes, ``steepest`` or ``largest``. All relayed maps and
-    all outputs are tried unless one is given: the steepest gap of all, or the largest threshold. An
-    S that the rounding of the outputs explains counts as zero, as does one for weights by which the
-    map moves the output by no more than 1e-12 of the largest target. Raises ValueError for a map,
-    an output or a rule that does not exist, AssumptionError where S vanishes throughout.
+    all outputs are tried unless one is given: the steepest gap of all, or the largest threshold. S
+    counts as zero where its enclosure contains 0, for the values v and the weights w as computed. A
+    gap is passed over, too, where all that the risk can fall by in it, |S| times half its width for
+    a convex loss, is rounding: of weights that a fit leaves instead of 0, say. Raises ValueError
+    for a map, an output or a rule that does not exist, AssumptionError where no gap is left.
     """
     check_at(theta, data, loss)
     check_pair(pair, theta)
@@ -100,27 +102,33 @@ def split_data(
     maps = pair.relayed if map is None else (map,)
     chosen = list(range(outputs)) if output is None else [output]
     theta = theta.to(namespace(theta.vector), np.float64)
-    u = output_derivatives(theta, data, loss)
-    errors = output_rounding(theta, data.x).sum(axis=1)
-    search = steepest_gaps if rule == "steepest" else largest_gaps
+    o, errors = enclosed_outputs(theta, data.x)
+    y = np.ascontiguousarray(data.y.T, np.float64)
+    u, losses = loss.gradient(o, y), loss.value(o, y)
+    off, least = sums_rounding(loss, o, errors, y, u), mean_rounding(loss, o, y, losses, errors)
     best, highest = None, ()
     for m in maps:
         w, v = read_weights(theta, pair, m), map_values(theta, pair, m, data.x)
-        noise = abs(w).sum(axis=1) * np.maximum(errors, VANISHES * abs(u).sum(axis=1)) / len(data)
-        moved = abs(w) @ np.ptp(v, axis=1)
-        noise[moved <= VANISHES * abs(data.y).max()] = np.inf
-        gaps = search(v, w[chosen], u[chosen], noise[chosen])
+        zero = slope_rounding(w, u, off)
+        if rule == "steepest":
+            gaps = steepest_gaps(v, w[chosen], u[chosen], zero[chosen])
+        else:
+            gaps = largest_gaps(v, w[chosen], u[chosen], off[chosen])
         for k, gap in zip(chosen, gaps, strict=True):
             if gap is None:
                 continue
             low, high, slope = gap
+            exact = float(w[k] @ ((v > (low + high) / 2) @ u[k])) / len(data)
+            if not (abs(exact) > zero[k] and abs(exact) * (high - low) / 2 > least):
+                continue
             rank = (abs(slope),) if rule == "steepest" else ((low + high) / 2, abs(slope))
             if best is None or rank > highest:
                 best, highest = (m, k, v, gap), rank
     if best is None:
         raise AssumptionError(
             "no data split: S(eta) vanishes, up to rounding, for every threshold of the maps "
-            f"{tuple(maps)} and {'every output' if output is None else f'output {output}'}"
+            f"{tuple(maps)} and {'every output' if output is None else f'output {output}'}, or "
+            "the risk falls in its gap by no more than rounding explains"
         )
     m, k, v, gap = best
     return split_at(pair, m, k, v, read_weights(theta, pair, m)[k], u[k], gap)
@@ -161,12 +169,20 @@ def split_at(
     )
 
 
+def slope_rounding(w: np.ndarray, u: np.ndarray, off: np.ndarray) -> np.ndarray:
+    """Return how far any S is from the exact one at most, (d_y,), if sums of u are `off` (d_y,)."""
+    locations, samples = w.shape[1], u.shape[1]
+    sizes = off + gamma(locations) * abs(u).sum(axis=1)
+    return abs(w).sum(axis=1) * sizes / samples * (1 + 2 * gamma(locations + samples))
+
+
 def largest_gaps(
-    v: np.ndarray, w: np.ndarray, u: np.ndarray, noise: np.ndarray
+    v: np.ndarray, w: np.ndarray, u: np.ndarray, off: np.ndarray
 ) -> Iterator[tuple[float, float, float] | None]:
     """Yield for each output the gap below v*, as (low, high, S), by Lemma 2, repaired, or None.
 
-    v is (P, N), w (outputs, P), u (outputs, N); an |S| up to the output's `noise` counts as zero.
+    v is (P, N), w (outputs, P), u (outputs, N); sums of u up to the output's `off` count as zero,
+    and an |S| that they explain.
     """
     tie, tops = tie_of(v), v.max(axis=1)
     ranks, sort = np.argsort(-tops), cache(lambda j: np.argsort(-v[j]))
@@ -177,9 +193,9 @@ def largest_gaps(
         low = np.max(v, where=v < high - tie, initial=-np.inf)
         return low, *np.nonzero(v > (low + high) / 2)
 
-    def firsts(w_k: np.ndarray, u_k: np.ndarray) -> Iterator[float]:
+    def firsts(w_k: np.ndarray, u_k: np.ndarray, least: float) -> Iterator[float]:
         """Yield, largest first, the first value of each location whose sum of u is not zero."""
-        found, last, least = set(), np.inf, VANISHES * abs(u_k).sum()
+        found, last = set(), np.inf
         for j in ranks[w_k[ranks] != 0]:  # no value of a location is above its top
             while found and max(found) >= tops[j]:
                 yield (last := max(found))
@@ -190,8 +206,8 @@ def largest_gaps(
             found.update(first[first < last])
         yield from sorted(found, reverse=True)
 
-    for w_k, u_k, zero in zip(w, u, noise, strict=True):
-        for high in firsts(w_k, u_k):  # v*, and the next if S vanishes
+    for w_k, u_k, least, zero in zip(w, u, off, slope_rounding(w, u, off), strict=True):
+        for high in firsts(w_k, u_k, least):  # v*, and the next if S vanishes
             low, j, i = gap_below(high)
             slope = float(w_k[j] @ u_k[i]) / v.shape[1]
             if low > -np.inf and abs(slope) > zero:

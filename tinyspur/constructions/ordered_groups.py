@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..certificates.rounding import output_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
-from .split_terms import VANISHES, map_values, output_derivatives, tie_of
+from .split_terms import enclosed_outputs, map_values, sums_rounding, tie_of
 from .towers import RelayedPair, check_pair
 
 
@@ -22,8 +21,8 @@ class OrderedGroups:
     """The groups of equal v at every location of a map, largest first, and their sums of u.
 
     For location j, ``values[j]``, ``sizes[j]`` and ``sums[j]`` hold one entry for each group
-    ([CNN] section 3.2.1): the value v, the number of samples, the sum of u over them. A sum below
-    ``vanishing`` counts as zero. It prints as a table with a line for each location.
+    ([CNN] section 3.2.1): the value v, the number of samples, the sum of u over them. A sum up to
+    ``vanishing``, its rounding error, counts as zero. It prints as a table, a line a location.
     """
 
     layer: int
@@ -81,7 +80,9 @@ def ordered_groups(
     outputs = theta.net.shapes[-1][0]
     output = whole_number("output unit", output, 0, outputs - 1)
     pair.relay_of(map)
-    v, u = map_values(theta, pair, map, data.x), output_derivatives(theta, data, loss)[output]
+    v, (o, errors) = map_values(theta, pair, map, data.x), enclosed_outputs(theta, data.x)
+    y = np.ascontiguousarray(data.y.T, np.float64)
+    u = loss.gradient(o, y)
     order = np.argsort(-v, axis=1, kind="stable")
     ranked = np.take_along_axis(v, order, axis=1)
     tie = tie_of(v)
@@ -90,9 +91,8 @@ def ordered_groups(
         starts = np.concatenate([[0], np.flatnonzero(row[:-1] - row[1:] > tie) + 1])
         values.append(row[starts])
         sizes.append(np.diff(np.append(starts, len(row))))
-        sums.append(np.add.reduceat(u[samples], starts))
-    errors = float(output_rounding(theta, data.x)[output].sum())
-    vanishing = max(errors, VANISHES * float(abs(u).sum()))
+        sums.append(np.add.reduceat(u[output][samples], starts))
+    vanishing = float(sums_rounding(loss, o, errors, y, u)[output])
     return OrderedGroups(
         pair.below, map, output, tuple(values), tuple(sizes), tuple(sums), vanishing
     )

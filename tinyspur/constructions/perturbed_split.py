@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..certificates.rounding import output_rounding
 from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace, to_numpy
@@ -14,10 +13,17 @@ from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from .data_split import DataSplit, split_at, split_data
-from .split_terms import VANISHES, map_values, output_derivatives, read_weights, tie_of
+from .split_terms import (
+    enclosed_outputs,
+    map_values,
+    output_derivatives,
+    read_weights,
+    sums_rounding,
+    tie_of,
+)
 from .towers import RelayedPair
 
-INEXACT = 1e-6  # share of sum |u| from which on rounding hides the sums of u
+INEXACT = 1e-6  # of sum |u|: with larger rounding errors these are named as the reason
 HALVINGS = 12  # of a perturbation that raises R more than the step along the bias lowers it
 
 
@@ -41,7 +47,7 @@ def perturb_read_weights(
     there. Raises AssumptionError where the sums of u vanish too.
     """
     u = output_derivatives(theta, data, loss).astype(np.float64)
-    m, k, low, high, v = _greatest_gain(theta, pair, data, u, output)
+    m, k, low, high, v = _greatest_gain(theta, pair, data, loss, u, output)
     above, gap = v > (low + high) / 2, high - low
     sums = above @ u[k] / len(data)
     net, tower, move = theta.net, pair.tower, theta.net.zeros()
@@ -75,14 +81,20 @@ def perturb_read_weights(
 
 
 def _greatest_gain(
-    theta: Parameters, pair: RelayedPair, data: TrainingSet, u: np.ndarray, output: int | None
+    theta: Parameters,
+    pair: RelayedPair,
+    data: TrainingSet,
+    loss: Loss,
+    u: np.ndarray,
+    output: int | None,
 ) -> tuple[int, int, float, float, np.ndarray]:
     """Return the map, the output and the gap for which |sum of u| times its width is largest.
 
     The sum is over the samples with v above the gap at some location. The gap is given by its ends;
     the values v of the map follow. Raises AssumptionError where all sums vanish.
     """
-    zero = np.maximum(output_rounding(theta, data.x).sum(axis=1), VANISHES * abs(u).sum(axis=1))
+    o, errors = enclosed_outputs(theta, data.x)
+    zero = sums_rounding(loss, o, errors, np.ascontiguousarray(data.y.T, np.float64), u)
     best = None
     for m in pair.relayed:
         v = map_values(theta, pair, m, data.x)

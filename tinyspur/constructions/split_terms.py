@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..certificates.enclosed_losses import loss_gradient
+from ..certificates.enclosures import Enclosure
+from ..certificates.rounding import output_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import to_numpy
+from ..engine.floats import gamma
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from .towers import RelayedPair, check_pair
 
-TIE = 1e-9  # values closer than this share of their range count as equal
-VANISHES = 1e-12  # sums of u below this share of sum |u| count as zero
+TIE = 1e-9  # no gap narrower than this share of the values' range is used: too little is gained
 
 
 def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
@@ -23,6 +26,29 @@ def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.n
     check_at(theta, data, loss)
     o = theta.net.forward(theta, data.x).T
     return to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss)))
+
+
+def sums_rounding(
+    loss: Loss, o: np.ndarray, errors: np.ndarray, y: np.ndarray, u: np.ndarray
+) -> np.ndarray:
+    """Return how far a sum of computed u over any samples is from the exact one at most, (d_y,).
+
+    `u` at float64 outputs `o` that are off by up to `errors`, (d_y, N) each, on the host. Where an
+    output meets a kink of the loss, up to rounding, any subgradient will do: the one that was
+    computed is taken. For a loss of a user's this is an estimate.
+    """
+    found = loss_gradient(loss, Enclosure(o, errors), y)
+    off = abs(u - found.middle) + found.radius
+    if hasattr(loss, "subgradients"):
+        low, high = loss.subgradients(o, y, errors)
+        off = np.where(low < high, 0.0, off)
+    return (off.sum(axis=1) + gamma(len(o[0])) * abs(u).sum(axis=1)) * (1 + gamma(len(o[0])))
+
+
+def enclosed_outputs(theta: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return outputs in float64 and bounds of their rounding errors, (d_y, N) each, on the host."""
+    o = to_numpy(theta.net.forward(theta, x)).T.astype(np.float64, order="C")
+    return o, output_rounding(theta, x)
 
 
 def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:

@@ -55,9 +55,11 @@ class SpuriousMinimum:
     def verdict(self) -> str:
         """Return what was proved: a certificate and a lower point make a spurious minimum."""
         if self.escapes:
+            assumes = f", if {self.escape.assumes}" if self.escape.assumes else ""
             return (
                 "refuted: not a local minimum, the risk falls along an escape that starts at theta "
                 f"(lower by {self.escape.decrease:.3g} at distance {self.escape.distance:.3g})"
+                f"{assumes}"
             )
         return self.certificate.verdict(self.lower.decrease, self.lower.rounding)
 

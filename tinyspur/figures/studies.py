@@ -1,4 +1,4 @@
-"""Figures of the studies: the audit, the atlas of minima, the survey of smooth activations."""
+"""Figures of the studies: audit, atlas of minima, trained minima, smooth activations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ..studies.atlas import Atlas
 from ..studies.findings import Finding
 from ..studies.smooth_survey import STEPS, SmoothRow
+from ..studies.trained_minima import End, TrainedMinima
 from .style import (
     ELSEWHERE,
     MINIMUM,
     PRINTED,
+    REACHED,
     REPAIRED,
     SCREEN,
     open_frame,
@@ -25,6 +29,19 @@ from .style import (
 )
 
 FLOOR = 1e-32  # a risk that is lower, or zero, is drawn here
+LEAST_MOVE = 1e-8  # a parameter that moves less is drawn here
+ENDS = {  # of trainings: how they are drawn, and what they are
+    "spurious": (
+        {"marker": "o", "color": MINIMUM, "ms": 6},
+        "proved spurious: a strict local minimum, and a lower point",
+    ),
+    "lowest": (
+        {"marker": "s", "color": REACHED, "ms": 6},
+        "proved strict local minimum, none lower found",
+    ),
+    "zero": ({"marker": "v", "color": ELSEWHERE, "ms": 6}, "R = 0 up to rounding"),
+    "open": ({"marker": "o", "color": "0.55", "mfc": "none", "ms": 6}, "not proved"),
+}
 AUDIT_LEGEND = (
     "Each panel takes a statement of [CNN] or [PWL] at its word (red) and as repaired (blue),\n"
     "on images of clothes averaged to 4 x 4 pixels (E10: on a curve).\n\n"
@@ -106,18 +123,22 @@ def _draw_risks(ax: Axes, atlas: Atlas) -> None:
     """Draw how many certified minima have which risk, by the number of their groups."""
     kept, counts = atlas.certified, np.unique(atlas.groups)
     least = 1e-6 * atlas.linear  # what is drawn of a risk that is less
-    lowest = max(min([*atlas.risks[kept], *atlas.trained]), least)
+    lowest = max(min([*atlas.risks[kept], *atlas.settled]), least)
     edges = np.geomspace(0.8 * lowest, 1.25 * atlas.linear, 60)
     risks = [np.maximum(atlas.risks[kept & (atlas.groups == K)], lowest) for K in counts]
     colors, labels = ordered_colours(len(counts), 0.05, 0.95), [f"{K} groups" for K in counts]
     ax.hist(risks, edges, stacked=True, color=colors, label=labels)
     ax.axvline(atlas.linear, color="k", lw=1.2, ls="--", label="linear fit (one group)")
     top = ax.get_ylim()[1]
-    if len(atlas.trained):
-        ends, above = np.maximum(atlas.trained, lowest), np.full(len(atlas.trained), 1.04 * top)
-        label = f"ends of {len(atlas.trained)} trainings"
-        ax.plot(ends, above, "v", color="k", ms=7, mfc="none", label=label)
-    ax.set_ylim(0, 1.1 * top)
+    for some, face, height, label in (
+        (atlas.proved, "k", 1.04, "trainings, in proved strict local minima"),
+        (~atlas.proved, "none", 1.1, "trainings, not proved where they end"),
+    ):
+        if some.any():
+            ends, above = np.maximum(atlas.settled[some], lowest), np.full(some.sum(), height * top)
+            label = f"{some.sum()} {label}"
+            ax.plot(ends, above, "v", color="k", ms=7, mfc=face, label=label)
+    ax.set_ylim(0, 1.15 * top)
     ax.set_xscale("log")
     ax.set_xlabel("empirical risk R")
     ax.set_ylabel("certified local minima")
@@ -141,6 +162,72 @@ def _draw_numbers(ax: Axes, atlas: Atlas) -> None:
     ax.set_xlabel("neurons of the hidden layer (groups that they allow)")
     open_frame(ax)
     set_title(ax, "certified minima, one for each partition", 11)
+
+
+def draw_trained_minima(path: str | Path, found: list[TrainedMinima]) -> None:
+    """Draw for each problem the risks at which training ends, kinks and moves. Writes a PNG."""
+    figure = Figure(figsize=(14, 2.7 * len(found) + 0.9), layout="constrained")
+    axes = figure.subplots(len(found), 3, squeeze=False, width_ratios=[2.4, 1, 1])
+    for row, minima in zip(axes, found, strict=True):
+        _draw_ends(row[0], minima)
+        _draw_kinks(row[1], minima)
+        _draw_moves(row[2], minima)
+    axes[-1, 0].set_xlabel("trainings, by their risks")
+    axes[-1, 1].set_xlabel("kinks of a proved minimum")
+    axes[-1, 2].set_xlabel("change since the end of training")
+    marks = [Line2D([], [], ls="none", **style) for style, _ in ENDS.values()]
+    words = [label for _, label in ENDS.values()]
+    figure.legend(marks, words, loc="outside upper left", ncols=4, frameon=False, fontsize=10)
+    save_figure(path, figure, SCREEN)
+
+
+def _draw_ends(ax: Axes, minima: TrainedMinima) -> None:
+    """Draw the risks of all trainings in their order: those of the same minimum make a step."""
+    ends = sorted(minima.ends, key=lambda end: end.risk)
+    kinds = np.array([_kind_of(minima, end) for end in ends])
+    ranks, risks = np.arange(1, len(ends) + 1), np.array([end.risk for end in ends])
+    size = float(np.clip(300 / len(ends), 2, 6))
+    for kind in np.unique(kinds):
+        some, style = kinds == kind, ENDS[kind][0] | {"ms": size}
+        ax.plot(ranks[some], risks[some], ls="none", clip_on=False, **style)
+    ax.set_ylim(0 if "zero" in kinds else None, None)
+    ax.set_ylabel("empirical risk R")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    open_frame(ax)
+    n = minima.counts
+    words = f"{n['proved']} of {n['trainings']} proved, {n['spurious']} spurious"
+    words += f"; {n['zero']} at R = 0" * bool(n["zero"])
+    words += f"; {n['not_proved']} not proved" * bool(n["not_proved"])
+    set_title(ax, f"{minima.problem.title}\n{words}", 10)
+
+
+def _kind_of(minima: TrainedMinima, end: End) -> str:
+    """Return which of ENDS it is."""
+    if end.proved:
+        return "spurious" if minima.spurious(end) else "lowest"
+    return "zero" if end.zero else "open"
+
+
+def _draw_kinks(ax: Axes, minima: TrainedMinima) -> None:
+    """Draw how many trainings end in proved minima with so many kinks."""
+    kinks = [end.kinks for end in minima.ends if end.proved]
+    ax.bar(*np.unique(kinks, return_counts=True), color=MINIMUM)
+    ax.set_xlim(-0.8, max(kinks, default=0) + 0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylabel("trainings")
+    open_frame(ax)
+
+
+def _draw_moves(ax: Axes, minima: TrainedMinima) -> None:
+    """Draw how far the proved minima are from where training ended."""
+    moves = [max(end.moved, LEAST_MOVE) for end in minima.ends if end.proved]
+    edges = np.arange(np.log10(LEAST_MOVE), 4.5, 0.5)
+    ax.hist(moves, 10.0**edges, color=MINIMUM)
+    ax.set_xscale("log")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_ylabel("trainings")
+    open_frame(ax)
 
 
 def draw_activations(path: str | Path, rows: list[SmoothRow]) -> None:

@@ -16,6 +16,7 @@ from ..files import MARK, whole_file
 # Colours come in pairs that the colour-blind tell apart.
 HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange: risks around a point
 MINIMUM, ELSEWHERE = "#0072B2", "#D55E00"  # blue and vermilion: a minimum, what is lower than it
+REACHED = "#009E73"  # green, which these two can be told from: the lowest that training reached
 PRINTED, REPAIRED = "C3", "C0"  # red and blue: a statement of a paper at its word, and mended
 PLUS, MINUS = "C0", "C3"  # blue and red: the signs of weights that are drawn as lines
 ENTRIES = "RdBu_r"  # those of weights that are drawn as entries: red is positive, blue negative

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..certificates.families import Family
 from ..certificates.strict import StrictCertificate, certify_strict
 from ..console import Bar, step
 from ..datasets.samples import TrainingSet
@@ -66,6 +67,11 @@ class Settled:
     def holds(self) -> bool:
         """Return whether it is proved that a strict local minimum is near theta."""
         return self.certificate is not None and self.certificate.holds
+
+    @property
+    def family(self) -> Family | None:
+        """Return the family of minima around theta, see `move_along`; None if not proved."""
+        return self.certificate.family if self.holds else None
 
     @property
     def distance(self) -> float:

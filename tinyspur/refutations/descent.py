@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..certificates.assumptions import check_at_point
+from ..certificates.assumptions import check_at_point, estimated
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array
 from ..engine.losses import Loss
@@ -23,7 +23,8 @@ class DescentDirection:
     Its largest entry is 1 in size. The rate is exact at kinks too, and positive beyond rounding:
     theta is not a local minimum. That is so where `beyond` is 0. Otherwise units count as at the
     kink, or a first term as 0, that may be next to it: the risk falls from a distance of about
-    `beyond` on, and theta may still be a local minimum.
+    `beyond` on, and theta may still be a local minimum. `assumes` says what is taken from a loss or
+    an activation of a user's: of these rounding errors are estimated, and nothing is proved.
     """
 
     name: str
@@ -31,12 +32,14 @@ class DescentDirection:
     rate: float
     direction: Parameters
     beyond: float = 0.0
+    assumes: str = ""
 
     def __str__(self) -> str:
         power = "t" if self.order == 1 else f"t^{self.order}"
         where = f"from {self.beyond:.1g} on" if self.beyond else "-> 0"
         fall = f"by {self.rate:.3g} {power} at max-norm distances t {where}"
-        return f"the risk falls along {self.name}, {fall}"
+        assumes = f", if {self.assumes}" if self.assumes else ""
+        return f"the risk falls along {self.name}, {fall}{assumes}"
 
 
 def find_descent_direction(
@@ -51,6 +54,7 @@ def find_descent_direction(
     """
     check_at(theta, data, loss)
     theta, found = in_float64(theta), None
+    assumes = estimated(loss, theta.net.activation)
     check_at_point(theta, data, loss)
     if escape is not None:
         check_points(theta.net, escape.theta)
@@ -61,7 +65,7 @@ def find_descent_direction(
         rate = expand_risk(theta, direction, data, loss)
         if rate.order:
             fall = -(rate.first if rate.order == 1 else rate.second)
-            downhill = DescentDirection(name, rate.order, fall, direction, rate.beyond)
+            downhill = DescentDirection(name, rate.order, fall, direction, rate.beyond, assumes)
             if not downhill.beyond:
                 return downhill
             found = found or downhill

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
+from ..certificates.assumptions import estimated
 from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
@@ -39,7 +40,8 @@ class Escape:
     function that returns it says so. `step` is the size of the move as the construction scales it,
     `distance` its largest entry and `length` its Euclidean length. `decrease` is R(theta) - `risk`,
     and rounding errors may explain up to `rounding` of it. `derivative` is the coefficient of step
-    in the risk for an escape of first order, that of step^2 for one of second order.
+    in the risk for an escape of first order, that of step^2 for one of second order. `assumes` says
+    what is taken from a loss or an activation of a user's, whose rounding errors are estimated.
     """
 
     kind: str
@@ -51,9 +53,11 @@ class Escape:
     rounding: float
     theta: Parameters
     derivative: float | None = None
+    assumes: str = ""
 
     def __str__(self) -> str:
         rate = "" if self.derivative is None else f", derivative {self.derivative:.3g}"
+        rate += f", if {self.assumes}" if self.assumes else ""
         return (
             f"{self.kind}: step {self.step:g}, largest change {self.distance:.3g}, "
             f"Euclidean {self.length:.3g}, risk {self.risk:.9g}, lower by {self.decrease:.3g}{rate}"
@@ -82,6 +86,7 @@ def measure_escape(
         rounding=risk_rounding(theta, data, loss) + risk_rounding(nearby, data, loss),
         theta=nearby,
         derivative=derivative,
+        assumes=estimated(loss, theta.net.activation),
     )
 
 

@@ -2,34 +2,48 @@
 
 A unit at the kink goes to the side of the first term of its z that is not zero. Of equal entries a
 max pooling takes the one that is larger in the first term in which they differ. Smooth activations
-have no kink.
+have no kink. All terms are enclosed: what they are in exact arithmetic is within their bounds. Of
+losses and activations of users the bounds are estimates.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from ..certificates.enclosed_functions import spread
-from ..certificates.rounding import curvature_rounding, gradient_rounding, preactivation_rounding
+from ..certificates.enclosed_losses import loss_curvature, loss_gradient
+from ..certificates.enclosed_passes import enclosed_steps
+from ..certificates.enclosures import (
+    QUIET,
+    WIDER,
+    Enclosure,
+    between,
+    concatenate,
+    exact,
+    product,
+    sound,
+)
+from ..certificates.rounding import preactivation_rounding
 from ..datasets.samples import TrainingSet
-from ..engine.activations import Activation
 from ..engine.backend import Array, namespace
-from ..engine.floats import gamma
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import Step, margins, steps
+from ..layers import BlockMatrix, WeightMatrix
 
 
 class Expansion(NamedTuple):
     """R(theta + t d) = R(theta) + `first` t + `second` t^2 + O(t^3), and their rounding errors.
 
-    Units that rounding can't tell from the kink are taken to be there. What the terms may be off by
-    if they are next to it is `first_unsure` and `second_unsure`; such units are at most `unsure`
-    away in z. `kinked` says whether anything at a kink moves: where nothing does the risk is smooth
-    along the line, in both directions.
+    Units, entries of a max pooling and outputs of a loss with kinks that rounding can't tell from
+    the kink are taken to be there; `first_rounding` and `second_rounding` bound the errors of the
+    terms then. With any that are not there the exact terms are still within `first_unsure` and
+    `second_unsure`, which are no smaller. Such units are at most `unsure` away in z. `kinked` says
+    whether anything at a kink moves: where nothing does the risk is smooth along the line, in both
+    directions. A term of which nothing is known is NaN.
     """
 
     first: float
@@ -60,10 +74,9 @@ class Expansion(NamedTuple):
         it falls in one of the two directions in any case.
         """
         if self.order == 1:
-            sure = self.first < -(self.first_rounding + self.first_unsure)
-            return 0.0 if sure else self.unsure
-        flat = self.first == 0 == self.first_rounding + self.first_unsure or not self.kinked
-        sure = flat and self.second < -(self.second_rounding + self.second_unsure)
+            return 0.0 if self.first < -self.first_unsure else self.unsure
+        flat = self.first == 0 == self.first_unsure or not self.kinked
+        sure = flat and self.second < -self.second_unsure
         return 0.0 if sure else max(self.unsure, self.first_rounding / -self.second)
 
 
@@ -73,8 +86,8 @@ def one_sided_derivative(
     """Return R'(theta; d) = lim (R(theta + t d) - R(theta)) / t, t -> 0+, exact at kinks too.
 
     dz^l = D^l o^{l-1} + W^l do^{l-1} + db^l, and do^l is sigma'(z) dz off the kink, sigma(dz) on
-    it. A unit is at the kink where rounding explains its z, as `certify_cell` decides, in float64
-    arithmetic; kinks of the loss likewise. Raises ValueError for a direction of another network.
+    it. A unit is at the kink where rounding explains its z, in float64 arithmetic; kinks of the
+    loss likewise. NaN where numbers overflow. Raises ValueError for a direction of another network.
     """
     return expand_risk(theta, direction, data, loss).first
 
@@ -86,114 +99,150 @@ def expand_risk(
     check_at(theta, data, loss)
     check_points(theta.net, direction)
     theta, direction = in_float64(theta), in_float64(direction)
-    y, sums = theta.net.targets(theta, data, loss), np.zeros(6)
-    far, kinked = 0.0, False
-    for rows, columns in theta.net.chunks(theta, data.x):
-        o, errors, unsure, distance, moving = _expand(theta, direction, columns)
-        targets, far, kinked = y[:, rows], max(far, distance), kinked or moving
-        g, off = loss.gradient(o[0], targets), gradient_rounding(loss, o[0], targets, errors[0])
-        if hasattr(loss, "subgradients"):  # where o meets y, its first move tells the side
-            where = namespace(g).where
-            low, high = loss.subgradients(o[0], targets, errors[0])
-            move = where(abs(o[1]) > errors[1], o[1], o[2])
-            g, off = where(move > 0, high, low), where(errors[0] > 0, off, 0.0)
-            kinked = kinked or bool(((low < high) & (abs(move) > 0)).any())
-        bent = loss.curvature(o[0], targets, o[1])
-        inexact = curvature_rounding(loss, o[0], targets, o[1], errors[0])
-        terms = (
-            g * o[1],
-            g * o[2] + bent * o[1] / 2,
-            abs(g) * errors[1] + off * (abs(o[1]) + errors[1]),
-            abs(g) * errors[2]
-            + off * (abs(o[2]) + errors[2])
-            + abs(bent) * errors[1]
-            + inexact * abs(o[1]),
-            (abs(g) + off) * unsure[0],
-            (abs(g) + off) * unsure[1] + abs(bent) * unsure[0],
-        )
-        sums += [float(term.sum()) for term in terms]
-        for k in (0, 1):
-            sums[2 + k] += gamma(len(data)) * float(abs(terms[k]).sum())
-    return Expansion(*(sums / len(data)).tolist(), far, kinked)
+    line = _Line(theta, direction, data, loss)
+    first, second = line.terms(sure=False)
+    wide = line.terms(sure=True) if line.unsure else (first, second)
+    values, rounding, unsure = [], [], []
+    for at_kink, anywhere in zip((first, second), wide, strict=True):
+        middle, radius = float(at_kink.middle), float(at_kink.radius)
+        off = (abs(float(anywhere.middle) - middle) + float(anywhere.radius)) * WIDER
+        values.append(middle if radius < math.inf else math.nan)
+        rounding.append(radius)
+        unsure.append(max(radius, off) if line.unsure else radius)
+    return Expansion(*values, *rounding, *unsure, line.unsure, line.kinked)
 
 
-def _expand(
-    theta: Parameters, direction: Parameters, columns: Array
-) -> tuple[list[Array], list[Array], list[Array], float, bool]:
-    """Return o and errors: o[0] + t o[1] + t^2 o[2] is what columns (n_0, N) give at theta + t d.
+class _Line:
+    """The line theta + t d, and what is seen of kinks on the way: `unsure` and `kinked`."""
 
-    The errors are those of rounding. At the kink the first term of z that is not zero decides. Of
-    units that only rounding puts there, return what they may change in o[1] and o[2], and the
-    largest bound of their |z|; at last whether anything at a kink moves.
-    """
-    xp, far, kinked = namespace(columns), 0.0, False
-    trace = list(steps(theta, columns))
-    rounding = preactivation_rounding(abs(theta), trace, np.float64)
-    zeros = xp.zeros_like(columns)
-    o, errors, unsure = [columns, zeros, zeros], [zeros, zeros, zeros], [zeros, zeros]
-    for step, inexact_z in zip(trace, rounding, strict=True):
-        W, sigma, below, inexact, doubt = step.W, step.activation, o, errors, unsure
-        unit = gamma(W.fan_in + 2)
-        if W.selects:
-            still = (abs(below[1]) + abs(below[2])) == 0
-            kinked = kinked or not bool((W.gaps(below[0], still, inexact[0]) > 0).all())
-            apart = W.gaps(below[0], still=inexact[0] == 0, change=inexact[0]) > 0
-            near = ~apart & (W @ inexact[0] > 0)
-            far = max(far, float(xp.where(near, 2 * (W @ inexact[0]), 0.0).max()))
-            doubt = [xp.where(near, 2 * (W @ abs(below[k])), W @ doubt[k - 1]) for k in (1, 2)]
-            W = W.at_limit(below, inexact)
-        size = abs(W)
-        o = [step.o, *(W @ below[k] for k in (1, 2))]
-        errors = [inexact_z, *(size @ (inexact[k] + unit * abs(below[k])) for k in (1, 2))]
-        unsure = doubt if step.W.selects else [size @ doubt[k] for k in (0, 1)]
-        if W.weights is not None:
-            D, widest = direction.W[step.layer].trained, abs(direction.W[step.layer]).trained
-            bias = xp.zeros((len(step.z), 1), dtype=step.z.dtype)
+    def __init__(self, theta: Parameters, direction: Parameters, data: TrainingSet, loss: Loss):
+        self.theta, self.direction, self.data, self.loss = theta, direction, data, loss
+        self.y = theta.net.targets(theta, data, loss)
+        self.unsure, self.kinked = 0.0, False
+
+    @np.errstate(**QUIET)
+    def terms(self, sure: bool) -> tuple[Enclosure, Enclosure]:
+        """Return enclosures of both terms of the risk.
+
+        Of what rounding can't tell from a kink, wherever that is if `sure`, else at the kink.
+        """
+        found = []
+        for rows, columns in self.theta.net.chunks(self.theta, self.data.x):
+            o, y = self._outputs(columns, sure), self.y[:, rows]
+            slopes = self._loss_slopes(o, y, sure)
+            bent = loss_curvature(self.loss, o[0], y, o[1])
+            terms = slopes[0] * o[1], slopes[1] * o[2] + bent * o[1] * 0.5
+            found.append([term.sum(axis=0).sum() for term in terms])
+        first, second = (sum(parts[1:], parts[0]) for parts in zip(*found, strict=True))
+        return first / len(self.data), second / len(self.data)
+
+    def _outputs(self, columns: Array, sure: bool) -> list[Enclosure]:
+        """Return o: o[0] + t o[1] + t^2 o[2] is what columns (n_0, N) give at theta + t d."""
+        still = exact(namespace(columns).zeros_like(columns))
+        o = [exact(columns), still, still]
+        for step in enclosed_steps(self.theta, columns):
+            W, sigma, z = step.W, step.activation, [step.z]
+            if W.selects:
+                z += self._largest(W, o, sure)
+            else:
+                z += [product(W, o[1]), product(W, o[2])]
+            if W.weights is not None:
+                D = self.direction.W[step.layer].trained
+                z[1:] = z[1] + product(D, o[0]), z[2] + product(D, o[1])
             if step.b is not None:
-                bias = W.spread(direction.b[step.layer])[:, None]
-            o[1], o[2] = o[1] + D @ below[0] + bias, o[2] + D @ below[1]
-            errors[1] = errors[1] + widest @ (inexact[0] + unit * abs(below[0])) + unit * abs(bias)
-            errors[2] = errors[2] + widest @ (inexact[1] + unit * abs(below[1]))
-            unsure[1] = unsure[1] + widest @ doubt[0]
-        if step.kinked:
-            lead, tied = step.z, ~(step.heights > errors[0])
-            near = tied & (errors[0] > 0)
-            kinked = kinked or bool((tied & (abs(o[1]) + abs(o[2]) > 0)).any())
-            far = max(far, float(xp.where(near, abs(step.z) + errors[0], 0.0).max()))
-            jump = abs(1 - sigma.slope)
-            for k in (1, 2):
-                lead = xp.where(tied, o[k], lead)
-                tied = tied & ~(abs(o[k]) > errors[k])
-                slopes = sigma.derivative(lead)
-                steepest = xp.where(near, max(1.0, sigma.slope), slopes)
-                unsure[k - 1] = steepest * unsure[k - 1] + xp.where(near, jump * abs(o[k]), 0.0)
-                o[k], errors[k] = slopes * o[k], steepest * errors[k]
-        elif sigma is not None:
-            unsure = [abs(step.slopes) * doubt for doubt in unsure]
-            o, errors = through_smooth(sigma, step.z, o, errors)
-        if sigma is not None:
-            errors[0] = spread(sigma, step.z, step.o, inexact_z)
-    return o, errors, unsure, far, kinked
+                z[1] = z[1] + exact(W.spread(self.direction.b[step.layer])[:, None])
+            if sigma is None:
+                o = z
+            elif sigma.piecewise_linear:
+                slopes = self._sides(_own(W, z), float(sigma.slope), 1.0, sure)
+                o = [step.o, *(slope * z_k for slope, z_k in zip(slopes, z[1:], strict=True))]
+            else:
+                slope, bend = step.slopes, step.bends
+                o = [step.o, slope * z[1], slope * z[2] + bend * z[1] ** 2 * 0.5]
+        return o
+
+    def _loss_slopes(self, o: list[Enclosure], y: Array, sure: bool) -> list[Enclosure]:
+        """Return the gradient of the loss that counts for o[1], and that for o[2]."""
+        gradient = loss_gradient(self.loss, o[0], y)
+        if not hasattr(self.loss, "subgradients"):
+            return [gradient, gradient]
+        low, high = self.loss.subgradients(o[0].middle, y, o[0].radius)
+        where, met = namespace(low).where, low < high
+        away = Enclosure(where(met, 0.0, 1.0), where(met, o[0].radius, 0.0))
+        slopes = self._sides([away, *o[1:]], low, high, sure)
+        return [slope.wider(where(met, 0.0, gradient.radius)) for slope in slopes]
+
+    def _sides(
+        self, z: list[Enclosure], left: Array | float, right: Array | float, sure: bool
+    ) -> list[Enclosure]:
+        """Return the slopes, `left` or `right` of 0, that count for z[1] and for z[2].
+
+        The first of z[0], z[1], z[2] that is not 0 decides. Both are possible where it is not known
+        which one that is, or, unless `sure`, where what may be 0 is taken for it, its sign.
+        """
+        xp, slopes = namespace(z[0].middle), []
+        rises = known = lost = xp.zeros(z[0].shape, dtype=bool)
+        moves = (z[1].magnitude > 0) | (z[2].magnitude > 0)
+        for k, term in enumerate(z):
+            up, open_ = term.low > 0, ~(known | lost)
+            rises, known = rises | (open_ & up), known | (open_ & (up | (term.high < 0)))
+            if k:
+                side = xp.where(rises, right, left)
+                other = xp.where(known, side, xp.where(rises, left, right))
+                slopes.append(between(xp.minimum(side, other), xp.maximum(side, other)))
+            elif bool(known.all()):
+                return [exact(xp.where(rises, right, left))] * 2
+            else:
+                self.kinked = self.kinked or bool((~known & moves).any())
+            doubt = moves & ~(known | lost) & (term.magnitude > 0)
+            if k < 2:
+                self._unsure(doubt, term.magnitude)
+                lost = lost | (doubt & sure)
+        return slopes
+
+    def _largest(self, W: WeightMatrix, o: list[Enclosure], sure: bool) -> list[Enclosure]:
+        """Return o[1] and o[2] of the entries of the windows of W that are the largest.
+
+        The first term in which they differ decides. Any is possible where that is not known, and
+        `sure` asks for it.
+        """
+        xp, found = namespace(o[0].middle), []
+        if isinstance(W, BlockMatrix):
+            largest = self._largest(W.own_matrix, [term[W.read] for term in o], sure)
+            kept = ([term[part] for part in W.carried] for term in o[1:])
+            return [concatenate([own, *rest]) for own, rest in zip(largest, kept, strict=True)]
+        moves = W.windows((o[1].magnitude > 0) | (o[2].magnitude > 0), False)
+        left, lost = xp.ones(moves.shape, dtype=bool), xp.zeros(moves.shape[1:], dtype=bool)
+
+        def most(values: Array, among: Array) -> Array:
+            return xp.where(among, values, -math.inf).max(axis=0)
+
+        for k, term in enumerate(o):
+            ends = term.middle, term.low, term.high
+            middle, low, high = (W.windows(end, -math.inf) for end in ends)
+            least = most(low, left)
+            if k:
+                best, lowest = most(middle, left), xp.where(lost, -most(-low, left), least)
+                off = xp.maximum(most(high, left) - best, best - lowest)
+                found.append(sound(best, off * WIDER))
+            left = xp.where(lost, left, left & (high >= least))
+            tied = (left.sum(axis=0) > 1) & (left & moves).any(axis=0)
+            self.kinked = self.kinked or (k == 0 and bool(tied.any()))
+            doubt = tied & ~lost & (left & (high > low)).any(axis=0)
+            if k < 2:
+                self._unsure(doubt, most(high, left) + most(-low, left))
+                lost = lost | (doubt & sure)
+        return found
+
+    def _unsure(self, doubt: Array, sizes: Array) -> None:
+        self.unsure = max(self.unsure, float(namespace(sizes).where(doubt, sizes, 0.0).max()))
 
 
-def through_smooth(
-    sigma: Activation, z0: Array, o: list[Array], errors: list[Array]
-) -> tuple[list[Array], list[Array]]:
-    """Return o[0] = sigma(z0), sigma' z1 and sigma' z2 + sigma'' z1^2 / 2, and their errors.
-
-    z1 and z2 come as o[1] and o[2]. The errors are of first order, with the third derivative from
-    differences.
-    """
-    unit, (e0, e1, e2), (_, z1, z2) = gamma(2), errors, o
-    slope, bend = sigma.derivative(z0), sigma.second_derivative(z0)
-    turn = sigma.second_derivative(z0 + e0) - sigma.second_derivative(z0 - e0)
-    slope_error = abs(bend) * e0 + unit * abs(slope)
-    bend_error = abs(turn) / 2 + unit * abs(bend)
-    return [o[0], slope * z1, slope * z2 + bend * z1**2 / 2], [
-        abs(slope) * e0,
-        abs(slope) * e1 + slope_error * abs(z1),
-        abs(slope) * e2 + slope_error * abs(z2) + abs(bend * z1) * e1 + bend_error * z1**2 / 2,
-    ]
+def _own(W: WeightMatrix, z: list[Enclosure]) -> list[Enclosure]:
+    """Return z with z[0] > 0 where a residual block keeps what has no kink."""
+    first, xp = z[0], namespace(z[0].middle)
+    kept = xp.arange(W.shape[0])[:, None] >= W.rows
+    return [Enclosure(xp.where(kept, 1.0, first.middle), xp.where(kept, 0.0, first.radius)), *z[1:]]
 
 
 def coordinate_rates(

@@ -24,9 +24,11 @@ from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..files import whole_file
+from ..fitting.settle import settle
 from ..fitting.training import descend, kaiming_start
 
 CHUNK = 100  # partitions that a worker gets at once
+SETTLING = 200  # steps from the end of training towards a minimum
 MISSES = 1000  # draws in a row without a new partition, after which no more are looked for
 
 
@@ -37,7 +39,9 @@ class Atlas:
     There is one row in `labels` (n, N), the group of each sample, and one entry for each minimum
     in `risks`, `groups` (their number K), `certified`, `margins` and `widths` (how many neurons of
     the first dense layer it needs), (n,) each. `linear` is the risk of the affine fit (K = 1), and
-    `trained` holds the risks at which training from random starts ends.
+    `trained` holds the risks at which training from random starts ends, `settled` those of the
+    minima that it was heading for (see `settle`), and `proved` whether that is proved: an exact
+    strict local minimum is next to the point, with its risk up to rounding.
     """
 
     labels: np.ndarray
@@ -48,6 +52,8 @@ class Atlas:
     widths: np.ndarray
     linear: float
     trained: np.ndarray
+    settled: np.ndarray
+    proved: np.ndarray
 
     def __str__(self) -> str:
         lines = [
@@ -67,6 +73,12 @@ class Atlas:
             lines.append(
                 f"  {len(self.trained)} trainings from random starts end between R = "
                 f"{self.trained.min():.4g} and {self.trained.max():.4g}"
+            )
+        if self.proved.any():
+            risks = self.settled[self.proved]
+            lines.append(
+                f"  {len(risks)} of them lead to proved strict local minima, "
+                f"R from {risks.min():.4g} to {risks.max():.4g}"
             )
         return "\n".join(lines)
 
@@ -122,6 +134,8 @@ def map_minima(
 ) -> Atlas:
     """Return the atlas of the given partitions, and of trainings from random starts.
 
+    Trainings take `iterations` of L-BFGS, then up to 200 steps of `settle`, which proves what it
+    can.
     Parts of the work go to `executor`, and are done in this process without one. `stage`, such as
     `console.Stages`, is entered for each of the two with its name, a text and the number of parts.
     Raises ValueError where there is no partition.
@@ -136,7 +150,7 @@ def map_minima(
         for part in bar.over(run(partial(_certify, net, data, loss), parts)):
             rows += part
     with stage("trainings", f"training from {starts} random starts", starts) as bar:
-        trained = list(bar.over(run(partial(_train, net, data, loss, iterations), seeds)))
+        ends = list(bar.over(run(partial(_train, net, data, loss, iterations), seeds)))
     linear = Groups.at(data.x, np.eye(data.x[0].size)[0], [])
     labels, risks, groups, certified, margins = map(np.array, zip(*rows, strict=True))
     d_y = data.y.shape[1]
@@ -148,7 +162,9 @@ def map_minima(
         margins=margins,
         widths=d_y + (groups - 1) * (d_y + 1),
         linear=net.risk(gated_minimum(net, data, loss, linear), data, loss),
-        trained=np.array(trained),
+        trained=np.array([end[0] for end in ends]),
+        settled=np.array([end[1] for end in ends]),
+        proved=np.array([end[2] for end in ends], dtype=bool),
     )
 
 
@@ -163,6 +179,9 @@ def _certify(net, data, loss, part) -> list[tuple]:
     return rows
 
 
-def _train(net: Network, data: TrainingSet, loss: Loss, iterations: int, seed: int) -> float:
+def _train(
+    net: Network, data: TrainingSet, loss: Loss, iterations: int, seed: int
+) -> tuple[float, float, bool]:
     theta: Parameters = descend(kaiming_start(net, seed), data, loss, iterations)
-    return net.risk(theta, data, loss)
+    found = settle(theta, data, loss, SETTLING)
+    return found.risk_before, found.risk, found.holds

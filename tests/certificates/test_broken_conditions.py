@@ -1,0 +1,103 @@
+"""Each condition of a strict minimum at kinks is broken once, and the point refused."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+from strict_problems import SQUARED, at_kink, exact_risk, kinks_feeding_kinks, moved
+
+from tinyspur.certificates.growth import Growth, box_around, exists, rooms
+from tinyspur.certificates.stationary import find_stationary, near_kinks
+from tinyspur.certificates.strict import certify_strict
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.losses import AbsoluteLoss
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+from tinyspur.layers import Dense
+
+
+def kinks_of(theta, data):
+    return near_kinks(theta, data, SQUARED, 1e-6)
+
+
+def saddle_with_a_kink():
+    """Return at_kink's point with another unit that reads u, with the outgoing weight 0.
+
+    The residuals e = -1, 0, 2, -1, -1, 1 sum up to 0 where u > 0, as e u does, so all derivatives
+    are 0; but e x sums up to 5 there: R changes by 5/6 da dw for its weights a on the output and w
+    on x.
+    """
+    _, data = at_kink()
+    u = np.array([0.5, 1, -1, -0.25, -0.25, 0.5])
+    x = np.stack([data.x[:, 0, 0], u], axis=1)[:, None]
+    net = Network((1, 2), (Dense(2), Dense(1)))
+    theta = Parameters(net, np.array([1.0, 0, 0, 1, 0, 0, 1, 0, 0]))
+    return theta, TrainingSet(x, data.y)
+
+
+def test_a_stationary_saddle_with_a_kink_is_refused():
+    theta, data = saddle_with_a_kink()
+    kinks = kinks_of(theta, data)
+    assert len(kinks) == 1
+    found = certify_strict(theta, data, SQUARED, kinks)
+    assert not found.holds and found.kinks == 0 and "eigenvalue" in found.obstacle
+    lower = moved(theta, 1e-3 * np.array([0, 0, -10.0, 0, 0, 0, 0, 1, 0]))
+    assert exact_risk(lower, data) < exact_risk(theta, data)
+    at = find_stationary(*at_kink(), SQUARED, kinks_of(*at_kink()), True)
+    assert Growth(exists(at)).tangents.min() > 0  # without the other unit it is none
+
+
+def test_each_kink_counts():
+    theta, data = kinks_feeding_kinks()
+    kinks = kinks_of(theta, data)
+    assert len(kinks) == 4 and certify_strict(theta, data, SQUARED, kinks).holds
+    for n in range(4):
+        fewer = kinks[:n] + kinks[n + 1 :]
+        assert not certify_strict(theta, data, SQUARED, fewer).holds
+    assert not certify_strict(theta, data, SQUARED, [*kinks, kinks[0]]).holds
+
+
+def test_a_unit_that_is_not_at_its_kink_is_not_held():
+    theta, data = at_kink()
+    [kink] = kinks_of(theta, data)
+    for sample in (1, 3):  # where z is -1 and 1
+        other = replace(kink, samples=np.array([sample]))
+        assert not certify_strict(theta, data, SQUARED, [other]).holds
+        assert not certify_strict(theta, data, SQUARED, [kink, other]).holds
+
+
+def test_multipliers_on_or_beyond_their_bounds_have_no_room():
+    theta, data = at_kink()
+    at = find_stationary(theta, data, SQUARED, kinks_of(theta, data), True)
+    proved = exists(at)
+    signals = proved.first.signals
+    assert rooms(at, signals, box_around(at, 0, 0.0, np.zeros(1)).multipliers).min() > 0
+    for multiplier in (0.0, 1 / 3, -0.1, 0.4):  # C = 1/3
+        off = at._replace(multipliers=np.array([multiplier]))
+        assert rooms(off, signals, box_around(off, 0, 0.0, np.zeros(1)).multipliers).max() <= 0
+
+
+def test_the_risk_is_lower_where_a_condition_is_broken():
+    """With the target of the kink on the other side of its output, moving b lowers R exactly."""
+    theta, data = at_kink()
+    y = data.y.copy()
+    y[2] = 2.0
+    data = TrainingSet(data.x, y)
+    assert not certify_strict(theta, data, SQUARED, kinks_of(theta, data)).holds
+    here, off = exact_risk(theta, data), 1e-3 * np.array([0, 1.0, 0, 0])
+    assert min(exact_risk(moved(theta, s * off), data) for s in (1, -1)) < here
+    assert here == Fraction(2, 3)
+
+
+def test_a_vertex_of_kinks_that_is_scaled_badly_is_refused_in_words():
+    """A line of least absolute deviations meets two targets, so that no tangent is left."""
+    x, y = np.array([0.0, 1, 2, 4, 8]), np.array([0.0, 2, 1, 3.5, 5])
+    data, loss = TrainingSet(x[:, None, None], y[:, None]), AbsoluteLoss()
+    net = Network((1, 1), (Dense(1), Dense(1)))
+    start = Parameters(net, [0.625, 1, 1, -1])
+    kinks = near_kinks(start, data, loss, 1e-12)
+    assert certify_strict(start, data, loss, kinks).holds
+    s = 2.0**30
+    found = certify_strict(Parameters(net, [0.625 * s, s, 1 / s, -1]), data, loss, kinks)
+    assert not found.holds
+    assert found.obstacle == "the gradients of the kinks may be dependent, up to rounding"
