@@ -58,6 +58,7 @@ from .engine.activations import (
     GELU,
     Activation,
     Arctan,
+    Identity,
     ReLU,
     Sigmoid,
     SiLU,
@@ -89,6 +90,8 @@ from .layers import (
     DenseMatrix,
     MaxPool,
     MaxPoolingMatrix,
+    Residual,
+    Same,
 )
 from .refutations.descent import DescentDirection, find_descent_direction
 from .refutations.escapes import (
