@@ -58,6 +58,7 @@ from .engine.activations import (
     GELU,
     Activation,
     Arctan,
+    Identity,
     ReLU,
     Sigmoid,
     SiLU,
@@ -90,6 +91,8 @@ from .layers import (
     DenseMatrix,
     MaxPool,
     MaxPoolingMatrix,
+    Residual,
+    Same,
     Scale,
     ScaleMatrix,
 )

@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 import numpy as np
 
 from ..engine import activations
 from ..engine.activations import Activation
-from ..engine.network import Network
 from ..engine.parameters import Parameters, check_points
+from ..engine.plain import whole
 from ..files import naming
-from ..layers import Dense, Layer, Residual, chain_of
+from ..layers import Dense, Layer, Residual, chain_of, is_positive
 
 try:
     import torch
@@ -81,7 +81,11 @@ ACTIVATIONS = {
 }
 LINE = 40.0  # threshold of nn.Softplus, a line beyond it: here log(1 + exp z) is z to the last bit
 SAMPLES = 3  # of a run
-SCALES = (1.0, 30.0, 0.03)  # of the random inputs on which network and model have to agree
+CHECKS = (
+    (3, 1.0),
+    (5, 30.0),
+    (2, 0.03),
+)  # random inputs, how many and how large, on which to agree
 AGREE = {torch.float64: 1e-7, torch.float32: 1e-3}  # up to this share of the largest output
 
 
@@ -176,12 +180,32 @@ def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
         with naming(f"{where} ({textwrap.shorten(repr(module), 90)}):"):
             check_module(module)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return _read(copy.deepcopy(model).cpu(), tuple(input_shape))
+        return _read(_copied(model), model, _shape_of(input_shape))
 
 
-def _read(model: nn.Module, shape: tuple[int, ...]) -> Parameters:
-    """Return the parameters of a model that may be run and changed."""
-    own = Network((1, *shape) if len(shape) == 1 else shape, [Dense(1)]).input_shape
+def _shape_of(input_shape: object) -> tuple[int, ...]:
+    """Return the shape of one sample, or raise ValueError."""
+    sizes = tuple(map(whole, input_shape)) if isinstance(input_shape, Iterable) else ()
+    if not 1 <= len(sizes) <= 3 or not all(map(is_positive, sizes)):
+        raise ValueError(
+            f"input_shape: expected (C, H, W), (C, W) or (d,) of one sample, got {input_shape!r}"
+        )
+    return sizes
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy on the CPU."""
+    try:
+        return copy.deepcopy(model).cpu()
+    except Exception as error:
+        said = textwrap.shorten(f"{type(error).__name__} {error}", 200)
+        raise ValueError(
+            f"model: expected one that can be copied to the CPU, got {said}"
+        ) from error
+
+
+def _read(model: nn.Module, given: nn.Module, shape: tuple[int, ...]) -> Parameters:
+    """Return the parameters of a model that may be run and changed, a copy of `given`."""
     numbers = [t for t in model.parameters() if t.is_floating_point()]
     dtype = numbers[0].dtype if numbers else torch.float32
     if dtype not in AGREE:
@@ -190,16 +214,18 @@ def _read(model: nn.Module, shape: tuple[int, ...]) -> Parameters:
     run.begin(x)
     with _running(x), run:
         out = model(x)
-    last = run.number_of(out) if isinstance(out, torch.Tensor) else None
+    with naming("model:"):
+        last = run.number_of(out) if isinstance(out, torch.Tensor) else None
     if last is None:
         raise ValueError("model: expected one tensor of outputs that depend on the inputs")
-    layers, weights = Reading(model, run, shape, dtype).network(last)
+    layers, weights = Reading(model, given, run, shape, dtype).network(last)
     with naming("model:"):
         if len(out.shape) > 2 and out[0].numel() > len(out[0]):
             maps = tuple(out.shape[1:])
             raise ValueError(f"expected nn.Flatten() at the end, after maps {maps}")
+        own = (1, *shape) if len(shape) == 1 else shape
         theta = parameters(own, layers, weights, str(dtype).removeprefix("torch."))
-        _check_agreement(model, theta, shape, dtype)
+    _check_agreement(model, theta, shape, dtype)
     return theta
 
 
@@ -221,15 +247,17 @@ def _check_agreement(
     model: nn.Module, theta: Parameters, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     """Raise ValueError unless network and model have the same outputs on random inputs."""
-    for scale in SCALES:
-        x = scale * torch.randn(SAMPLES, *shape, dtype=dtype)
-        given = x.numpy().reshape(SAMPLES, *theta.net.input_shape).copy()
-        found, expected = theta.net.forward(theta, given), model(x).reshape(SAMPLES, -1).numpy()
+    for samples, scale in CHECKS:
+        x = scale * torch.randn(samples, *shape, dtype=dtype)
+        given = x.numpy().reshape(samples, *theta.net.input_shape).copy()
+        with _running(x):
+            expected = model(x).reshape(samples, -1).numpy()
+        found = theta.net.forward(theta, given)
         off = AGREE[dtype] * abs(expected).max()
         if found.shape != expected.shape or not abs(found - expected).max() <= off:
             raise ValueError(
-                "expected layers whose outputs are the model's, got others: something in its "
-                "forward pass was not seen, or depends on more than the input"
+                "model: expected layers whose outputs are the model's, got others: something in "
+                "its forward pass was not seen, or depends on more than the input"
             )
 
 

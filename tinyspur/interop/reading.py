@@ -60,7 +60,8 @@ ACTIVATIONS: dict[str, tuple[type[Activation], dict]] = {
 }
 LINES = (20, 80)  # thresholds of softplus that pass; float32 overflows above
 SHAPES = ("flatten", "view", "reshape", "squeeze", "unsqueeze", "view_as")
-SAME = ("contiguous", "clone", "dropout", "dropout1d", "dropout2d", "feature_dropout", "to")
+DROPOUTS = ("dropout", "dropout1d", "dropout2d", "feature_dropout")
+SAME = (*DROPOUTS, "contiguous", "clone", "detach", "to", "type_as", "cpu", "requires_grad")
 
 
 @dataclass(eq=False)
@@ -83,12 +84,30 @@ class Value(NamedTuple):
     pad: tuple[tuple[int, int], ...] | None = None
 
 
-class Reading:
-    """The values of a run, and the network that makes the last one of them."""
+PLAIN = (
+    "(torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
+    "remove_spectral_norm and prune.remove make them plain)"
+)
 
-    def __init__(self, model: nn.Module, run: Watch, shape: tuple[int, ...], dtype: torch.dtype):
-        self.run, self.dtype = run, dtype
-        self.names = {id(t): name for name, t in _tensors_of(model)}
+
+class Reading:
+    """The values of a run, and the network that makes the last one of them.
+
+    The run was that of `model`, a copy of `given`, whose weights may share memory.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        given: nn.Module,
+        run: Watch,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ):
+        self.run, self.dtype, self.given = run, dtype, dict(_tensors_of(given))
+        self.names: dict[int, str] = {}
+        for name, tensor in _tensors_of(model):
+            self.names.setdefault(id(tensor), name)
         self.owners: list[tuple[int, int, str]] = []  # of the memory of numbers
         self.readers: Counter[int] = Counter()
         self.values = {0: Value((), shape, alone=True)}
@@ -118,7 +137,7 @@ class Reading:
         if first.pad is not None and not name.startswith("conv"):
             raise ValueError(f"expected a convolution after the padding with zeros, got {name}")
         if name == "add":
-            return self._sum(call, alone)
+            return self._added(call, alone) if len(call.reads) == 1 else self._sum(call, alone)
         if len(call.reads) > 1:
             raise ValueError(f"expected one tensor that depends on the input, got {name} of more")
         if name == "pad":
@@ -152,6 +171,9 @@ class Reading:
             return kind.from_torch(given, first.shape), []
         numbers = [self._numbers("weight", given.weight)]
         if given.bias is not None:
+            if given.bias.shape != given.weight.shape[:1]:
+                expected, got = tuple(given.weight.shape[:1]), tuple(given.bias.shape)
+                raise ValueError(f"expected a bias of shape {expected}, got {got}")
             numbers.append(self._numbers("bias", given.bias))
         if kind is Conv:
             given.out_channels, given.kernel_size = len(given.weight), tuple(given.weight.shape[2:])
@@ -177,26 +199,30 @@ class Reading:
         """Return a weight or a bias, checked, on the host."""
         own = self.names.get(id(tensor))
         if own is None:
-            raise ValueError(
-                f"expected a {name} of plain numbers, got one that is computed "
-                "(torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
-                "remove_spectral_norm and prune.remove make them plain)"
-            )
+            raise ValueError(f"expected plain numbers, got a {name} that is computed {PLAIN}")
         if tensor.dtype != self.dtype:
             raise ValueError(f"expected a {name} of {self.dtype}, got {tensor.dtype}")
-        steps = [(n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
-        start, size = tensor.data_ptr(), tensor.element_size()
+        given = self.given[own]
+        steps = [(n, step) for n, step in zip(given.shape, given.stride(), strict=True) if n > 1]
+        start, size = given.data_ptr(), given.element_size()
         stop = start + size * (1 + sum((n - 1) * step for n, step in steps))
         if any(step == 0 for _, step in steps):
             raise ValueError(f"expected a {name} whose entries are its own, got repeated ones")
         for low, high, other in self.owners:
             if start < high and low < stop:
-                raise ValueError(f"expected a {name} of its own, got that of '{other}'")
+                got = "that of an earlier layer" if own == other else f"memory of '{other}' in it"
+                raise ValueError(f"expected a {name} of its own, got {got}, '{own}'")
         self.owners.append((start, stop, own))
         numbers = tensor.detach().numpy()
         if not np.isfinite(numbers).all():
             raise ValueError(f"expected finite numbers in its {name}, got NaN or infinity")
         return numbers
+
+    def _added(self, call: Call, alone: bool) -> Value:
+        """Return the value itself where 0 is added to it, as `sum` of a list begins."""
+        if call.kwargs or not any(type(part) is int and part == 0 for part in call.args):
+            raise ValueError("expected a sum of two tensors that depend on the input")
+        return self.values[call.reads[0]]._replace(alone=alone)
 
     def _sum(self, call: Call, alone: bool) -> Value:
         """Return the value of a block and its shortcut."""
@@ -212,6 +238,8 @@ class Reading:
         block, shortcut = rests
         if not block:
             raise ValueError("expected a layer in one of the summands, got the same tensor twice")
+        if not any(item.numbers for item in one.trail[:common]):
+            raise ValueError("expected a layer with weights in front of the sum's summands")
         numbers = [part for item in (*block, *shortcut) for part in item.numbers]
         made = Residual(_layers(block), _layers(shortcut))
         return Value((*one.trail[:common], Item(made, numbers)), call.shape, alone)
@@ -353,8 +381,13 @@ def _tensors_of(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 def check_module(module: nn.Module) -> None:
     """Raise ValueError for what can't be run as it is, or would change in a run."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError("expected a module of Python's, got one of TorchScript")
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         raise ValueError("expected an initialised module: run the model on one batch first")
+    for name, value in vars(module).items():
+        if isinstance(value, torch.Tensor) and not value.is_leaf:
+            raise ValueError(f"expected plain numbers, got a computed tensor, '{name}' {PLAIN}")
     if parametrize.is_parametrized(module):
         named = ", ".join(module.parametrizations)
         raise ValueError(

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..files import naming
+
 HERE, TORCH = (str(Path(file).parent) for file in (__file__, torch.__file__))
 SUMS = {"__add__": "add", "__radd__": "add", "__iadd__": "add"}
 VALUES = ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
@@ -44,31 +46,43 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.names = {id(module): name for name, module in model.named_modules()}
         self.calls: list[Call] = []
-        self._made: dict[int, int] = {}
+        self._made: dict[int, tuple[int, int | None]] = {}
         self._kept: list[torch.Tensor] = []  # so that no other tensor gets the same id
 
     def begin(self, x: torch.Tensor) -> None:
         """Take x for the input; its first axis is that of the samples."""
-        self.samples = len(x)
+        self.samples, self.dtype = len(x), x.dtype
         self._take(x, 0)
 
     def number_of(self, tensor: torch.Tensor) -> int | None:
-        """Return the number of the call that made a tensor, 0 for the input; None for others."""
-        return self._made.get(id(tensor))
+        """Return the number of the call that made a tensor, 0 for the input; None for others.
+
+        Raises ValueError for one that was changed since then, in part or by a view of it.
+        """
+        number, version = self._made.get(id(tensor), (None, None))
+        if number is not None and version != _version(tensor):
+            raise ValueError(
+                "expected a tensor as a layer made it, got one of which a part or a view was "
+                "changed in place"
+            )
+        return number
 
     def _take(self, tensor: torch.Tensor, number: int) -> None:
-        self._made[id(tensor)] = number
+        self._made[id(tensor)] = number, _version(tensor)
         self._kept.append(tensor)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """Call the function, and note it if it reads what depends on the input."""
         kwargs = kwargs or {}
-        found = map(self.number_of, _tensors((args, kwargs)))
-        reads = tuple(number for number in found if number is not None)
+        where = self._where()
+        with naming(f"{where}:"):
+            found = map(self.number_of, _tensors((args, kwargs)))
+            reads = tuple(number for number in found if number is not None)
         if not reads:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
-        where = self._where()
+        if name == "__get__":  # of an attribute
+            name = func.__self__.__name__
         if name in VALUES:
             raise ValueError(f"{where}: expected no use of the values of a tensor, got {name}")
         if kwargs.get("training") and (name != "dropout" or kwargs.get("p", 0.5)):
@@ -76,6 +90,8 @@ class Watch(TorchFunctionMode):
         out = func(*args, **kwargs)
         name = SUMS.get(name, name if name.startswith("__") else name.rstrip("_"))
         made = list(_tensors(out))
+        if other := [t.dtype for t in made if t.is_floating_point() and t.dtype != self.dtype]:
+            raise ValueError(f"{where}: expected {self.dtype} throughout, got {other[0]} of {name}")
         one = isinstance(out, torch.Tensor) and out.ndim and len(out) == self.samples
         shape = tuple(out.shape[1:]) if one else None
         if made:
@@ -101,6 +117,11 @@ class Watch(TorchFunctionMode):
                 return f"{line}, in module '{name}'" if name else line
             frame = frame.f_back
         return line or "model"
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Return how often the memory of a tensor was changed, by it or by views of it, if known."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _tensors(parts: object) -> Iterator[torch.Tensor]:
