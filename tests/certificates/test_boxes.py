@@ -16,6 +16,7 @@ from tinyspur.engine.held import Held, HeldKink
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
 LOSSES = [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), HuberLoss(1.0)]
 SLACK = 1e-12  # what the float results that are compared may be off by
@@ -72,6 +73,23 @@ def test_gradients_hessians_and_signals_are_in_their_enclosures(layout, sigma):
         check_inside(second.jacobian, held.jacobian(theta)[:, coordinates])
         if not size:
             assert second.hessian.radius.max() < 1e-9 * max(1, abs(hessian).max())
+
+
+def test_an_average_of_a_held_unit_and_inactive_ones_stays_the_largest_of_its_window():
+    net = Network((1, 4), (Conv(1, 1), AveragePool(2), MaxPool(2), Dense(1)))
+    x = np.array([[[0.0, -1, -1, -1]], [[1.0, 2, 1, 3]]])
+    held = Held(
+        net,
+        TrainingSet(x, np.ones((2, 1))),
+        SquaredLoss(),
+        [HeldKink(1, 0, np.zeros(1, int), np.zeros(1, int))],
+    )
+    radii = Parameters(net, np.full(net.size, 1e-9))
+    box = Box(Parameters(net, np.array([1.0, 0, 1, 0])), radii, Enclosure(np.zeros(1), np.ones(1)))
+    assert first_order(held, box, released=True).kept
+    held.data.x[0, 0, 0] = 1e-9  # as if held far from its kink: others may be larger
+    held.data.x[0, 0, 2] = 1e-9
+    assert not first_order(held, box, released=True).kept
 
 
 def test_a_pattern_that_may_change_is_noticed():

@@ -15,8 +15,10 @@ from tinyspur.certificates.enclosed_algebra import (
     doubled_product,
     doubled_residual,
     enclose_inverse,
+    gram,
     largest_eigenvalue,
     least_eigenvalue,
+    positive_bound,
     positive_definite,
     solve,
 )
@@ -294,6 +296,27 @@ def test_definiteness_is_shown_for_entries_of_any_size_and_never_for_what_is_sin
     assert not positive_definite(Enclosure(np.eye(2), np.full((2, 2), 0.5)))
     assert positive_definite(Enclosure(np.eye(2), np.full((2, 2), 0.49)))
     assert least_eigenvalue(Enclosure(np.eye(2), np.full((2, 2), np.inf))) == -math.inf
+
+
+def test_a_positive_bound_is_found_of_badly_scaled_matrices_too():
+    correlated, sizes = np.array([[1.0, 0.5], [0.5, 1]]), np.array([2.0**30, 2.0**-20])
+    A = correlated * sizes[:, None] * sizes
+    A = Enclosure(A, 0.1 * abs(A))  # all of them have a determinant and a diagonal above 0
+    assert least_eigenvalue(A) <= 0 and positive_definite(A)
+    a, b, c = Fraction(A.low[0, 0]), Fraction(A.high[0, 1]), Fraction(A.low[1, 1])
+    most = 2 * (a * c - b**2) / (a + c)  # the least eigenvalue of one: no more than 2 det / trace
+    assert 0 < positive_bound(A) <= most
+    assert positive_bound(exact(correlated)) == least_eigenvalue(exact(correlated)) > 0.499
+    assert positive_bound(exact(-correlated)) == positive_bound(exact(np.ones((2, 2)))) == 0
+
+
+def test_gram_matrices_are_enclosed():
+    A = np.random.default_rng(0).normal(size=(7, 5)) * 10.0 ** np.arange(-3, 2)
+    found, B = gram(A), np.vectorize(Fraction)(A)
+    for i, j in np.ndindex(5, 5):
+        value = sum(B[:, i] * B[:, j])
+        assert abs(value - Fraction(found.middle[i, j])) <= Fraction(found.radius[i, j])
+    assert (found.radius <= 1e-14 * np.sqrt(np.outer(*[(A**2).sum(axis=0)] * 2))).all()
 
 
 def test_a_device_gives_what_the_host_gives():

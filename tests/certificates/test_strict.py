@@ -4,8 +4,11 @@ import itertools
 from dataclasses import replace
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
+import strict_device
+from exact_algebra import solved
 from strict_problems import (
     AT_KINK,
     SQUARED,
@@ -17,7 +20,7 @@ from strict_problems import (
     with_background,
 )
 
-from tinyspur.certificates import certify, certify_strict
+from tinyspur.certificates import certify, certify_strict, round_down
 from tinyspur.certificates.growth import exists
 from tinyspur.certificates.stationary import find_stationary, near_kinks
 from tinyspur.datasets.samples import TrainingSet
@@ -27,7 +30,7 @@ from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.settle import settle
 from tinyspur.fitting.training import kaiming_start
-from tinyspur.layers import Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
 BELOW = 1 - 1e-9
 
@@ -79,17 +82,48 @@ def test_kinks_that_feed_kinks_are_certified_and_nothing_near_is_lower():
         assert exact_risk(near, data) >= Fraction(found.risk[0])
 
 
-def test_ties_of_max_poolings_are_kinks_too():
+def tied(theta, data):
+    """Return (window, sample) where two entries that are not 0 agree, by one sum for each unit."""
+    [[*filters], biases] = theta.W[1].weights, theta.b[1]
+    found = set()
+    for sample, [x] in enumerate(data.x):
+        x = [0.0, *x, 0.0]
+        for t, ([w], b) in enumerate(zip(filters, biases, strict=True)):
+            o = [max(0.0, sum(w * x[p : p + 3]) + b) for p in range(len(x) - 2)]
+            for p in range(0, len(o), 2):
+                if o[p] > 1e-9 and abs(o[p] - o[p + 1]) < 1e-9:
+                    found.add((t * (len(o) // 2) + p // 2, sample))
+    return found
+
+
+def test_ties_of_max_poolings_are_kinks_too_and_found_without_help():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 1, 4))
     data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
     net = Network((1, 4), (Conv(2), MaxPool(2), Dense(1)))
     end = settle(kaiming_start(net, seed=0), data, SQUARED, seconds=5)
-    found = certify_strict(end.theta, data, SQUARED, end.kinks)
-    assert any(kink.pairs is not None for kink in end.kinks)
-    assert found.holds and found.kinks == len(end.kinks) and found.frozen == 2
+    ties = {
+        place
+        for kink in near_kinks(end.theta, data, SQUARED, 1e-9)
+        if kink.pairs is not None
+        for place in zip(kink.units.tolist(), kink.samples.tolist(), strict=True)
+    }
+    assert len(ties) > 2 and ties == tied(end.theta, data)
+    found = certify_strict(end.theta, data, SQUARED)
+    assert found.holds and found.kinks == len(end.kinks)
     for near in corners(end.theta, found.radius * BELOW, 60):
         assert net.risk(near, data, SQUARED) >= found.risk[0] * (1 - 1e-14)
+
+
+def test_ties_of_averages_and_targets_that_are_met_are_found():
+    rng = np.random.default_rng(5)
+    x, loss = rng.normal(size=(20, 1, 8)), AbsoluteLoss()
+    data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
+    net = Network((1, 8), (Conv(2), AveragePool(2), MaxPool(2), Dense(1)))
+    end = settle(kaiming_start(net, seed=0), data, loss, seconds=5)
+    found = certify_strict(end.theta, data, loss)
+    assert {kink.layer for kink in end.kinks} == {1, 3, 5}
+    assert found.holds and found.kinks == len(end.kinks)
 
 
 def test_an_exact_smooth_minimum_of_relu_is_enclosed():
@@ -159,6 +193,61 @@ def test_huber_losses_are_certified_off_their_corners():
         assert theta.net.risk(near, data, HuberLoss(1.5)) >= found.risk[0] * (1 - 1e-14)
 
 
+def test_points_on_a_device_have_the_certificate_of_the_host():
+    theta, data = at_kink()
+    there = theta.to(strict_device)
+    assert isinstance(there.vector, strict_device.ndarray)
+    assert certify_strict(there, data, SQUARED) == certify_strict(theta, data, SQUARED)
+    single = moved(theta, 1e-9 * np.ones(4)).to(strict_device, np.float32)
+    assert certify_strict(single, data, SQUARED).holds
+    assert certify(there, data, SQUARED).kind == "strict"
+
+
+# How firm a minimum is
+
+
+def test_the_least_eigenvalue_and_the_room_of_a_multiplier_are_below_those_by_hand():
+    """With w, b, c free and a = 1: R_0 has residuals r_i = x_i w + b + c - y_i for x_i > 0, where
+    the tangent space of the kink at x = 0 is b = 0; and lambda = 1 / 6, C = 2 / 6.
+    """
+    theta, data = at_kink()
+    active, N = data.x[:, 0, 0] > 0, len(data)
+    J = np.stack([np.where(active, data.x[:, 0, 0], 0), np.ones(N)])  # in w and c
+    at_once = np.linalg.eigvalsh(J @ J.T / N)[0]
+    found = certify_strict(theta, data, SQUARED)
+    assert found.frozen == 1
+    assert 0.3 * at_once < found.eigenvalue <= at_once
+    assert 0.5 - 1e-9 < found.inside <= 0.5
+    assert f"least eigenvalue at least {round_down(found.eigenvalue)}" in str(found)
+    assert f"inside their bounds by a share of {round_down(found.inside)}" in str(found)
+
+
+def test_the_least_eigenvalue_is_below_that_of_fifty_digits():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(40, 1, 2))
+    y = np.tanh(x[:, 0, :1] - 0.5) + 0.3 * rng.normal(size=(40, 1))
+    data, net = TrainingSet(x, y), Network((1, 2), (Dense(1), Dense(1)), Tanh())
+    theta = settle(kaiming_start(net, seed=1), data, SQUARED, seconds=2).theta
+    found = certify_strict(theta, data, SQUARED)
+    assert found.free == 5
+    with mpmath.workdps(50):
+        w1, w2, b, a, c = map(mpmath.mpf, theta.vector.tolist())
+        H = mpmath.zeros(5)
+        for (x1, x2), [target] in zip(x[:, 0].tolist(), y.tolist(), strict=True):
+            s = mpmath.tanh(w1 * x1 + w2 * x2 + b)
+            d, bend, read = 1 - s**2, -2 * s * (1 - s**2), [x1, x2, 1]
+            J = mpmath.matrix([a * d * x1, a * d * x2, a * d, s, 1])
+            r = a * s + c - target
+            H += J * J.T / 40
+            for i in range(3):
+                for j in range(3):
+                    H[i, j] += r * a * bend * read[i] * read[j] / 40
+                H[i, 3] += r * d * read[i] / 40
+                H[3, i] += r * d * read[i] / 40
+        least = min(mpmath.eigsy(H, eigvals_only=True))
+    assert float(least) * 0.999 < found.eigenvalue <= float(least) * (1 + 1e-9)
+
+
 # What is missing
 
 
@@ -176,6 +265,20 @@ def test_a_multiplier_outside_its_bounds_is_refused(target):
     found = certify_strict(theta, data, SQUARED, near_kinks(theta, data, SQUARED, 1e-9))
     assert not found.holds and found.kinks == 1
     assert "multiplier" in found.obstacle
+
+
+def test_each_coordinate_has_a_radius_of_its_own_with_the_exact_minimum_inside():
+    rng = np.random.default_rng(0)
+    x = rng.integers(-9, 10, size=(20, 1, 2)) * np.array([256.0, 2**-8])
+    data = TrainingSet(x, rng.integers(-9, 10, size=(20, 1)).astype(float))
+    A = np.column_stack([x[:, 0], np.ones(20)])
+    net, fit = Network((1, 2), (Dense(1),)), np.linalg.lstsq(A, data.y[:, 0], rcond=None)[0]
+    proved = exists(find_stationary(Parameters(net, fit), data, SQUARED, [], True))
+    exact_A, exact_y = np.vectorize(Fraction)(A), np.vectorize(Fraction)(data.y[:, 0])
+    off = np.vectorize(Fraction)(proved.at.theta.vector)
+    values = solved(exact_A.T @ exact_A, exact_A.T @ exact_y)
+    assert all(abs(off - values) <= np.vectorize(Fraction)(proved.free_radius))
+    assert proved.free_radius[0] < 0.1 * proved.free_radius[1]
 
 
 def test_moved_multipliers_have_no_stationary_point_near():
@@ -209,6 +312,15 @@ def test_a_flat_direction_that_no_symmetry_explains_is_refused():
     data, net = TrainingSet(x, rng.normal(size=(12, 1))), Network((1, 3), (Dense(1),))
     found = certify_strict(settle(kaiming_start(net), data, SQUARED).theta, data, SQUARED)
     assert not found.holds and found.obstacle == "1 flat direction that no symmetry explains"
+
+
+def test_a_point_too_far_from_its_minimum_is_told_what_ends_the_radius_around_it():
+    theta, data = at_kink()
+    kinks = near_kinks(theta, data, SQUARED, 1e-9)
+    found = certify_strict(moved(theta, [0.2, 0.1, 0, -0.1]), data, SQUARED, kinks)
+    assert not found.holds and found.distance == np.inf
+    assert found.obstacle.startswith("an exact stationary point is within 0.17, but that")
+    assert found.obstacle.endswith("as the Hessian may have an eigenvalue of 0 beyond")
 
 
 def test_a_saddle_is_refused():

@@ -10,15 +10,19 @@ import numpy as np
 
 from ..engine.floats import EPSILON, gamma
 from ..engine.held import Held
+from ..engine.held_steps import Members
 from ..engine.losses import AbsoluteLoss, SquaredLoss
 from ..engine.sweeps import patches_of
+from ..engine.threads import in_order
 from ..layers import WeightMatrix
 from .boxes import Box, BoxStep, backward, column, forward, members_of, times, top
 from .enclosed_functions import activated
 from .enclosed_losses import loss_curvature
-from .enclosures import Enclosure
+from .enclosures import Enclosure, concatenate
 
-SWEPT = 2**20  # numbers in the derivatives of a layer that are held at once
+ROWS = 2**12  # of the derivatives of a layer, units times samples, that a thread takes at once
+FEWEST = 64  # samples that it takes at once, if they and their derivatives are no more than
+LARGEST = 2**24  # numbers
 
 
 class Second(NamedTuple):
@@ -30,65 +34,158 @@ class Second(NamedTuple):
 
 def second_order(held: Held, box: Box, coordinates: np.ndarray) -> Second:
     """Enclose the Hessian of L and the gradients of v_K in chosen coordinates, ascending."""
-    q, kinks = len(coordinates), len(held.kinks)
+    q, kinks, count = len(coordinates), len(held.kinks), len(held.data)
     y, total = held.data.y.T.astype(np.float64), _Sum(q)
     rows_of_Z = Enclosure(np.zeros((kinks, q)), np.zeros((kinks, q)))
-    widest = max(W.shape[0] for W in box.theta.W.values()) * max(q, 1)
-    size = max(1, SWEPT // widest)
-    x = held.data.x.reshape(len(held.data), -1)
-    for start in range(0, len(x), size):
-        rows = slice(start, min(len(x), start + size))
+    widest = max(W.shape[0] for W in box.theta.W.values())
+    x, size = held.data.x.reshape(count, -1), max(FEWEST, ROWS // widest)
+    size = max(1, min(size, LARGEST // (widest * max(q, 1))))
+
+    def part(rows: slice) -> _Sum:
         columns = np.ascontiguousarray(x[rows].T, dtype=np.float64)
-        members = members_of(held, rows)
+        members, some = members_of(held, rows), _Sum(q)
         trace, _ = forward(held, box, columns, members)
         delta, _ = top(held, trace[-1].o, y[:, rows], members)
-        deltas, _, above = backward(trace, members, delta, box.multipliers, len(x), above=True)
+        deltas, _, above = backward(trace, members, delta, box.multipliers, count, above=True)
         moved = None
         for (step, below, moved), dz, do in zip(
             sweep(held, trace, coordinates), deltas, above, strict=True
         ):
             _take(rows_of_Z, step.layer, members, below, moved)
-            if step.trained and below is not None:
-                _add_products(total, held, step, coordinates, dz, below)
+            if step.trained and below is not None and below.width:
+                _add_products(some, held, step, dz, below, moved)
             if step.activation is not None and not step.activation.piecewise_linear:
                 bends = do * activated(step.activation, step.z, 2)
-                total.add(moved, column(bends) * moved)
+                _add_bends(some, bends, moved)
         _take(rows_of_Z, held.net.depth + 1, members, None, moved)
-        if moved is not None:
-            _add_curvature(total, held, trace[-1].o, y[:, rows], moved)
+        if moved is not None and moved.width:
+            _add_curvature(some, held, trace[-1].o, y[:, rows], moved.full())
+        return some
+
+    blocks = [slice(start, min(count, start + size)) for start in range(0, count, size)]
+    for some in in_order(part, blocks, np):
+        total.add_sum(some)
     return Second(total.found(), rows_of_Z)
+
+
+class Moved(NamedTuple):
+    """The derivatives of units in coordinates of the layers up to there.
+
+    `below` (n, N, start) are those in the first coordinates, of the layers below the last one with
+    parameters; `own` (n, N, weights + 1) those in the weights and the bias of the map of that layer
+    that the unit moves with, chosen or not. For each map `chosen` are the numbers of those that are
+    coordinates, and their places among all coordinates.
+    """
+
+    below: Enclosure
+    own: Enclosure
+    chosen: list[tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def width(self) -> int:
+        """Return the number of coordinates."""
+        return self.below.shape[2] + sum(len(places) for _, places in self.chosen)
+
+    def of_map(self, t: int) -> tuple[Enclosure, np.ndarray]:
+        """Return the derivatives of the units of a map in what they move with, and its places."""
+        weights, places = self.chosen[t]
+        units = self.units(t)
+        parts = [self.below[units], self.own[units][:, :, weights]]
+        return concatenate(parts, axis=2), np.append(np.arange(self.below.shape[2]), places)
+
+    def units(self, t: int) -> slice:
+        """Return the units of a map."""
+        count = len(self.below) // len(self.chosen)
+        return slice(t * count, (t + 1) * count)
+
+    def full(self) -> Enclosure:
+        """Return the derivatives in all coordinates up to there, (n, N, width)."""
+        shape = *self.below.shape[:2], self.width
+        found = Enclosure(np.zeros(shape), np.zeros(shape))
+        for t in range(len(self.chosen)):
+            values, places = self.of_map(t)
+            found.middle[self.units(t)][:, :, places] = values.middle
+            found.radius[self.units(t)][:, :, places] = values.radius
+        return found
+
+    def at(self, units: np.ndarray, columns: np.ndarray) -> Enclosure:
+        """Return the derivatives of units, each at one of the columns, (units, width)."""
+        one = Moved(self.below[units, columns], self.own[units, columns], self.chosen)
+        found = Enclosure(*(np.zeros((len(units), self.width)) for _ in range(2)))
+        start, maps = one.below.shape[1], units * len(self.chosen) // len(self.below)
+        for name in ("middle", "radius"):
+            into, own = getattr(found, name), getattr(one.own, name)
+            into[:, :start] = getattr(one.below, name)
+            for row, t in enumerate(maps):
+                weights, places = self.chosen[t]
+                into[row, places] = own[row, weights]
+        return found
 
 
 def sweep(
     held: Held, trace: list[BoxStep], coordinates: np.ndarray
-) -> Iterator[tuple[BoxStep, Enclosure | None, Enclosure | None]]:
+) -> Iterator[tuple[BoxStep, Moved | None, Moved | None]]:
     """Yield each step with the derivatives of o^{l-1} and z^l in the coordinates up to there.
 
-    They are (n, N, q), None below the first layer that has some.
+    They are None below the first layer with parameters.
     """
-    below = None
+    moved = None
     for step in trace:
-        n, N = step.z.shape
-        moved, start = None, 0 if below is None else below.shape[2]
-        if below is not None:
-            W = step.W.repeated(start)
-            flat = Enclosure(
-                below.middle.reshape(-1, N * start), below.radius.reshape(-1, N * start)
-            )
-            moved = times(W, flat, step.R).reshape(n, N, start)
+        below = moved
         if step.trained:
-            moved = _with_own(held, step, coordinates, moved, start)
-        if moved is not None and not moved.shape[2]:
-            moved = None
+            chosen = own_coordinates(held, step.layer, coordinates)
+            moved = Moved(_moved_by(step, below), _own(step), chosen)
+        elif below is not None:
+            parts = [_times(step.W, part) for part in below[:2]]
+            moved = Moved(*parts, below.chosen)
         yield step, below, moved
         if moved is not None and step.slopes is not None:
-            slopes = step.slopes
-            moved = (
-                moved * slopes[:, :, None]
-                if isinstance(slopes, np.ndarray)
-                else moved * column(slopes)
-            )
-        below = moved
+            parts = [_times_slopes(part, step.slopes) for part in moved[:2]]
+            moved = Moved(*parts, moved.chosen)
+
+
+def _moved_by(step: BoxStep, below: Moved | None) -> Enclosure:
+    """Return the derivatives of z^l in the coordinates of the layers below, (n, N, width)."""
+    (n, N), width = step.z.shape, 0 if below is None else below.width
+    found = Enclosure(np.zeros((n, N, width)), np.zeros((n, N, width)))
+    if not width:
+        return found
+    parts = [(_times(step.W, below.below, step.R), np.arange(below.below.shape[2]))]
+    for t, (weights, places) in enumerate(below.chosen):
+        own = below.own[below.units(t)][:, :, weights]
+        parts.append((_times(step.W.of_map(t), own, step.R.of_map(t)), places))
+    for values, places in parts:
+        found.middle[:, :, places], found.radius[:, :, places] = values.middle, values.radius
+    return found
+
+
+def _times(W: WeightMatrix, a: Enclosure, R: WeightMatrix | None = None) -> Enclosure:
+    """Return W times the derivatives (n, N, k) of what it reads, for all matrices within R of W."""
+    _, N, k = a.shape
+    if not k:
+        return Enclosure(np.zeros((W.shape[0], N, 0)), np.zeros((W.shape[0], N, 0)))
+    return times(W.repeated(k), a.reshape(-1, N * k), R).reshape(-1, N, k)
+
+
+def _own(step: BoxStep) -> Enclosure:
+    """Return the derivatives of z^l in the weights and the bias of the unit's own map."""
+    T, parts = step.W.maps_out, []
+    for part in (step.below.middle, step.below.radius):
+        read = reads(step.W, part).transpose(0, 2, 3, 1)  # (groups, positions, N, weights + 1)
+        read = read.repeat(T // len(read), axis=0)
+        parts.append(read.reshape(-1, *read.shape[2:]))
+    parts[1][:, :, -1] = 0
+    return Enclosure(*parts)
+
+
+def _times_slopes(moved: Enclosure, slopes: Enclosure | np.ndarray) -> Enclosure:
+    """Return derivatives of o^l from those of z^l."""
+    if isinstance(slopes, Enclosure):
+        return moved * column(slopes)
+    if ((slopes == 0) | (slopes == 1)).all():  # nothing rounds
+        slopes = slopes[:, :, None]
+        return Enclosure(moved.middle * slopes, moved.radius * slopes)
+    return moved * slopes[:, :, None]
 
 
 def own_coordinates(
@@ -115,53 +212,40 @@ def reads(W: WeightMatrix, o: np.ndarray) -> np.ndarray:
     return np.concatenate([patches, ones], axis=1)
 
 
-def _with_own(
-    held: Held, step: BoxStep, coordinates: np.ndarray, moved: Enclosure | None, start: int
-) -> Enclosure:
-    """Return the derivatives with those in the layer's own weights and biases beside them."""
-    (n, N), maps = step.z.shape, step.W.maps_out
-    own = own_coordinates(held, step.layer, coordinates)
-    stop = start + sum(len(places) for _, places in own)
-    middle, radius = np.zeros((n, N, stop)), np.zeros((n, N, stop))
-    if moved is not None:
-        middle[:, :, :start], radius[:, :, :start] = moved.middle, moved.radius
-    read = Enclosure(reads(step.W, step.below.middle), reads(step.W, step.below.radius))
-    read.radius[:, -1] = 0
-    for t, (weights, places) in enumerate(own):
-        group = t * step.W.groups // maps
-        for into, values in ((middle, read.middle), (radius, read.radius)):
-            found = values[group, weights].transpose(1, 2, 0)
-            into.reshape(maps, n // maps, N, stop)[t][:, :, places] = found
-    return Enclosure(middle, radius)
-
-
 def _add_products(
-    total: _Sum, held: Held, step: BoxStep, coordinates: np.ndarray, dz: Enclosure, below: Enclosure
+    total: _Sum, held: Held, step: BoxStep, dz: Enclosure, below: Moved, moved: Moved
 ) -> None:
     """Add the terms of the Hessian that are linear in this layer's weights and in those below."""
-    (n, N), q, T = step.z.shape, below.shape[2], step.W.maps_out
-    own = own_coordinates(held, step.layer, coordinates)
-    wanted = max((len(places) for _, places in own), default=0)
-    if not wanted:
-        return
+    (n, N), T = step.z.shape, step.W.maps_out
     K = math.prod(held.net.slots[step.layer].shape[1:])
     share = gamma(n // T * N)
     d, r = dz.middle.reshape(T, -1), dz.radius.reshape(T, -1)
     for c in range(step.W.maps_in):
-        sides = []
-        for part in (below.middle, below.radius):
-            maps = part.reshape(step.W.maps_in, step.W.positions_in, N * q)
-            sides.append(step.W.gathered(maps[c]).reshape(-1, n // T * N, q))
+        values, columns = below.of_map(c)
+        q, sides = len(columns), []
+        if not q:
+            continue
+        for part in (values.middle, values.radius):
+            flat = np.ascontiguousarray(part).reshape(-1, N * q)
+            sides.append(step.W.gathered(flat).reshape(-1, n // T * N, q))
         m, e = sides
         readers, first = step.W.readers(c), c * len(m) % K
         dz, rz = d[readers], r[readers]
         middle = dz @ m  # (K', readers, q)
         off = abs(dz) @ (e + share * abs(m)) + rz @ (abs(m) + e)
-        for t, (weights, places) in enumerate(own[readers]):
+        for t, (weights, places) in enumerate(moved.chosen[readers]):
             inside = (weights >= first) & (weights < first + len(m)) & (weights < K)
             if inside.any():
                 k, rows = weights[inside] - first, places[inside]
-                total.add_block(rows, q, middle[k, t], off[k, t] * (1 + 4 * share))
+                total.add_block(rows, columns, middle[k, t], off[k, t] * (1 + 4 * share))
+
+
+def _add_bends(total: _Sum, bends: Enclosure, moved: Moved) -> None:
+    """Add what the curvature of an activation contributes, `bends` (n, N) times it."""
+    for t in range(len(moved.chosen)):
+        values, places = moved.of_map(t)
+        if len(places):
+            total.add(values, column(bends[moved.units(t)]) * values, places)
 
 
 def _add_curvature(total: _Sum, held: Held, o: Enclosure, y: np.ndarray, moved: Enclosure) -> None:
@@ -180,14 +264,15 @@ class _Sum:
     def __init__(self, q: int):
         self.middle, self.radius = np.zeros((q, q)), np.zeros((q, q))
 
-    def add(self, A: Enclosure, B: Enclosure) -> None:
-        """Add sum over units and samples of A^T B to the first rows and columns."""
+    def add(self, A: Enclosure, B: Enclosure, places: np.ndarray | None = None) -> None:
+        """Add sum over units and samples of A^T B to the first rows and columns, or to `places`."""
         q = A.shape[2]
         A, B = A.reshape(-1, q), B.reshape(-1, q)
         share = gamma(len(A.middle))
         off = abs(A.middle).T @ (B.radius + share * abs(B.middle))
         off += A.radius.T @ (abs(B.middle) + B.radius)
-        self._put(slice(q), slice(q), A.middle.T @ B.middle, off * (1 + 4 * share))
+        places = np.arange(q) if places is None else places
+        self._put(np.ix_(places, places), A.middle.T @ B.middle, off * (1 + 4 * share))
 
     def add_square(self, A: Enclosure, factor: float) -> None:
         """Add `factor` times the sum over units and samples of A^T A."""
@@ -201,36 +286,48 @@ class _Sum:
             off = off + half + half.T
         middle = A.middle.T @ A.middle
         self._put(
-            slice(q),
-            slice(q),
+            (slice(q), slice(q)),
             factor * middle,
             factor * off * (1 + 8 * share) + 2 * EPSILON * abs(factor * middle),
         )
 
-    def add_block(self, rows: np.ndarray, q: int, middle: np.ndarray, off: np.ndarray) -> None:
+    def add_block(
+        self, rows: np.ndarray, columns: np.ndarray, middle: np.ndarray, off: np.ndarray
+    ) -> None:
         """Add a block and its transpose."""
-        self._put(rows, slice(q), middle, off)
-        self._put(slice(q), rows, middle.T, off.T)
+        self._put(np.ix_(rows, columns), middle, off)
+        self._put(np.ix_(columns, rows), middle.T, off.T)
 
-    def _put(self, rows, columns, middle: np.ndarray, off: np.ndarray) -> None:
-        self.middle[rows, columns] += middle
-        self.radius[rows, columns] += off + 2 * EPSILON * (abs(self.middle[rows, columns]) + off)
+    def add_sum(self, other: _Sum) -> None:
+        """Add another sum, of other samples."""
+        self._put(slice(None), other.middle, other.radius)
+
+    def _put(self, where: tuple | slice, middle: np.ndarray, off: np.ndarray) -> None:
+        self.middle[where] += middle
+        self.radius[where] += off + 2 * EPSILON * (abs(self.middle[where]) + off)
 
     def found(self) -> Enclosure:
         return Enclosure(self.middle, self.radius * (1 + 1e-9)).wider(1e-300)
 
 
-def _take(rows, layer, members, below, moved) -> None:
+def _take(
+    rows: Enclosure,
+    layer: int,
+    members: dict[int, Members],
+    below: Moved | None,
+    moved: Moved | None,
+) -> None:
     """Write the gradients of v_k at one layer to `rows`; `moved` are those of z^l."""
     some = members.get(layer)
-    if some is None or moved is None:
+    if some is None:
         return
-    columns, which, width = some.columns[some.first], some.which[some.first], moved.shape[2]
-    if some.pairs is None:
-        found = moved[some.units[some.first], columns]
-    elif below is not None:
+    columns, which = some.columns[some.first], some.which[some.first]
+    if some.pairs is None and moved is not None:
+        found = moved.at(some.units[some.first], columns)
+    elif some.pairs is not None and below is not None:
         a, b = some.pairs[some.first].T
-        found, width = below[a, columns] - below[b, columns], below.shape[2]
+        found = below.at(a, columns) - below.at(b, columns)
     else:
         return
+    width = found.shape[1]
     rows.middle[which, :width], rows.radius[which, :width] = found.middle, found.radius

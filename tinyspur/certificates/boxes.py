@@ -146,6 +146,8 @@ def forward(
             maps = _by_map(z, W.maps_out)
             biases = Enclosure(box.theta.b[layer][:, None], box.radii.b[layer][:, None])
             z = (maps + biases).reshape(*z.shape)
+        elif not isinstance(W, SelectionMatrix):
+            z = _not_negative(z, (W @ (below.low < 0).astype(float)) == 0)
         sigma, slopes, o = middle.activation, None, z
         if isinstance(W, SelectionMatrix):
             kept = kept and _choice_kept(W, below, some)
@@ -220,6 +222,13 @@ def times(W: WeightMatrix, x: Enclosure, R: WeightMatrix | None = None) -> Enclo
     if isinstance(W, TransposedMatrix):  # whose rows may be longer
         found = found.wider(gamma(W.shape[1]) * (abs(W) @ abs(x.middle)))
     return found
+
+
+def _not_negative(z: Enclosure, sure: np.ndarray) -> Enclosure:
+    """Return the enclosure of averages that are 0 or more where all that they are of is."""
+    sure = sure & (z.low < 0)
+    half = z.high * (0.5 + EPSILON)  # from 0 on, exactly
+    return Enclosure(np.where(sure, half, z.middle), np.where(sure, half, z.radius))
 
 
 def _choice_kept(W: SelectionMatrix, o: Enclosure, some: Members | None) -> bool:

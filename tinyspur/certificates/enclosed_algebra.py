@@ -164,15 +164,20 @@ def _identity(P: Array) -> Array:
 def positive_definite(A: Enclosure) -> bool:
     """Return whether all symmetric matrices in A (n, n) are proved to be positive definite.
 
-    Rows and columns are scaled by powers of two first, which doesn't change it, so that diagonal
-    entries of very different sizes do no harm.
+    As they are, or with rows and columns scaled by powers of two, which doesn't change it, so that
+    diagonal entries of very different sizes do no harm.
     """
     A = _on_host(A)
-    diagonal = np.diag(A.middle)
-    if not (diagonal > 0).all():
+    scale = _scale(A)
+    if scale is None or not np.isfinite(A.radius).all():
         return False
-    scale = np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2))
-    return least_eigenvalue(A * scale[:, None] * scale) > 0
+    for scaled in (A, A * scale[:, None] * scale):
+        diagonal = np.diag(scaled.middle)
+        shift = 1.01 * spectral_bound(scaled.radius) + 3 * gamma(len(A)) * float(diagonal.sum())
+        rest = _off_factored(scaled, shift)
+        if rest is not None and rest < shift:
+            return True
+    return False
 
 
 def least_eigenvalue(A: Enclosure) -> float:
@@ -185,19 +190,52 @@ def least_eigenvalue(A: Enclosure) -> float:
     A = _on_host(A)
     if not np.isfinite(A.radius).all():
         return -math.inf
-    eigenvalues, identity = np.linalg.eigvalsh(A.middle), np.eye(len(A))
+    eigenvalues = np.linalg.eigvalsh(A.middle)
     step = 4 * gamma(len(A)) * float(abs(eigenvalues).max())
     for _ in range(ATTEMPTS):
         shift = float(eigenvalues[0]) - step
-        try:
-            R = scipy.linalg.cholesky(A.middle - shift * identity)
-        except np.linalg.LinAlgError:
-            step *= 8
-            continue
-        D = A - exact(shift * identity) - exact(R.T) @ exact(R)
-        found = (exact(np.array(shift)) - exact(np.array(_spectral_bound(D.magnitude)))).low
-        return float(found)
+        rest = _off_factored(A, shift)
+        if rest is not None:
+            return float((exact(np.array(shift)) - exact(np.array(rest))).low)
+        step *= 8
     return -math.inf
+
+
+def positive_bound(A: Enclosure) -> float:
+    """Return a proved bound > 0 below all eigenvalues of all matrices in A (n, n), or 0.
+
+    Where A as it is doesn't show one, that of S A S divided by the largest s^2, for the scaling S
+    of `positive_definite`: x^T A x >= m |S^-1 x|^2 if no eigenvalue of S A S is below m > 0.
+    """
+    A = _on_host(A)
+    found, scale = least_eigenvalue(A), _scale(A)
+    if found > 0 or scale is None:
+        return max(0.0, found)
+    return max(0.0, least_eigenvalue(A * scale[:, None] * scale)) / float(scale.max()) ** 2
+
+
+def _scale(A: Enclosure) -> np.ndarray | None:
+    """Return powers of two that make the diagonal about 1, None unless it is positive."""
+    diagonal = np.diag(A.middle)
+    return np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2)) if (diagonal > 0).all() else None
+
+
+def _off_factored(A: Enclosure, shift: float) -> float | None:
+    """Return a bound of |A - shift I - R^T R|_2 for a float Cholesky factor R, None without one."""
+    shifted = exact(shift * np.eye(len(A)))
+    try:
+        R = scipy.linalg.cholesky(A.middle - shifted.middle)
+    except np.linalg.LinAlgError:
+        return None
+    return spectral_bound((A - shifted - gram(R)).magnitude)
+
+
+def gram(A: np.ndarray) -> Enclosure:
+    """Return an enclosure of A^T A, A (m, n), with the rounding errors by Cauchy's inequality."""
+    share = gamma(len(A) + 2)
+    lengths = np.sqrt((A**2).sum(axis=0)) * (1 + 2 * share) + SMALLEST**0.5
+    off = share * lengths[:, None] * lengths + 4 * len(A) * SMALLEST
+    return sound(A.T @ A, off * WIDER)
 
 
 def largest_eigenvalue(A: Enclosure) -> float:
@@ -205,7 +243,7 @@ def largest_eigenvalue(A: Enclosure) -> float:
     return -least_eigenvalue(-A)
 
 
-def _spectral_bound(D: np.ndarray) -> float:
+def spectral_bound(D: np.ndarray) -> float:
     """Return an upper bound of the spectral norms of symmetric matrices of entries up to D.
 
     It is at most max_i (D v)_i / v_i for any v > 0 (Collatz and Wielandt): v is that of a few power

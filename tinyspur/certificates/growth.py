@@ -42,7 +42,7 @@ from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix
 from .box_hessians import Second, second_order
 from .boxes import Box, First, first_order, forward, members_of, signal_bounds
-from .enclosed_algebra import least_eigenvalue, positive_definite
+from .enclosed_algebra import positive_definite, spectral_bound
 from .enclosures import Enclosure, exact
 from .free import Flow
 from .stationary import Stationary
@@ -50,6 +50,10 @@ from .stationary import Stationary
 ROOM = 1.5  # times what x moves by to first order is what it may
 TRIES = 16  # of a radius
 CLOSE = 1.3  # times the radius found is no longer one
+FLOOR = 1e-3  # of the largest radius: none is smaller
+ROUNDS = 20  # of what the errors of the Hessian add to the radii
+FAR = 1e3  # times the first step: what grows beyond is not expected to converge
+LARGEST = 1e18  # factor of the squares of v_k that is tried
 SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
 
 
@@ -80,22 +84,39 @@ def exists(at: Stationary) -> Proved | str:
     thin = box_around(at, np.zeros(n), 0.0, np.zeros(K))
     seen = first_order(at.held, thin)
     if not seen.kept:
-        return "rounding errors may change the pattern of a unit"
+        return "a unit is so near its kink that rounding errors may change its pattern"
     F = _joined(seen.gradient[at.coordinates.free], seen.values)
     step = (exact(at.inverse) @ F).magnitude
-    sizes = [2 * float(part.max()) if len(part) else 0.0 for part in (step[:n], step[n:])]
+    radii = 2 * _not_much_smaller(step, n)
     for _ in range(4):
-        radii = np.repeat(sizes, (n, K))
         box = box_around(at, radii[:n], 0.0, radii[n:])
         second = second_order(at.held, box, at.coordinates.moving)
         E = _error(at, second).magnitude
         if np.isfinite(E).all() and ((step + E @ radii) * SMALL < radii).all():
             first = first_order(at.held, box)
             if not first.kept:
-                return "a unit may change its pattern before the stationary point is reached"
+                return (
+                    f"an exact stationary point is within {radii[:n].max(initial=0):.1e}, but a "
+                    "unit may change its pattern on the way to it"
+                )
             return Proved(at, radii[:n], radii[n:], first, second)
-        sizes = [8 * size for size in sizes]
-    return "no exact stationary point was shown to be near"
+        needed = step
+        for _ in range(ROUNDS):
+            needed = step + E @ needed
+        if not np.isfinite(needed).all() or needed.max() > FAR * step.max():
+            needed = 4 * radii
+        radii = 2 * _not_much_smaller(needed, n)
+    return (
+        "no exact stationary point was shown to be near: the Hessian is so close to singular that "
+        f"rounding errors of up to {F.magnitude.max():.1e} of the gradient may move it by "
+        f"{step.max():.1e}"
+    )
+
+
+def _not_much_smaller(sizes: np.ndarray, n: int) -> np.ndarray:
+    """Return sizes, of n coordinates and of multipliers, none much smaller than the largest."""
+    parts = [np.maximum(part, FLOOR * part.max(initial=0)) for part in (sizes[:n], sizes[n:])]
+    return np.concatenate(parts)
 
 
 def split(at: Stationary, second: Second) -> tuple[Enclosure, Enclosure]:
@@ -232,7 +253,7 @@ class Growth:
         self.flow = at.coordinates.flow(at.held, thin)
         self.tangents = self._tangents()
         self.tangent = float(self.tangents.min(initial=np.inf))
-        self.weights = None
+        self.weights, self.obstacle = None, ""
 
     def _tangents(self) -> np.ndarray:
         """Return the eigenvalues of the Hessian on the tangent space, in floats."""
@@ -244,17 +265,19 @@ class Growth:
         unit = mu / np.maximum(abs(self.Z).sum(axis=1), 1e-300)
         goal, factor = share * self.tangent, 1e-6
         if not len(self.tangents):
-            goal, factor = 1e-3 * float(abs(self.H).max()), 1.0
-        for _ in range(80):
-            least = np.linalg.eigvalsh(self.H + (self.Z.T * (factor * unit / 2)) @ self.Z)[0]
-            if least >= goal:
-                break
-            factor *= 2
+            goal, factor = 1e-3 * float(abs(self.H).max(initial=0)), 1.0
+        H, square = self.H - goal * np.eye(len(self.H)), (self.Z.T * (unit / 2)) @ self.Z
+        while factor < LARGEST and not _factored(H + factor * square):
+            factor *= 16
+        for _ in range(3):
+            if _factored(H + factor / 2 * square):
+                factor /= 2
         return factor * unit
 
     def holds(self, rho: float) -> bool:
         """Return whether the lemma is shown for all parameters within rho of theta*."""
         at, proved = self.at, self.proved
+        self.obstacle = "the frozen coordinates do not follow from the others beyond"
         if self.flow is None:
             return False
         reach = np.maximum(ROOM * self.flow.free, 1.0) * rho
@@ -265,7 +288,12 @@ class Growth:
         )
         first = first_order(at.held, box, released=True)
         room = rooms(at, first.signals, box.multipliers)
-        if not first.kept or not (room > 0).all():
+        if not first.kept:
+            self.obstacle = "a unit or a max pooling may change its piece beyond"
+            return False
+        if not (room > 0).all():
+            worst = at.held.kinks[int(room.argmin())]
+            self.obstacle = f"a multiplier may leave its bounds beyond, of {worst}"
             return False
         flow = at.coordinates.flow(at.held, box)
         if flow is None or not (flow.free * rho <= reach).all():
@@ -279,13 +307,14 @@ class Growth:
         if len(at.coordinates.frozen):
             apart = apart + flow.free * rho
         largest = Z.magnitude @ apart * SMALL
+        self.obstacle = "the Hessian may have an eigenvalue of 0 beyond"
         weights = np.minimum(self.weights, 2 * mu / np.maximum(largest, 1e-300)) / SMALL
         if not len(H):
             return True
         matrix = penalised(H, Z, weights)
         least = float(np.linalg.eigvalsh(matrix.middle)[0])
-        self.expected = 0.8 * rho * least / float(np.linalg.norm(matrix.radius, 2))
-        return least_eigenvalue(matrix) > 0 or positive_definite(matrix)
+        self.expected = 0.8 * rho * least / spectral_bound(matrix.radius)
+        return positive_definite(matrix)
 
     def radius(self, start: float) -> float:
         """Return the largest rho found for which the lemma holds, 0 if none.
@@ -309,6 +338,15 @@ class Growth:
             else:
                 rho = 8 * low if low else high / 8
         return low
+
+
+def _factored(A: np.ndarray) -> bool:
+    """Return whether A has a Cholesky factor, in floats."""
+    try:
+        np.linalg.cholesky(A)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def penalised(H: Enclosure, Z: Enclosure, weights: np.ndarray) -> Enclosure:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ import scipy.linalg
 from ..datasets.samples import TrainingSet
 from ..engine.equal_kinks import EqualKinks
 from ..engine.held import Held, HeldKink
-from ..engine.held_steps import steps
+from ..engine.held_steps import HeldStep, steps
 from ..engine.losses import AbsoluteLoss, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
@@ -80,35 +82,85 @@ def find_stationary(
 
 
 def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -> list[HeldKink]:
-    """Return the kinks that theta is near, equal ones as one, from the first layer on."""
+    """Return the kinks that theta is near, equal ones as one, from the first layer on.
+
+    Those of units, ties of two entries in windows of max poolings, and targets that are met by the
+    outputs of the absolute loss.
+    """
     check_at(theta, data, loss)
     net, kinks = theta.net, []
     columns = np.ascontiguousarray(data.x.reshape(len(data), -1).T, dtype=np.float64)
-    layers = [*net.kinked_layers, *([net.depth + 1] * isinstance(loss, AbsoluteLoss))]
-    for layer in layers:
+    for layer in (*net.pattern_layers, *([net.depth + 1] * isinstance(loss, AbsoluteLoss))):
         held = Held(net, data, loss, kinks)
-        trace = steps(theta, columns, members_of(held, slice(None)))
-        level = min(layer, net.depth)
-        step = trace[level - 1]
-        z = step.z if layer <= net.depth else step.z - data.y.T
-        if step.W.weights is None:
-            continue
-        sizes = step.W.support_sums(abs(step.below))  # by which a move of W and b moves z
-        largest = float(abs(step.W.weights).max())
-        if step.b is not None:
-            sizes, largest = sizes + 1, max(largest, float(abs(step.b).max()))
-        maps = z.reshape(step.W.maps_out, step.W.positions_out, -1)
-        near = ((abs(maps) <= share * largest * sizes) & (sizes > 0)).reshape(z.shape)
-        if near.any():
-            equal, left = EqualKinks(theta, data, held), near.copy()
-            for unit, sample in np.argwhere(near):
-                if left[unit, sample]:
-                    kink = equal.kink(layer, int(unit), int(sample))
-                    left[kink.units, kink.samples] = False
+        trace = steps(theta, columns, members_of(held, slice(None)))[:layer]
+        if layer in net.max_layers:
+            found = _near_ties(trace, EqualKinks(theta, data, held), share)
+        else:
+            found = _near_units(trace, data, held, theta, share)
+        known = np.zeros((math.prod(net.shapes[min(layer, net.depth)]), len(data)), dtype=bool)
+        for unit, sample, find in found:
+            if not known[unit, sample]:
+                kink = find()
+                known[unit, sample] = True
+                if kink is not None:
+                    known[kink.units, kink.samples] = True
                     kinks.append(kink)
-                if len(kinks) > net.size:  # their gradients are dependent
-                    return kinks
+            if len(kinks) > net.size:  # their gradients are dependent
+                return kinks
     return kinks
+
+
+Near = Iterator[tuple[int, int, Callable[[], HeldKink | None]]]
+
+
+def _near_units(
+    trace: list[HeldStep], data: TrainingSet, held: Held, theta: Parameters, share: float
+) -> Near:
+    """Yield unit and sample where z^l, or an output and its target, are about equal; their kink."""
+    layer, z = trace[-1].layer, trace[-1].z
+    if trace[-1].activation is None:
+        layer, z = layer + 1, z - data.y.T
+    reach = _reach(trace)
+    near = np.argwhere((abs(z) <= share * reach) & (reach > 0))
+    equal = EqualKinks(theta, data, held) if len(near) else None
+    for unit, sample in near:
+        yield unit, sample, partial(equal.kink, layer, int(unit), int(sample))
+
+
+def _near_ties(trace: list[HeldStep], equal: EqualKinks, share: float) -> Near:
+    """Yield window and sample where the two largest entries are about equal; their tie.
+
+    Among the entries that are not 0 and not the same function of theta as the largest one.
+    """
+    W, below = trace[-1].W.pooling, trace[-1].below
+    values, tokens = W.windows(below), W.windows(equal.tokens[trace[-1].layer - 1])
+    rows = W.windows(np.arange(len(below))[:, None])[..., 0]
+    reach = W.windows(_reach(trace[:-1]) if len(trace) > 1 else np.zeros(below.shape))
+    best = values.argmax(axis=0)[None]
+    largest = np.take_along_axis(values, best, axis=0)
+    apart = (tokens != np.take_along_axis(tokens, best, axis=0)) & (values != 0) & (largest != 0)
+    gaps = np.where(apart, largest - values, math.inf)
+    other = gaps.argmin(axis=0)[None]
+    both = sum(np.take_along_axis(reach, entry, axis=0) for entry in (best, other))
+    near = np.take_along_axis(gaps, other, axis=0) <= share * both
+    for unit, sample in np.argwhere(near[0]):
+        a, b = (int(rows[entry[0, unit, sample], unit]) for entry in (best, other))
+        yield unit, sample, partial(equal.tie, trace[-1].layer, W, below, a, b, int(sample))
+
+
+def _reach(trace: list[HeldStep]) -> np.ndarray:
+    """Return by how much z^l moves if the nearest weights and biases do by as much as they are."""
+    reach = np.zeros(trace[0].below.shape)
+    for step in trace:
+        W, b = step.W, step.b
+        if W.weights is None:
+            reach = W @ reach
+        else:
+            largest = max(float(abs(part).max()) for part in (W.weights, b) if part is not None)
+            sizes = largest * (W.support_sums(abs(step.below)) + (b is not None))
+            reach = np.broadcast_to(sizes, (W.maps_out, W.positions_out, sizes.shape[-1]))
+            reach = reach.reshape(-1, sizes.shape[-1])
+    return reach
 
 
 def members_are_equal(held: Held, theta: Parameters) -> bool:

@@ -16,8 +16,8 @@ from ..engine.losses import KNOWN, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from .boxes import first_order, members_of
-from .certificate import Certificate, in_float64, round_down
-from .enclosed_algebra import least_eigenvalue
+from .certificate import Certificate, in_float64, round_down, round_up
+from .enclosed_algebra import positive_bound
 from .enclosures import Enclosure, exact
 from .families import Family
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
@@ -79,10 +79,10 @@ class StrictCertificate(Certificate):
         Few are up to 3,000 parameters; a slope of leaky ReLU must be below 1.
         """
         check_points(None, theta)
-        if theta.net.chain != theta.net.layers:
+        if not theta.net.is_chain:
             raise ValueError(
-                "strict certificate: expected layers that read the one below them alone, got a "
-                f"residual block or an activation above a max pooling, {theta.net.layers}"
+                "strict certificate: expected no residual block, and activations after layers with "
+                f"weights alone, got {theta.net.layers}"
             )
         for sigma in theta.net.activations:
             if type(sigma) not in KNOWN_ACTIVATIONS.values() or getattr(sigma, "slope", 0) >= 1:
@@ -172,7 +172,7 @@ def _at_kinks(
         return _undecided(_flatness(growth), **counts)
     H, Z = split(found, proved.second)
     weights = growth.choose_weights(room, 0.9)
-    eigenvalue = least_eigenvalue(penalised(H, Z, weights)) if len(H) else 0.0
+    eigenvalue = positive_bound(penalised(H, Z, weights)) if len(H) else math.inf
     if not eigenvalue > 0:
         return _undecided(_flatness(growth), **counts)
     growth.weights = growth.choose_weights(room)
@@ -182,8 +182,10 @@ def _at_kinks(
     risk = _risk(proved)
     counts |= {"eigenvalue": eigenvalue, "risk": risk}
     if not radius > distance:
+        shown = round_down(max(0.0, radius + distance))
         far = (
-            f"the minimum is {distance:.1e} away, and the radius around it {radius + distance:.1e}"
+            f"an exact stationary point is within {round_up(distance)}, but that it is a minimum "
+            f"is shown within {shown} of it only, as {growth.obstacle}"
         )
         return _undecided(far, **counts)
     highest = theta.net.risk(theta, data, loss) + risk_rounding(theta, data, loss)

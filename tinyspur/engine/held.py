@@ -90,9 +90,10 @@ class Held:
 
     def __init__(self, net: Network, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] = ()):
         check_problem(net, data, loss)
-        if net.chain != net.layers:
+        if not net.is_chain:
             raise ValueError(
-                f"held kinks: expected layers that read the one below them alone, got {net.layers}"
+                "held kinks: expected no residual block, and activations after layers with weights "
+                f"alone, got {net.layers}"
             )
         for sigma in net.activations:
             if sigma.piecewise_linear and (type(sigma) is not ReLU or sigma.slope >= 1):
