@@ -75,6 +75,13 @@ def two_layers_at_kinks():
     return held, theta, {(1, 0, 2): 0.3, (1, 3, 2): 0.6, (2, 1, 2): 0.45}
 
 
+def test_values_of_kinks_alone_are_those_of_the_whole_pass():
+    held, theta, _ = two_layers_at_kinks()
+    away = Parameters(theta.net, theta.vector + 0.1)
+    assert held.values(away) == pytest.approx(held.forward(away)[1], abs=1e-14)
+    assert (abs(held.values(away)) > 1e-3).all()
+
+
 def test_l_and_the_risk_with_slopes_have_one_gradient_and_one_hessian_along_the_kinks():
     held, theta, slopes = two_layers_at_kinks()
     x, y = held.data.x.reshape(6, 3), held.data.y

@@ -7,14 +7,16 @@ import pytest
 import scipy.optimize
 from shared import random_theta
 
+from tinyspur.console import Bar
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU, Tanh
-from tinyspur.engine.held import Held
+from tinyspur.engine.held import Held, HeldKink
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.box_qp import minimise_in_box
-from tinyspur.fitting.settle import settle
+from tinyspur.fitting.kinked_newton import KinkedNewton
+from tinyspur.fitting.settle import _stopped, settle
 from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 
@@ -58,7 +60,7 @@ def test_a_knot_stays_at_the_sample_that_both_pieces_push_it_to():
     net = Network((1, 1), [Dense(1), Dense(1)])
     data = TrainingSet([[-2.0], [-1.0], [0.0], [1.0], [2.0]], [0.0, 0.0, -1.0, 1.0, 2.0])
     found = settle(Parameters(net, np.array([1.0, 0.1, 1.0, 0.0])), data, SquaredLoss())
-    assert found.settled and found.flat == 1
+    assert found.settled and found.flat == 1 and found.symmetries.kinds == {"scaling": 1}
     assert found.risk == pytest.approx(11 / 160, abs=1e-15)
     (kink,) = found.kinks
     assert (kink.layer, kink.map, kink.samples.tolist()) == (1, 0, [2])
@@ -70,6 +72,7 @@ def test_a_knot_stays_at_the_sample_that_both_pieces_push_it_to():
     assert found.holds and found.risk_interval[0] <= 11 / 160 <= found.risk_interval[1]
     assert found.distance < 1e-12 < found.radius
     assert "layer 1 map 0, unit 0, sample 2: 0 <" in str(found)
+    assert "scalings of 1 unit (1)" in str(found)
     assert "strict certificate: holds" in str(found)
 
 
@@ -158,6 +161,18 @@ def test_units_that_repeat_are_one_kink():
         assert kink.samples.tolist() == [kink.samples[0], kink.samples[0] + 100]
 
 
+def test_members_that_have_left_a_kink_are_left_out_so_that_the_risk_is_that_of_the_point():
+    net, data = (
+        Network((1, 1), [Dense(1), Dense(1), Dense(1)]),
+        TrainingSet([[0], [1], [2.0]], [1.0] * 3),
+    )
+    theta = Parameters(net, np.array([1.0, -1.0, 3.0, 0.0, 1.0, 0.0]))  # z^2 = 0, 0, 3
+    kink = HeldKink(2, 0, np.zeros(3, dtype=int), np.arange(3))
+    state = KinkedNewton(theta, data, SquaredLoss()).at(theta, [kink], np.zeros(1))
+    assert state.kinks[0].samples.tolist() == [0, 1]
+    assert state.risk == net.risk(theta, data, SquaredLoss()) == 1
+
+
 # Where it does not settle
 
 
@@ -173,11 +188,86 @@ def test_a_start_that_is_a_minimum_is_left_where_it_is():
 def test_a_search_that_is_broken_off_says_so_and_has_not_raised_the_risk():
     net = Network((1, 6), [Dense(6), Dense(5), Dense(2)])
     data, start = noisy(net, 300, 0), random_theta(net, 1)
-    found = settle(start, data, SquaredLoss(), steps=1)
+    found = settle(start, data, SquaredLoss(), steps=1, seconds=1e-9)
     assert not found.settled and not found.holds
-    assert found.reason.startswith("still falling after 1 step, with parameters up to ")
+    assert found.reason.startswith("still falling after 1 step")
     assert found.risk < net.risk(start, data, SquaredLoss())
-    assert str(found).startswith("not settled: still falling after 1 step, ")
+    assert str(found).startswith("not settled: still falling after 1 step")
+
+
+def test_a_point_as_low_as_the_targets_allow_is_called_global():
+    net, y = Network((1, 1), [Dense(2)]), np.array([[0.9, 0.1], [0.2, 0.8]])
+    found = settle(net.zeros(), TrainingSet([[0.0], [1.0]], y), CrossEntropy())
+    assert not found.settled and found.reason.endswith(
+        "the entropy of the targets, up to 1e-09: global"
+    )
+    assert found.risk == pytest.approx(-(y * np.log(y)).sum() / 2, rel=1e-9)
+
+
+def test_separable_classes_have_no_minimum():
+    net, y = Network((1, 1), [Dense(2)]), [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    found = settle(net.zeros(), TrainingSet([[-1.0], [1.0], [2.0]], y), CrossEntropy())
+    assert not found.settled and found.reason.endswith("as outputs grow for ever: no minimum")
+
+
+def test_flat_directions_that_no_symmetry_explains_are_counted():
+    """The second input is pi times the first one, rounded: no symmetry of the network."""
+    net, x = Network((1, 2), [Dense(1)]), np.arange(6.0)
+    found = settle(net.zeros(), TrainingSet(np.c_[x, np.pi * x], x**2), SquaredLoss())
+    assert not found.settled and found.flat == 1
+    assert found.reason == "1 flat direction that no symmetry explains: not decided"
+    assert found.risk == pytest.approx(28 / 9, abs=1e-13)
+
+
+@pytest.mark.parametrize(("factor", "steps"), [(10.0, 2), (1.001, 100)])
+def test_a_search_is_given_up_where_parameters_only_grow(monkeypatch, factor, steps):
+    """A step of this search multiplies all parameters by a factor, as if that were lower."""
+
+    def step(search):
+        search.taken += 1
+        theta = Parameters(net, factor * search.state.theta.vector)
+        search.state = search.state._replace(theta=theta)
+        return True
+
+    net = Network((1, 3), [Dense(3), Dense(1)])
+    monkeypatch.setattr(KinkedNewton, "step", step)
+    data = noisy(net, 50, 0)
+    search = KinkedNewton(kaiming_start(net, 0), data, SquaredLoss())
+    assert _stopped(search, 1000, math.inf, Bar()) == "" and search.taken == steps
+    found = settle(random_theta(net, 1), data, SquaredLoss(), steps=5)
+    words = f"after {min(steps, 5)} steps"
+    assert found.reason.startswith("no lower point" if factor > 2 else f"still falling {words}")
+
+
+def test_a_search_that_found_nothing_starts_again_with_a_long_reach():
+    net = Network((1, 4), [Dense(4), Dense(1)])
+    search = KinkedNewton(kaiming_start(net, 0), noisy(net, 100, 0), SquaredLoss())
+    search.mu, search.reach = None, 1e-16
+    assert search.step() and search.reach > 1e-3
+
+
+def test_an_interrupt_ends_the_search_at_the_best_point(monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KinkedNewton, "step", interrupted)
+    net = Network((1, 3), [Dense(3), Dense(1)])
+    data, start = noisy(net, 50, 0), random_theta(net, 1)
+    found = settle(start, data, SquaredLoss())
+    assert not found.settled and found.reason.startswith("interrupted after 0 steps")
+    assert found.risk == net.risk(found.theta, data, SquaredLoss())
+    assert found.risk < net.risk(start, data, SquaredLoss())
+
+
+def test_an_interrupted_proof_leaves_the_settled_point(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tinyspur.fitting.settle.certify_strict", interrupted)
+    net = Network((1, 3), [Dense(1)])
+    found = settle(net.zeros(), noisy(net, 20, 0), SquaredLoss())
+    assert found.settled and found.reason.endswith("; the proof was interrupted")
+    assert found.certificate is None and not found.holds
 
 
 def test_a_point_where_all_units_are_at_their_kinks_is_not_decided():

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..engine.points import save_point
 from ..files import check_outputs, write_json
+from ..fitting.settle import INTERRUPTED
 from ..fitting.settle import settle as find_settled
 from .inputs import argument, load_data, loss_of, read_point
 
@@ -29,7 +30,10 @@ def check(options: argparse.Namespace) -> None:
 
 
 def settle(options: argparse.Namespace) -> int:
-    """Settle a point and write where it ended; return 0 if a local minimum is proved, 1 if not."""
+    """Settle a point and write where it ended; return 0 if a local minimum is proved, 1 if not.
+
+    After Ctrl-C it writes the best point, too, and returns 130.
+    """
     check(options)
     loss, stored = loss_of(options), read_point(options)
     theta = stored.to(np, np.float64)
@@ -71,4 +75,6 @@ def settle(options: argparse.Namespace) -> int:
             "file": str(options.out),
         }
         write_json(options.json, report)
+    if INTERRUPTED in found.reason:
+        return 130
     return 0 if found.holds else 1

@@ -152,6 +152,16 @@ class Held:
         values = sum(part[1] for part in parts)
         return sum(part[0] for part in parts), values, _joined([part[2] for part in parts])
 
+    def values(self, theta: Parameters) -> Array:
+        """Return v_K by a pass for the samples of the kinks alone."""
+        xp = namespace(theta.vector)
+        some = np.unique(np.array([kink.samples[0] for kink in self.kinks], dtype=int))
+        x = xp.asarray(self.data.x[some], dtype=theta.vector.dtype)
+        y = xp.asarray(self.data.y[some].T, dtype=theta.vector.dtype)
+        held = _among(self._members, some, xp)
+        trace = steps(theta, xp.ascontiguousarray(x.reshape(len(some), -1).T), held)
+        return self._values(trace, held, y)
+
     def jacobian(self, theta: Parameters, of: Sequence[HeldKink] | None = None) -> Array:
         """Return the gradients of v_K in the parameters, (kinks, p).
 

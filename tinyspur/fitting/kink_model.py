@@ -22,7 +22,18 @@ from ..engine.losses import AbsoluteLoss
 from ..engine.parameters import Parameters
 from .box_qp import minimise_in_box
 
+AT_KINK = 1e-12  # of the largest |z| of a layer: a unit that is nearer is at its kink
 DEPENDENT = 1e-9  # gradients of length 1 that differ by less from those before count as dependent
+
+
+class State(NamedTuple):
+    """A point, the kinks at which it is held, their multipliers, its risk and its pass."""
+
+    theta: Parameters
+    kinks: list[HeldKink]
+    multipliers: np.ndarray
+    risk: float
+    seen: View
 
 
 class ModelStep(NamedTuple):
@@ -42,20 +53,19 @@ class Candidates:
 
     def __init__(
         self,
-        theta: Parameters,
+        state: State,
         held: Held,
-        multipliers: np.ndarray,
         found: HeldGradient,
         seen: View,
         before: EqualKinks | None,
     ):
-        self.theta, self.held, self.seen = theta, held, seen
-        self.net, self.data = theta.net, held.data
+        self.theta, self.risk, self.held, self.seen = state.theta, state.risk, held, seen
+        self.net, self.data = held.net, held.data
         self.kinks: list[HeldKink] = list(held.kinks)
-        self.values, self.now = found.values, multipliers
-        self.start = multipliers  # of the minimisation in the multipliers
+        self.values, self.now = found.values, state.multipliers
+        self.start = self.now  # of the minimisation in the multipliers
         self.low, self.high = held.bounds(found.signals)
-        self.rows = held.jacobian(theta)
+        self.rows = held.jacobian(self.theta)
         self.gradient = found.gradient  # of L, with what the pieces of all candidates add
         shapes = [z.shape for z in seen.z] + [seen.z[-1].shape]
         self.known = [np.zeros(shape, dtype=bool) for shape in shapes]
@@ -104,12 +114,13 @@ class Candidates:
         return len(useful)
 
     def _crossed(self, trial: View, most: int) -> list[tuple[int, int, int, int]]:
-        """Return (layer, unit, sample, choice at the trial point) of what was crossed."""
+        """Return (layer, unit, sample, choice at the trial point) of what was crossed, or left."""
         found, times = [], []
         net, seen = self.net, self.seen
         for layer in net.kinked_layers:
             z, there = seen.z[layer - 1], trial.z[layer - 1]
-            units, samples = np.nonzero(((z > 0) != (there > 0)) & ~self.known[layer - 1])
+            met = ((z > 0) != (there > 0)) | (abs(z) <= AT_KINK * abs(z).max())
+            units, samples = np.nonzero(met & ~self.known[layer - 1])
             z, there = z[units, samples], there[units, samples]
             times.append(abs(z) / (abs(z - there) + 1e-300))
             found += _listed(layer, units, samples, 0 * units)

@@ -11,22 +11,13 @@ from ..datasets.samples import TrainingSet
 from ..engine.held import Held, HeldGradient, HeldKink, View
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
-from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, split
+from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, State, split
 
 EPSILON = float(np.spacing(1.0))
 NULL = 1e-11  # of the largest eigenvalue: those below count as 0
+EQUAL = 1e-9  # of the largest |z| of a layer: members of a kink that are nearer are at it
 ADDED = 8  # how often a model takes in kinks that its step has crossed
 FEWEST, SHARE = 20, 4  # so many of them at once at most, or this share of the parameters
-
-
-class State(NamedTuple):
-    """A point, the kinks at which it is held, their multipliers, its risk and its pass."""
-
-    theta: Parameters
-    kinks: list[HeldKink]
-    multipliers: np.ndarray
-    risk: float
-    seen: View
 
 
 class Conditions(NamedTuple):
@@ -78,26 +69,35 @@ class KinkedNewton:
         self.net, self.data, self.loss = theta.net, data, loss
         self.plain = Held(theta.net, data, loss)
         self.state, self.mu = self.at(theta, (), np.zeros(0)), None
-        self.expected, self.reach, self.equal = np.inf, 1.0, None
+        self.expected, self.reach, self.equal, self.taken = np.inf, 1.0, None, 0
 
     def held(self, kinks: Sequence[HeldKink]) -> Held:
         """Return the passes in which units are held at kinks."""
         return self.plain.at_kinks(kinks)
 
     def at(self, theta: Parameters, kinks: Sequence[HeldKink], multipliers: np.ndarray) -> State:
-        """Return the state at a point."""
+        """Return the state at a point.
+
+        Members of a kink that are no longer at it are left out: units below have got another piece.
+        """
         risk, _, seen = self.held(kinks).forward(theta)
-        return State(theta, list(kinks), multipliers, risk, seen)
+        still = [_still_equal(kink, seen) for kink in kinks]
+        if [len(kink.units) for kink in still] != [len(kink.units) for kink in kinks]:
+            risk, _, seen = self.held(still).forward(theta)
+        return State(theta, still, multipliers, risk, seen)
 
     def step(self) -> bool:
         """Move to a lower point; return whether one was found."""
+        self.taken += 1
         held, found, seen = self._without_concave()
         state = self.state
         hessian = held.hessian(state.theta, state.multipliers)
-        candidates = Candidates(state.theta, held, state.multipliers, found, seen, self.equal)
+        candidates = Candidates(state, held, found, seen, self.equal)
         quadratic = Quadratic(hessian, candidates.rows)
         size = quadratic.size or float(abs(found.gradient).max()) or 1.0
-        self.mu = 1e-3 * size if self.mu is None else max(self.mu, 1e-14 * size)
+        if self.mu is None:
+            self.mu, self.reach = 1e-3 * size, 1.0
+        self.mu = max(self.mu, 1e-14 * size)
         added = 0
         for _ in range(100):
             move = quadratic.step(candidates, self.mu)
@@ -124,9 +124,49 @@ class KinkedNewton:
                 self.state = trial
                 self.mu *= 1 / 8 if ratio > 0.7 else 2 if ratio < 0.25 else 1
                 self.reach = max(self.reach, 2 * length) if ratio > 0.7 else length
+                if ratio > 0.7:
+                    self._further(candidates, quadratic)
+                return True
+            if self._released(candidates, move):
                 return True
             self.mu *= 6
             self.reach = length
+        return False
+
+    def _further(self, candidates: Candidates, quadratic: Quadratic) -> None:
+        """Go on with the same model and a smaller `mu`, as long as that leads lower as it says.
+
+        The candidates count from the state that the model is for.
+        """
+        start = candidates.risk
+        while True:
+            move = quadratic.step(candidates, self.mu)
+            length = float(np.linalg.norm(move.d))
+            if not move.decrease > 1.5 * (start - self.state.risk) or length > 16 * self.reach:
+                return
+            trial = self._back(candidates, move, self._trial(candidates, move)[0])
+            if not start - trial.risk > 0.7 * move.decrease:
+                return
+            if not trial.risk < self.state.risk:
+                return
+            self.state, self.expected = trial, move.decrease
+            self.mu *= 1 / 8
+            self.reach = max(self.reach, 2 * length)
+
+    def _released(self, candidates: Candidates, move: ModelStep) -> bool:
+        """Move a little along a step that leaves kinks at which the state is held.
+
+        Beyond them the risk has another Hessian, perhaps a much larger one.
+        """
+        left = np.setdiff1d(np.arange(len(self.state.kinks)), move.held)
+        if not len(left):
+            return False
+        for share in 0.1 ** np.arange(1, 7):
+            small = move._replace(d=share * move.d)
+            trial = self._back(candidates, small, self._trial(candidates, small)[0])
+            if candidates.risk - trial.risk > 0.1 * share * move.decrease:
+                self.state = trial
+                return True
         return False
 
     def _hold(self, candidates: Candidates, move: ModelStep, trial: State) -> None:
@@ -152,7 +192,7 @@ class KinkedNewton:
         That is the risk of L, in which v_K counts with its multipliers.
         """
         kinks, multipliers = [candidates.kinks[n] for n in move.held], move.multipliers[move.held]
-        theta = moved(self.state.theta, move.d)
+        theta = moved(candidates.theta, move.d)
         risk, values, seen = self.held(kinks).forward(theta)
         return State(theta, kinks, multipliers, risk, seen), risk + float(values @ multipliers)
 
@@ -170,13 +210,13 @@ class KinkedNewton:
         if not kinks:
             return theta, np.zeros(0)
         held, inverse = self.held(kinks), None
-        values = held.forward(theta)[1]
+        values = held.values(theta)
         for _ in range(8):
             if not (abs(values) > rounding(rows, theta)).any():
                 break
             inverse = np.linalg.pinv(rows, rcond=DEPENDENT) if inverse is None else inverse
             nearer = moved(theta, -(inverse @ values))
-            then = held.forward(nearer)[1]
+            then = held.values(nearer)
             if not abs(then).max() < 0.9 * abs(values).max():
                 break
             theta, values = nearer, then
@@ -279,6 +319,16 @@ class KinkedNewton:
                     self.state, self.mu = trial, None
                     return True
         return False
+
+
+def _still_equal(kink: HeldKink, seen: View) -> HeldKink:
+    """Return the kink with those members alone that are at it, as the first one is."""
+    if len(kink.units) == 1 or kink.pairs is not None or kink.layer > len(seen.z):
+        return kink
+    z = seen.z[kink.layer - 1]
+    near = abs(z[kink.units, kink.samples]) <= EQUAL * abs(z).max()
+    near[0] = True
+    return HeldKink(kink.layer, kink.map, kink.units[near], kink.samples[near])
 
 
 def _off(found: Conditions) -> float:

@@ -8,25 +8,39 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import entr
 
 from ..certificates.families import Family
+from ..certificates.free import choose_coordinates
 from ..certificates.strict import StrictCertificate, certify_strict
 from ..console import Bar, step
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
-from ..engine.held import HeldKink
-from ..engine.losses import Loss, SquaredLoss
+from ..engine.held import Held, HeldKink
+from ..engine.losses import CrossEntropy, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
+from .kink_model import split
 from .kinked_newton import NULL, Conditions, KinkedNewton
 from .training import descend
 
-FIRST = 200  # L-BFGS steps before the first Newton step
+FIRST, CHUNKS = 200, 20  # L-BFGS steps in a row, and how often, before the first Newton step
+SLOW = 1e-4  # of the risk: L-BFGS steps in a row that lower it by less are the last
+GROWN = 30  # times what they were at the first Newton step: the parameters seem to grow for ever
 ON_BOUND = 1e-8  # of the distance between the bounds: a multiplier that is nearer counts as on it
+MANY, IN_VAIN, GROWING = 100, 1e-5, 1.05  # steps in which R falls by less and parameters grow more
 NOTHING = 1e-26  # of the targets' mean square: a squared loss below is 0 up to rounding
+ENTROPY = (
+    1e-9  # of the targets' entropy, or 1e-12: a cross-entropy that is nearer is heading for it
+)
 
 
+GLOBAL = "the risk is 0 up to rounding: a global minimum"
+FITTED = f"the risk is the least of all, the entropy of the targets, up to {ENTROPY:g}: global"
+NEVER = "the risk falls to the entropy of the targets as outputs grow for ever: no minimum"
+INTERRUPTED = "interrupted"
+NO_LOWER = "no lower point was found"
 SETTLED = "the conditions of a local minimum hold, up to rounding"
 
 
@@ -38,9 +52,10 @@ class Settled:
     the largest change of a parameter. At `kinks` units are held, equal ones as one, with the
     `multipliers` between the bounds `low` and `high`, all (kinks,). Where it is `settled` the
     conditions of a strict local minimum hold, up to rounding, but for `flat` directions in which
-    the Hessian is 0. `residual` is the largest entry of the gradient, multipliers included, and
-    `eigenvalue` the least one that is not 0 of the Hessian on the tangent space of the kinks, after
-    so many `steps`. `reason` says why it ended.
+    the Hessian is 0, all of which symmetries explain: `symmetries` are those that are known, where
+    the gradient is 0. `residual` is the largest entry of the
+    gradient, multipliers included, and `eigenvalue` the least one that is not 0 of the Hessian on
+    the tangent space of the kinks, after so many `steps`. `reason` says why it ended.
 
     `certificate` is the proof of all that, flat directions included, where it was tried: the point
     `holds` where an exact strict local minimum is within `distance` of theta, and no point within
@@ -60,6 +75,7 @@ class Settled:
     residual: float
     eigenvalue: float
     flat: int
+    symmetries: Family | None
     steps: int
     certificate: StrictCertificate | None
 
@@ -96,6 +112,8 @@ class Settled:
             f"largest entry of the gradient {self.residual:.1e}, least eigenvalue about "
             f"{self.eigenvalue:.3g}, flat directions {self.flat}",
         ]
+        if self.symmetries and not self.holds:  # else the certificate says so
+            lines.append(f"symmetries known: {self.symmetries}")
         depth = self.theta.net.depth
         if self.kinks:
             lines.append("at kinks, each with its multiplier between its bounds:")
@@ -125,13 +143,15 @@ def settle(
 ) -> Settled:
     """Return the strict local minimum that theta is heading for, smooth or at kinks.
 
-    Some L-BFGS steps, then at most `steps` Newton steps for a convex model in which all kinks that
-    are near may be met at once; no new one is begun after so many `seconds`, the proof not counted.
-    The risk never ends higher than it began, but for rounding. Where the conditions of a strict
-    local minimum hold, up to rounding, it tries to prove it, see `certify_strict`. All is computed
-    in float64, on the host. `progress` shows on stderr how far it is, after a text of yours if it
-    is one. Raises
-    ValueError for settings out of range, for piecewise linear activations of your own, leaky ReLU
+    L-BFGS steps until these get hardly lower, then at most `steps` Newton steps for a convex model
+    in which all kinks that are near may be met at once; no new one is begun after so many
+    `seconds`, the proof not counted. It gives up where the parameters grow to 30 times their size,
+    or by 5 % in 100 steps that lower the risk by less than 1e-5 of it. The risk never ends higher
+    than it began, but for rounding. Where the conditions of a strict local minimum hold, up to
+    rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the host.
+    `progress` shows on stderr how far it is, after a text of yours if it is one. Ctrl-C ends the
+    search: the best point comes back, and `reason` says so. Raises ValueError for settings out of
+    range, for piecewise linear activations of your own, leaky ReLU
     with a slope of 1 or more, and where the risk at theta is not finite.
 
     A hinge is fitted to five samples; its knot stays at x = 0, although no gradient vanishes there:
@@ -150,18 +170,23 @@ def settle(
         raise ValueError(f"settle: expected seconds > 0, got {seconds}")
     text = progress if isinstance(progress, str) else "settling"
     end, start = time.monotonic() + seconds, theta.to(np, np.float64)
+    risk_before = theta.net.risk(start, data, loss)
     with step(text, steps) if progress else nullcontext(Bar()) as bar:
-        search = KinkedNewton(descend(start, data, loss, FIRST), data, loss)
-        found, reason, taken = _searched(search, steps, end, bar)
-    risk_before, risk = (theta.net.risk(point, data, loss) for point in (start, found.state.theta))
+        found, reason, taken = _searched(start, data, loss, steps, end, bar)
+    risk = theta.net.risk(found.state.theta, data, loss)
     if not risk <= risk_before * (1 + 1e-14):
         here = KinkedNewton(start, data, loss)
-        found, reason, risk = here.polished(), "no lower point was found", risk_before
+        found, reason, risk = here.polished(), NO_LOWER, risk_before
         found = found._replace(state=here.state)
+    settled, certificate = reason == SETTLED, None
+    try:
+        certificate = _certificate(found, data, loss) if settled else None
+    except KeyboardInterrupt:
+        reason = f"{reason}; the proof was {INTERRUPTED}"
     state, firm = found.state, found.eigenvalues[abs(found.eigenvalues) > NULL * found.size]
     return Settled(
         state.theta.to(namespace(theta.vector)),
-        reason == SETTLED,
+        settled,
         reason,
         risk_before,
         risk,
@@ -173,8 +198,9 @@ def settle(
         found.residual,
         float(firm.min(initial=math.inf)),
         found.flat,
+        _symmetries(found, data, loss) if found.stationary else None,
         taken,
-        _certificate(found, data, loss) if reason == SETTLED else None,
+        certificate,
     )
 
 
@@ -187,29 +213,98 @@ def _certificate(found: Conditions, data: TrainingSet, loss: Loss) -> StrictCert
 
 
 def _searched(
-    search: KinkedNewton, steps: int, end: float, bar: Bar
+    theta: Parameters, data: TrainingSet, loss: Loss, steps: int, end: float, bar: Bar
 ) -> tuple[Conditions, str, int]:
-    """Return what holds where the steps end, why they ended, and how many they were."""
-    data, stuck = search.data, 0
-    nothing = NOTHING * float((data.y**2).mean()) if type(search.loss) is SquaredLoss else 0.0
-    for taken in range(1, steps + 1):
+    """Return what holds where the search ends, why it ended, and after how many Newton steps."""
+    search, reason = KinkedNewton(theta, data, loss), ""
+    try:
+        theta = _descended(theta, data, loss, end)
+        search = KinkedNewton(theta, data, loss)
+        reason = _stopped(search, steps, end, bar)
+    except KeyboardInterrupt:
+        reason = INTERRUPTED
+    found = search.polished()
+    if found.state.risk > search.state.risk * (1 + 1e-12):
+        found = found._replace(state=search.state)
+    if reason not in ("", INTERRUPTED):
+        return found, reason, search.taken
+    falling = f"{reason or 'still falling'} after {search.taken} step{'s' * (search.taken != 1)}"
+    before, size = _size(theta), _size(search.state.theta)
+    if size > 2 * before:
+        grown = f"weights grow, from {before:.3g} to {size:.3g}; the infimum may be at infinity"
+        return found, f"{falling}: {grown}", search.taken
+    return found, f"{falling}, with parameters up to {size:.3g}", search.taken
+
+
+def _size(theta: Parameters) -> float:
+    return float(abs(theta.vector).max())
+
+
+def _descended(theta: Parameters, data: TrainingSet, loss: Loss, end: float) -> Parameters:
+    """Return where L-BFGS does not get much lower, as at kinks: Newton steps may leave its way."""
+    for _ in range(CHUNKS):
+        before, theta = theta, descend(theta, data, loss, FIRST)
+        risks = [theta.net.risk(point, data, loss) for point in (before, theta)]
+        if risks[0] - risks[1] <= SLOW * abs(risks[0]) or time.monotonic() > end:
+            break
+    return theta
+
+
+def _stopped(search: KinkedNewton, steps: int, end: float, bar: Bar) -> str:
+    """Take Newton steps; return why the search ends where it does, "" if the risk still falls."""
+    least, near, lowest = least_risk(search.data, search.loss)
+    largest, stuck, before = GROWN * _size(search.state.theta), 0, search.state
+    while search.taken < steps and _size(search.state.theta) <= largest:
         lower = search.step()
+        if search.taken % MANY == 0:
+            fallen, grown = before.risk - search.state.risk, _size(before.theta) * GROWING
+            if fallen < IN_VAIN * abs(before.risk) and _size(search.state.theta) > grown:
+                break
+            before = search.state
         bar.advance(note=f"risk {search.state.risk:.9g}, {len(search.state.kinks)} kinks")
-        if search.state.risk <= nothing:
-            return search.polished(), "the risk is 0 up to rounding: a global minimum", taken
+        if search.state.risk - least <= near:
+            return lowest
         if not lower or search.expected < 1e-12 * abs(search.state.risk):
-            found = search.polished()
-            reason = _verdict(search, found)
-            if reason:
-                return found, reason, taken
+            reason = _verdict(search, search.polished())
             stuck = 0 if lower else stuck + 1
-            if stuck > 5:
-                return found, "no lower point was found", taken
+            if reason or stuck > 5:
+                return reason or NO_LOWER
         if time.monotonic() > end:
             break
-    size, plural = float(abs(search.state.theta.vector).max()), "s" * (taken > 1)
-    falling = f"still falling after {taken} step{plural}, with parameters up to {size:.3g}"
-    return search.polished(), falling, taken
+    return ""
+
+
+def least_risk(data: TrainingSet, loss: Loss) -> tuple[float, float, str]:
+    """Return the least that the risk can be for any outputs, what counts as there, and words.
+
+    It is 0, for the cross-entropy the mean entropy of the targets; where some of these are 0 no
+    outputs reach that.
+    """
+    if type(loss) is CrossEntropy:
+        least = float(entr(data.y).sum(axis=1).mean())
+        return least, ENTROPY * max(least, 1e-3), FITTED if (data.y > 0).all() else NEVER
+    nothing = NOTHING * float((data.y**2).mean()) if type(loss) is SquaredLoss else 0.0
+    return 0.0, nothing, GLOBAL
+
+
+def _symmetries(found: Conditions, data: TrainingSet, loss: Loss) -> Family:
+    """Return the symmetries that move a point, each with the coordinate that it freezes."""
+    held = Held(found.state.theta.net, data, loss, found.state.kinks)
+    return choose_coordinates(held, found.state.theta, data).family
+
+
+def unexplained(search: KinkedNewton, found: Conditions) -> int:
+    """Return in how many directions the Hessian is 0 that no symmetry explains.
+
+    It is that of L in the free coordinates, on the tangent space of the kinks.
+    """
+    state = found.state
+    held = search.held(state.kinks)
+    free = choose_coordinates(held, state.theta, search.data).free
+    _, tangent = split(held.jacobian(state.theta)[:, free])
+    hessian = held.hessian(state.theta, state.multipliers)[np.ix_(free, free)]
+    eigenvalues = np.linalg.eigvalsh(tangent.T @ hessian @ tangent)
+    return int((eigenvalues <= NULL * found.size).sum())
 
 
 def _verdict(search: KinkedNewton, found: Conditions) -> str:
@@ -231,4 +326,9 @@ def _verdict(search: KinkedNewton, found: Conditions) -> str:
     if (found.eigenvalues < -NULL * found.size).any():
         return "a saddle that no lower point was found from"
     others = search.others_at_kinks(found)
-    return f"{others} more units are at their kinks: not decided" if others else SETTLED
+    if others:
+        return f"{others} more units are at their kinks: not decided"
+    flat = unexplained(search, found)
+    if flat:
+        return f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains: not decided"
+    return SETTLED
