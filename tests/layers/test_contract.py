@@ -155,6 +155,13 @@ def test_products_and_transposes_are_those_of_the_csr_matrix(layer, below):
         assert one.nnz == csr.count_nonzero()
 
 
+def test_a_scale_starts_as_the_identity():
+    net = Network((2, 3), [Conv(4), Scale(), Dense(2)])
+    theta = ts.kaiming_start(net)
+    assert theta.W[2].weights.tolist() == [1] * 4 and not theta.b[2].any()
+    assert (theta.W[1].weights != 0).all()
+
+
 @over_layers
 def test_the_dot_test_holds(layer, below):
     rng, W = np.random.default_rng(2), matrix_of(layer, below)

@@ -155,10 +155,9 @@ class ConvolutionMatrix(WeightMatrix):
         return self._pass(o, delta, multiply=False)[1]
 
     def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
-        if self._strided:
-            return super().pullback(delta, o)
-        T = self.T
-        if T._used() != T._all():  # something to skip
+        if self.positions_out < self.positions_in:  # patches of o are fewer than those of delta
+            return self.gradient(delta, o), self.adjoint(delta)
+        if self._strided or (T := self.T)._used() != T._all():  # no convolution, or some to skip
             return super().pullback(delta, o)
         back, gradient = T._pass(delta, o)  # <delta, W @ o> = <o, W.T @ delta>
         return T.with_weights(gradient).T.weights, back
@@ -200,7 +199,7 @@ class ConvolutionMatrix(WeightMatrix):
         return f", {maps}, filters {size}{self.grid.details('same')}{groups}"
 
     def adjoint(self, delta: Array) -> Array:
-        """Return W.T @ delta with a stride: each tap's share is added where the tap reads."""
+        """Return W.T @ delta: each tap's share is added where the tap reads."""
         N, delta = delta.shape[1], delta.reshape(self.maps_out, -1)
         padded, moved = self.grid.zeros(delta, self.maps_in, N)
         rows, *others = self.output_map_shape
