@@ -34,7 +34,7 @@ def kaiming_start(net: Network, seed: int = 0) -> Parameters:
         sigma = net.activation_of(layer) or net.activation
         slope = sigma.slope if sigma.piecewise_linear else 0.0
         weights = theta.W[layer].weights
-        if isinstance(net.layers[layer - 1], Scale):
+        if isinstance(net.chain[layer - 1], Scale):
             weights[...] = 1
             continue
         fan_in = math.prod(weights.shape[1:])
