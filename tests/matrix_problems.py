@@ -19,22 +19,22 @@ def whole(rng, *shape, zeros=0.3):
     return values * (rng.random(shape) >= zeros)
 
 
-def convolution(filters, map_shape, seed, zero_maps=(), zero_channels=(), zero_taps=(), stride=1):
+def convolution(filters, map_shape, seed, zero_maps=(), zero_channels=(), zero_taps=(), **options):
     """Return a convolution, some of whose maps, channels and taps (flat indices) are zero."""
     weights = whole(np.random.default_rng(seed), *filters)
     weights[list(zero_maps)] = 0
     weights[:, list(zero_channels)] = 0
     weights.reshape(*filters[:2], -1)[:, :, list(zero_taps)] = 0
-    return ConvolutionMatrix(weights, map_shape, stride)
+    return ConvolutionMatrix(weights, map_shape, **options)
 
 
 def dense(shape, maps_in, seed):
     return DenseMatrix(whole(np.random.default_rng(seed), *shape), maps_in)
 
 
-def selection(maps, map_shape, size, seed):
+def selection(maps, map_shape, size, *options, seed):
     """Return what a max pooling is for one sample with many ties."""
-    W = MaxPoolingMatrix(maps, map_shape, size)
+    W = MaxPoolingMatrix(maps, map_shape, size, *options)
     return W.at(whole(np.random.default_rng(seed), W.shape[1]))
 
 
@@ -56,7 +56,27 @@ CORNERS = {
     "convolution 2-D, outer taps only": convolution((2, 2, 3, 3), (1, 1), 12, (), (), [4]),
     "convolution 1-D, strided": convolution((2, 3, 3), (7,), seed=17, stride=3),
     "convolution 2-D, strided": convolution((3, 2, 3, 3), (4, 5), seed=18, stride=2),
-    "convolution 2-D, strided, gaps": convolution((4, 3, 3, 3), (4, 3), 19, [1], [0], [1, 2], 2),
+    "convolution 2-D, strided, gaps": convolution(
+        (4, 3, 3, 3), (4, 3), 19, [1], [0], [1, 2], stride=2
+    ),
+    "convolution 2-D, valid": convolution((2, 3, 3, 5), (5, 6), seed=20, padding="valid"),
+    "convolution 2-D, even": convolution((2, 1, 2, 4), (3, 5), seed=21),
+    "convolution 2-D, wide padding": convolution((2, 1, 2, 1), (2, 3), seed=22, padding=(4, 3)),
+    "convolution 2-D, dilated, gaps": convolution(
+        (3, 3, 3, 3), (6, 4), 23, [1], [0], [0, 1, 2], dilation=(2, 1), padding=((0, 2), 1)
+    ),
+    "convolution 2-D, unread rows": convolution((2, 2, 2, 2), (6, 5), 24, stride=4, padding=0),
+    "convolution 2-D, all options": convolution(
+        (4, 2, 2, 3), (5, 7), 25, stride=(1, 2), padding=(1, 2), dilation=(2, 3), groups=2
+    ),
+    "convolution 2-D, depthwise": convolution((3, 1, 3, 3), (4, 3), seed=26, groups=3),
+    "convolution 1-D, groups": convolution((4, 2, 3), (6,), seed=27, groups=2, zero_maps=[1]),
+    "pooling, overlapping": AveragePoolingMatrix(2, (5, 4), 3, 2, 1),
+    "pooling without padding counted": AveragePoolingMatrix(2, (5, 4), 3, 2, 1, True, False),
+    "pooling with a last window that is cut": AveragePoolingMatrix(2, (5,), 2, 2, 0, True),
+    "pooling that leaves entries out": AveragePoolingMatrix(1, (5, 7), (2, 3), (3, 2)),
+    "selection, overlapping": selection(2, (5, 4), 3, 2, 1, seed=28),
+    "selection, dilated": selection(1, (7,), 3, 1, 1, True, 2, seed=29),
     "pooling 1-D": AveragePoolingMatrix(2, (6,), 3),
     "pooling 2-D": AveragePoolingMatrix(3, (4, 6), 2),
     "pooling 2-D to one position": AveragePoolingMatrix(2, (3, 3), 3),
@@ -67,6 +87,11 @@ CORNERS = {
     "selection by one": selection(2, (2, 3), 1, seed=16),
 }
 CORNERS.update({f"{name}, transposed": W.T for name, W in list(CORNERS.items())})
+
+
+def each(directions, numbers):
+    """Return what draws an option with one for each direction."""
+    return st.tuples(*[numbers] * directions)
 
 
 @st.composite
@@ -80,22 +105,29 @@ def weight_matrices(draw):
         W = DenseMatrix(whole(rng, *shape, zeros=draw(st.sampled_from([0, 0.5]))), maps)
     elif kind == "convolution":
         directions = draw(st.integers(1, 2))
-        kernel = [draw(st.sampled_from([1, 3, 5, 7])) for _ in range(directions)]
+        kernel = [draw(st.sampled_from([1, 2, 3, 5, 7])) for _ in range(directions)]
         map_shape = [draw(st.integers(1, 5)) for _ in range(directions)]
         filters = whole(rng, draw(size), draw(size), *kernel, zeros=draw(st.sampled_from([0, 0.7])))
         for axis in range(2 + directions):
             filters *= (rng.random(filters.shape[axis]) >= draw(st.sampled_from([0, 0.5]))).reshape(
                 [-1 if other == axis else 1 for other in range(2 + directions)]
             )
-        W = ConvolutionMatrix(filters, tuple(map_shape), draw(st.integers(1, 3)))
+        groups = draw(st.sampled_from([g for g in (1, 2, 3) if len(filters) % g == 0]))
+        stride, dilation = (draw(each(directions, st.integers(1, 3))) for _ in range(2))
+        span = max(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+        least = st.integers(max(0, span - min(map_shape)), span + 1)
+        padding = draw(st.just("same") | each(directions, st.tuples(least, st.integers(0, 4))))
+        W = ConvolutionMatrix(filters, tuple(map_shape), stride, padding, dilation, groups)
     else:
         window = draw(st.integers(1, 3))
         windows = [draw(size) for _ in range(draw(st.integers(1, 2)))]
         maps, map_shape = draw(size), tuple(window * n for n in windows)
+        stride = draw(st.none() | st.integers(1, 3))
+        options = window, stride, draw(st.integers(0, window // 2)), draw(st.booleans())
         if kind == "pooling":
-            W = AveragePoolingMatrix(maps, map_shape, window)
+            W = AveragePoolingMatrix(maps, map_shape, *options, draw(st.booleans()))
         else:
-            W = selection(maps, map_shape, window, draw(st.integers(0, 9)))
+            W = selection(maps, map_shape, *options, seed=draw(st.integers(0, 9)))
     return W.T if draw(st.booleans()) else W
 
 

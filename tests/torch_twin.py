@@ -59,22 +59,51 @@ def activation(name: str, **parameters: float) -> Callable[[torch.Tensor], torch
     return functools.partial(function, **parameters)
 
 
+class _Scale(nn.Module):
+    """A factor and a shift for each map."""
+
+    def __init__(self, maps: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(maps))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(maps)) if bias else None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return weight * x + bias, map by map."""
+        shape = (-1, *(1,) * (x.ndim - 2))
+        scaled = self.weight.reshape(shape) * x
+        return scaled if self.bias is None else scaled + self.bias.reshape(shape)
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with tuples instead of lists, as PyTorch takes them."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+
+
+def _each(option: Any, shape: Any) -> Any:
+    """Return an option for each direction of maps."""
+    return option if isinstance(option, list | tuple) else (option,) * (len(shape) - 1)
+
+
 def _layer(shape: torch.Size, type: str, **options: int) -> nn.Module:
     """Return the module of one layer for inputs of `shape`, without the sample axis."""
     conv = type == "conv" and len(shape) in _CONVOLUTIONS
-    if conv and options.keys() - {"stride"} == {"maps", "kernel"}:
-        kernel, stride = options["kernel"], options.get("stride", 1)
-        if kernel % 2 == 0:
-            raise ValueError(f"the kernel of a convolution must be odd, not {kernel}")
-        kind = _CONVOLUTIONS[len(shape)]
-        return kind(shape[0], options["maps"], kernel, stride, padding=kernel // 2)
-    if options.keys() == {"size"} and (type, len(shape)) in _POOLINGS:
-        size = options["size"]
-        if any(length % size for length in shape[1:]):
-            raise ValueError(f"pooling by {size} does not divide the shape {tuple(shape)}")
-        return _POOLINGS[type, len(shape)](size)
-    if type == "dense" and options.keys() == {"width"}:
-        return nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), options["width"]))
+    if conv and {"maps", "kernel"} <= options.keys():
+        options = {"padding": "same"} | options
+        kernel, dilation = (_each(options.get(n, 1), shape) for n in ("kernel", "dilation"))
+        if (padding := options.pop("padding")) == "same":
+            around = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+            padding = [(n // 2, n - n // 2) for n in around]
+        sides = [_each(p, (0, 1, 1)) for p in _each(padding, shape)]
+        zeros = nn.ConstantPad2d if len(shape) == 3 else nn.ConstantPad1d
+        maps, kernel = options.pop("maps"), options.pop("kernel")
+        own = _CONVOLUTIONS[len(shape)](shape[0], maps, kernel, **options)
+        return nn.Sequential(zeros([n for side in sides[::-1] for n in side], 0.0), own)
+    if "size" in options and (type, len(shape)) in _POOLINGS:
+        return _POOLINGS[type, len(shape)](options.pop("size"), **options)
+    if type == "scale":
+        return _Scale(shape[0], **options)
+    if type == "dense" and options.keys() - {"bias"} == {"width"}:
+        return nn.Sequential(nn.Flatten(), nn.Linear(shape.numel(), *options.values()))
     raise ValueError(f"no layer {type!r} with {options} for inputs of shape {tuple(shape)}")
 
 
@@ -94,7 +123,7 @@ class Twin(nn.Module):
         self.layers = nn.ModuleList()
         x = torch.zeros(1, *self.spec["input"], dtype=torch.float64)
         for options in self.spec["layers"]:
-            self.layers.append(_layer(x.shape[1:], **options).double())
+            self.layers.append(_layer(x.shape[1:], **_tuples(options)).double())
             x = self.layers[-1](x)
 
     def arrays(self) -> dict[str, nn.Parameter]:
@@ -165,7 +194,9 @@ class Twin(nn.Module):
             zip(self.layers, self.spec["layers"], strict=True), start=1
         ):
             x = layer(x)
-            if not options["type"].endswith("pool") and number < len(self.layers):
+            kinds = [options["type"], *(part["type"] for part in self.spec["layers"][number:][:1])]
+            last = number == len(self.layers) or kinds[1] == "scale"
+            if not options["type"].endswith("pool") and not last:
                 before[number] = x.flatten(1)
                 x = self.activation(x)
         return x.flatten(1), before

@@ -58,6 +58,7 @@ from .engine.activations import (
     GELU,
     Activation,
     Arctan,
+    Identity,
     ReLU,
     Sigmoid,
     SiLU,
@@ -90,6 +91,10 @@ from .layers import (
     DenseMatrix,
     MaxPool,
     MaxPoolingMatrix,
+    Residual,
+    Same,
+    Scale,
+    ScaleMatrix,
 )
 from .refutations.descent import DescentDirection, find_descent_direction
 from .refutations.escapes import (

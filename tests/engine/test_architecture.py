@@ -69,7 +69,8 @@ def test_whole_numbers_of_any_type_describe_the_same_network(whole):
     expected = Network((1, 8, 8), [Conv(2, 3, 2), AveragePool(2), MaxPool(1), Dense(3)])
     assert net == expected and hash(net) == hash(expected) and repr(net) == repr(expected)
     assert json.dumps(net.spec) == json.dumps(expected.spec)
-    assert all(type(m) is int for layer in net.layers for m in vars(layer).values())
+    for layer, same in zip(net.layers, expected.layers, strict=True):
+        assert list(map(type, vars(layer).values())) == list(map(type, vars(same).values()))
 
 
 @pytest.mark.parametrize("wrong", [True, np.True_, 2.0, "2", None, 0, -1])
@@ -123,23 +124,26 @@ def test_a_description_without_a_part_is_refused(missing):
 def test_a_description_with_a_part_too_many_is_refused():
     with pytest.raises(ValueError, match=r"got one with input, activation, layers, bias$"):
         Network.from_spec({**GOOD, "bias": False})
-    layer = {"type": "dense", "width": 2, "bias": False}
-    with pytest.raises(ValueError, match=r"expected a layer with type, width, got \{.*'bias'"):
+    layer = {"type": "dense", "width": 2, "size": 2}
+    with pytest.raises(ValueError, match=r"with type, width, bias, activation, got \{.*'size'"):
         Network.from_spec({**GOOD, "layers": [layer]})
 
 
 @pytest.mark.parametrize(
     "layer",
     [
-        {"type": "max_pool", "size": 3},
+        {"type": "max_pool", "size": 7},
         {"type": "dense"},
         {"type": "dense", "size": 2},
         {"type": "dense", "width": 0},
         {"type": "dense", "width": 2.5},
         {"type": "dense", "width": "2"},
-        {"type": "conv", "maps": 2, "kernel": 2},
+        {"type": "conv", "maps": 2, "kernel": 7, "padding": 0},
+        {"type": "conv", "maps": 2, "kernel": 3, "padding": "full"},
+        {"type": "conv", "maps": 2, "kernel": 3, "padding": [[1, 2], "same"]},
         {"type": "conv", "maps": -1, "kernel": 3},
-        {"type": "average_pool", "size": 3},
+        {"type": "average_pool", "size": 7},
+        {"type": "average_pool", "size": [2, 2, 3]},
         {"width": 2},
         "dense",
         None,
@@ -190,16 +194,16 @@ def test_what_is_no_description_is_refused(spec):
     ("layers", "message"),
     [
         ([], "at least one layer"),
-        ([Conv(2, 4)], r"layer 1, Conv\(maps=2, kernel=4\): expected an odd"),
-        ([Conv(2), AveragePool(3)], r"layer 2, AveragePool\(size=3\): expected a size that div"),
-        ([AveragePool(4)], "layer 1, .*divides"),
+        ([Conv(2, 5, padding=0)], r"layer 1, .*padding=0\): expected maps of 5 or more, .* got 4"),
+        ([Conv(2), AveragePool(5)], r"layer 2, AveragePool\(size=5\): expected maps of 5 or more"),
+        ([AveragePool(2, padding=2)], "layer 1, .*expected padding of half the size"),
         ([Dense(4), Conv(2)], "layer 2, .*expected maps below it"),
         ([Dense(4), AveragePool(1)], "layer 2, .*expected maps below it"),
         ([Dense(0)], "layer 1, .*positive whole numbers"),
         ([Conv(2, -3)], "layer 1, .*positive whole numbers"),
         ([AveragePool(2.0)], "layer 1, .*positive whole numbers"),
         ([MaxPool(0)], "layer 1, .*positive whole numbers"),
-        ([Conv(2), MaxPool(4)], r"layer 2, MaxPool\(size=4\): expected a size that divides"),
+        ([Conv(2), MaxPool(5)], r"layer 2, MaxPool\(size=5\): expected maps of 5 or more"),
         ([Dense(4), MaxPool(1)], "layer 2, .*expected maps below it"),
     ],
 )

@@ -26,7 +26,7 @@ from tinyspur.layers import (
     DenseMatrix,
     MaxPool,
     MaxPoolingMatrix,
-    convolution,
+    convolution_matrix,
 )
 
 # The choice
@@ -393,11 +393,11 @@ def weight_matrices():
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
 @pytest.mark.parametrize("name", weight_matrices())
-@pytest.mark.parametrize("strip", [1, convolution.STRIP_BYTES])
+@pytest.mark.parametrize("strip", [1, convolution_matrix.STRIP_BYTES])
 def test_weight_matrices_on_a_device_are_those_of_numpy(
     name, transposed, strip, device, monkeypatch
 ):
-    monkeypatch.setattr(convolution, "STRIP_BYTES", strip)
+    monkeypatch.setattr(convolution_matrix, "STRIP_BYTES", strip)
     host = weight_matrices()[name]
     there = host if host.weights is None else host.with_weights(device.asarray(host.weights))
     if transposed:

@@ -64,9 +64,8 @@ def test_the_risk_and_the_certificate_are_those_of_the_point_that_was_assigned()
     moved = theta.copy()
     moved.b[4] = moved.b[4] + 0.1
     expected = theta.vector.copy()
-    start, shape = NET.slots[4]
-    stop = start + int(np.prod(shape))
-    expected[stop : stop + shape[0]] += 0.1
+    slot = NET.slots[4]
+    expected[slot.weights.stop : slot.all.stop] += 0.1
     assert np.array_equal(moved.vector, expected)
     again = Parameters(NET, expected)
     assert NET.risk(moved, data, loss) == NET.risk(again, data, loss)

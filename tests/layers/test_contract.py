@@ -20,7 +20,7 @@ from tinyspur.certificates import certify_cell
 from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import KINDS, AveragePool, Conv, Dense, Layer, MaxPool, layer_of
+from tinyspur.layers import KINDS, AveragePool, Conv, Dense, Layer, MaxPool, Scale, layer_of
 from tinyspur.refutations.evidence import rescaling_tangents
 
 LAYERS = [  # a layer and the shape below it
@@ -34,7 +34,25 @@ LAYERS = [  # a layer and the shape below it
     (Conv(2, 5, 3), (1, 7, 4)),
     (Conv(2, 3, 2), (2, 9)),
     (Conv(2, 3, 9), (2, 4, 3)),
+    (Conv(2, 5, padding="valid"), (2, 6, 5)),
+    (Conv(2, 2), (2, 3, 4)),
+    (Conv(2, 4, stride=2, padding=1), (2, 6, 4)),
+    (Conv(2, 2, stride=(2, 1), padding=((0, 2), 1)), (1, 3, 4)),
+    (Conv(2, 3, dilation=2), (2, 5, 4)),
+    (Conv(2, (2, 3), (2, 1), (1, 0), (1, 2)), (2, 4, 6)),
+    (Conv(4, 3, groups=2), (2, 4, 3)),
+    (Conv(3, 3, stride=2, groups=3, bias=False), (3, 4, 5)),
+    (Conv(2, 4, padding=2, dilation=2, bias=False), (1, 7)),
+    (Conv(2, 1, padding=1), (2, 2, 3)),
     (AveragePool(2), (3, 4, 6)),
+    (AveragePool(3, 2, 1), (2, 4, 5)),
+    (AveragePool(3, 2, 1, count_include_pad=False), (2, 4, 5)),
+    (AveragePool((2, 3), (1, 2), ceil_mode=True), (1, 3, 6)),
+    (AveragePool(2), (2, 5)),
+    (MaxPool(3, 2, 1), (2, 4, 5)),
+    (MaxPool((1, 2), ceil_mode=True), (2, 2, 5)),
+    (MaxPool(2, 1, dilation=2), (2, 4, 3)),
+    (MaxPool(4, 3, 2), (2, 7)),
     (AveragePool(3), (2, 9)),
     (AveragePool(1), (1, 2, 2)),
     (MaxPool(2), (3, 4, 6)),
@@ -43,6 +61,11 @@ LAYERS = [  # a layer and the shape below it
     (Dense(4), (2, 3, 2)),
     (Dense(3), (5,)),
     (Dense(1), (1, 4)),
+    (Dense(3, bias=False), (2, 2, 2)),
+    (Scale(), (3, 2, 3)),
+    (Scale(bias=False), (2, 4)),
+    (Scale(), (4,)),
+    (Scale(), (1, 2, 2)),
 ]
 over_layers = pytest.mark.parametrize(
     ("layer", "below"), LAYERS, ids=[f"{layer} on {below}" for layer, below in LAYERS]
@@ -132,6 +155,13 @@ def test_products_and_transposes_are_those_of_the_csr_matrix(layer, below):
         assert one.nnz == csr.count_nonzero()
 
 
+def test_a_scale_starts_as_the_identity():
+    net = Network((2, 3), [Conv(4), Scale(), Dense(2)])
+    theta = ts.kaiming_start(net)
+    assert theta.W[2].weights.tolist() == [1] * 4 and not theta.b[2].any()
+    assert (theta.W[1].weights != 0).all()
+
+
 @over_layers
 def test_the_dot_test_holds(layer, below):
     rng, W = np.random.default_rng(2), matrix_of(layer, below)
@@ -164,8 +194,15 @@ def test_support_sums_and_gradients_are_those_of_the_entries(layer, below):
         return
     rng, W = np.random.default_rng(4), matrix_of(layer, below)
     o, delta = whole(rng, W.shape[1], 3), whole(rng, W.shape[0], 3)
-    support = (W.with_weights(np.ones_like(W.weights)).toarray() != 0).astype(float)
-    assert same(W.support_sums(abs(o)), (support @ abs(o))[: W.positions_out])
+    ones = W.with_weights(np.ones_like(W.weights))
+    support = (ones.toarray() != 0).astype(float)
+    for c in range(W.maps_in):
+        columns = slice(c * W.positions_in, (c + 1) * W.positions_in)
+        assert same(W.of_map(c).toarray(), W.toarray()[:, columns])
+        reads = ones.toarray().reshape(W.maps_out, -1, W.shape[1])[:, :, columns].any(axis=(1, 2))
+        assert np.flatnonzero(reads).tolist() == list(range(W.maps_out))[W.readers(c)]
+    sums = (support @ abs(o)).reshape(W.maps_out, W.positions_out, -1)
+    assert same(np.broadcast_to(W.support_sums(abs(o)), sums.shape), sums)
     expected = np.zeros_like(W.weights)
     for index in np.ndindex(*W.weights.shape):
         one = np.zeros_like(W.weights)

@@ -137,8 +137,10 @@ def test_support_sums_add_what_the_trainable_entries_see(W):
         return
     support = W.with_weights(np.ones_like(W.weights)).toarray()
     assert set(np.unique(support)) <= {0, 1}
-    for rows in np.split(support, W.maps_out):
-        same(W.support_sums(a), rows @ a)
+    sums = W.support_sums(a)
+    assert (sums.ndim == 3) == (W.groups > 1)
+    for t, rows in enumerate(np.split(support, W.maps_out)):
+        same(sums if W.groups == 1 else sums[t], rows @ a)
 
 
 @over_all_kinds

@@ -10,21 +10,24 @@ from tinyspur.layers import DenseMatrix, MaxPoolingMatrix
 def max_poolings():
     """Yield max poolings with two terms on few values, so that many entries are equal, (n, N)."""
     rng = np.random.default_rng(0)
-    for map_shape, size in [((6,), 3), ((4,), 1), ((4, 6), 2), ((3, 3), 3)]:
-        W = MaxPoolingMatrix(2, map_shape, size)
+    for map_shape, *options in [
+        ((6,), 3),
+        ((4,), 1),
+        ((4, 6), 2),
+        ((3, 3), 3),
+        ((5, 4), 3, 2, 1),
+        ((5,), 2, 1, 1),
+        ((5,), 2, None, 0, True),
+        ((7,), 3, 2, 1, False, 2),
+    ]:
+        W = MaxPoolingMatrix(2, map_shape, *options)
         yield W, *rng.integers(-1, 2, (3, W.shape[1], 40)).astype(float)
 
 
 def windows(W):
     """Return for each neuron of a pooling the neurons that it reads, row by row."""
-    shape = (W.maps_in, *W.map_shape)
-    coarse = (W.maps_in, *(n // W.size for n in W.map_shape))
-    found = []
-    for t, *position in np.ndindex(coarse):
-        offsets = np.ndindex((W.size,) * len(position))
-        places = [[W.size * p + k for p, k in zip(position, of, strict=True)] for of in offsets]
-        found.append([np.ravel_multi_index((t, *place), shape) for place in places])
-    return found
+    read = [[int(q) for q in row if q >= 0] for row in W.grid.neighbours()]
+    return [[t * W.positions_in + q for q in row] for t in range(W.maps_in) for row in read]
 
 
 def test_the_selection_of_several_samples_is_that_of_each():

@@ -6,6 +6,8 @@ they are. A certificate that rests on such an object says so.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from ..datasets.samples import TrainingSet
@@ -29,14 +31,15 @@ FLOOR = 1e-14  # terms of a loss that cancel, such as log 2, may leave so much
 NULL = 1e-12  # a Hessian product counts as 0 up to this share of the Hessian
 
 
-def assumed(loss: Loss, sigma: Activation | None = None) -> str:
+def assumed(loss: Loss, activations: Iterable[Activation] = ()) -> str:
     """Return what a proof takes from a user's loss or activation without proof; "" for none."""
     found = []
     if type(loss) not in KNOWN_LOSSES:
         kinks = ", has optimal fits" if hasattr(loss, "subgradients") else ""
         found.append(f"the loss {loss!r} is convex{kinks} and has the derivatives that it returns")
-    if sigma is not None and type(sigma) not in KNOWN_ACTIVATIONS.values():
-        found.append(f"{sigma} has the derivatives that it returns")
+    for sigma in activations:
+        if type(sigma) not in KNOWN_ACTIVATIONS.values():
+            found.append(f"{sigma} has the derivatives that it returns")
     return " and ".join(found)
 
 
@@ -51,8 +54,8 @@ def estimated(loss: Loss, sigma: Activation) -> str:
 def check_at_point(theta: Parameters, data: TrainingSet, loss: Loss) -> None:
     """Raise AssumptionError as `check_activation` and `check_loss` do, at theta, in float64."""
     check_at(theta, data, loss)
-    sigma = theta.net.activation
-    if type(loss) in KNOWN_LOSSES and type(sigma) in KNOWN_ACTIVATIONS.values():
+    own = all(type(sigma) in KNOWN_ACTIVATIONS.values() for sigma in theta.net.activations)
+    if type(loss) in KNOWN_LOSSES and own:
         return
     outputs = []
     for _, columns in theta.net.chunks(theta, data.x):
@@ -60,7 +63,7 @@ def check_at_point(theta: Parameters, data: TrainingSet, loss: Loss) -> None:
         outputs.append(to_numpy(trace[-1].o))
         for step in trace:
             if step.activation is not None:
-                check_activation(sigma, to_numpy(step.z).ravel())
+                check_activation(step.activation, to_numpy(step.z).ravel())
     check_loss(loss, np.concatenate(outputs, axis=1), data.y.T)
 
 

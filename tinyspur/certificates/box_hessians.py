@@ -12,8 +12,9 @@ from ..engine.floats import EPSILON, gamma
 from ..engine.held import Held
 from ..engine.held_steps import Members
 from ..engine.losses import AbsoluteLoss, SquaredLoss
+from ..engine.sweeps import patches_of
 from ..engine.threads import in_order
-from ..layers import DenseMatrix, WeightMatrix
+from ..layers import WeightMatrix
 from .boxes import Box, BoxStep, backward, column, forward, members_of, times, top
 from .enclosed_functions import activated
 from .enclosed_losses import loss_curvature
@@ -152,16 +153,10 @@ def _moved_by(step: BoxStep, below: Moved | None) -> Enclosure:
     parts = [(_times(step.W, below.below, step.R), np.arange(below.below.shape[2]))]
     for t, (weights, places) in enumerate(below.chosen):
         own = below.own[below.units(t)][:, :, weights]
-        parts.append((_times(_reading(step.W, t), own, _reading(step.R, t)), places))
+        parts.append((_times(step.W.of_map(t), own, step.R.of_map(t)), places))
     for values, places in parts:
         found.middle[:, :, places], found.radius[:, :, places] = values.middle, values.radius
     return found
-
-
-def _reading(W: WeightMatrix, t: int) -> WeightMatrix:
-    """Return the part of W that reads map t of the layer below."""
-    weights = W.outgoing(t)
-    return DenseMatrix(weights) if isinstance(W, DenseMatrix) else W.with_weights(weights[:, None])
 
 
 def _times(W: WeightMatrix, a: Enclosure, R: WeightMatrix | None = None) -> Enclosure:
@@ -176,8 +171,9 @@ def _own(step: BoxStep) -> Enclosure:
     """Return the derivatives of z^l in the weights and the bias of the unit's own map."""
     T, parts = step.W.maps_out, []
     for part in (step.below.middle, step.below.radius):
-        read = reads(step.W, part).transpose(1, 2, 0)  # (positions, N, weights + 1)
-        parts.append(np.tile(read, (T, 1, 1)))
+        read = reads(step.W, part).transpose(0, 2, 3, 1)  # (groups, positions, N, weights + 1)
+        read = read.repeat(T // len(read), axis=0)
+        parts.append(read.reshape(-1, *read.shape[2:]))
     parts[1][:, :, -1] = 0
     return Enclosure(*parts)
 
@@ -199,10 +195,9 @@ def own_coordinates(
 
     As numbers of the weights, the bias last, and as positions among the coordinates.
     """
-    start, shape = held.net.slots[layer]
-    K, found = math.prod(shape[1:]), []
-    for t in range(shape[0]):
-        numbers = np.append(start + t * K + np.arange(K), start + shape[0] * K + t)
+    slot, found = held.net.slots[layer], []
+    for t in range(slot.shape[0]):
+        numbers = slot.of_map(t)
         places = np.searchsorted(coordinates, numbers)
         inside = places < len(coordinates)
         inside[inside] = coordinates[places[inside]] == numbers[inside]
@@ -211,10 +206,10 @@ def own_coordinates(
 
 
 def reads(W: WeightMatrix, o: np.ndarray) -> np.ndarray:
-    """Return what the weights of one map multiply at each position, and a 1: (K + 1, P, N)."""
-    maps = o.reshape(W.maps_in, W.positions_in, -1)
-    parts = [W.gathered(maps[c]) for c in range(len(maps))]
-    return np.concatenate([*parts, np.ones((1, *parts[0].shape[1:]))])
+    """Return what the weights of a map multiply, and a 1, by groups: (groups, K + 1, P, N)."""
+    patches = patches_of(W, o)
+    ones = np.ones((len(patches), 1, *patches.shape[2:]))
+    return np.concatenate([patches, ones], axis=1)
 
 
 def _add_products(
@@ -222,7 +217,7 @@ def _add_products(
 ) -> None:
     """Add the terms of the Hessian that are linear in this layer's weights and in those below."""
     (n, N), T = step.z.shape, step.W.maps_out
-    K = math.prod(held.net.slots[step.layer][1][1:])
+    K = math.prod(held.net.slots[step.layer].shape[1:])
     share = gamma(n // T * N)
     d, r = dz.middle.reshape(T, -1), dz.radius.reshape(T, -1)
     for c in range(step.W.maps_in):
@@ -234,10 +229,11 @@ def _add_products(
             flat = np.ascontiguousarray(part).reshape(-1, N * q)
             sides.append(step.W.gathered(flat).reshape(-1, n // T * N, q))
         m, e = sides
-        first = c * len(m)
-        middle = d @ m  # (K', T, q)
-        off = abs(d) @ (e + share * abs(m)) + r @ (abs(m) + e)
-        for t, (weights, places) in enumerate(moved.chosen):
+        readers, first = step.W.readers(c), c * len(m) % K
+        dz, rz = d[readers], r[readers]
+        middle = dz @ m  # (K', readers, q)
+        off = abs(dz) @ (e + share * abs(m)) + rz @ (abs(m) + e)
+        for t, (weights, places) in enumerate(moved.chosen[readers]):
             inside = (weights >= first) & (weights < first + len(m)) & (weights < K)
             if inside.any():
                 k, rows = weights[inside] - first, places[inside]

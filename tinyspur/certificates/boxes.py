@@ -17,6 +17,7 @@ from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.held import Held
 from ..engine.held_steps import HeldStep, Members, steps
 from ..engine.parameters import Parameters
+from ..engine.passes import unread
 from ..layers import DenseMatrix, SelectionMatrix, TransposedMatrix, WeightMatrix
 from .enclosed_algebra import doubled_product
 from .enclosed_functions import activated
@@ -41,6 +42,7 @@ class BoxStep(NamedTuple):
     W: WeightMatrix
     R: WeightMatrix | None
     trained: bool
+    biased: bool
     below: Enclosure
     z: Enclosure
     o: Enclosure
@@ -87,7 +89,9 @@ def first_order(held: Held, box: Box, released: bool = False) -> First:
         parts = []
         for step, dz in zip(trace, deltas, strict=True):
             if step.trained:
-                parts += [_weights_gradient(step, dz), _by_map(dz, step.W.maps_out).sum(axis=1)]
+                parts.append(_weights_gradient(step, dz))
+            if step.biased:
+                parts.append(_by_map(dz, step.W.maps_out).sum(axis=1))
         gradient = gradient + _joined(parts)
     return First(gradient, values, signals, risk, kept)
 
@@ -135,10 +139,10 @@ def forward(
     found = steps(box.theta, columns, members)
     for middle in found:
         layer, W, below = middle.layer, middle.W, o
-        some, trained = members.get(layer), layer in box.theta.b
-        R = box.radii.W[layer] if trained else None
+        some, trained = members.get(layer), W.weights is not None
+        R = box.radii.W[layer].trained if trained else None
         z = times(W, below, R)
-        if trained:
+        if middle.b is not None:
             maps = _by_map(z, W.maps_out)
             biases = Enclosure(box.theta.b[layer][:, None], box.radii.b[layer][:, None])
             z = (maps + biases).reshape(*z.shape)
@@ -160,6 +164,7 @@ def forward(
         if sigma is not None and sigma.piecewise_linear:
             slopes, active = middle.slopes, middle.z > 0
             sides = np.where(active, z.low > 0, z.high < 0)
+            sides |= unread(W, middle.b, below.magnitude)
             if some is not None:
                 sides[some.units, some.columns] = True
             o = z * slopes
@@ -171,10 +176,11 @@ def forward(
                 reach = z.magnitude[some.units, some.columns]
                 half = reach * (0.5 + EPSILON)  # from 0 on, exactly, where alpha is 0
                 given = Enclosure(half, half)
-                o = _put(o, some, given.wider(held.slope * reach) if held.slope else given)
+                o = _put(o, some, given.wider(sigma.slope * reach) if sigma.slope else given)
         elif sigma is not None:
             o, slopes = activated(sigma, z), activated(sigma, z, 1)
-        trace.append(BoxStep(layer, W, R, trained, below, z, o, slopes, sigma))
+        biased = middle.b is not None
+        trace.append(BoxStep(layer, W, R, trained, biased, below, z, o, slopes, sigma))
     for layer, units in loose.items():  # below a dead layer pieces may change
         kept = kept and not (units & influence(found, members)[layer - 1]).any()
     return trace, kept
@@ -204,9 +210,9 @@ def influence(trace: list[HeldStep], members: dict[int, Members]) -> list[np.nda
 def times(W: WeightMatrix, x: Enclosure, R: WeightMatrix | None = None) -> Enclosure:
     """Return an enclosure of W @ x for all matrices within R of W."""
     selects = W.matrix if isinstance(W, TransposedMatrix) else W
-    if isinstance(selects, SelectionMatrix):
+    if isinstance(selects, SelectionMatrix) and W.fan_in == 1:
         return Enclosure(W @ x.middle, W @ x.radius)
-    if isinstance(W, TransposedMatrix) and W.weights is None:  # each entry is divided, no more
+    if isinstance(W, TransposedMatrix) and W.weights is None and W.fan_in == 1:  # divided, no more
         found, off = W @ x.middle, W @ x.radius
         return Enclosure(found, off * (1 + 4 * EPSILON) + EPSILON * abs(found) + 4 * SMALLEST)
     if isinstance(W, DenseMatrix) and not R.weights.any():  # a point: z as exact as it can be
@@ -230,11 +236,11 @@ def _choice_kept(W: SelectionMatrix, o: Enclosure, some: Members | None) -> bool
 
     Of a held pooling two entries are equal, a and b, and the others can't be larger than b.
     """
-    low, high = W.pooling.windows(o.low), W.pooling.windows(o.high)
+    low, high = (W.pooling.windows(side, -math.inf) for side in (o.low, o.high))
     chosen = np.arange(len(low))[:, None, None] == W.choice
     others = np.where(chosen, -math.inf, high)
     if some is not None:
-        places = W.pooling.windows(np.arange(W.shape[1])[:, None])[..., 0]  # (entries, windows)
+        places = W.pooling.windows(np.arange(W.shape[1])[:, None], -1)[..., 0]  # (entries, windows)
         entry = (places[:, some.units] == some.pairs[:, 0]).argmax(axis=0)
         others[entry, some.units, some.columns] = -math.inf
     return bool((np.where(chosen, low, -math.inf).max(axis=0) >= others.max(axis=0)).all())

@@ -120,12 +120,13 @@ class CellCertificate(Certificate):
 
 
 def check_relu(theta: Parameters, purpose: str) -> None:
-    """Raise ValueError unless the activation is ReLU or leaky ReLU, and no class of a user's."""
-    if type(theta.net.activation) is not ReLU:
-        raise ValueError(
-            f"{purpose}: expected a piecewise linear activation, ReLU or leaky ReLU, "
-            f"got {theta.net.activation}"
-        )
+    """Raise ValueError unless all activations are ReLU or leaky ReLU, no class of a user's."""
+    for sigma in theta.net.activations:
+        if type(sigma) is not ReLU:
+            raise ValueError(
+                f"{purpose}: expected a piecewise linear activation, ReLU or leaky ReLU, "
+                f"got {sigma}"
+            )
 
 
 def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertificate:

@@ -165,8 +165,9 @@ def pooled_parts(net: Architecture, x: np.ndarray) -> np.ndarray:
 
     Below average poolings that come first the entries of each window count in any order.
     """
-    first = net.layers[: net.leading_poolings]
-    if any(layer.selects for layer in first):
+    first = net.chain[: net.leading_poolings]
+    apart = (layer.grid(shape).tiles for layer, shape in zip(first, net.shapes, strict=False))
+    if any(layer.selects or type(layer.size) is tuple for layer in first) or not all(apart):
         return x
     size, axes = math.prod(layer.size for layer in first), x.ndim - 2
     split = x.reshape(*x.shape[:2], *(m for n in x.shape[2:] for m in (n // size, size)))

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..engine.backend import to_numpy
 from ..engine.floats import gamma
-from ..engine.network import Network
+from ..engine.network import Network, check_usual
 from ..engine.parameters import Parameters
 from ..layers import Dense
 from .enclosed_algebra import least_eigenvalue
@@ -18,13 +18,15 @@ TINY = 1e-290  # added to each step of a bound: more than what underflows in it
 
 def check_smooth(net: Network) -> None:
     """Raise ValueError unless the network is fully connected, with a smooth activation."""
+    check_usual(net, "curvature")
     if net.activation.piecewise_linear:
         raise ValueError(
             f"curvature: expected an activation with sigma'' != 0, got {net.activation}"
         )
-    if net.depth < 2 or not all(isinstance(layer, Dense) for layer in net.layers):
+    dense = all(isinstance(layer, Dense) and layer.bias for layer in net.chain)
+    if net.depth < 2 or not dense:
         raise ValueError(
-            f"curvature: expected dense layers, at least one of them hidden, got {net}"
+            f"curvature: expected dense layers with biases, at least one of them hidden, got {net}"
         )
 
 

@@ -284,7 +284,7 @@ def _share(parts: np.ndarray, wholes: np.ndarray) -> float:
 
 def _assumed(loss: Loss, sigma: Activation) -> str:
     """Return what is assumed of a user's activation."""
-    found = assumed(loss, sigma)
+    found = assumed(loss, [sigma])
     if not found:
         return ""
     more = "changes near z as at a few points" if sigma.bounds is None else "keeps its bounds"

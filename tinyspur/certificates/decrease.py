@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.backend import Array, namespace
+from ..engine.floats import slack
 from ..engine.parameters import Parameters
 from ..engine.passes import steps
 
@@ -67,15 +68,18 @@ class Classes(NamedTuple):
                 for step in list(steps(theta, columns))[net.leading_poolings :]:
                     W = abs(step.matrix)
                     reach, a, d = a + d, W @ a, W @ d
+                    shape = (W.maps_out, W.positions_out, -1)
+                    maps, moved = (v[: W.rows].reshape(shape) for v in (a, d))
+                    if W.weights is not None:
+                        moved += rho * W.support_sums(reach)
                     if step.b is not None:
-                        shape = (W.maps_out, W.positions_out, -1)
-                        maps, moved = a.reshape(shape), d.reshape(shape)
                         maps += abs(step.b)[:, None, None] * c
-                        moved += rho * (W.support_sums(reach) + c)
+                        moved += rho * c
                     if step.kinked:
                         a, d = a * step.slopes, d * step.slopes
                 total += float((self.outputs[:, rows] * d).sum())
-        return total * (1 + 1e-9)
+        terms = sum(W.shape[1] + 4 for W in theta.W.values()) + self.outputs.size
+        return total * slack(2 * terms)
 
     def reach(self, theta: Parameters, radius: float, tolerated: float) -> tuple[float, float]:
         """Return the largest rho <= radius found with a tolerated decrease, and that decrease.

@@ -18,9 +18,10 @@ from collections.abc import Callable
 import numpy as np
 
 from ..engine.activations import ELU, KNOWN, Activation
+from ..engine.architecture import Beside
 from ..engine.backend import Array, namespace, special
 from ..engine.floats import LIBRARY, SMALLEST, library_error, ndtr_units
-from .enclosures import QUIET, WIDER, Enclosure, between, exact, sound
+from .enclosures import QUIET, WIDER, Enclosure, between, concatenate, exact, sound
 
 Function = Callable[[Array], Array]
 
@@ -124,6 +125,11 @@ def activated(sigma: Activation, z: Enclosure, order: int = 0) -> Enclosure:
     anything between those of both sides. The second one is that of the pieces; of ELU infinite
     where sigma' jumps. Of z that is at most 0, the kink included, they are those of the left side.
     """
+    if isinstance(sigma, Beside):
+        own, rest = activated(sigma.sigma, z[: sigma.rows], order), z[sigma.rows :]
+        if order:
+            rest = exact(0 * rest.middle + (order == 1))
+        return concatenate([own, rest])
     if sigma.piecewise_linear:
         return _piecewise(sigma, z, order)
     if type(sigma) is ELU:
@@ -145,6 +151,9 @@ def activated(sigma: Activation, z: Enclosure, order: int = 0) -> Enclosure:
 @np.errstate(**QUIET)
 def spread(sigma: Activation, z: Array, o: Array, errors: Array) -> Array:
     """Return how far o, computed as sigma(z) in their type, may be off if z is by `errors`."""
+    if isinstance(sigma, Beside):
+        own = spread(sigma.sigma, *(a[: sigma.rows] for a in (z, o, errors)))
+        return namespace(z).concatenate([own, errors[sigma.rows :]])
     if not sigma.piecewise_linear:
         found = activated(sigma, Enclosure(z.astype(np.float64), errors.astype(np.float64)))
         return (abs(o - found.middle) + found.radius) * WIDER

@@ -10,7 +10,7 @@ from ..engine.backend import Array
 from ..engine.parameters import Parameters
 from ..layers import WeightMatrix
 from .enclosed_functions import activated
-from .enclosures import Enclosure, exact, product
+from .enclosures import Enclosure, concatenate, exact, product
 
 
 class EnclosedStep(NamedTuple):
@@ -52,14 +52,21 @@ def enclosed_steps(
     for layer, W in theta.W.items():
         below, b, reach = o, None, None
         if radii is not None and W.weights is not None:
-            reach = radii.W[layer]
+            reach = radii.W[layer].trained
         z = product(W, below, reach)
         if layer in theta.b:
             b = exact(theta.b[layer]) if radii is None else _box(theta.b[layer], radii.b[layer])
-            z = (z.reshape(len(b), -1) + b[:, None]).reshape(*z.shape)
-        sigma = theta.net.activation_of(layer)
+            z = with_biases(W, z, b[:, None])
+        sigma = theta.net.activation_at(layer)
         o = z if sigma is None else activated(sigma, z)
         yield EnclosedStep(layer, W, reach, b, below, z, o, sigma)
+
+
+def with_biases(W: WeightMatrix, z: Enclosure, b: Enclosure) -> Enclosure:
+    """Return W o + b, (n, N), for z = W o and biases (maps, 1)."""
+    own, *_ = found = [z[: W.rows], z[W.rows :]]
+    found[0] = (own.reshape(len(b), -1) + b).reshape(*own.shape)
+    return concatenate(found) if W.rows < W.shape[0] else found[0]
 
 
 def _box(middle: Array, radius: Array) -> Enclosure:

@@ -20,6 +20,7 @@ from ..engine.activations import ReLU
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.rational import FITS, Rational, joined, rational, size_of, times
+from ..layers import AveragePoolingMatrix
 
 PRODUCTS = 200_000  # products of fractions up to which a point counts as small
 LONG_PRODUCTS = 5 * 10**7  # of long integers, in a layer
@@ -29,7 +30,8 @@ LONG_PRODUCTS = 5 * 10**7  # of long integers, in a layer
 class ExactPoint:
     """A point of fractions: those that float64 `theta` on the host holds, with exceptions.
 
-    `own` has [W, b], (n_l, n_{l-1} + 1), of dense layers, `own_biases` b of convolutions.
+    `own` has [W, b], (n_l, n_{l-1} + 1), of dense layers, `own_biases` b of convolutions. Of layers
+    without biases b is 0.
     """
 
     theta: Parameters
@@ -40,18 +42,19 @@ class ExactPoint:
         """Return [W, b] of a dense layer."""
         if layer in self.own:
             return self.own[layer]
-        W, b = self.theta.W[layer].weights, self.theta.b[layer]
-        return rational(np.hstack([W, b[:, None]]))
+        W = self.theta.W[layer].weights
+        return rational(np.hstack([W, self._stored(layer)[:, None]]))
 
     def times(self, layer: int, o: Rational) -> Rational:
         """Return W^l o for columns o (n_{l-1}, N)."""
         W = self.theta.W[layer]
         if layer in self.own:
             return self.own[layer][:, :-1] @ o
-        if W.weights is None:
-            fits = o.n.dtype != object and size_of(o.n) * W.fan_in < FITS
-            windows = W.windows(o.n if fits else o.n.astype(object))
-            return Rational(windows.sum(axis=0), o.d * len(windows))
+        if isinstance(W, AveragePoolingMatrix):
+            shares, common = W.shares
+            fits = o.n.dtype != object and size_of(o.n) * W.fan_in * common < FITS
+            sums = W.windows(o.n if fits else o.n.astype(object), 0).sum(axis=0)
+            return Rational(sums * shares[:, None], o.d * common)
         csr = W.tocsr()
         entries = rational(csr.data)
         parts = entries.n, csr.indices, csr.indptr
@@ -68,20 +71,26 @@ class ExactPoint:
         """Return b^l of each unit, (n_l, 1)."""
         if layer in self.own:
             return self.own[layer][:, -1:]
-        b = self.own_biases.get(layer) or rational(self.theta.b[layer])
-        return Rational(np.repeat(b.n, self.theta.W[layer].positions_out)[:, None], b.d)
+        b = self.own_biases.get(layer) or rational(self._stored(layer))
+        return Rational(self.theta.W[layer].spread(b.n)[:, None], b.d)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return {"W1": ..., "b1": ...}, arrays of Fraction in PyTorch's shapes."""
         found = {}
-        for layer, b in self.theta.b.items():
+        for layer, slot in self.theta.net.slots.items():
             if layer in self.own:
                 parts = self.own[layer][:, :-1], self.own[layer][:, -1]
             else:
-                b = self.own_biases.get(layer) or rational(b)
+                b = self.own_biases.get(layer) or rational(self._stored(layer))
                 parts = rational(self.theta.W[layer].weights), b
-            found |= {f"W{layer}": parts[0].fractions(), f"b{layer}": parts[1].fractions()}
+            found[f"W{layer}"] = parts[0].fractions()
+            if slot.biases:
+                found[f"b{layer}"] = parts[1].fractions()
         return found
+
+    def _stored(self, layer: int) -> np.ndarray:
+        """Return b^l of each map as theta has it."""
+        return self.theta.b.get(layer, np.zeros(self.theta.W[layer].maps_out))
 
 
 def _long_product(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, o: np.ndarray):
@@ -114,32 +123,37 @@ def exact_steps(point: ExactPoint, o: Rational, first: int, last: int) -> Iterat
     """Yield the steps of the layers first..last for columns o (n_{first-1}, N)."""
     net = point.theta.net
     for layer in range(first, last + 1):
-        W, pattern = point.theta.W[layer], None
+        W, sigma, pattern = point.theta.W[layer], net.activation_of(layer), None
         if W.selects:
             windows = W.windows(o.n)
-            pattern = _argmax(windows)
+            pattern = _argmax(windows, W.first_taps)
             z = o = Rational(np.take_along_axis(windows, pattern[None], axis=0)[0], o.d)
         else:
             z = o = point.times(layer, o)
             if layer in net.slots:
                 z = o = z + point.biases(layer)
-            if net.is_active(layer):
-                pattern = (z.n > 0).astype(bool)
-                o = activated(net.activation, z, pattern)
+            if sigma is not None:
+                pattern = (z.n[: W.rows] > 0).astype(bool)
+                o = activated(sigma, z, pattern)
         yield ExactStep(layer, z, o, pattern)
 
 
-def _argmax(windows: np.ndarray) -> np.ndarray:
-    best = np.zeros(windows.shape[1:], dtype=int)
-    for k in range(1, len(windows)):
+def _argmax(windows: np.ndarray, first: np.ndarray) -> np.ndarray:
+    best = np.repeat(first[:, None], windows.shape[2], axis=1)
+    for k in range(len(windows)):
         top = np.take_along_axis(windows, best[None], axis=0)[0]
         best[(windows[k] > top).astype(bool)] = k
     return best
 
 
 def activated(sigma: ReLU, z: Rational, active: np.ndarray) -> Rational:
-    """Return z where it is active, and the slope times z elsewhere."""
-    slope = Fraction(sigma.slope)
+    """Return z where it is active, and the slope times z elsewhere.
+
+    Rows beyond those that are known to be `active` or not are kept by a residual block as they are.
+    """
+    slope, kept = Fraction(sigma.slope), len(z.n) - len(active)
+    if kept:
+        active = np.concatenate([active, np.ones((kept, active.shape[1]), dtype=bool)])
     if slope == 0:
         return Rational(np.where(active, z.n, 0), z.d)
     n = np.where(active, times(z.n, slope.denominator), times(z.n, slope.numerator))
@@ -162,8 +176,8 @@ def on_pattern(
         v = point.times(layer, v)
         if layer in net.slots:
             v = v + point.biases(layer) @ c
-        if net.is_active(layer):
-            v = activated(net.activation, v, pattern[layer])
+        if (sigma := net.activation_of(layer)) is not None:
+            v = activated(sigma, v, pattern[layer])
     return joined([v, c], axis=0)
 
 
@@ -173,7 +187,7 @@ def exact_outputs(theta: Parameters, x: np.ndarray) -> np.ndarray | None:
     For ReLU and leaky ReLU, and any poolings; theta and x are on the host.
     """
     net = theta.net
-    if type(net.activation) is not ReLU:
+    if any(type(sigma) is not ReLU for sigma in net.activations):
         return None
     products = sum(max(W.shape[0], 0 if W.selects else W.nnz) for W in theta.W.values())
     if products * len(x) > PRODUCTS:

@@ -19,7 +19,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.rational import Rational, independent_rows, joined, rational, solve, solve_left
-from ..layers import Dense
+from ..layers import BlockMatrix, Dense
 from .cell import check_relu
 from .certificate import in_float64
 from .exact import ExactPoint, ExactStep, exact_steps, on_pattern
@@ -47,6 +47,8 @@ def check_exact(theta: Parameters, data: TrainingSet, loss: Loss) -> Parameters:
             f"exact: expected the squared loss, got {loss.name}: its minima are no fractions"
         )
     check_relu(theta, "exact")
+    if any(isinstance(W, BlockMatrix) and W.selects for W in theta.W.values()):
+        raise ValueError("exact: expected no max pooling within a residual block")
     return in_float64(theta, np)
 
 
@@ -58,7 +60,8 @@ def exact_minimum(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactMini
     ValueError for another loss or a smooth activation.
     """
     theta = check_exact(theta, data, loss)
-    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
+    layers = enumerate(theta.net.chain, 1)
+    dense = [n for n, layer in layers if isinstance(layer, Dense) and layer.bias]
     cells = find_cells(ExactPoint(theta), data)
     fits = [fit_class(*samples_of(theta, data, cell)) for cell in cells]
     nearest = None
@@ -137,7 +140,9 @@ def _dead_layers(point: ExactPoint, trace: list[ExactStep], samples: int) -> np.
     """Return for each sample the highest layer of which all units are inactive, or 0."""
     net, found = point.theta.net, np.zeros(samples, dtype=int)
     for step in trace:
-        if net.is_active(step.layer) and net.activation.slope == 0:
+        sigma = net.activation_of(step.layer)
+        nothing_kept = len(net.states[step.layer]) == 1
+        if sigma is not None and sigma.slope == 0 and nothing_kept:
             found[(step.z.n < 0).all(axis=0)] = step.layer
     return found
 
@@ -150,16 +155,23 @@ def _undecided(point: ExactPoint, trace: list[ExactStep]) -> Iterator[tuple[int,
     """
     net, still, below = point.theta.net, None, None
     for step in trace:
-        W = point.theta.W[step.layer]
-        if net.is_active(step.layer):
-            yield step.layer, (step.z.n == 0).astype(bool)
-            still = np.zeros_like(step.pattern) if net.activation.slope else ~step.pattern
+        W, sigma = point.theta.W[step.layer], net.activation_of(step.layer)
+        if step.layer in net.slots:
+            still = np.zeros(step.z.n.shape, dtype=bool)
         elif still is not None and W.selects:
             top, still = (W.windows(below.n) == step.o.n).astype(bool), W.windows(still)
+            inside = W.inside(top)
+            top = top if inside is None else top & inside
             yield step.layer, (top.sum(axis=0) > 1) & (top & ~still).any(axis=0)
             still = (~top | still).all(axis=0)
         elif still is not None:
-            still = W.windows(still).all(axis=0)
+            still = W @ (~still).astype(float) == 0
+        if sigma is not None:
+            zero = (step.z.n == 0).astype(bool) & ~still
+            zero[W.rows :] = False
+            yield step.layer, zero
+            if sigma.slope == 0:
+                still[: W.rows] |= ~step.pattern
         below = step.o
 
 
@@ -319,7 +331,10 @@ def _above(theta: Parameters, cell: Cell, layer: int) -> tuple[Rational, Rationa
 
 def on_slopes(net, cell: Cell, layer: int) -> Rational:
     """Return the slopes of a layer on the pattern of a class, (n_l,)."""
-    slope = Fraction(net.activation.slope)
+    sigma = net.activation_of(layer)
+    if sigma is None:
+        return Rational(np.ones(net.shapes[layer], dtype=np.int64), 1)
+    slope = Fraction(sigma.slope)
     active = cell.pattern[layer][:, 0]
     return Rational(np.where(active, slope.denominator, slope.numerator), slope.denominator)
 

@@ -54,8 +54,10 @@ class KinkedMinimum(NamedTuple):
 
 def is_shallow(net: Network) -> bool:
     """Return whether there are one hidden layer and one output, above poolings if any."""
-    layers = net.layers[net.leading_poolings :]
-    return [type(layer) for layer in layers] == [Dense, Dense] and net.shapes[-1] == (1,)
+    layers, kinked = net.chain[net.leading_poolings :], net.kinked_layers
+    dense = [type(layer) for layer in layers] == [Dense, Dense]
+    shallow = dense and all(layer.bias for layer in layers) and net.shapes[-1] == (1,)
+    return shallow and net.active_layers == kinked == (net.depth - 1,)
 
 
 def find_kinks(theta: Parameters, data: TrainingSet) -> list[tuple[int, int]]:
@@ -123,7 +125,7 @@ class _Problem:
         if len(missing) > len(kinks):
             i, j = next(at for at in missing if tuple(at) not in kinks)
             raise AssumptionError(f"exact: expected unit {j} for sample {i} among the kinks")
-        slope = Fraction(net.activation.slope)
+        slope = Fraction(net.activation_of(self.hidden).slope)
         self.slope = slope
         live = (self.signs >= 0).any(axis=1) | (slope != 0)
         idle = np.flatnonzero(live & (self.a.n == 0))

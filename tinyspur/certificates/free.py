@@ -21,7 +21,6 @@ those of `generators`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -228,11 +227,12 @@ def _supported(held: Held, reaches: dict[int, Reach]) -> np.ndarray:
     """Return in which coordinates L may have a derivative, (p,)."""
     found = np.zeros(held.net.size)
     for layer, (step, matters, moves, _) in reaches.items():
-        start, shape = held.net.slots[layer]
-        stop = start + math.prod(shape)
+        slot = held.net.slots[layer]
         counts = step.W.gradient(matters.astype(float), moves.astype(float))
-        found[start:stop] = counts.ravel()
-        found[stop : stop + shape[0]] = matters.reshape(shape[0], -1).sum(axis=1)
+        found[slot.weights] = counts.ravel()
+        if slot.biases:
+            sums = matters.reshape(slot.biases, -1).sum(axis=1)
+            found[slot.weights.stop : slot.all.stop] = sums
     return found > 0
 
 
@@ -242,11 +242,10 @@ def _read_rows(held: Held, box: Box, one: Interpolation) -> Enclosure:
     x = held.data.x.reshape(len(held.data), -1)[samples].astype(np.float64)
     trace, _ = forward(held, box, np.ascontiguousarray(x.T), members_of(held, samples))
     step = trace[one.symmetry.layer - 1]
-    places = one.positions, inverse.reshape(-1)
-    middle = reads(step.W, step.below.middle)[:, places[0], places[1]].T
-    radius = reads(step.W, step.below.radius)[:, places[0], places[1]].T.copy()
+    places = one.group, slice(None), one.positions, inverse.reshape(-1)
+    middle, radius = (reads(step.W, x)[places] for x in (step.below.middle, step.below.radius))
     radius[:, -1] = 0
-    return Enclosure(np.ascontiguousarray(middle), radius)
+    return Enclosure(middle, radius)
 
 
 def _independent(rows: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

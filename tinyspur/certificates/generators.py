@@ -35,7 +35,8 @@ from ..engine.held import Held
 from ..engine.held_steps import HeldStep, steps
 from ..engine.losses import CrossEntropy
 from ..engine.parameters import Parameters
-from ..layers import Dense
+from ..engine.passes import unread
+from ..layers import Dense, Scale, WeightMatrix
 from .box_hessians import reads
 from .boxes import influence, members_of
 from .exact_sums import integers
@@ -69,8 +70,8 @@ class Interpolation:
 
     `symmetry` with its layer, `places` (position, sample) of the rows, `columns` the numbers of its
     weights, the bias last, `solved` those of a regular square matrix, `rest` the others;
-    `coordinates` of all. For an exchange `others` are those of the other map, and `swapped` those
-    of q and p.
+    `coordinates` of all. They read the maps below of one `group`. For an exchange `others` are
+    those of the other map, and `swapped` those of q and p.
     """
 
     symmetry: Symmetry
@@ -79,6 +80,7 @@ class Interpolation:
     solved: np.ndarray
     rest: np.ndarray
     coordinates: np.ndarray
+    group: int
     others: np.ndarray | None = None
     swapped: tuple[int, int] | None = None
 
@@ -87,8 +89,8 @@ class Reach(NamedTuple):
     """What counts at a point: for each layer with parameters which units and what they read.
 
     `matters` (n_l, N): z^l has an influence on L; `moves` (n_{l-1}, N): o^{l-1} is not constantly
-    0; `slopes` (n_l, N) of the activation, NaN at held units and where z^l does not matter; None
-    where no activation follows.
+    0; `slopes` (n_l, N) of the activation, NaN at held units and where z^l does not matter, 1 where
+    none follows but another layer; None in the last layer, and where it is smooth.
     """
 
     step: HeldStep
@@ -106,14 +108,14 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
     now = trace[0].below != 0
     for step in trace:
         moves.append(now)
-        if step.b is None:
+        if step.W.weights is None:
             now = (step.W @ now.astype(float)) > 0
         else:
-            now = np.ones(step.z.shape, dtype=bool)
+            now = ~unread(step.W, step.b, now.astype(float))
             if step.activation is not None and step.activation.piecewise_linear:
                 now = step.slopes != 0
     for step, moving, matters in zip(trace, moves, influence(trace, members), strict=True):
-        if step.b is None:
+        if step.W.weights is None:
             continue
         some, slopes = members.get(step.layer), None
         if step.activation is not None and step.activation.piecewise_linear:
@@ -122,15 +124,15 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
             if some is not None:
                 slopes[some.units, some.columns] = np.nan
                 matters[some.units, some.columns] = True
+        elif step.activation is None and step.layer < len(trace):  # o = z
+            slopes = np.where(matters, 1.0, np.nan)
         found[step.layer] = Reach(step, matters, moving, slopes)
     return found
 
 
 def incoming(held: Held, layer: int, t: int) -> np.ndarray:
-    """Return the coordinates of the weights of a map, in order, and of its bias."""
-    start, shape = held.net.slots[layer]
-    K = math.prod(shape[1:])
-    return np.append(start + t * K + np.arange(K), start + shape[0] * K + t)
+    """Return the coordinates of the weights of a map, in order, and of its bias if any."""
+    return held.net.slots[layer].of_map(t)
 
 
 def _above(held: Held, layer: int) -> int | None:
@@ -140,10 +142,10 @@ def _above(held: Held, layer: int) -> int | None:
 
 def _outgoing(held: Held, reaches: dict[int, Reach], above: int, t: int) -> np.ndarray:
     """Return the coordinates of the weights of a layer that read a map, (maps_out, ...)."""
-    W, (start, shape) = reaches[above].step.W, held.net.slots[above]
-    numbers = start + np.arange(math.prod(shape), dtype=float).reshape(shape)
+    W, slot = reaches[above].step.W, held.net.slots[above]
+    numbers = slot.start + np.arange(math.prod(slot.shape), dtype=float).reshape(slot.shape)
     found = W.with_weights(numbers).outgoing(t)
-    return found.reshape(shape[0], -1).astype(int)
+    return found.reshape(len(found), -1).astype(int)
 
 
 def mixings(
@@ -151,18 +153,20 @@ def mixings(
 ) -> list[Generator]:
     """Return the generators that mix maps of a layer, scalings first."""
     slopes, above = reaches[layer].slopes, _above(held, layer)
-    if slopes is None or above is None or not theta.net.activation.piecewise_linear:
+    if slopes is None or above is None or layer not in theta.net.kinked_layers:
         return []
-    maps, found = reaches[layer].step.W.maps_out, []
-    slopes = slopes.reshape(maps, -1)
+    W, next_W, found = reaches[layer].step.W, reaches[above].step.W, []
+    maps, slopes = W.maps_out, slopes.reshape(W.maps_out, -1)
     matters = reaches[layer].matters.reshape(maps, -1)
-    selects = any(net_layer.selects for net_layer in held.net.layers[layer : above - 1])
+    selects = any(net_layer.selects for net_layer in held.net.chain[layer : above - 1])
     kept = np.isnan(slopes) & matters  # held
     for a in range(maps):
         for b in range(maps):
             if not matters[a].any() or (a != b and selects):
                 continue
             if a != b and not _mixes(slopes, matters, kept, a, b):
+                continue
+            if _reads(W, a) != _reads(W, b) or next_W.readers(a) != next_W.readers(b):
                 continue
             own, other = incoming(held, layer, a), incoming(held, layer, b)
             out, back = (_outgoing(held, reaches, above, t).ravel() for t in (b, a))
@@ -176,6 +180,11 @@ def mixings(
     return found
 
 
+def _reads(W: WeightMatrix, t: int) -> int:
+    """Return the group of maps below that map t reads."""
+    return t * W.groups // W.maps_out
+
+
 def _mixes(slopes, matters, kept, a: int, b: int) -> bool:
     """Return whether maps a and b can be mixed: delta_a z_b = (dL/do_a) o_b at each place."""
     counts = ~np.isnan(slopes[a]) | kept[a]  # where the signal reaches a
@@ -186,9 +195,13 @@ def _mixes(slopes, matters, kept, a: int, b: int) -> bool:
 def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]:
     """Return the generators that shift maps of one slope, where a dense layer takes it back."""
     slopes, above = reaches[layer].slopes, _above(held, layer)
-    if slopes is None or above is None or not held.net.activation.piecewise_linear:
+    if slopes is None or above is None or layer not in held.net.kinked_layers:
         return []
-    if not isinstance(held.net.layers[above - 1], Dense):
+    if not isinstance(held.net.chain[above - 1], Dense | Scale):
+        return []
+    if not all(held.net.slots[n].biases for n in (layer, above)):
+        return []
+    if not all(pooling.keeps_constants for pooling in held.net.chain[layer : above - 1]):
         return []
     maps, found = reaches[layer].step.W.maps_out, []
     for t, (own, counts) in enumerate(
@@ -201,7 +214,8 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
         if slope == 0:
             continue
         out = _outgoing(held, reaches, above, t)
-        biases = np.array([incoming(held, above, h)[-1] for h in range(len(out))])
+        readers = range(held.net.shapes[above][0])[reaches[above].step.W.readers(t)]
+        biases = np.array([incoming(held, above, h)[-1] for h in readers])
         found.append(
             Generator(
                 np.concatenate([incoming(held, layer, t)[-1:], np.repeat(biases, out.shape[1])]),
@@ -223,23 +237,24 @@ def dependent_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[G
     used = at.matters.reshape(maps, P, -1)[t]
     if not used.any():
         return []
-    x = reads(at.step.W, at.step.below)[:, used]
+    x = reads(at.step.W, at.step.below)[_reads(at.step.W, t)][: len(coordinates), used]
+    bias, weights = at.step.b is not None, math.prod(at.step.W.weights.shape[1:])
     first: dict[bytes, int] = {}
 
     def add(inputs: Sequence[int], factors: Sequence[float]) -> None:
         source = np.full(len(inputs), -1)
         found.append(Generator(coordinates[inputs], source, np.array(factors, float), symmetry))
 
-    for k, row in enumerate(x[:-1]):
+    for k, row in enumerate(x[:weights]):
         if taken[coordinates[k]]:
             continue
-        if (row == row[0]).all():
-            add([k, len(x) - 1], [1.0, -float(row[0])])
+        if (row == row[0]).all() and bias:
+            add([k, weights], [1.0, -float(row[0])])
         elif (key := row.tobytes()) in first:
             add([k, first[key]], [1.0, -1.0])
         else:
             first[key] = k
-    rest = np.array([*first.values(), len(x) - 1])
+    rest = np.array([*first.values(), *[weights] * bias], dtype=int)
     for factors in whole_null_vectors(x[rest].T):
         inside = np.flatnonzero(factors)
         add(rest[inside], factors[inside])
@@ -273,7 +288,7 @@ def whole_null_vectors(A: np.ndarray) -> list[np.ndarray]:
 def output_shifts(held: Held) -> list[Generator]:
     """Return the generators that shift all outputs of the softmax."""
     net = held.net
-    if not isinstance(held.loss, CrossEntropy) or not isinstance(net.layers[-1], Dense):
+    if not isinstance(held.loss, CrossEntropy) or not isinstance(net.chain[-1], Dense):
         return []
     columns = np.array([incoming(held, net.depth, h) for h in range(net.shapes[-1][0])])
     nothing, ones = np.full(len(columns), -1), np.ones(len(columns))
@@ -304,6 +319,8 @@ def exchanges(
         return []
     for a in range(W.maps_out):
         for b in range(a + 1, W.maps_out):
+            if _reads(W, a) != _reads(W, b):
+                continue
             same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
             one = _interpolating(held, at, labels, a, taken, ~same[None])
             if one is not None and at.matters[a].any() and at.matters[b].any():
@@ -329,10 +346,10 @@ def _interpolating(
     solved, rest = columns[:0], columns
     if len(first):
         read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
-        A = read[:, positions, np.arange(len(samples))].T
+        A = read[_reads(at.step.W, t), :, positions, np.arange(len(samples))]
         _, R, order = scipy.linalg.qr(A[:, columns], mode="economic", pivoting=True)
         if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
             return None
         solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
-    symmetry = Symmetry("few samples", at.step.layer, (t,))
-    return Interpolation(symmetry, positions, samples, solved, rest, coordinates)
+    symmetry, group = Symmetry("few samples", at.step.layer, (t,)), _reads(at.step.W, t)
+    return Interpolation(symmetry, positions, samples, solved, rest, coordinates, group)

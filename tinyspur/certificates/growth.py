@@ -141,16 +141,9 @@ def _error(at: Stationary, second: Second) -> Enclosure:
 
 def rooms(at: Stationary, signals: Enclosure, multipliers: Enclosure) -> np.ndarray:
     """Return lower bounds m_k of how far the multipliers are inside their bounds, (kinks,)."""
-    slopes = np.array([own_slope(at, kink) for kink in at.held.kinks])
+    slopes = np.array([at.held.slope(kink) for kink in at.held.kinks])
     inside = (signals - multipliers).low
     return np.minimum(inside, (multipliers - signals * slopes).low)
-
-
-def own_slope(at: Stationary, kink: object) -> float:
-    """Return alpha of a kink: that of the activation, 0 of a max pooling, -1 of the loss."""
-    if kink.layer > at.held.net.depth:
-        return -1.0
-    return float(at.held.slope) if kink.pairs is None else 0.0
 
 
 def multiplier_rates(at: Stationary, box: Box, flow: Flow) -> np.ndarray:

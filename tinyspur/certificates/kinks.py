@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,9 @@ class KinkCounter:
             self._add(layer, zero)
 
     def _add(self, layer: int, zero: np.ndarray) -> None:
-        for t, units in enumerate(zero.reshape(self.net.shapes[layer][0], -1, zero.shape[1])):
+        maps, *size = self.net.shapes[layer]
+        own = zero[: maps * math.prod(size)].reshape(maps, -1, zero.shape[1])
+        for t, units in enumerate(own):
             if units.any():
                 key = (layer, t)
                 self.locations[key] = self.locations.get(key, False) | units.any(axis=1)

@@ -46,7 +46,8 @@ def distance_to_minimum(
     all H_s, a right inverse of what is multiplied from the left and a left inverse of what is from
     the right bound that change; otherwise a right inverse of the linear equations for W does.
     """
-    dense = [n for n, layer in enumerate(theta.net.layers, 1) if isinstance(layer, Dense)]
+    layers = enumerate(theta.net.chain, 1)
+    dense = [n for n, layer in layers if isinstance(layer, Dense) and layer.bias]
     unknowns = [theta.W[n].shape[0] * (theta.W[n].shape[1] + 1) for n in dense]
     if len(x) * theta.W[theta.net.depth].shape[0] > max(unknowns, default=0):
         return np.inf
@@ -127,7 +128,7 @@ def _agree(cells: list[Cell], first: int, last: int) -> bool:
         for step, other in zip(cell.trace[first:last], cells[0].trace[first:last], strict=True):
             if step.W.selects and (step.matrix.choice != other.matrix.choice).any():
                 return False
-            if step.kinked and ((step.z > 0) != (other.z > 0)).any():
+            if step.kinked and ((step.own_z > 0) != (other.own_z > 0)).any():
                 return False
     return True
 
@@ -180,7 +181,7 @@ def _stored_map(theta: Parameters, trace: list[Step]) -> Enclosure:
         if step.activation is not None:
             v = _scaled(v, step.slopes)
         if step.b is not None:
-            b = np.repeat(step.b, len(v) // len(step.b))
+            b = step.W.spread(step.b)
             off = (abs(b) @ v.radius) * (1 + 2 * gamma(len(b)))
             found = doubled_product(b[None], v.middle)[0]
             constant = constant + found.wider(off)
@@ -194,7 +195,7 @@ def _upwards(theta: Parameters, trace: list[Step], basis: Enclosure, layer: int)
     for step in trace[theta.net.leading_poolings : layer - 1]:
         v = _product(step, v)
         if step.b is not None:
-            v = _with_constants(v, step.b, c.middle)
+            v = _with_constants(v, step.W.spread(step.b), c.middle)
         if step.activation is not None:
             v = _scaled(v, step.slopes)
     return concatenate([v, c])
@@ -214,20 +215,21 @@ def _downwards(trace: list[Step], layer: int) -> Enclosure:
 
 def _with_constants(v: Enclosure, b: np.ndarray, c: np.ndarray) -> Enclosure:
     """Return v + b c for columns of neurons: what rounds is known exactly where c is 0 or 1."""
-    maps = v.reshape(len(b), -1, v.shape[1])
-    terms = b[:, None, None] * c
-    total, rest = two_sum(maps.middle, terms)
-    off = abs(rest) + maps.radius
+    terms = b[:, None] * c
+    total, rest = two_sum(v.middle, terms)
+    off = abs(rest) + v.radius
     off = off + ((c != 0) & (c != 1)) * (EPSILON * abs(terms) + SMALLEST)
-    return Enclosure(total, off * WIDER).reshape(*v.shape)
+    return Enclosure(total, off * WIDER)
 
 
 def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
     """Return W^T v for columns v of a step of one sample."""
-    W, off, terms = step.matrix, v.radius, 1
+    W, off = step.matrix, v.radius
+    terms = W.fan_out
     if W.weights is not None:  # the most terms of a column of W
         counts = np.count_nonzero(W.weights, axis=(0, *range(2, W.weights.ndim)))
-        terms = max(1, int(counts.max()))
+        identities = W.fan_out - W.weights[:, 0].size  # of a residual block
+        terms = max(1, int(counts.max()) + identities)
     if terms > 1 or not _of_powers(step, v):
         share = gamma(terms + 2)
         off = abs(W).T @ inexact(abs(v.middle), off, share) + 2 * terms * SMALLEST

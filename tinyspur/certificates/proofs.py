@@ -196,8 +196,10 @@ def _point(net: Network, point: Point, name: str) -> dict[str, np.ndarray]:
         check_points(net, point)
         return as_fractions(point)
     shapes = {}
-    for layer, (_, shape) in net.slots.items():
-        shapes |= {f"W{layer}": shape, f"b{layer}": shape[:1]}
+    for layer, slot in net.slots.items():
+        shapes[f"W{layer}"] = slot.shape
+        if slot.biases:
+            shapes[f"b{layer}"] = (slot.biases,)
     if not isinstance(point, Mapping) or set(point) != set(shapes):
         got = list(point) if isinstance(point, Mapping) else type(point).__name__
         raise ValueError(f"{name}: expected arrays {list(shapes)}, got {got}")
@@ -211,8 +213,10 @@ def _point_texts(net: Network, point: Point, name: str) -> dict[str, list]:
 def _coordinate(net: Network, layer: object, kind: object, *index: object) -> list:
     """Return [layer, "W" or "b", *index] where the network has such a coordinate."""
     layer, index = _whole(layer), tuple(map(_whole, index))
-    shape = net.slots[layer][1] if layer in net.slots else ()
-    shape = shape if kind == "W" else shape[:1] if kind == "b" else ()
+    shape, slot = (), net.slots.get(layer)
+    if slot is not None:
+        shapes = {"W": slot.shape, "b": (slot.biases,) * (slot.biases > 0)}
+        shape = shapes.get(kind, ()) if isinstance(kind, str) else ()
     if (
         not shape
         or len(index) != len(shape)

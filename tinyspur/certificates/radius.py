@@ -11,8 +11,9 @@ import numpy as np
 
 from ..engine.architecture import Architecture
 from ..engine.backend import Array, all_to_numpy, namespace
+from ..engine.floats import slack
 from ..engine.parameters import Parameters
-from ..engine.passes import Step
+from ..engine.passes import Step, margins, unread
 
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
@@ -40,7 +41,8 @@ def highest_dead_layer(trace: list[Step], rounding: list[Array]) -> Array:
     xp = namespace(trace[0].below)
     cut = xp.zeros(trace[0].below.shape[1], dtype=int)
     for step, inexact in zip(trace, rounding, strict=True):
-        if step.kinked and step.activation.slope == 0:
+        nothing_kept = step.W.rows == step.W.shape[0]
+        if step.kinked and step.activation.slope == 0 and nothing_kept:
             dead = step.z.max(axis=0) < 0
             if xp is not np or dead.any():
                 cut = xp.where(dead & (step.z < -inexact).all(axis=0), step.layer, cut)
@@ -60,7 +62,8 @@ def counted(net: Architecture, cut: Array) -> dict[int, Array]:
         if layer in net.max_layers:
             below = [n for n in trainable if n < layer]
             for dead in below[:-1]:  # then below[-1] reads zeros if it is the next above
-                if trainable[trainable.index(dead) + 1] == below[-1]:
+                constant = all(some.keeps_constants for some in net.chain[below[-1] : layer - 1])
+                if constant and trainable[trainable.index(dead) + 1] == below[-1]:
                     found[layer] = found[layer] & (cut != dead)
     return found
 
@@ -69,7 +72,8 @@ def shrink(radius: float, at: Chunk) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
     xp = namespace(at.trace[0].below)
     counts = at.counted()
-    least = [xp.where(counts[s.layer], abs(s.z), np.inf).min() for s in at.trace if s.kinked]
+    found = margins(at.trace)
+    least = [xp.where(counts[s.layer], found[s.layer], np.inf).min() for s in at.trace if s.kinked]
     high = min([radius, *map(float, all_to_numpy(least))])  # a bias alone moves z by rho
     if high in (0, np.inf) or keeps_patterns(high, at):
         return high
@@ -101,25 +105,28 @@ def keeps_patterns(rho: float, at: Chunk) -> bool:
 def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
     """Yield for each layer with a pattern whether it can't change.
 
-    Per sample, with a = |o^{l-1}| and |change of o^{l-1}| <= d, z moves by at most
+    Per sample, with |o^{l-1}| <= a and |change of o^{l-1}| <= d, z moves by at most
     e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding errors of
-    z are added, and 1e-9 of e for those of this computation itself.
+    z are added, and those of this computation itself.
     """
     xp, d, inexact = namespace(at.trace[0].below), None, None
     last, counts = max(at.magnitudes.net.pattern_layers, default=0), at.counted()
+    grow = slack(2 * sum(W.shape[1] + 4 for W in at.magnitudes.W.values()))
     for step, rounding in zip(at.trace[:last], at.rounding, strict=False):
         W, below, free = step.W, step.below, ~counts.get(step.layer, at.cut <= step.layer)
         if W.selects and d is not None:
-            change = xp.where(d > 0, d * (1 + 1e-9) + inexact, 0)
+            change = xp.where(d > 0, d * grow + inexact, 0)
             yield (free | (W.gaps(below, d == 0, change) > 0)).all()
         e = xp.zeros_like(step.z) if d is None else at.magnitudes.W[step.layer].at(below) @ d
         if W.selects and d is not None:  # where the selection may change
             e = xp.where(free, W @ d, e)
-        if step.b is not None:
-            reach = abs(below) if d is None else abs(below) + d
-            maps = e.reshape(W.maps_out, W.positions_out, -1)
-            maps += rho * W.support_sums(reach) + rho
+        if W.weights is not None:
+            reach = abs(below) if d is None else abs(below) + inexact + d
+            maps = e[: W.rows].reshape(W.maps_out, W.positions_out, -1)
+            maps += rho * W.support_sums(reach) + (0 if step.b is None else rho)
+            free = free | unread(W, step.b, reach)
         if step.kinked:
-            yield (free | (e * (1 + 1e-9) + rounding < abs(step.z))).all()
-            e = xp.where((step.z > 0) | free, e, step.activation.slope * e)
-        d, inexact = e, rounding
+            still = False if step.b is not None else e == 0
+            yield (free | still | (e * grow + rounding < step.heights)).all()
+            e = xp.where((step.z > 0) | free, e, step.slopes * e)
+        d, inexact = e, rounding * max(1.0, step.activation.slope) if step.kinked else rounding

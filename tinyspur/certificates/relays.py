@@ -141,7 +141,7 @@ def certify_relays(
     net, xp = theta.net, namespace(theta.vector)
     if not 1 <= lower <= net.depth:
         raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower}")
-    if any(layer.selects for layer in net.layers[lower - 1 : net.leading_poolings]):
+    if any(layer.selects for layer in net.chain[lower - 1 : net.leading_poolings]):
         raise ValueError(f"relays: expected a layer above the poolings of the input, got {lower}")
     theta = in_float64(theta)
     relaying = [layer for layer in net.pattern_layers if layer >= lower]
@@ -164,15 +164,14 @@ def certify_relays(
     rows = to_numpy(net.affine_map(theta, data.x[0], lower - 1))
     sub = Network(
         net.input_shape,
-        (*net.layers[: lower - 1], Dense(len(rows))),
+        (*net.chain[: lower - 1], Dense(len(rows))),
         net.activation,
         net.memory_budget,
     )
     phi = sub.zeros(like=theta.vector)
-    for layer in theta.b:
-        if layer < lower:
-            phi.W[layer].weights[...] = theta.W[layer].weights
-            phi.b[layer][...] = theta.b[layer]
+    for layer, slot in net.slots.items():
+        if layer < lower:  # in the same place
+            phi.vector[slot.all] = theta.vector[slot.all]
     phi.W[lower].weights[...] = xp.asarray(rows[:, :-1])
     phi.b[lower][...] = xp.asarray(rows[:, -1])
     maps = net.shapes[lower - 1][0]

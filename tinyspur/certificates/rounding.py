@@ -19,7 +19,7 @@ from ..engine.floats import EPSILON, gamma
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
-from ..engine.passes import Step, by_map, steps
+from ..engine.passes import Step, steps
 from .enclosed_functions import spread
 from .enclosed_losses import loss_gradient, loss_value
 from .enclosures import QUIET, WIDER, Enclosure, product_radius
@@ -41,7 +41,7 @@ def preactivation_rounding(magnitudes: Parameters, trace: list[Step], dtype: typ
         else:
             errors = product_radius(magnitudes.W[step.layer], abs(step.below), reach)
         if step.b is not None:
-            maps = by_map(errors, step.b)
+            maps = step.W.by_map(errors)
             maps += gamma(step.W.fan_in + 2, dtype) * magnitudes.b[step.layer][:, None]
         found.append(errors)
         known = step.activation is None

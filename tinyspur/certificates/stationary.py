@@ -120,7 +120,8 @@ def _near_units(
     layer, z = trace[-1].layer, trace[-1].z
     if trace[-1].activation is None:
         layer, z = layer + 1, z - data.y.T
-    near = np.argwhere(abs(z) <= share * _reach(trace))
+    reach = _reach(trace)
+    near = np.argwhere((abs(z) <= share * reach) & (reach > 0))
     equal = EqualKinks(theta, data, held) if len(near) else None
     for unit, sample in near:
         yield unit, sample, partial(equal.kink, layer, int(unit), int(sample))
@@ -151,12 +152,14 @@ def _reach(trace: list[HeldStep]) -> np.ndarray:
     """Return by how much z^l moves if the nearest weights and biases do by as much as they are."""
     reach = np.zeros(trace[0].below.shape)
     for step in trace:
-        if step.b is None:
-            reach = step.W @ reach
+        W, b = step.W, step.b
+        if W.weights is None:
+            reach = W @ reach
         else:
-            largest = max(float(abs(step.W.weights).max()), float(abs(step.b).max()))
-            sizes = largest * (step.W.support_sums(abs(step.below)) + 1)
-            reach = np.tile(sizes, (step.W.maps_out, 1))
+            largest = max(float(abs(part).max()) for part in (W.weights, b) if part is not None)
+            sizes = largest * (W.support_sums(abs(step.below)) + (b is not None))
+            reach = np.broadcast_to(sizes, (W.maps_out, W.positions_out, sizes.shape[-1]))
+            reach = reach.reshape(-1, sizes.shape[-1])
     return reach
 
 

@@ -79,12 +79,17 @@ class StrictCertificate(Certificate):
         Few are up to 3,000 parameters; a slope of leaky ReLU must be below 1.
         """
         check_points(None, theta)
-        sigma = theta.net.activation
-        if type(sigma) not in KNOWN_ACTIVATIONS.values() or getattr(sigma, "slope", 0) >= 1:
+        if not theta.net.is_chain:
             raise ValueError(
-                "strict certificate: expected an activation of this package, of a slope below 1, "
-                f"got {sigma}"
+                "strict certificate: expected no residual block, and activations after layers with "
+                f"weights alone, got {theta.net.layers}"
             )
+        for sigma in theta.net.activations:
+            if type(sigma) not in KNOWN_ACTIVATIONS.values() or getattr(sigma, "slope", 0) >= 1:
+                raise ValueError(
+                    "strict certificate: expected an activation of this package, of a slope below "
+                    f"1, got {sigma}"
+                )
         if type(loss) not in KNOWN:
             raise ValueError(f"strict certificate: expected a loss of this package, got {loss!r}")
         if not 0 < theta.net.size <= LARGEST:

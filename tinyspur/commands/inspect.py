@@ -18,9 +18,10 @@ def layer_table(theta: Parameters) -> str:
     rows = [("layer", "kind", "output", "matrix", "filters", "nonzeros", "weights", "biases")]
     for layer, kind in enumerate(theta.net.spec["layers"], start=1):
         W, filters, ranges = theta.W[layer], "-", ["-", "-"]
-        if layer in theta.b:
+        if W.weights is not None:
             filters = "x".join(map(str, W.weights.shape)) if kind["type"] == "conv" else "-"
-            ranges = [f"{v.min():.4g} .. {v.max():.4g}" for v in (W.weights, theta.b[layer])]
+            numbers = W.weights, theta.b.get(layer)
+            ranges = ["-" if v is None else f"{v.min():.4g} .. {v.max():.4g}" for v in numbers]
         output, shape = "x".join(map(str, theta.net.shapes[layer])), "{} x {}".format(*W.shape)
         rows.append((str(layer), kind["type"], output, shape, filters, str(W.nnz), *ranges))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

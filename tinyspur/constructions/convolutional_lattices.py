@@ -149,6 +149,11 @@ class _Stem:
         self.taps.W[1].weights[...] = np.eye(taps).reshape(taps, *self.filter)
         lift, self.lifted = np.ones((self.ones.W[1].shape[0], 1)), {}
         for layer, W in self._above():
+            if W.weights is None and not W.tiles:
+                raise ValueError(
+                    "convolutional lattice: expected poolings whose windows cut the maps up, got "
+                    f"{layers[layer - 1]}"
+                )
             if W.selects:
                 spread = AveragePoolingMatrix(1, W.map_shape, W.size).T
                 most = spread @ (W @ lift) / (spread @ np.ones((W.shape[0], 1)))

@@ -18,7 +18,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.network import Network, check_network, check_problem
+from ..engine.network import Network, check_network, check_problem, check_usual
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import as_inputs, steps
 from ..errors import AssumptionError
@@ -35,7 +35,11 @@ EQUAL = 64  # units in the last place of the largest feature that equal ones may
 def top_pair(net: Network) -> int:
     """Return the lower of the topmost two convolutions in a row, of stride 1, or ValueError."""
     for lower in range(net.depth - 1, 0, -1):
-        if all(isinstance(p, Conv) and p.relays for p in net.layers[lower - 1 : lower + 1]):
+        pair = zip(net.chain, net.shapes, strict=False)
+        if all(
+            isinstance(p, Conv) and p.relays(below)
+            for p, below in list(pair)[lower - 1 : lower + 1]
+        ):
             return lower
     raise ValueError(f"construction: expected two consecutive convolutions of stride 1, got {net}")
 
@@ -50,8 +54,9 @@ def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired"
     check_variant(variant)
     if net.activation != ReLU():
         raise ValueError(f"construction: expected ReLU, got {net.activation}")
+    check_usual(net, "construction")
     lower = top_pair(net) if lower is None else lower
-    pair = net.layers[lower - 1 : lower + 1] if lower > 0 else ()
+    pair = net.chain[lower - 1 : lower + 1] if lower > 0 else ()
     if len(pair) < 2 or not all(isinstance(layer, Conv) for layer in pair):
         kinds = ", ".join(type(layer).__name__ for layer in pair) or "none"
         raise ValueError(
@@ -62,9 +67,11 @@ def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired"
 
 def first_dense(net: Network) -> int:
     """Return the first dense layer, which reads the maps; ValueError unless the last is dense."""
-    kinds = [type(layer) for layer in net.layers]
+    kinds = [type(layer) for layer in net.chain]
     if kinds[-1] is not Dense:
-        raise ValueError(f"construction: expected a dense layer at the end, got {net.layers[-1]}")
+        raise ValueError(f"construction: expected a dense layer at the end, got {net.chain[-1]}")
+    if not all(layer.bias for layer in net.chain if isinstance(layer, Dense)):
+        raise ValueError(f"construction: expected dense layers with biases, got {net.layers}")
     first = kinds.index(Dense) + 1
     for layer in range(first, net.depth):
         if net.shapes[layer][0] < net.shapes[-1][0]:
@@ -86,11 +93,11 @@ def subnetwork(
     """
     tower = pair_tower(net, lower, variant)
     tower.check_room(3, "two reserved ones and one for each map in use of the layer below")
-    layers = list(net.layers[: tower.first - 1])
+    layers = list(net.chain[: tower.first - 1])
     if all_relayed and (n := _last_convolution(layers)) is not None:
         layers[n] = replace(layers[n], maps=min(layers[n].maps, tower.room - 2))
     if variant == "literal":
-        above = net.layers[tower.first - 1 : tower.last]
+        above = net.chain[tower.first - 1 : tower.last]
         layers += [layer for layer in above if isinstance(layer, AveragePool)]
     layers.append(Dense(net.shapes[-1][0]))
     return Network(net.input_shape, layers, net.activation, net.memory_budget)
@@ -113,8 +120,9 @@ def linear_subnetwork(
     check_variant(variant)
     if len(data) < 2:
         raise AssumptionError(f"Assumption 1 needs at least two samples, got {len(data)}")
-    if [isinstance(layer, Dense) for layer in net.layers] != [False] * (net.depth - 1) + [True]:
+    if [isinstance(layer, Dense) for layer in net.chain] != [False] * (net.depth - 1) + [True]:
         raise ValueError(f"linear subnetwork: expected one dense layer, at the end, got {net}")
+    first_dense(net)
     channels, *_ = net.input_shape
     tower = Tower(net, net.leading_poolings + 1, net.depth - 1, variant == "repaired")
     tower.check_room(channels, "one for each input channel that the linear subnetwork relays")

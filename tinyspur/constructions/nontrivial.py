@@ -11,7 +11,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.losses import Loss, SquaredLoss
-from ..engine.network import Network, check_problem
+from ..engine.network import Network, check_problem, check_usual
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
@@ -67,6 +67,7 @@ def nontrivial_minimum(
             "nontrivial minimum: expected the squared loss; with the cross-entropy the weight of "
             "an isolated sample grows without end, so no minimiser exists"
         )
+    check_usual(net, "nontrivial minimum")
     dense, repaired = first_dense(net), variant == "repaired"
     tower = Tower(net, net.leading_poolings + 1, dense - 1, repaired, offset=1)
     if not tower.shifts or net.activation != ReLU():

@@ -18,7 +18,7 @@ from ..datasets.samples import TrainingSet, check_data, flattened
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import to_numpy
 from ..engine.losses import Loss, check_loss
-from ..engine.network import Network, check_problem
+from ..engine.network import Network, check_problem, check_usual
 from ..engine.parameters import Parameters
 from ..engine.plain import plain_on_host, whole_number
 from ..errors import AssumptionError
@@ -195,7 +195,8 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     dense = first_dense(net)
     if dense == net.depth:
         raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
-    check_piecewise_linear(net.activation, "gates")
+    check_usual(net, "gates")
+    check_piecewise_linear(net.activations, "gates")
     slope = net.activation.slope
     if slope == 1:
         raise ValueError(f"gates: expected an activation with a kink, got {net.activation}")

@@ -11,12 +11,15 @@ from ..engine.parameters import Parameters, check_points
 def outgoing(theta: Parameters, layer: int, target: int):
     """Return the weights that read map `target` of `layer`, as a view, and their layer.
 
-    They have shape (T, *k) below a convolution and (out, P) below a dense layer; poolings between
-    are passed over. Raises ValueError where no layer with weights follows.
+    They have shape (T, *k) below a convolution, those of one group alone where there are groups,
+    and (out, P) below a dense layer; poolings between are passed over. Raises ValueError where no
+    layer with weights follows, and for a map that a residual block reads more than once.
     """
-    above = next((n for n in theta.b if n > layer), None)
+    above = next((n for n in theta.net.slots if n > layer), None)
     if above is None:
         raise ValueError(f"layer {layer}: expected a layer with weights above it")
+    if not all(theta.W[n].reads_alone for n in range(layer + 1, above + 1)):
+        raise ValueError(f"layer {layer}: expected one reader, got a residual block that keeps it")
     return theta.W[above].outgoing(target), above
 
 
@@ -28,19 +31,21 @@ def rescale(theta: Parameters, layer: int, factor: float, target: int | None = N
     not positive, a layer without an activation, and a smooth activation.
     """
     check_points(None, theta)
-    check_piecewise_linear(theta.net.activation, "rescale")
     if not 0 < factor < math.inf:
         raise ValueError(f"rescale: expected a finite factor > 0, got {factor}")
-    if layer not in theta.net.active_layers:
-        raise ValueError(f"rescale: expected a layer in {theta.net.active_layers}, got {layer}")
+    layers = [n for n in theta.net.active_layers if n in theta.net.slots]
+    if layer not in layers:
+        raise ValueError(f"rescale: expected a layer in {tuple(layers)}, got {layer}")
+    check_piecewise_linear([theta.net.activation_of(layer)], "rescale")
     theta, count = theta.copy(), theta.W[layer].maps_out
     if target is not None and target not in range(count):
         raise ValueError(f"rescale: expected a map in 0..{count - 1}, got {target}")
     maps = range(count) if target is None else [target]
     for t in maps:
         theta.W[layer].weights[t] *= factor
-        biases = theta.b[layer][t : t + 1]
-        biases *= factor
+        if layer in theta.b:
+            biases = theta.b[layer][t : t + 1]
+            biases *= factor
         above, _ = outgoing(theta, layer, t)
         above /= factor
     return theta

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..engine.activations import ReLU, check_piecewise_linear
 from ..engine.backend import Array, namespace
-from ..engine.network import Network
+from ..engine.network import Network, check_usual
 from ..engine.parameters import Parameters, check_points
 from ..errors import AssumptionError
 from ..layers import AveragePool, Conv
@@ -63,19 +63,20 @@ class Tower:
     """
 
     def __init__(self, net: Network, first: int, last: int, spread: bool = True, offset: int = 0):
-        check_piecewise_linear(net.activation, "construction")
+        check_usual(net, "construction", first, last)
+        check_piecewise_linear(net.activations, "construction")
         for layer in range(first, last + 1):
-            if not net.layers[layer - 1].relays:
+            if not net.chain[layer - 1].relays(net.shapes[layer - 1]):
                 raise ValueError(
                     "construction: expected layers that can relay a map, got "
-                    f"{net.layers[layer - 1]} as layer {layer}"
+                    f"{net.chain[layer - 1]} as layer {layer}"
                 )
         self.net, self.first, self.last = net, first, last
         self.spread, self.offset = spread, offset
         self.shifts = {
             layer: _shifts(net, layer, spread)
             for layer in range(first, last + 1)
-            if isinstance(net.layers[layer - 1], Conv)
+            if isinstance(net.chain[layer - 1], Conv)
         }
         self.copies, copies = {first - 1: 1}, 1
         for layer in range(first, last + 1):
@@ -192,9 +193,9 @@ class Tower:
     def _run(self, columns: np.ndarray, biases: dict[int, float]) -> np.ndarray:
         """Return the track's neurons for columns of a map, every unit being active."""
         layers = [
-            replace(self.net.layers[layer - 1], maps=self.copies[layer])
+            replace(self.net.chain[layer - 1], maps=self.copies[layer])
             if layer in self.shifts
-            else self.net.layers[layer - 1]
+            else self.net.chain[layer - 1]
             for layer in range(self.first, self.last + 1)
         ]
         if not layers:
@@ -217,11 +218,11 @@ def _shifts(net: Network, layer: int, spread: bool) -> list[tuple[int, ...]]:
     them vanish, the map, continued by zeros, has the width as a period, hence is zero.
     """
     size, axes = 1, len(net.input_shape) - 1
-    for above in net.layers[layer:] if spread else ():
+    for above in net.chain[layer:] if spread else ():
         if not isinstance(above, AveragePool):
             break
         size *= above.size
-    radius = net.layers[layer - 1].kernel // 2
+    radius = net.chain[layer - 1].kernel // 2
     start = min(0, radius + 1 - size)
     if start < -radius:
         raise AssumptionError(

@@ -113,12 +113,13 @@ def revive(
     """
     check_at(theta, data, loss)
     net, rng = theta.net, np.random.default_rng(seed)
-    if net.activation != ReLU():
-        raise ValueError(f"revive: expected ReLU, got {net.activation}, where no map is dead")
     if layer not in net.active_layers or not 0 <= map < net.shapes[layer][0]:
         raise ValueError(
             f"revive: expected a map of a layer with an activation, got {layer}, {map}"
         )
+    if net.activation_of(layer) != ReLU():
+        sigma = net.activation_of(layer)
+        raise ValueError(f"revive: expected ReLU, got {sigma}, where no map is dead")
     P = net.positions(layer)
     active = net.patterns(theta, data.x)[layer][:, map * P : (map + 1) * P]
     if active.any():
@@ -127,10 +128,11 @@ def revive(
             f"{active.any(axis=1).sum()} samples activate it"
         )
     revived = theta.copy()
-    d, beta, _ = random_unit(theta, layer, data.x, rng)
+    d, beta, _ = random_unit(theta, layer, map, data.x, rng)
     weights = revived.W[layer].weights
     weights[map] = namespace(weights).asarray(d, dtype=weights.dtype)
-    revived.b[layer][map] = beta
+    if layer in revived.b:
+        revived.b[layer][map] = beta
     out, above = outgoing(revived, layer, map)
     out[...] = 0
     downhill = net.zeros(like=theta.vector)

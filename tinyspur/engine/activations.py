@@ -8,7 +8,7 @@ overflows, and errors are a few units in the last place of the largest term.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -31,6 +31,11 @@ class Activation:
     second_derivative: Callable[[Array], Array]
     piecewise_linear = False
     bounds: tuple[float, float] | None  # of the second and the third derivative
+
+    @property
+    def alone(self) -> Activation:
+        """Return the activation itself, of one that acts on some of the rows of z."""
+        return self
 
     def in_place(self, z: Array) -> Array:
         """Return sigma(z); it may overwrite z to save memory."""
@@ -314,8 +319,33 @@ class Arctan(Activation):
         return -2 * z * self.derivative(z) ** 2
 
 
+@dataclass(frozen=True)
+class Identity(Activation):
+    """sigma(z) = z: a layer with it has no activation."""
+
+    name = "identity"
+    bounds = (0.0, 0.0)
+
+    def __call__(self, z: Array) -> Array:
+        """Return z."""
+        return z
+
+    def derivative(self, z: Array) -> Array:
+        """Return 1."""
+        return namespace(z).ones_like(z)
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return 0."""
+        return namespace(z).zeros_like(z)
+
+
 SMOOTH = (Sigmoid, Tanh, Softplus, SiLU, GELU, ELU, Sine, Arctan, Swish)
-KNOWN = {"relu": ReLU, "leaky_relu": ReLU, **{kind.name: kind for kind in SMOOTH}}
+KNOWN = {
+    "relu": ReLU,
+    "leaky_relu": ReLU,
+    **{kind.name: kind for kind in SMOOTH},
+    "identity": Identity,
+}
 
 
 def activation_named(spec: dict) -> Activation:
@@ -336,13 +366,14 @@ def activation_named(spec: dict) -> Activation:
     raise ValueError(f"activation: expected one of {known}, got {spec}")
 
 
-def check_piecewise_linear(activation: Activation, purpose: str) -> None:
-    """Raise ValueError unless the activation is piecewise linear."""
-    if not activation.piecewise_linear:
-        raise ValueError(
-            f"{purpose}: expected a piecewise linear activation, ReLU or leaky ReLU, "
-            f"got {activation}"
-        )
+def check_piecewise_linear(activations: Iterable[Activation], purpose: str) -> None:
+    """Raise ValueError unless the activations of a network are piecewise linear."""
+    for activation in activations:
+        if not activation.piecewise_linear:
+            raise ValueError(
+                f"{purpose}: expected a piecewise linear activation, ReLU or leaky ReLU, "
+                f"got {activation}"
+            )
 
 
 def _check_positive(name: str, value: object) -> None:

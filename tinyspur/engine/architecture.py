@@ -8,13 +8,26 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 
-from ..layers import Layer, Shape, is_positive, layer_of, shapes_of, slots_of
-from .activations import Activation, ReLU, activation_named
+from ..layers import (
+    Layer,
+    Link,
+    Shape,
+    Slot,
+    WeightMatrix,
+    chain_of,
+    is_positive,
+    layer_of,
+    matrix_of,
+    slots_of,
+    states_of,
+)
+from .activations import Activation, Identity, ReLU, activation_named
+from .backend import Array, namespace
 from .plain import whole
 
 MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a thread may hold at once during a pass
@@ -47,33 +60,63 @@ class Architecture:
         if not isinstance(self.activation, Activation):
             raise ValueError(f"network: expected an activation as ReLU(), got {self.activation!r}")
         self.shapes  # noqa: B018 - raises for layers that don't fit
+        first = min(self.slots, default=self.depth + 1)
+        for number in range(1, first):
+            if isinstance(self.chain[number - 1], Link) or self.is_active(number):
+                raise ValueError(
+                    "network: expected a layer with weights below the first activation and in "
+                    f"front of the first residual block, got {self.layers[0]} first"
+                )
 
     def __repr__(self) -> str:
         arrows = " -> ".join("x".join(map(str, shape)) for shape in self.shapes)
         return f"{type(self).__name__}({arrows}, {self.size} parameters)"
 
     @cached_property
+    def chain(self) -> tuple[Layer | Link, ...]:
+        """Return the layers 1..L one by one, those of residual blocks too."""
+        return chain_of(self.layers)
+
+    @cached_property
+    def states(self) -> tuple[tuple[Shape, ...], ...]:
+        """Return the shapes of the input and of each layer's output, with what a block keeps."""
+        return states_of(self.input_shape, self.chain)
+
+    @cached_property
     def shapes(self) -> tuple[Shape, ...]:
-        """Return the shapes of the input and of each layer's output."""
-        return shapes_of(self.input_shape, self.layers)
+        """Return the shapes of the input and of each layer's own output."""
+        return tuple(state[0] for state in self.states)
+
+    def read_shape(self, layer: int) -> Shape:
+        """Return the shape of what the layer itself reads."""
+        link, state = self.chain[layer - 1], self.states[layer - 1]
+        return link.arranged(state)[0] if isinstance(link, Link) else state[0]
+
+    def rows(self, layer: int) -> int:
+        """Return n_l, the number of rows of o^l with what a block keeps beside it."""
+        return sum(map(math.prod, self.states[layer]))
+
+    def matrix(self, layer: int, weights: Array | None) -> WeightMatrix:
+        """Return the matrix W^l with these weights."""
+        return matrix_of(self.chain[layer - 1], self.states[layer - 1], weights)
 
     def __reduce__(self) -> tuple:
         return type(self), (self.input_shape, self.layers, self.activation, self.memory_budget)
 
     @cached_property
-    def slots(self) -> Mapping[int, tuple[int, Shape]]:
-        """Return, by layer, where its numbers start in the vector, and the shape of its weights."""
-        return MappingProxyType(slots_of(self.layers, self.shapes))
+    def slots(self) -> Mapping[int, Slot]:
+        """Return, by layer, where its numbers are in the vector, and the shape of its weights."""
+        return MappingProxyType(slots_of(self.chain, self.states))
 
     @cached_property
     def size(self) -> int:
         """Return the number of parameters."""
-        return sum(math.prod(shape) + shape[0] for _, shape in self.slots.values())
+        return max((slot.all.stop for slot in self.slots.values()), default=0)
 
     @property
     def depth(self) -> int:
         """Return L, the number of layers."""
-        return len(self.layers)
+        return len(self.chain)
 
     @property
     def spec(self) -> dict:
@@ -103,17 +146,44 @@ class Architecture:
         layers = list(map(layer_of, parts["layers"]))
         return cls(tuple(parts["input"]), layers, activation_named(parts["activation"]))
 
-    def is_active(self, layer: int) -> bool:
-        """Return whether the activation follows `layer`."""
-        return layer < self.depth and self.layers[layer - 1].trainable
-
     def activation_of(self, layer: int) -> Activation | None:
-        """Return the activation that follows `layer`, or None."""
-        return self.activation if self.is_active(layer) else None
+        """Return the activation that follows `layer`, or None.
+
+        It is the layer's own, if it names one, else the network's after every convolution and dense
+        layer but the last layer; after the scale above a layer instead, if there is one.
+        """
+        own = self.chain[layer - 1].activation
+        usual = layer < self.depth and self.chain[layer - 1].activated
+        if own is None and usual and not self.chain[layer].precedes_activation:
+            own = self.activation
+        return None if type(own) is Identity else own
+
+    def activation_at(self, layer: int) -> Activation | None:
+        """Return the same as it acts on o^l: on the layer's own rows, if a block keeps others."""
+        sigma, kept = self.activation_of(layer), self.states[layer][1:]
+        return Beside(sigma, math.prod(self.shapes[layer])) if sigma and kept else sigma
+
+    def is_active(self, layer: int) -> bool:
+        """Return whether an activation follows `layer`."""
+        return self.activation_of(layer) is not None
+
+    @cached_property
+    def activations(self) -> tuple[Activation, ...]:
+        """Return all activations that follow some layer, each once."""
+        found = []
+        for sigma in map(self.activation_of, range(1, self.depth + 1)):
+            if sigma is not None and sigma not in found:
+                found.append(sigma)
+        return tuple(found)
+
+    @property
+    def is_chain(self) -> bool:
+        """Return whether each layer reads the one below alone, and activations follow weights."""
+        return self.chain == self.layers and all(n in self.slots for n in self.active_layers)
 
     @property
     def active_layers(self) -> tuple[int, ...]:
-        """Return the layers that the activation follows."""
+        """Return the layers that an activation follows."""
         return tuple(layer for layer in range(1, self.depth + 1) if self.is_active(layer))
 
     @property
@@ -122,13 +192,13 @@ class Architecture:
         return tuple(
             layer
             for layer in range(self.leading_poolings + 1, self.depth + 1)
-            if self.layers[layer - 1].selects
+            if self.chain[layer - 1].selects
         )
 
     @property
     def kinked_layers(self) -> tuple[int, ...]:
         """Return the layers that an activation with a kink follows."""
-        return self.active_layers if self.activation.piecewise_linear else ()
+        return tuple(n for n in self.active_layers if self.activation_of(n).piecewise_linear)
 
     @property
     def pattern_layers(self) -> tuple[int, ...]:
@@ -143,6 +213,40 @@ class Architecture:
     def positions(self, layer: int) -> int:
         """Return the number of positions of a map of `layer`; 0 is the input."""
         return math.prod(self.shapes[layer][1:])
+
+
+@dataclass(frozen=True)
+class Beside(Activation):
+    """sigma on the first `rows` rows of z; what a residual block keeps beside them passes."""
+
+    sigma: Activation
+    rows: int
+
+    alone = property(lambda self: self.sigma)
+    name = property(lambda self: self.sigma.name)
+    piecewise_linear = property(lambda self: self.sigma.piecewise_linear)
+    slope = property(lambda self: self.sigma.slope)
+    bounds = property(lambda self: self.sigma.bounds)
+
+    def __call__(self, z: Array) -> Array:
+        """Return sigma(z) and what is beside."""
+        return self._on_own(self.sigma, z, z.copy())
+
+    def in_place(self, z: Array) -> Array:
+        """Return the same; it may overwrite z."""
+        return self._on_own(self.sigma, z, z)
+
+    def derivative(self, z: Array) -> Array:
+        """Return sigma'(z), and 1 beside."""
+        return self._on_own(self.sigma.derivative, z, namespace(z).ones_like(z))
+
+    def second_derivative(self, z: Array) -> Array:
+        """Return sigma''(z), and 0 beside."""
+        return self._on_own(self.sigma.second_derivative, z, namespace(z).zeros_like(z))
+
+    def _on_own(self, function: Callable[[Array], Array], z: Array, found: Array) -> Array:
+        found[: self.rows] = function(z[: self.rows])
+        return found
 
 
 def _listed(expected: str, values: object) -> tuple:

@@ -40,7 +40,7 @@ class EqualKinks:
         self.choices = {
             n: to_numpy(c) for n, c in enumerate(seen.choices, start=1) if c is not None
         }
-        self.pieces = {n: self._pieces(to_numpy(seen.z[n - 1])) for n in theta.net.kinked_layers}
+        self.pieces = {n: self._pieces(n, to_numpy(seen.z[n - 1])) for n in theta.net.kinked_layers}
         ties: dict[int, list[HeldKink]] = {}
         for kink in held.kinks:
             if kink.pairs is not None:
@@ -58,9 +58,9 @@ class EqualKinks:
             W = theta.W[layer]
             self.tokens.append(self._above(layer, W, ties.get(layer, [])))
 
-    def _pieces(self, z: np.ndarray) -> np.ndarray:
+    def _pieces(self, layer: int, z: np.ndarray) -> np.ndarray:
         """Return -1 where a unit gives 0, else 0 for the lower piece and 1 for the upper one."""
-        return np.where(z > 0, 1, 0 if self.net.activation.slope else -1)
+        return np.where(z > 0, 1, 0 if self.net.activation_of(layer).slope else -1)
 
     def kink(self, layer: int, unit: int, sample: int) -> HeldKink:
         """Return the kink of a unit of z^l, or an output for layer L + 1, with all equal ones."""

@@ -35,6 +35,14 @@ def gamma(terms: int, dtype: type = np.float64) -> float:
     return share / (1 - 2 * share) if share <= 0.25 else math.inf
 
 
+def slack(terms: int) -> float:
+    """Return by which factor a bound has to grow if it comes of sums of so many terms in all.
+
+    All terms are nonnegative; the sums may be taken one after another, as in the layers of a pass.
+    """
+    return 1 + 2 * gamma(terms)
+
+
 def library_error(values: Array, units: Array | float = LIBRARY) -> Array:
     """Return how far the float64 `values` of a library function may be off."""
     return units * EPSILON * abs(values) + LEAST_NORMAL

@@ -14,7 +14,6 @@ L is the risk itself.
 from __future__ import annotations
 
 import copy
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,6 @@ from .held_steps import HeldStep, Members, backward, steps
 from .losses import AbsoluteLoss, Loss
 from .network import Network, check_problem
 from .parameters import Parameters
-from .passes import by_map
 from .sweeps import Moved, jacobian, products, sweep, widest
 
 SWEPT = 8 * 2**20  # bytes of derivatives of a layer that are held at once, if the budget allows
@@ -92,14 +90,19 @@ class Held:
 
     def __init__(self, net: Network, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] = ()):
         check_problem(net, data, loss)
-        slope = net.activation.slope if type(net.activation) is ReLU else 0.0
-        if slope >= 1 or (net.activation.piecewise_linear and type(net.activation) is not ReLU):
+        if not net.is_chain:
             raise ValueError(
-                "held kinks: expected ReLU, leaky ReLU with a slope below 1 or a smooth "
-                f"activation, got {net.activation!r}"
+                "held kinks: expected no residual block, and activations after layers with weights "
+                f"alone, got {net.layers}"
             )
+        for sigma in net.activations:
+            if sigma.piecewise_linear and (type(sigma) is not ReLU or sigma.slope >= 1):
+                raise ValueError(
+                    "held kinks: expected ReLU, leaky ReLU with a slope below 1 or a smooth "
+                    f"activation, got {sigma!r}"
+                )
         self.net, self.data, self.loss, self.kinks = net, data, loss, tuple(kinks)
-        self.slope, self._members = slope, _by_layer(self.kinks)
+        self._members = _by_layer(self.kinks)
 
     def at_kinks(self, kinks: Sequence[HeldKink]) -> Held:
         """Return the same with units held at other kinks."""
@@ -110,10 +113,14 @@ class Held:
 
     def bounds(self, signals: Array) -> tuple[Array, Array]:
         """Return the bounds of the multipliers for signals C: alpha C and C; -C and C of a loss."""
-        layers = np.array([k.layer for k in self.kinks], dtype=int)
-        own = np.array([0.0 if k.pairs is not None else self.slope for k in self.kinks])
-        own = np.where(layers > self.net.depth, -1.0, own)
+        own = np.array([self.slope(kink) for kink in self.kinks])
         return namespace(signals).asarray(own) * signals, signals
+
+    def slope(self, kink: HeldKink) -> float:
+        """Return alpha, the lower one of the slopes of a kink; the upper one is 1."""
+        if kink.layer > self.net.depth:
+            return -1.0
+        return 0.0 if kink.pairs is not None else float(self.net.activation_of(kink.layer).slope)
 
     def gradient(self, theta: Parameters, multipliers: Array) -> HeldGradient:
         """Return R_0, the gradient of L, v_K and the signals by one backward pass."""
@@ -209,10 +216,12 @@ class Held:
             part = net.zeros(like=theta.vector)
             signals, deltas, above = backward(trace, held, delta, multipliers, len(self.data))
             for step, dz in zip(trace, deltas, strict=True):
-                if step.b is not None:
-                    weights, biases = part.W[step.layer].weights, part.b[step.layer]
+                if step.W.weights is not None:
+                    weights = part.W[step.layer].weights
                     weights += step.W.gradient(dz, step.below)
-                    biases += by_map(dz, biases).sum(axis=1)
+                if step.b is not None:
+                    biases = part.b[step.layer]
+                    biases += step.W.by_map(dz).sum(axis=1)
             values = self._values(trace, held, y[:, rows])
             return value, part.vector, values, signals, _layers(trace, above)
 
@@ -225,10 +234,10 @@ class Held:
         _, deltas, above = backward(trace, held, delta, multipliers, len(self.data))
         moved: list[Moved] = []
         for (step, below, moved), dz, do in zip(sweep(trace), deltas, above, strict=True):
-            start, shape = self.net.slots.get(step.layer, (0, ()))
-            for part in below if step.b is not None else ():
-                block = products(step.W, shape, dz, part)
-                own, other = slice(start, start + math.prod(shape)), slice(part.start, part.stop)
+            for part in below if step.W.weights is not None else ():
+                slot = self.net.slots[step.layer]
+                block = products(step.W, slot.shape, dz, part)
+                own, other = slot.weights, slice(part.start, part.stop)
                 total[own, other] += block
                 total[other, own] += block.T
             if step.activation is not None and not step.activation.piecewise_linear:

@@ -53,20 +53,21 @@ def steps(
     for layer, W in theta.W.items():
         below, some = o, held.get(layer)
         if W.selects:
-            base = xp.zeros_like(below)
-            if some is not None:
-                base[some.pairs[:, 1], some.columns] = 1
             nothing = xp.zeros_like(below)
-            W = W.at_limit([base, below, moves if moves is not None else base], [nothing] * 3)
+            terms = [below, nothing if moves is None else moves]
+            pooling, W = W, W.at_limit(terms, [nothing] * 2)
+            if some is not None:
+                places = pooling.windows(xp.arange(len(below))[:, None], -1)[:, some.units, 0]
+                W.choice[some.units, some.columns] = (places == some.pairs[:, 1]).argmax(axis=0)
         z, o = neurons(theta, layer, W @ below)
-        sigma, slopes = theta.net.activation_of(layer), None
+        sigma, slopes = theta.net.activation_at(layer), None
         if sigma is not None:
             slopes = sigma.derivative(z)
             if some is not None:
                 o[some.units, some.columns] = 0
                 slopes[some.units, some.columns] = 0
         if moves is not None:
-            moves = W @ moves if layer not in theta.b else xp.ones_like(z)
+            moves = W @ moves if W.weights is None else xp.ones_like(z)
             if sigma is not None and slopes is not None:
                 moves = (slopes != 0).astype(z.dtype)
                 if some is not None:
@@ -86,7 +87,8 @@ def backward(
 
     `delta` is the derivative in o^L of the losses / `samples`. At a held unit delta o is its
     signal, and delta z the multiplier in its place. Where all units that a max pooling reads in a
-    window give 0, held or not, each has its signal: see `_idle_windows`.
+    window give 0, held or not, each has its signal: see `_idle_windows`. Not
+    where windows overlap.
     """
     xp = namespace(delta)
     signals = xp.zeros(len(multipliers), dtype=delta.dtype)
@@ -109,7 +111,7 @@ def backward(
         deltas.append(delta)
         if below is not None:
             signal, delta = delta, step.W.T @ delta
-            if hasattr(step.W, "pooling") and below.slopes is not None:
+            if hasattr(step.W, "pooling") and step.W.fan_out == 1 and below.slopes is not None:
                 delta = _idle_windows(
                     step, below, held.get(below.layer), signal, delta, multipliers
                 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..datasets.samples import TrainingSet, check_data
+from ..layers import Link
 from . import passes
 from .activations import ReLU, check_piecewise_linear
 from .architecture import Architecture
@@ -77,9 +78,10 @@ class Network(Architecture):
     ) -> tuple[float, Parameters]:
         """Return R(theta) and its gradient by backpropagation; a kink counts as inactive."""
         y = self.targets(theta, data, loss)
+        overwrite = all(type(sigma) is ReLU for sigma in self.activations)
 
         def chunk(rows: slice, columns: Array) -> tuple[Array, Array]:
-            trace = list(passes.steps(theta, columns, type(self.activation) is ReLU))
+            trace = list(passes.steps(theta, columns, overwrite))
             o, part = trace[-1].o, self.zeros(like=theta.vector)
             passes.add_gradient(trace, loss.gradient(o, y[:, rows]), part)
             return loss.value(o, y[:, rows]), part.vector
@@ -141,7 +143,7 @@ class Network(Architecture):
         ValueError for a smooth activation.
         """
         check_points(self, theta)
-        check_piecewise_linear(self.activation, "affine map")
+        check_piecewise_linear(self.activations, "affine map")
         _, columns = next(self.chunks(theta, plain_on_host("inputs", x)[None]))
         rows = namespace(columns).eye(math.prod(self.shapes[-1]), dtype=theta.vector.dtype)
         return passes.affine_map(list(passes.steps(theta, columns)), rows, above)
@@ -173,8 +175,10 @@ class Network(Architecture):
         if own is None or filters.shape[1:] != own.shape[1:]:
             expected = "a layer with filters" if own is None else f"(T, {str(own.shape[1:])[1:]}"
             raise ValueError(f"filters: expected {expected}, got {filters.shape}")
-        W = theta.W[layer].with_weights(filters)
-        parts = self.over(theta, x, lambda _, o: W @ self.layer_output(theta, o, layer - 1))
+        W = theta.W[layer].trained.with_weights(filters)
+        parts = self.over(
+            theta, x, lambda _, o: (W @ self.layer_output(theta, o, layer - 1))[: W.rows]
+        )
         return np.concatenate([to_numpy(part) for part in parts], axis=1)
 
     def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
@@ -194,6 +198,23 @@ def check_network(net: object) -> None:
     """Raise ValueError for what is no network."""
     if not isinstance(net, Network):
         raise ValueError(f"network: expected a Network, got a {type(net).__name__}")
+
+
+def check_usual(net: Network, purpose: str, first: int = 1, last: int | None = None) -> None:
+    """Raise ValueError for layers `first` to `last` in blocks, or with activations of their own."""
+    for layer in range(first, (last or net.depth) + 1):
+        kind, found = net.chain[layer - 1], net.activation_of(layer)
+        if isinstance(kind, Link):
+            raise ValueError(
+                f"{purpose}: expected layers that read the one below them alone, got layer {layer} "
+                "of a residual block"
+            )
+        usual = net.activation if kind.activated and layer < net.depth else None
+        if found != usual:
+            raise ValueError(
+                f"{purpose}: expected {usual or 'no activation'} after layer {layer}, "
+                f"{type(kind).__name__}, got {found or 'none'}"
+            )
 
 
 def check_problem(net: Network, data: TrainingSet, loss: Loss) -> None:

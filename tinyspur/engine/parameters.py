@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 
@@ -43,14 +42,14 @@ class Parameters:
             raise ValueError(f"parameters: expected a vector ({net.size},), got {vector.shape}")
         matrices: dict[int, WeightMatrix] = {}
         biases: dict[int, Array] = {}
-        for number, layer in enumerate(net.layers, start=1):
+        for number in range(1, net.depth + 1):
             weights = None
             if number in net.slots:
-                start, shape = net.slots[number]
-                stop = start + math.prod(shape)
-                weights = vector[start:stop].reshape(shape)
-                biases[number] = vector[stop : stop + shape[0]]
-            matrices[number] = layer.matrix(net.shapes[number - 1], weights)
+                slot = net.slots[number]
+                weights = vector[slot.weights].reshape(slot.shape)
+                if slot.biases:
+                    biases[number] = vector[slot.weights.stop : slot.all.stop]
+            matrices[number] = net.matrix(number, weights)
         parts = {"net": net, "vector": vector}
         parts |= {"W": Matrices("W", net, matrices), "b": Biases("b", net, biases)}
         vars(self).update(parts)
@@ -92,11 +91,12 @@ class Parameters:
         return Parameters(self.net, abs(self.vector))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return {"W1": ..., "b1": ...} on the host, in PyTorch's shapes."""
+        """Return {"W1": ..., "b1": ...} on the host, in PyTorch's shapes; no b without biases."""
         named = {}
-        for layer in self.b:
+        for layer in self.net.slots:
             named[f"W{layer}"] = to_numpy(self.W[layer].weights)
-            named[f"b{layer}"] = to_numpy(self.b[layer])
+            if layer in self.b:
+                named[f"b{layer}"] = to_numpy(self.b[layer])
         return named
 
 
@@ -111,7 +111,8 @@ class ByLayer(Mapping):
         if number in self._parts:
             return self._parts[number]
         if number is not None and 1 <= number <= depth:
-            raise KeyError(f"layer {number} is a pooling: it has no biases")
+            pooling = "is a pooling: it " * (number not in self._net.slots)
+            raise KeyError(f"layer {number} {pooling}has no biases")
         raise KeyError(f"expected a layer in 1..{depth}, got {layer!r}")
 
     def __iter__(self) -> Iterator[int]:

@@ -7,7 +7,6 @@ looks up what lies below a layer, since a step knows what it read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ FEWEST = 8  # the fewest samples of a chunk, if the budget allows as many
 class Step(NamedTuple):
     """One layer of a pass: o = sigma(z) with z = W below + b, all columns (n, N).
 
-    `b` is None for a layer without parameters, `activation` None where none follows: then z and o
+    `b` is None for a layer without biases, `activation` None where none follows: then z and o
     are one array, as they are in a pass that overwrites.
     """
 
@@ -51,6 +50,18 @@ class Step(NamedTuple):
         return self.activation.derivative(self.z)
 
     @property
+    def own_z(self) -> Array:
+        """Return z without what a residual block keeps beside it."""
+        return self.z[: self.W.rows]
+
+    @property
+    def heights(self) -> Array:
+        """Return how far z is from the kink of an activation, |z|; infinite where it has none."""
+        found = abs(self.z)
+        found[self.W.rows :] = np.inf
+        return found
+
+    @property
     def kinked(self) -> bool:
         """Return whether an activation with a kink follows."""
         return self.activation is not None and self.activation.piecewise_linear
@@ -65,9 +76,9 @@ def neurons(
     layer: o^l may take the memory of z^l, since the slopes of ReLU and leaky ReLU can be read off
     o^l too.
     """
-    z, sigma = products, theta.net.activation_of(layer)
+    z, sigma = products, theta.net.activation_at(layer)
     if layer in theta.b:
-        maps = by_map(z, theta.b[layer])
+        maps = theta.W[layer].by_map(z)
         maps += theta.b[layer][:, None]
     if sigma is None:
         return z, z
@@ -75,9 +86,16 @@ def neurons(
     return o if overwrite else z, o
 
 
-def by_map(values: Array, biases: Array) -> Array:
-    """Return columns (n, N) as a view with a row for each map, (maps, positions * N)."""
-    return values.reshape(len(biases), -1)
+def unread(W: WeightMatrix, b: Array | None, size: Array) -> Array:
+    """Return which z of a layer with weights are 0 for all parameters, (n, N).
+
+    Those of a layer without biases that read nothing but zeros; `size` (n_below, N) is 0 there.
+    """
+    found = namespace(size).zeros((W.shape[0], size.shape[1]), dtype=bool)
+    if b is None:
+        maps = found[: W.rows].reshape(W.maps_out, W.positions_out, -1)
+        maps[...] = W.support_sums(size) == 0
+    return found
 
 
 def steps(theta: Parameters, columns: Array, overwrite: bool = False) -> Iterator[Step]:
@@ -87,7 +105,7 @@ def steps(theta: Parameters, columns: Array, overwrite: bool = False) -> Iterato
         below = o
         z, o = neurons(theta, layer, W @ below, overwrite)
         b = theta.b.get(layer)
-        yield Step(layer, W, b, below, z, o, theta.net.activation_of(layer))
+        yield Step(layer, W, b, below, z, o, theta.net.activation_at(layer))
 
 
 def layer_output(theta: Parameters, columns: Array, layer: int, above: int = 0) -> Array:
@@ -95,7 +113,7 @@ def layer_output(theta: Parameters, columns: Array, layer: int, above: int = 0) 
 
     Layers between have no memory of their own, unless an activation of the user's may keep it.
     """
-    o, own = columns, type(theta.net.activation) in KNOWN.values()
+    o, own = columns, all(type(sigma) in KNOWN.values() for sigma in theta.net.activations)
     for n in range(above + 1, layer + 1):
         W, brief = theta.W[n], own and n < layer
         products = W.brief_product(o, f"neurons {n % 2}") if brief else W @ o
@@ -112,11 +130,12 @@ def add_gradient(trace: list[Step], delta: Array, gradient: Parameters) -> None:
         if step.activation is not None:
             delta = delta * step.slopes
         W = step.matrix
-        if step.b is None:
+        if W.weights is None:
             delta = W.T @ delta if step.layer > 1 else None
             continue
-        biases = gradient.b[step.layer]
-        biases += by_map(delta, biases).sum(axis=1)
+        if step.b is not None:
+            biases = gradient.b[step.layer]
+            biases += W.by_map(delta).sum(axis=1)
         weights = gradient.W[step.layer].weights
         if step.layer > 1:
             change, delta = W.pullback(delta, step.below)
@@ -143,9 +162,10 @@ def moves(trace: list[Step], direction: Parameters) -> list[Move]:
         below = found[-1].o if found else None
         xp, sigma, bend = namespace(step.z), step.activation, None
         move = xp.zeros_like(step.z) if below is None else step.matrix @ below
+        if step.W.weights is not None:
+            move += direction.W[step.layer].trained @ step.below
         if step.b is not None:
-            move += direction.W[step.layer] @ step.below
-            maps = by_map(move, step.b)
+            maps = step.W.by_map(move)
             maps += direction.b[step.layer][:, None]
         if sigma is not None:
             if not sigma.piecewise_linear:
@@ -175,16 +195,18 @@ def add_hessian_product(
             if move.bend is not None:
                 change += delta * move.bend
             delta = delta * slopes
-        if step.b is not None:
-            weights, biases = product.W[step.layer].weights, product.b[step.layer]
+        if W.weights is not None:
+            weights = product.W[step.layer].weights
             weights += W.gradient(change, step.below)
             if move.below is not None:
                 weights += W.gradient(delta, move.below)
-            biases += by_map(change, biases).sum(axis=1)
+        if step.b is not None:
+            biases = product.b[step.layer]
+            biases += W.by_map(change).sum(axis=1)
         if step.layer > 1:
             change = W.T @ change
-            if step.b is not None:
-                change += direction.W[step.layer].T @ delta
+            if W.weights is not None:
+                change += direction.W[step.layer].trained.T @ delta
             delta = W.T @ delta
 
 
@@ -195,7 +217,8 @@ def affine_map(trace: list[Step], rows: Array, above: int = 0) -> Array:
         if step.activation is not None:
             rows = rows * step.slopes[:, 0]
         if step.b is not None:
-            offset = offset + rows.reshape(len(rows), len(step.b), -1).sum(axis=2) @ step.b
+            maps = step.W.by_map(rows.T).reshape(len(step.b), -1, len(rows))
+            offset = offset + step.b @ maps.sum(axis=1)
         rows = (step.matrix.T @ rows.T).T
     return namespace(rows).concatenate([rows, offset[:, None]], axis=1)
 
@@ -204,11 +227,13 @@ def affine_map(trace: list[Step], rows: Array, above: int = 0) -> Array:
 
 
 def patterns(trace: list[Step]) -> dict[int, Array]:
-    """Return the pattern of each layer that has one, (n_l, N).
+    """Return the pattern of each layer that has one, (n_l, N) without what a block keeps.
 
     True where z > 0, at a kink; in max pooling the number of the selected entry of each window.
     """
-    found = {step.layer: step.z > 0 if step.kinked else step.W.choice(step.below) for step in trace}
+    found = {
+        step.layer: step.own_z > 0 if step.kinked else step.W.choice(step.below) for step in trace
+    }
     return {layer: pattern for layer, pattern in found.items() if pattern is not None}
 
 
@@ -216,20 +241,24 @@ def margins(trace: list[Step]) -> dict[int, Array]:
     """Return how far each unit is from where its pattern changes, (n_l, N).
 
     After an activation with a kink that is |z|, after max pooling half the gap between the selected
-    entry and the next one. It is infinite where neither of the two can move, since both are
-    inactive under ReLU.
+    entry and the next one. It is infinite where nothing can move: where all that is read is
+    inactive under ReLU, and where z is 0 for all parameters.
     """
     found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
     for step in trace:
         if step.W.selects and moves is not None:
             found[step.layer] = step.W.gaps(step.below, still=moves == 0) / 2
-        if step.b is None:
+        xp = namespace(step.z)
+        if step.W.weights is None:
             moves = None if moves is None else step.W @ moves
-        elif step.kinked:
-            found[step.layer] = abs(step.z)
-            moves = namespace(step.z).where(step.z < 0, step.activation.slope, 1.0)
         else:
-            moves = namespace(step.z).ones_like(step.z)
+            below, moves = moves, xp.ones_like(step.z)
+            if step.b is None:
+                reach = abs(step.below) if below is None else abs(step.below) + below
+                moves = xp.where(unread(step.W, step.b, reach), 0.0, moves)
+        if step.kinked and moves is not None:
+            found[step.layer] = xp.where(moves == 0, np.inf, step.heights)
+            moves = xp.where(step.z < 0, step.slopes * moves, moves)
     return found
 
 
@@ -269,7 +298,7 @@ def as_inputs(net: Architecture, x: object) -> np.ndarray:
 
 def _slices(theta: Parameters, x: np.ndarray) -> list[slice]:
     net = theta.net
-    sample = 2 * sum(math.prod(shape) for shape in net.shapes) * theta.vector.dtype.itemsize
+    sample = 2 * sum(map(net.rows, range(net.depth + 1))) * theta.vector.dtype.itemsize
     size = max(1, min(net.memory_budget // sample, max(CACHED // sample, FEWEST)))
     needed = -(-len(x) // size)  # a power of two gives each core as much to do
     parts = min(len(x), 1 << (needed - 1).bit_length())

@@ -8,10 +8,11 @@ parameters of that map alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..layers import WeightMatrix
+from ..layers import DenseMatrix, WeightMatrix
 from .backend import Array, namespace
 from .held_steps import HeldStep
 from .parameters import Parameters
@@ -23,7 +24,8 @@ class Moved:
 
     With directions `values` (n, N, q) in the q parameters themselves; with `factor` (b, N) in the
     products of `values` (n, N, a) with (factor, 1): weights (a, b), then biases (a,); or, of `maps`
-    maps, in the weights and the bias of its own map alone, (n, N, weights + 1).
+    maps, in the weights and the bias of its own map alone, (n, N, weights + 1). Where the layer has
+    no biases `stop` leaves them out.
     """
 
     start: int
@@ -41,7 +43,12 @@ class Moved:
             return self.values
         weights = self.values[:, :, :, None] * self.factor.T[:, None, :]
         parts = [weights.reshape(n, N, -1), self.values]
-        return namespace(self.values).concatenate(parts, axis=2)
+        return namespace(self.values).concatenate(parts, axis=2)[:, :, : self.size]
+
+    @property
+    def size(self) -> int:
+        """Return the number of parameters."""
+        return self.stop - self.start
 
     def at(self, units: Array, columns: Array) -> Array:
         """Return the derivatives of some units, each at one of the columns, (units, q)."""
@@ -51,7 +58,8 @@ class Moved:
         if self.factor is None:
             return values
         weights = values[:, :, None] * self.factor[:, columns].T[:, None, :]
-        return namespace(values).concatenate([weights.reshape(len(values), -1), values], axis=1)
+        full = namespace(values).concatenate([weights.reshape(len(values), -1), values], axis=1)
+        return full[:, : self.size]
 
     def _spread(self, values: Array, units: Array) -> Array:
         """Return `values` (n, N, weights + 1) of the units in the parameters of all maps."""
@@ -61,7 +69,7 @@ class Moved:
         rows, maps = xp.arange(n), units // (len(self.values) // self.maps)
         weights[rows, :, maps] = values[:, :, :-1]
         biases[rows, :, maps] = values[:, :, -1]
-        return xp.concatenate([weights.reshape(n, N, -1), biases], axis=2)
+        return xp.concatenate([weights.reshape(n, N, -1), biases], axis=2)[:, :, : self.size]
 
 
 def sweep(trace: list[HeldStep]) -> Iterator[tuple[HeldStep, list[Moved], list[Moved]]]:
@@ -73,7 +81,7 @@ def sweep(trace: list[HeldStep]) -> Iterator[tuple[HeldStep, list[Moved], list[M
     start = 0
     for step in trace:
         moved = [_product(step.W, part) for part in below]
-        if step.b is not None:
+        if step.W.weights is not None:
             moved.append(_own(step, start))
             start = moved[-1].stop
         yield step, below, moved
@@ -94,26 +102,24 @@ def _product(W: WeightMatrix, part: Moved) -> Moved:
     weights = xp.empty((W.shape[0], N, T, q - 1), dtype=values.dtype)
     biases = xp.empty((W.shape[0], N, T), dtype=values.dtype)
     for t, columns in enumerate(values.reshape(T, n // T, -1)):
-        own = W.outgoing(t)  # what reads map t
-        one = W.with_weights(own[:, None]) if W.weights.ndim > 2 else own
-        product = (one @ columns).reshape(-1, N, q)
+        product = (W.of_map(t) @ columns).reshape(-1, N, q)
         weights[:, :, t], biases[:, :, t] = product[:, :, :-1], product[:, :, -1]
     spread = xp.concatenate([weights.reshape(len(weights), N, -1), biases], axis=2)
-    return Moved(part.start, part.stop, spread)
+    return Moved(part.start, part.stop, spread[:, :, : part.size])
 
 
 def _own(step: HeldStep, start: int) -> Moved:
     """Return the derivatives of z^l in the layer's own parameters, which begin at `start`."""
-    xp, (n, N), T = namespace(step.z), step.z.shape, len(step.b)
+    xp, (n, N), T = namespace(step.z), step.z.shape, step.W.maps_out
     patches = patches_of(step.W, step.below)
-    K = len(patches)
-    stop = start + T * (K + 1)
-    if n == T:  # each unit has weights of its own
+    groups, K = patches.shape[:2]
+    stop = start + step.W.weights.size + (0 if step.b is None else T)
+    if n == T and groups == 1:  # each unit has weights of its own
         values = xp.zeros((n, N, n), dtype=step.z.dtype)
         values[xp.arange(n), :, xp.arange(n)] = 1
-        return Moved(start, stop, values, patches[:, 0])
-    values = xp.empty((T, n // T, N, K + 1), dtype=step.z.dtype)
-    values[..., :K] = patches.transpose(1, 2, 0)
+        return Moved(start, stop, values, patches[0, :, 0])
+    values = xp.empty((groups, T // groups, n // T, N, K + 1), dtype=step.z.dtype)
+    values[..., :K] = patches.transpose(0, 2, 3, 1)[:, None]
     values[..., K] = 1
     return Moved(start, stop, values.reshape(n, N, K + 1), maps=T)
 
@@ -125,10 +131,11 @@ def jacobian(moved: list[Moved]) -> Array:
 
 
 def patches_of(W: WeightMatrix, o: Array) -> Array:
-    """Return what the weights of one map multiply at each position, (weights, positions, N)."""
+    """Return what the weights of a map multiply, by groups: (groups, weights, positions, N)."""
     maps = o.reshape(W.maps_in, W.positions_in, -1)
     found = [W.gathered(maps[c]) for c in range(len(maps))]
-    return found[0] if len(found) == 1 else namespace(o).concatenate(found)
+    found = found[0] if len(found) == 1 else namespace(o).concatenate(found)
+    return found.reshape(W.groups, -1, *found.shape[1:])
 
 
 def products(W: WeightMatrix, shape: tuple[int, ...], delta: Array, moved: Moved) -> Array:
@@ -137,35 +144,38 @@ def products(W: WeightMatrix, shape: tuple[int, ...], delta: Array, moved: Moved
     `shape` is that of the weights.
     """
     xp, (n, N, q), T = namespace(delta), moved.values.shape, shape[0]
-    if moved.factor is not None and n * T == W.weights.size:  # a dense layer above another one
+    if moved.factor is not None and isinstance(W, DenseMatrix):  # above another one
         ones = xp.ones_like(delta[:1])
         factor = xp.concatenate([moved.factor, ones])
         read = (delta[:, None] * factor).reshape(-1, N)  # (T * (b + 1), N)
         found = (read @ moved.values.transpose(1, 0, 2).reshape(N, -1)).reshape(T, -1, n, q)
         weights = found[:, :-1].transpose(0, 2, 3, 1).reshape(T * n, -1)
-        return xp.concatenate([weights, found[:, -1].reshape(T * n, q)], axis=1)
+        full = xp.concatenate([weights, found[:, -1].reshape(T * n, q)], axis=1)
+        return full[:, : moved.size]
     own = moved.maps == W.maps_in  # each map below has parameters of its own
     values = moved.values if own else moved.full()
     q = values.shape[2]
     maps, delta, found = values.reshape(W.maps_in, W.positions_in, N * q), delta.reshape(T, -1), []
     for c in range(W.maps_in):
         read = W.gathered(maps[c])
-        block = delta @ read.reshape(len(read), -1, q)  # (K, T, q)
+        block = delta[W.readers(c)] @ read.reshape(len(read), -1, q)  # (K, readers, q)
         if own:
             parts = block.reshape(-1, 1, q)
             block = moved._spread(parts, xp.full(len(parts), c * (n // moved.maps)))
-        found.append(block.reshape(len(read), T, -1))
-    return xp.concatenate(found).transpose(1, 0, 2).reshape(T * len(found) * len(read), -1)
+        found.append(block.reshape(len(read), T // W.groups, -1))
+    found = xp.concatenate(found)
+    found = found.reshape(W.groups, -1, *found.shape[1:]).swapaxes(1, 2)
+    return found.reshape(math.prod(shape), -1)
 
 
 def widest(theta: Parameters) -> int:
     """Return how many numbers for one sample are in the largest derivatives of a layer."""
     largest, directions, parameters = 1, 0, 0
     for layer, W in theta.W.items():
-        if layer in theta.b:
-            own = W.weights.size + len(theta.b[layer])
+        if W.weights is not None:
+            own = theta.net.slots[layer].all.stop - theta.net.slots[layer].start
             parameters += own
-            directions += len(theta.b[layer]) if W.positions_out == 1 else own
+            directions += W.maps_out if W.positions_out == 1 and W.groups == 1 else own
         last = parameters if layer == theta.net.depth else directions
         largest = max(largest, W.shape[0] * last)
     return largest

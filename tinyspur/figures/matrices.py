@@ -177,7 +177,7 @@ def _filter_sides(W: WeightMatrix, maps, channels, corner) -> tuple[_Side, _Side
     sides = []
     for name, argument, asked, total, k in (
         ("map", "maps", maps, W.maps_out, math.prod(height)),
-        ("channel", "channels", channels, W.maps_in, width),
+        ("channel", "channels", channels, W.weights.shape[1], width),  # of a group
     ):
         some = _asked(argument, asked, total)
         if some is None:

@@ -22,7 +22,7 @@ def training_flops(net: Network, samples: int, epochs: int) -> int:
     and 2 in out for a dense layer. A backward pass counts as two forward passes.
     """
     theta = net.zeros()
-    forward = sum(2 * theta.W[layer].weights.size * net.positions(layer) for layer in theta.b)
+    forward = sum(2 * theta.W[layer].weights.size * net.positions(layer) for layer in net.slots)
     return 3 * forward * samples * epochs
 
 

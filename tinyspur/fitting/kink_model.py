@@ -152,7 +152,7 @@ class Candidates:
     def _kink(self, layer: int, unit: int, sample: int, choice: int) -> HeldKink | None:
         if self.equal is None:
             self.equal = EqualKinks(self.theta, self.data, self.held, self.seen, self.before)
-        if layer > self.net.depth or not self.net.layers[layer - 1].selects:
+        if layer > self.net.depth or not self.net.chain[layer - 1].selects:
             return self.equal.kink(layer, unit, sample)
         W, o = self.theta.W[layer], self.seen.below(layer)
         rows = W.windows(np.arange(len(o))[:, None])[:, unit, 0]
@@ -170,10 +170,11 @@ class Candidates:
         if size <= 0:
             return None
         if kink.pairs is None:
-            value, slope = float(self.seen.z[kink.layer - 1][units[0], samples[0]]), self.held.slope
+            value = float(self.seen.z[kink.layer - 1][units[0], samples[0]])
         else:
             (a, b), o = kink.pairs[0], self.seen.below(kink.layer)
-            value, slope = float(o[a, samples[0]] - o[b, samples[0]]), 0.0
+            value = float(o[a, samples[0]] - o[b, samples[0]])
+        slope = self.held.slope(kink)
         return value, slope * size, size, size if value > 0 else slope * size
 
 

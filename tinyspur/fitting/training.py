@@ -19,19 +19,24 @@ from ..engine.network import Network, check_at, check_network
 from ..engine.parameters import Parameters, check_points
 from ..engine.plain import whole_number
 from ..files import keep, read_arrays, whole_file
+from ..layers import Scale
 
 
 def kaiming_start(net: Network, seed: int = 0) -> Parameters:
-    """Return parameters drawn as in He et al. (2015): weights N(0, 2 / fan-in), biases 0.
+    """Return parameters drawn as in He et al. (2015): weights N(0, 2 / fan-in), biases 0, scales 1.
 
     For leaky ReLU of slope a the variance is 2 / (1 + a^2) / fan-in, as in PyTorch; for smooth
     activations it is that of ReLU.
     """
     check_network(net)
     rng, theta = np.random.default_rng(seed), net.zeros()
-    slope = net.activation.slope if net.activation.piecewise_linear else 0.0
-    for layer in theta.b:
+    for layer in net.slots:
+        sigma = net.activation_of(layer) or net.activation
+        slope = sigma.slope if sigma.piecewise_linear else 0.0
         weights = theta.W[layer].weights
+        if isinstance(net.chain[layer - 1], Scale):
+            weights[...] = 1
+            continue
         fan_in = math.prod(weights.shape[1:])
         scale = math.sqrt(2 / (1 + slope**2) / fan_in)
         weights[...] = scale * rng.standard_normal(weights.shape)

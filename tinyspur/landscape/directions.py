@@ -38,20 +38,22 @@ def random_direction(
     net, rng = theta.net, np.random.default_rng(seed)
     start = theta.to(np, np.float64)
     d = Parameters(net, rng.standard_normal(net.size))
-    for layer, b in d.b.items():
+    for layer in net.slots:
         w = d.W[layer].weights
-        if not biases:
-            b[...] = 0
+        none = np.zeros((len(w), 0))
+        if layer in d.b and not biases:
+            d.b[layer][...] = 0
         if normalization is not None:
             own, wanted = (
-                np.c_[p.W[layer].weights.reshape(len(b), -1), biases * p.b[layer]]
+                np.c_[p.W[layer].weights.reshape(len(w), -1), biases * p.b.get(layer, none)]
                 for p in (d, start)
             )
             axis = 1 if normalization == "filter" else None
             scale = np.linalg.norm(wanted, axis=axis) / np.linalg.norm(own, axis=axis)
-            scale = np.broadcast_to(scale, len(b))
+            scale = np.broadcast_to(scale, len(w))
             w *= scale.reshape(-1, *(1,) * (w.ndim - 1))
-            b *= scale
+            if layer in d.b:
+                d.b[layer] = d.b[layer] * scale
     if normalization is None:
         d.vector /= np.linalg.norm(d.vector)
     elif not d.vector.any():

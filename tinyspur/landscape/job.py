@@ -13,7 +13,6 @@ from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.parameters import Parameters
 from ..engine.passes import neurons
 from .directions import RandomDirections
 from .planes import Lines, Plane
@@ -43,13 +42,17 @@ class Job(NamedTuple):
         points = list(self.where.points(numbers))
         theta, net, first, loss = self.where.theta, self.where.theta.net, self.first, self.loss
         y, xp = net.targets(theta, self.data, loss), namespace(theta.vector)
-        W = theta.W[first].with_weights(xp.concatenate([p.W[first].weights for p in points]))
+        own = theta.W[first].trained
+        W = own.with_weights(xp.concatenate([p.W[first].weights for p in points]))
+        plain = own is theta.W[first]  # no part of a residual block
 
         def chunk(rows: slice, columns: Array) -> list[Array]:
-            z = W @ net.layer_output(theta, columns, first - 1)
-            z, losses = z.reshape(len(points), -1, z.shape[1]), []
+            below, losses = net.layer_output(theta, columns, first - 1), []
+            if plain:
+                z = (W @ below).reshape(len(points), -1, below.shape[1])
             for k, point in enumerate(points):
-                _, o = neurons(point, first, z[k], overwrite=True)
+                products = z[k] if plain else point.W[first] @ below
+                _, o = neurons(point, first, products, overwrite=True)
                 losses.append(
                     loss.value(net.layer_output(point, o, net.depth, above=first), y[:, rows])
                 )
@@ -100,7 +103,6 @@ def first_moved(where: Plane | Lines) -> int:
     """Return the lowest layer that some direction moves; random directions may move all layers."""
     directions, net = where.directions, where.theta.net
     if isinstance(directions, RandomDirections):
-        return min(where.theta.b)
+        return min(net.slots)
     moved = np.any([v != 0 for v in all_to_numpy([d.vector for d in directions])], axis=0)
-    by_layer = Parameters(net, moved)
-    return min(n for n, b in by_layer.b.items() if b.any() or by_layer.W[n].weights.any())
+    return min(layer for layer, slot in net.slots.items() if moved[slot.all].any())

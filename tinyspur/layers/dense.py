@@ -10,7 +10,7 @@ import scipy.sparse
 
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.plain import plain_array
-from .layer import Layer, Shape
+from .layer import Layer, Shape, check_bias, is_positive
 from .matrix import WeightMatrix
 from .wide_products import outer
 
@@ -19,14 +19,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dense(Layer):
-    """A dense layer of `width` neurons with biases."""
+    """A dense layer of `width` neurons, with biases unless `bias` is False."""
 
     width: int
+    bias: bool = True
 
     type = "dense"
     spatial = False
+
+    def check(self) -> None:
+        check_bias(self.bias)
+        if not is_positive(self.width):
+            raise ValueError("expected positive whole numbers")
 
     def output_shape(self, below: Shape) -> Shape:
         return (self.width,)
@@ -38,18 +44,18 @@ class Dense(Layer):
         return DenseMatrix(weights, maps_in=below[0])
 
     @staticmethod
-    def torch_class(directions: int) -> type[nn.Module]:
+    def torch_classes(directions: int) -> tuple[type[nn.Module], ...]:
         from torch import nn
 
-        return nn.Linear
+        return (nn.Linear,)
 
     def to_torch(self, below: Shape) -> nn.Module:
-        kind = self.torch_class(1)
-        return kind(math.prod(below), self.width, device="meta")
+        (kind,) = self.torch_classes(1)
+        return kind(math.prod(below), self.width, self.bias, device="meta")
 
     @classmethod
-    def from_torch(cls, module: nn.Module) -> Dense:
-        return cls(len(module.weight))
+    def from_torch(cls, module: nn.Module, below: Shape) -> Dense:
+        return cls(len(module.weight), module.bias is not None)
 
 
 class DenseMatrix(WeightMatrix):
@@ -96,6 +102,9 @@ class DenseMatrix(WeightMatrix):
 
     def outgoing(self, c: int) -> Array:
         return self.weights[:, c * self.positions_in : (c + 1) * self.positions_in]
+
+    def of_map(self, c: int) -> DenseMatrix:
+        return DenseMatrix(self.outgoing(c), maps_out=self.maps_out)
 
     def support_sums(self, a: Array) -> Array:
         return namespace(a).broadcast_to(a.sum(axis=0), (self.positions_out, a.shape[1]))

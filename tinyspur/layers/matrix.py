@@ -33,6 +33,7 @@ class WeightMatrix(ABC):
     __array_ufunc__ = None  # makes `array @ W` a TypeError instead of an array of objects
 
     selects = False  # whether the matrix depends on what it is multiplied with
+    groups = 1  # the maps of each group read the maps of one group below alone
     _weights: Array | None = None
     maps_out: int
     maps_in: int
@@ -54,6 +55,26 @@ class WeightMatrix(ABC):
     def shape(self) -> tuple[int, int]:
         """Return (n_l, n_{l-1})."""
         return self.maps_out * self.positions_out, self.maps_in * self.positions_in
+
+    @property
+    def rows(self) -> int:
+        """Return how many rows come from the layer itself: all but what a block carries along."""
+        return self.shape[0]
+
+    @property
+    def trained(self) -> WeightMatrix:
+        """Return the same without the identities of a residual block, which no weight changes."""
+        return self
+
+    def spread(self, biases: Array) -> Array:
+        """Return the biases of maps, (maps,), row by row, (n_l,): 0 for what is carried along."""
+        found = biases.repeat(self.positions_out)
+        more = namespace(biases).zeros(self.shape[0] - self.rows, dtype=biases.dtype)
+        return namespace(biases).concatenate([found, more]) if len(more) else found
+
+    def by_map(self, values: Array) -> Array:
+        """Return columns (n_l, N) as a view with a row for each map, (maps, positions * N)."""
+        return values[: self.rows].reshape(self.maps_out, -1)
 
     def __matmul__(self, o: Array) -> Array:
         """Return W @ o for a vector (n_{l-1},) or columns (n_{l-1}, N)."""
@@ -163,11 +184,24 @@ class WeightMatrix(ABC):
         """Return the matrix for columns each of which comes so many times in a row."""
         return self
 
+    @property
+    def reads_alone(self) -> bool:
+        """Return whether no other layer of a residual block reads what the one below computes."""
+        return True
+
+    def readers(self, c: int) -> slice:
+        """Return the maps whose weights read map c of the layer below: all of them, or a group."""
+        return slice(0, self.maps_out)
+
     def outgoing(self, c: int) -> Array:
-        """Return the weights that read map c of the layer below, as a view, (maps_out, ...).
+        """Return the weights that read map c of the layer below, as a view, (readers, ...).
 
         They are what has to be divided where that map is multiplied ([CNN] Theorem 1).
         """
+        raise TypeError(f"{type(self).__name__} has no weights")
+
+    def of_map(self, c: int) -> WeightMatrix:
+        """Return the matrix that reads map c of the layer below alone, (n_l, positions_in)."""
         raise TypeError(f"{type(self).__name__} has no weights")
 
     def with_weights(self, weights: Array) -> WeightMatrix:
@@ -179,10 +213,10 @@ class WeightMatrix(ABC):
         return self if self.weights is None else self.with_weights(abs(self.weights))
 
     def support_sums(self, a: Array) -> Array | None:
-        """Return S @ a for one map, shape (positions_out, N); None without weights.
+        """Return S @ a, shape (positions_out, N); None without weights.
 
         S has a 1 wherever W has a trainable entry, even if that is 0 now. Its rows are the same for
-        every map, so those of one map are enough.
+        every map, so those of one map are enough; with groups it is (maps_out, positions_out, N).
         """
         return None
 
@@ -209,9 +243,14 @@ class TransposedMatrix(WeightMatrix):
     """
 
     def __init__(self, matrix: WeightMatrix):
-        self.matrix, self._weights = matrix, matrix.weights
+        self.matrix, self._weights, self.groups = matrix, matrix.weights, matrix.groups
         self.maps_in, self.maps_out = matrix.maps_out, matrix.maps_in
         self.positions_in, self.positions_out = matrix.positions_out, matrix.positions_in
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (n_l, n_{l-1})."""
+        return self.matrix.shape[::-1]
 
     @property
     def T(self) -> WeightMatrix:
@@ -250,11 +289,17 @@ class TransposedMatrix(WeightMatrix):
     def outgoing(self, c: int) -> Array:
         return super().outgoing(c) if self.weights is None else self.weights[c]
 
+    def readers(self, c: int) -> slice:
+        size = self.maps_out // self.groups
+        first = c * self.groups // self.maps_in * size
+        return slice(first, first + size)
+
     def support_sums(self, a: Array) -> Array | None:
         if self.weights is None:
             return None
         ones = namespace(a).ones(self.weights.shape, dtype=a.dtype)
-        return (self.with_weights(ones) @ a)[: self.positions_out]
+        sums = (self.with_weights(ones) @ a).reshape(self.maps_out, self.positions_out, -1)
+        return sums[0] if self.groups == 1 else sums
 
     def _product(self, o: Array) -> Array:
         return self.matrix.adjoint(o)

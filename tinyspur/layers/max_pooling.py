@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from ..engine.backend import Array, namespace, to_numpy
-from .layer import Shape
+from .layer import Shape, are_positive
 from .matrix import TransposedMatrix, WeightMatrix
 from .windows import Pooling, PoolingMatrix
 
@@ -17,25 +17,39 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MaxPool(Pooling):
-    """Max pooling over windows of `size` that do not overlap; of equal entries the first."""
+    """Max pooling; see `Pooling`. By default over windows of `size` that do not overlap.
+
+    Of equal entries the first is selected; none of the padding is. Entries of a window are
+    `dilation` apart.
+    """
+
+    dilation: int | tuple[int, ...] = 1
 
     type = "max_pool"
     selects = True
+    more = ("dilation",)
+
+    def check(self) -> None:
+        super().check()
+        if not are_positive(self.dilation):
+            raise ValueError("expected positive whole numbers")
 
     def matrix(self, below: Shape, weights: None = None) -> MaxPoolingMatrix:
-        return MaxPoolingMatrix(below[0], below[1:], self.size)
+        options = self.size, self.stride, self.padding, self.ceil_mode, self.dilation
+        return MaxPoolingMatrix(below[0], below[1:], *options)
 
     @staticmethod
-    def torch_class(directions: int) -> type[nn.Module]:
+    def torch_classes(directions: int) -> tuple[type[nn.Module], ...]:
         from torch import nn
 
-        return {1: nn.MaxPool1d, 2: nn.MaxPool2d}[directions]
+        one, two = (nn.MaxPool1d, nn.AdaptiveMaxPool1d), (nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+        return {1: one, 2: two}[directions]
 
 
 class MaxPoolingMatrix(PoolingMatrix):
-    """The largest entry of windows of `size` in each direction that do not overlap.
+    """The largest entry of windows, with the options of `MaxPool`.
 
     Not linear: ``W @ o`` takes the maxima, ``W.at(o)`` is the matrix that selects them.
 
@@ -58,7 +72,9 @@ class MaxPoolingMatrix(PoolingMatrix):
         before it.
         """
         xp, choice = namespace(terms[0]), None
-        left = xp.ones(self.windows(terms[0]).shape, dtype=bool)
+        left = xp.ones((self.fan_in, self.shape[0], terms[0].shape[1]), dtype=bool)
+        inside = self.inside(terms[0])
+        left = left if inside is None else left & inside
         for term, tolerance in zip(terms, tolerances, strict=True):
             values, slack = self.windows(term), self.windows(tolerance)
             choice = xp.where(left, values, -np.inf).argmax(axis=0)
@@ -69,7 +85,7 @@ class MaxPoolingMatrix(PoolingMatrix):
 
     def choice(self, o: Array) -> Array:
         """Return the number of the largest entry of each window, (n_l, N), counted row by row."""
-        return self.windows(o).argmax(axis=0)
+        return self.windows(o, -np.inf).argmax(axis=0)
 
     def gaps(self, o: Array, still: Array, change: Array | float = 0) -> Array:
         """Return by how much the selected entries exceed all others of their windows, (n_l, N).
@@ -78,10 +94,11 @@ class MaxPoolingMatrix(PoolingMatrix):
         negative the selection may change. It is infinite where there is no other entry, and where
         the selected entry and the others are `still`, so that they can't change.
         """
-        xp, windows = namespace(o), self.windows(o)
-        chosen = xp.arange(len(windows))[:, None, None] == windows.argmax(axis=0)
+        xp, inside = namespace(o), self.inside(o)
+        chosen = xp.arange(self.fan_in)[:, None, None] == self.choice(o)
         fixed = self.windows(still)
         apart = chosen | (fixed & (fixed & chosen).any(axis=0))
+        apart = apart if inside is None else apart | ~inside
         best = xp.where(chosen, self.windows(o - change), -np.inf).max(axis=0)
         return best - xp.where(apart, -np.inf, self.windows(o + change)).max(axis=0)
 
@@ -97,7 +114,15 @@ class MaxPoolingMatrix(PoolingMatrix):
         return self.shape[0]
 
     def _product(self, o: Array) -> Array:
-        return self.windows(o).max(axis=0)
+        if self.tiles:
+            return self.windows(o).max(axis=0)
+        xp = namespace(o)
+        moved = self.grid.read(o.reshape(self.maps_in, *self.map_shape, o.shape[1]), fill=-np.inf)
+        first, *others = np.ndindex(*self.grid.size)
+        largest = xp.array(moved[first], order="C")
+        for tap in others:
+            xp.maximum(largest, moved[tap], out=largest)
+        return largest.reshape(self.shape[0], o.shape[1])
 
 
 class SelectionMatrix(WeightMatrix):
@@ -136,7 +161,7 @@ class SelectionMatrix(WeightMatrix):
 
     @property
     def fan_out(self) -> int:
-        return 1
+        return self.pooling.fan_out
 
     @property
     def nnz(self) -> int:
@@ -153,8 +178,7 @@ class SelectionMatrix(WeightMatrix):
                 f"{self!r}: expected {self.choice.shape[1]} columns, one for each sample, got "
                 f"{columns}"
             )
-        entries = self.pooling.size ** len(self.pooling.map_shape)
-        return namespace(self.choice).arange(entries)[:, None, None] == self.choice
+        return namespace(self.choice).arange(self.pooling.fan_in)[:, None, None] == self.choice
 
     def _product(self, o: Array) -> Array:
         return namespace(o).where(self._chosen(o.shape[1]), self.pooling.windows(o), 0).sum(axis=0)

@@ -111,9 +111,9 @@ def first_order_directions(
         tied = kinks_of(theta, columns)[1]
         top = max([top, *(layer for layer in tied if bool(tied[layer].any()))])
     both = [coordinate_rates(theta, data, loss, active) for active in (False, True) if top]
-    for layer in (layer for layer in theta.b if layer <= top):
+    for layer in (layer for layer in net.slots if layer <= top):
         here = net.zeros(like=theta.vector)
-        here.W[layer].weights[...] = here.b[layer][...] = 1
+        here.vector[net.slots[layer].all] = 1
         tried = [_random_filters(theta, layer, data, loss, rng) for _ in range(TRIALS)]
         for up, down in both:
             rates = xp.minimum(xp.minimum(up.vector, down.vector), 0) * here.vector
@@ -146,11 +146,12 @@ def _random_filters(
             at_kink = tied.get(step.layer, False)
             delta = delta * xp.where(at_kink, 1.0, step.slopes)
         delta = abs(step.matrix).T @ delta
+    if layer not in theta.b:
+        return to_numpy(direction.vector)
     maps = len(theta.b[layer])
     place = to_numpy(delta.sum(axis=1)).reshape(maps, -1).argmax(axis=1)
-    responses = to_numpy(direction.W[layer] @ trace[layer - 1].below).reshape(
-        maps, -1, columns.shape[1]
-    )
+    W = direction.W[layer].trained
+    responses = to_numpy(W.by_map(W @ trace[layer - 1].below)).reshape(maps, -1, columns.shape[1])
     medians = np.median(responses[np.arange(maps), place], axis=1)
     direction.b[layer][...] = xp.asarray(-medians)
     return to_numpy(direction.vector)
@@ -178,13 +179,14 @@ def second_order_directions(
         trials = []
         for layer, t in itertools.islice(itertools.cycle(unused), first, first + TRIALS):
             filters = theta.net.zeros(like=theta.vector)
-            d, beta, _ = random_unit(theta, layer, data.x, rng)
+            d, beta, _ = random_unit(theta, layer, t, data.x, rng)
             filters.W[layer].weights[t] = namespace(theta.vector).asarray(d)
-            filters.b[layer][t] = beta
+            if layer in theta.b:
+                filters.b[layer][t] = beta
             near = Parameters(theta.net, theta.vector + TINY * filters.vector)
             gained = theta.net.gradient(near, data, loss)
             gained.vector[...] -= gradient
-            for q in (q for q in theta.b if q > layer):
+            for q in (q for q in theta.net.slots if q > layer):
                 entry = int(abs(gained.W[q].weights).argmax())
                 rate = float(gained.W[q].weights.reshape(-1)[entry])
                 trials.append((-q, -abs(rate), len(trials), filters, entry, -np.sign(rate)))
@@ -209,7 +211,7 @@ def kink_escape(
     """
     direction, rate = next(second_order_directions(theta, data, loss, seed), (None, 0.0))
     _check_positive("step", step)
-    check_piecewise_linear(theta.net.activation, "escape from the kink")
+    check_piecewise_linear(theta.net.activations, "escape from the kink")
     if direction is None:
         raise AssumptionError(
             "no escape from the kink: expected a map with zero weights and bias, at z = 0 for all "
@@ -224,26 +226,35 @@ def kink_escape(
 def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
     """Return (layer, map) of all maps with kinks whose incoming weights and bias are zero."""
     found = []
-    for layer in theta.net.kinked_layers:
-        weights, biases = to_numpy(theta.W[layer].weights), to_numpy(theta.b[layer])
-        used = weights.reshape(len(biases), -1).any(axis=1) | (biases != 0)
+    for layer in [n for n in theta.net.kinked_layers if n in theta.net.slots]:
+        weights = to_numpy(theta.W[layer].weights)
+        used = weights.reshape(len(weights), -1).any(axis=1)
+        if layer in theta.b:
+            used |= to_numpy(theta.b[layer]) != 0
         found += [(layer, int(t)) for t in np.flatnonzero(~used)]
     return found
 
 
 def random_unit(
-    theta: Parameters, layer: int, x: np.ndarray, rng: np.random.Generator
+    theta: Parameters, layer: int, t: int, x: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Return a random filter d of `layer`, beta, and z = d . patch + beta (P, N).
+    """Return a random filter d of map t of `layer`, beta, and z = d . patch + beta (P, N).
 
     z is positive for half of the samples at the position where it varies most: a map that is active
-    for all of them would add nothing that the affine fit does not have already.
+    for all of them would add nothing that the affine fit does not have already. Without biases beta
+    is 0.
     """
-    weights = theta.W[layer].weights
-    d = rng.uniform(-1, 1, weights.shape[1:])
-    row = namespace(weights).asarray(d[None], dtype=weights.dtype)
-    z = theta.net.filter_responses(theta, layer, row, x)
-    beta = -float(np.median(z[z.std(axis=1).argmax()]))
+    W = theta.W[layer]
+    d, row = rng.uniform(-1, 1, W.weights.shape[1:]), slice(0, 1)
+    if W.groups == 1:
+        filters = namespace(W.weights).asarray(d[None], dtype=W.weights.dtype)
+    else:  # what a map reads depends on its group
+        filters = namespace(W.weights).zeros_like(W.weights)
+        filters[t] = namespace(W.weights).asarray(d, dtype=W.weights.dtype)
+        row = slice(t, t + 1)
+    z = theta.net.filter_responses(theta, layer, filters, x)
+    z = z.reshape(len(filters), W.positions_out, -1)[row][0]
+    beta = -float(np.median(z[z.std(axis=1).argmax()])) if layer in theta.b else 0.0
     return d, beta, z + beta
 
 

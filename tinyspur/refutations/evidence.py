@@ -236,8 +236,10 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
         net, np.arange(net.size, dtype=np.float64)
     )  # of each weight and bias in the vector
     values, columns, ends = [np.zeros(0)], [np.zeros(0, int)], [0]
-    for layer in net.active_layers if isinstance(net.activation, ReLU) else ():
-        above = _next_weights(net, layer)
+    for layer in [n for n in net.active_layers if n in net.slots]:
+        above = _next_weights(net, layer) if isinstance(net.activation_of(layer), ReLU) else None
+        if above and not all(host.W[n].reads_alone for n in range(layer + 1, above + 1)):
+            continue
         for t in range(net.shapes[layer][0] if above else 0):
             tangent = np.concatenate([part * s for part, s in _scaled(host, layer, above, t)])
             length = np.linalg.norm(tangent)
@@ -257,7 +259,7 @@ def _next_weights(net: Network, layer: int) -> int | None:
 
 def _scaled(point: Parameters, layer: int, above: int, t: int) -> list[tuple[np.ndarray, int]]:
     """Return what is scaled up with map t of `layer`, with 1, and down, with -1."""
-    incoming = np.append(point.W[layer].weights[t], point.b[layer][t])
+    incoming = np.append(point.W[layer].weights[t], point.b.get(layer, np.zeros(0))[t : t + 1])
     return [(incoming, 1), (point.W[above].outgoing(t).ravel(), -1)]
 
 

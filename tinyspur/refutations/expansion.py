@@ -15,7 +15,16 @@ import numpy as np
 
 from ..certificates.enclosed_losses import loss_curvature, loss_gradient
 from ..certificates.enclosed_passes import EnclosedStep, enclosed_steps
-from ..certificates.enclosures import QUIET, WIDER, Enclosure, between, exact, product, sound
+from ..certificates.enclosures import (
+    QUIET,
+    WIDER,
+    Enclosure,
+    between,
+    concatenate,
+    exact,
+    product,
+    sound,
+)
 from ..certificates.rounding import preactivation_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ELU
@@ -23,8 +32,8 @@ from ..engine.backend import Array, namespace
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
-from ..engine.passes import Step, by_map, margins, steps
-from ..layers import WeightMatrix
+from ..engine.passes import Step, margins, steps
+from ..layers import BlockMatrix, WeightMatrix
 
 
 class Expansion(NamedTuple):
@@ -138,16 +147,17 @@ class _Line:
                 z += self._largest(W, o, sure)
             else:
                 z += [product(W, o[1]), product(W, o[2])]
+            if W.weights is not None:
+                D = self.direction.W[step.layer].trained
+                z[1:] = z[1] + product(D, o[0]), z[2] + product(D, o[1])
             if step.b is not None:
-                D, b = self.direction.W[step.layer], self.direction.b[step.layer]
-                bias = exact(namespace(b).repeat(b, W.positions_out)[:, None])
-                z[1:] = z[1] + product(D, o[0]) + bias, z[2] + product(D, o[1])
+                z[1] = z[1] + exact(W.spread(self.direction.b[step.layer])[:, None])
             if sigma is None:
                 o = z
             elif sigma.piecewise_linear:
-                slopes = self._sides(z, float(sigma.slope), 1.0, sure)
+                slopes = self._sides(_own(W, z), float(sigma.slope), 1.0, sure)
                 o = [step.o, *(slope * z_k for slope, z_k in zip(slopes, z[1:], strict=True))]
-            elif type(sigma) is ELU:
+            elif type(sigma.alone) is ELU:
                 first, second, bend = self._elu(step, z, sure)
                 o = [step.o, first * z[1], second * z[2] + bend * z[1] ** 2 * 0.5]
             else:
@@ -162,8 +172,9 @@ class _Line:
 
         At the kink they are alpha, alpha on the left and 1, 0 on the right.
         """
-        where, alpha = namespace(z[0].middle).where, float(step.activation.alpha)
+        where, alpha = namespace(z[0].middle).where, float(step.activation.alone.alpha)
         met = (z[0].low <= 0) & (z[0].high >= 0)
+        met[step.W.rows :] = False  # what a residual block keeps
         away = Enclosure(where(met, 0.0, 1.0), where(met, z[0].radius, 0.0))
         first, second = self._sides([away, *z[1:]], alpha, 1.0, sure)
         bend, _ = self._sides([away, *z[1:]], alpha, 0.0, sure)
@@ -221,14 +232,19 @@ class _Line:
         `sure` asks for it.
         """
         xp, found = namespace(o[0].middle), []
-        moves = W.windows((o[1].magnitude > 0) | (o[2].magnitude > 0))
+        if isinstance(W, BlockMatrix):
+            largest = self._largest(W.own_matrix, [term[W.read] for term in o], sure)
+            kept = ([term[part] for part in W.carried] for term in o[1:])
+            return [concatenate([own, *rest]) for own, rest in zip(largest, kept, strict=True)]
+        moves = W.windows((o[1].magnitude > 0) | (o[2].magnitude > 0), False)
         left, lost = xp.ones(moves.shape, dtype=bool), xp.zeros(moves.shape[1:], dtype=bool)
 
         def most(values: Array, among: Array) -> Array:
             return xp.where(among, values, -math.inf).max(axis=0)
 
         for k, term in enumerate(o):
-            middle, low, high = map(W.windows, (term.middle, term.low, term.high))
+            ends = term.middle, term.low, term.high
+            middle, low, high = (W.windows(end, -math.inf) for end in ends)
             least = most(low, left)
             if k:
                 best, lowest = most(middle, left), xp.where(lost, -most(-low, left), least)
@@ -245,6 +261,13 @@ class _Line:
 
     def _unsure(self, doubt: Array, sizes: Array) -> None:
         self.unsure = max(self.unsure, float(namespace(sizes).where(doubt, sizes, 0.0).max()))
+
+
+def _own(W: WeightMatrix, z: list[Enclosure]) -> list[Enclosure]:
+    """Return z with z[0] > 0 where a residual block keeps what has no kink."""
+    first, xp = z[0], namespace(z[0].middle)
+    kept = xp.arange(W.shape[0])[:, None] >= W.rows
+    return [Enclosure(xp.where(kept, 1.0, first.middle), xp.where(kept, 0.0, first.radius)), *z[1:]]
 
 
 def coordinate_rates(
@@ -273,13 +296,15 @@ def coordinate_rates(
                 delta = delta * sigma.derivative(xp.where(at_kink, 0, step.z))
             elif step.activation is not None:
                 delta = delta * step.slopes
-            if step.b is not None:
+            if W.weights is not None:
                 smooth = W.gradient(delta, o)
                 for rates, sign in ((up, 1), (down, -1)):
-                    weights, biases = rates.W[step.layer].weights, rates.b[step.layer]
+                    weights = rates.W[step.layer].weights
                     weights += sign * smooth + W.gradient(kinked, xp.maximum(sign * o, 0))
-                    raised = sign * delta + max(sign, 0) * kinked
-                    biases += by_map(raised, biases).sum(axis=1)
+                    if step.b is not None:
+                        biases = rates.b[step.layer]
+                        raised = sign * delta + max(sign, 0) * kinked
+                        biases += W.by_map(raised).sum(axis=1)
             if step.layer > 1:
                 delta = W.T @ (delta + kinked if active else delta)
     return up, down
