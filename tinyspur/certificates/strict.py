@@ -79,6 +79,13 @@ class StrictCertificate(Certificate):
                 "strict certificate: expected layers that read the one below them alone, got a "
                 f"residual block or an activation above a max pooling, {theta.net.layers}"
             )
+        for layer in theta.net.active_layers:
+            if layer not in theta.net.slots or layer == theta.net.depth:
+                raise ValueError(
+                    "strict certificate: expected activations after layers with weights alone, but "
+                    f"not the last, got {theta.net.activation_of(layer)} after layer {layer}, "
+                    f"{theta.net.chain[layer - 1]}"
+                )
         for sigma in theta.net.activations:
             if type(sigma) not in KNOWN_ACTIVATIONS.values() or getattr(sigma, "slope", 0) >= 1:
                 raise ValueError(

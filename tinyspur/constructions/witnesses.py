@@ -113,9 +113,10 @@ def revive(
     """
     check_at(theta, data, loss)
     net, rng = theta.net, np.random.default_rng(seed)
-    if layer not in net.active_layers or not 0 <= map < net.shapes[layer][0]:
+    known = layer in net.active_layers and layer in net.slots
+    if not known or not 0 <= map < net.shapes[layer][0]:
         raise ValueError(
-            f"revive: expected a map of a layer with an activation, got {layer}, {map}"
+            f"revive: expected a map of a layer with weights and an activation, got {layer}, {map}"
         )
     if net.activation_of(layer) != ReLU():
         sigma = net.activation_of(layer)
@@ -128,10 +129,11 @@ def revive(
             f"{active.any(axis=1).sum()} samples activate it"
         )
     revived = theta.copy()
-    d, beta, _ = random_unit(theta, layer, data.x, rng)
+    d, beta, _ = random_unit(theta, layer, map, data.x, rng)
     weights = revived.W[layer].weights
     weights[map] = namespace(weights).asarray(d, dtype=weights.dtype)
-    revived.b[layer][map] = beta
+    if layer in revived.b:
+        revived.b[layer][map] = beta
     out, above = outgoing(revived, layer, map)
     out[...] = 0
     downhill = net.zeros(like=theta.vector)

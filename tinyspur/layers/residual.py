@@ -256,7 +256,7 @@ class BlockMatrix(WeightMatrix):
         self.added, self.carried, self._weights = added, carried, own.weights
         self.maps_in, self.maps_out = own.maps_in, own.maps_out
         self.positions_in, self.positions_out = own.positions_in, own.positions_out
-        self.selects = own.selects
+        self.selects, self.groups = own.selects, own.groups
 
     @property
     def rows(self) -> int:
@@ -351,9 +351,15 @@ class BlockMatrix(WeightMatrix):
 
     @property
     def reads_alone(self) -> bool:
-        others = [*self.carried, *([] if self.added is None else [self.added])]
-        alone = all(part.stop <= self.read.start or self.read.stop <= part.start for part in others)
-        return alone and self.read.start == 0
+        alone = all(self.read.stop <= part.start for part in self.carried)
+        return alone and self.read.start == 0 and self.added is None
+
+    def block(self, t: int, c: int) -> np.ndarray:
+        """Return the block of W that leads from map c of what it reads to map t."""
+        return self.own_matrix.block(t, c)
+
+    def readers(self, c: int) -> slice:
+        return self.own_matrix.readers(c)
 
     def outgoing(self, c: int) -> Array:
         if not self.reads_alone:

@@ -144,8 +144,8 @@ def _random_filters(
     if layer not in theta.b:
         return to_numpy(direction.vector)
     maps = len(theta.b[layer])
-    place = to_numpy(delta.sum(axis=1)).reshape(maps, -1).argmax(axis=1)
     W = direction.W[layer].trained
+    place = to_numpy(delta[: W.rows].sum(axis=1)).reshape(maps, -1).argmax(axis=1)
     responses = to_numpy(W.by_map(W @ trace[layer - 1].below)).reshape(maps, -1, columns.shape[1])
     medians = np.median(responses[np.arange(maps), place], axis=1)
     direction.b[layer][...] = xp.asarray(-medians)
@@ -174,7 +174,7 @@ def second_order_directions(
         trials = []
         for layer, t in itertools.islice(itertools.cycle(unused), first, first + TRIALS):
             filters = theta.net.zeros(like=theta.vector)
-            d, beta, _ = random_unit(theta, layer, data.x, rng)
+            d, beta, _ = random_unit(theta, layer, t, data.x, rng)
             filters.W[layer].weights[t] = namespace(theta.vector).asarray(d)
             if layer in theta.b:
                 filters.b[layer][t] = beta
@@ -221,7 +221,7 @@ def kink_escape(
 def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
     """Return (layer, map) of all maps with kinks whose incoming weights and bias are zero."""
     found = []
-    for layer in theta.net.kinked_layers:
+    for layer in (n for n in theta.net.kinked_layers if n in theta.net.slots):
         weights = to_numpy(theta.W[layer].weights)
         used = weights.reshape(len(weights), -1).any(axis=1)
         if layer in theta.b:
@@ -231,17 +231,18 @@ def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
 
 
 def random_unit(
-    theta: Parameters, layer: int, x: np.ndarray, rng: np.random.Generator
+    theta: Parameters, layer: int, t: int, x: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """Return a random filter d of `layer`, beta, and z = d . patch + beta (P, N).
+    """Return a random filter d of map t of `layer`, beta, and z = d . patch + beta (P, N).
 
     z is positive for half of the samples at the position where it varies most: a map that is active
     for all of them would add nothing that the affine fit does not have already.
     """
-    weights = theta.W[layer].weights
+    W, weights = theta.W[layer], theta.W[layer].weights
     d = rng.uniform(-1, 1, weights.shape[1:])
-    row = namespace(weights).asarray(d[None], dtype=weights.dtype)
-    z = theta.net.filter_responses(theta, layer, row, x)
+    rows = namespace(weights).asarray(np.stack([d] * W.groups), dtype=weights.dtype)
+    z = theta.net.filter_responses(theta, layer, rows, x)  # in each group
+    z = z.reshape(W.groups, -1, z.shape[1])[t * W.groups // W.maps_out]
     beta = -float(np.median(z[z.std(axis=1).argmax()]))
     return d, beta, z + beta
 
