@@ -13,7 +13,7 @@ from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
 from ..engine.held import HeldKink
 from ..engine.held_steps import steps
 from ..engine.losses import KNOWN, Loss
-from ..engine.network import check_at
+from ..engine.network import check_at, check_chain
 from ..engine.parameters import Parameters, check_points
 from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down
@@ -74,11 +74,7 @@ class StrictCertificate(Certificate):
         Few are up to 3,000 parameters; a slope of leaky ReLU must be below 1.
         """
         check_points(None, theta)
-        if theta.net.chain != theta.net.layers:
-            raise ValueError(
-                "strict certificate: expected layers that read the one below them alone, got a "
-                f"residual block or an activation above a max pooling, {theta.net.layers}"
-            )
+        check_chain(theta.net, "strict certificate")
         for layer in theta.net.active_layers:
             if layer not in theta.net.slots or layer == theta.net.depth:
                 raise ValueError(

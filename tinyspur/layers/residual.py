@@ -130,6 +130,7 @@ class Link:
     forks: int = 0
     joins: bool = False
 
+    type = property(lambda self: "sum" if self.joins else self.layer.type)
     trainable = property(lambda self: self.layer.trainable)
     selects = property(lambda self: self.layer.selects)
     spatial = property(lambda self: self.layer.spatial)
