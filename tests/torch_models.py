@@ -305,6 +305,20 @@ class DeepLinear(nn.Module):
         return x
 
 
+class SumWithInput(nn.Module):
+    """Blocks from the first layer on, that sums of the input itself begin."""
+
+    def __init__(self, planes=2, num_classes=3):
+        super().__init__()
+        self.block1 = BasicBlock(planes, planes)
+        self.block2 = BasicBlock(planes, planes)
+        self.linear = nn.Linear(16 * planes, num_classes)
+
+    def forward(self, x):
+        out = self.block2(self.block1(x))
+        return self.linear(out.flatten(1))
+
+
 MODELS = {  # makes the model, the shape of an input
     "LeNet-5": (lambda: LeNet5((2, 3), (8, 6, 4)), (1, 32, 32)),
     "AlexNet": (lambda: AlexNet(2, 4), (3, 32, 32)),
@@ -312,6 +326,7 @@ MODELS = {  # makes the model, the shape of an input
     "ResNet-8": (lambda: ResNet(1, 2, 4), (3, 8, 8)),
     "ResNet-20": (lambda: ResNet(3, 2, 4), (3, 8, 8)),
     "ResNet with activations first": (lambda: PreActivationResNet(2, 4), (3, 6, 6)),
+    "sum with the input": (lambda: SumWithInput(), (2, 4, 4)),
     "MobileNet": (lambda: MobileNet(3, 4), (3, 8, 8)),
     "signals": (lambda: Signals(), (2, 24)),
     "MLP": (lambda: MLP(), (8,)),

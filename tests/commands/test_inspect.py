@@ -78,6 +78,19 @@ def test_a_block_is_that_of_the_matrix(run, layer, t, c, where):
     assert W.block(t, c).any()
 
 
+def test_layers_of_residual_blocks_have_lines_and_blocks_of_their_own(run, tmp_path):
+    block = ts.Residual([ts.Conv(2), ts.Conv(2)], [ts.Conv(2, 1)])
+    theta = ts.kaiming_start(ts.Network((1, 3, 3), [ts.Conv(2), block, ts.Dense(2)]))
+    ts.save_point(tmp_path / "block.npz", theta)
+    lines = run("inspect", tmp_path / "block.npz").lines
+    kinds = [line.split()[1] for line in lines if line[:1].isdigit()][:6]
+    assert kinds == ["conv", "conv", "conv", "conv", "sum", "dense"]
+    done = run("inspect", tmp_path / "block.npz", "--layer", 4, "--block", 1, 0, "--size", 3)
+    W = theta.W[4]
+    assert W.read.start == 18 and "rows 9..11, columns 18..20 of the block" in done.text
+    assert done.text.endswith(f"{printed(W.block(1, 0)[:3, :3])}\n")
+
+
 def test_a_large_corner_is_printed_in_full(run):
     done = run("inspect", "bundled.npz", "--layer", 1, "--size", 200)
     entries = ts.load_point("bundled.npz").W[1].toarray()[:, :200]

@@ -22,6 +22,7 @@ from tinyspur.layers import (
     Dense,
     DenseMatrix,
     MaxPoolingMatrix,
+    Residual,
 )
 
 
@@ -434,3 +435,12 @@ def test_errors_say_what_is_expected(W, options, message, tmp_path, monkeypatch)
 def test_max_pooling_needs_an_input():
     with pytest.raises(TypeError, match=r"expected W.at\(o\)"):
         plot_matrix(MaxPoolingMatrix(2, (4, 4), 2))
+
+
+def test_of_a_layer_in_a_block_its_own_matrix_is_drawn():
+    block = Residual([Conv(2), Conv(3)], [Conv(3, 1)])
+    theta = kaiming_start(Network((1, 3, 3), [Conv(2), block, Dense(2)]))
+    for layer in (2, 4, 5):
+        W = theta.W[layer]
+        drawn, own = (plot_matrix(part).axes[0].images[0].get_array() for part in (W, W.own_matrix))
+        assert np.array_equal(drawn, own) and drawn.shape == W.own_matrix.shape

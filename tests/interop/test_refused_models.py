@@ -340,7 +340,7 @@ FORWARDS = {
     "a doubled tensor": (lambda m, x: m.top((y := m.conv(x)) + y), "got the same tensor twice"),
     "a sum with the input": (
         lambda m, x: m.top(m.conv(x + F.avg_pool2d(x, 3, 1, 1))),
-        "expected a layer with weights in front of the sum's summands",
+        "expected a layer with weights below the first activation and in front of the first resid",
     ),
     "a sum of other shapes": (
         lambda m, x: m.top((y := m.conv(x)) + F.adaptive_avg_pool2d(y, 1)),

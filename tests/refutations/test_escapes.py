@@ -23,12 +23,13 @@ from shared import moved, targets_for, twin_risk
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.constructions.relays import outgoing as outgoing_of
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU, Tanh
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.errors import AssumptionError
-from tinyspur.layers import Conv, Dense, MaxPool
+from tinyspur.layers import Conv, Dense, MaxPool, Residual
 from tinyspur.refutations.descent import find_descent_direction
 from tinyspur.refutations.escapes import (
     find_escape,
@@ -122,6 +123,47 @@ def test_a_literal_point_in_float32_is_left_too(loss):
     assert escape.theta.vector.dtype == np.float32
     assert escape.decrease > escape.rounding
     assert twin_risk(escape.theta, data, loss) < twin_risk(single, data, loss)
+
+
+DEPTHWISE = [Conv(3), Conv(3, groups=3), Dense(2)]
+BLOCK = [Conv(3), Residual([Conv(4), Conv(3)]), Dense(2)]
+SHORTCUT = [Conv(3), Residual([Conv(3)], [Conv(4, 1, activation=ReLU()), Conv(3, 1)]), Dense(2)]
+IN_BLOCKS = pytest.mark.parametrize(
+    ("layers", "layer"), [(DEPTHWISE, 2), (BLOCK, 2), (SHORTCUT, 3)], ids=["groups", "block", "cut"]
+)
+
+
+def with_a_map_at_the_kink(layers, layer, outgoing):
+    net, rng = Network((2, 3, 3), layers), np.random.default_rng(0)
+    theta = Parameters(net, rng.normal(size=net.size) / 2)
+    theta.W[layer].weights[1], theta.b[layer][1] = 0, 0
+    out, _ = outgoing_of(theta, layer, 1)
+    out[...] = out * outgoing
+    data = TrainingSet(rng.normal(size=(6, 2, 3, 3)), rng.normal(size=(6, 2)))
+    return theta, data
+
+
+@IN_BLOCKS
+def test_an_unused_map_of_a_block_or_a_group_is_left_at_second_order(layers, layer):
+    theta, data = with_a_map_at_the_kink(layers, layer, 0)
+    direction, rate = next(second_order_directions(theta, data, SQUARED))
+    before = theta.net.risk(theta, data, SQUARED)
+    for step in (1e-3, 1e-4):
+        after = theta.net.risk(moved(theta, (step, direction)), data, SQUARED)
+        assert (after - before) / step**2 == pytest.approx(rate, rel=100 * step, abs=1e-6)
+    assert kink_escape(theta, data, SQUARED, 1e-3).decrease > 0
+
+
+@IN_BLOCKS
+def test_a_map_at_the_kink_of_a_block_or_a_group_is_left_at_first_order(layers, layer):
+    theta, data = with_a_map_at_the_kink(layers, layer, 1)
+    found = list(first_order_directions(theta, data, SQUARED))
+    before = theta.net.risk(theta, data, SQUARED)
+    for direction, rate in found:
+        unit = moved(theta, (1e-7 / abs(direction.vector).max(), direction))
+        slope = (theta.net.risk(unit, data, SQUARED) - before) * abs(direction.vector).max() / 1e-7
+        assert slope == pytest.approx(rate, rel=1e-4)
+    assert found and find_escape(theta, data, SQUARED, 1e-3, iterations=3).decrease > 0
 
 
 def test_without_an_unused_map_there_is_no_escape_of_second_order():

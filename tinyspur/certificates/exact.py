@@ -20,7 +20,7 @@ from ..engine.activations import ReLU
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.rational import FITS, Rational, joined, rational, size_of, times
-from ..layers import AveragePoolingMatrix
+from ..layers import AveragePoolingMatrix, BlockMatrix, WeightMatrix
 
 PRODUCTS = 200_000  # products of fractions up to which a point counts as small
 LONG_PRODUCTS = 5 * 10**7  # of long integers, in a layer
@@ -50,22 +50,11 @@ class ExactPoint:
         W = self.theta.W[layer]
         if layer in self.own:
             return self.own[layer][:, :-1] @ o
-        if isinstance(W, AveragePoolingMatrix):
-            shares, common = W.shares
-            fits = o.n.dtype != object and size_of(o.n) * W.fan_in * common < FITS
-            sums = W.windows(o.n if fits else o.n.astype(object), 0).sum(axis=0)
-            return Rational(sums * shares[:, None], o.d * common)
-        csr = W.tocsr()
-        entries = rational(csr.data)
-        parts = entries.n, csr.indices, csr.indptr
-        whole = (
-            scipy.sparse.csr_array(parts, shape=csr.shape) if entries.n.dtype != object else None
-        )
-        if whole is not None and o.n.dtype != object:
-            most = int(abs(whole.astype(np.float64)).sum(axis=1).max(initial=0)) + 1
-            if most * size_of(o.n) < FITS:
-                return Rational(whole @ o.n, entries.d * o.d)
-        return Rational(_long_product(*parts, o.n), entries.d * o.d)
+        own, read, kept = split(W, o)
+        found = _product(own, read)
+        if isinstance(W, BlockMatrix) and W.added is not None:
+            found = found + o[W.added]
+        return joined([found, *kept], axis=0) if kept else found
 
     def biases(self, layer: int) -> Rational:
         """Return b^l of each unit, (n_l, 1)."""
@@ -91,6 +80,43 @@ class ExactPoint:
     def _stored(self, layer: int) -> np.ndarray:
         """Return b^l of each map as theta has it."""
         return self.theta.b.get(layer, np.zeros(self.theta.W[layer].maps_out))
+
+
+def split(W: WeightMatrix, o: Rational | np.ndarray) -> tuple[WeightMatrix, Rational, list]:
+    """Return a layer's own matrix, what it reads of o, and what a residual block carries beside."""
+    if isinstance(W, BlockMatrix):
+        return W.own_matrix, o[W.read], [o[part] for part in W.carried]
+    return W, o, []
+
+
+def _product(W: WeightMatrix, o: Rational) -> Rational:
+    """Return W o for columns o of a matrix that is no part of a residual block."""
+    if isinstance(W, AveragePoolingMatrix):
+        shares, common = W.shares
+        fits = o.n.dtype != object and size_of(o.n) * W.fan_in * common < FITS
+        sums = W.windows(o.n if fits else o.n.astype(object), 0).sum(axis=0)
+        return Rational(sums * shares[:, None], o.d * common)
+    csr = W.tocsr()
+    entries = rational(csr.data)
+    parts = entries.n, csr.indices, csr.indptr
+    whole = scipy.sparse.csr_array(parts, shape=csr.shape) if entries.n.dtype != object else None
+    if whole is not None and o.n.dtype != object:
+        most = int(abs(whole.astype(np.float64)).sum(axis=1).max(initial=0)) + 1
+        if most * size_of(o.n) < FITS:
+            return Rational(whole @ o.n, entries.d * o.d)
+    return Rational(_long_product(*parts, o.n), entries.d * o.d)
+
+
+def _selected(W: WeightMatrix, o: Rational, pattern: np.ndarray | None) -> tuple:
+    """Return what a max pooling selects of o, with what is carried beside it, and the pattern.
+
+    Without a pattern it is that of the largest entries.
+    """
+    own, read, kept = split(W, o)
+    windows = own.windows(read.n)
+    pattern = _argmax(windows, own.first_taps) if pattern is None else pattern
+    found = Rational(np.take_along_axis(windows, pattern[None], axis=0)[0], o.d)
+    return joined([found, *kept], axis=0) if kept else found, pattern
 
 
 def _long_product(data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, o: np.ndarray):
@@ -125,9 +151,8 @@ def exact_steps(point: ExactPoint, o: Rational, first: int, last: int) -> Iterat
     for layer in range(first, last + 1):
         W, sigma, pattern = point.theta.W[layer], net.activation_of(layer), None
         if W.selects:
-            windows = W.windows(o.n)
-            pattern = _argmax(windows, W.first_taps)
-            z = o = Rational(np.take_along_axis(windows, pattern[None], axis=0)[0], o.d)
+            o, pattern = _selected(W, o, None)
+            z = o
         else:
             z = o = point.times(layer, o)
             if layer in net.slots:
@@ -171,7 +196,7 @@ def on_pattern(
     for layer in range(first, last + 1):
         W = point.theta.W[layer]
         if W.selects:
-            v = Rational(np.take_along_axis(W.windows(v.n), pattern[layer][None], axis=0)[0], v.d)
+            v, _ = _selected(W, v, pattern[layer])
             continue
         v = point.times(layer, v)
         if layer in net.slots:

@@ -22,7 +22,7 @@ from ..fitting.rational import Rational, independent_rows, joined, rational, sol
 from ..layers import BlockMatrix, Dense
 from .cell import check_relu
 from .certificate import in_float64
-from .exact import ExactPoint, ExactStep, exact_steps, on_pattern
+from .exact import ExactPoint, ExactStep, exact_steps, on_pattern, split
 from .radius import counted
 
 NEAR = Fraction(1, 10**4)  # of the largest weight of the layer: what a stored minimum is off by
@@ -159,11 +159,12 @@ def _undecided(point: ExactPoint, trace: list[ExactStep]) -> Iterator[tuple[int,
         if step.layer in net.slots:
             still = np.zeros(step.z.n.shape, dtype=bool)
         elif still is not None and W.selects:
-            top, still = (W.windows(below.n) == step.o.n).astype(bool), W.windows(still)
-            inside = W.inside(top)
+            (own, read, _), (_, inner, beside) = split(W, below), split(W, still)
+            top = (own.windows(read.n) == step.o.n[: W.rows]).astype(bool)
+            inner, inside = own.windows(inner), own.inside(top)
             top = top if inside is None else top & inside
-            yield step.layer, (top.sum(axis=0) > 1) & (top & ~still).any(axis=0)
-            still = (~top | still).all(axis=0)
+            yield step.layer, (top.sum(axis=0) > 1) & (top & ~inner).any(axis=0)
+            still = np.concatenate([(~top | inner).all(axis=0), *beside])
         elif still is not None:
             still = W @ (~still).astype(float) == 0
         if sigma is not None:

@@ -141,7 +141,7 @@ def certify(options: argparse.Namespace) -> int:
     if proves and lower is not None and lower.decrease - lower.rounding > certificate.delta:
         print(f"P3: {lower}", flush=True)
     verdict, reason = judge(certificate, obstacle, lower or escape, downhill)
-    if proves != "P1" and length > 0:
+    if proves != "P1" and length > 0 and theta.net.chain == theta.net.layers:
         print(f"next:    python -m tinyspur settle {options.point} goes on downhill from here")
     print(f"verdict: {verdict}: {reason}")
     if options.json is not None:

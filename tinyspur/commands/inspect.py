@@ -8,6 +8,7 @@ import sys
 import numpy as np
 
 from ..engine.parameters import Parameters
+from ..layers import BlockMatrix
 from .inputs import read_point
 
 LARGEST_CORNER = 1000  # rows and columns that are shown at most
@@ -16,14 +17,14 @@ LARGEST_CORNER = 1000  # rows and columns that are shown at most
 def layer_table(theta: Parameters) -> str:
     """Return a line for each layer: shapes, nonzeros, and the range of weights and biases."""
     rows = [("layer", "kind", "output", "matrix", "filters", "nonzeros", "weights", "biases")]
-    for layer, kind in enumerate(theta.net.spec["layers"], start=1):
+    for layer, kind in enumerate(theta.net.chain, start=1):
         W, filters, ranges = theta.W[layer], "-", ["-", "-"]
         if W.weights is not None:
-            filters = "x".join(map(str, W.weights.shape)) if kind["type"] == "conv" else "-"
+            filters = "x".join(map(str, W.weights.shape)) if kind.type == "conv" else "-"
             numbers = W.weights, theta.b.get(layer)
             ranges = ["-" if v is None else f"{v.min():.4g} .. {v.max():.4g}" for v in numbers]
         output, shape = "x".join(map(str, theta.net.shapes[layer])), "{} x {}".format(*W.shape)
-        rows.append((str(layer), kind["type"], output, shape, filters, str(W.nnz), *ranges))
+        rows.append((str(layer), kind.type, output, shape, filters, str(W.nnz), *ranges))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -45,7 +46,8 @@ def corner(options: argparse.Namespace, theta: Parameters) -> str:
             if not 0 <= value < maps:
                 raise ValueError(f"--block: expected a {name} in 0..{maps - 1}, got {value}")
         rows = rows[t * W.positions_out : (t + 1) * W.positions_out]
-        columns = columns[c * W.positions_in : (c + 1) * W.positions_in]
+        first = c * W.positions_in + (W.read.start if isinstance(W, BlockMatrix) else 0)
+        columns = columns[first : first + W.positions_in]
         where = f" of the block from channel {c} to map {t}"
     rows, columns = rows[:size], columns[:size]
     with np.printoptions(threshold=sys.maxsize, linewidth=sys.maxsize):

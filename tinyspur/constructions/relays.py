@@ -12,14 +12,10 @@ def outgoing(theta: Parameters, layer: int, target: int):
     """Return the weights that read map `target` of `layer`, as a view, and their layer.
 
     They have shape (T, *k) below a convolution, those of one group alone where there are groups,
-    and (out, P) below a dense layer; poolings between are passed over. Raises ValueError where no
-    layer with weights follows, and for a map that a residual block reads more than once.
+    and (out, P) below a dense layer; poolings between are passed over. Raises ValueError for a map
+    whose reader has not to scale with it, see `Parameters.reader`.
     """
-    above = next((n for n in theta.net.slots if n > layer), None)
-    if above is None:
-        raise ValueError(f"layer {layer}: expected a layer with weights above it")
-    if not all(theta.W[n].reads_alone for n in range(layer + 1, above + 1)):
-        raise ValueError(f"layer {layer}: expected one reader, got a residual block that keeps it")
+    above = theta.reader(layer)
     return theta.W[above].outgoing(target), above
 
 
@@ -28,14 +24,15 @@ def rescale(theta: Parameters, layer: int, factor: float, target: int | None = N
 
     With `target` only that map, or neuron of a dense layer, is rescaled. Every output is kept,
     since sigma is positively homogeneous ([CNN] Theorem 1). Raises ValueError for a factor that is
-    not positive, a layer without an activation, and a smooth activation.
+    not positive, a layer without weights or activation, a smooth activation, and a layer without
+    one reader that scales with it, see `Parameters.reader`.
     """
     check_points(None, theta)
     if not 0 < factor < math.inf:
         raise ValueError(f"rescale: expected a finite factor > 0, got {factor}")
-    layers = [n for n in theta.net.active_layers if n in theta.net.slots]
+    layers = tuple(n for n in theta.net.active_layers if n in theta.net.slots)
     if layer not in layers:
-        raise ValueError(f"rescale: expected a layer in {tuple(layers)}, got {layer}")
+        raise ValueError(f"rescale: expected a layer in {layers}, got {layer}")
     check_piecewise_linear([theta.net.activation_of(layer)], "rescale")
     theta, count = theta.copy(), theta.W[layer].maps_out
     if target is not None and target not in range(count):

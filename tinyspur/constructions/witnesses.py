@@ -113,9 +113,10 @@ def revive(
     """
     check_at(theta, data, loss)
     net, rng = theta.net, np.random.default_rng(seed)
-    if layer not in net.active_layers or not 0 <= map < net.shapes[layer][0]:
+    known = layer in net.active_layers and layer in net.slots
+    if not known or not 0 <= map < net.shapes[layer][0]:
         raise ValueError(
-            f"revive: expected a map of a layer with an activation, got {layer}, {map}"
+            f"revive: expected a map of a layer with weights and an activation, got {layer}, {map}"
         )
     if net.activation_of(layer) != ReLU():
         sigma = net.activation_of(layer)

@@ -177,11 +177,6 @@ class Architecture:
         return tuple(found)
 
     @property
-    def is_chain(self) -> bool:
-        """Return whether each layer reads the one below alone, and activations follow weights."""
-        return self.chain == self.layers and all(n in self.slots for n in self.active_layers)
-
-    @property
     def active_layers(self) -> tuple[int, ...]:
         """Return the layers that an activation follows."""
         return tuple(layer for layer in range(1, self.depth + 1) if self.is_active(layer))

@@ -26,7 +26,7 @@ from .activations import ReLU
 from .backend import Array, namespace
 from .held_steps import HeldStep, Members, backward, steps
 from .losses import AbsoluteLoss, Loss
-from .network import Network, check_problem
+from .network import Network, check_chain, check_problem
 from .parameters import Parameters
 from .sweeps import Moved, jacobian, products, sweep, widest
 
@@ -90,11 +90,7 @@ class Held:
 
     def __init__(self, net: Network, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] = ()):
         check_problem(net, data, loss)
-        if not net.is_chain:
-            raise ValueError(
-                "held kinks: expected no residual block, and activations after layers with weights "
-                f"alone, got {net.layers}"
-            )
+        check_chain(net, "held kinks")
         for sigma in net.activations:
             if sigma.piecewise_linear and (type(sigma) is not ReLU or sigma.slope >= 1):
                 raise ValueError(

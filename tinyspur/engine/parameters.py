@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 
 from ..layers import WeightMatrix
+from .activations import ReLU
 from .architecture import Architecture
 from .backend import Array, to_numpy
 from .plain import float_type, is_array, overwrite, plain_array, whole
@@ -90,6 +91,30 @@ class Parameters:
         """Return |theta|, entry by entry."""
         return Parameters(self.net, abs(self.vector))
 
+    def reader(self, layer: int) -> int:
+        """Return the next layer with weights, if what it reads scales with the maps of `layer`.
+
+        Raises ValueError where no layer with weights follows, where a residual block reads the
+        maps twice or adds others to them, and for another activation between than ReLU, leaky or
+        not.
+        """
+        net = self.net
+        above = next((n for n in net.slots if n > layer), None)
+        if above is None:
+            raise ValueError(f"layer {layer}: expected a layer with weights above it")
+        between = range(layer + 1, above + 1)
+        if not all(self.W[n].reads_alone for n in between):
+            raise ValueError(
+                f"layer {layer}: expected one reader, got a residual block that keeps or adds to it"
+            )
+        for n in between[:-1]:
+            if not isinstance(sigma := net.activation_of(n), ReLU | None):
+                raise ValueError(
+                    f"layer {layer}: expected ReLU or no activation below layer {above}, which "
+                    f"reads it, got {sigma} after layer {n}"
+                )
+        return above
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return {"W1": ..., "b1": ...} on the host, in PyTorch's shapes; no b without biases."""
         named = {}
@@ -111,8 +136,7 @@ class ByLayer(Mapping):
         if number in self._parts:
             return self._parts[number]
         if number is not None and 1 <= number <= depth:
-            pooling = "is a pooling: it " * (number not in self._net.slots)
-            raise KeyError(f"layer {number} {pooling}has no biases")
+            raise KeyError(f"layer {number}, {self._net.chain[number - 1]}, has no biases")
         raise KeyError(f"expected a layer in 1..{depth}, got {layer!r}")
 
     def __iter__(self) -> Iterator[int]:
@@ -137,7 +161,10 @@ class Matrices(ByLayer):
 
     def __setitem__(self, layer: int, values: Array | WeightMatrix) -> None:
         if self[layer].weights is None:
-            raise ValueError(f"theta.{self._name}[{layer}]: expected no weights for a pooling")
+            raise ValueError(
+                f"theta.{self._name}[{layer}]: expected no weights for a layer that has none, "
+                f"{self._net.chain[whole(layer) - 1]}"
+            )
         weights = values.weights if isinstance(values, WeightMatrix) else values
         if isinstance(values, WeightMatrix) and not values.is_like(self[layer]):
             raise ValueError(

@@ -15,7 +15,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from ..engine.backend import to_numpy
-from ..layers import ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
+from ..layers import BlockMatrix, ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
 from .style import ENTRIES, PAGE, NotebookFigure, figure_kind, save_figure, set_title
 
 EXTENT = 400  # the most rows and columns of a picture by default
@@ -86,6 +86,7 @@ def plot_matrix(
     side is cut to the same share). Up to 800 rows and columns can be drawn. Only entries that are
     drawn are computed.
 
+    Of a layer in a residual block its own matrix is drawn, without what it carries along or adds.
     With `filters` the blocks of a convolution are its filters, k x k each. The colours end at
     -`limit` and `limit`, by default the largest modulus of an entry that is drawn.
 
@@ -110,6 +111,8 @@ def plot_matrix(
         figure_kind(path)
     if limit is not None and not (limit > 0 and math.isfinite(limit)):
         raise ValueError(f"plot_matrix limit: expected a positive number, got {limit!r}")
+    if isinstance(W, BlockMatrix):
+        W = W.own_matrix
     if W.weights is not None:
         W = W.with_weights(to_numpy(W.weights))
     if filters:

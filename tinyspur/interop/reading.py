@@ -238,8 +238,6 @@ class Reading:
         block, shortcut = rests
         if not block:
             raise ValueError("expected a layer in one of the summands, got the same tensor twice")
-        if not any(item.numbers for item in one.trail[:common]):
-            raise ValueError("expected a layer with weights in front of the sum's summands")
         numbers = [part for item in (*block, *shortcut) for part in item.numbers]
         made = Residual(_layers(block), _layers(shortcut))
         return Value((*one.trail[:common], Item(made, numbers)), call.shape, alone)

@@ -186,7 +186,10 @@ class WeightMatrix(ABC):
 
     @property
     def reads_alone(self) -> bool:
-        """Return whether no other layer of a residual block reads what the one below computes."""
+        """Return whether it reads all that the layer below computes, and nothing else does.
+
+        In a residual block other layers may, and what the block keeps may be added to it.
+        """
         return True
 
     def readers(self, c: int) -> slice:

@@ -130,6 +130,7 @@ class Link:
     forks: int = 0
     joins: bool = False
 
+    type = property(lambda self: "sum" if self.joins else self.layer.type)
     trainable = property(lambda self: self.layer.trainable)
     selects = property(lambda self: self.layer.selects)
     spatial = property(lambda self: self.layer.spatial)
@@ -257,7 +258,7 @@ class BlockMatrix(WeightMatrix):
         self.added, self.carried, self._weights = added, carried, own.weights
         self.maps_in, self.maps_out = own.maps_in, own.maps_out
         self.positions_in, self.positions_out = own.positions_in, own.positions_out
-        self.selects = own.selects
+        self.selects, self.groups = own.selects, own.groups
 
     @property
     def rows(self) -> int:
@@ -352,9 +353,15 @@ class BlockMatrix(WeightMatrix):
 
     @property
     def reads_alone(self) -> bool:
-        others = [*self.carried, *([] if self.added is None else [self.added])]
-        alone = all(part.stop <= self.read.start or self.read.stop <= part.start for part in others)
-        return alone and self.read.start == 0
+        alone = all(self.read.stop <= part.start for part in self.carried)
+        return alone and self.read.start == 0 and self.added is None
+
+    def block(self, t: int, c: int) -> np.ndarray:
+        """Return the block of W that leads from map c of what it reads to map t."""
+        return self.own_matrix.block(t, c)
+
+    def readers(self, c: int) -> slice:
+        return self.own_matrix.readers(c)
 
     def outgoing(self, c: int) -> Array:
         if not self.reads_alone:

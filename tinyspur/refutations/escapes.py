@@ -149,8 +149,8 @@ def _random_filters(
     if layer not in theta.b:
         return to_numpy(direction.vector)
     maps = len(theta.b[layer])
-    place = to_numpy(delta.sum(axis=1)).reshape(maps, -1).argmax(axis=1)
     W = direction.W[layer].trained
+    place = to_numpy(delta[: W.rows].sum(axis=1)).reshape(maps, -1).argmax(axis=1)
     responses = to_numpy(W.by_map(W @ trace[layer - 1].below)).reshape(maps, -1, columns.shape[1])
     medians = np.median(responses[np.arange(maps), place], axis=1)
     direction.b[layer][...] = xp.asarray(-medians)
@@ -226,7 +226,7 @@ def kink_escape(
 def _unused_maps(theta: Parameters) -> list[tuple[int, int]]:
     """Return (layer, map) of all maps with kinks whose incoming weights and bias are zero."""
     found = []
-    for layer in [n for n in theta.net.kinked_layers if n in theta.net.slots]:
+    for layer in (n for n in theta.net.kinked_layers if n in theta.net.slots):
         weights = to_numpy(theta.W[layer].weights)
         used = weights.reshape(len(weights), -1).any(axis=1)
         if layer in theta.b:

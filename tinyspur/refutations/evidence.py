@@ -20,7 +20,7 @@ from ..engine.activations import ReLU
 from ..engine.backend import namespace, to_numpy
 from ..engine.floats import EPSILON
 from ..engine.losses import Loss
-from ..engine.network import Network, check_at
+from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import margins, steps
 from ..engine.plain import whole_number
@@ -229,17 +229,16 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
     Map t of a layer with a ReLU or leaky ReLU may be scaled by c > 0 together with its bias, and
     what reads it by 1/c ([CNN] Theorem 1): the tangent at c = 1 is (W_t, b_t) there and minus the
     outgoing weights, in the next layer that has weights. A map has no tangent if all of these
-    numbers are zero; with other activations there are none.
+    numbers are zero; with other activations, here or between, there are none, and neither are there
+    where a residual block reads the map twice or adds others to it.
     """
     net, host = theta.net, theta.to(np, np.float64)
     places = Parameters(
         net, np.arange(net.size, dtype=np.float64)
     )  # of each weight and bias in the vector
     values, columns, ends = [np.zeros(0)], [np.zeros(0, int)], [0]
-    for layer in [n for n in net.active_layers if n in net.slots]:
-        above = _next_weights(net, layer) if isinstance(net.activation_of(layer), ReLU) else None
-        if above and not all(host.W[n].reads_alone for n in range(layer + 1, above + 1)):
-            continue
+    for layer in (n for n in net.active_layers if n in net.slots):
+        above = _reader(host, layer)
         for t in range(net.shapes[layer][0] if above else 0):
             tangent = np.concatenate([part * s for part, s in _scaled(host, layer, above, t)])
             length = np.linalg.norm(tangent)
@@ -252,9 +251,14 @@ def rescaling_tangents(theta: Parameters) -> scipy.sparse.csr_array:
     return scipy.sparse.csr_array(entries, shape=(len(ends) - 1, net.size))
 
 
-def _next_weights(net: Network, layer: int) -> int | None:
-    """Return the next layer above `layer` that has weights, None if there is none."""
-    return next((n for n in net.slots if n > layer), None)
+def _reader(theta: Parameters, layer: int) -> int | None:
+    """Return the layer that has to scale down where maps of `layer` are scaled up, if one can."""
+    if not isinstance(theta.net.activation_of(layer), ReLU):
+        return None
+    try:
+        return theta.reader(layer)
+    except ValueError:
+        return None
 
 
 def _scaled(point: Parameters, layer: int, above: int, t: int) -> list[tuple[np.ndarray, int]]:
