@@ -322,12 +322,16 @@ class SumWithInput(nn.Module):
 MODELS = {  # makes the model, the shape of an input
     "LeNet-5": (lambda: LeNet5((2, 3), (8, 6, 4)), (1, 32, 32)),
     "AlexNet": (lambda: AlexNet(2, 4), (3, 32, 32)),
-    "VGG-11": (lambda: VGG11(1, 4), (3, 32, 32)),
-    "ResNet-8": (lambda: ResNet(1, 2, 4), (3, 8, 8)),
-    "ResNet-20": (lambda: ResNet(3, 2, 4), (3, 8, 8)),
-    "ResNet with activations first": (lambda: PreActivationResNet(2, 4), (3, 6, 6)),
+    "VGG-11": (lambda: VGG11(1, 4, norm=nn.BatchNorm2d), (3, 32, 32)),
+    "ResNet-8": (lambda: ResNet(1, 2, 4, norm=nn.BatchNorm2d), (3, 8, 8)),
+    "ResNet-20": (lambda: ResNet(3, 2, 4, norm=nn.BatchNorm2d), (3, 8, 8)),
+    "ResNet with activations first": (
+        lambda: PreActivationResNet(2, 4, norm=nn.BatchNorm2d),
+        (3, 6, 6),
+    ),
+    "ResNet without normalisation": (lambda: ResNet(1, 2, 4), (3, 8, 8)),
     "sum with the input": (lambda: SumWithInput(), (2, 4, 4)),
-    "MobileNet": (lambda: MobileNet(3, 4), (3, 8, 8)),
+    "MobileNet": (lambda: MobileNet(3, 4, norm=nn.BatchNorm2d), (3, 8, 8)),
     "signals": (lambda: Signals(), (2, 24)),
     "MLP": (lambda: MLP(), (8,)),
     "MLP of images": (lambda: MLP((9, 6, 2)), (1, 3, 3)),
@@ -341,4 +345,10 @@ def model_of(name, dtype=torch.float64, seed=0):
     make, shape = MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return make().to(dtype).eval(), shape
+        model = make().to(dtype).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):  # variances of 1, so that numbers are its own
+                module.running_var.fill_(1 - module.eps)
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+        return model, shape

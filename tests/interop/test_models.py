@@ -213,3 +213,22 @@ def test_patterns_stay_and_risks_fall_no_further_than_the_certificate_says(name,
         assert np.array_equal(pattern_of(other, data.x), before)
         assert risk - net.risk(other, data, LOSSES[loss]) <= certificate.delta
     assert (radius == math.inf) == (not net.pattern_layers)
+
+
+def test_running_statistics_are_in_the_numbers_of_scales():
+    """Gamma (x - mean) / std + beta is (gamma / std) x + (beta - gamma mean / std)."""
+    model, shape = model_of("ResNet-8")
+    model.train()
+    with torch.no_grad():
+        for seed in range(3):
+            model(torch.randn(20, *shape, generator=torch.Generator().manual_seed(seed)).double())
+    model.eval()
+    theta = from_torch(model, shape)
+    x = np.random.default_rng(5).normal(size=(4, *shape))
+    close(theta.net.forward(theta, x), model(torch.tensor(x)).detach().numpy(), CLOSE)
+    norm = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    std = torch.sqrt(norm.running_var + norm.eps)
+    layer = next(n for n, part in enumerate(theta.net.chain, 1) if isinstance(part, ts.Scale))
+    close(theta.W[layer].weights, (norm.weight / std).detach().numpy(), CLOSE)
+    again = to_torch(theta)
+    close(again(torch.tensor(x)).detach().numpy(), model(torch.tensor(x)).detach().numpy(), CLOSE)

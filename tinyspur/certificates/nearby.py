@@ -17,7 +17,7 @@ from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, steps
-from ..layers import Dense
+from ..layers import BlockMatrix, Dense
 from .class_fits import LARGEST, ClassFit, class_fit
 from .enclosed_algebra import doubled_product, two_sum
 from .enclosures import WIDER, Enclosure, concatenate, exact, inexact, product
@@ -225,11 +225,12 @@ def _with_constants(v: Enclosure, b: np.ndarray, c: np.ndarray) -> Enclosure:
 def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
     """Return W^T v for columns v of a step of one sample."""
     W, off = step.matrix, v.radius
-    terms = W.fan_out
-    if W.weights is not None:  # the most terms of a column of W
-        counts = np.count_nonzero(W.weights, axis=(0, *range(2, W.weights.ndim)))
-        identities = W.fan_out - W.weights[:, 0].size  # of a residual block
-        terms = max(1, int(counts.max()) + identities)
+    own = W.own_matrix if isinstance(W, BlockMatrix) else W
+    terms = own.fan_out
+    if own.weights is not None and own.weights.ndim > 1:  # the most terms of a column
+        counts = np.count_nonzero(own.weights, axis=(0, *range(2, own.weights.ndim)))
+        terms = max(1, int(counts.max()))
+    terms += W.fan_out - own.fan_out  # identities of a residual block
     if terms > 1 or not _of_powers(step, v):
         share = gamma(terms + 2)
         off = abs(W).T @ inexact(abs(v.middle), off, share) + 2 * terms * SMALLEST
