@@ -349,6 +349,6 @@ def model_of(name, dtype=torch.float64, seed=0):
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):  # variances of 1, so that numbers are its own
                 module.running_var.fill_(1 - module.eps)
-                nn.init.normal_(module.weight)
-                nn.init.normal_(module.bias)
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.3)
         return model, shape
