@@ -7,7 +7,7 @@ import pytest
 
 import tinyspur as ts
 from tinyspur.certificates.exact import ExactPoint, exact_outputs
-from tinyspur.certificates.exact_fits import find_cells
+from tinyspur.certificates.exact_cells import find_cells
 from tinyspur.engine.activations import Identity, ReLU
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters

@@ -23,7 +23,7 @@ from ..fitting.rational import (
     times,
 )
 from .exact import ExactPoint, activated, exact_steps
-from .exact_fits import CHUNK, columns_of
+from .exact_cells import CHUNK, columns_of
 
 
 def read_features(point: ExactPoint, layer: int, data: TrainingSet) -> tuple[np.ndarray, Rational]:

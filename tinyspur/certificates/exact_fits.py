@@ -7,7 +7,6 @@ class the outputs are those of an optimal affine fit. Then all is checked in fra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -18,15 +17,14 @@ from ..engine.losses import Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting.rational import Rational, independent_rows, joined, rational, solve, solve_left
+from ..fitting.rational import Rational, independent_rows, joined, solve, solve_left
 from ..layers import BlockMatrix, Dense
 from .cell import check_relu
 from .certificate import in_float64
-from .exact import ExactPoint, ExactStep, exact_steps, on_pattern, split
-from .radius import counted
+from .exact import ExactPoint, on_pattern
+from .exact_cells import Cell, find_cells, samples_of
 
 NEAR = Fraction(1, 10**4)  # of the largest weight of the layer: what a stored minimum is off by
-CHUNK = 2 * 10**6  # numbers of a layer that are looked at together
 
 
 class ExactMinimum(NamedTuple):
@@ -89,107 +87,6 @@ def _classes(number: int) -> str:
 
 
 # Pattern classes
-
-
-class Cell(NamedTuple):
-    """A pattern class: its samples and its pattern, (n_l, 1) for each layer that has one.
-
-    `dead` is the highest layer of which all units are inactive, or 0.
-    """
-
-    samples: np.ndarray
-    pattern: dict[int, np.ndarray]
-    dead: int
-
-
-def columns_of(data: TrainingSet) -> Rational:
-    """Return the inputs as columns (n_0, N)."""
-    return rational(data.x.reshape(len(data), -1)).T
-
-
-def find_cells(point: ExactPoint, data: TrainingSet) -> list[Cell]:
-    """Return the pattern classes; AssumptionError where a unit that counts is at the kink."""
-    net, x, found, kinks = point.theta.net, columns_of(data), {}, []
-    size = max(1, CHUNK // max(int(np.prod(shape)) for shape in net.shapes))
-    for start in range(0, len(data), size):
-        rows = range(start, min(start + size, len(data)))
-        trace = list(exact_steps(point, x[:, rows.start : rows.stop], 1, net.depth - 1))
-        dead = _dead_layers(point, trace, len(rows))
-        counts = counted(net, dead)
-        patterns = {s.layer: s.pattern for s in trace if s.layer in counts}
-        for layer, undecided in _undecided(point, trace):
-            at = np.argwhere((undecided & counts[layer]).T)
-            kinks += [(start + int(i), layer, int(unit)) for i, unit in at]
-        shown = {layer: p.astype(np.int32) * counts[layer] for layer, p in patterns.items()}
-        keys = np.concatenate([dead[None].astype(np.int32), *shown.values()]).T
-        for n, key in enumerate(map(bytes, np.ascontiguousarray(keys))):
-            if key not in found:
-                pattern = {layer: p[:, n : n + 1].copy() for layer, p in patterns.items()}
-                found[key] = [], pattern, int(dead[n])
-            found[key][0].append(start + n)
-    if kinks:
-        sample, layer, unit = kinks[0]
-        raise AssumptionError(
-            f"exact: expected no unit at the kink, got {len(kinks)}: the first is unit {unit} of "
-            f"layer {layer} for sample {sample}"
-        )
-    return [Cell(np.array(rows), pattern, cut) for rows, pattern, cut in found.values()]
-
-
-def _dead_layers(point: ExactPoint, trace: list[ExactStep], samples: int) -> np.ndarray:
-    """Return for each sample the highest layer of which all units are inactive, or 0."""
-    net, found = point.theta.net, np.zeros(samples, dtype=int)
-    for step in trace:
-        sigma = net.activation_of(step.layer)
-        nothing_kept = len(net.states[step.layer]) == 1
-        if sigma is not None and sigma.slope == 0 and nothing_kept:
-            found[(step.z.n < 0).all(axis=0)] = step.layer
-    return found
-
-
-def _undecided(point: ExactPoint, trace: list[ExactStep]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the layers with units at the kink, and which these are, (n_l, N).
-
-    Equal entries of a max pooling count where one of them can move: not below all layers with
-    parameters, nor where all of them are outputs of inactive units.
-    """
-    net, still, below = point.theta.net, None, None
-    for step in trace:
-        W, sigma = point.theta.W[step.layer], net.activation_of(step.layer)
-        if step.layer in net.slots:
-            still = np.zeros(step.z.n.shape, dtype=bool)
-        elif still is not None and W.selects:
-            (own, read, _), (_, inner, beside) = split(W, below), split(W, still)
-            top = (own.windows(read.n) == step.o.n[: W.rows]).astype(bool)
-            inner, inside = own.windows(inner), own.inside(top)
-            top = top if inside is None else top & inside
-            yield step.layer, (top.sum(axis=0) > 1) & (top & ~inner).any(axis=0)
-            still = np.concatenate([(~top | inner).all(axis=0), *beside])
-        elif still is not None:
-            still = W @ (~still).astype(float) == 0
-        if sigma is not None:
-            zero = (step.z.n == 0).astype(bool) & ~still
-            zero[W.rows :] = False
-            yield step.layer, zero
-            if sigma.slope == 0:
-                still[: W.rows] |= ~step.pattern
-        below = step.o
-
-
-def samples_of(theta: Parameters, data: TrainingSet, cell: Cell) -> tuple[Rational, Rational]:
-    """Return what the first layer with parameters reads, (x_i, 1), and y_i: rows of a class.
-
-    Below a layer whose units are all inactive the inputs don't count: (0, 1).
-    """
-    v = columns_of(data)[:, cell.samples]
-    for step in exact_steps(ExactPoint(theta), v, 1, theta.net.leading_poolings):
-        v = step.o
-    n = np.zeros_like(v.n) if cell.dead else v.n
-    ones = np.full((1, len(cell.samples)), v.d, dtype=object if v.d >= 2**62 else np.int64)
-    return Rational(np.concatenate([n, ones]).T, v.d), rational(data.y[cell.samples])
-
-
-# Optimal affine fits
 
 
 class ClassFit(NamedTuple):
@@ -383,7 +280,7 @@ def check_minimum(
     """
     net, total = point.theta.net, Fraction(0)
     now = cells if layer == net.depth else find_cells(point, data)
-    same = len(cells) == len(now) and all(map(_same_cell, cells, now))
+    same = len(cells) == len(now) and all(map(same_cell, cells, now))
     if not same:
         raise AssumptionError(
             "exact: expected the patterns of the stored point, got others: the exact minimum of "
@@ -399,13 +296,3 @@ def check_minimum(
             sum(int(a) * int(b) for a, b in zip(F.n.flat, Z.n.flat, strict=True)), F.d * Z.d
         )
     return total / (2 * len(data))
-
-
-def _same_cell(one: Cell, other: Cell) -> bool:
-    """Return whether two classes have the same samples and the same pattern, where it counts."""
-    layers = [n for n in one.pattern if n >= max(one.dead, 1)]
-    return (
-        one.dead == other.dead
-        and np.array_equal(one.samples, other.samples)
-        and all((one.pattern[n] == other.pattern[n]).all() for n in layers)
-    )

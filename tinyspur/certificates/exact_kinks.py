@@ -32,7 +32,8 @@ from ..fitting.rational import (
 )
 from ..layers import Dense
 from .exact import ExactPoint, exact_steps
-from .exact_fits import NEAR, check_exact, columns_of
+from .exact_cells import columns_of
+from .exact_fits import NEAR, check_exact
 
 AT_KINK = 1e-6  # |z| up to this share of the unit's largest |w| |x| + |b| is taken for 0
 
