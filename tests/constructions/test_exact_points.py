@@ -288,7 +288,7 @@ def test_what_has_no_fractions_or_too_long_ones_is_refused_in_words(monkeypatch)
     found, data = linear()
     with pytest.raises(ValueError, match=r"^exact: expected the squared loss, got absolute"):
         ts.exact(found, data, ts.AbsoluteLoss())
-    tanh = ts.Network((1, 2, 2), [ts.Dense(2)], ts.Tanh()).zeros()
+    tanh = ts.Network((1, 2, 2), [ts.Dense(2), ts.Dense(2)], ts.Tanh()).zeros()
     with pytest.raises(ValueError, match=r"^exact: expected a piecewise linear activation"):
         ts.exact(tanh, data, LOSS)
     monkeypatch.setattr(rational, "WORK", {True: 1000, False: 1000})

@@ -146,7 +146,7 @@ def forward(
             maps = _by_map(z, W.maps_out)
             biases = Enclosure(box.theta.b[layer][:, None], box.radii.b[layer][:, None])
             z = (maps + biases).reshape(*z.shape)
-        elif not isinstance(W, SelectionMatrix):
+        elif W.weights is None and not isinstance(W, SelectionMatrix):
             z = _not_negative(z, (W @ (below.low < 0).astype(float)) == 0)
         sigma, slopes, o = middle.activation, None, z
         if isinstance(W, SelectionMatrix):

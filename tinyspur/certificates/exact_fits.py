@@ -22,7 +22,7 @@ from ..layers import BlockMatrix, Dense
 from .cell import check_relu
 from .certificate import in_float64
 from .exact import ExactPoint, on_pattern
-from .exact_cells import Cell, find_cells, samples_of
+from .exact_cells import Cell, find_cells, same_cell, samples_of
 
 NEAR = Fraction(1, 10**4)  # of the largest weight of the layer: what a stored minimum is off by
 

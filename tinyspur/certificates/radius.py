@@ -129,4 +129,5 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
             still = False if step.b is not None else e == 0
             yield (free | still | (e * grow + rounding < step.heights)).all()
             e = xp.where((step.z > 0) | free, e, step.slopes * e)
-        d, inexact = e, rounding * max(1.0, step.activation.slope) if step.kinked else rounding
+            rounding = xp.where(free, max(1.0, step.activation.slope), step.slopes) * rounding
+        d, inexact = e, rounding

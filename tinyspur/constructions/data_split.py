@@ -113,7 +113,7 @@ def split_data(
         if rule == "steepest":
             gaps = steepest_gaps(v, w[chosen], u[chosen], zero[chosen])
         else:
-            gaps = largest_gaps(v, w[chosen], u[chosen], off[chosen])
+            gaps = largest_gaps(v, w[chosen], u[chosen], off[chosen], least)
         for k, gap in zip(chosen, gaps, strict=True):
             if gap is None:
                 continue
@@ -177,12 +177,13 @@ def slope_rounding(w: np.ndarray, u: np.ndarray, off: np.ndarray) -> np.ndarray:
 
 
 def largest_gaps(
-    v: np.ndarray, w: np.ndarray, u: np.ndarray, off: np.ndarray
+    v: np.ndarray, w: np.ndarray, u: np.ndarray, off: np.ndarray, worth: float = 0.0
 ) -> Iterator[tuple[float, float, float] | None]:
     """Yield for each output the gap below v*, as (low, high, S), by Lemma 2, repaired, or None.
 
     v is (P, N), w (outputs, P), u (outputs, N); sums of u up to the output's `off` count as zero,
-    and an |S| that they explain.
+    and an |S| that they explain. A gap is passed over where |S| times half its width is no more
+    than `worth`.
     """
     tie, tops = tie_of(v), v.max(axis=1)
     ranks, sort = np.argsort(-tops), cache(lambda j: np.argsort(-v[j]))
@@ -210,7 +211,8 @@ def largest_gaps(
         for high in firsts(w_k, u_k, least):  # v*, and the next if S vanishes
             low, j, i = gap_below(high)
             slope = float(w_k[j] @ u_k[i]) / v.shape[1]
-            if low > -np.inf and abs(slope) > zero:
+            gains = abs(slope) * (high - low) / 2 > worth
+            if low > -np.inf and abs(slope) > zero and gains:
                 yield low, high, slope
                 break
         else:

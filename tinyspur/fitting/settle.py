@@ -252,7 +252,7 @@ def _descended(theta: Parameters, data: TrainingSet, loss: Loss, end: float) -> 
 
 def _stopped(search: KinkedNewton, steps: int, end: float, bar: Bar) -> str:
     """Take Newton steps; return why the search ends where it does, "" if the risk still falls."""
-    least, near, lowest = least_risk(search.data, search.loss)
+    least, near, lowest = _least_risk(search.data, search.loss)
     largest, stuck, before = GROWN * _size(search.state.theta), 0, search.state
     while search.taken < steps and _size(search.state.theta) <= largest:
         lower = search.step()
@@ -274,7 +274,7 @@ def _stopped(search: KinkedNewton, steps: int, end: float, bar: Bar) -> str:
     return ""
 
 
-def least_risk(data: TrainingSet, loss: Loss) -> tuple[float, float, str]:
+def _least_risk(data: TrainingSet, loss: Loss) -> tuple[float, float, str]:
     """Return the least that the risk can be for any outputs, what counts as there, and words.
 
     It is 0, for the cross-entropy the mean entropy of the targets; where some of these are 0 no
