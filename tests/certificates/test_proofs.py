@@ -1,6 +1,7 @@
 """Proof files say what was given, in fractions, and nothing that does not fit the network."""
 
 import json
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -110,3 +111,24 @@ def test_a_file_that_is_no_json_is_refused_and_a_missing_one_is_an_os_error(tmp_
         load_proof(tmp_path / "p.json")
     with pytest.raises(OSError):
         load_proof(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        ts.Scale(),
+        ts.Dense(2, bias=False),
+        ts.Conv(2, 2),
+        ts.Conv(2, 3, padding=0),
+        ts.Conv(2, (3, 1)),
+        ts.AveragePool(3),
+        ts.Dense(2, activation=ts.Identity()),
+        ts.Residual([ts.Conv(1)]),
+    ],
+    ids=repr,
+)
+def test_layers_that_the_checker_does_not_know_are_refused(layer):
+    net = ts.Network((1, 4, 4), [layer, ts.Dense(1)])
+    message = f"got layer 1, {re.escape(repr(layer))}"
+    with pytest.raises(ValueError, match=f"^proof: expected dense layers.*{message}"):
+        proof("local-minimum", net, np.zeros((2, 1, 4, 4)), [[0], [1]], {"theta": net.zeros()})

@@ -29,6 +29,8 @@ CLAIMS = {  # each with the points that it is about
     "not-a-local-minimum": ["theta"],
     "equal-risk": ["theta", "theta_prime"],
 }
+LAYERS = {"conv": ("maps", "kernel", "stride"), "dense": ("width",)}
+LAYERS |= {"average_pool": ("size",), "max_pool": ("size",)}  # that the checker knows
 PARTS = ("kinks", "multipliers", "frozen", "direction", "order", "coefficient", "risks")
 
 Point = Mapping[str, object] | Parameters
@@ -83,6 +85,7 @@ def proof(
     {'theta': {'W1': [['0']], 'b1': ['1/3']}}
     """
     check_network(net)
+    _check_layers(net)
     if claim not in CLAIMS:
         raise ValueError(f"proof: expected a claim of {', '.join(CLAIMS)}, got {claim!r}")
     missing = [name for name in CLAIMS[claim] if name not in points]
@@ -117,6 +120,21 @@ def proof(
             raise ValueError(f"proof: expected risks of {list(points)}, got {list(risks)}")
         found["risks"] = {name: _text(_number(risk, "risks")) for name, risk in risks.items()}
     return found
+
+
+def _check_layers(net: Network) -> None:
+    """Raise ValueError for layers that the checker does not know."""
+    for number, (layer, below) in enumerate(zip(net.layers, net.shapes, strict=False), start=1):
+        options = {key: value for key, value in layer.spec.items() if key != "type"}
+        known = layer.type in LAYERS and options.keys() <= set(LAYERS[layer.type])
+        known = known and all(type(value) is int for value in options.values())
+        size, kernel = options.get("size", 1), options.get("kernel", 1)
+        if not known or kernel % 2 == 0 or any(n % size for n in below[1:]):
+            raise ValueError(
+                "proof: expected dense layers with biases, convolutions of odd size with biases "
+                "that pad with zeros, and poolings whose windows cut the maps up, the kinds that "
+                f"the checker knows, got layer {number}, {layer}"
+            )
 
 
 def save_proof(path: str | Path, proof: dict) -> None:
