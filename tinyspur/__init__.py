@@ -47,7 +47,7 @@ from .constructions.piecewise_linear import (
     gated_minimum,
     spurious_pair,
 )
-from .constructions.relays import rescale
+from .constructions.relays import fold_scales, rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
 from .constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
 from .constructions.towers import RelayedPair

@@ -232,3 +232,16 @@ def test_running_statistics_are_in_the_numbers_of_scales():
     close(theta.W[layer].weights, (norm.weight / std).detach().numpy(), CLOSE)
     again = to_torch(theta)
     close(again(torch.tensor(x)).detach().numpy(), model(torch.tensor(x)).detach().numpy(), CLOSE)
+
+
+@pytest.mark.parametrize(
+    "name", ["ResNet-8", "VGG-11", "MobileNet", "ResNet with activations first"]
+)
+def test_scales_are_folded_into_the_layers_below(name):
+    _, theta, _, data = taken_over(name)
+    folded = ts.fold_scales(theta)
+    assert folded.net.size < theta.net.size
+    close(folded.net.forward(folded, data.x), theta.net.forward(theta, data.x), CLOSE)
+    left = sum(isinstance(part, ts.Scale) for part in folded.net.layers)
+    assert left == 0 or name == "ResNet with activations first"
+    assert ts.fold_scales(folded).net == folded.net
