@@ -269,11 +269,11 @@ def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
         if hasattr(loss, "subgradients"):
             parts += loss.subgradients(o, y[:, rows], rounding[-1])
         patterns = patterns_of(trace)
-        at = Chunk(magnitudes, trace, rounding, cut)
+        at = Chunk(magnitudes, trace, rounding, cut, margins_of(trace))
         counts = at.counted()
         shown = all_to_numpy([cut[None], *(patterns[n] * some for n, some in counts.items())])
         kept = not radius or (radius < np.inf and keeps_patterns(radius, at))  # and any below
-        kinks = at_kink(margins_of(trace), rounding, counts)
+        kinks = at_kink(at.margins, rounding, counts)
         return all_to_numpy(parts), shown[0][0], _packed(shown), kinks, None if kept else at
 
     found, keys, dead, radius, counter = [], [], [], np.inf, KinkCounter(net)

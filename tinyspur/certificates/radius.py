@@ -13,24 +13,31 @@ from ..engine.architecture import Architecture
 from ..engine.backend import Array, all_to_numpy, namespace
 from ..engine.floats import slack
 from ..engine.parameters import Parameters
-from ..engine.passes import Step, margins, unread
+from ..engine.passes import Step, unread
 
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
 
 class Chunk(NamedTuple):
-    """A pass of some samples at theta, with |theta|, bounds of the rounding errors of each z, and
-    the `highest_dead_layer` of each sample: what is below does not count.
+    """A pass of some samples at theta, with |theta|, bounds of the rounding errors of each z, the
+    `highest_dead_layer` of each sample, below which nothing counts, and the margins.
     """
 
     magnitudes: Parameters
     trace: list[Step]
     rounding: list[Array]
     cut: Array
+    margins: dict[int, Array]
 
     def counted(self) -> dict[int, Array]:
         """Return for each layer with a pattern which samples it counts for, (N,)."""
         return counted(self.magnitudes.net, self.cut)
+
+    def active(self, step: Step) -> Array:
+        """Return where z > 0 before a kink, or where the pattern of the layer does not count."""
+        units = (step.z > 0) | ~self.counted().get(step.layer, self.cut <= step.layer)
+        units[step.W.rows :] = True  # what a residual block keeps
+        return units
 
 
 def highest_dead_layer(trace: list[Step], rounding: list[Array]) -> Array:
@@ -72,8 +79,8 @@ def shrink(radius: float, at: Chunk) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
     xp = namespace(at.trace[0].below)
     counts = at.counted()
-    found = margins(at.trace)
-    least = [xp.where(counts[s.layer], found[s.layer], np.inf).min() for s in at.trace if s.kinked]
+    kinked = [s.layer for s in at.trace if s.kinked]
+    least = [xp.where(counts[n], at.margins[n], np.inf).min() for n in kinked]
     high = min([radius, *map(float, all_to_numpy(least))])  # a bias alone moves z by rho
     if high in (0, np.inf) or keeps_patterns(high, at):
         return high
@@ -124,10 +131,12 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
             reach = abs(below) if d is None else abs(below) + inexact + d
             maps = e[: W.rows].reshape(W.maps_out, W.positions_out, -1)
             maps += rho * W.support_sums(reach) + (0 if step.b is None else rho)
-            free = free | unread(W, step.b, reach)
+            if step.b is None:
+                free = free | unread(W, step.b, reach)
         if step.kinked:
             still = False if step.b is not None else e == 0
             yield (free | still | (e * grow + rounding < step.heights)).all()
-            e = xp.where((step.z > 0) | free, e, step.slopes * e)
-            rounding = xp.where(free, max(1.0, step.activation.slope), step.slopes) * rounding
+            active, slope = at.active(step), step.activation.slope
+            e = xp.where(active | free, e, slope * e)
+            rounding = rounding * active if slope == 0 else max(1.0, slope) * rounding
         d, inexact = e, rounding
