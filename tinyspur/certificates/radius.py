@@ -14,6 +14,7 @@ from ..engine.backend import Array, all_to_numpy, namespace
 from ..engine.floats import slack
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, unread
+from ..engine.threads import scratch
 
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
@@ -124,11 +125,19 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
         if W.selects and d is not None:
             change = xp.where(d > 0, d * grow + inexact, 0)
             yield (free | (W.gaps(below, d == 0, change) > 0)).all()
-        e = xp.zeros_like(step.z) if d is None else at.magnitudes.W[step.layer].at(below) @ d
+        e = scratch(step.z.shape, step.z, f"radius {step.layer % 2}")
+        if d is None:
+            e[...] = 0
+        else:
+            e[...] = at.magnitudes.W[step.layer].at(below).brief_product(d, "radius product")
         if W.selects and d is not None:  # where the selection may change
             e = xp.where(free, W @ d, e)
         if W.weights is not None:
-            reach = abs(below) if d is None else abs(below) + inexact + d
+            reach = scratch(below.shape, below, "radius reach")
+            xp.abs(below, out=reach)
+            if d is not None:
+                reach += inexact
+                reach += d
             maps = e[: W.rows].reshape(W.maps_out, W.positions_out, -1)
             maps += rho * W.support_sums(reach) + (0 if step.b is None else rho)
             if step.b is None:
@@ -137,6 +146,7 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
             still = False if step.b is not None else e == 0
             yield (free | still | (e * grow + rounding < step.heights)).all()
             active, slope = at.active(step), step.activation.slope
-            e = xp.where(active | free, e, slope * e)
+            active = active | free
+            e *= active if slope == 0 else xp.where(active, 1.0, slope)
             rounding = rounding * active if slope == 0 else max(1.0, slope) * rounding
         d, inexact = e, rounding
