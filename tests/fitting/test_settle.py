@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import scipy.optimize
 from shared import random_theta
+from strict_problems import noisy_teacher
 
 from tinyspur.console import Bar
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU, Tanh
 from tinyspur.engine.held import Held, HeldKink
-from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss, one_hot
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.box_qp import minimise_in_box
@@ -19,15 +20,6 @@ from tinyspur.fitting.kinked_newton import KinkedNewton
 from tinyspur.fitting.settle import _stopped, settle
 from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
-
-
-def noisy(net, samples, seed, classes=False):
-    """Return data of a teacher with noise."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(samples, *net.input_shape))
-    o = net.forward(kaiming_start(net, seed + 100), x)
-    o = o + 0.3 * rng.normal(size=o.shape)
-    return TrainingSet(x, one_hot(o.argmax(axis=1), o.shape[1], smoothing=0.1) if classes else o)
 
 
 def risk_around(theta, data, loss, kinks):
@@ -120,7 +112,7 @@ CASES = [
 def test_where_it_settles_the_risk_grows_on_all_sides(case):
     layers, shape, activation, loss, flat, seed = case
     net = Network(shape, layers, activation)
-    data = noisy(net, 200, seed, type(loss) is CrossEntropy)
+    data = noisy_teacher(net, 200, seed, type(loss) is CrossEntropy)
     start = kaiming_start(net, seed)
     found = settle(start, data, loss)
     assert found.settled, found.reason
@@ -137,7 +129,7 @@ def test_where_it_settles_the_risk_grows_on_all_sides(case):
 
 def test_ties_of_max_pooling_are_met():
     net = Network((1, 4, 4), [Conv(2), MaxPool(2), Dense(2)])
-    data = noisy(net, 200, 4)
+    data = noisy_teacher(net, 200, 4)
     found = settle(kaiming_start(net, 4), data, SquaredLoss())
     assert found.settled
     ties = [kink for kink in found.kinks if kink.pairs is not None]
@@ -153,7 +145,7 @@ def test_ties_of_max_pooling_are_met():
 def test_units_that_repeat_are_one_kink():
     """Each sample comes twice; the kinks have two members."""
     net = Network((1, 4), [Dense(4), Dense(1)])
-    once = noisy(net, 100, 1)
+    once = noisy_teacher(net, 100, 1)
     twice = TrainingSet(np.concatenate([once.x, once.x]), np.concatenate([once.y, once.y]))
     found = settle(kaiming_start(net, 1), twice, SquaredLoss())
     assert found.settled and found.kinks
@@ -178,7 +170,7 @@ def test_members_that_have_left_a_kink_are_left_out_so_that_the_risk_is_that_of_
 
 def test_a_start_that_is_a_minimum_is_left_where_it_is():
     net = Network((1, 4), [Dense(5), Dense(1)])
-    data = noisy(net, 200, 0)
+    data = noisy_teacher(net, 200, 0)
     first = settle(kaiming_start(net, 0), data, SquaredLoss())
     again = settle(first.theta, data, SquaredLoss())
     assert again.settled and again.moved < 1e-12
@@ -187,7 +179,7 @@ def test_a_start_that_is_a_minimum_is_left_where_it_is():
 
 def test_a_search_that_is_broken_off_says_so_and_has_not_raised_the_risk():
     net = Network((1, 6), [Dense(6), Dense(5), Dense(2)])
-    data, start = noisy(net, 300, 0), random_theta(net, 1)
+    data, start = noisy_teacher(net, 300, 0), random_theta(net, 1)
     found = settle(start, data, SquaredLoss(), steps=1, seconds=1e-9)
     assert not found.settled and not found.holds
     assert found.reason.startswith("still falling after 1 step")
@@ -231,7 +223,7 @@ def test_a_search_is_given_up_where_parameters_only_grow(monkeypatch, factor, st
 
     net = Network((1, 3), [Dense(3), Dense(1)])
     monkeypatch.setattr(KinkedNewton, "step", step)
-    data = noisy(net, 50, 0)
+    data = noisy_teacher(net, 50, 0)
     search = KinkedNewton(kaiming_start(net, 0), data, SquaredLoss())
     assert _stopped(search, 1000, math.inf, Bar()) == "" and search.taken == steps
     found = settle(random_theta(net, 1), data, SquaredLoss(), steps=5)
@@ -241,7 +233,7 @@ def test_a_search_is_given_up_where_parameters_only_grow(monkeypatch, factor, st
 
 def test_a_search_that_found_nothing_starts_again_with_a_long_reach():
     net = Network((1, 4), [Dense(4), Dense(1)])
-    search = KinkedNewton(kaiming_start(net, 0), noisy(net, 100, 0), SquaredLoss())
+    search = KinkedNewton(kaiming_start(net, 0), noisy_teacher(net, 100, 0), SquaredLoss())
     search.mu, search.reach = None, 1e-16
     assert search.step() and search.reach > 1e-3
 
@@ -252,7 +244,7 @@ def test_an_interrupt_ends_the_search_at_the_best_point(monkeypatch):
 
     monkeypatch.setattr(KinkedNewton, "step", interrupted)
     net = Network((1, 3), [Dense(3), Dense(1)])
-    data, start = noisy(net, 50, 0), random_theta(net, 1)
+    data, start = noisy_teacher(net, 50, 0), random_theta(net, 1)
     found = settle(start, data, SquaredLoss())
     assert not found.settled and found.reason.startswith("interrupted after 0 steps")
     assert found.risk == net.risk(found.theta, data, SquaredLoss())
@@ -265,21 +257,21 @@ def test_an_interrupted_proof_leaves_the_settled_point(monkeypatch):
 
     monkeypatch.setattr("tinyspur.fitting.settle.certify_strict", interrupted)
     net = Network((1, 3), [Dense(1)])
-    found = settle(net.zeros(), noisy(net, 20, 0), SquaredLoss())
+    found = settle(net.zeros(), noisy_teacher(net, 20, 0), SquaredLoss())
     assert found.settled and found.reason.endswith("; the proof was interrupted")
     assert found.certificate is None and not found.holds
 
 
 def test_a_point_where_all_units_are_at_their_kinks_is_not_decided():
     net = Network((1, 3), [Dense(4), Dense(1)])
-    found = settle(net.zeros(), noisy(net, 20, 0), SquaredLoss())
+    found = settle(net.zeros(), noisy_teacher(net, 20, 0), SquaredLoss())
     assert not found.settled
     assert found.reason == "80 more units are at their kinks: not decided"
 
 
 def test_settings_out_of_range_are_refused():
     net = Network((1, 3), [Dense(1)])
-    data = noisy(net, 20, 0)
+    data = noisy_teacher(net, 20, 0)
     with pytest.raises(ValueError, match="seconds > 0, got 0"):
         settle(net.zeros(), data, SquaredLoss(), seconds=0)
     with pytest.raises(ValueError, match="steps: expected a whole number, 1 or more, got 0"):
@@ -288,13 +280,13 @@ def test_settings_out_of_range_are_refused():
 
 def test_progress_names_the_step(capsys):
     net = Network((1, 3), [Dense(1)])
-    settle(net.zeros(), noisy(net, 20, 0), SquaredLoss(), progress="to the minimum")
+    settle(net.zeros(), noisy_teacher(net, 20, 0), SquaredLoss(), progress="to the minimum")
     assert capsys.readouterr().err.startswith("to the minimum")
 
 
 def test_points_on_a_device_come_back_there(device):
     net = Network((1, 3), [Dense(3), Dense(1)])
-    data = noisy(net, 50, 0)
+    data = noisy_teacher(net, 50, 0)
     found = settle(kaiming_start(net, 0).to(device), data, SquaredLoss(), steps=5)
     assert isinstance(found.theta.vector, device.ndarray)
 

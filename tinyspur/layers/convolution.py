@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..engine.backend import Array
 from .convolution_matrix import ConvolutionMatrix
 from .grid import Grid, is_padding, usual_padding
-from .layer import Layer, Shape, are_positive, check_bias, expect_options, is_positive, maps_of
+from .layer import Layer, Shape, are_positive, check_bias, is_positive, maps_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -110,7 +110,7 @@ class Conv(Layer):
         return nn.Sequential(*around, module) if around else module
 
     @classmethod
-    def from_torch(cls, module: nn.Module, below: Shape) -> Conv:
-        expect_options(module, padding_mode="zeros")
-        options = module.kernel_size, module.stride, module.padding, module.dilation
-        return cls(module.out_channels, *options, module.groups, module.bias is not None)
+    def from_torch(cls, given: object, below: Shape) -> Conv:
+        """Return the layer that a call of PyTorch's with these arguments is, or ValueError."""
+        options = given.kernel_size, given.stride, given.padding, given.dilation
+        return cls(given.out_channels, *options, given.groups, given.bias is not None)

@@ -54,8 +54,9 @@ class Dense(Layer):
         return kind(math.prod(below), self.width, self.bias, device="meta")
 
     @classmethod
-    def from_torch(cls, module: nn.Module, below: Shape) -> Dense:
-        return cls(len(module.weight), module.bias is not None)
+    def from_torch(cls, given: object, below: Shape) -> Dense:
+        """Return the layer that a call of PyTorch's with these arguments is, or ValueError."""
+        return cls(len(given.weight), given.bias is not None)
 
 
 class DenseMatrix(WeightMatrix):

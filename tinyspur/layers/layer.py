@@ -109,22 +109,12 @@ class Layer(ABC):
     def matrix(self, below: Shape, weights: Array | None) -> WeightMatrix:
         """Return the weight matrix with these weights, for inputs of this shape."""
 
-    @staticmethod
-    @abstractmethod
-    def torch_classes(directions: int) -> tuple[type[nn.Module], ...]:
-        """Return PyTorch's classes of such layers for maps with so many directions, 1 or 2."""
-
     @abstractmethod
     def to_torch(self, below: Shape) -> nn.Module:
         """Return PyTorch's module, its weights and biases still without numbers.
 
         Where it is several in a row the last one has the numbers.
         """
-
-    @classmethod
-    @abstractmethod
-    def from_torch(cls, module: nn.Module, below: Shape) -> Layer:
-        """Return the layer that a module of `torch_classes` is on this shape, or ValueError."""
 
 
 def is_positive(n: object, least: int = 1) -> bool:

@@ -74,16 +74,8 @@ class Residual(Layer):
     def matrix(self, below: Shape, weights: None = None) -> WeightMatrix:
         raise TypeError("a residual block is several matrices, one for each of its layers")
 
-    @staticmethod
-    def torch_classes(directions: int) -> tuple[type[nn.Module], ...]:
-        return ()
-
     def to_torch(self, below: Shape) -> nn.Module:
         raise TypeError("a residual block is several modules")
-
-    @classmethod
-    def from_torch(cls, module: nn.Module, below: Shape) -> Residual:
-        raise ValueError("expected the modules of a residual block one by one")
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,18 +95,10 @@ class Same(Layer):
     def matrix(self, below: Shape, weights: None = None) -> IdentityMatrix:
         return IdentityMatrix(below)
 
-    @staticmethod
-    def torch_classes(directions: int) -> tuple[type[nn.Module], ...]:
+    def to_torch(self, below: Shape) -> nn.Module:
         from torch import nn
 
-        return (nn.Identity,)
-
-    def to_torch(self, below: Shape) -> nn.Module:
-        return self.torch_classes(len(below) - 1)[0]()
-
-    @classmethod
-    def from_torch(cls, module: nn.Module, below: Shape) -> Same:
-        return cls()
+        return nn.Identity()
 
 
 @dataclass(frozen=True)

@@ -58,16 +58,6 @@ class Scale(Layer):
             module.bias = None
         return module
 
-    @classmethod
-    def from_torch(cls, module: nn.Module, below: Shape) -> Scale:
-        if module.running_var is None:
-            raise ValueError("expected running statistics, got track_running_stats=False")
-        if module.training:
-            raise ValueError("expected evaluation mode: call .eval() on the model first")
-        if not isinstance(module, cls.torch_classes(max(1, len(below) - 1))[0]):
-            raise ValueError(f"expected the class for maps of {len(below) - 1} directions")
-        return cls(module.bias is not None or bool(module.running_mean.any()))
-
     @staticmethod
     def numbers_of(module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
         """Return the factors and shifts of a batch normalisation, rounded from float64."""

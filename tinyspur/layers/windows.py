@@ -60,18 +60,19 @@ class Pooling(Layer):
         return kind(self.size, self.stride, self.padding, **options)
 
     @classmethod
-    def from_torch(cls, module, below: Shape) -> Pooling:
+    def from_torch(cls, given: object, below: Shape) -> Pooling:
+        """Return the layer that a call of PyTorch's with these arguments is, or ValueError."""
         _, lengths = maps_of(below)
-        if hasattr(module, "output_size"):  # adaptive: windows that divide the maps
-            expect_options(module, return_indices=False)
-            wanted = each("output_size", shortest(module.output_size), len(lengths))
+        if hasattr(given, "output_size"):  # adaptive: windows that divide the maps
+            expect_options(given, return_indices=False)
+            wanted = each("output_size", shortest(given.output_size), len(lengths))
             wanted = [n if m is None else m for n, m in zip(lengths, wanted, strict=True)]
             if any(n % m for n, m in zip(lengths, wanted, strict=True)):
                 raise ValueError(f"expected an output_size that divides the maps {lengths}")
             return cls(tuple(n // m for n, m in zip(lengths, wanted, strict=True)))
-        expect_options(module, return_indices=False, divisor_override=None)
-        options = module.kernel_size, module.stride, module.padding, module.ceil_mode
-        return cls(*options, **{name: getattr(module, name) for name in cls.more})
+        expect_options(given, return_indices=False, divisor_override=None)
+        options = given.kernel_size, given.stride, given.padding, given.ceil_mode
+        return cls(*options, **{name: getattr(given, name) for name in cls.more})
 
 
 def _as_tuple(option: object, other: object) -> object:
