@@ -73,7 +73,8 @@ from .engine.parameters import Parameters
 from .engine.points import load_point, save_point
 from .engine.user_activations import SmoothActivation
 from .errors import AssumptionError
-from .figures.matrices import plot_matrix
+from .figures.landscapes import plot_landscape, plot_lines
+from .figures.matrices import plot_matrix, plot_point
 from .fitting.affine import AffineFit, fit_affine
 from .fitting.members import Member, move_along
 from .fitting.settle import Settled, settle
@@ -122,7 +123,6 @@ __all__ = [  # what matters; everything else that is imported above is there too
     "ReLU",
     "SmoothActivation",
     "SquaredLoss",
-    "Tanh",
     "TrainingSet",
     "certify",
     "certify_cell",
@@ -137,10 +137,11 @@ __all__ = [  # what matters; everything else that is imported above is there too
     "kaiming_start",
     "linear_minimum",
     "load_point",
-    "move_along",
-    "nontrivial_minimum",
     "one_hot",
+    "plot_landscape",
+    "plot_lines",
     "plot_matrix",
+    "plot_point",
     "save_point",
     "scan",
     "settle",

@@ -6,6 +6,7 @@ import re
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.contour import ContourSet
@@ -14,9 +15,18 @@ from matplotlib.text import Annotation
 from mpl_toolkits.mplot3d import proj3d
 from paper_example import LOSS, readme_example
 
-from tinyspur.figures.landscapes import INSIDE, draw_level_sets, draw_lines, draw_surfaces
+from tinyspur.figures.landscapes import (
+    INSIDE,
+    draw_level_sets,
+    draw_lines,
+    draw_surfaces,
+    plot_landscape,
+    plot_lines,
+)
 from tinyspur.figures.style import HIGHER, LOWER
+from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.risks import Landscape
+from tinyspur.landscape.scan import scan
 from tinyspur.studies.paper_figures import Panel, scan_figures
 
 THETA, THETA_PRIME, THETA_1 = r"$\theta$", r"$\theta'$", r"$\theta_1$"
@@ -627,3 +637,59 @@ def test_planes_of_less_than_two_by_two_points_are_refused(shape, tmp_path):
         with pytest.raises(ValueError, match=f"^{re.escape(cause)}$"):
             draw(tmp_path / "figure.png", [[panel(np.zeros(shape))]])
     assert not files(tmp_path)
+
+
+@pytest.fixture
+def axes():
+    return Figure().subplots()
+
+
+def test_a_plane_is_plotted_with_the_radius_of_its_certificate(example, axes):
+    theta, certificate = example.repaired.theta, example.repaired.certificate
+    where = Plane.random(theta, extent=30 * certificate.radius, steps=9)
+    found = scan(where, example.data, LOSS)
+    assert plot_landscape(found, certificate, axes) is axes
+    dashed = next(line for line in axes.lines if line.get_linestyle() == "--").get_xydata()
+    d1, d2 = (d.vector for d in where.directions)
+    for alpha, beta in dashed[::30]:
+        assert abs(alpha * d1 + beta * d2).max() == pytest.approx(certificate.radius)
+    assert axes.get_title(loc="left").endswith("in the middle; 0 of 81 points are lower")
+    plot_landscape(found, ax=axes)
+    assert len([line for line in axes.lines if line.get_linestyle() == "--"]) == 1
+
+
+def test_lines_are_plotted_in_a_figure_of_pyplot_and_written(example, tmp_path):
+    found = scan(Lines.random(example.repaired.theta, 3, extent=1e-3), example.data, LOSS)
+    ax = plot_lines(found, example.repaired.certificate, path=tmp_path / "lines.png")
+    assert ax.figure.number in pyplot.get_fignums()
+    pyplot.close(ax.figure)
+    assert ax.texts[0].get_text() == INSIDE
+    assert matplotlib.image.imread(tmp_path / "lines.png").ndim == 3
+
+
+def test_a_coarse_plane_is_drawn_as_cells_without_contours(axes):
+    plot_landscape(landscape(BOWL[::2, ::2]), ax=axes)
+    assert not any(isinstance(c, ContourSet) for c in axes.collections)
+    [cells] = axes.collections
+    assert cells.get_array().size == 25
+
+
+@pytest.mark.parametrize(
+    ("plot", "where", "certificate", "words"),
+    [
+        (plot_lines, landscape(BOWL), None, "those of a plane, which plot_landscape draws"),
+        (plot_landscape, landscape(BOWL, lines=True), None, "lines, which plot_lines draws"),
+        (plot_landscape, BOWL, None, "expected a Landscape as of ts.scan, got ndarray"),
+        (plot_landscape, landscape(BOWL * np.nan), None, "expected finite risks, got 81 of 81"),
+        (plot_landscape, landscape(BOWL), 0.1, "expected a certificate with a radius, got 0.1"),
+    ],
+)
+def test_what_cannot_be_plotted_is_refused_in_words(plot, where, certificate, words, axes):
+    with pytest.raises(ValueError, match=words):
+        plot(where, certificate, axes)
+    assert not axes.collections
+
+
+def test_a_radius_without_directions_is_refused(example, axes):
+    with pytest.raises(ValueError, match="got a file without them"):
+        plot_landscape(landscape(BOWL), example.repaired.certificate, axes)

@@ -8,11 +8,12 @@ import tracemalloc
 import numpy as np
 import pytest
 import strict_device
+from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tinyspur.engine.network import Network
-from tinyspur.figures.matrices import plot_matrix
+from tinyspur.figures.matrices import plot_matrix, plot_point
 from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import (
     AveragePool,
@@ -444,3 +445,32 @@ def test_of_a_layer_in_a_block_its_own_matrix_is_drawn():
         W = theta.W[layer]
         drawn, own = (plot_matrix(part).axes[0].images[0].get_array() for part in (W, W.own_matrix))
         assert np.array_equal(drawn, own) and drawn.shape == W.own_matrix.shape
+
+
+def test_a_point_is_drawn_layer_by_layer_with_its_biases():
+    net = Network((1, 4, 4), [Conv(2), AveragePool(2), Dense(3, bias=False), Dense(2)])
+    theta = kaiming_start(net, 0)
+    theta.b[1][:] = [-1.0, 2.0]
+    places = Figure().subplots(1, 3)
+    axes = plot_point(theta, places)
+    assert axes == list(places)
+    for layer, ax in zip((1, 3, 4), axes, strict=True):
+        np.testing.assert_array_equal(ax.images[0].get_array().filled(0), theta.W[layer].toarray())
+        assert ax.get_title(loc="left").startswith(f"{layer}: ")
+    beside = [[child for child in ax.child_axes if child.images] for ax in axes]
+    assert list(map(len, beside)) == [1, 0, 1]
+    np.testing.assert_array_equal(
+        beside[0][0].images[0].get_array().ravel(), np.repeat([-1.0, 2.0], 16)
+    )
+    with pytest.raises(ValueError, match="expected 3 axes, one a matrix, got"):
+        plot_point(theta, places[:2])
+    with pytest.raises(ValueError, match="expected Parameters, got DenseMatrix"):
+        plot_point(theta.W[4])
+
+
+def test_a_point_is_drawn_in_a_figure_of_pyplot_and_written(tmp_path):
+    theta = kaiming_start(Network((1, 2), [Dense(2), Dense(2), Dense(2), Dense(1)]), 0)
+    axes = plot_point(theta, path=tmp_path / "point.png")
+    assert axes[0].figure.number in pyplot.get_fignums()
+    pyplot.close(axes[0].figure)
+    assert len(axes) == 4 and (tmp_path / "point.png").stat().st_size > 1000

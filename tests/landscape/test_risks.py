@@ -82,7 +82,8 @@ def test_landscapes_are_read_as_they_were_saved(kind, tmp_path):
     found.save(tmp_path / "saved.npz")
     with np.load(tmp_path / "saved.npz", allow_pickle=False) as arrays:
         beta = {"beta"} if kind == "plane" else set()
-        assert set(arrays.files) == {"alpha", "risks", "centre", "rounding"} | beta
+        assert set(arrays.files) == {"alpha", "risks", "centre", "rounding", "unit_ball"} | beta
+        assert np.array_equal(arrays["unit_ball"], where.within(1.0))
     for name in ("scan.npz", "saved.npz"):
         read = Landscape.load(str(tmp_path / name))
         same_bits(read, found)

@@ -20,13 +20,25 @@ from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import MaxNLocator
 
+from ..certificates import Certificate
 from ..landscape.risks import Landscape
 from ..studies.paper_figures import Panel
-from .style import HIGHER, LOWER, PAGE, open_frame, panel_letters, save_figure, set_title
+from .style import (
+    HIGHER,
+    LOWER,
+    PAGE,
+    figure_kind,
+    open_frame,
+    panel_letters,
+    save_figure,
+    set_title,
+    window,
+)
 
 UP, DOWN = 9, 4  # levels above and below; their distances from 0 grow as squares
 WIDTH = 7.2  # inches of a page's text
 SMALL, LARGE = 6.5, 7.5  # points of fonts
+FEWEST = 9  # points along a side of a plane for contours; between fewer they'd show false islands
 CONTOURS = "Contours: the risk less that of the point in the middle; each panel has its own shades"
 INSIDE = "all within the certified radius"
 
@@ -63,6 +75,91 @@ def draw_surfaces(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
     save_figure(path, figure, PAGE)
 
 
+def plot_landscape(
+    landscape: Landscape,
+    certificate: Certificate | None = None,
+    ax: Axes | None = None,
+    *,
+    path: str | Path | None = None,
+) -> Axes:
+    """Draw the risks of a plane, less that of the point in the middle; return the axes.
+
+    Purple is higher and orange lower; a black line parts them. With a certificate of the point in
+    the middle, a dashed line shows where its radius ends: within it nothing is lower, up to the
+    certificate's `delta`. Of fewer than 9 x 9 risks each is a cell of its own: contours between
+    so few would show islands that aren't there.
+
+    Draws in `ax`, or in a new figure of pyplot, which a notebook or ``pyplot.show()`` shows. Writes
+    a PNG or PDF to `path`, if given. Raises ValueError for lines, for risks that are not finite,
+    and for a certificate that proves nothing.
+
+    >>> ticks = np.linspace(-1, 1, 21)
+    >>> bowl = Landscape(ticks, ticks, ticks[:, None] ** 2 + ticks**2, 0.0, 0.0)
+    >>> plot_landscape(bowl, ax=Figure().subplots()).get_title(loc="left")
+    'R = 0 in the middle; 0 of 441 points are lower'
+    """
+    return _plot("plot_landscape", landscape, certificate, ax, path)
+
+
+def plot_lines(
+    landscape: Landscape,
+    certificate: Certificate | None = None,
+    ax: Axes | None = None,
+    *,
+    path: str | Path | None = None,
+) -> Axes:
+    """Draw the risks on lines through a point, less that of the point; return the axes.
+
+    Parts that are lower are orange. With a certificate of the point, what is between the dashed
+    lines is within its radius on every line. Else as `plot_landscape`.
+    """
+    return _plot("plot_lines", landscape, certificate, ax, path)
+
+
+def _plot(
+    name: str,
+    landscape: Landscape,
+    certificate: Certificate | None,
+    ax: Axes | None,
+    path: str | Path | None,
+) -> Axes:
+    """Draw a plane or lines, whichever function of the name is for."""
+    if not isinstance(landscape, Landscape):
+        raise ValueError(
+            f"{name}: expected a Landscape as of ts.scan, got {type(landscape).__name__}"
+        )
+    lines = landscape.beta is None
+    if lines != (name == "plot_lines"):
+        found, other = ("lines", "plot_lines") if lines else ("those of a plane", "plot_landscape")
+        raise ValueError(f"{name}: got the risks on {found}, which {other} draws")
+    certified = None
+    if certificate is not None:
+        if not isinstance(certificate, Certificate) or not certificate.proves:
+            raise ValueError(f"{name}: expected a certificate with a radius, got {certificate}")
+        if landscape.unit_ball is None:
+            raise ValueError(f"{name}: expected directions, got a file without them: scan again")
+        certified = certificate.radius * landscape.unit_ball
+    if path is not None:
+        figure_kind(path)
+    panel = Panel(
+        r"$\theta$", "", landscape, ("$d_k$",) if lines else ("$d_1$", "$d_2$"), certified
+    )
+    _check_finite(name, panel)
+    if ax is None:
+        ax = window(3.8, 3.5).subplots()
+    if lines:
+        _lines(ax, panel)
+        found = f"{landscape.lower_lines} of {len(landscape.risks)} lines lead lower"
+    else:
+        _level_sets(ax, panel)
+        found = f"{landscape.lower.sum()} of {landscape.risks.size} points are lower"
+    ax.tick_params(labelsize=SMALL)
+    set_title(ax, f"R = {landscape.centre:.6g} in the middle; {found}", LARGE)
+    if path is not None:
+        save_figure(path, ax.figure.figure, PAGE)
+    return ax
+
+
 def _panels(figure: Figure, rows: Sequence, **options) -> Iterator[tuple[Axes, Panel, str]]:
     """Yield axes, panel and letter."""
     axes = figure.subplots(len(rows), max(map(len, rows)), squeeze=False, subplot_kw=options)
@@ -71,15 +168,18 @@ def _panels(figure: Figure, rows: Sequence, **options) -> Iterator[tuple[Axes, P
         for ax in places[len(row) :]:
             ax.set_axis_off()
         for ax, panel in zip(places, row, strict=False):
-            drawn = panel.landscape, *[panel.escape] * isinstance(panel.escape, Landscape)
-            for d in drawn:
-                if d.not_finite or not np.isfinite(d.centre):
-                    raise ValueError(
-                        f"figure of {panel.symbol}: expected finite risks, got {d.not_finite} of "
-                        f"{d.risks.size} that are not, and {d.centre:.3g} in the middle"
-                    )
+            _check_finite(f"figure of {panel.symbol}", panel)
             ax.tick_params(labelsize=SMALL, length=2, pad=1.5)
             yield ax, panel, next(letters)
+
+
+def _check_finite(name: str, panel: Panel) -> None:
+    for d in (panel.landscape, *[panel.escape] * isinstance(panel.escape, Landscape)):
+        if d.not_finite or not np.isfinite(d.centre):
+            raise ValueError(
+                f"{name}: expected finite risks, got {d.not_finite} of {d.risks.size} that are "
+                f"not, and {d.centre:.3g} in the middle"
+            )
 
 
 def _title(ax: Axes, panel: Panel, letter: str, found: str) -> None:
@@ -125,8 +225,12 @@ def _level_sets(ax: Axes, panel: Panel) -> None:
         raise ValueError(f"level sets: expected 2 x 2 points or more, got {heights.shape}")
     levels, colors, norm = _levels(heights)
     grid = landscape.alpha, landscape.beta, heights.T
-    ax.contourf(*grid, levels, cmap=colors, norm=norm)
-    if np.ptp(heights):
+    contours = min(heights.shape) >= FEWEST
+    if contours:
+        ax.contourf(*grid, levels, cmap=colors, norm=norm)
+    else:
+        ax.pcolormesh(*grid, cmap=colors, norm=norm, shading="nearest", edgecolors="w", lw=0.3)
+    if np.ptp(heights) and contours:
         middle = levels[levels <= 0][-1]
         lines = ax.contour(*grid, levels[levels != middle], colors="0.35", linewidths=0.4)
         higher, lower = (lines.levels[sign * lines.levels > 0] for sign in (1, -1))

@@ -15,8 +15,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from ..engine.backend import to_numpy
+from ..engine.parameters import Parameters
 from ..layers import BlockMatrix, ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
-from .style import ENTRIES, PAGE, NotebookFigure, figure_kind, save_figure, set_title
+from .style import ENTRIES, PAGE, NotebookFigure, figure_kind, save_figure, set_title, window
 
 EXTENT = 400  # the most rows and columns of a picture by default
 LARGEST = 800  # and where it is
@@ -25,6 +26,7 @@ STRIP = 2**22  # entries of a dense matrix that are looked at in one go
 LONGEST, SHORTEST = 900, 260  # dots of the frame
 COARSEST = 60  # the most dots of an entry, unless a small frame needs more
 MARGINS = {"left": 0.58, "right": 0.9, "bottom": 0.42, "top": 0.08}  # inches around the frame
+SIDE_BY_SIDE = 3  # matrices of a point
 NARROWEST = 3.4  # inches of a figure, for its title
 LETTER, LINE = 0.063, 0.13  # inches of a letter and of a line of the title
 
@@ -111,18 +113,13 @@ def plot_matrix(
         figure_kind(path)
     if limit is not None and not (limit > 0 and math.isfinite(limit)):
         raise ValueError(f"plot_matrix limit: expected a positive number, got {limit!r}")
-    if isinstance(W, BlockMatrix):
-        W = W.own_matrix
-    if W.weights is not None:
-        W = W.with_weights(to_numpy(W.weights))
+    W = _own(W)
     if filters:
         rows, columns = _filter_sides(W, maps, channels, corner)
-        entries = _filters(W, rows, columns)
+        entries = _finite(W, _filters(W, rows, columns))
     else:
         rows, columns = _sides(W, maps, channels, corner)
-        entries = _entries(W, rows, columns)
-    if not np.isfinite(entries).all():
-        raise ValueError(f"plot_matrix: expected finite entries, got NaN or infinity in {W!r}")
+        entries = _finite(W, _entries(W, rows, columns))
     parts = _title(W, rows, columns, filters)
     if ax is None:
         ax, bar = _frame(rows, columns, parts)
@@ -139,7 +136,72 @@ def plot_matrix(
     return figure
 
 
+def plot_point(
+    theta: Parameters, axes: Sequence[Axes] | None = None, *, path: str | Path | None = None
+) -> list[Axes]:
+    """Draw the weight matrix and the biases of every layer that has some; return the axes.
+
+    The matrices are drawn as by `plot_matrix`, large ones in part. The column beside each has the
+    bias of every row, in colours of its own.
+
+    Draws in `axes`, one for each layer with weights, or in a new figure of pyplot; writes a PNG or
+    PDF to `path`, if given. Raises ValueError for another number of axes.
+    """
+    if not isinstance(theta, Parameters):
+        raise ValueError(f"plot_point: expected Parameters, got {type(theta).__name__}")
+    layers = list(theta.net.slots)
+    if axes is None:
+        side = min(SIDE_BY_SIDE, len(layers))
+        rows = -(-len(layers) // side)
+        places = window(3.6 * side, 3.2 * rows).subplots(rows, side, squeeze=False).ravel()
+        axes, unused = np.split(places, [len(layers)])
+        for ax in unused:
+            ax.remove()
+    axes = list(np.ravel(np.asarray(axes, dtype=object)))
+    if [isinstance(ax, Axes) for ax in axes] != [True] * len(layers):
+        raise ValueError(f"plot_point: expected {len(layers)} axes, one a matrix, got {axes}")
+    for layer, ax in zip(layers, axes, strict=True):
+        W = _own(theta.W[layer])
+        rows, columns = _sides(W, None, None, None)
+        first, *others = _title(W, rows, columns, False)
+        words = _wrapped([f"{layer}: {first}", *others], ax.bbox.width / ax.figure.dpi)
+        set_title(ax, words, 8)
+        entries = _finite(W, _entries(W, rows, columns))
+        _draw(ax, entries, None, {"ax": ax, "aspect": 30, "pad": 0.1})
+        _separate(ax, rows, columns)
+        if layer in theta.b:
+            biases = _finite(W, to_numpy(theta.b[layer]))
+            _draw_biases(ax, layer, np.repeat(biases[rows.maps], rows.shown))
+    if path is not None:
+        save_figure(path, axes[0].figure.figure, PAGE)
+    return axes
+
+
+def _draw_biases(ax: Axes, layer: int, biases: np.ndarray) -> None:
+    """Draw the bias of each row that is drawn in `ax` beside it."""
+    limit = float(abs(biases).max()) or 1.0
+    column = np.ma.masked_equal(biases[:, None].astype(np.float64), 0)
+    beside = ax.inset_axes((1.015, 0, 0.035, 1))
+    beside.imshow(column, cmap=_colours(), vmin=-limit, vmax=limit, aspect="auto")
+    beside.set(xticks=[], yticks=[], xlabel=f"$b^{{{layer}}}$\n\N{PLUS-MINUS SIGN}{limit:.2g}")
+    beside.xaxis.label.set_size(7)
+    beside.spines[:].set(linewidth=0.6, color="0.3")
+
+
 # What is drawn
+
+
+def _own(W: WeightMatrix) -> WeightMatrix:
+    """Return the layer's own matrix, with its weights on the host."""
+    if isinstance(W, BlockMatrix):
+        W = W.own_matrix
+    return W if W.weights is None else W.with_weights(to_numpy(W.weights))
+
+
+def _finite(W: WeightMatrix, entries: np.ndarray) -> np.ndarray:
+    if not np.isfinite(entries).all():
+        raise ValueError(f"picture: expected finite entries, got NaN or infinity in {W!r}")
+    return entries
 
 
 def _sides(W: WeightMatrix, maps, channels, corner) -> tuple[_Side, _Side]:
@@ -236,7 +298,10 @@ def _filters(W: ConvolutionMatrix, rows: _Side, columns: _Side) -> np.ndarray:
 
 def _draw(ax: Axes, entries: np.ndarray, limit: float | None, place: dict) -> None:
     largest = float(abs(entries).max())
-    dots = min(ax.bbox.height / entries.shape[0], ax.bbox.width / entries.shape[1])
+    m, n = entries.shape
+    dots = ax.bbox.height / m, ax.bbox.width / n
+    if min(dots) <= 1.5 < max(dots):  # smoothing one side would blur the other
+        entries = entries.repeat(math.ceil(max(dots)), axis=int(dots[1] > dots[0]))
     limit = largest or 1.0 if limit is None else float(limit)
     image = ax.imshow(
         np.ma.masked_equal(entries.astype(np.float64), 0),
@@ -244,7 +309,8 @@ def _draw(ax: Axes, entries: np.ndarray, limit: float | None, place: dict) -> No
         vmin=-limit,
         vmax=limit,
         aspect="auto",
-        interpolation="nearest" if dots > 1.5 else "antialiased",  # with few dots none vanishes
+        extent=(-0.5, n - 0.5, m - 0.5, -0.5),
+        interpolation="nearest" if min(dots) > 1.5 else "antialiased",  # else some may vanish
         interpolation_stage="rgba",
     )
     extend = "both" if largest > limit else "neither"

@@ -32,6 +32,13 @@ class NotebookFigure(Figure):
         return file.getvalue()
 
 
+def window(width: float, height: float) -> Figure:
+    """Return a new figure of pyplot, in inches; pyplot is loaded here, as it chooses a backend."""
+    from matplotlib import pyplot
+
+    return pyplot.figure(figsize=(width, height), layout="constrained")
+
+
 def save_figure(path: str | Path, figure: Figure, dpi: int) -> None:
     """Write a figure as PNG or PDF, by the suffix of `path`; equal figures give equal bytes."""
     kind = figure_kind(path)

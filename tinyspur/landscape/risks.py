@@ -16,7 +16,8 @@ class Landscape:
 
     `centre` is R(theta). A risk counts as lower if it is lower by more than `rounding`: the
     bound of the rounding error at theta, plus that of the lowest point or of the point farthest
-    from theta, whichever is larger.
+    from theta, whichever is larger. `unit_ball` is where max-norm distance 1 from theta ends, as
+    `Plane.within` and `Lines.within` return it; None in files that don't have it.
     """
 
     alpha: np.ndarray
@@ -24,6 +25,7 @@ class Landscape:
     risks: np.ndarray
     centre: float
     rounding: float
+    unit_ball: np.ndarray | None = None
 
     @property
     def lower(self) -> np.ndarray:
@@ -56,8 +58,12 @@ class Landscape:
         return f"R = {self.centre:.9g} at the centre; {found}"
 
     def save(self, path: str | Path, **more: np.ndarray) -> None:
-        """Write `alpha`, `beta` (of a plane), `risks`, `centre`, `rounding` and `more` as NPZ."""
+        """Write `alpha`, `beta` (of a plane), `risks`, `centre`, `rounding` and `more` as NPZ.
+
+        And `unit_ball`, where it is known.
+        """
         axes = {"alpha": self.alpha} | ({} if self.beta is None else {"beta": self.beta})
+        more = more if self.unit_ball is None else {**more, "unit_ball": self.unit_ball}
         numbers = {"centre": np.array(self.centre), "rounding": np.array(self.rounding)}
         with whole_file(path) as file:
             np.savez(file, **axes, risks=self.risks, **numbers, **more)
@@ -84,4 +90,5 @@ class Landscape:
             expected = lines if beta is None else alpha.shape + beta.shape
             if risks.shape != expected:
                 raise ValueError(f"expected risks {expected}, got {risks.shape}")
-            return cls(alpha, beta, risks, float(arrays["centre"]), float(arrays["rounding"]))
+            numbers = float(arrays["centre"]), float(arrays["rounding"])
+            return cls(alpha, beta, risks, *numbers, arrays.get("unit_ball"))

@@ -29,6 +29,7 @@ class Store:
         self.values = np.full(len(self.numbers) + 1, np.nan)
         self.done = np.zeros(len(self.values), bool)
         self.rounding, self.changed, self.written = np.nan, False, time.monotonic()
+        self.unit_ball = job.where.within(1.0)
         self.key = "" if path is None else job.key()
         if path is not None and Path(path).exists():
             self._read(job)
@@ -69,8 +70,8 @@ class Store:
 
     def landscape(self) -> Landscape:
         """Return what was found."""
-        where, centre = self.where, float(self.values[0])
-        return Landscape(where.alpha, where.beta, self.risks, centre, float(self.rounding))
+        where, numbers = self.where, (float(self.values[0]), float(self.rounding))
+        return Landscape(where.alpha, where.beta, self.risks, *numbers, self.unit_ball)
 
     def kept(self) -> str:
         """Return words that say what is in the file, for the end of an error message."""
