@@ -329,7 +329,7 @@ python demos/audit.py --samples 3 \\
 
 `engine/passes.py` is a module.
 
-`demos/cifar_spurious.py` takes `--theta trained`, see [the limits](README.md#limits):
+`demos/cifar_spurious.py` takes `--theta trained`, see [what they show](README.md#landscapes):
 
 | option | meaning |
 |---|---|
@@ -369,7 +369,7 @@ def test_nothing_is_wrong_with_a_text_whose_names_exist(check):
         ("| option", "| word", check_option_tables, "no table of options"),
         ("--theta", "--thetas", check_other_options, "no option --thetas"),
         ("README.md#", "READYOU.md#", check_links, "no file READYOU.md"),
-        ("#limits", "#limit", check_links, "no heading README.md#limit"),
+        ("#landscapes", "#landscape", check_links, "no heading README.md#landscape"),
         ("](", "] (", check_links, "no link"),
         ("ts.split_data", "ts.split_it", check_public_names, "no name ts.split_it"),
         ("ts.", "tinyspur.", check_public_names, "no public name"),
