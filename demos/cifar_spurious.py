@@ -24,7 +24,6 @@ if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
 # The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import numpy as np
 
 from tinyspur import datasets
 from tinyspur.console import Bar, Stages, exit_status
@@ -54,6 +53,8 @@ from tinyspur.fitting.training import (
     polish,
     train,
 )
+from tinyspur.landscape.planes import Lines
+from tinyspur.landscape.scan import scan
 from tinyspur.layers import Conv, Dense
 from tinyspur.refutations.escapes import Escape
 from tinyspur.studies.exact_files import KEYS, PROOF, short_pixels, words_of, write_findings
@@ -355,6 +356,10 @@ def run(options: argparse.Namespace) -> None:
             print(f"shorter witness that theta is not global, {witness}")
     with stages("curve", "risk along the bias", CURVE) as bar:
         steps, risks = risk_along_bias(found, training_set, loss, CURVE, progress=bar.over)
+        along = None
+        if found.escapes:
+            line = Lines.between(theta, found.escape.theta, CURVE, margin=0.5)
+            along = scan(line, training_set, loss)
     descended = None
     if options.descend:
         text, lower = "L-BFGS from the lower point", found.lower.theta
@@ -370,7 +375,7 @@ def run(options: argparse.Namespace) -> None:
                 save_point(options.out / f"{name}.npz", point)
             else:  # that of an earlier run has no place beside these
                 (options.out / f"{name}.npz").unlink(missing_ok=True)
-        draw_spurious_minimum(options.out / "figure.png", found, np.array(steps), risks)
+        draw_spurious_minimum(options.out / "figure.png", found, steps, risks, along)
         summary |= write_findings(options.out, fractions)
     trained = {"training": training} if training else {}
     write_json(options.out / REPORT, {**summary, **trained, "seconds": stages.seconds})

@@ -47,7 +47,7 @@ def test_the_risk_along_the_bias_passes_through_theta_prime(loss):
     assert seen == [9] and len(risks) == 9
     assert steps[4] == 0
     assert risks[4] == found.theta_prime_risk
-    reach = found.split.gap[1] - found.split.gap[0]
+    reach = 2 * abs(found.lower.step)
     assert steps[-1] == -steps[0] == pytest.approx(reach, rel=1e-12)
     for step, risk in zip(steps, risks, strict=True):
         point = moved(found.theta_prime, found.lower.layer, found.lower.map, step)

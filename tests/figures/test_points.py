@@ -8,6 +8,8 @@ from paper_example import LOSS, build, readme_example
 from tinyspur import Conv, Dense, Network, TrainingSet
 from tinyspur.constructions.spurious import risk_along_bias
 from tinyspur.figures.points import draw_spurious_minimum
+from tinyspur.landscape.planes import Lines
+from tinyspur.landscape.scan import scan
 
 STEPS = np.linspace(-1, 1, 9)
 
@@ -85,7 +87,8 @@ def test_the_curve_is_the_risk_less_that_of_theta(found, saved):
     [lower] = [points for label, points in seen.items() if label.startswith("lower point")]
     assert lower[0, 0] == found.lower.step
     assert lower[0, 1] == pytest.approx(-found.lower.decrease)
-    assert ax.get_title(loc="left") == "verdict: spurious local minimum"
+    assert title(figure.subfigs[1]) == "verdict: spurious local minimum"
+    assert ax.get_xlim() == pytest.approx((steps[0], steps[-1]))
     name = {found.pair.reserved[0]: "A", found.pair.reserved[1]: "B"}[found.lower.map]
     assert ax.get_xlabel().endswith(f"of map {found.lower.map} ({name})")
 
@@ -93,12 +96,12 @@ def test_the_curve_is_the_risk_less_that_of_theta(found, saved):
 def test_both_risks_and_what_is_drawn_are_in_words(found, saved):
     figure, _ = saved(draw_spurious_minimum, found, STEPS, STEPS)
     above, below = figure.subfigs[0].subfigs
-    assert title(above) == rf"$\theta$:  R = {found.risk:.9f}"
-    assert title(below) == rf"$\theta'$:  R = {found.theta_prime_risk:.9f}"
+    assert title(above).startswith(rf"$\theta$:  R = {found.risk:.9f};")
+    assert title(below).startswith(rf"$\theta'$:  R = {found.theta_prime_risk:.9f};")
     a, b, relay = maps_of(found)
-    [words] = [text.get_text() for text in above.texts if "first" in text.get_text()]
-    assert words.startswith(f"A and B are the maps {a} and {b}, the relay is map {relay}; ")
-    assert "the first 10 rows and columns are drawn" in words
+    words = below.get_supxlabel().replace("\n", " ")
+    assert f"A and B are the maps {a} and {b}, the relay is map {relay}, which hands" in words
+    assert "the first 10 rows and columns of each block are drawn" in words
 
 
 def test_maps_of_one_dimension_are_drawn_as_strips(saved):
@@ -108,6 +111,25 @@ def test_maps_of_one_dimension_are_drawn_as_strips(saved):
     found = build(net, data, "repaired")
     figure, path = saved(draw_spurious_minimum, found, *risk_along_bias(found, data, LOSS, 5))
     assert [shown(ax).shape for ax in figure.axes[4:7]] == [(1, 6)] * 3
-    texts = [text.get_text() for text in figure.subfigs[0].subfigs[0].texts]
-    assert any("the first 6 rows and columns are drawn" in words for words in texts)
-    assert imread(path).shape[:2] == (1056, 1320)
+    words = figure.subfigs[0].subfigs[1].get_supxlabel()
+    assert "the first 6 rows and columns of each block are drawn" in words
+    assert imread(path).shape[:2] == (1089, 1320)
+
+
+def test_the_escape_of_the_literal_point_is_drawn_beside(saved):
+    example = readme_example()
+    found = example.literal
+    along = scan(Lines.between(found.theta, found.escape.theta, 5, margin=0.5), example.data, LOSS)
+    figure, _ = saved(draw_spurious_minimum, found, STEPS, STEPS, along)
+    seen = figure.axes[17].lines[1].get_xydata()
+    np.testing.assert_allclose(seen[:, 0], found.escape.distance * along.alpha)
+    np.testing.assert_allclose(seen[:, 1], along.risks[0] - found.risk)
+    [end] = [p for label, p in lines(figure.axes[17]).items() if label.startswith("escape")]
+    np.testing.assert_allclose(end, [[found.escape.distance, -found.escape.decrease]])
+    assert title(figure.subfigs[1]).startswith("verdict: refuted: not a local minimum")
+
+
+def test_the_curve_reaches_three_times_as_far_as_the_lower_point(found):
+    steps, risks = risk_along_bias(found, readme_example().data, LOSS, 7)
+    np.testing.assert_allclose(steps, abs(found.lower.step) * np.arange(-3, 4))
+    assert found.lower.risk in risks[[2, 4]]

@@ -158,9 +158,9 @@ def risk_along_bias(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return steps of the perturbed bias and the network's risk at each, starting from theta'.
 
-    The steps, zero among them for odd `points`, reach `width` times the way to the next value.
+    The steps, zero among them for odd `points`, reach `width` times as far as the lower point.
     """
-    reach = width * (found.split.gap[1] - found.split.gap[0]) / 2
+    reach = width * (abs(found.lower.step) or (found.split.gap[1] - found.split.gap[0]) / 2)
     steps, risks = np.linspace(-reach, reach, points), []
     point = found.theta_prime.copy()
     bias = point.b[found.lower.layer][found.lower.map : found.lower.map + 1]

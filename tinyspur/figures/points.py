@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from ..constructions.spurious import SpuriousMinimum
 from ..constructions.towers import RelayedPair
 from ..engine.backend import to_numpy
 from ..engine.parameters import Parameters
-from .style import ENTRIES, open_frame, save_figure, set_title
+from ..landscape.risks import Landscape
+from .style import ENTRIES, open_frame, save_figure
 
 DPI = 110  # dots per inch
 CORNER = 10  # positions of each block of a matrix that are drawn
@@ -21,19 +23,34 @@ SIGNED = {"vmin": -2.5, "vmax": 2.5}  # of the colours of weights and biases
 
 
 def draw_spurious_minimum(
-    path: str | Path, found: SpuriousMinimum, steps: np.ndarray, risks: np.ndarray
+    path: str | Path,
+    found: SpuriousMinimum,
+    steps: np.ndarray,
+    risks: np.ndarray,
+    along: Landscape | None = None,
 ) -> None:
     """Draw the matrices around the reserved maps at theta and theta', and the risk between them.
 
-    `risks` are R at theta' with its perturbed bias moved by each of the `steps`. Writes a PNG.
+    `risks` are R at theta' with its perturbed bias moved by each of the `steps`. `along` has the
+    risk on the line from theta, at 0, to where an escape ends, at 1. Writes a PNG.
     """
-    figure = Figure(figsize=(12, 9.6), layout="constrained")
-    matrices, curve = figure.subfigures(2, 1, height_ratios=[1.7, 1])
-    above, below = matrices.subfigures(2, 1)
-    _draw_matrices(above, found.theta, found, r"$\theta$", found.risk)
-    _draw_matrices(below, found.theta_prime, found, r"$\theta'$", found.theta_prime_risk)
-    above.text(0.995, 0.985, _what_is_drawn(found), ha="right", va="top", fontsize=9)
-    _draw_curve(curve.subplots(), found, np.asarray(steps), np.asarray(risks))
+    figure = Figure(figsize=(12, 9.9), layout="constrained")
+    matrices, curve = figure.subfigures(2, 1, height_ratios=[1.8, 1])
+    above, below = matrices.subfigures(2, 1, height_ratios=[1, 1.12])
+    at_theta = f"$\\theta$:  R = {found.risk:.9f};  the maps A and B are 0 for every sample"
+    at_prime = (
+        f"$\\theta'$:  R = {found.theta_prime_risk:.9f};  the outputs are those of $\\theta$, "
+        "and A and B do the work of the relay"
+    )
+    _draw_matrices(above, found.theta, found, at_theta)
+    _draw_matrices(below, found.theta_prime, found, at_prime)
+    below.supxlabel(_what_is_drawn(found), x=0.01, ha="left", fontsize=9)
+    axes = curve.subplots(1, 1 + (along is not None), squeeze=False)[0]
+    _draw_curve(axes[0], found, np.asarray(steps), np.asarray(risks))
+    if along is not None:
+        _draw_escape(axes[1], found, along)
+    words = textwrap.wrap(f"verdict: {found.verdict}", 150, max_lines=2)
+    curve.suptitle("\n".join(words), x=0.01, ha="left", fontsize=11)
     save_figure(path, figure, DPI)
 
 
@@ -42,21 +59,23 @@ def _what_is_drawn(found: SpuriousMinimum) -> str:
     (a, b), relay = pair.reserved, pair.relay_of(split.map)
     corner = min(CORNER, found.theta.net.positions(pair.lower))
     return (
-        f"A and B are the maps {a} and {b}, the relay is map {relay}; of a block $W^l(t, c)$ of "
-        f"$W^{{{pair.lower}}}$ and $W^{{{pair.upper}}}$ the first {corner} rows and columns are "
-        f"drawn; $W^{{{pair.dense}}}$: row {split.output}, as images"
+        f"Rows of blocks are what a map computes, columns what it reads, of the layers {pair.lower} "
+        f"and {pair.upper}; the first {corner} rows and columns of each block are drawn.\nA and B "
+        f"are the maps {a} and {b}, the relay is map {relay}, which hands map {split.map} of layer "
+        f"{split.layer} on. At the right: the weights with which output {split.output} reads them, "
+        "as images."
     )
 
 
 def _draw_matrices(
-    figure: SubFigure, theta: Parameters, found: SpuriousMinimum, name: str, risk: float
+    figure: SubFigure, theta: Parameters, found: SpuriousMinimum, title: str
 ) -> None:
     """Draw W^{L-2}, W^{L-1} and row k of W^L, cut to the reserved maps A, B and the relay of m."""
     pair, split = found.pair, found.split
     maps = {"A": pair.reserved[0], "B": pair.reserved[1], "relay": pair.relay_of(split.map)}
     widths = [1.6, 0.75, 3.2, 0.75, 2.1, 2.1, 2.1, 0.1]
     axes = figure.subplots(1, 8, gridspec_kw={"width_ratios": widths})
-    figure.suptitle(f"{name}:  R = {risk:.9f}", x=0.01, ha="left", fontsize=13)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     below = {f"map {split.map}": split.map}
     _draw_blocks(axes[0], theta, pair.lower, maps, below)
     _draw_biases(axes[1], theta, pair.lower, maps)
@@ -132,11 +151,31 @@ def _draw_curve(ax: Axes, found: SpuriousMinimum, steps: np.ndarray, risks: np.n
     ax.plot(inside, inside * split.slope, "--", color="C1", lw=1.2, label=slope)
     ax.plot(0, found.theta_prime_risk - found.risk, "o", ms=9, color="k", label=r"$\theta'$")
     words = f"lower point: R lower by {lower.decrease:.3g}"
+    words += "" if lower.decrease > lower.rounding else ", which may be rounding"
     ax.plot(lower.step, lower.risk - found.risk, "v", ms=10, color="C3", label=words)
     name = dict(zip(found.pair.reserved, "AB", strict=True)).get(lower.map, "relay")
     ax.set_xlabel(rf"change of the bias $b^{{{lower.layer}}}$ of map {lower.map} ({name})")
+    ax.set_xlim(steps.min(), steps.max())
+    low, high = np.min(risks - found.risk), np.max(risks - found.risk)
+    ax.set_ylim(low - 0.08 * (high - low), high + 0.08 * (high - low))
+    _finish(ax)
+
+
+def _draw_escape(ax: Axes, found: SpuriousMinimum, along: Landscape) -> None:
+    """Draw the risk along an escape from theta, in max-norm distance."""
+    distance = along.alpha * found.escape.distance
+    ax.axhline(0, color="0.5", lw=0.8)
+    ax.plot(distance, along.risks[0] - found.risk, "-", color="C0", lw=1.8)
+    ax.plot(0, 0, "o", ms=9, color="k", label=r"$\theta$, at the kink")
+    words = f"escape: R lower by {found.escape.decrease:.3g}"
+    end = found.escape.distance, -found.escape.decrease
+    ax.plot(*end, "v", ms=10, color="C3", label=words)
+    ax.set_xlabel(r"distance from $\theta$ along the escape")
+    _finish(ax)
+
+
+def _finish(ax: Axes) -> None:
     ax.set_ylabel(r"R $-$ R($\theta$)")
     ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both")
     ax.legend(loc="best", fontsize=9)
     open_frame(ax)
-    set_title(ax, f"verdict: {found.verdict}", 11)
