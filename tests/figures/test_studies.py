@@ -58,12 +58,19 @@ def test_each_finding_has_a_panel_with_both_curves_and_verdicts(saved):
 def test_what_falls_below_zero_has_half_of_its_panel(saved):
     steep = finding("E1", -1e-3 * TICKS, 100 * TICKS)
     level = finding("E2", TICKS, 100 * TICKS)
-    other = finding("E3", -1e-3 * TICKS, 100 * TICKS, axes=("t", "loss"))
-    figure, _ = saved(draw_audit, [steep, level, other])
+    figure, _ = saved(draw_audit, [steep, level])
     low, high = figure.axes[0].get_ylim()
     assert low == -high == pytest.approx(-1.15e-3)
-    for ax in figure.axes[1:3]:
-        assert ax.get_ylim()[1] > 100
+    assert figure.axes[1].get_ylim()[1] > 100
+
+
+def test_no_title_touches_the_axis_above(saved):
+    figure, _ = saved(draw_audit, [finding(f"E{n}", -TICKS, TICKS) for n in range(8)])
+    figure.canvas.draw()
+    for above, below in zip(figure.axes[:4], figure.axes[4:8], strict=True):
+        label = above.xaxis.label.get_window_extent()
+        assert below.title.get_window_extent().y1 < label.y0 or not below.get_title()
+        assert below._left_title.get_window_extent().y1 < label.y0 - 5
 
 
 def test_what_spans_a_factor_of_a_hundred_is_drawn_on_logarithmic_axes(saved):
@@ -82,6 +89,7 @@ ATLAS = Atlas(
     certified=np.array([True, True, True, False, True, True]),
     margins=np.ones(6),
     widths=np.array([3, 3, 5, 5, 7, 7]),
+    there=np.array([3.0, 3.0, 2.0, 2.0, 9.0, 9.0]),
     linear=0.4,
     trained=np.array([0.26, 1e-8, 0.15]),
     settled=np.array([0.25, 1e-9, 0.13]),
@@ -92,10 +100,10 @@ ATLAS = Atlas(
 def test_the_atlas_counts_what_is_certified_only(saved):
     figure, _ = saved(draw_atlas, ATLAS)
     left, right = figure.axes
-    assert [bar.get_height() for bar in right.patches] == [2, 3, 5]
-    assert [text.get_text() for text in right.texts] == ["2", "3", "5"]
+    assert [bar.get_height() for bar in right.patches] == [3, 2, 9, 2, 1, 2]
+    assert [text.get_text() for text in right.texts] == ["2", "1 of 2", "2"]
     ticks = [label.get_text() for label in right.get_xticklabels()]
-    assert ticks == ["3\n(2)", "5\n(3)", "7\n(4)"]
+    assert ticks == ["2\n(3)", "3\n(5)", "4\n(7)"]
     title = "5 certified local minima of one network, 4 samples"
     assert left.get_title(loc="left") == title
     for groups, bars in zip((2, 3, 4), left.containers, strict=True):

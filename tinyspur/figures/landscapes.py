@@ -65,10 +65,15 @@ def draw_lines(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
 
 
 def draw_surfaces(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
-    """Draw planes as surfaces in three dimensions. Writes a PNG or a PDF."""
+    """Draw planes as surfaces in three dimensions, all seen from the same side. A PNG or a PDF.
+
+    The lowest of the four ends of the plane that falls deepest is in front, where it hides nothing.
+    """
     figure = Figure(figsize=(WIDTH, 2.75 * len(rows)))
+    deepest = min((_heights(p.landscape) for row in rows for p in row), key=_depth)
+    side = int(deepest[[-1, -1, 0, 0], [0, -1, -1, 0]].argmin())
     for ax, panel, letter in _panels(figure, rows, projection="3d"):
-        unit = _surface(ax, panel)
+        unit = _surface(ax, panel, side)
         words = f"({letter}) {panel.symbol}: {panel.words}\nheight {_difference(panel)}{unit}"
         ax.text2D(0.04, 1.0, words, transform=ax.transAxes, fontsize=LARGE, va="top")
     figure.subplots_adjust(0.0, 0.03, 0.97, 0.97, 0.04, 0.08)
@@ -298,11 +303,13 @@ def _lines(ax: Axes, panel: Panel) -> None:
     open_frame(ax)
 
 
-def _surface(ax: Axes, panel: Panel) -> str:
-    """Draw a surface, each cell in the colour of its lowest corner; return the unit of height.
+def _depth(heights: np.ndarray) -> float:
+    """Return how deep a plane falls, as a share of how high it rises: 0 or less."""
+    return min(float(heights.min()), 0.0) / (float(heights.max()) or 1.0)
 
-    The lowest of the four ends of the plane is in front, where it hides nothing.
-    """
+
+def _surface(ax: Axes, panel: Panel, side: int) -> str:
+    """Draw a surface, each cell in the colour of its lowest corner; return the unit of height."""
     landscape, heights = panel.landscape, _heights(panel.landscape)
     if min(heights.shape) < 2:
         raise ValueError(f"surface: expected 2 x 2 points or more, got {heights.shape}")
@@ -319,5 +326,5 @@ def _surface(ax: Axes, panel: Panel) -> str:
     ax.set_zlabel("")
     ax.tick_params(labelsize=SMALL, pad=-2)
     ax.set_box_aspect((1, 1, 0.75), zoom=0.86)
-    ax.view_init(azim=-60 + 90 * int(heights[[-1, -1, 0, 0], [0, -1, -1, 0]].argmin()))
+    ax.view_init(azim=-60 + 90 * side)
     return unit

@@ -59,7 +59,7 @@ def _what_is_drawn(found: SpuriousMinimum) -> str:
     (a, b), relay = pair.reserved, pair.relay_of(split.map)
     corner = min(CORNER, found.theta.net.positions(pair.lower))
     return (
-        f"Rows of blocks are what a map computes, columns what it reads, of the layers {pair.lower} "
+        f"Rows of blocks are what a map computes, columns what it reads, of layers {pair.lower} "
         f"and {pair.upper}; the first {corner} rows and columns of each block are drawn.\nA and B "
         f"are the maps {a} and {b}, the relay is map {relay}, which hands map {split.map} of layer "
         f"{split.layer} on. At the right: the weights with which output {split.output} reads them, "

@@ -43,12 +43,12 @@ ENDS = {  # of trainings: how they are drawn, and what they are
     "open": ({"marker": "o", "color": "0.55", "mfc": "none", "ms": 6}, "not proved"),
 }
 AUDIT_LEGEND = (
-    "Each panel takes a statement of [CNN] or [PWL] at its word (red) and as repaired (blue),\n"
-    "on images of clothes averaged to 4 x 4 pixels (E10: on a curve).\n\n"
-    "Where R - R(theta) is drawn, the red curve follows a move from the literal theta: where it\n"
-    "falls below 0, theta is no local minimum. The blue curve makes the same move from the\n"
-    "repaired theta (E10, another network: a random one), which is certified: near theta it\n"
-    "can't fall below 0.\n"
+    "Each panel takes a statement of [CNN] or [PWL] at its word (red) and as repaired (blue), on\n"
+    "images of clothes averaged to 4 x 4 pixels (E10: on a curve). What fails is below 0.\n\n"
+    "Where R - R(theta) is drawn, the red curve follows a move from the literal theta along which\n"
+    "the risk falls: theta is no local minimum. The blue curve makes the same move from the\n"
+    "repaired theta, which is certified (E10, another network: a random move). It is flat where\n"
+    "the move changes only maps that are 0 for every sample there.\n"
     "E9: red, cross-entropy, which is refused; blue, the squared loss, which has a minimiser.",
     "R  empirical risk;  u  derivative of a sample's loss in one output\n"
     "theta  what is said to be a local minimum; its upper layers relay the features of a smaller\n"
@@ -65,7 +65,8 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
     columns = 4
     rows = -(-len(findings) // columns) + 1  # the legend is in the last one
     heights = [1.0] * (rows - 1) + [0.6]
-    figure = Figure(figsize=(17, 4.1 * sum(heights) + 0.4), layout="constrained")
+    figure = Figure(figsize=(17, 4.3 * sum(heights) + 0.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.14)  # inches between a title and the axis above it
     axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights).ravel()
     for ax, finding in zip(axes, findings, strict=False):
         _draw_finding(ax, finding)
@@ -98,10 +99,11 @@ def _draw_finding(ax: Axes, finding: Finding) -> None:
     ax.tick_params(labelsize=8)
     open_frame(ax)
     if logarithmic:
-        ax.loglog()
+        ax.set_xscale("log")
+        ax.set_yscale("linear" if lowest < 0 else "log")
     else:
         ax.ticklabel_format(style="sci", scilimits=(-2, 3), axis="both", useMathText=True)
-    if lowest < 0 and finding.axes[1] == "R - R(theta)":  # what falls below 0 fills half of it
+    if lowest < 0:  # it fills half of the panel
         ax.set_ylim(1.15 * lowest, max(-1.15 * lowest, 0))
 
 
@@ -150,18 +152,26 @@ def _draw_risks(ax: Axes, atlas: Atlas) -> None:
 
 
 def _draw_numbers(ax: Axes, atlas: Atlas) -> None:
-    """Draw how many of them a network of a given width has."""
+    """Draw how many partitions into so many groups there are, and how many of them were taken."""
     counts = np.unique(atlas.groups)
-    numbers = [(atlas.certified & (atlas.groups <= K)).sum() for K in counts]
+    taken = [(atlas.groups == K).sum() for K in counts]
+    proved = [(atlas.certified & (atlas.groups == K)).sum() for K in counts]
+    places = np.arange(len(counts))
+    there = [atlas.there[atlas.groups == K][0] for K in counts]
+    style = {"width": 0.7, "edgecolor": "0.5", "lw": 1}
+    ax.bar(places, there, color="none", **style, label="partitions along the directions")
+    ax.bar(places, proved, color="0.6", **style, label="taken, and certified as minima")
     widths = [atlas.widths[atlas.groups == K][0] for K in counts]
-    ax.bar(np.arange(len(counts)), numbers, color="0.6")
-    ticks = [f"{width}\n({K})" for width, K in zip(widths, counts, strict=True)]
-    ax.set_xticks(np.arange(len(counts)), ticks)
-    for n, number in enumerate(numbers):
-        ax.text(n, number, f"{number:,}", ha="center", va="bottom", fontsize=9)
-    ax.set_xlabel("neurons of the hidden layer (groups that they allow)")
+    ax.set_xticks(places, [f"{K}\n({w})" for K, w in zip(counts, widths, strict=True)])
+    for x, some, of in zip(places, proved, taken, strict=True):
+        words = f"{some:,}" if some == of else f"{some:,} of {of:,}"
+        ax.text(x, max(some, 1) * 0.9, words, ha="center", va="top", fontsize=9)
+    ax.set_yscale("log")
+    ax.set_ylim(0.5, 8 * max(there))
+    ax.set_xlabel("groups (hidden neurons that they need)")
+    ax.legend(fontsize=9, loc="upper left", frameon=False)
     open_frame(ax)
-    set_title(ax, "certified minima, one for each partition", 11)
+    set_title(ax, "partitions, each a minimum: how many there are", 11)
 
 
 def draw_trained_minima(path: str | Path, found: list[TrainedMinima]) -> None:

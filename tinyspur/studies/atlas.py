@@ -7,6 +7,7 @@ built as a point of one fixed network and certified.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
@@ -37,11 +38,12 @@ class Atlas:
     """Minima of one network: for each its partition, its risk and whether it was certified.
 
     There is one row in `labels` (n, N), the group of each sample, and one entry for each minimum
-    in `risks`, `groups` (their number K), `certified`, `margins` and `widths` (how many neurons of
-    the first dense layer it needs), (n,) each. `linear` is the risk of the affine fit (K = 1), and
-    `trained` holds the risks at which training from random starts ends, `settled` those of the
-    minima that it was heading for (see `settle`), and `proved` whether that is proved: an exact
-    strict local minimum is next to the point, with its risk up to rounding.
+    in `risks`, `groups` (their number K), `certified`, `margins`, `widths` (how many neurons of
+    the first dense layer it needs) and `there` (how many partitions into K groups the directions
+    give, those counted twice that two of them give), (n,) each. `linear` is the risk of the affine
+    fit (K = 1), `trained` holds the risks at which training from random starts ends, `settled`
+    those of the minima that it was heading for (see `settle`), and `proved` whether that is proved:
+    an exact strict local minimum is next to the point, with its risk up to rounding.
     """
 
     labels: np.ndarray
@@ -50,6 +52,7 @@ class Atlas:
     certified: np.ndarray
     margins: np.ndarray
     widths: np.ndarray
+    there: np.ndarray
     linear: float
     trained: np.ndarray
     settled: np.ndarray
@@ -99,11 +102,7 @@ def partitions(
     if most_groups < 2:
         raise ValueError(f"partitions: expected at least two groups, got {most_groups}")
     rng, found, flat = np.random.default_rng(seed), {}, x.reshape(len(x), -1)
-    middles = []
-    for p in directions:
-        values = np.unique(flat @ p)
-        apart = np.diff(values) > 1e-9 * np.ptp(values)
-        middles.append(((values[1:] + values[:-1]) / 2)[apart])
+    middles = [_middles(flat @ p) for p in directions]
     usable = [n for n, available in enumerate(middles) if len(available)]
     if not usable:
         raise ValueError("partitions: expected inputs that differ along some direction")
@@ -119,6 +118,13 @@ def partitions(
         misses = misses + 1 if key.tobytes() in found else 0
         found.setdefault(key.tobytes(), (directions[which], thresholds))
     return list(found.values())
+
+
+def _middles(values: np.ndarray) -> np.ndarray:
+    """Return the thresholds midway between neighbours that differ by more than rounding."""
+    values = np.unique(values)
+    apart = np.diff(values) > 1e-9 * np.ptp(values)
+    return ((values[1:] + values[:-1]) / 2)[apart]
 
 
 def map_minima(
@@ -153,7 +159,9 @@ def map_minima(
         ends = list(bar.over(run(partial(_train, net, data, loss, iterations), seeds)))
     linear = Groups.at(data.x, np.eye(data.x[0].size)[0], [])
     labels, risks, groups, certified, margins = map(np.array, zip(*rows, strict=True))
-    d_y = data.y.shape[1]
+    d_y, flat = data.y.shape[1], data.x.reshape(len(data), -1)
+    directions = {p.tobytes(): p for p, _ in found}.values()
+    places = [len(_middles(flat @ p)) for p in directions]
     return Atlas(
         labels=labels.astype(np.uint8),
         risks=risks,
@@ -161,6 +169,7 @@ def map_minima(
         certified=certified,
         margins=margins,
         widths=d_y + (groups - 1) * (d_y + 1),
+        there=np.array([float(sum(math.comb(n, K - 1) for n in places)) for K in groups.tolist()]),
         linear=net.risk(gated_minimum(net, data, loss, linear), data, loss),
         trained=np.array([end[0] for end in ends]),
         settled=np.array([end[1] for end in ends]),

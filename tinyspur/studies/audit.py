@@ -171,10 +171,8 @@ def _threshold(data: TrainingSet, seed: int) -> Finding:
         for step in steps:
             point.b[pair.lower][pair.reserved[1]] = prime.b[pair.lower][pair.reserved[1]] + step
             risks.append(point.net.risk(point, data, LOSS))
-        curves[variant] = (
-            steps,
-            np.array(risks) - theta.net.risk(theta, data, LOSS) - promised * steps,
-        )
+        missed = np.array(risks) - theta.net.risk(theta, data, LOSS) - promised * steps
+        curves[variant] = steps, -abs(missed)
         found = {"eta": float(eta), "violations": int(others.sum()), "locations": len(w)}
         text = (
             f"sums of u above eta at {found['violations']} of {len(w) - 1} other locations: "
@@ -189,7 +187,7 @@ def _threshold(data: TrainingSet, seed: int) -> Finding:
         "[CNN] Lemma 2, (8)",
         "With the biggest midpoint threshold only location h has a sum of u above eta",
         *sides,
-        ("change of the bias", "risk minus promise"),
+        ("change of the bias", "-|R - what is promised|"),
         curves,
     )
 
@@ -238,8 +236,8 @@ def _second_order_rise(data: TrainingSet, seed: int) -> Finding:
             {"decrease": -ends[-1]},
             holds,
         ),
-        ("share of the perturbation", "R - R(theta)"),
-        {"literal": (shares, np.array(rises)), "repaired": (shares, np.array(ends))},
+        ("share of the perturbation", "R(theta) - R"),
+        {"literal": (shares, -np.array(rises)), "repaired": (shares, -np.array(ends))},
     )
 
 
@@ -266,7 +264,7 @@ def _other_outputs(data: TrainingSet, seed: int) -> Finding:
         changes = abs(net.forward(prime, data.x) - net.forward(theta, data.x))
         rounding = sum(output_rounding(point, data.x).T for point in (theta, prime))
         moved = changes.max(axis=0)
-        curves[variant] = np.arange(len(moved)), moved
+        curves[variant] = np.arange(len(moved)), -moved
         text = f"outputs move by up to {moved.max():.2g}, R by {after - before:.2g}"
         verdict = "outputs kept" if (changes <= rounding).all() else "other outputs change"
         sides.append(Side(verdict, text, {"outputs": float(moved.max()), "change": after - before}))
@@ -275,7 +273,7 @@ def _other_outputs(data: TrainingSet, seed: int) -> Finding:
         "[CNN] Lemma 9, (25)",
         "theta' has the risk of theta, for any number of outputs",
         *sides,
-        ("output", "largest change of an output"),
+        ("output", "-|change of an output|, the largest"),
         curves,
     )
 
@@ -285,7 +283,8 @@ def _cross_entropy(data: TrainingSet, seed: int) -> Finding:
     theta = nontrivial_minimum(net, data, LOSS, seed=seed)
     fired = net.patterns(theta, data.x)[1][:, : net.positions(1)].any(axis=1)
     alone = TrainingSet(data.x[fired], data.y[fired])
-    scales, point, P = np.geomspace(0.1, 30, POINTS), theta.copy(), net.positions(1)
+    scales = np.append(np.geomspace(0.1, 1, POINTS // 2), np.geomspace(1, 30, POINTS // 2)[1:])
+    point, P = theta.copy(), net.positions(1)
     passed = net.layer_output(theta, alone.x.reshape(1, -1).T, 1)[:P, 0]
     unit = np.outer(alone.y[0], passed) / (passed @ passed)  # raises the label's output by 1
     losses: dict[str, list[float]] = {"literal": [], "repaired": []}
@@ -294,7 +293,8 @@ def _cross_entropy(data: TrainingSet, seed: int) -> Finding:
         losses["literal"].append(net.risk(point, alone, entropy))
         point.W[net.depth].weights[:, :P] = scale * theta.W[net.depth].weights[:, :P]
         losses["repaired"].append(net.risk(point, alone, LOSS))
-    curves = {variant: (scales, np.array(values)) for variant, values in losses.items()}
+    at_one = np.argmin(abs(scales - 1))
+    curves = {name: (scales, np.array(y) - y[at_one]) for name, y in losses.items()}
     try:
         nontrivial_minimum(net, data, entropy)
         refusal = ""
@@ -315,7 +315,7 @@ def _cross_entropy(data: TrainingSet, seed: int) -> Finding:
             },
         ),
         Side("refused" if refusal else "accepted", refusal, {}, certify(theta, data, LOSS).holds),
-        ("size of lambda (blue: 1 at the minimiser)", "loss of the isolated sample"),
+        ("size of lambda (blue: 1 at the minimiser)", "loss of the sample, less that at 1"),
         curves,
     )
 
