@@ -1,7 +1,13 @@
 """A landscape says what is lower, and is read as it was saved."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import meshio
 import numpy as np
 import pytest
+import torch
 from landscape_problems import LOSS, network, point, same_bits, samples
 
 from tinyspur.datasets.samples import TrainingSet
@@ -82,7 +88,11 @@ def test_landscapes_are_read_as_they_were_saved(kind, tmp_path):
     found.save(tmp_path / "saved.npz")
     with np.load(tmp_path / "saved.npz", allow_pickle=False) as arrays:
         beta = {"beta"} if kind == "plane" else set()
-        assert set(arrays.files) == {"alpha", "risks", "centre", "rounding", "unit_ball"} | beta
+        other = {"loss", "coordinates"} if kind == "plane" else set()  # as landscaper reads them
+        assert (
+            set(arrays.files)
+            == {"alpha", "risks", "centre", "rounding", "unit_ball"} | beta | other
+        )
         assert np.array_equal(arrays["unit_ball"], where.within(1.0))
     for name in ("scan.npz", "saved.npz"):
         read = Landscape.load(str(tmp_path / name))
@@ -119,3 +129,65 @@ def test_files_that_hold_no_landscape_are_refused(change, message, tmp_path):
     path.write_bytes(b"PK no archive")
     with pytest.raises(ValueError, match=r"file\.npz: expected an NPZ of plain arrays"):
         Landscape.load(path)
+
+
+def test_a_plane_is_read_back_from_vtk(tmp_path):
+    alpha, beta = np.array([-1.0, 0.0, 2.0]), np.array([0.0, 0.5])
+    found = Landscape(alpha, beta, np.arange(6.0).reshape(3, 2), 0.0, 0.0)
+    found.save_vtk(tmp_path / "plane.vtu")
+    read = meshio.read(tmp_path / "plane.vtu")
+    for (a, b, height), risk in zip(read.points, read.point_data["risk"], strict=True):
+        assert height == 0
+        assert found.risks[alpha.tolist().index(a), beta.tolist().index(b)] == risk
+    [quads] = read.cells
+    assert quads.type == "quad"
+    corners = read.points[quads.data][..., :2]
+    x, y = corners[..., 0], corners[..., 1]
+    areas = (x * np.roll(y, -1, axis=1) - np.roll(x, -1, axis=1) * y).sum(axis=1) / 2
+    assert areas.tolist() == [0.5, 1.0]
+
+
+def test_what_vtk_cannot_hold_is_refused(tmp_path):
+    plane = Landscape(np.arange(2.0), np.arange(2.0), np.zeros((2, 2)), 0.0, 0.0)
+    with pytest.raises(ValueError, match=r"expected a name with .vtu, got '.*plane.vtk'"):
+        plane.save_vtk(tmp_path / "plane.vtk")
+    lines = Landscape(np.arange(2.0), None, np.zeros((2, 2)), 0.0, 0.0)
+    with pytest.raises(ValueError, match="expected a plane, got lines"):
+        lines.save_vtk(tmp_path / "lines.vtu")
+    assert not list(tmp_path.iterdir())
+
+
+LANDSCAPER = """
+import sys
+import numpy as np
+from landscaper import LossLandscape
+found = LossLandscape.load_from_npz(sys.argv[1])
+print(*found.coords[found.loss.ravel().argmin()], *found.coords[found.loss.ravel().argmax()])
+print(len(found.get_sublevel_tree().leaves))
+"""
+
+
+def test_a_scan_is_read_by_landscaper(tmp_path):
+    """In an environment of its own, as it needs NumPy 1; PyTorch, which it imports, is ours."""
+    theta = Network((1, 1), [Dense(1)]).zeros()
+    data = TrainingSet([[1.0], [2.0]], [1.0, 1.5])  # best at weight 1/2, bias 1/2
+    weight, bias = theta.copy(), theta.copy()
+    weight.vector[:], bias.vector[:] = [1.0, 0.0], [0.0, 1.0]
+    ticks = np.linspace(-1, 1, 5)
+    found = scan(Plane(theta, (weight, bias), ticks, ticks), data, LOSS, path=tmp_path / "scan.npz")
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    wanted = ["landscaper==1.3.1", "numpy<2"]
+    subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
+    [site] = (tmp_path / "env").glob("lib/python*/site-packages")
+    (site / "ours.pth").write_text(str(Path(torch.__file__).parent.parent))
+    ran = subprocess.run(
+        [python, "-c", LANDSCAPER, tmp_path / "scan.npz"],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    places, leaves = ran.stdout.splitlines()
+    assert [float(number) for number in places.split()] == [0.5, 0.5, -1.0, -1.0]
+    assert found.risks[3, 3] == found.risks.min() and found.risks[0, 0] == found.risks.max()
+    assert int(leaves) >= 1

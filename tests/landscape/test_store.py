@@ -313,7 +313,7 @@ def test_a_scan_writes_the_arrays_of_the_first_version(tmp_path):
     where, data = exact_plane()
     scan(where, data, LOSS, path=tmp_path / "scan.npz")
     with np.load(tmp_path / "scan.npz", allow_pickle=False) as arrays:
-        assert arrays.files == [*PLANE_FILE, "unit_ball"]  # which came later
+        assert arrays.files == [*PLANE_FILE, "unit_ball", "loss", "coordinates"]  # later
         for name, expected in PLANE_FILE.items():
             assert arrays[name].dtype == expected.dtype
             assert arrays[name].shape == expected.shape

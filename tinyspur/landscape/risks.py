@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,13 +61,37 @@ class Landscape:
     def save(self, path: str | Path, **more: np.ndarray) -> None:
         """Write `alpha`, `beta` (of a plane), `risks`, `centre`, `rounding` and `more` as NPZ.
 
-        And `unit_ball`, where it is known.
+        And `unit_ball`, where it is known; for a plane with as many alpha as beta `loss` and
+        `coordinates` too, which are the risks as the package landscaper reads them.
         """
         axes = {"alpha": self.alpha} | ({} if self.beta is None else {"beta": self.beta})
         more = more if self.unit_ball is None else {**more, "unit_ball": self.unit_ball}
+        if self.beta is not None and len(self.alpha) == len(self.beta):
+            more |= {"loss": self.risks.T, "coordinates": np.stack([self.alpha, self.beta])}
         numbers = {"centre": np.array(self.centre), "rounding": np.array(self.rounding)}
         with whole_file(path) as file:
             np.savez(file, **axes, risks=self.risks, **numbers, **more)
+
+    def save_vtk(self, path: str | Path) -> None:
+        """Write the risks of a plane for ParaView: `risk` at the points (alpha, beta, 0), in a VTU.
+
+        Needs the package meshio (the extra `vtk`). Raises ValueError for lines, and for another
+        suffix than .vtu.
+        """
+        if self.beta is None:
+            raise ValueError("save_vtk: expected a plane, got lines")
+        if Path(path).suffix != ".vtu":
+            raise ValueError(f"save_vtk: expected a name with .vtu, got '{path}'")
+        from meshio import Mesh, vtu  # an extra
+
+        grid = np.meshgrid(self.alpha, self.beta, indexing="ij")
+        points = np.stack([*map(np.ravel, grid), np.zeros(self.risks.size)], axis=1)
+        n = np.arange(self.risks.size).reshape(self.risks.shape)
+        corners = np.stack([n[:-1, :-1], n[1:, :-1], n[1:, 1:], n[:-1, 1:]], axis=-1).reshape(-1, 4)
+        mesh = Mesh(points, [("quad", corners)], {"risk": self.risks.ravel()})
+        with tempfile.TemporaryDirectory() as folder, whole_file(path) as file:
+            vtu.write(written := Path(folder) / "plane.vtu", mesh)
+            file.write(written.read_bytes())
 
     @classmethod
     def load(cls, path: str | Path) -> Landscape:
