@@ -26,6 +26,7 @@ from ..layers import (
     slots_of,
     states_of,
 )
+from ..shown import network_html
 from .activations import Activation, Identity, ReLU, activation_named
 from .backend import Array, namespace
 from .plain import whole
@@ -71,6 +72,9 @@ class Architecture:
     def __repr__(self) -> str:
         arrows = " -> ".join("x".join(map(str, shape)) for shape in self.shapes)
         return f"{type(self).__name__}({arrows}, {self.size} parameters)"
+
+    def _repr_html_(self) -> str:
+        return network_html(self)
 
     @cached_property
     def chain(self) -> tuple[Layer | Link, ...]:

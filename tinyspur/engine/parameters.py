@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from ..layers import WeightMatrix
+from ..shown import point_html
 from .activations import ReLU
 from .architecture import Architecture
 from .backend import Array, namespace, to_numpy
@@ -84,6 +85,9 @@ class Parameters:
 
     def __repr__(self) -> str:
         return f"Parameters({self.net}, {self.vector.dtype})"
+
+    def _repr_html_(self) -> str:
+        return point_html(self)
 
     def __reduce__(self) -> tuple:
         return Parameters, (self.net, self.vector)  # so that a pickled point has its views again

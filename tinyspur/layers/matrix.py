@@ -7,9 +7,9 @@ definition that all products have to agree with. Neurons are numbered map by map
 row, so neuron ``t * P + p`` is position p of map t ([CNN] section 2.2, counted from 0). Entries
 that are listed are on the host; products are computed where the weights are.
 
-They calculate as matrices do, too: ``v @ W``, ``2 * W``, ``-W``, ``W / 2`` and, for equal shapes,
-``W + V``. Where that changes `weights` alone, the result is a matrix of the same kind. Any other,
-as ``W @ V``, has no filters: it is a SciPy CSR array on the host, as ``tocsr`` returns it.
+They calculate as matrices do: ``v @ W``, ``2 * W``, ``-W``, ``W / 2``, ``W + V``, ``W @ V``. Where
+that changes `weights` alone, the result is a matrix of the same kind. Any other is a SciPy CSR
+array on the host, as ``tocsr`` returns it.
 
 Max pooling is a matrix only for given inputs o^{l-1}: ``W.at(o)`` is the matrix of zeros and ones
 that selects the largest entries. For all other layers ``W.at(o)`` is W itself.
@@ -25,6 +25,7 @@ import scipy.sparse
 
 from ..engine.backend import Array, namespace
 from ..engine.plain import number, overwrite, plain_array, plain_like, plain_on_host
+from ..shown import matrix_html
 
 
 class WeightMatrix(ABC):
@@ -33,8 +34,7 @@ class WeightMatrix(ABC):
     `weights` holds the trainable numbers in PyTorch's shape, None where there are none; what is
     assigned to it is copied into this memory, which may be that of a point.
     `maps_out` maps of `positions_out` positions each are the rows, likewise for the columns.
-    ``np.asarray(W)`` lists all entries, as `toarray` does; ``scipy.sparse.linalg`` takes W as a
-    linear operator.
+    ``np.asarray(W)`` lists all entries; ``scipy.sparse.linalg`` takes W as a linear operator.
     """
 
     __array_ufunc__ = None  # leaves `array @ W`, `array + W` and `number * W` to this class
@@ -98,12 +98,9 @@ class WeightMatrix(ABC):
             if o.shape[:1] != self.shape[1:]:
                 raise ValueError(f"{self!r} @ V: expected {self.shape[1]} rows, got {o.shape}")
             return self.tocsr() @ scipy.sparse.csr_array(o.tocsr())
-        o = plain_array("W @ o", o)
-        if o.ndim not in (1, 2) or o.shape[0] != self.shape[1]:
-            raise ValueError(
-                f"{self!r} @ o: expected o of shape ({self.shape[1]},) or ({self.shape[1]}, N), "
-                f"got {o.shape}"
-            )
+        o, n = plain_array("W @ o", o), self.shape[1]
+        if o.ndim not in (1, 2) or o.shape[0] != n:
+            raise ValueError(f"{self!r} @ o: expected o of shape ({n},) or ({n}, N), got {o.shape}")
         return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
 
     def __rmatmul__(self, v: Array) -> Array:
@@ -313,6 +310,9 @@ class WeightMatrix(ABC):
     def __repr__(self) -> str:
         rows, columns = self.shape
         return f"{type(self).__name__}({rows} x {columns}{self._details()}, {self.nnz} nonzeros)"
+
+    def _repr_html_(self) -> str:
+        return matrix_html(self)
 
     def _details(self) -> str:
         return ""
