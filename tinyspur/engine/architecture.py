@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -39,7 +39,7 @@ class Architecture:
     """The layers that `Parameters` hold numbers for; see `Network`, which adds the passes."""
 
     input_shape: tuple[int, ...]
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     activation: Activation | None = None
     memory_budget: int = field(default=MEMORY_BUDGET, compare=False)
 

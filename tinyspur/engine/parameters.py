@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -14,6 +15,11 @@ from .activations import ReLU
 from .architecture import Architecture
 from .backend import Array, namespace, to_numpy
 from .plain import float_type, is_array, number, overwrite, plain_array, whole
+
+if TYPE_CHECKING:
+    from .network import Network
+
+Part = TypeVar("Part")
 
 
 class Parameters:
@@ -45,10 +51,10 @@ class Parameters:
     __array_ufunc__ = None  # leaves `number * theta` to this class, also for numbers of NumPy
     __hash__ = None  # since what is equal can change
 
-    net: Architecture
+    net: Network
     vector: Array
-    W: Mapping[int, WeightMatrix]
-    b: Mapping[int, Array]
+    W: Matrices
+    b: Biases
 
     def __init__(self, net: Architecture, vector: Array):
         if not isinstance(net, Architecture):
@@ -189,13 +195,13 @@ class Parameters:
         return named
 
 
-class ByLayer(Mapping):
+class ByLayer(Mapping[int, Part]):
     """What a point has at each layer, by its number. What is assigned is copied into the point."""
 
-    def __init__(self, name: str, net: Architecture, parts: dict):
+    def __init__(self, name: str, net: Architecture, parts: dict[int, Part]):
         self._name, self._net, self._parts = name, net, parts
 
-    def __getitem__(self, layer: int):
+    def __getitem__(self, layer: int) -> Part:
         number, depth = whole(layer), self._net.depth
         if number in self._parts:
             return self._parts[number]
@@ -213,14 +219,14 @@ class ByLayer(Mapping):
         return f"{{{', '.join(f'{layer}: {part!r}' for layer, part in self.items())}}}"
 
 
-class Biases(ByLayer):
+class Biases(ByLayer[Array]):
     """The biases of a point by layer, one number for each map or neuron."""
 
     def __setitem__(self, layer: int, values: Array) -> None:
         overwrite(f"theta.{self._name}[{layer}]", self[layer], values)
 
 
-class Matrices(ByLayer):
+class Matrices(ByLayer[WeightMatrix]):
     """The weight matrices of a point by layer; assigned are weights, or a matrix that has them."""
 
     def __setitem__(self, layer: int, values: Array | WeightMatrix) -> None:

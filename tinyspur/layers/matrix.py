@@ -49,7 +49,7 @@ class WeightMatrix(ABC):
     positions_in: int
 
     @property
-    def weights(self) -> Array | None:
+    def weights(self) -> Array:
         """Return the trainable numbers, or None."""
         return self._weights
 
