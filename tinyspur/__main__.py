@@ -1,4 +1,4 @@
-"""Certify, settle and inspect points from the command line: python -m tinyspur."""
+"""Certify, settle and inspect points from the command line: tinyspur, or python -m tinyspur."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def add_problem(option: Callable) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     text = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    whole = _Parser("python -m tinyspur", description=__doc__, epilog=EXAMPLES, **text)
+    name = "tinyspur" if Path(sys.argv[0]).stem == "tinyspur" else "python -m tinyspur"
+    whole = _Parser(name, description=__doc__, epilog=EXAMPLES, **text)
     whole.add_argument("--version", action="store_true", help="print the version")
     commands = whole.add_subparsers(dest="command", metavar="COMMAND")
     about = "print certificate, evidence and lower points nearby, for any point"
@@ -137,7 +138,12 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_status(lambda: options.run(options))
 
 
-if __name__ == "__main__":
+def program() -> int:
+    """Run the command of this process, which may end where a reader closes the pipe."""
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # quiet where a reader has closed the pipe
-    sys.exit(main())
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(program())

@@ -356,3 +356,99 @@ def test_zero_parameters_are_zero(net, theta):
     for zeros in (net.zeros(), net.zeros(like=theta.vector)):
         assert zeros.vector.dtype == np.float64
         assert not zeros.vector.any()
+
+
+# Points of a network are a vector space
+
+
+def test_points_are_added_and_scaled_as_their_vectors():
+    a, b, s = random_point(0), random_point(1), 0.3
+    x, y = a.vector.copy(), b.vector.copy()
+    for found, expected in [
+        *((a + b, x + y), (a - b, x - y), (-a, -x), (a / 2, x / 2), (a * 3, 3 * x)),
+        *(((1 - s) * a + s * b, (1 - s) * x + s * y), (np.float64(0.5) * a, x / 2)),
+        *((np.array(2) * a, 2 * x), (sum([a, b], NET.zeros()), x + y), (abs(a), abs(x))),
+    ]:
+        assert found.net is NET and np.array_equal(found.vector, expected)
+        assert is_one_thing(found) and not np.shares_memory(found.vector, a.vector)
+    assert np.array_equal(a.vector, x) and np.array_equal(b.vector, y)
+
+
+def test_a_number_keeps_the_type_of_a_point():
+    theta = random_point(dtype=np.float32)
+    for found in (2 * theta, np.float64(2) * theta, theta / 3, -theta, theta - theta):
+        assert found.vector.dtype == np.float32
+    assert (theta + random_point()).vector.dtype == np.float64
+
+
+def test_the_change_of_the_risk_along_the_gradient_is_its_length_squared():
+    rng, loss, t = np.random.default_rng(0), ts.SquaredLoss(), 1e-7
+    data = ts.TrainingSet(rng.normal(size=(5, 2, 4, 4)), rng.normal(size=(5, 3)))
+    theta = random_point() / 2
+    g = NET.gradient(theta, data, loss)
+    change = NET.risk(theta - t * g, data, loss) - NET.risk(theta, data, loss)
+    assert abs(change + t * g.norm() ** 2) <= 1e-4 * t * g.norm() ** 2
+
+
+def test_norms_are_those_of_the_vector_at_all_scales():
+    theta = random_point()
+    for scale in (1, 1e-200, 1e200, 0):
+        for order in (2, np.inf):
+            expected = scale * np.linalg.norm(theta.vector, order)
+            assert (scale * theta).norm(order) == pytest.approx(expected, rel=1e-14)
+    assert np.isnan((theta * np.nan).norm()) and np.isnan((theta * np.nan).norm(np.inf))
+    for order in (1, "fro", None):
+        with pytest.raises(ValueError, match=r"theta\.norm: expected the order 2 or inf, got"):
+            theta.norm(order)
+
+
+def test_points_are_equal_if_their_networks_and_numbers_are():
+    theta, other = random_point(), random_point()
+    assert theta == other and theta == random_point().to(strict_device)
+    assert theta == Parameters(Network(NET.input_shape, NET.layers, memory_budget=1), theta.vector)
+    other.b[1][0] += 1e-15
+    assert theta != other
+    assert all(random_point(net=net) != random_point(net=net).vector for net in FOREIGN)
+    assert Parameters(FOREIGN[0], theta.vector) != theta
+    assert theta != theta * np.nan and theta * np.nan != theta * np.nan
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(theta)
+
+
+def test_what_is_no_point_or_number_is_refused():
+    theta = random_point()
+    for net in FOREIGN:
+        words = f"expected points and directions of {NET}, got {net}"
+        for operation in (lambda a, b: a + b, lambda a, b: a - b):
+            with pytest.raises(ValueError, match=re.escape(words)):
+                operation(theta, random_point(net=net))
+    for other in (1.0, theta.vector, None):
+        with pytest.raises(ValueError, match="expected points and directions as Parameters, got"):
+            theta + other
+        with pytest.raises(ValueError, match="expected points and directions as Parameters, got"):
+            other + theta
+    for s, words in [
+        (theta.vector, r"s \* theta: expected a number, got an array"),
+        ("2", "expected plain real numbers, got <U1"),
+        (2j, "expected plain real numbers, got complex128"),
+        (theta, "expected plain real numbers, got"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            s * theta
+    with pytest.raises(TypeError, match="unsupported operand"):
+        theta.vector - theta
+
+
+def test_points_on_a_device_stay_there():
+    a, b = random_point(0), random_point(1)
+    there, other = a.to(strict_device), b.to(strict_device)
+    for found, expected in [
+        *((there + other, a + b), (there - other, a - b), (2 * there, 2 * a)),
+        *((there / 3, a / 3), (-there, -a), (abs(there), abs(a))),
+    ]:
+        assert isinstance(found.vector, strict_device.ndarray)
+        assert np.array_equal(to_numpy(found.vector), expected.vector)
+    assert there.norm() == pytest.approx(a.norm(), rel=1e-14)
+    assert there.norm(np.inf) == a.norm(np.inf)
+    with pytest.raises(ValueError, match="expected both in numpy, got one in strict_device"):
+        a + there

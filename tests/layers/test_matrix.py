@@ -205,14 +205,6 @@ def test_operands_of_another_shape_are_refused(W):
 
 
 @over_all_kinds
-def test_an_array_times_a_matrix_is_refused(W):
-    with pytest.raises(TypeError, match="unsupported operand"):
-        np.ones(W.shape[0]) @ W
-    with pytest.raises(TypeError, match="unsupported operand"):
-        np.ones((2, W.shape[0])) @ W
-
-
-@over_all_kinds
 def test_indices_outside_the_matrix_are_refused(W):
     rows, columns = W.shape
     for key in [

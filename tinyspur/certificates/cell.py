@@ -35,7 +35,7 @@ CHOSEN = 1e-12  # of subgradients: up to this share of the largest sum a better 
 ZERO_AT_TARGETS = (SquaredLoss, AbsoluteLoss, HuberLoss)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CellCertificate(Certificate):
     """The cell certificate: all z nonzero and G_s = 0 for every activation pattern s.
 

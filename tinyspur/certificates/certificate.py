@@ -12,9 +12,10 @@ import numpy as np
 from ..engine.backend import namespace
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
+from ..shown import Shown
 
 
-class Certificate(ABC):
+class Certificate(Shown, ABC):
     """A proof that there is a local minimum at a stored point, or what is missing for one.
 
     Numbers in float64 are exact, and hardly ever exactly stationary. Where the certificate `holds`

@@ -31,7 +31,7 @@ NEAR = 0.01  # an exact minimum is near if it is within this share of the radius
 LARGEST = 1e6  # no radius above this is looked for
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CurvatureCertificate(Certificate):
     """The curvature certificate: W^1 = 0, residuals orthogonal to (1, x), H and M definite.
 

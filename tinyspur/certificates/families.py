@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..shown import Shown
+
 WORDS = {  # of a kind: all of it, and what it does to one coordinate
     "scaling": ("scalings of {units}", "scaling of {where}"),
     "mixing": ("mixings of {units} of one pattern", "mixing of {where}"),
@@ -42,7 +44,7 @@ class Symmetry(NamedTuple):
 
 
 @dataclass(frozen=True, repr=False)
-class Family:
+class Family(Shown):
     """The family of points around a minimum that compute the same: its `dimension`, and why.
 
     `symmetries` has one for each frozen coordinate and each without influence, by its number: a
@@ -75,9 +77,6 @@ class Family:
         plural = "s" * (len(moved) != 1)
         units, dead = (f"{len(moved)} {what}{plural}" for what in ("unit", "dead unit"))
         return WORDS[kind][0].format(units=units, dead=dead)
-
-    def __repr__(self) -> str:
-        return f"Family({self})"
 
     def __str__(self) -> str:
         if not self.dimension:

@@ -22,7 +22,7 @@ from .kinks import Kink, KinkCounter, at_kink, kink_lines
 from .rounding import preactivation_rounding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RelayCertificate(Certificate):
     """What theta inherits from its `subnetwork` if the layers from `lower` on are one affine map.
 

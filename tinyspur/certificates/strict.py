@@ -28,7 +28,7 @@ LARGEST = 3000  # parameters: the Hessian is a dense matrix
 START = 1e-3  # of the largest parameter: the radius that is tried first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StrictCertificate(Certificate):
     """The strict certificate: the risk grows in all directions that change what is computed.
 

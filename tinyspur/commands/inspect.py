@@ -9,6 +9,7 @@ import numpy as np
 
 from ..engine.parameters import Parameters
 from ..layers import BlockMatrix
+from ..shown import layer_rows
 from .inputs import read_point
 
 LARGEST_CORNER = 1000  # rows and columns that are shown at most
@@ -16,15 +17,7 @@ LARGEST_CORNER = 1000  # rows and columns that are shown at most
 
 def layer_table(theta: Parameters) -> str:
     """Return a line for each layer: shapes, nonzeros, and the range of weights and biases."""
-    rows = [("layer", "kind", "output", "matrix", "filters", "nonzeros", "weights", "biases")]
-    for layer, kind in enumerate(theta.net.chain, start=1):
-        W, filters, ranges = theta.W[layer], "-", ["-", "-"]
-        if W.weights is not None:
-            filters = "x".join(map(str, W.weights.shape)) if kind.type == "conv" else "-"
-            numbers = W.weights, theta.b.get(layer)
-            ranges = ["-" if v is None else f"{v.min():.4g} .. {v.max():.4g}" for v in numbers]
-        output, shape = "x".join(map(str, theta.net.shapes[layer])), "{} x {}".format(*W.shape)
-        rows.append((str(layer), kind.type, output, shape, filters, str(W.nnz), *ranges))
+    rows = layer_rows(theta)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

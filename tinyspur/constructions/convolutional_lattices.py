@@ -26,6 +26,7 @@ from ..engine.plain import plain_on_host, vectors_as_samples
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import AveragePoolingMatrix, Conv, Dense, Pooling, WeightMatrix
+from ..shown import Shown
 from .lattices import Lattice, trees
 from .piecewise_linear import Groups
 from .towers import MARGIN
@@ -37,8 +38,8 @@ EXACT = 1e-6  # share of the outputs that they may differ from the fits by
 STEEPEST = 30  # times that a cap's slope is doubled, or the bias of the first convolution
 
 
-@dataclass(frozen=True)
-class ConvolutionalLattice:
+@dataclass(frozen=True, repr=False)
+class ConvolutionalLattice(Shown):
     """The network `theta` of a lattice for each output, in float64, and its `risk`.
 
     The lattices are functions of the values of their pieces: their `pieces` are unit vectors.

@@ -30,6 +30,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
+from ..shown import Shown
 from .split_terms import enclosed_outputs, map_values, read_weights, sums_rounding, tie_of
 from .steepest_gap import steepest_gaps
 from .towers import RelayedPair, check_pair
@@ -37,8 +38,8 @@ from .towers import RelayedPair, check_pair
 SPLITS = ("steepest", "largest")
 
 
-@dataclass(frozen=True)
-class DataSplit:
+@dataclass(frozen=True, repr=False)
+class DataSplit(Shown):
     """A threshold that separates samples at a location of a map ([CNN] Lemma 2, (7)).
 
     At `location` of `map` of `layer` (L-3), `above` samples have v > `threshold` and `below` have

@@ -32,6 +32,7 @@ from ..fitting.rational import (
     joined,
 )
 from ..fitting.settle import Settled
+from ..shown import Shown
 from .equal_risk import bias_below, case_above, case_below
 from .piecewise_linear import SpuriousPair
 from .spurious import SpuriousMinimum
@@ -42,7 +43,7 @@ SLACK = 2**30  # a share of 1 / SLACK is more than numbers are rounded by
 
 
 @dataclass(frozen=True, repr=False)
-class ExactPoints:
+class ExactPoints(Shown):
     """Points of fractions: "theta" is exactly a local minimum, and what else was asked for.
 
     `risks` has R of each point. "theta_prime" has the same outputs as theta for every sample, and
@@ -104,10 +105,6 @@ class ExactPoints:
         parts = {"kinks": self.kinks, "multipliers": self.multipliers, "frozen": self.frozen}
         parts = parts if self.frozen and claim == self.claim else {}
         save_proof(path, proof(claim, net, x, y, points, risks=risks, **parts))
-
-    def __repr__(self) -> str:
-        names = ", ".join(self.exact)
-        return f"ExactPoints({self.verdict}, {names} of fractions of up to {self.bits:,} bits)"
 
     def __str__(self) -> str:
         net = self.exact["theta"].theta.net

@@ -21,6 +21,7 @@ from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import Dense
+from ..shown import Shown
 from .piecewise_linear import PiecewiseFit
 from .towers import MARGIN
 
@@ -28,8 +29,8 @@ STEEPER = 1.25  # caps are steeper than the samples need by this factor
 TOLERANCE = 1e-9  # f_k >= f may be off by this share of the values of the pieces
 
 
-@dataclass(frozen=True)
-class Lattice:
+@dataclass(frozen=True, repr=False)
+class Lattice(Shown):
     """max_r min_{k in S_r} f_k(x): a scalar function of x, continuous and piecewise linear.
 
     `pieces` (n, d_x + 1) are the affine f_k, `sets` the S_r.

@@ -12,12 +12,13 @@ from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
+from ..shown import Shown
 from .split_terms import enclosed_outputs, map_values, sums_rounding, tie_of
 from .towers import RelayedPair, check_pair
 
 
-@dataclass(frozen=True)
-class OrderedGroups:
+@dataclass(frozen=True, repr=False)
+class OrderedGroups(Shown):
     """The groups of equal v at every location of a map, largest first, and their sums of u.
 
     For location j, ``values[j]``, ``sizes[j]`` and ``sums[j]`` hold one entry for each group

@@ -23,6 +23,7 @@ from ..engine.parameters import Parameters
 from ..engine.plain import plain_on_host, whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import AffineFit, fit_affine
+from ..shown import Shown
 from .embedding import carry_outputs, first_dense, first_features
 from .towers import MARGIN, Tower
 
@@ -30,8 +31,8 @@ SAME = 8  # units in the last place of |p| . |x| that places along p may differ 
 ORDERS = 6  # for so many groups or fewer every order along a direction is tried
 
 
-@dataclass(frozen=True)
-class Groups:
+@dataclass(frozen=True, repr=False)
+class Groups(Shown):
     """Samples in K groups, separated along a direction p by thresholds m_1 < ... < m_{K-1}.
 
     `direction` has the shape of the flattened input (d_x,), `labels` (N,) counts the groups from 0
@@ -137,8 +138,8 @@ class Groups:
         return Groups.at(x, self.direction, [*kept, *fresh])
 
 
-@dataclass(frozen=True)
-class PiecewiseFit:
+@dataclass(frozen=True, repr=False)
+class PiecewiseFit(Shown):
     """The optimal affine map of each group, o = F_k (x, 1), and the risk of all together."""
 
     groups: Groups
@@ -241,8 +242,8 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     return theta
 
 
-@dataclass(frozen=True)
-class SpuriousPair:
+@dataclass(frozen=True, repr=False)
+class SpuriousPair(Shown):
     """Two certified minima of one network, `fine` for a refinement of the groups of `coarse`."""
 
     coarse: Parameters

@@ -26,6 +26,7 @@ from ..engine.parameters import Parameters
 from ..engine.passes import as_inputs
 from ..errors import AssumptionError
 from ..fitting.training import descend, kaiming_start
+from ..shown import Shown
 from .grid_targets import on_a_grid
 
 LOSS = SquaredLoss()
@@ -38,8 +39,8 @@ TINY = 1e-6  # units count as no smaller than this share of the largest when a f
 FLAT = 1e-12  # sigma'(a) and sigma''(a) count as 0 below this
 
 
-@dataclass(frozen=True)
-class SmoothMinimum:
+@dataclass(frozen=True, repr=False)
+class SmoothMinimum(Shown):
     """A point next to an exact local minimum of the squared loss on `data`, built for it.
 
     How near, and for which targets next to those of `data`, the certificate says.

@@ -20,6 +20,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
+from ..shown import Shown
 from .data_split import SPLITS, DataSplit, split_data
 from .embedding import identical_features
 from .equal_risk import equal_risk_point
@@ -28,8 +29,8 @@ from .towers import RelayedPair, check_pair
 from .witnesses import LowerPoint, lower_point
 
 
-@dataclass(frozen=True)
-class SpuriousMinimum:
+@dataclass(frozen=True, repr=False)
+class SpuriousMinimum(Shown):
     """theta with its certificate, theta', the lower point, and the escape from theta if any.
 
     `duplicates` counts the samples whose features at the upper convolution of the pair are equal.

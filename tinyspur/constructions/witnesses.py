@@ -20,6 +20,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, measure_escape, random_unit
+from ..shown import Shown
 from .data_split import DataSplit
 from .equal_risk import bias_below
 from .relays import outgoing
@@ -29,8 +30,8 @@ from .towers import RelayedPair, check_pair
 IN_THE_GAP = 0.999  # the line search may go this share of the way to the next value
 
 
-@dataclass(frozen=True)
-class LowerPoint:
+@dataclass(frozen=True, repr=False)
+class LowerPoint(Shown):
     """theta' with the bias of `map` of `layer` moved by `step`; `decrease` = R(theta) - `risk`.
 
     Rounding errors may explain up to `rounding` of the decrease.

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..shown import Shown
 
-@dataclass(frozen=True)
-class Duplicates:
+
+@dataclass(frozen=True, repr=False)
+class Duplicates(Shown):
     """How many `samples` equal another one, and how many of these have `differing_targets`.
 
     The latter equal a sample whose target is another.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from ..layers import (
     slots_of,
     states_of,
 )
+from ..shown import network_html
 from .activations import Activation, Identity, ReLU, activation_named
 from .backend import Array, namespace
 from .plain import whole
@@ -38,7 +39,7 @@ class Architecture:
     """The layers that `Parameters` hold numbers for; see `Network`, which adds the passes."""
 
     input_shape: tuple[int, ...]
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     activation: Activation | None = None
     memory_budget: int = field(default=MEMORY_BUDGET, compare=False)
 
@@ -71,6 +72,9 @@ class Architecture:
     def __repr__(self) -> str:
         arrows = " -> ".join("x".join(map(str, shape)) for shape in self.shapes)
         return f"{type(self).__name__}({arrows}, {self.size} parameters)"
+
+    def _repr_html_(self) -> str:
+        return network_html(self)
 
     @cached_property
     def chain(self) -> tuple[Layer | Link, ...]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ..layers import WeightMatrix
+from ..shown import point_html
 from .activations import ReLU
 from .architecture import Architecture
-from .backend import Array, to_numpy
-from .plain import float_type, is_array, overwrite, plain_array, whole
+from .backend import Array, namespace, to_numpy
+from .plain import float_type, is_array, number, overwrite, plain_array, whole
+
+if TYPE_CHECKING:
+    from .network import Network
+
+Part = TypeVar("Part")
 
 
 class Parameters:
@@ -27,12 +35,26 @@ class Parameters:
     real numbers are copied, to float64 where they are neither float32 nor float64: integers, bool,
     float16, longdouble, lists, PyTorch's tensors. Raises ValueError for numbers of another shape
     and for those that `plain_array` refuses: complex ones, objects, masked arrays, strings.
+
+    The points of a network are a vector space, with directions and gradients among them. Those of
+    another network are a ValueError. Two points are equal if their network and all numbers are.
+
+    >>> from tinyspur import Dense, Network
+    >>> net = Network((1, 2), [Dense(1)])
+    >>> a, b = Parameters(net, [1, 2, 3]), Parameters(net, [3, 2, 1])
+    >>> [((1 - s) * a + s * b).vector.tolist() for s in (0, 0.5, 1)]
+    [[1.0, 2.0, 3.0], [2.0, 2.0, 2.0], [3.0, 2.0, 1.0]]
+    >>> (a - b).norm(), (a - b).norm(np.inf), a + b == b + a
+    (2.82842..., 2.0, True)
     """
 
-    net: Architecture
+    __array_ufunc__ = None  # leaves `number * theta` to this class, also for numbers of NumPy
+    __hash__ = None  # since what is equal can change
+
+    net: Network
     vector: Array
-    W: Mapping[int, WeightMatrix]
-    b: Mapping[int, Array]
+    W: Matrices
+    b: Biases
 
     def __init__(self, net: Architecture, vector: Array):
         if not isinstance(net, Architecture):
@@ -43,14 +65,14 @@ class Parameters:
             raise ValueError(f"parameters: expected a vector ({net.size},), got {vector.shape}")
         matrices: dict[int, WeightMatrix] = {}
         biases: dict[int, Array] = {}
-        for number in range(1, net.depth + 1):
+        for layer in range(1, net.depth + 1):
             weights = None
-            if number in net.slots:
-                slot = net.slots[number]
+            if layer in net.slots:
+                slot = net.slots[layer]
                 weights = vector[slot.weights].reshape(slot.shape)
                 if slot.biases:
-                    biases[number] = vector[slot.weights.stop : slot.all.stop]
-            matrices[number] = net.matrix(number, weights)
+                    biases[layer] = vector[slot.weights.stop : slot.all.stop]
+            matrices[layer] = net.matrix(layer, weights)
         parts = {"net": net, "vector": vector}
         parts |= {"W": Matrices("W", net, matrices), "b": Biases("b", net, biases)}
         vars(self).update(parts)
@@ -70,6 +92,9 @@ class Parameters:
     def __repr__(self) -> str:
         return f"Parameters({self.net}, {self.vector.dtype})"
 
+    def _repr_html_(self) -> str:
+        return point_html(self)
+
     def __reduce__(self) -> tuple:
         return Parameters, (self.net, self.vector)  # so that a pickled point has its views again
 
@@ -86,6 +111,51 @@ class Parameters:
             raise ValueError(f"theta.to: expected the module numpy or cupy first, got {xp!r}")
         dtype = self.vector.dtype if dtype is None else float_type("theta.to", dtype)
         return Parameters(self.net, xp.array(to_numpy(self.vector), dtype=dtype))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Parameters):
+            return NotImplemented
+        return self.net == other.net and np.array_equal(*map(to_numpy, (self.vector, other.vector)))
+
+    def __add__(self, other: Parameters) -> Parameters:
+        self._check(other)
+        return Parameters(self.net, self.vector + other.vector)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Parameters) -> Parameters:
+        self._check(other)
+        return Parameters(self.net, self.vector - other.vector)
+
+    def __mul__(self, s: float) -> Parameters:
+        return Parameters(self.net, self.vector * number("s * theta", s))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, s: float) -> Parameters:
+        return Parameters(self.net, self.vector / number("theta / s", s))
+
+    def __neg__(self) -> Parameters:
+        return Parameters(self.net, -self.vector)
+
+    def norm(self, order: float = 2) -> float:
+        """Return the Euclidean length of the vector, or for ``np.inf`` its largest absolute value.
+
+        Radii and distances of certificates are in the latter, the max norm. Raises ValueError for
+        another order.
+        """
+        if order not in (2, np.inf):
+            raise ValueError(f"theta.norm: expected the order 2 or inf, got {order!r}")
+        largest = float(abs(self.vector).max())
+        if order == np.inf or not 0 < largest < np.inf:
+            return largest
+        return largest * math.sqrt(((self.vector.astype(np.float64) / largest) ** 2).sum())
+
+    def _check(self, other: Parameters) -> None:
+        check_points(self.net, other)
+        mine, its = (namespace(point.vector).__name__ for point in (self, other))
+        if mine != its:
+            raise ValueError(f"points: expected both in {mine}, got one in {its}; see theta.to")
 
     def __abs__(self) -> Parameters:
         """Return |theta|, entry by entry."""
@@ -125,13 +195,13 @@ class Parameters:
         return named
 
 
-class ByLayer(Mapping):
+class ByLayer(Mapping[int, Part]):
     """What a point has at each layer, by its number. What is assigned is copied into the point."""
 
-    def __init__(self, name: str, net: Architecture, parts: dict):
+    def __init__(self, name: str, net: Architecture, parts: dict[int, Part]):
         self._name, self._net, self._parts = name, net, parts
 
-    def __getitem__(self, layer: int):
+    def __getitem__(self, layer: int) -> Part:
         number, depth = whole(layer), self._net.depth
         if number in self._parts:
             return self._parts[number]
@@ -149,14 +219,14 @@ class ByLayer(Mapping):
         return f"{{{', '.join(f'{layer}: {part!r}' for layer, part in self.items())}}}"
 
 
-class Biases(ByLayer):
+class Biases(ByLayer[Array]):
     """The biases of a point by layer, one number for each map or neuron."""
 
     def __setitem__(self, layer: int, values: Array) -> None:
         overwrite(f"theta.{self._name}[{layer}]", self[layer], values)
 
 
-class Matrices(ByLayer):
+class Matrices(ByLayer[WeightMatrix]):
     """The weight matrices of a point by layer; assigned are weights, or a matrix that has them."""
 
     def __setitem__(self, layer: int, values: Array | WeightMatrix) -> None:

@@ -37,6 +37,14 @@ def plain_on_host(name: str, values: object) -> np.ndarray:
     return to_numpy(plain_array(name, values))
 
 
+def number(name: str, value: object) -> float:
+    """Return one real number as Python's, so that it leaves the type of arrays as it is."""
+    found = plain_array(name, value)
+    if found.ndim:
+        raise ValueError(f"{name}: expected a number, got an array {found.shape}")
+    return float(found)
+
+
 def plain_like(name: str, values: object, memory: Array) -> Array:
     """Return `values` as `plain_array` does, where `memory` is."""
     array, xp = plain_array(name, values), namespace(memory)

@@ -14,6 +14,7 @@ import scipy.sparse.linalg
 from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, check_loss
 from ..engine.plain import plain_on_host
 from ..errors import AssumptionError
+from ..shown import Shown
 
 NEWTON_STEPS = 500
 GRADIENT_GOAL = 1e-12
@@ -23,8 +24,8 @@ MET = 1e-12  # a target counts as met up to this share of the terms that the out
 CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
 
 
-@dataclass(frozen=True)
-class AffineFit:
+@dataclass(frozen=True, repr=False)
+class AffineFit(Shown):
     """The affine map o = W x + b of least risk.
 
     `weights` (d_y, d_x), `bias` (d_y,), the `risk`, the largest entry of the `gradient`

@@ -10,6 +10,7 @@ from ..engine.backend import namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters
+from ..shown import Shown
 from .training import Adam
 
 GPU_RATE = 10e12  # floating-point operations per second, sustained, of the estimate for a GPU
@@ -49,8 +50,8 @@ def seconds_per_batch(
     return min(times)
 
 
-@dataclass(frozen=True)
-class TrainingCost:
+@dataclass(frozen=True, repr=False)
+class TrainingCost(Shown):
     """The estimated cost of `epochs` of training and of at most `polish` passes of L-BFGS.
 
     It prints as floating-point operations and as time, which is estimated from the `seconds` that a

@@ -31,13 +31,14 @@ from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from ..layers import SelectionMatrix
+from ..shown import Shown
 from .settle import Settled
 
 HALVINGS = 40  # of the distance, and of the length of a way
 
 
-@dataclass(frozen=True)
-class Member:
+@dataclass(frozen=True, repr=False)
+class Member(Shown):
     """Another point of the family of a minimum, with its own certificate.
 
     `theta` is `moved` away from the given point in max norm. `change` is the largest change of an

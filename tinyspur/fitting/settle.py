@@ -21,6 +21,7 @@ from ..engine.losses import CrossEntropy, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
+from ..shown import Shown
 from .kink_model import split
 from .kinked_newton import NULL, Conditions, KinkedNewton
 from .training import descend
@@ -44,8 +45,8 @@ NO_LOWER = "no lower point was found"
 SETTLED = "the conditions of a local minimum hold, up to rounding"
 
 
-@dataclass(frozen=True)
-class Settled:
+@dataclass(frozen=True, repr=False)
+class Settled(Shown):
     """Where a point settled: the local minimum, or what is missing for one.
 
     `theta` is the point, `risk_before` and `risk` those of the given point and of theta, `moved`

@@ -20,6 +20,7 @@ from ..engine.parameters import Parameters, check_points
 from ..engine.plain import whole_number
 from ..files import keep, read_arrays, whole_file
 from ..layers import Scale
+from ..shown import Shown
 
 
 def kaiming_start(net: Network, seed: int = 0) -> Parameters:
@@ -242,8 +243,8 @@ def descend(
     return best[1]
 
 
-@dataclass(frozen=True)
-class Polish:
+@dataclass(frozen=True, repr=False)
+class Polish(Shown):
     """What L-BFGS without weight decay made of a trained point.
 
     `theta`, its `risk` and the largest entry of its `gradient`, in absolute value, after so many

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from ..files import naming, read_arrays, whole_file
+from ..shown import Shown, landscape_html
 
 
-@dataclass(frozen=True)
-class Landscape:
+@dataclass(frozen=True, repr=False)
+class Landscape(Shown):
     """Risks on a plane (A, B), for `alpha` (A,) and `beta` (B,), or on K lines (K, A).
 
     `centre` is R(theta). A risk counts as lower if it is lower by more than `rounding`: the
@@ -57,6 +58,9 @@ class Landscape:
         if not np.isfinite(self.rounding):
             found += "; none counts as lower, since rounding errors after overflow have no bound"
         return f"R = {self.centre:.9g} at the centre; {found}"
+
+    def _repr_html_(self) -> str:
+        return landscape_html(self)
 
     def save(self, path: str | Path, **more: np.ndarray) -> None:
         """Write `alpha`, `beta` (of a plane), `risks`, `centre`, `rounding` and `more` as NPZ.

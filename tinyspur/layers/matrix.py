@@ -7,6 +7,10 @@ definition that all products have to agree with. Neurons are numbered map by map
 row, so neuron ``t * P + p`` is position p of map t ([CNN] section 2.2, counted from 0). Entries
 that are listed are on the host; products are computed where the weights are.
 
+They calculate as matrices do: ``v @ W``, ``2 * W``, ``-W``, ``W / 2``, ``W + V``, ``W @ V``. Where
+that changes `weights` alone, the result is a matrix of the same kind. Any other is a SciPy CSR
+array on the host, as ``tocsr`` returns it.
+
 Max pooling is a matrix only for given inputs o^{l-1}: ``W.at(o)`` is the matrix of zeros and ones
 that selects the largest entries. For all other layers ``W.at(o)`` is W itself.
 """
@@ -14,12 +18,14 @@ that selects the largest entries. For all other layers ``W.at(o)`` is W itself.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.sparse
 
 from ..engine.backend import Array, namespace
-from ..engine.plain import overwrite, plain_array
+from ..engine.plain import number, overwrite, plain_array, plain_like, plain_on_host
+from ..shown import matrix_html
 
 
 class WeightMatrix(ABC):
@@ -28,9 +34,11 @@ class WeightMatrix(ABC):
     `weights` holds the trainable numbers in PyTorch's shape, None where there are none; what is
     assigned to it is copied into this memory, which may be that of a point.
     `maps_out` maps of `positions_out` positions each are the rows, likewise for the columns.
+    ``np.asarray(W)`` lists all entries; ``scipy.sparse.linalg`` takes W as a linear operator.
     """
 
-    __array_ufunc__ = None  # makes `array @ W` a TypeError instead of an array of objects
+    __array_ufunc__ = None  # leaves `array @ W`, `array + W` and `number * W` to this class
+    ndim = 2
 
     selects = False  # whether the matrix depends on what it is multiplied with
     groups = 1  # the maps of each group read the maps of one group below alone
@@ -41,7 +49,7 @@ class WeightMatrix(ABC):
     positions_in: int
 
     @property
-    def weights(self) -> Array | None:
+    def weights(self) -> Array:
         """Return the trainable numbers, or None."""
         return self._weights
 
@@ -55,6 +63,14 @@ class WeightMatrix(ABC):
     def shape(self) -> tuple[int, int]:
         """Return (n_l, n_{l-1})."""
         return self.maps_out * self.positions_out, self.maps_in * self.positions_in
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Return the type of the weights, float64 without weights."""
+        return np.dtype(np.float64) if self.weights is None else self.weights.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     @property
     def rows(self) -> int:
@@ -76,15 +92,72 @@ class WeightMatrix(ABC):
         """Return columns (n_l, N) as a view with a row for each map, (maps, positions * N)."""
         return values[: self.rows].reshape(self.maps_out, -1)
 
-    def __matmul__(self, o: Array) -> Array:
-        """Return W @ o for a vector (n_{l-1},) or columns (n_{l-1}, N)."""
-        o = plain_array("W @ o", o)
-        if o.ndim not in (1, 2) or o.shape[0] != self.shape[1]:
-            raise ValueError(
-                f"{self!r} @ o: expected o of shape ({self.shape[1]},) or ({self.shape[1]}, N), "
-                f"got {o.shape}"
-            )
+    def __matmul__(self, o: object) -> Array | scipy.sparse.csr_array:
+        """Return W @ o for a vector (n_{l-1},) or columns (n_{l-1}, N), or CSR for a matrix."""
+        if hasattr(o, "tocsr"):
+            if o.shape[:1] != self.shape[1:]:
+                raise ValueError(f"{self!r} @ V: expected {self.shape[1]} rows, got {o.shape}")
+            return self.tocsr() @ scipy.sparse.csr_array(o.tocsr())
+        o, n = plain_array("W @ o", o), self.shape[1]
+        if o.ndim not in (1, 2) or o.shape[0] != n:
+            raise ValueError(f"{self!r} @ o: expected o of shape ({n},) or ({n}, N), got {o.shape}")
         return self._product(o) if o.ndim == 2 else self._product(o[:, None])[:, 0]
+
+    def __rmatmul__(self, v: Array) -> Array:
+        """Return v @ W for a vector (n_l,) or rows (N, n_l)."""
+        v, n = plain_array("v @ W", v), self.shape[0]
+        if v.ndim not in (1, 2) or v.shape[-1] != n:
+            raise ValueError(f"v @ {self!r}: expected v ({n},) or (N, {n}), got {v.shape}")
+        return (self.T @ v.T).T
+
+    def matvec(self, o: Array) -> Array:
+        """Return W @ o, as SciPy's linear operators do; TypeError where W depends on o."""
+        if self.selects:
+            raise TypeError(f"{self!r} is linear only at an input o: expected W.at(o)")
+        return self @ o
+
+    def rmatvec(self, delta: Array) -> Array:
+        """Return W.T @ delta, as SciPy's linear operators do."""
+        return self.T @ delta
+
+    matmat, rmatmat = matvec, rmatvec  # for columns
+
+    def _in_weights(self) -> bool:
+        """Return whether all entries are 0 or weights."""
+        return self.weights is not None and self.trained is self
+
+    def __mul__(self, s: float) -> WeightMatrix | scipy.sparse.csr_array:
+        """Return s W for a number s: of the same kind, or CSR where not all entries are weights."""
+        s = number("s * W", s)
+        return self.with_weights(self.weights * s) if self._in_weights() else self.tocsr() * s
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, s: float) -> WeightMatrix | scipy.sparse.csr_array:
+        s = number("W / s", s)
+        return self.with_weights(self.weights / s) if self._in_weights() else self.tocsr() / s
+
+    def __neg__(self) -> WeightMatrix | scipy.sparse.csr_array:
+        return self * -1
+
+    def __add__(self, other: object) -> WeightMatrix | scipy.sparse.csr_array | np.ndarray:
+        """Return W + V: of the same kind for one that is alike, else CSR, an array for an array."""
+        if isinstance(other, WeightMatrix) and self._in_weights() and self.is_like(other):
+            more = plain_like("W + V", other.weights, self.weights)
+            return self.with_weights(self.weights + more)
+        listed = hasattr(other, "tocsr")
+        other = scipy.sparse.csr_array(other.tocsr()) if listed else plain_on_host("W + V", other)
+        if other.shape != self.shape:
+            raise ValueError(f"{self!r} + V: expected a matrix {self.shape}, got {other.shape}")
+        return self.tocsr() + other
+
+    __radd__ = __add__
+
+    def __sub__(self, other: object) -> WeightMatrix | scipy.sparse.csr_array | np.ndarray:
+        return self + -(other if hasattr(other, "tocsr") else plain_on_host("W - V", other))
+
+    def __rsub__(self, other: object) -> WeightMatrix | scipy.sparse.csr_array | np.ndarray:
+        return -self + other
 
     @property
     def fan_in(self) -> int:
@@ -103,7 +176,8 @@ class WeightMatrix(ABC):
 
     def is_like(self, other: WeightMatrix) -> bool:
         """Return whether `other` is the same matrix but for the numbers of its weights."""
-        return type(self) is type(other) and self.shape == other.shape
+        mine, its = (getattr(W.weights, "shape", W.shape) for W in (self, other))
+        return type(self) is type(other) and self.shape == other.shape and mine == its
 
     def brief_product(self, o: Array, use: str) -> Array:
         """Return W @ o for columns (n_{l-1}, N) until this thread's next one for `use`."""
@@ -135,6 +209,16 @@ class WeightMatrix(ABC):
         else:
             entries = self.tocsr(rows.ravel())[:, columns.ravel()].toarray()
         return entries.reshape(rows.shape + columns.shape)[()]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the rows, each (n_{l-1},)."""
+        return (self[i, :] for i in range(len(self)))
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        """Return all entries as a new array, zeros and all; see `tocsr` for those that aren't 0."""
+        if copy is False:
+            raise ValueError(f"{self!r}: expected copy=None or True, since its entries are listed")
+        return self.toarray().astype(dtype, copy=False) if dtype is not None else self.toarray()
 
     def block(self, t: int, c: int) -> np.ndarray:
         """Return the (positions_out, positions_in) block that leads from map c to map t."""
@@ -227,6 +311,9 @@ class WeightMatrix(ABC):
         rows, columns = self.shape
         return f"{type(self).__name__}({rows} x {columns}{self._details()}, {self.nnz} nonzeros)"
 
+    def _repr_html_(self) -> str:
+        return matrix_html(self)
+
     def _details(self) -> str:
         return ""
 
@@ -258,6 +345,10 @@ class TransposedMatrix(WeightMatrix):
     @property
     def T(self) -> WeightMatrix:
         return self.matrix
+
+    @property
+    def trained(self) -> WeightMatrix:
+        return self if self.matrix.trained is self.matrix else self.matrix.trained.T
 
     @property
     def fan_in(self) -> int:

@@ -9,7 +9,7 @@ is z = W o + b as elsewhere; biases and activations are those of W's own rows, w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,8 @@ class Residual(Layer):
     are numbered as they come: those of the block, of the shortcut, then the sum.
     """
 
-    layers: tuple[Layer, ...]
-    shortcut: tuple[Layer, ...] = ()
+    layers: Sequence[Layer]
+    shortcut: Sequence[Layer] = ()
 
     type = "residual"
     trainable = False

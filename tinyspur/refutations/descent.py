@@ -12,12 +12,13 @@ from ..engine.backend import Array
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
+from ..shown import Shown
 from .escapes import Escape, first_order_directions, second_order_directions
 from .expansion import expand_risk, in_float64
 
 
-@dataclass(frozen=True)
-class DescentDirection:
+@dataclass(frozen=True, repr=False)
+class DescentDirection(Shown):
     """R(theta + t d) = R(theta) - `rate` t^order + O(t^(order + 1)), t -> 0+, for d = `direction`.
 
     Its largest entry is 1 in size. The rate is exact at kinks too, and positive beyond rounding:

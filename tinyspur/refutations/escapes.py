@@ -24,6 +24,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
+from ..shown import Shown
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 
 TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
@@ -32,8 +33,8 @@ REACH = 0.02  # max-norm distance within which lower points are looked for, if n
 STEPS, SHRINK = 20, 4  # of a line search: how many, and the ratio of each to the next
 
 
-@dataclass(frozen=True)
-class Escape:
+@dataclass(frozen=True, repr=False)
+class Escape(Shown):
     """A point reached from theta, whose risk is lower by `decrease` if that is positive.
 
     Where it can be reached with any `step` > 0, however small, theta is not a local minimum; the

@@ -24,6 +24,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import margins, steps
 from ..engine.plain import whole_number
+from ..shown import Shown
 from .expansion import expand_risk
 
 DENSE_UP_TO = 1500  # parameters up to which the whole Hessian is computed
@@ -46,8 +47,8 @@ class RitzValue:
     residual: float
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, repr=False)
+class Evidence(Shown):
     """What speaks for a local minimum at a point where the risk is smooth: evidence, no proof.
 
     `margin` is the least |z|, or half gap of a max pooling, and infinite without kinks; at 0 the

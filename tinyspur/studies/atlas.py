@@ -27,14 +27,15 @@ from ..engine.parameters import Parameters
 from ..files import whole_file
 from ..fitting.settle import settle
 from ..fitting.training import descend, kaiming_start
+from ..shown import Shown
 
 CHUNK = 100  # partitions that a worker gets at once
 SETTLING = 200  # steps from the end of training towards a minimum
 MISSES = 1000  # draws in a row without a new partition, after which no more are looked for
 
 
-@dataclass(frozen=True)
-class Atlas:
+@dataclass(frozen=True, repr=False)
+class Atlas(Shown):
     """Minima of one network: for each its partition, its risk and whether it was certified.
 
     There is one row in `labels` (n, N), the group of each sample, and one entry for each minimum

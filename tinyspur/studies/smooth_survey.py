@@ -16,12 +16,13 @@ from ..engine.activations import Activation
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..layers import Dense
+from ..shown import Shown
 
 STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
 
 
-@dataclass(frozen=True)
-class SmoothRow:
+@dataclass(frozen=True, repr=False)
+class SmoothRow(Shown):
     """A minimum, the lowest risk that was `reached` elsewhere in the same network, and lines.
 
     Rounding errors, and targets that are no farther from the stored ones than the certificate says,

@@ -29,6 +29,7 @@ from ..engine.threads import one_thread
 from ..files import check_outputs, naming, whole_file, write_json
 from ..fitting.settle import settle
 from ..fitting.training import descend, kaiming_start
+from ..shown import Shown
 from .trained_problems import Problem
 
 LOSS = SquaredLoss()
@@ -91,8 +92,8 @@ class Minimum:
         }
 
 
-@dataclass(frozen=True)
-class TrainedMinima:
+@dataclass(frozen=True, repr=False)
+class TrainedMinima(Shown):
     """What the trainings of one problem ended in, by their seeds."""
 
     problem: Problem

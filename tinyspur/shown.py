@@ -1,0 +1,188 @@
+"""How points, matrices and results show themselves: as readable blocks, in notebooks as HTML.
+
+The HTML has no script, and no colours of its own but those of pictures, which are transparent where
+there is nothing: it is read on light pages and on dark ones.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .engine.architecture import Architecture
+    from .engine.parameters import Parameters
+    from .landscape.risks import Landscape
+    from .layers import WeightMatrix
+
+CELLS = 48  # of a picture in each direction
+LISTED = 10**7  # nonzeros of a matrix that are listed at most for a picture
+POSITIVE, NEGATIVE, LINE = (42, 125, 225), (232, 89, 12), (128, 128, 128)
+
+
+class Shown:
+    """A result that prints as a readable block: its `repr` is that block, too."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return block(type(self).__name__, str(self))
+
+
+def block(title: str, text: str, *more: str) -> str:
+    """Return text as HTML, line by line, below a title and above what is HTML already.
+
+    >>> block("Escape", "lower by > 0")
+    '<div><strong>Escape</strong><pre style="margin:0">lower by &gt; 0</pre></div>'
+    """
+    lines = f'<pre style="margin:0">{escape(text)}</pre>' if text else ""
+    return f"<div><strong>{escape(title)}</strong>{lines}{''.join(more)}</div>"
+
+
+def table(rows: Sequence[Sequence[str]], pictures: Sequence[str] = ()) -> str:
+    """Return rows of text, the first of them headings, as HTML; with a picture at the end of each.
+
+    >>> table([["layer", "kind"], ["1", "conv"]])
+    '<table><tr><th>layer</th><th>kind</th></tr><tr><td>1</td><td>conv</td></tr></table>'
+    """
+    found = []
+    for n, row in enumerate(rows):
+        cells = [*map(escape, row), *([("", *pictures)[n]] if pictures else [])]
+        kind = "td" if n else "th"
+        found.append("".join(f"<{kind}>{cell}</{kind}>" for cell in cells))
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in found)}</table>"
+
+
+def picture(values: np.ndarray, words: str, scale: int = 4) -> str:
+    """Return numbers (rows, columns) as an image: blue above 0, orange below, large ones dense.
+
+    Zeros are transparent, so are numbers that are not finite; infinite ones are grey lines.
+    """
+    import matplotlib.image
+
+    known = np.where(np.isfinite(values), values, 0)
+    strength = np.sqrt(abs(known) / (abs(known).max() or 1))
+    pixels = np.zeros((*values.shape, 4), np.uint8)
+    pixels[..., :3] = np.where((known > 0)[..., None], POSITIVE, NEGATIVE)
+    pixels[..., 3] = np.where(known == 0, 0, 55 + 200 * strength)
+    pixels[np.isinf(values)] = *LINE, 90
+    file = io.BytesIO()
+    matplotlib.image.imsave(file, pixels, format="png")
+    data = base64.b64encode(file.getvalue()).decode()
+    height, width = (scale * n for n in values.shape)
+    style = "image-rendering:pixelated;border:1px solid;margin:2px;max-width:none"
+    return (
+        f'<img alt="{escape(words)}" title="{escape(words)}" width="{width}" height="{height}" '
+        f'style="{style}" src="data:image/png;base64,{data}">'
+    )
+
+
+# Weight matrices
+
+
+def cells(maps: int, positions: int) -> np.ndarray:
+    """Return for each neuron of a layer its cell in a picture, (maps * positions,).
+
+    A cell is one position or several of one map; for maps that don't fit it is -1.
+
+    >>> cells(2, 5), cells(40, 3)[-3:]
+    (array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), array([39, 39, 39]))
+    """
+    each = max(1, min(positions, CELLS // maps))
+    found = np.arange(maps)[:, None] * each + np.arange(positions) * each // positions
+    return np.where(found < CELLS, found, -1).ravel()
+
+
+def _side(maps: int, positions: int, total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cells of one side of a matrix, and where maps of several cells begin."""
+    maps, positions = (maps, positions) if maps * positions == total else (1, total)
+    found = cells(maps, positions)
+    several = found[positions - 1] > 0
+    return found, found[::positions][1:] if several else found[:0]
+
+
+def entries(W: WeightMatrix) -> np.ndarray:
+    """Return one row of W for each cell, with the entry of largest absolute value in each cell.
+
+    Between two maps is a line of infinite numbers.
+    """
+    below, columns = _side(W.maps_in, W.positions_in, W.shape[1])
+    own, rows = _side(W.maps_out, W.positions_out, W.shape[0])
+    drawn = np.unique(own, return_index=True)[1][-1 - own.max() :]
+    coo = W.tocsr(drawn).tocoo()
+    inside = below[coo.col] >= 0
+    places, values = (coo.row[inside], below[coo.col[inside]]), coo.data[inside]
+    found = np.zeros((2, len(drawn), below.max() + 1))
+    np.maximum.at(found[0], places, values)
+    np.minimum.at(found[1], places, values)
+    largest = np.where(found[0] >= -found[1], *found)
+    return np.insert(np.insert(largest, rows, np.inf, axis=0), columns, np.inf, axis=1)
+
+
+def matrix_picture(W: WeightMatrix, scale: int = 4) -> str:
+    """Return a small picture of the blocks of W; nothing for what has no entries or too many."""
+    alone = type(W).__name__ in ("ConvolutionMatrix", "DenseMatrix")  # they list rows alone
+    if not alone and W.nnz > LISTED:
+        return ""
+    part = f", of the first {CELLS} maps" * (max(W.maps_in, W.maps_out) > CELLS)
+    try:
+        return picture(entries(W), f"{W!r}: blocks from map to map{part}", scale)
+    except TypeError:  # its entries depend on what it is multiplied with
+        return ""
+
+
+def matrix_html(W: WeightMatrix) -> str:
+    """Return the kind, shape and nonzeros of W, and its picture, as HTML."""
+    return block(type(W).__name__, repr(W), matrix_picture(W))
+
+
+# Networks, points and landscapes
+
+
+def layer_rows(theta: Parameters) -> list[tuple[str, ...]]:
+    """Return headings, and for each layer shapes, nonzeros and the range of its numbers."""
+    rows = [("layer", "kind", "output", "matrix", "filters", "nonzeros", "weights", "biases")]
+    for layer, kind in enumerate(theta.net.chain, start=1):
+        W, filters, ranges = theta.W[layer], "-", ["-", "-"]
+        if W.weights is not None:
+            filters = "x".join(map(str, W.weights.shape)) if kind.type == "conv" else "-"
+            numbers = W.weights, theta.b.get(layer)
+            ranges = ["-" if v is None else f"{v.min():.4g} .. {v.max():.4g}" for v in numbers]
+        output, shape = "x".join(map(str, theta.net.shapes[layer])), "{} x {}".format(*W.shape)
+        rows.append((str(layer), kind.type, output, shape, filters, str(W.nnz), *ranges))
+    return rows
+
+
+def point_html(theta: Parameters) -> str:
+    """Return the layers of a point as a table with a picture of each matrix."""
+    pictures = [matrix_picture(W, 2) for W in theta.W.values()]
+    return block("Parameters", repr(theta), table(layer_rows(theta), pictures))
+
+
+def network_html(net: Architecture) -> str:
+    """Return the layers of a network as a table: what they are, their outputs and parameters."""
+    rows = [("layer", "", "activation", "output", "parameters")]
+    rows.append(("0", "input", "", "x".join(map(str, net.input_shape)), ""))
+    for layer, kind in enumerate(net.chain, start=1):
+        slot = net.slots.get(layer)
+        size = f"{slot.all.stop - slot.all.start:,}" if slot else ""
+        sigma = net.activation_of(layer)
+        output = "x".join(map(str, net.shapes[layer]))
+        own = str(getattr(kind, "layer", kind)) + " + what is kept" * (kind.type == "sum")
+        rows.append((str(layer), own, str(sigma or ""), output, size))
+    return block(type(net).__name__, f"{net.size:,} parameters", table(rows))
+
+
+def landscape_html(landscape: Landscape) -> str:
+    """Return what a landscape found, and its risks as a picture, orange where they are lower."""
+    above = landscape.risks - landscape.centre
+    above = above[np.ix_(*(np.arange(0, n, -(-n // (2 * CELLS))) for n in above.shape))]
+    words = "the risks less that at the centre: blue is higher, orange is lower"
+    drawn = picture(np.where(np.isfinite(above), above, np.nan), words)
+    return block("Landscape", f"{landscape}\n{words}", drawn)
