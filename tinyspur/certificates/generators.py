@@ -41,6 +41,7 @@ from .box_hessians import reads
 from .boxes import influence, members_of
 from .exact_sums import integers
 from .families import Symmetry
+from .sizes import parameter_sizes, powers_of_two
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
 LARGEST_FACTOR = 1000  # in a sum of dependent inputs
@@ -90,13 +91,15 @@ class Reach(NamedTuple):
 
     `matters` (n_l, N): z^l has an influence on L; `moves` (n_{l-1}, N): o^{l-1} is not constantly
     0; `slopes` (n_l, N) of the activation, NaN at held units and where z^l does not matter, 1 where
-    none follows but another layer; None in the last layer, and where it is smooth.
+    none follows but another layer; None in the last layer, and where it is smooth. `sizes` (p,) are
+    those of all parameters, see `parameter_sizes`.
     """
 
     step: HeldStep
     matters: np.ndarray
     moves: np.ndarray
     slopes: np.ndarray | None
+    sizes: np.ndarray
 
 
 def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
@@ -104,7 +107,7 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
     x = held.data.x.reshape(len(held.data), -1).astype(np.float64)
     members = members_of(held, slice(None))
     trace = steps(theta, np.ascontiguousarray(x.T), members)
-    found, moves = {}, []
+    found, moves, sizes = {}, [], parameter_sizes(theta, trace).vector
     now = trace[0].below != 0
     for step in trace:
         moves.append(now)
@@ -126,7 +129,7 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
                 matters[some.units, some.columns] = True
         elif step.activation is None and step.layer < len(trace):  # o = z
             slopes = np.where(matters, 1.0, np.nan)
-        found[step.layer] = Reach(step, matters, moving, slopes)
+        found[step.layer] = Reach(step, matters, moving, slopes, sizes)
     return found
 
 
@@ -262,7 +265,13 @@ def dependent_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[G
 
 
 def whole_null_vectors(A: np.ndarray) -> list[np.ndarray]:
-    """Return independent vectors n of small whole numbers with A n = 0 exactly, A (rows, n)."""
+    """Return independent vectors n with A n = 0 exactly, A (rows, n), of small whole numbers.
+
+    They are small whole numbers where columns are divided by the powers of two that their largest
+    entries are about.
+    """
+    scale = powers_of_two(abs(A).max(axis=0, initial=0.0))
+    A = A / scale
     _, R, order = scipy.linalg.qr(A, mode="economic", pivoting=True)
     sizes = abs(np.diag(R))
     rank = int((sizes > INDEPENDENT * sizes.max(initial=0)).sum())
@@ -281,7 +290,7 @@ def whole_null_vectors(A: np.ndarray) -> list[np.ndarray]:
         factors[solved] = [float(-part * common) for part in parts]
         whole = np.array([int(v) for v in factors], dtype=object)
         if abs(whole).max() <= LARGEST_FACTOR and not (columns @ whole).any():
-            found.append(factors)
+            found.append(factors / scale)
     return found
 
 
@@ -347,7 +356,8 @@ def _interpolating(
     if len(first):
         read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
         A = read[_reads(at.step.W, t), :, positions, np.arange(len(samples))]
-        _, R, order = scipy.linalg.qr(A[:, columns], mode="economic", pivoting=True)
+        A = A[:, columns] * at.sizes[coordinates[columns]]
+        _, R, order = scipy.linalg.qr(A, mode="economic", pivoting=True)
         if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
             return None
         solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
