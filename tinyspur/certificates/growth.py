@@ -42,6 +42,7 @@ from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix
 from .box_hessians import Second, second_order
 from .boxes import Box, First, first_order, forward, members_of, signal_bounds
+from .doubled_gradient import doubled_gradient
 from .enclosed_algebra import positive_definite, spectral_bound
 from .enclosures import Enclosure, exact
 from .free import Flow
@@ -86,6 +87,9 @@ def exists(at: Stationary) -> Proved | str:
     if not seen.kept:
         return "a unit is so near its kink that rounding errors may change its pattern"
     F = _joined(seen.gradient[at.coordinates.free], seen.values)
+    found = doubled_gradient(at.held, at.theta, at.multipliers)
+    if found is not None:
+        F = _narrower(F, _joined(found[0][at.coordinates.free], found[1]))
     step = (exact(at.inverse) @ F).magnitude
     radii, more = 2 * _not_much_smaller(step, at.scale), slack(2 * len(step))
     for _ in range(4):
@@ -386,6 +390,12 @@ def penalised(H: Enclosure, Z: Enclosure, weights: np.ndarray) -> Enclosure:
     M = exact(Z.middle)
     found = H + (M.T * (weights / 2)) @ M
     return found.wider((Z.radius.T * weights) @ Z.radius * slack(2 * len(weights)))
+
+
+def _narrower(a: Enclosure, b: Enclosure) -> Enclosure:
+    """Return of two enclosures of the same numbers the narrower one, entry by entry."""
+    first = a.radius <= b.radius
+    return Enclosure(np.where(first, a.middle, b.middle), np.where(first, a.radius, b.radius))
 
 
 def _joined(a: Enclosure, b: Enclosure) -> Enclosure:
