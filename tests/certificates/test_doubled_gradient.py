@@ -48,7 +48,7 @@ def test_it_is_that_of_differences_in_a_thousand_bits(case, slope):
             for d in (e, -e)
         )
         off = abs((above - below) / arb(2 * STEP) - arb(found.middle[n]))
-        assert off <= arb(found.radius[n])
+        assert off < arb(found.radius[n]) + arb(2) ** -900
         assert found.radius[n] <= 1.2e-16 * abs(found.middle[n]) + 1e-26
     assert (abs(values.middle - plain.values.middle) <= plain.values.radius).all()
     assert found.radius.max() < 0.1 * plain.gradient.radius.max()
