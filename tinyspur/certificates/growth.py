@@ -1,8 +1,8 @@
 """The growth of the risk around a stationary point at kinks: what the strict certificate proves.
 
 theta* is a point with grad L = 0 in the free coordinates and v_K = 0, L = R_0 + sum_k lambda_k v_k,
-where held units give 0. B is the box of all theta' within rho of theta*, in all coordinates, and of
-what is passed on the way.
+where held units give 0. B is the box of all theta' within rho of the point that is certified, which
+is near theta*, in all coordinates, and of what is passed on the way.
 
 *Lemma.* R(theta') >= R(theta*) for all theta' in B, if
 
@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.floats import slack
+from ..engine.floats import LEAST_NORMAL, slack
 from ..engine.held import Held
 from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix
@@ -44,7 +44,7 @@ from .box_hessians import Second, second_order
 from .boxes import Box, First, first_order, forward, members_of, signal_bounds
 from .doubled_gradient import doubled_gradient
 from .enclosed_algebra import positive_definite, spectral_bound
-from .enclosures import Enclosure, exact
+from .enclosures import Enclosure, exact, narrower
 from .free import Flow
 from .stationary import Stationary, tangent_basis
 
@@ -89,7 +89,7 @@ def exists(at: Stationary) -> Proved | str:
     F = _joined(seen.gradient[at.coordinates.free], seen.values)
     found = doubled_gradient(at.held, at.theta, at.multipliers)
     if found is not None:
-        F = _narrower(F, _joined(found[0][at.coordinates.free], found[1]))
+        F = narrower(F, _joined(found[0][at.coordinates.free], found[1]))
     step = (exact(at.inverse) @ F).magnitude
     radii, more = 2 * _not_much_smaller(step, at.scale), slack(2 * len(step))
     for _ in range(4):
@@ -111,9 +111,9 @@ def exists(at: Stationary) -> Proved | str:
             needed = 4 * radii
         radii = 2 * _not_much_smaller(needed, at.scale)
     return (
-        "no exact stationary point was shown to be near: the Hessian is so close to singular that "
-        f"rounding errors of up to {F.magnitude.max():.1e} of the gradient may move it by "
-        f"{step.max():.1e}"
+        "no exact stationary point was shown to be near: the Hessian is so close to singular, up "
+        f"to rounding, that a gradient of up to {F.magnitude.max():.1e} may move it by "
+        f"{step[:n].max(initial=0.0):.1e}"
     )
 
 
@@ -249,14 +249,14 @@ def shares(at: Stationary, room: np.ndarray, coupled: np.ndarray) -> np.ndarray:
 class Growth:
     """Whether the lemma holds around a stationary point that is proved to exist.
 
-    For all points within rho of `start` in max norm, which is within `moved` of the middle of the
-    box that theta* is in: the distances (p,) of each coordinate, 0 but for the free ones.
+    For all points within rho of `start` in max norm: `moved` (p,) is how far that is from the
+    middle of the box that theta* is in.
     """
 
     def __init__(self, proved: Proved, start: Parameters):
-        self.proved, at = proved, proved.at
-        self.at, free = at, at.coordinates.free
-        self.moved = abs(at.theta.vector - start.vector)[free] * slack(1)
+        self.proved, self.at = proved, proved.at
+        at, free = proved.at, proved.at.coordinates.free
+        self.moved = abs(at.theta.vector - start.vector) * slack(1)
         H, Z = split(at, proved.second)
         self.H, self.Z, self.units = H.middle, Z.middle, at.scale[: len(free)]
         thin = box_around(at, 0 * proved.free_radius, 0.0, 0 * proved.multiplier_radius)
@@ -280,14 +280,12 @@ class Growth:
         tangents = self.tangents if units is None else self._tangents(units)
         units = self.units if units is None else units
         H, Z = _scaled(self.H, units), self.Z * units
-        unit = mu / np.maximum(abs(Z).sum(axis=1), 1e-300)
+        unit = mu / np.maximum(abs(Z).sum(axis=1), LEAST_NORMAL)
         square = (Z.T * (unit / 2)) @ Z
         largest = float(abs(H).max(initial=0))
-        factor = LEAST * (largest or 1.0) / max(float(abs(square).max(initial=0)), 1e-300)
-        goal, highest = 1e-3 * largest, factor * (LARGEST / LEAST)
-        if len(tangents):
-            goal = share * float(tangents[0])
-        H = H - goal * np.eye(len(H))
+        factor = LEAST * (largest or 1.0) / max(float(abs(square).max(initial=0)), LEAST_NORMAL)
+        highest = factor * (LARGEST / LEAST)
+        H = H - (share * tangents[0] if len(tangents) else 1e-3 * largest) * np.eye(len(H))
         while factor < highest and not _factored(H + factor * square):
             factor *= 16
         for _ in range(3):
@@ -301,13 +299,14 @@ class Growth:
         self.obstacle = "the frozen coordinates do not follow from the others beyond"
         if self.flow is None:
             return False
-        own = (rho + self.moved) * few  # how far theta' is from the middle in free coordinates
-        reach = np.maximum(ROOM * self.flow.free * rho, own)
-        thin = box_around(at, reach, rho, proved.multiplier_radius)
-        more = ROOM * multiplier_rates(at, thin, self.flow) * rho
-        box = box_around(
-            at, (reach + proved.free_radius) * few, rho, (more + proved.multiplier_radius) * few
-        )
+        apart = (rho + self.moved) * few  # how far theta' is from the middle in each coordinate
+        own, others = apart[at.coordinates.free], np.delete(apart, at.coordinates.free)
+        others = float(others.max(initial=rho))
+        reach = np.maximum(ROOM * self.flow.free * others, own)
+        thin = box_around(at, reach, others, proved.multiplier_radius)
+        more = ROOM * multiplier_rates(at, thin, self.flow) * others
+        radii = (reach + proved.free_radius) * few, (more + proved.multiplier_radius) * few
+        box = box_around(at, radii[0], others, radii[1])
         first = first_order(at.held, box, released=True)
         room = rooms(at, first.signals, box.multipliers)
         if not first.kept:
@@ -318,25 +317,27 @@ class Growth:
             self.obstacle = f"a multiplier may leave its bounds beyond, of {worst}"
             return False
         flow = at.coordinates.flow(at.held, box)
-        if flow is None or not (flow.free * rho * few <= reach).all():
+        if flow is None or not (flow.free * others * few <= reach).all():
             return False
-        if not (multiplier_rates(at, box, flow) * rho * few <= more).all():
+        if not (multiplier_rates(at, box, flow) * others * few <= more).all():
             return False
         second = second_order(at.held, box, at.coordinates.free)
         mu = shares(at, room, couplings(at, box))
         H, Z = second.hessian, second.jacobian
         apart = own + proved.free_radius  # how far theta' is from m in each coordinate
         if len(at.coordinates.frozen):
-            apart = apart + flow.free * rho
+            apart = apart + flow.free * others
         largest = Z.magnitude @ apart * slack(len(apart) + 8)
         self.obstacle = "the Hessian may have an eigenvalue of 0 beyond"
-        weights = np.minimum(self.weights, 2 * mu / np.maximum(largest, 1e-300)) / few
+        weights = self.weights.copy()
+        moves = largest > 0  # v_k, and its square is to be outweighed
+        weights[moves] = np.minimum(weights[moves], 2 * mu[moves] / largest[moves]) / few
         if not len(H):
             return True
         matrix = penalised(H, Z, weights)
         matrix = Enclosure(*(_scaled(part, self.units) for part in (matrix.middle, matrix.radius)))
         least = float(np.linalg.eigvalsh(matrix.middle)[0])
-        self.expected = 0.8 * rho * least / spectral_bound(matrix.radius)
+        self.expected = 0.8 * rho * least / max(spectral_bound(matrix.radius), LEAST_NORMAL)
         return positive_definite(matrix)
 
     def radius(self) -> float:
@@ -390,12 +391,6 @@ def penalised(H: Enclosure, Z: Enclosure, weights: np.ndarray) -> Enclosure:
     M = exact(Z.middle)
     found = H + (M.T * (weights / 2)) @ M
     return found.wider((Z.radius.T * weights) @ Z.radius * slack(2 * len(weights)))
-
-
-def _narrower(a: Enclosure, b: Enclosure) -> Enclosure:
-    """Return of two enclosures of the same numbers the narrower one, entry by entry."""
-    first = a.radius <= b.radius
-    return Enclosure(np.where(first, a.middle, b.middle), np.where(first, a.radius, b.radius))
 
 
 def _joined(a: Enclosure, b: Enclosure) -> Enclosure:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
-from ..engine.floats import EPSILON, slack
+from ..engine.floats import EPSILON, LEAST_NORMAL, slack
 from ..engine.held import HeldKink
 from ..engine.held_steps import steps
 from ..engine.losses import KNOWN, Loss
@@ -174,7 +174,8 @@ def _at_kinks(
         return _undecided(proved, **counts)
     box = box_around(found, proved.free_radius, 0.0, proved.multiplier_radius)
     room = rooms(found, proved.first.signals, box.multipliers)
-    inside = float((room / proved.first.signals.magnitude).min(initial=math.inf))
+    sizes = np.maximum(proved.first.signals.magnitude, LEAST_NORMAL)
+    inside = float((room / sizes).min(initial=math.inf))
     growth, counts["inside"] = Growth(proved, theta), inside
     if not (room > 0).all():
         worst = found.held.kinks[int(room.argmin())]
@@ -183,7 +184,9 @@ def _at_kinks(
     if not counts["eigenvalue"] > 0:
         return _undecided(_flatness(growth), **counts)
     growth.weights = growth.choose_weights(room, 0.5)
-    distance = float((growth.moved + proved.free_radius).max(initial=0.0)) * slack(1)
+    off = growth.moved.copy()
+    off[found.coordinates.free] += proved.free_radius
+    distance = float(off.max()) * slack(1)
     radius, risk = growth.radius(), _risk(proved)
     counts["risk"] = risk
     if not radius > 0:
