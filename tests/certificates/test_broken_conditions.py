@@ -100,3 +100,28 @@ def test_a_vertex_of_kinks_is_certified_in_any_units():
     for s in (2.0**30, 2.0**-30):
         found = certify_strict(Parameters(net, [0.625 * s, s, 1 / s, -1]), data, loss, kinks)
         assert found.holds and found.kinks == 2
+
+
+def test_a_point_off_theta_star_in_a_frozen_coordinate_has_a_smaller_radius():
+    at = find_stationary(*at_kink(), SQUARED, kinks_of(*at_kink()), True)
+    proved, room = exists(at), np.array([1 / 6])
+
+    def radius(start):
+        growth = Growth(proved, start)
+        growth.weights = growth.choose_weights(room, 0.5)
+        return growth.radius()
+
+    here, off = radius(at.theta), np.zeros(4)
+    [frozen] = at.coordinates.frozen
+    off[frozen] = here / 2
+    assert 0 < radius(moved(at.theta, off)) < 0.8 * here
+    assert radius(moved(at.theta, 4 * off)) == 0
+
+
+def test_signals_of_0_are_no_division_by_0():
+    """All targets are met: no multiplier is inside its bounds."""
+    theta, data = at_kink()
+    data = TrainingSet(data.x, theta.net.forward(theta, data.x))
+    with np.errstate(divide="raise", invalid="raise"):
+        found = certify_strict(theta, data, SQUARED, kinks_of(theta, data))
+    assert not found.holds and "multiplier" in found.obstacle

@@ -21,7 +21,7 @@ from ..engine.parameters import Parameters
 from ..layers import DenseMatrix
 from .boxes import members_of
 from .enclosed_algebra import in_two, slices, two_sum
-from .enclosures import Enclosure
+from .enclosures import QUIET, Enclosure, sound
 
 SPLIT = 2.0**27 + 1
 SAMPLES = 256  # at a time
@@ -42,7 +42,7 @@ class Doubled(NamedTuple):
     def enclosure(self) -> Enclosure:
         """Return the enclosure of the numbers."""
         middle, rest = two_sum(self.high, self.low)
-        return Enclosure(middle, (self.radius + abs(rest)) * slack(2))
+        return sound(middle, (self.radius + abs(rest)) * slack(2))
 
 
 def as_it_is(values: np.ndarray) -> Doubled:
@@ -124,6 +124,7 @@ def _sliced(f: Bilinear, a: np.ndarray, b: np.ndarray, n: int) -> tuple:
 # The passes
 
 
+@np.errstate(**QUIET)
 def doubled_gradient(
     held: Held, theta: Parameters, multipliers: np.ndarray
 ) -> tuple[Enclosure, Enclosure] | None:
