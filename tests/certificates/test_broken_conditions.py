@@ -6,9 +6,10 @@ from fractions import Fraction
 import numpy as np
 from strict_problems import SQUARED, at_kink, exact_risk, kinks_feeding_kinks, moved
 
+from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.growth import Growth, box_around, exists, rooms
 from tinyspur.certificates.stationary import find_stationary, near_kinks
-from tinyspur.certificates.strict import certify_strict
+from tinyspur.certificates.strict import certify_strict, inside_by
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import AbsoluteLoss
 from tinyspur.engine.network import Network
@@ -118,10 +119,8 @@ def test_a_point_off_theta_star_in_a_frozen_coordinate_has_a_smaller_radius():
     assert radius(moved(at.theta, 4 * off)) == 0
 
 
-def test_signals_of_0_are_no_division_by_0():
-    """All targets are met: no multiplier is inside its bounds."""
-    theta, data = at_kink()
-    data = TrainingSet(data.x, theta.net.forward(theta, data.x))
+def test_signals_of_0_leave_no_room_and_are_no_division_by_0():
     with np.errstate(divide="raise", invalid="raise"):
-        found = certify_strict(theta, data, SQUARED, kinks_of(theta, data))
-    assert not found.holds and "multiplier" in found.obstacle
+        assert inside_by(np.array([0.0, 1.0]), exact(np.array([0.0, 4.0]))) == 0
+        share = inside_by(np.array([1.0, 1.0]), exact(np.array([2.0, 4.0])))
+    assert 0.25 - 1e-12 < share <= 0.25

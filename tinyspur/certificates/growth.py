@@ -52,6 +52,7 @@ ROOM = 1.5  # times what x moves by to first order is what it may
 TRIES = 16  # of a radius
 CLOSE = 1.3  # times the radius found is no longer one
 FLOOR = 1e-3  # of the largest radius, in the units of the system: none is smaller
+TINY = 1e-100  # in these units: the same where the gradient is exactly 0
 ROUNDS = 20  # of what the errors of the Hessian add to the radii
 FAR = 1e3  # times the first step: what grows beyond is not expected to converge
 LEAST, LARGEST = 1e-6, 1e18  # factors of the squares of v_k that are tried
@@ -119,7 +120,7 @@ def exists(at: Stationary) -> Proved | str:
 
 def _not_much_smaller(radii: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Return the radii, none much smaller than the largest one in the units of the system."""
-    return np.maximum(radii, FLOOR * (radii / scale).max(initial=0) * scale)
+    return np.maximum(radii, max(FLOOR * (radii / scale).max(initial=0), TINY) * scale)
 
 
 def split(at: Stationary, second: Second) -> tuple[Enclosure, Enclosure]:

@@ -174,9 +174,7 @@ def _at_kinks(
         return _undecided(proved, **counts)
     box = box_around(found, proved.free_radius, 0.0, proved.multiplier_radius)
     room = rooms(found, proved.first.signals, box.multipliers)
-    sizes = np.maximum(proved.first.signals.magnitude, LEAST_NORMAL)
-    inside = float((room / sizes).min(initial=math.inf))
-    growth, counts["inside"] = Growth(proved, theta), inside
+    growth, counts["inside"] = Growth(proved, theta), inside_by(room, proved.first.signals)
     if not (room > 0).all():
         worst = found.held.kinks[int(room.argmin())]
         return _undecided(f"a multiplier is not inside its bounds, of {worst}", **counts)
@@ -203,6 +201,12 @@ def _at_kinks(
         delta=max(0.0, float(np.nextafter(highest - risk[0], math.inf))),
         **counts,
     )
+
+
+def inside_by(room: np.ndarray, signals: Enclosure) -> float:
+    """Return the least share of the signals by which multipliers are inside their bounds."""
+    shares = room / np.maximum(signals.magnitude, LEAST_NORMAL)
+    return float(shares.min(initial=math.inf))
 
 
 def _undecided(obstacle: str, **counts: object) -> StrictCertificate:
