@@ -208,7 +208,7 @@ def fields(
         ends = [(one.coordinates, exact(np.ones(1)))]
         if one.swapped is not None:
             q, p = (Enclosure(vector[[n]], radii[[n]]) for n in one.swapped)
-            ends = [(one.coordinates, q), (one.others, -p)]
+            ends = [(one.coordinates, q), (one.others, -p * one.moves)]
         rows = exact(np.zeros((len(one.rest), len(vector))))
         for coordinates, factor in ends:
             values = x * factor

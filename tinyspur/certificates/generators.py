@@ -14,7 +14,8 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
   sum_i delta_i (A_frozen - A_free X)_i = 0.
 - *exchanges* between units a, b that only one unit above reads, with weights p, q, where they
   differ in slope or are held at few places: (w, b)_a += q x and (w, b)_b -= p x for weights x that
-  give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere.
+  give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere. Where b
+  reads 0 wherever it counts its weight need not move.
 - *dependent inputs* of a first layer: two pixels that agree, one that is constant and the bias, or
   sums with small whole factors that are 0, as of one-hot features, wherever the unit counts.
 - *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
@@ -22,6 +23,7 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +74,8 @@ class Interpolation:
     `symmetry` with its layer, `places` (position, sample) of the rows, `columns` the numbers of its
     weights, the bias last, `solved` those of a regular square matrix, `rest` the others;
     `coordinates` of all. They read the maps below of one `group`. For an exchange `others` are
-    those of the other map, and `swapped` those of q and p.
+    those of the other map, `moves` 1 where these move, 0 for idle ones, and `swapped` those of q
+    and p.
     """
 
     symmetry: Symmetry
@@ -83,6 +86,7 @@ class Interpolation:
     coordinates: np.ndarray
     group: int
     others: np.ndarray | None = None
+    moves: np.ndarray | None = None
     swapped: tuple[int, int] | None = None
 
 
@@ -326,18 +330,20 @@ def exchanges(
         return []
     if held.net.shapes[above] != (1,):
         return []
-    for a in range(W.maps_out):
-        for b in range(a + 1, W.maps_out):
-            if _reads(W, a) != _reads(W, b):
-                continue
-            same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
-            one = _interpolating(held, at, labels, a, taken, ~same[None])
-            if one is not None and at.matters[a].any() and at.matters[b].any():
-                p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
-                others = incoming(held, layer, b)
-                if not taken[others[~taken[one.coordinates]]].any():
-                    symmetry = Symmetry("exchange", layer, (a, b))
-                    found.append(replace(one, symmetry=symmetry, others=others, swapped=(q, p)))
+    for a, b in itertools.permutations(range(W.maps_out), 2):
+        own, others = (incoming(held, layer, t) for t in (a, b))
+        if b < a and not (taken[own] & ~taken[others]).any():  # nothing that (b, a) has not moved
+            continue
+        if _reads(W, a) != _reads(W, b):
+            continue
+        same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
+        one = _interpolating(held, at, labels, a, taken, ~same[None])
+        if one is not None and at.matters[a].any() and at.matters[b].any():
+            p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
+            symmetry = Symmetry("exchange", layer, (a, b))
+            moves = np.where(taken[others], 0.0, 1.0)
+            one = replace(one, symmetry=symmetry, others=others, moves=moves, swapped=(q, p))
+            found.append(one)
     return found
 
 
