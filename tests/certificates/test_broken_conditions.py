@@ -6,9 +6,10 @@ from fractions import Fraction
 import numpy as np
 from strict_problems import SQUARED, at_kink, exact_risk, kinks_feeding_kinks, moved
 
+from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.growth import Growth, box_around, exists, rooms
 from tinyspur.certificates.stationary import find_stationary, near_kinks
-from tinyspur.certificates.strict import certify_strict
+from tinyspur.certificates.strict import certify_strict, inside_by
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import AbsoluteLoss
 from tinyspur.engine.network import Network
@@ -44,7 +45,7 @@ def test_a_stationary_saddle_with_a_kink_is_refused():
     lower = moved(theta, 1e-3 * np.array([0, 0, -10.0, 0, 0, 0, 0, 1, 0]))
     assert exact_risk(lower, data) < exact_risk(theta, data)
     at = find_stationary(*at_kink(), SQUARED, kinks_of(*at_kink()), True)
-    assert Growth(exists(at)).tangents.min() > 0  # without the other unit it is none
+    assert Growth(exists(at), at.theta).tangents.min() > 0  # without the other unit it is none
 
 
 def test_each_kink_counts():
@@ -89,7 +90,7 @@ def test_the_risk_is_lower_where_a_condition_is_broken():
     assert here == Fraction(2, 3)
 
 
-def test_a_vertex_of_kinks_that_is_scaled_badly_is_refused_in_words():
+def test_a_vertex_of_kinks_is_certified_in_any_units():
     """A line of least absolute deviations meets two targets, so that no tangent is left."""
     x, y = np.array([0.0, 1, 2, 4, 8]), np.array([0.0, 2, 1, 3.5, 5])
     data, loss = TrainingSet(x[:, None, None], y[:, None]), AbsoluteLoss()
@@ -97,7 +98,29 @@ def test_a_vertex_of_kinks_that_is_scaled_badly_is_refused_in_words():
     start = Parameters(net, [0.625, 1, 1, -1])
     kinks = near_kinks(start, data, loss, 1e-12)
     assert certify_strict(start, data, loss, kinks).holds
-    s = 2.0**30
-    found = certify_strict(Parameters(net, [0.625 * s, s, 1 / s, -1]), data, loss, kinks)
-    assert not found.holds
-    assert found.obstacle.startswith("an exact stationary point is within ")
+    for s in (2.0**30, 2.0**-30):
+        found = certify_strict(Parameters(net, [0.625 * s, s, 1 / s, -1]), data, loss, kinks)
+        assert found.holds and found.kinks == 2
+
+
+def test_a_point_off_theta_star_in_a_frozen_coordinate_has_a_smaller_radius():
+    at = find_stationary(*at_kink(), SQUARED, kinks_of(*at_kink()), True)
+    proved, room = exists(at), np.array([1 / 6])
+
+    def radius(start):
+        growth = Growth(proved, start)
+        growth.weights = growth.choose_weights(room, 0.5)
+        return growth.radius()
+
+    here, off = radius(at.theta), np.zeros(4)
+    [frozen] = at.coordinates.frozen
+    off[frozen] = here / 2
+    assert 0 < radius(moved(at.theta, off)) < 0.8 * here
+    assert radius(moved(at.theta, 4 * off)) == 0
+
+
+def test_signals_of_0_leave_no_room_and_are_no_division_by_0():
+    with np.errstate(divide="raise", invalid="raise"):
+        assert inside_by(np.array([0.0, 1.0]), exact(np.array([0.0, 4.0]))) == 0
+        share = inside_by(np.array([1.0, 1.0]), exact(np.array([2.0, 4.0])))
+    assert 0.25 - 1e-12 < share <= 0.25

@@ -120,7 +120,7 @@ def test_ties_of_averages_and_targets_that_are_met_are_found():
     x, loss = rng.normal(size=(20, 1, 8)), AbsoluteLoss()
     data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
     net = Network((1, 8), (Conv(2), AveragePool(2), MaxPool(2), Dense(1)))
-    end = settle(kaiming_start(net, seed=0), data, loss, seconds=5)
+    end = settle(kaiming_start(net, seed=0), data, loss, seconds=60)
     found = certify_strict(end.theta, data, loss)
     assert {kink.layer for kink in end.kinks} == {1, 3, 5}
     assert found.holds and found.kinks == len(end.kinks)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..engine.floats import EPSILON, gamma
+from ..engine.floats import EPSILON, gamma, slack
 from ..engine.held import Held
 from ..engine.held_steps import Members
 from ..engine.losses import AbsoluteLoss, SquaredLoss
@@ -262,7 +262,7 @@ class _Sum:
     """A sum of enclosed symmetric matrices (q, q), and its rounding errors."""
 
     def __init__(self, q: int):
-        self.middle, self.radius = np.zeros((q, q)), np.zeros((q, q))
+        self.middle, self.radius, self.terms = np.zeros((q, q)), np.zeros((q, q)), 0
 
     def add(self, A: Enclosure, B: Enclosure, places: np.ndarray | None = None) -> None:
         """Add sum over units and samples of A^T B to the first rows and columns, or to `places`."""
@@ -301,13 +301,15 @@ class _Sum:
     def add_sum(self, other: _Sum) -> None:
         """Add another sum, of other samples."""
         self._put(slice(None), other.middle, other.radius)
+        self.terms += other.terms
 
     def _put(self, where: tuple | slice, middle: np.ndarray, off: np.ndarray) -> None:
         self.middle[where] += middle
         self.radius[where] += off + 2 * EPSILON * (abs(self.middle[where]) + off)
+        self.terms += 1
 
     def found(self) -> Enclosure:
-        return Enclosure(self.middle, self.radius * (1 + 1e-9)).wider(1e-300)
+        return Enclosure(self.middle, self.radius * slack(4 * self.terms)).wider(1e-300)
 
 
 def _take(

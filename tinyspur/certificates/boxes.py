@@ -114,21 +114,7 @@ def signal_bounds(held: Held, box: Box) -> dict[int, np.ndarray]:
 
 def members_of(held: Held, samples: slice | np.ndarray) -> dict[int, Members]:
     """Return the members of all kinks among some samples, ascending, in columns of these."""
-    columns = np.arange(len(held.data))[samples]
-    found: dict[int, list] = {}
-    for number, kink in enumerate(held.kinks):
-        places = np.minimum(np.searchsorted(columns, kink.samples), len(columns) - 1)
-        inside = np.flatnonzero(columns[places] == kink.samples)
-        if len(inside):
-            parts = kink.units[inside], places[inside], np.full(len(inside), number), inside == 0
-            pairs = None if kink.pairs is None else kink.pairs[inside]
-            found.setdefault(kink.layer, []).append((*parts, pairs))
-    return {
-        layer: Members(
-            *(None if part[0] is None else np.concatenate(part) for part in zip(*some, strict=True))
-        )
-        for layer, some in found.items()
-    }
+    return held.members(np.arange(len(held.data))[samples])
 
 
 def forward(

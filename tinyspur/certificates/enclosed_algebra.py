@@ -31,7 +31,7 @@ def doubled_product(A: Array, B: Array) -> Enclosure:
     scaled by powers of two and split into slices of so few bits that all products of two slices are
     exact in float64 (Ozaki, Ogita, Oishi & Rump, Numerical Algorithms 59, 2012).
     """
-    high, low, off = _in_two(A, B)
+    high, low, off = in_two(A, B)
     middle = high + low
     return sound(middle, (off + EPSILON / 2 * abs(middle)) * WIDER)
 
@@ -39,7 +39,7 @@ def doubled_product(A: Array, B: Array) -> Enclosure:
 @np.errstate(**QUIET)
 def doubled_residual(y: Array, A: Array, B: Array) -> Enclosure:
     """Return an enclosure of y - A @ B with the accuracy of `doubled_product`."""
-    high, low, off = _in_two(A, B)
+    high, low, off = in_two(A, B)
     first, second = two_sum(y, -high)
     rest = second - low
     middle = first + rest
@@ -47,7 +47,7 @@ def doubled_residual(y: Array, A: Array, B: Array) -> Enclosure:
     return sound(middle, off * WIDER)
 
 
-def _in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
+def in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
     """Return two arrays whose sum is A @ B up to the third."""
     xp, n = namespace(A), A.shape[1]
     exponents_A, exponents_B = _exponents(A), _exponents(B)
@@ -58,7 +58,7 @@ def _in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
     A = xp.ldexp(A, inner - rows[:, None])  # no entry is larger than 1
     B = xp.ldexp(B, -inner[:, None] - columns)
     bits = (55 - math.ceil(math.log2(n))) // 2  # n products of slices sum to at most 2^53 units
-    (A1, A2, A3), (B1, B2, B3) = _slices(A, bits), _slices(B, bits)
+    (A1, A2, A3), (B1, B2, B3) = slices(A, bits), slices(B, bits)
     high, low = two_sum(A1 @ B1, A1 @ B2)
     size = abs(low)
     for part in (A2 @ B1, A2 @ B2):
@@ -80,16 +80,16 @@ def _exponents(A: Array) -> Array:
     return xp.where(A == 0, ZERO, xp.frexp(A)[1])
 
 
-def _slices(A: Array, bits: int) -> tuple[Array, Array, Array]:
+def slices(A: Array, bits: int) -> tuple[Array, Array, Array]:
     """Return A, |A| <= 1, as a sum of three, the first two multiples of 2^(1 - bits) and 2^(1 -
     2 bits) by at most 2^(bits - 1).
     """
-    slices = []
+    found = []
     for n in (1, 2):
         shift = 1.5 * 2.0 ** (53 - n * bits)  # whose last place is 2^(1 - n bits)
-        slices.append((A + shift) - shift)
-        A = A - slices[-1]
-    return *slices, A
+        found.append((A + shift) - shift)
+        A = A - found[-1]
+    return *found, A
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

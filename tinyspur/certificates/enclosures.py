@@ -199,6 +199,12 @@ def between(low: Array, high: Array) -> Enclosure:
     return sound(middle, off * WIDER)
 
 
+def narrower(a: Enclosure, b: Enclosure) -> Enclosure:
+    """Return of two enclosures of the same values the narrower one, entry by entry."""
+    xp, first = namespace(a.middle), a.radius <= b.radius
+    return Enclosure(xp.where(first, a.middle, b.middle), xp.where(first, a.radius, b.radius))
+
+
 def concatenate(parts: Sequence[Enclosure], axis: int = 0) -> Enclosure:
     """Return the enclosures joined along an axis."""
     xp = namespace(parts[0].middle)

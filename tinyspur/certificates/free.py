@@ -30,6 +30,7 @@ import scipy.linalg
 import scipy.optimize
 
 from ..engine.equal_kinks import EqualKinks
+from ..engine.floats import gamma, slack
 from ..engine.held import Held
 from ..engine.parameters import Parameters
 from .box_hessians import reads
@@ -51,21 +52,22 @@ from .generators import (
     reach,
     shifts,
 )
-
-SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
+from .sizes import powers_of_two
 
 
 @dataclass(frozen=True)
 class Coordinates:
     """Which coordinates are `free`, `frozen` or `idle`, all ascending, and what explains it.
 
-    `generators` and `interpolations` give the rows, of which `rows` are independent. `family` says
-    which symmetry moves each frozen coordinate, and why the idle ones have no influence.
+    `sizes` are those of all parameters, see `parameter_sizes`. `generators` and `interpolations`
+    give the rows, of which `rows` are independent. `family` says which symmetry moves each frozen
+    coordinate, and why the idle ones have no influence.
     """
 
     free: np.ndarray
     frozen: np.ndarray
     idle: np.ndarray
+    sizes: np.ndarray
     rows: np.ndarray
     generators: tuple[Generator, ...]
     interpolations: tuple[Interpolation, ...]
@@ -86,13 +88,15 @@ class Coordinates:
         rows = fields(self.generators, self.interpolations, held, box)
         if rows is None:
             return None
-        rows = rows[self.rows]
-        scale = np.ldexp(1.0, -np.frexp(abs(rows.middle).max(axis=1, initial=1e-300))[1])[:, None]
-        inverse = enclose_inverse(rows[:, self.frozen] * scale)
+        rows, more = rows[self.rows], slack(2 * len(self.rows))
+        columns = self.sizes[self.frozen]
+        scale = 1 / powers_of_two(abs(rows.middle[:, self.frozen] * columns).max(axis=1))[:, None]
+        inverse = enclose_inverse(rows[:, self.frozen] * scale * columns)
         if inverse is None:
             return None
+        inverse = inverse * columns[:, None]
         free = (inverse @ (rows[:, self.free] * scale)).magnitude.sum(axis=0)
-        return Flow(free * SMALL, inverse.magnitude.sum(axis=0) * scale[:, 0] * SMALL)
+        return Flow(free * more, inverse.magnitude.sum(axis=0) * scale[:, 0] * more)
 
 
 class Flow(NamedTuple):
@@ -127,7 +131,8 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     generators += output_shifts(held)
     box = Box(theta, net.zeros(), exact(np.zeros(len(held.kinks))))
     rows = fields(generators, interpolations, held, box)
-    chosen, frozen = _independent(rows.middle, taken)
+    sizes = next(iter(reaches.values())).sizes
+    chosen, frozen = _independent(rows.middle, taken, sizes)
     free = np.ones(net.size, dtype=bool)
     free[idle] = free[frozen] = False
     named = _named(rows.middle[np.ix_(chosen, frozen)])
@@ -138,6 +143,7 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
         np.flatnonzero(free),
         frozen,
         idle,
+        sizes,
         chosen,
         tuple(generators),
         tuple(interpolations),
@@ -187,9 +193,9 @@ def fields(
     for row, (at, source, factor, _) in enumerate(generators):
         values = np.where(source < 0, 1.0, vector[source]) * factor
         off = np.where(source < 0, 0.0, radii[source]) * abs(factor)
-        off = off + 1e-15 * len(at) * abs(values)  # of products and of sums
+        off = off + gamma(len(at)) * abs(values)  # of products and of sums
         np.add.at(middle[row], at, values)
-        np.add.at(radius[row], at, off * (1 + 1e-12))
+        np.add.at(radius[row], at, off * slack(len(at)))
     parts = [Enclosure(middle, radius)]
     for one in interpolations:
         X = exact(np.zeros((0, len(one.rest))))
@@ -202,7 +208,7 @@ def fields(
         ends = [(one.coordinates, exact(np.ones(1)))]
         if one.swapped is not None:
             q, p = (Enclosure(vector[[n]], radii[[n]]) for n in one.swapped)
-            ends = [(one.coordinates, q), (one.others, -p)]
+            ends = [(one.coordinates, q), (one.others, -p * one.moves)]
         rows = exact(np.zeros((len(one.rest), len(vector))))
         for coordinates, factor in ends:
             values = x * factor
@@ -226,7 +232,7 @@ def _null_weights(one: Interpolation, X: Enclosure) -> Enclosure:
 def _supported(held: Held, reaches: dict[int, Reach]) -> np.ndarray:
     """Return in which coordinates L may have a derivative, (p,)."""
     found = np.zeros(held.net.size)
-    for layer, (step, matters, moves, _) in reaches.items():
+    for layer, (step, matters, moves, *_) in reaches.items():
         slot = held.net.slots[layer]
         counts = step.W.gradient(matters.astype(float), moves.astype(float))
         found[slot.weights] = counts.ravel()
@@ -248,17 +254,29 @@ def _read_rows(held: Held, box: Box, one: Interpolation) -> Enclosure:
     return Enclosure(middle, radius)
 
 
-def _independent(rows: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return independent rows of the generators, and as many coordinates that they all cross."""
+def _independent(
+    rows: np.ndarray, taken: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return independent rows of the generators, and as many coordinates that they all cross.
+
+    Which rows are independent is decided in the units of the parameters' `sizes`. Coordinates are
+    preferred that are large as they are: a move by rho counts little there.
+    """
     columns = np.flatnonzero(~taken)
     rows = rows[:, columns]
-    lengths = np.linalg.norm(rows, axis=1)
+    relative = rows / sizes[columns]
+    lengths = np.linalg.norm(relative, axis=1)
     used = np.flatnonzero(lengths > 0)
     if not len(used) or not len(columns):
         return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
-    rows = rows[used] / lengths[used][:, None]
-    _, R, order = scipy.linalg.qr(rows.T, mode="economic", pivoting=True)
-    sizes = abs(np.diag(R))
-    chosen = order[: int((sizes > INDEPENDENT * sizes[0]).sum())]
-    pivots = scipy.linalg.qr(rows[chosen], mode="r", pivoting=True)[1]
+    relative = relative[used] / lengths[used][:, None]
+    _, R, order = scipy.linalg.qr(relative.T, mode="economic", pivoting=True)
+    diagonal = abs(np.diag(R))
+    chosen = order[: int((diagonal > INDEPENDENT * diagonal[0]).sum())]
+    rows = rows[used[chosen]]
+    for some in (rows / np.linalg.norm(rows, axis=1)[:, None], relative[chosen]):
+        R, pivots = scipy.linalg.qr(some, mode="r", pivoting=True)
+        diagonal = abs(np.diag(R))
+        if diagonal[-1] > INDEPENDENT * diagonal[0]:
+            break
     return used[chosen], np.sort(columns[pivots[: len(chosen)]])

@@ -14,7 +14,8 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
   sum_i delta_i (A_frozen - A_free X)_i = 0.
 - *exchanges* between units a, b that only one unit above reads, with weights p, q, where they
   differ in slope or are held at few places: (w, b)_a += q x and (w, b)_b -= p x for weights x that
-  give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere.
+  give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere. Where b
+  reads 0 wherever it counts its weight need not move.
 - *dependent inputs* of a first layer: two pixels that agree, one that is constant and the bias, or
   sums with small whole factors that are 0, as of one-hot features, wherever the unit counts.
 - *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
@@ -22,6 +23,7 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +43,7 @@ from .box_hessians import reads
 from .boxes import influence, members_of
 from .exact_sums import integers
 from .families import Symmetry
+from .sizes import parameter_sizes, powers_of_two
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
 LARGEST_FACTOR = 1000  # in a sum of dependent inputs
@@ -71,7 +74,8 @@ class Interpolation:
     `symmetry` with its layer, `places` (position, sample) of the rows, `columns` the numbers of its
     weights, the bias last, `solved` those of a regular square matrix, `rest` the others;
     `coordinates` of all. They read the maps below of one `group`. For an exchange `others` are
-    those of the other map, and `swapped` those of q and p.
+    those of the other map, `moves` 1 where these move, 0 for idle ones, and `swapped` those of q
+    and p.
     """
 
     symmetry: Symmetry
@@ -82,6 +86,7 @@ class Interpolation:
     coordinates: np.ndarray
     group: int
     others: np.ndarray | None = None
+    moves: np.ndarray | None = None
     swapped: tuple[int, int] | None = None
 
 
@@ -90,13 +95,15 @@ class Reach(NamedTuple):
 
     `matters` (n_l, N): z^l has an influence on L; `moves` (n_{l-1}, N): o^{l-1} is not constantly
     0; `slopes` (n_l, N) of the activation, NaN at held units and where z^l does not matter, 1 where
-    none follows but another layer; None in the last layer, and where it is smooth.
+    none follows but another layer; None in the last layer, and where it is smooth. `sizes` (p,) are
+    those of all parameters, see `parameter_sizes`.
     """
 
     step: HeldStep
     matters: np.ndarray
     moves: np.ndarray
     slopes: np.ndarray | None
+    sizes: np.ndarray
 
 
 def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
@@ -104,7 +111,7 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
     x = held.data.x.reshape(len(held.data), -1).astype(np.float64)
     members = members_of(held, slice(None))
     trace = steps(theta, np.ascontiguousarray(x.T), members)
-    found, moves = {}, []
+    found, moves, sizes = {}, [], parameter_sizes(theta, trace).vector
     now = trace[0].below != 0
     for step in trace:
         moves.append(now)
@@ -126,7 +133,7 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
                 matters[some.units, some.columns] = True
         elif step.activation is None and step.layer < len(trace):  # o = z
             slopes = np.where(matters, 1.0, np.nan)
-        found[step.layer] = Reach(step, matters, moving, slopes)
+        found[step.layer] = Reach(step, matters, moving, slopes, sizes)
     return found
 
 
@@ -262,7 +269,13 @@ def dependent_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[G
 
 
 def whole_null_vectors(A: np.ndarray) -> list[np.ndarray]:
-    """Return independent vectors n of small whole numbers with A n = 0 exactly, A (rows, n)."""
+    """Return independent vectors n with A n = 0 exactly, A (rows, n), of small whole numbers.
+
+    They are small whole numbers where columns are divided by the powers of two that their largest
+    entries are about.
+    """
+    scale = powers_of_two(abs(A).max(axis=0, initial=0.0))
+    A = A / scale
     _, R, order = scipy.linalg.qr(A, mode="economic", pivoting=True)
     sizes = abs(np.diag(R))
     rank = int((sizes > INDEPENDENT * sizes.max(initial=0)).sum())
@@ -281,7 +294,7 @@ def whole_null_vectors(A: np.ndarray) -> list[np.ndarray]:
         factors[solved] = [float(-part * common) for part in parts]
         whole = np.array([int(v) for v in factors], dtype=object)
         if abs(whole).max() <= LARGEST_FACTOR and not (columns @ whole).any():
-            found.append(factors)
+            found.append(factors / scale)
     return found
 
 
@@ -317,18 +330,20 @@ def exchanges(
         return []
     if held.net.shapes[above] != (1,):
         return []
-    for a in range(W.maps_out):
-        for b in range(a + 1, W.maps_out):
-            if _reads(W, a) != _reads(W, b):
-                continue
-            same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
-            one = _interpolating(held, at, labels, a, taken, ~same[None])
-            if one is not None and at.matters[a].any() and at.matters[b].any():
-                p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
-                others = incoming(held, layer, b)
-                if not taken[others[~taken[one.coordinates]]].any():
-                    symmetry = Symmetry("exchange", layer, (a, b))
-                    found.append(replace(one, symmetry=symmetry, others=others, swapped=(q, p)))
+    for a, b in itertools.permutations(range(W.maps_out), 2):
+        own, others = (incoming(held, layer, t) for t in (a, b))
+        if b < a and not (taken[own] & ~taken[others]).any():  # nothing that (b, a) has not moved
+            continue
+        if _reads(W, a) != _reads(W, b):
+            continue
+        same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
+        one = _interpolating(held, at, labels, a, taken, ~same[None])
+        if one is not None and at.matters[a].any() and at.matters[b].any():
+            p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
+            symmetry = Symmetry("exchange", layer, (a, b))
+            moves = np.where(taken[others], 0.0, 1.0)
+            one = replace(one, symmetry=symmetry, others=others, moves=moves, swapped=(q, p))
+            found.append(one)
     return found
 
 
@@ -347,7 +362,8 @@ def _interpolating(
     if len(first):
         read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
         A = read[_reads(at.step.W, t), :, positions, np.arange(len(samples))]
-        _, R, order = scipy.linalg.qr(A[:, columns], mode="economic", pivoting=True)
+        A = A[:, columns] * at.sizes[coordinates[columns]]
+        _, R, order = scipy.linalg.qr(A, mode="economic", pivoting=True)
         if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
             return None
         solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]

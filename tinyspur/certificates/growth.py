@@ -1,8 +1,8 @@
 """The growth of the risk around a stationary point at kinks: what the strict certificate proves.
 
 theta* is a point with grad L = 0 in the free coordinates and v_K = 0, L = R_0 + sum_k lambda_k v_k,
-where held units give 0. B is the box of all theta' within rho of theta*, in all coordinates, and of
-what is passed on the way.
+where held units give 0. B is the box of all theta' within rho of the point that is certified, which
+is near theta*, in all coordinates, and of what is passed on the way.
 
 *Lemma.* R(theta') >= R(theta*) for all theta' in B, if
 
@@ -35,26 +35,28 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 
+from ..engine.floats import LEAST_NORMAL, slack
 from ..engine.held import Held
 from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix
 from .box_hessians import Second, second_order
 from .boxes import Box, First, first_order, forward, members_of, signal_bounds
+from .doubled_gradient import doubled_gradient
 from .enclosed_algebra import positive_definite, spectral_bound
-from .enclosures import Enclosure, exact
+from .enclosures import Enclosure, exact, narrower
 from .free import Flow
-from .stationary import Stationary
+from .stationary import Stationary, tangent_basis
 
 ROOM = 1.5  # times what x moves by to first order is what it may
 TRIES = 16  # of a radius
 CLOSE = 1.3  # times the radius found is no longer one
-FLOOR = 1e-3  # of the largest radius: none is smaller
+FLOOR = 1e-3  # of the largest radius, in the units of the system: none is smaller
+TINY = 1e-100  # in these units: the same where the gradient is exactly 0
 ROUNDS = 20  # of what the errors of the Hessian add to the radii
 FAR = 1e3  # times the first step: what grows beyond is not expected to converge
-LARGEST = 1e18  # factor of the squares of v_k that is tried
-SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
+LEAST, LARGEST = 1e-6, 1e18  # factors of the squares of v_k that are tried
+START = 1e-3  # of the least size of a parameter: the radius that is tried first
 
 
 class Proved(NamedTuple):
@@ -86,13 +88,16 @@ def exists(at: Stationary) -> Proved | str:
     if not seen.kept:
         return "a unit is so near its kink that rounding errors may change its pattern"
     F = _joined(seen.gradient[at.coordinates.free], seen.values)
+    found = doubled_gradient(at.held, at.theta, at.multipliers)
+    if found is not None:
+        F = narrower(F, _joined(found[0][at.coordinates.free], found[1]))
     step = (exact(at.inverse) @ F).magnitude
-    radii = 2 * _not_much_smaller(step, n)
+    radii, more = 2 * _not_much_smaller(step, at.scale), slack(2 * len(step))
     for _ in range(4):
         box = box_around(at, radii[:n], 0.0, radii[n:])
         second = second_order(at.held, box, at.coordinates.moving)
         E = _error(at, second).magnitude
-        if np.isfinite(E).all() and ((step + E @ radii) * SMALL < radii).all():
+        if np.isfinite(E).all() and ((step + E @ radii) * more < radii).all():
             first = first_order(at.held, box)
             if not first.kept:
                 return (
@@ -105,18 +110,17 @@ def exists(at: Stationary) -> Proved | str:
             needed = step + E @ needed
         if not np.isfinite(needed).all() or needed.max() > FAR * step.max():
             needed = 4 * radii
-        radii = 2 * _not_much_smaller(needed, n)
+        radii = 2 * _not_much_smaller(needed, at.scale)
     return (
-        "no exact stationary point was shown to be near: the Hessian is so close to singular that "
-        f"rounding errors of up to {F.magnitude.max():.1e} of the gradient may move it by "
-        f"{step.max():.1e}"
+        "no exact stationary point was shown to be near: the Hessian is so close to singular, up "
+        f"to rounding, that a gradient of up to {F.magnitude.max():.1e} may move it by "
+        f"{step[:n].max(initial=0.0):.1e}"
     )
 
 
-def _not_much_smaller(sizes: np.ndarray, n: int) -> np.ndarray:
-    """Return sizes, of n coordinates and of multipliers, none much smaller than the largest."""
-    parts = [np.maximum(part, FLOOR * part.max(initial=0)) for part in (sizes[:n], sizes[n:])]
-    return np.concatenate(parts)
+def _not_much_smaller(radii: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the radii, none much smaller than the largest one in the units of the system."""
+    return np.maximum(radii, max(FLOOR * (radii / scale).max(initial=0), TINY) * scale)
 
 
 def split(at: Stationary, second: Second) -> tuple[Enclosure, Enclosure]:
@@ -165,7 +169,8 @@ def multiplier_rates(at: Stationary, box: Box, flow: Flow) -> np.ndarray:
                 places = kink.units % maps.shape[1], kink.samples
                 size = float(maps[mixes[1]][places].sum())
             rates[n] += rate * size
-    return rates * SMALL
+    members = max((len(kink.units) for kink in held.kinks), default=0)
+    return rates * slack(len(coordinates.rows) + members)
 
 
 def _trained(held: Held, layer: int) -> int:
@@ -210,14 +215,15 @@ def couplings(at: Stationary, box: Box) -> np.ndarray:
                 slopes = step.slopes
                 moved = moved * (slopes if isinstance(slopes, np.ndarray) else slopes.magnitude)
             moved = _down(step, moved)
-    return found * SMALL
+    return found * slack(sum(len(kink.units) for kink in kinks))
 
 
 def _down(step: object, moved: np.ndarray) -> np.ndarray:
     """Return |W|^T moved, for all W in a box."""
+    more = slack(2 * step.W.shape[0] + 4)
     if isinstance(step.W, SelectionMatrix) or step.R is None:
-        return (step.W.T @ moved) * SMALL
-    return (abs(step.W).T @ moved + step.R.T @ moved) * SMALL
+        return (step.W.T @ moved) * more
+    return (abs(step.W).T @ moved + step.R.T @ moved) * more
 
 
 def shares(at: Stationary, room: np.ndarray, coupled: np.ndarray) -> np.ndarray:
@@ -234,40 +240,54 @@ def shares(at: Stationary, room: np.ndarray, coupled: np.ndarray) -> np.ndarray:
         below = taken > 0
         share = min(1.0, float((left[below] / (2 * taken[below])).min())) if below.any() else 1.0
         mu += share * here
-        left = left - share * taken
-    return mu / SMALL
+        left = left - share * taken  # no less than half: what was rounded counts twice
+    return mu / slack(8 * (len(mu) + 1) * (len(set(layers)) + 1))
 
 
 # The box
 
 
 class Growth:
-    """Whether the lemma holds for a rho, around a stationary point that is proved to exist."""
+    """Whether the lemma holds around a stationary point that is proved to exist.
 
-    def __init__(self, proved: Proved):
-        self.proved, at = proved, proved.at
-        self.at = at
+    For all points within rho of `start` in max norm: `moved` (p,) is how far that is from the
+    middle of the box that theta* is in.
+    """
+
+    def __init__(self, proved: Proved, start: Parameters):
+        self.proved, self.at = proved, proved.at
+        at, free = proved.at, proved.at.coordinates.free
+        self.moved = abs(at.theta.vector - start.vector) * slack(1)
         H, Z = split(at, proved.second)
-        self.H, self.Z = H.middle, Z.middle
+        self.H, self.Z, self.units = H.middle, Z.middle, at.scale[: len(free)]
         thin = box_around(at, 0 * proved.free_radius, 0.0, 0 * proved.multiplier_radius)
         self.flow = at.coordinates.flow(at.held, thin)
-        self.tangents = self._tangents()
-        self.tangent = float(self.tangents.min(initial=np.inf))
+        self.tangents = self._tangents(self.units)
         self.weights, self.obstacle = None, ""
 
-    def _tangents(self) -> np.ndarray:
-        """Return the eigenvalues of the Hessian on the tangent space, in floats."""
-        basis = scipy.linalg.null_space(self.Z) if len(self.Z) else np.eye(len(self.H))
-        return np.linalg.eigvalsh(basis.T @ self.H @ basis)
+    def _tangents(self, units: np.ndarray) -> np.ndarray:
+        """Return the eigenvalues of the Hessian on the tangent space, in floats and these units."""
+        basis = tangent_basis(self.Z * units)
+        return np.linalg.eigvalsh(basis.T @ _scaled(self.H, units) @ basis)
 
-    def choose_weights(self, mu: np.ndarray, share: float = 0.5) -> np.ndarray:
-        """Return rho_k in proportion to mu_k / |grad v_k|, for which the matrix is definite."""
-        unit = mu / np.maximum(abs(self.Z).sum(axis=1), 1e-300)
-        goal, factor = share * self.tangent, 1e-6
-        if not len(self.tangents):
-            goal, factor = 1e-3 * float(abs(self.H).max(initial=0)), 1.0
-        H, square = self.H - goal * np.eye(len(self.H)), (self.Z.T * (unit / 2)) @ self.Z
-        while factor < LARGEST and not _factored(H + factor * square):
+    def choose_weights(
+        self, mu: np.ndarray, share: float, units: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return rho_k in proportion to mu_k / |grad v_k|, for which the matrix is definite.
+
+        No eigenvalue is below a share of the least one on the tangent space, in floats, in other
+        units than those of the system if these are given.
+        """
+        tangents = self.tangents if units is None else self._tangents(units)
+        units = self.units if units is None else units
+        H, Z = _scaled(self.H, units), self.Z * units
+        unit = mu / np.maximum(abs(Z).sum(axis=1), LEAST_NORMAL)
+        square = (Z.T * (unit / 2)) @ Z
+        largest = float(abs(H).max(initial=0))
+        factor = LEAST * (largest or 1.0) / max(float(abs(square).max(initial=0)), LEAST_NORMAL)
+        highest = factor * (LARGEST / LEAST)
+        H = H - (share * tangents[0] if len(tangents) else 1e-3 * largest) * np.eye(len(H))
+        while factor < highest and not _factored(H + factor * square):
             factor *= 16
         for _ in range(3):
             if _factored(H + factor / 2 * square):
@@ -275,17 +295,19 @@ class Growth:
         return factor * unit
 
     def holds(self, rho: float) -> bool:
-        """Return whether the lemma is shown for all parameters within rho of theta*."""
-        at, proved = self.at, self.proved
+        """Return whether the lemma is shown for all parameters within rho of `start`."""
+        at, proved, few = self.at, self.proved, slack(4)
         self.obstacle = "the frozen coordinates do not follow from the others beyond"
         if self.flow is None:
             return False
-        reach = np.maximum(ROOM * self.flow.free, 1.0) * rho
-        thin = box_around(at, reach, rho, proved.multiplier_radius)
-        more = ROOM * multiplier_rates(at, thin, self.flow) * rho
-        box = box_around(
-            at, (reach + proved.free_radius) * SMALL, rho, (more + proved.multiplier_radius) * SMALL
-        )
+        apart = (rho + self.moved) * few  # how far theta' is from the middle in each coordinate
+        own, others = apart[at.coordinates.free], np.delete(apart, at.coordinates.free)
+        others = float(others.max(initial=rho))
+        reach = np.maximum(ROOM * self.flow.free * others, own)
+        thin = box_around(at, reach, others, proved.multiplier_radius)
+        more = ROOM * multiplier_rates(at, thin, self.flow) * others
+        radii = (reach + proved.free_radius) * few, (more + proved.multiplier_radius) * few
+        box = box_around(at, radii[0], others, radii[1])
         first = first_order(at.held, box, released=True)
         room = rooms(at, first.signals, box.multipliers)
         if not first.kept:
@@ -296,40 +318,47 @@ class Growth:
             self.obstacle = f"a multiplier may leave its bounds beyond, of {worst}"
             return False
         flow = at.coordinates.flow(at.held, box)
-        if flow is None or not (flow.free * rho <= reach).all():
+        if flow is None or not (flow.free * others * few <= reach).all():
             return False
-        if not (multiplier_rates(at, box, flow) * rho <= more).all():
+        if not (multiplier_rates(at, box, flow) * others * few <= more).all():
             return False
         second = second_order(at.held, box, at.coordinates.free)
         mu = shares(at, room, couplings(at, box))
         H, Z = second.hessian, second.jacobian
-        apart = rho + proved.free_radius  # how far theta' is from m in each coordinate
+        apart = own + proved.free_radius  # how far theta' is from m in each coordinate
         if len(at.coordinates.frozen):
-            apart = apart + flow.free * rho
-        largest = Z.magnitude @ apart * SMALL
+            apart = apart + flow.free * others
+        largest = Z.magnitude @ apart * slack(len(apart) + 8)
         self.obstacle = "the Hessian may have an eigenvalue of 0 beyond"
-        weights = np.minimum(self.weights, 2 * mu / np.maximum(largest, 1e-300)) / SMALL
+        weights = self.weights.copy()
+        moves = largest > 0  # v_k, and its square is to be outweighed
+        weights[moves] = np.minimum(weights[moves], 2 * mu[moves] / largest[moves]) / few
         if not len(H):
             return True
         matrix = penalised(H, Z, weights)
+        matrix = Enclosure(*(_scaled(part, self.units) for part in (matrix.middle, matrix.radius)))
         least = float(np.linalg.eigvalsh(matrix.middle)[0])
-        self.expected = 0.8 * rho * least / spectral_bound(matrix.radius)
+        self.expected = 0.8 * rho * least / max(spectral_bound(matrix.radius), LEAST_NORMAL)
         return positive_definite(matrix)
 
-    def radius(self, start: float) -> float:
+    def radius(self) -> float:
         """Return the largest rho found for which the lemma holds, 0 if none.
 
         Radii of enclosures grow with rho about linearly, which gives a guess where the matrix is
         the obstacle.
         """
-        rho, low, high = start, 0.0, math.inf
-        for _ in range(TRIES):
+        coordinates = self.at.coordinates
+        sizes = coordinates.sizes[coordinates.moving]
+        rho, low, high = START * float(sizes.min(initial=coordinates.sizes.max())), 0.0, math.inf
+        for n in range(TRIES):
             self.expected = 0.0
             if self.holds(rho):
                 low = rho
             else:
                 high = rho
             if high < CLOSE * low:
+                break
+            if n == 0 and not low and not self.holds(0.0):
                 break
             if low * CLOSE < self.expected < high / CLOSE:
                 rho = self.expected
@@ -338,6 +367,10 @@ class Growth:
             else:
                 rho = 8 * low if low else high / 8
         return low
+
+
+def _scaled(A: np.ndarray, units: np.ndarray) -> np.ndarray:
+    return A * units * units[:, None]
 
 
 def _factored(A: np.ndarray) -> bool:
@@ -358,7 +391,7 @@ def penalised(H: Enclosure, Z: Enclosure, weights: np.ndarray) -> Enclosure:
     """
     M = exact(Z.middle)
     found = H + (M.T * (weights / 2)) @ M
-    return found.wider((Z.radius.T * weights) @ Z.radius * SMALL)
+    return found.wider((Z.radius.T * weights) @ Z.radius * slack(2 * len(weights)))
 
 
 def _joined(a: Enclosure, b: Enclosure) -> Enclosure:

@@ -18,23 +18,29 @@ from ..engine.losses import AbsoluteLoss, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from .boxes import Box, first_order, members_of
+from .doubled_gradient import doubled_gradient
 from .enclosures import exact
 from .free import Coordinates, choose_coordinates
+from .sizes import balance, parameter_sizes, powers_of_two
 
-NEAR = (1e-12, 1e-9, 1e-6)  # of the largest parameter of a layer: a move by that reaches a kink
+NEAR = (1e-12, 1e-9, 1e-6)  # of the sizes of parameters: a move by that reaches a kink
 STEPS = 12  # of Newton's method
+REFINED = 4  # of these with gradients of doubled precision, at most
 FLAT = 1e-13  # of the largest eigenvalue: those below are 0 up to rounding
 NEGATIVE = 1e-9  # of the largest eigenvalue
-FAR = 1e-6  # relative to the parameters: larger steps must get smaller quickly
+FAR = 1e-6  # of the sizes of parameters: larger steps must get smaller quickly
+NEAREST = 1e-15  # of these: smaller steps are rounding errors
+SMALL = 1e-9  # of these: where such steps don't get smaller any more they are rounding errors
 DROPPED = 40  # kinks that are given up, one by one, at most
-LEVEL = 1e-4  # a move by all parameters that changes R by this share: more is not stationary
+LEVEL = 1e-4  # a move by the size of a parameter that changes R by this share: not stationary
 
 
 class Stationary(NamedTuple):
     """A point at which grad L = 0 in the free coordinates and v_K = 0, up to rounding.
 
     `inverse` is that of F' there, F = (grad L, v_K) in the free coordinates and the multipliers;
-    `hessian` and `jacobian` are those in all coordinates.
+    `scale` are powers of two for these: with x = scale y rows and columns of F' are about 1 in the
+    units of y. `hessian` and `jacobian` are those in all coordinates.
     """
 
     held: Held
@@ -42,6 +48,7 @@ class Stationary(NamedTuple):
     multipliers: np.ndarray
     coordinates: Coordinates
     inverse: np.ndarray
+    scale: np.ndarray
     hessian: np.ndarray
     jacobian: np.ndarray
 
@@ -67,11 +74,13 @@ def find_stationary(
     """
     check_at(theta, data, loss)
     kinks = list(kinks)
+    columns = np.ascontiguousarray(data.x.reshape(len(data), -1).T, dtype=np.float64)
+    sizes = parameter_sizes(theta, steps(theta, columns)).vector
     for _ in range(DROPPED):
         if len(kinks) > theta.net.size:
             return f"more kinks than parameters, {len(kinks)} and {theta.net.size}"
         held = Held(theta.net, data, loss, kinks)
-        found = ("" if fixed else _slope(held, theta)) or _newton(held, theta)
+        found = ("" if fixed else _slope(held, theta, sizes)) or _newton(held, theta)
         if isinstance(found, str):
             return found
         slack = slacks(found)
@@ -90,13 +99,14 @@ def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -
     check_at(theta, data, loss)
     net, kinks = theta.net, []
     columns = np.ascontiguousarray(data.x.reshape(len(data), -1).T, dtype=np.float64)
+    sizes = parameter_sizes(theta, steps(theta, columns))
     for layer in (*net.pattern_layers, *([net.depth + 1] * isinstance(loss, AbsoluteLoss))):
         held = Held(net, data, loss, kinks)
         trace = steps(theta, columns, members_of(held, slice(None)))[:layer]
         if layer in net.max_layers:
-            found = _near_ties(trace, EqualKinks(theta, data, held), share)
+            found = _near_ties(trace, EqualKinks(theta, data, held), sizes, share)
         else:
-            found = _near_units(trace, data, held, theta, share)
+            found = _near_units(trace, data, held, theta, sizes, share)
         known = np.zeros((math.prod(net.shapes[min(layer, net.depth)]), len(data)), dtype=bool)
         for unit, sample, find in found:
             if not known[unit, sample]:
@@ -114,20 +124,25 @@ Near = Iterator[tuple[int, int, Callable[[], HeldKink | None]]]
 
 
 def _near_units(
-    trace: list[HeldStep], data: TrainingSet, held: Held, theta: Parameters, share: float
+    trace: list[HeldStep],
+    data: TrainingSet,
+    held: Held,
+    theta: Parameters,
+    sizes: Parameters,
+    share: float,
 ) -> Near:
     """Yield unit and sample where z^l, or an output and its target, are about equal; their kink."""
     layer, z = trace[-1].layer, trace[-1].z
     if trace[-1].activation is None:
         layer, z = layer + 1, z - data.y.T
-    reach = _reach(trace)
+    reach = _reach(trace, sizes)
     near = np.argwhere((abs(z) <= share * reach) & (reach > 0))
     equal = EqualKinks(theta, data, held) if len(near) else None
     for unit, sample in near:
         yield unit, sample, partial(equal.kink, layer, int(unit), int(sample))
 
 
-def _near_ties(trace: list[HeldStep], equal: EqualKinks, share: float) -> Near:
+def _near_ties(trace: list[HeldStep], equal: EqualKinks, sizes: Parameters, share: float) -> Near:
     """Yield window and sample where the two largest entries are about equal; their tie.
 
     Among the entries that are not 0 and not the same function of theta as the largest one.
@@ -135,7 +150,7 @@ def _near_ties(trace: list[HeldStep], equal: EqualKinks, share: float) -> Near:
     W, below = trace[-1].W.pooling, trace[-1].below
     values, tokens = W.windows(below), W.windows(equal.tokens[trace[-1].layer - 1])
     rows = W.windows(np.arange(len(below))[:, None])[..., 0]
-    reach = W.windows(_reach(trace[:-1]) if len(trace) > 1 else np.zeros(below.shape))
+    reach = W.windows(_reach(trace[:-1], sizes) if len(trace) > 1 else np.zeros(below.shape))
     best = values.argmax(axis=0)[None]
     largest = np.take_along_axis(values, best, axis=0)
     apart = (tokens != np.take_along_axis(tokens, best, axis=0)) & (values != 0) & (largest != 0)
@@ -148,18 +163,16 @@ def _near_ties(trace: list[HeldStep], equal: EqualKinks, share: float) -> Near:
         yield unit, sample, partial(equal.tie, trace[-1].layer, W, below, a, b, int(sample))
 
 
-def _reach(trace: list[HeldStep]) -> np.ndarray:
-    """Return by how much z^l moves if the nearest weights and biases do by as much as they are."""
+def _reach(trace: list[HeldStep], sizes: Parameters) -> np.ndarray:
+    """Return by how much z^l moves if the nearest weights and biases move by their sizes."""
     reach = np.zeros(trace[0].below.shape)
     for step in trace:
-        W, b = step.W, step.b
-        if W.weights is None:
-            reach = W @ reach
+        if step.W.weights is None:
+            reach = step.W @ reach
         else:
-            largest = max(float(abs(part).max()) for part in (W.weights, b) if part is not None)
-            sizes = largest * (W.support_sums(abs(step.below)) + (b is not None))
-            reach = np.broadcast_to(sizes, (W.maps_out, W.positions_out, sizes.shape[-1]))
-            reach = reach.reshape(-1, sizes.shape[-1])
+            reach = sizes.W[step.layer].trained @ abs(step.below)
+            if step.b is not None:
+                reach = reach + step.W.spread(sizes.b[step.layer])[:, None]
     return reach
 
 
@@ -199,67 +212,129 @@ def system(hessian: np.ndarray, jacobian: np.ndarray) -> np.ndarray:
     return np.block([[hessian, jacobian.T], [jacobian, np.zeros((K, K))]])
 
 
+def tangent_basis(jacobian: np.ndarray) -> np.ndarray:
+    """Return orthonormal columns d with grad v_K . d = 0, (n, n - kinks), none if there are not."""
+    K, n = jacobian.shape
+    if not K:
+        return np.eye(n)
+    return scipy.linalg.qr(jacobian.T)[0][:, K:]
+
+
 def _flat(hessian: np.ndarray, jacobian: np.ndarray) -> str:
     """Return in words where the Hessian is 0 on the tangent space, up to rounding, or ""."""
-    basis = scipy.linalg.null_space(jacobian) if len(jacobian) else np.eye(len(hessian))
+    basis = tangent_basis(jacobian)
     values = np.linalg.eigvalsh(basis.T @ hessian @ basis)
     largest = abs(values).max(initial=0.0)
     flat = int((abs(values) <= FLAT * largest).sum())
     if not flat:
         return ""
-    found = f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains"
+    found = flat_words(flat)
     if values[0] < -NEGATIVE * largest:
-        found += f", and an eigenvalue of the Hessian is {values[0]:.2g}"
+        found += (
+            f", and an eigenvalue of the Hessian is {values[0] / largest:.2g} times the largest"
+        )
     return found
 
 
-def _slope(held: Held, theta: Parameters) -> str:
+def flat_words(flat: int) -> str:
+    """Return in words that the Hessian is 0 in so many directions, up to rounding."""
+    return f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains"
+
+
+def _slope(held: Held, theta: Parameters, sizes: np.ndarray) -> str:
     """Return in words how large the gradient is for any multipliers, or "" where it is about 0."""
     seen = held.gradient(theta, np.zeros(len(held.kinks)))
     left = seen.gradient
     if held.kinks:
-        Z = held.jacobian(theta).T
-        left = left - Z @ np.linalg.lstsq(Z, left, rcond=None)[0]
-    if abs(left).max() * abs(theta.vector).max() <= LEVEL * seen.risk:
+        left = left + held.jacobian(theta).T @ _multipliers(held, theta, sizes, left)
+    if not (abs(left) * sizes).max() > LEVEL * seen.risk:
         return ""
     return f"not stationary, the gradient is up to {abs(left).max():.2g}: settle it first"
+
+
+def _multipliers(
+    held: Held, theta: Parameters, sizes: np.ndarray, gradient: np.ndarray
+) -> np.ndarray:
+    """Return the multipliers for which the gradient of L, times sizes, is least; (kinks,)."""
+    Z = held.jacobian(theta) * sizes
+    lengths = powers_of_two(abs(Z).max(axis=1))
+    return np.linalg.lstsq((Z / lengths[:, None]).T, -gradient * sizes, rcond=None)[0] / lengths
+
+
+def _scales(hessian: np.ndarray, jacobian: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Return powers of two d for which d_i [[H, Z^T], [Z, 0]]_ij d_j is balanced; see `balance`."""
+    H, Z = hessian * sizes * sizes[:, None], jacobian * sizes
+    level = np.sqrt(powers_of_two(abs(H).max(initial=0.0)))
+    lengths = powers_of_two(abs(Z).max(axis=1, initial=0.0))
+    first = np.concatenate([sizes / level, level / lengths])
+    A = system(hessian, jacobian) * first * first[:, None]
+    return powers_of_two(first * balance(A))
 
 
 def _newton(held: Held, theta: Parameters, rounds: int = 2) -> Stationary | str:
     """Return what Newton's method converges to from theta, or why it does not, in words."""
     theta, K = theta.copy(), len(held.kinks)
     coordinates = choose_coordinates(held, theta, held.data)
-    free = coordinates.free
+    free, sizes = coordinates.free, coordinates.sizes
     multipliers = np.zeros(K)
     if K:
-        g = held.gradient(theta, multipliers).gradient[free]
-        multipliers = np.linalg.lstsq(held.jacobian(theta)[:, free].T, -g, rcond=None)[0]
+        g = held.gradient(theta, multipliers).gradient
+        only = np.where(np.isin(np.arange(len(g)), free), sizes, 0.0)
+        multipliers = _multipliers(held, theta, only, g)
     last = np.inf
     for n in range(STEPS):
         seen = held.gradient(theta, multipliers)
         H, Z = held.hessian(theta, multipliers), held.jacobian(theta)
         F = np.concatenate([seen.gradient[free], seen.values])
-        flat = _flat(H[np.ix_(free, free)], Z[:, free]) if n == 0 else ""
-        if flat:
-            return flat
+        within = H[np.ix_(free, free)], Z[:, free]
+        if n == 0:
+            scale = _scales(*within, sizes[free])
+            d = scale[: len(free)]
+            flat = _flat(within[0] * d * d[:, None], within[1] * d)
+            if flat:
+                return flat
         try:
-            inverse = np.linalg.inv(system(H[np.ix_(free, free)], Z[:, free]))
+            inverse = np.linalg.inv(system(*within) * scale * scale[:, None])
         except np.linalg.LinAlgError:
             return "the gradients of the kinks are dependent"
+        inverse = inverse * scale * scale[:, None]
         step = inverse @ F
-        size = float(abs(step[: len(free)]).max(initial=0.0))
+        size = float((abs(step[: len(free)]) / sizes[free]).max(initial=0.0))
         if not np.isfinite(step).all():
             return "the gradients of the kinks are dependent"
         theta.vector[free] -= step[: len(free)]
         multipliers = multipliers - step[len(free) :]
-        if size <= 1e-15 * (1 + float(abs(theta.vector).max())) or (
-            size < 1e-9 and size > last / 4
-        ):
+        if size <= NEAREST or (size < SMALL and size > last / 4):
+            theta, multipliers = _refined(held, theta, multipliers, free, inverse)
             again = choose_coordinates(held, theta, held.data)
             if not np.array_equal(again.free, free):  # patterns are others than where it began
                 return _newton(held, theta, rounds - 1) if rounds else "patterns do not settle"
-            return Stationary(held, theta, multipliers, again, inverse, H, Z)
-        if n > 2 and size > last / 2 and size > FAR * (1 + float(abs(theta.vector).max())):
+            return Stationary(held, theta, multipliers, again, inverse, scale, H, Z)
+        if n > 2 and size > last / 2 and size > FAR:
             break
         last = size
-    return f"no stationary point was found near: Newton's last step is {size:.1e}"
+    return (
+        f"no stationary point was found near: Newton's last step is {size:.1e} of the sizes of "
+        "parameters"
+    )
+
+
+def _refined(
+    held: Held, theta: Parameters, multipliers: np.ndarray, free: np.ndarray, inverse: np.ndarray
+) -> tuple[Parameters, np.ndarray]:
+    """Return the point and multipliers after steps with gradients of doubled precision.
+
+    Along small eigenvalues rounding errors of the gradient count most.
+    """
+    least = np.inf
+    for _ in range(REFINED):
+        found = doubled_gradient(held, theta, multipliers)
+        if found is None:
+            break
+        step = inverse @ np.concatenate([found[0].middle[free], found[1].middle])
+        size = float(abs(step[: len(free)]).max(initial=0.0))
+        if not size < least / 2:
+            break
+        least, theta, multipliers = size, theta.copy(), multipliers - step[len(free) :]
+        theta.vector[free] -= step[: len(free)]
+    return theta, multipliers

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
+from ..engine.floats import EPSILON, LEAST_NORMAL, slack
 from ..engine.held import HeldKink
 from ..engine.held_steps import steps
 from ..engine.losses import KNOWN, Loss
@@ -22,10 +23,17 @@ from .enclosures import Enclosure, exact
 from .families import Family
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
 from .rounding import risk_rounding
-from .stationary import Stationary, candidates, find_stationary, members_are_equal
+from .stationary import (
+    FLAT,
+    NEGATIVE,
+    Stationary,
+    candidates,
+    find_stationary,
+    flat_words,
+    members_are_equal,
+)
 
 LARGEST = 3000  # parameters: the Hessian is a dense matrix
-START = 1e-3  # of the largest parameter: the radius that is tried first
 
 
 @dataclass(frozen=True, repr=False)
@@ -166,29 +174,23 @@ def _at_kinks(
         return _undecided(proved, **counts)
     box = box_around(found, proved.free_radius, 0.0, proved.multiplier_radius)
     room = rooms(found, proved.first.signals, box.multipliers)
-    inside = float((room / proved.first.signals.magnitude).min(initial=math.inf))
-    growth, counts["inside"] = Growth(proved), inside
+    growth, counts["inside"] = Growth(proved, theta), inside_by(room, proved.first.signals)
     if not (room > 0).all():
         worst = found.held.kinks[int(room.argmin())]
         return _undecided(f"a multiplier is not inside its bounds, of {worst}", **counts)
-    if not growth.tangent > 0:
+    counts["eigenvalue"] = _eigenvalue(growth, room) if _is_positive(growth) else 0.0
+    if not counts["eigenvalue"] > 0:
         return _undecided(_flatness(growth), **counts)
-    H, Z = split(found, proved.second)
-    weights = growth.choose_weights(room, 0.9)
-    eigenvalue = positive_bound(penalised(H, Z, weights)) if len(H) else math.inf
-    if not eigenvalue > 0:
-        return _undecided(_flatness(growth), **counts)
-    growth.weights = growth.choose_weights(room)
-    distance = float(abs(found.theta.vector - theta.vector).max()) * (1 + 1e-15)
-    distance = distance + float(proved.free_radius.max(initial=0)) * (1 + 1e-9)
-    radius = growth.radius(START * float(abs(theta.vector).max())) * (1 - 1e-12) - distance
-    risk = _risk(proved)
-    counts |= {"eigenvalue": eigenvalue, "risk": risk}
-    if not radius > distance:
-        shown = round_down(max(0.0, radius + distance))
+    growth.weights = growth.choose_weights(room, 0.5)
+    off = growth.moved.copy()
+    off[found.coordinates.free] += proved.free_radius
+    distance = float(off.max()) * slack(1)
+    radius, risk = growth.radius(), _risk(proved)
+    counts["risk"] = risk
+    if not radius > 0:
         far = (
             f"an exact stationary point is within {round_up(distance)}, but that it is a minimum "
-            f"is shown within {shown} of it only, as {growth.obstacle}"
+            f"is not shown as far as here, as {growth.obstacle}"
         )
         return _undecided(far, **counts)
     highest = theta.net.risk(theta, data, loss) + risk_rounding(theta, data, loss)
@@ -199,6 +201,12 @@ def _at_kinks(
         delta=max(0.0, float(np.nextafter(highest - risk[0], math.inf))),
         **counts,
     )
+
+
+def inside_by(room: np.ndarray, signals: Enclosure) -> float:
+    """Return the least share of the signals by which multipliers are inside their bounds."""
+    shares = room / np.maximum(signals.magnitude, LEAST_NORMAL)
+    return float(shares.min(initial=math.inf))
 
 
 def _undecided(obstacle: str, **counts: object) -> StrictCertificate:
@@ -234,18 +242,44 @@ def _counts(at: Stationary) -> dict:
     }
 
 
+def _is_positive(growth: Growth) -> bool:
+    return growth.tangents.min(initial=math.inf) > 0
+
+
+def _eigenvalue(growth: Growth, room: np.ndarray) -> float:
+    """Return a lower bound of the eigenvalues of the Hessian on the tangent space, 0 if none > 0.
+
+    As it is or, where that shows nothing, by those in the units of the system: x^T H x >= m |y|^2
+    with x_i = units_i y_i is at least m |x|^2 / units_i^2 for the largest one.
+    """
+    H, Z = split(growth.at, growth.proved.second)
+    if not len(H):
+        return math.inf
+    found = positive_bound(penalised(H, Z, growth.choose_weights(room, 0.9, np.ones(len(H)))))
+    if found > 0:
+        return found
+    units = growth.units
+    matrix = penalised(H, Z, growth.choose_weights(room, 0.9)) * units[:, None] * units
+    return positive_bound(matrix) / float(units.max()) ** 2 * (1 - EPSILON)
+
+
 def _flatness(growth: Growth) -> str:
-    """Return in words why the Hessian is not positive definite on the tangent space."""
-    values = growth.tangents
+    """Return in words why the Hessian is not positive definite on the tangent space.
+
+    Its eigenvalues are those in the units of the system, relative to the largest one.
+    """
+    values = growth.tangents / abs(growth.tangents).max(initial=1e-300)
     if not len(values):
         return "the gradients of the kinks may be dependent, up to rounding"
-    low = 1e-10 * abs(values).max(initial=0)
-    if (values < -low).any():
-        return f"a saddle: the least eigenvalue of the Hessian is {values.min():.2g}"
-    flat = int((values <= low).sum())
-    if not flat:
-        return f"the least eigenvalue of the Hessian, {values.min():.2g}, may be a rounding error"
-    return f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains"
+    if (values < -NEGATIVE).any():
+        return f"a saddle: an eigenvalue of the Hessian is {values.min():.2g} times the largest one"
+    flat = int((values <= FLAT).sum())
+    if flat:
+        return flat_words(flat)
+    return (
+        f"the least eigenvalue of the Hessian is {values.min():.1g} times the largest one, which "
+        "is too little to show that it is not 0"
+    )
 
 
 def _risk(proved: Proved) -> tuple[float, float]:
@@ -257,7 +291,7 @@ def _risk(proved: Proved) -> tuple[float, float]:
     )
     multipliers = Enclosure(at.multipliers, proved.multiplier_radius)
     H, _ = split(at, proved.second)
-    off = float(proved.free_radius @ H.magnitude @ proved.free_radius) * (1 + 1e-9)
+    off = float(proved.free_radius @ H.magnitude @ proved.free_radius) * slack(2 * len(H))
     total = thin.risk + (multipliers * thin.values).sum()
     total = total + exact(np.zeros(1)).wider(off)
     return float(total.low[0]), float(total.high[0])

@@ -107,6 +107,10 @@ class Held:
         other._members = _by_layer(other.kinks)
         return other
 
+    def members(self, samples: np.ndarray) -> dict[int, Members]:
+        """Return the members of all kinks among some samples, ascending, in columns of these."""
+        return _among(self._members, samples, np)
+
     def bounds(self, signals: Array) -> tuple[Array, Array]:
         """Return the bounds of the multipliers for signals C: alpha C and C; -C and C of a loss."""
         own = np.array([self.slope(kink) for kink in self.kinks])

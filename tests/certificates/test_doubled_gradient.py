@@ -1,0 +1,66 @@
+"""The gradient of doubled precision is that of differences in 1,000 bits, but for one rounding."""
+
+import numpy as np
+import pytest
+from exact_attacks import ExactRisk, arb
+
+from tinyspur.certificates.boxes import Box, first_order
+from tinyspur.certificates.doubled_gradient import doubled_gradient
+from tinyspur.certificates.enclosures import exact
+from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import ReLU, Tanh
+from tinyspur.engine.held import Held, HeldKink
+from tinyspur.engine.losses import AbsoluteLoss, SquaredLoss
+from tinyspur.engine.network import Network
+from tinyspur.engine.parameters import Parameters
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Scale
+
+STEP = 2.0**-30
+NETS = {
+    "dense": ((1, 3), [Dense(3), Dense(2), Dense(2)]),
+    "average pooling": ((1, 4, 4), [Conv(2, 2), AveragePool(3), Dense(1)]),
+    "scale": ((1, 2, 3), [Conv(2, (1, 2)), Scale(), Dense(1)]),
+}
+
+
+def problem(case, slope=0.0):
+    """Return a point on a grid, samples, two held units and multipliers."""
+    shape, layers = NETS[case]
+    rng, net = np.random.default_rng(1), Network(shape, layers, ReLU(slope))
+    x = rng.normal(size=(5, *shape))
+    data = TrainingSet(x, rng.normal(size=(5, net.shapes[-1][0])))
+    theta = Parameters(net, np.round(rng.normal(size=net.size) * 2**20) / 2**20)
+    layer = net.active_layers[0]
+    kinks = [HeldKink(layer, 0, np.array([0]), np.array([n])) for n in (1, 3)]
+    return Held(net, data, SquaredLoss(), kinks), theta, np.array([0.3, -0.1])
+
+
+@pytest.mark.parametrize("case", NETS)
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_it_is_that_of_differences_in_a_thousand_bits(case, slope):
+    held, theta, multipliers = problem(case, slope)
+    risk = ExactRisk(held.net, held.data, held.loss)
+    found, values = doubled_gradient(held, theta, multipliers)
+    plain = first_order(held, Box(theta, held.net.zeros(), exact(multipliers)))
+    for n, e in enumerate(STEP * np.eye(held.net.size)):  # L is quadratic in each parameter
+        above, below = (
+            risk.held(Parameters(held.net, theta.vector + d), held.kinks, multipliers)
+            for d in (e, -e)
+        )
+        off = abs((above - below) / arb(2 * STEP) - arb(found.middle[n]))
+        assert off < arb(found.radius[n]) + arb(2) ** -900
+        assert found.radius[n] <= 1.2e-16 * abs(found.middle[n]) + 1e-26
+    assert (abs(values.middle - plain.values.middle) <= plain.values.radius).all()
+    assert found.radius.max() < 0.1 * plain.gradient.radius.max()
+
+
+def test_other_networks_have_none():
+    shape = (1, 4)
+    for layers, sigma, loss in [
+        ([Dense(2), Dense(1)], Tanh(), SquaredLoss()),
+        ([Dense(2), Dense(1)], ReLU(), AbsoluteLoss()),
+        ([Conv(2), MaxPool(2), Dense(1)], ReLU(), SquaredLoss()),
+    ]:
+        net = Network(shape, layers, sigma)
+        data = TrainingSet(np.ones((2, *shape)), np.zeros((2, 1)))
+        assert doubled_gradient(Held(net, data, loss), net.zeros(), np.zeros(0)) is None
