@@ -47,10 +47,10 @@ from .constructions.piecewise_linear import (
     gated_minimum,
     spurious_pair,
 )
+from .constructions.relayed_pair import RelayedPair
 from .constructions.relays import fold_scales, rescale
 from .constructions.smooth import SmoothMinimum, interpolate, smooth_minimum
 from .constructions.spurious import SpuriousMinimum, find_spurious_minimum, risk_along_bias
-from .constructions.towers import RelayedPair
 from .constructions.witnesses import LowerPoint, lower_point, revive
 from .datasets.samples import TrainingSet
 from .engine.activations import (

@@ -256,13 +256,14 @@ def _equal_risk_biases(found: SpuriousMinimum, prime: Parameters) -> dict[int, l
     b' (or b, where the pair reads no bias) may be larger than what makes o_m + b' >= 0.
     """
     pair, split = found.pair, found.split
-    changed = [n for n in (pair.below, pair.lower, pair.upper) if n in prime.net.active_layers]
+    holders = pair.tower.holders
+    changed = [*([pair.below] if pair.biased else []), holders[pair.lower], holders[pair.upper]]
     biases = {n: [Fraction(float(v)) for v in prime.b[n]] for n in changed}
     kappa = Fraction(pair.kappa_lower), Fraction(pair.kappa_upper)
     eta, lowest, b_prime = Fraction(split.threshold), Fraction(split.lowest), Fraction(0)
     b = Fraction(bias_below(found.theta, pair, split))
     case = case_above if eta >= -b else case_below
-    if pair.below in biases:
+    if pair.biased:
         D = _at_least(-lowest - b, abs(lowest) + abs(b))
         b_prime, kappa = b + D, (-D, sum(kappa))
         biases[pair.below][split.map] = b_prime
@@ -271,8 +272,8 @@ def _equal_risk_biases(found: SpuriousMinimum, prime: Parameters) -> dict[int, l
     tracks = case(eta, b, b_prime, kappa)
     for place, track in zip((*pair.reserved, pair.relay_of(split.map)), tracks, strict=True):
         for layer, (_, bias) in ((pair.lower, track.lower), (pair.upper, track.upper)):
-            for n in range(*pair.tower.maps(layer, place).indices(len(biases[layer]))):
-                biases[layer][n] = Fraction(bias)
+            for n in pair.tower.numbers(layer, place):
+                biases[holders[layer]][n] = Fraction(bias)
     return biases
 
 

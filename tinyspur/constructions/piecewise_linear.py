@@ -18,11 +18,12 @@ from ..datasets.samples import TrainingSet, check_data, flattened
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import to_numpy
 from ..engine.losses import Loss, check_loss
-from ..engine.network import Network, check_problem, check_usual
+from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
 from ..engine.plain import plain_on_host, whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import AffineFit, fit_affine
+from ..layers import Dense
 from .embedding import carry_outputs, first_dense, first_features
 from .towers import MARGIN, Tower
 
@@ -195,11 +196,16 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     dense = first_dense(net)
     if dense == net.depth:
         raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
-    check_usual(net, "gates")
     check_piecewise_linear(net.activations, "gates")
-    slope = net.activation.slope
-    if slope == 1:
-        raise ValueError(f"gates: expected an activation with a kink, got {net.activation}")
+    active = next(n for n in range(dense, net.depth + 1) if net.is_active(n) or n == net.depth)
+    above = next(n for n in range(dense + 1, net.depth + 1) if type(net.chain[n - 1]) is Dense)
+    sigma = net.activation_of(active)
+    if active >= above or sigma is None or sigma.slope == 1:
+        raise ValueError(
+            f"gates: expected an activation with a kink, got {sigma or 'none'} after layer "
+            f"{dense}, {net.chain[dense - 1]}"
+        )
+    slope = sigma.slope
     d_y, K, width = net.shapes[-1][0], len(groups), net.shapes[dense][0]
     needed = d_y + (K - 1) * (d_y + 1)
     if width < needed:
@@ -234,10 +240,12 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     weights = rows[:, :-1].reshape(len(rows), channels, -1)
     tower.read(theta, weights, rows[:, -1], tower.biases(float(x.min())))
     theta.b[dense][len(rows) :] = -MARGIN
-    theta.W[dense + 1].weights[:d_y, : len(rows)] = sums
-    theta.b[dense + 1][:d_y] = -lift
-    if dense + 1 < net.depth:
-        carry_outputs(theta, dense + 1, fit.predict(features.x))
+    for layer in range(dense + 1, above):  # scales
+        theta.W[layer].weights[...] = 1
+    theta.W[above].weights[:d_y, : len(rows)] = sums
+    theta.b[above][:d_y] = -lift
+    if above < net.depth:
+        carry_outputs(theta, above, fit.predict(features.x))
     return theta
 
 
