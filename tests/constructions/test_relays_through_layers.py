@@ -246,7 +246,7 @@ def test_taps_are_the_fewest_that_determine_the_map():
         ([Conv(3), Conv(3), MaxPool(2), Dense(2)], "MaxPool(size=2) as layer 3; spurious_pair("),
         (
             [Conv(3), Conv(3), R([Conv(3)], [P(1)]), Dense(2)],
-            "that are the identity or have weights",
+            "the identity or have weights, got",
         ),
         ([Conv(3), Conv(3), R([R([Conv(3)])]), Dense(2)], "none inside of another, got layer 3"),
         ([Conv(3), Conv(3), Dense(2, bias=False)], "got Dense(width=2, bias=False) as layer 3"),

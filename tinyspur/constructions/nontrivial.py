@@ -16,7 +16,6 @@ from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from ..layers import ConvolutionMatrix, WeightMatrix
 from .embedding import (
     carry_outputs,
     check_not_exact,
@@ -26,6 +25,7 @@ from .embedding import (
     first_features,
     identical_features,
 )
+from .isolated import alone
 from .paths import instead, kind_of
 from .towers import MARGIN, Tower, middle_tap, set_relay
 
@@ -145,7 +145,7 @@ def _isolate(
     pool, enough = _above(tower).matrix, bool(once.sum() >= isolated)
     for trial in range(1 + RANDOM_FILTERS):
         p = rng.standard_normal(shape) if trial else centre
-        responses = _alone(W, p) @ x.T
+        responses = alone(W, p) @ x.T
         top = np.argpartition(responses, -isolated - 1, axis=None)[-isolated - 1 :]
         top = top[np.argsort(responses.ravel()[top])]
         positions, samples = np.unravel_index(top[1:], responses.shape)
@@ -172,16 +172,6 @@ def _isolate(
 def _above(tower: Tower) -> Tower:
     """Return the layers above the first one, where map 0 has one copy."""
     return Tower(tower.net, tower.first + 1, tower.last, spread=False)
-
-
-def _alone(W: WeightMatrix, p: np.ndarray) -> ConvolutionMatrix:
-    """Return the convolution with the filter p (C, *k) alone, of the first group where there are.
-
-    It reads all maps.
-    """
-    filters = np.zeros((1, W.maps_in, *p.shape[1:]))
-    filters[0, : len(p)] = p
-    return ConvolutionMatrix.on(W.grid, filters)
 
 
 def _ends_in_relu(tower: Tower) -> bool:

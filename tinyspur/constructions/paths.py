@@ -88,9 +88,13 @@ def instead(net: Network) -> str:
 
 
 def can_be_dead(net: Network) -> bool:
-    """Return whether ReLU follows a layer with biases, and dense layers with biases end it."""
-    dead = [n for n in net.active_layers if net.activation_of(n) == ReLU()]
+    """Return whether all units can be dead: under ReLU, with biases, and no residual blocks.
+
+    The last layer has to be dense, with biases.
+    """
+    active = [n for n in net.active_layers if n < net.depth]
     plain = not any(isinstance(link, Link) for link in net.chain)
-    weights = all(kind.bias for kind in net.chain if kind.trainable)
-    ended = isinstance(net.chain[-1], Dense)
-    return bool(dead) and plain and weights and ended and len(dead) == len(net.active_layers)
+    relu = all(net.activation_of(n) == ReLU() and net.chain[n - 1].bias for n in active)
+    above = isinstance(net.chain[-1], Dense) and net.chain[-1].bias
+    first = isinstance(net.chain[net.leading_poolings], Conv | Dense)
+    return bool(active) and plain and relu and above and first and not net.is_active(net.depth)

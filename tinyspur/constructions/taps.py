@@ -183,7 +183,7 @@ def _too_small(net: Network, layer: int, last: int, wanted: int, reached: int) -
                 f"filters too small: layer {layer} has filters of size {kind.kernel}, expected at "
                 f"least {size + 1 - size % 2}, to shift the map before it is pooled by {size}"
             )
-    kind, above = kind_of(net, layer), f", below the layers up to {last}," * (last > layer)
+    kind, above = kind_of(net, layer), f" below the layers up to {last}," * (last > layer)
     return (
         f"layer {layer}, {kind},{above} keeps too little: all its taps together hand on {reached} "
         f"of {wanted} entries in a direction of the map; expected larger filters, a smaller stride "
