@@ -16,6 +16,7 @@ from tinyspur import (
     ReLU,
     SquaredLoss,
     TrainingSet,
+    exact,
     find_spurious_minimum,
     gated_minimum,
     interop,
@@ -276,3 +277,13 @@ def test_isolated_samples_go_through_groups_strides_and_padding():
         certificate = certify_cell(theta, data, SQUARED)
         assert certificate.holds and certificate.classes == 3
         assert attacked(theta, data, certificate.radius) <= certificate.delta
+
+
+@pytest.mark.parametrize("name", ["no padding", "scales in place of biases", "a block"])
+def test_all_three_points_are_fractions_too(name):
+    net, data, lower = problem(name, 30)
+    whole = TrainingSet(np.round(4 * data.x), np.round(2 * data.y))
+    theta, pair = linear_minimum(net, whole, SQUARED, lower=lower)
+    found = exact(find_spurious_minimum(theta, pair, whole, SQUARED), whole, SQUARED)
+    assert found.verdict == "spurious local minimum"
+    assert found.risks["theta_prime"] == found.risk > found.risks["lower"]

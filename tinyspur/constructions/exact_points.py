@@ -35,6 +35,7 @@ from ..fitting.settle import Settled
 from .equal_risk import bias_below, case_above, case_below
 from .piecewise_linear import SpuriousPair
 from .spurious import SpuriousMinimum
+from .witnesses import perturbed_biases
 
 SHORT = 40  # digits of a fraction that is printed
 STEP_BITS = 20  # to which the step of the lower point is rounded
@@ -223,7 +224,9 @@ def _of_spurious(found: SpuriousMinimum, data: TrainingSet, loss: Loss) -> Exact
         points["theta_prime"] = ExactPoint(prime, own, exact_biases)
         risks["theta_prime"] = minimum.risk
         checks.append("all outputs of theta' are those of theta")
-        biases[found.lower.layer][found.lower.map] += _short(found.lower.step)
+        held, maps = perturbed_biases(found.theta, found.pair, found.split)
+        for m in maps:
+            biases[held][m] += _short(found.lower.step)
     point = ExactPoint(lower, own, {n: from_fractions(b) for n, b in biases.items()})
     risk = risk_after(theta, point, layer, minimum.risk, data)
     if risk < minimum.risk:
