@@ -66,6 +66,7 @@ from .constructions.piecewise_linear import (
     gated_minimum,
     spurious_pair,
 )
+from .constructions.relayed_pair import RelayedPair as RelayedPair
 from .constructions.relays import (
     fold_scales as fold_scales,
     rescale as rescale,
@@ -80,7 +81,6 @@ from .constructions.spurious import (
     find_spurious_minimum,
     risk_along_bias as risk_along_bias,
 )
-from .constructions.towers import RelayedPair as RelayedPair
 from .constructions.witnesses import (
     LowerPoint as LowerPoint,
     lower_point as lower_point,

@@ -204,9 +204,9 @@ def test_an_embedded_point_has_the_outputs_of_its_subnetwork(name, low):
 def test_the_literal_theta_has_the_outputs_of_its_subnetwork(name):
     theta, pair, data, phi = random_problem(name, variant="literal")
     close(outputs_of(theta, data.x), outputs_of(phi, data.x), 1e-11)
-    assert all((theta.b[layer] == 0).all() for layer in pair.tower.shifts)
+    assert all((theta.b[layer] == 0).all() for layer in pair.tower.taps)
     for layer, z in twin_of(theta).preactivations(data.x).items():
-        if layer in pair.tower.shifts:
+        if layer in pair.tower.taps:
             z = z.detach().numpy().reshape(len(z), theta.net.shapes[layer][0], -1)
             assert (z[:, list(pair.reserved)] == 0).all()
 
@@ -233,7 +233,7 @@ def test_a_subnetwork_that_is_all_relayed_has_no_more_maps_than_there_is_room_fo
     assert phi.net == narrow
     assert len(pair.relayed) == narrow.shapes[-2][0] <= whole.shapes[-2][0]
     tracks = len(pair.relayed) + 2
-    top = {layer: tracks * pair.tower.copies[layer] for layer in pair.tower.shifts}
+    top = {layer: tracks * pair.tower.copies[layer] for layer in pair.tower.taps}
     assert all(needed <= net.shapes[layer][0] for layer, needed in top.items())
     if narrow.shapes[-2][0] < whole.shapes[-2][0]:  # one more would not have a place
         assert any(

@@ -380,8 +380,11 @@ def test_a_minimum_at_repeated_inputs_has_lower_points_without_an_interpolation(
 
 def test_other_networks_do_not_interpolate():
     data = TrainingSet(inputs(5, 2), np.ones((5, 1)))
-    for layers, sigma in (([Dense(9), Dense(1)], ReLU()), ([Conv(9), Dense(1)], Tanh())):
-        with pytest.raises(ValueError, match=r"^curvature: expected"):
+    for layers, sigma, words in (
+        ([Dense(9), Dense(1)], ReLU(), "curvature: expected"),
+        ([Conv(9), Dense(1)], Tanh(), "interpolation: expected dense layers"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{words}"):
             interpolate(Network((1, 2), layers, sigma), data)
 
 
@@ -456,8 +459,8 @@ def test_other_networks_are_refused():
     for layers, sigma, words in (
         ([Dense(3), Dense(1)], ReLU(), "sigma'' != 0, got ReLU"),
         ([Dense(3), Dense(1)], ReLU(0.2), "sigma'' != 0, got ReLU"),
-        ([Conv(3), Dense(1)], Tanh(), "expected dense layers"),
-        ([Dense(1)], Tanh(), "at least one of them hidden"),
+        ([Conv(3), Dense(1, bias=False)], Tanh(), "expected a dense layer with biases"),
+        ([Dense(1)], Tanh(), "expected a hidden layer with an activation"),
     ):
         with pytest.raises(ValueError, match=words):
             smooth_minimum(Network((1, 2), layers, sigma), x)

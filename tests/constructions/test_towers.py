@@ -90,7 +90,7 @@ def test_the_dense_layer_reads_an_affine_function_of_the_maps_below(name, spread
     expected = np.einsum("kcp,ncp->nk", weights, values) + offset
     close(o.reshape(7, -1) @ W[:d_y].T + b[:d_y], expected, 1e-11)
     assert not W[d_y:].any() and not b[d_y:].any()
-    for layer in tower.shifts:  # every other map is dead
+    for layer in tower.taps:  # every other map is dead
         used = np.zeros(net.shapes[layer][0], bool)
         for track in tracks.values():
             used[tower.maps(layer, track)] = True
@@ -105,7 +105,7 @@ def test_relays_with_the_biases_of_a_tower_are_strictly_active_and_just_so(name)
     maps[0, 0].flat[0] = NEGATIVE
     theta = net.zeros()
     tower.read(theta, np.zeros((1, 1, len(tower.matrix))), np.zeros(1), tower.biases(NEGATIVE))
-    for layer in tower.shifts:
+    for layer in tower.taps:
         o = run(theta, torch.as_tensor(maps), pair.lower, layer).detach().numpy()
         least = o[:, tower.maps(layer, 0)].min()
         assert least == 1 if layer == pair.lower else least >= 1
@@ -117,15 +117,15 @@ def test_a_tower_holds_its_tracks_from_an_offset_on(spread, offset):
     net = Network((2, 4, 4), [Conv(5), Conv(20, 5), P(2), Conv(80), P(2), Dense(2)])
     tower, rng = Tower(net, 1, 5, spread, offset), np.random.default_rng(0)
     theta = net.zeros()
-    biases = {layer: float(rng.normal()) for layer in tower.shifts}
-    for layer in tower.shifts:
+    biases = {layer: float(rng.normal()) for layer in tower.taps}
+    for layer in tower.taps:
         for c in range(2):
             tower.relay(theta, layer, c, c, biases[layer])
     assert tower.copies == (
         {0: 1, 1: 1, 2: 4, 3: 4, 4: 16, 5: 16} if spread else dict.fromkeys(range(6), 1)
     )
     assert tower.room == 5 - offset
-    used = {layer: set() for layer in tower.shifts}
+    used = {layer: set() for layer in tower.taps}
     for c in range(2):
         product, constants = np.eye(16), np.zeros(16)
         for layer, matrix in track_matrices(theta, tower, c, c):

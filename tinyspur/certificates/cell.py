@@ -22,7 +22,7 @@ from ..engine.passes import steps
 from ..fitting.affine import stationary_subgradient
 from .assumptions import assumed, check_loss
 from .certificate import Certificate, in_float64, round_down, round_up
-from .class_fits import pooled_parts
+from .class_fits import first_read, pooled_parts
 from .decrease import SHARE, Classes
 from .exact import meets_targets
 from .gram import Samples
@@ -290,6 +290,8 @@ def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
     x, inexact = data.x.reshape(len(data), -1), np.zeros((len(data), 1))
     if first:
         x, inexact, *rest = rest[0].T, np.pad(rest[1].T, ((0, 0), (0, 1))), *rest[2:]
+    if (read := first_read(net)) is not None:
+        x = np.where(read, x, 0)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     classes = np.array([numbers[key] for key in keys])
     order = np.argsort(classes, kind="stable")

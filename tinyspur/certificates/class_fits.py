@@ -160,6 +160,21 @@ def _unit(z: np.ndarray) -> float:
     return next((p for p in powers if (z * p == np.round(z * p)).all()), 1.0)
 
 
+def first_read(net: Architecture) -> np.ndarray | None:
+    """Return which features the first layer with weights reads, (n,), or None for all of them.
+
+    A stride, or no padding, may leave some out: outputs depend on no such one, at any point.
+    """
+    number = net.leading_poolings + 1
+    grid = getattr(net.chain[number - 1], "grid", None) if net.slots else None
+    if grid is None:
+        return None
+    (maps, *size), read = net.shapes[number - 1], np.zeros(net.positions(number - 1), bool)
+    neighbours = grid((maps, *size)).neighbours()
+    read[neighbours[neighbours >= 0]] = True
+    return None if read.all() else np.tile(read, maps)
+
+
 def pooled_parts(net: Architecture, x: np.ndarray) -> np.ndarray:
     """Return what the features of inputs (N, ...) are made of: where it is equal these are.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..engine.activations import Activation
 from ..engine.backend import to_numpy
 from ..engine.floats import gamma
-from ..engine.network import Network, check_usual
+from ..engine.network import Network
 from ..engine.parameters import Parameters
-from ..layers import Dense
+from ..layers import Dense, Link
 from .enclosed_algebra import least_eigenvalue
 from .enclosed_functions import activated
 from .enclosures import QUIET, Enclosure, exact
@@ -17,17 +18,41 @@ TINY = 1e-290  # added to each step of a bound: more than what underflows in it
 
 
 def check_smooth(net: Network) -> None:
-    """Raise ValueError unless the network is fully connected, with a smooth activation."""
-    check_usual(net, "curvature")
-    if net.activation.piecewise_linear:
+    """Raise ValueError unless the curvature certificate knows the layers, naming one that it can't.
+
+    These are dense layers, convolutions, average poolings and scales, one after another, under
+    smooth activations. The last is dense with biases, below it there is an activation.
+    """
+    for n, kind in enumerate(net.chain, 1):
+        if isinstance(kind, Link):
+            raise ValueError(
+                "curvature: expected layers that read the one below them alone, got layer "
+                f"{n}, {kind.layer}, of a residual block"
+            )
+        if kind.selects:
+            raise ValueError(
+                f"curvature: expected no max pooling, got {kind} as layer {n}: where all samples "
+                "have the same outputs the entries of a window may be equal"
+            )
+        sigma = net.activation_of(n)
+        if sigma is not None and sigma.piecewise_linear:
+            raise ValueError(
+                f"curvature: expected an activation with sigma'' != 0, got {sigma} after layer "
+                f"{n}, {kind}"
+            )
+    last = net.chain[-1]
+    if not (isinstance(last, Dense) and last.bias and not net.is_active(net.depth)):
         raise ValueError(
-            f"curvature: expected an activation with sigma'' != 0, got {net.activation}"
+            "curvature: expected a dense layer with biases, and without activation, at the end, "
+            f"got {last} as layer {net.depth}"
         )
-    dense = all(isinstance(layer, Dense) and layer.bias for layer in net.chain)
-    if net.depth < 2 or not dense:
-        raise ValueError(
-            f"curvature: expected dense layers with biases, at least one of them hidden, got {net}"
-        )
+    if not net.active_layers:
+        raise ValueError(f"curvature: expected a hidden layer with an activation, got {net}")
+
+
+def first_layer(net: Network) -> int:
+    """Return the layer of W^1: the first with weights. Poolings below it are part of W^1."""
+    return net.leading_poolings + 1
 
 
 def output_hessians(theta: Parameters) -> np.ndarray:
@@ -53,26 +78,38 @@ def lower_eigenvalue(H: Enclosure) -> float:
 class ConstantOutputs:
     """Enclosures of z, o, sigma'(z) and sigma''(z) in the hidden layers (n_l,), where W^1 = 0.
 
-    They are the same for all samples; `unbiased` are the outputs (d_y,) without their biases.
+    They are the same for all samples; `unbiased` are the outputs (d_y,) without their biases. `W`
+    are the matrices of all layers as arrays: a convolution is a matrix whose entries are shared,
+    and what is proved for all changes of the entries is proved for changes of shared ones. What can
+    change is in `support`: None for all entries, else an array of zeros and ones, all zeros for a
+    pooling. `read` (n_1,) says which units of the first layer reach the outputs through weights.
     """
 
     def __init__(self, theta: Parameters):
-        net = theta.net
-        self.sigma = net.activation
-        self.W = [to_numpy(theta.W[n].weights) for n in range(1, net.depth + 1)]
-        z, self.z, self.o, self.slopes, self.bends = exact(to_numpy(theta.b[1])), [], [], [], []
-        for n in range(2, net.depth + 1):
-            o, slopes, bends = (activated(self.sigma, z, order) for order in range(3))
+        net, first = theta.net, first_layer(theta.net)
+        layers = range(first, net.depth + 1)
+        self.sigmas = [net.activation_of(n) for n in layers]
+        self.W = [_array(theta, n) for n in layers]
+        self.support = [_support(theta, n) for n in layers]
+        self.read = _read(self.W, self.support)
+        z, self.z, self.o, self.slopes, self.bends = exact(_biases(theta, first)), [], [], [], []
+        for n, sigma, W in zip(layers[1:], self.sigmas, self.W[1:], strict=False):
+            o, slopes, bends = (_activated(sigma, z, order) for order in range(3))
             self.z.append(z)
             self.o.append(o)
             self.slopes.append(slopes)
-            if self.sigma.bounds is None:  # what it does beside z is only known from samples
-                bends = bends.wider(self.sigma.changes(z.middle, z.radius)[1])
+            if sigma is not None and sigma.bounds is None:  # only known from samples beside z
+                bends = bends.wider(sigma.changes(z.middle, z.radius)[1])
             self.bends.append(bends)
-            z = self.W[n - 1] @ o
-            if n < net.depth:
-                z = z + to_numpy(theta.b[n])
+            z = W @ o
+            if n < net.depth and n in theta.b:
+                z = z + _biases(theta, n)
         self.unbiased = z
+
+    @property
+    def hidden(self) -> list[tuple[Activation, Enclosure]]:
+        """Return the activations and what they are applied to."""
+        return [(sigma, z) for sigma, z in zip(self.sigmas, self.z, strict=False) if sigma]
 
     def hessian(self, output: int) -> Enclosure:
         """Return an enclosure of the Hessian of an output in z^1, (n_1, n_1).
@@ -88,7 +125,8 @@ class ConstantOutputs:
         for n in range(1, len(p)):
             below = self.slopes[n - 1]
             J = exact(self.W[n]) * below if J is None else self.W[n] @ (below.reshape(-1, 1) * J)
-            H = H + J.T @ ((self.bends[n] * p[n]).reshape(-1, 1) * J)
+            if self.sigmas[n] is not None:
+                H = H + J.T @ ((self.bends[n] * p[n]).reshape(-1, 1) * J)
         return (H + H.T) * 0.5
 
     @property
@@ -106,28 +144,73 @@ class ConstantOutputs:
         """
         tiny = TINY if rho else 0.0
 
-        def product(W: np.ndarray, v: np.ndarray) -> np.ndarray:
-            return abs(W) @ v + rho * v.sum() + tiny
+        def product(W: np.ndarray, support: np.ndarray | None, v: np.ndarray) -> np.ndarray:
+            return abs(W) @ v + rho * (v.sum() if support is None else support @ v) + tiny
+
+        def transposed(n: int, v: np.ndarray) -> np.ndarray:
+            support = self.support[n]
+            return product(self.W[n].T, None if support is None else support.T, v)
 
         slopes, bends, r = [], [], np.full(len(self.z[0]), rho * reach + tiny)
         sums = [np.ones(len(r))]  # of the rows of |J_l|
         for n, z in enumerate(self.z):
-            more, bent = self._changes(z, r) if rho else (0.0, 0.0)
+            more, bent = self._changes(n, z, r) if rho else (0.0, 0.0)
             slopes.append(self.slopes[n].magnitude + more + tiny)
             bends.append(self.bends[n].magnitude + bent + tiny)
-            r = product(self.W[n + 1], slopes[n] * r + tiny)
-            r = r + rho * (self.o[n].magnitude.sum() + 1)
-            sums.append(product(self.W[n + 1], slopes[n] * sums[n] + tiny))
+            W, support, size = self.W[n + 1], self.support[n + 1], self.o[n].magnitude
+            r = product(W, support, slopes[n] * r + tiny)
+            r = r + rho * ((size.sum() if support is None else support @ size) + 1)
+            sums.append(product(W, support, slopes[n] * sums[n] + tiny))
         p, rows = abs(self.W[-1][output]) + rho, 0.0
         for n in reversed(range(len(slopes))):
             rows = rows + bends[n] * p * sums[n] + tiny
             if n:
-                rows = slopes[n - 1] * product(self.W[n].T, rows) + tiny
-                p = product(self.W[n].T, slopes[n] * p + tiny)
+                rows = slopes[n - 1] * transposed(n, rows) + tiny
+                p = transposed(n, slopes[n] * p + tiny)
         return rows
 
-    def _changes(self, z: Enclosure, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _changes(self, n: int, z: Enclosure, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how far sigma' and sigma'' may be from those at the exact z, `r` away from it."""
+        sigma = self.sigmas[n]
+        if sigma is None:
+            return np.zeros(len(r)), np.zeros(len(r))
         radii = (r * (1 + 2 * self.rounding) + z.radius, z.radius)
-        near, here = (self.sigma.changes(z.middle, radius) for radius in radii)
+        near, here = (sigma.changes(z.middle, radius) for radius in radii)
         return tuple((a + b) * (1 + 1e-12) for a, b in zip(near, here, strict=True))
+
+
+def _activated(sigma: Activation | None, z: Enclosure, order: int) -> Enclosure:
+    """Return a derivative of sigma at z; those of z itself where no activation follows."""
+    if sigma is not None:
+        return activated(sigma, z, order)
+    return z if order == 0 else exact(np.full(len(z.middle), float(order == 1)))
+
+
+def _array(theta: Parameters, n: int) -> np.ndarray:
+    W = theta.W[n]
+    return to_numpy(W.weights) if isinstance(theta.net.chain[n - 1], Dense) else W.toarray()
+
+
+def _support(theta: Parameters, n: int) -> np.ndarray | None:
+    """Return which entries of a matrix weights can change, (n_l, n_{l-1}); None for all."""
+    W = theta.W[n]
+    if isinstance(theta.net.chain[n - 1], Dense):
+        return None
+    if W.weights is None:
+        return np.zeros(W.shape)
+    return W.with_weights(np.ones(W.weights.shape)).toarray()
+
+
+def _read(W: list[np.ndarray], support: list[np.ndarray | None]) -> np.ndarray:
+    """Return which units of the first layer the outputs can depend on, (n_1,)."""
+    read = np.ones(len(W[-1]), bool)
+    for matrix, some in zip(W[:0:-1], support[:0:-1], strict=True):
+        entries = np.ones(matrix.shape, bool) if some is None else (some != 0) | (matrix != 0)
+        read = (entries & read[:, None]).any(axis=0)
+    return read
+
+
+def _biases(theta: Parameters, n: int) -> np.ndarray:
+    """Return the biases of a layer, (n_l,), 0 where it has none."""
+    W = theta.W[n]
+    return to_numpy(W.spread(theta.b[n])) if n in theta.b else np.zeros(W.shape[0])

@@ -8,6 +8,7 @@ product with them has one sign.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,11 +18,18 @@ from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import Activation
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import Loss, SquaredLoss
-from ..engine.network import check_at
+from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters, check_points
 from .assumptions import assumed, check_activation
 from .certificate import Certificate, in_float64, round_down, round_up
-from .constant_outputs import TINY, ConstantOutputs, check_smooth, lower_eigenvalue
+from .constant_outputs import (
+    TINY,
+    ConstantOutputs,
+    check_smooth,
+    first_layer,
+    lower_eigenvalue,
+)
+from .enclosures import Enclosure
 from .orthogonal_residuals import Residuals
 from .radius import RADIUS_ACCURACY
 
@@ -81,7 +89,7 @@ class CurvatureCertificate(Certificate):
 
     @classmethod
     def require(cls, theta: Parameters, loss: Loss) -> None:
-        """Raise ValueError unless the network is dense and smooth and the loss the squared one."""
+        """Raise ValueError unless the layers are as `check_smooth` has them, the loss squared."""
         check_points(None, theta)
         check_smooth(theta.net)
         if type(loss) is not SquaredLoss:
@@ -135,10 +143,11 @@ class CurvatureCertificate(Certificate):
 def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> CurvatureCertificate:
     """Check the curvature certificate at theta; see `CurvatureCertificate` for what it proves.
 
-    For fully connected networks with a smooth activation, of any depth from one hidden layer on,
-    and the squared loss. Sufficient, not necessary. A float32 theta is taken for the numbers that
-    it holds, in float64 arithmetic. Raises ValueError for other networks and losses, and where
-    parameters or outputs are not finite.
+    For dense layers, convolutions, average poolings and scales under smooth activations, of any
+    depth from one hidden layer on, and the squared loss; the last layer is dense, with biases. W^1
+    is the matrix of the first layer that has weights. Sufficient, not necessary. A float32 theta is
+    taken for the numbers that it holds, in float64 arithmetic. Raises ValueError for other networks
+    and losses, and where parameters or outputs are not finite.
     """
     check_at(theta, data, loss)
     CurvatureCertificate.require(theta, loss)
@@ -148,8 +157,11 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     if not np.isfinite(e).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
     hats, at = np.hstack([x, np.ones((len(x), 1))]), ConstantOutputs(theta)
-    check_activation(net.activation, np.concatenate([z.middle for z in at.z]))
-    left, constant = Residuals(x, y, theta.b[net.depth]), not theta.W[1].weights.any()
+    for sigma in net.activations:
+        here = [z.middle for own, z in at.hidden if own == sigma]
+        check_activation(sigma, np.concatenate(here))
+    left = Residuals(x, y, theta.b[net.depth])
+    constant = not theta.W[first_layer(net)].weights.any()
     terms = [_Term.of(at, left, int(k)) for k in np.flatnonzero(~left.constant)]
     definite = {
         "W^1 is not 0": not constant,
@@ -161,7 +173,7 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
     }
     radius = 0.0
     if not any(definite.values()):
-        radius = curvature_radius(at, terms, _reach(x))
+        radius = curvature_radius(at, terms, _reach(net, theta, x))
     off, moved = (at.unbiased - left.means).magnitude, left.in_units(left.moved)
     obstacles = {
         "the residuals are not orthogonal to (x, 1)": constant
@@ -179,12 +191,12 @@ def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> Curva
         moment=min((term.moment for term in terms), default=0.0),
         orthogonality=_share(abs(e.T @ hats), abs(e.T) @ abs(hats)),
         radius=radius,
-        bounded=net.activation.bounds is not None,
+        bounded=all(sigma.bounds is not None for sigma in net.activations),
         obstacle=obstacle,
         delta=_decrease(off, left, len(x)) if proved else math.inf,
         distance=float(off.max()) if proved else math.inf,
         targets=float(moved.max()) if proved else math.inf,
-        assumes=_assumed(loss, net.activation),
+        assumes=_assumed(loss, net.activations),
     )
 
 
@@ -206,6 +218,8 @@ class _Term(NamedTuple):
         """Return what is known for output k."""
         share, sign = left.definiteness(k)
         H = at.hessian(k) * sign
+        if not at.read.all():  # others reach no output, at any point
+            H = Enclosure(*(part[np.ix_(at.read, at.read)] for part in (H.middle, H.radius)))
         least = lower_eigenvalue(H)
         hessian = least if least > 0 else float(np.linalg.eigvalsh(H.middle)[0])
         return cls(k, least, share, hessian, left.moment(k, sign))
@@ -249,10 +263,13 @@ def curvature_radius(at: ConstantOutputs, terms: list[_Term], reach: float) -> f
     return low
 
 
-def _reach(x: np.ndarray) -> float:
-    """Return 1 + max_i |x_i|_1, or a little more."""
+def _reach(net: Network, theta: Parameters, x: np.ndarray) -> float:
+    """Return 1 + max_i |x_i|_1, or a little more; where poolings come first, of what they make."""
+    sizes, terms = abs(x), x.shape[1]
+    for W in (theta.W[n] for n in range(1, first_layer(net))):
+        sizes, terms = (W @ np.ascontiguousarray(sizes.T)).T, terms + W.fan_in + 2
     with np.errstate(over="ignore"):
-        return (1 + float(abs(x).sum(axis=1).max())) * (1 + gamma(x.shape[1]))
+        return (1 + float(sizes.sum(axis=1).max())) * (1 + 2 * gamma(terms))
 
 
 def _nearly_orthogonal(moved: np.ndarray, e: np.ndarray, y: np.ndarray) -> bool:
@@ -282,12 +299,13 @@ def _share(parts: np.ndarray, wholes: np.ndarray) -> float:
     return float(ratios.max())
 
 
-def _assumed(loss: Loss, sigma: Activation) -> str:
-    """Return what is assumed of a user's activation."""
-    found = assumed(loss, [sigma])
+def _assumed(loss: Loss, sigmas: Sequence[Activation]) -> str:
+    """Return what is assumed of a user's activations."""
+    found = assumed(loss, sigmas)
     if not found:
         return ""
-    more = "changes near z as at a few points" if sigma.bounds is None else "keeps its bounds"
+    few = any(sigma.bounds is None for sigma in sigmas)
+    more = "changes near z as at a few points" if few else "keeps its bounds"
     return f"{found}, to a few units in the last place, and {more}"
 
 

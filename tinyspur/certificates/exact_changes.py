@@ -99,8 +99,9 @@ def risk_after(
         c, e = change[rows], z - y[rows]
         twice = e + e + c
         return risk + Fraction(sum_of_products(c.n, twice.n), c.d * twice.d * 2 * len(data))
-    z = z + change
-    o = activated(net.activation_of(layer), z, (z.n > 0).astype(bool))
+    o = z + change
+    if net.is_active(layer):
+        o = activated(net.activation_of(layer), o, (o.n > 0).astype(bool))
     for step in exact_steps(other, o, layer + 1, net.depth):
         o = step.o
     e = o - y

@@ -31,9 +31,9 @@ from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from ..shown import Shown
+from .relayed_pair import RelayedPair, check_pair
 from .split_terms import enclosed_outputs, map_values, read_weights, sums_rounding, tie_of
 from .steepest_gap import steepest_gaps
-from .towers import RelayedPair, check_pair
 
 SPLITS = ("steepest", "largest")
 
@@ -100,7 +100,7 @@ def split_data(
         raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")
     if output is not None:
         output = whole_number("output unit", output, 0, outputs - 1)
-    maps = pair.relayed if map is None else (map,)
+    maps = pair.divisible if map is None else (map,)
     chosen = list(range(outputs)) if output is None else [output]
     theta = theta.to(namespace(theta.vector), np.float64)
     o, errors = enclosed_outputs(theta, data.x)

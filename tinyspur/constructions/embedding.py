@@ -13,18 +13,22 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..certificates.class_fits import first_read
 from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.network import Network, check_network, check_problem, check_usual
+from ..engine.network import Network, check_network, check_problem
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import as_inputs, steps
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from ..layers import AveragePool, Conv, Dense, Layer
-from .towers import MARGIN, RelayedPair, Tower, set_constant, set_relay
+from ..layers import AveragePool, Conv, Dense, Layer, Link, Pooling, Scale
+from .paths import instead, kind_of
+from .relayed_pair import RelayedPair
+from .taps import follows
+from .towers import MARGIN, Tower, set_constant, set_relay
 
 VARIANTS = ("repaired", "literal")
 EXACT_FIT = 1e-10  # residuals below this share of the targets count as zero
@@ -33,36 +37,88 @@ EQUAL = 64  # units in the last place of the largest feature that equal ones may
 
 
 def top_pair(net: Network) -> int:
-    """Return the lower of the topmost two convolutions in a row, of stride 1, or ValueError."""
-    for lower in range(net.depth - 1, 0, -1):
-        pair = zip(net.chain, net.shapes, strict=False)
-        if all(
-            isinstance(p, Conv) and p.relays(below)
-            for p, below in list(pair)[lower - 1 : lower + 1]
-        ):
-            return lower
-    raise ValueError(f"construction: expected two consecutive convolutions of stride 1, got {net}")
+    """Return the lower of the topmost two convolutions in a row, or ValueError.
+
+    Of those with a ReLU between and biases in both, if there are any.
+    """
+    found = [n for n in range(net.depth - 1, 0, -1) if _upper(net, n) is not None]
+    fit = (n for n in found if _is_fit(net, n))
+    lower = next(fit, next(iter(found), None))
+    if lower is None:
+        raise ValueError(
+            f"construction: expected two consecutive convolutions, got {net}{instead(net)}"
+        )
+    return lower
+
+
+def _upper(net: Network, lower: int) -> int | None:
+    """Return the convolution that reads the convolution `lower` alone, or a scale above it."""
+    if not 0 < lower < net.depth or not isinstance(net.chain[lower - 1], Conv):
+        return None
+    upper = lower + 1
+    while upper < net.depth and follows(net, upper) and not isinstance(net.chain[upper - 1], Link):
+        upper += 1
+    return upper if isinstance(net.chain[upper - 1], Conv) else None
+
+
+def _is_fit(net: Network, lower: int) -> bool:
+    upper = _upper(net, lower)
+    scaled = upper < net.depth and follows(net, upper + 1)
+    above = net.chain[upper - 1 : upper + scaled]
+    biased = any(kind.bias for kind in net.chain[lower - 1 : upper - 1])
+    return net.activation_of(upper - 1) == ReLU() and biased and any(kind.bias for kind in above)
 
 
 def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired") -> Tower:
     """Return the layers from `lower`, the topmost pair by default, up to the first dense layer.
 
-    Raises ValueError unless `lower` and the next layer are convolutions, a dense layer ends the
-    network, no other kind lies above a dense one, and the activation is ReLU.
+    Raises ValueError unless `lower` and the next layer are convolutions with ReLU between them, a
+    dense layer ends the network, only scales lie between dense ones, and all layers from `lower` up
+    to the first dense one can relay; AssumptionError where they can't be kept active or keep too
+    little of a map. Literal: for convolutions that keep the size of maps alone.
     """
     check_network(net)
     check_variant(variant)
-    if net.activation != ReLU():
-        raise ValueError(f"construction: expected ReLU, got {net.activation}")
-    check_usual(net, "construction")
     lower = top_pair(net) if lower is None else lower
-    pair = net.chain[lower - 1 : lower + 1] if lower > 0 else ()
-    if len(pair) < 2 or not all(isinstance(layer, Conv) for layer in pair):
+    upper = _upper(net, lower)
+    if upper is None:
+        pair = net.chain[lower - 1 : lower + 1] if lower > 0 else ()
         kinds = ", ".join(type(layer).__name__ for layer in pair) or "none"
         raise ValueError(
             f"construction: expected convolutions as layers {lower} and {lower + 1}, got {kinds}"
         )
-    return Tower(net, lower, first_dense(net) - 1, variant == "repaired")
+    if net.activation_of(upper - 1) != ReLU():
+        sigma = net.activation_of(upper - 1) or "none"
+        raise ValueError(
+            f"construction: expected ReLU, got {sigma} after layer {upper - 1}, "
+            f"{net.chain[upper - 2]}{instead(net)}"
+        )
+    tower = Tower(net, lower, first_dense(net) - 1, variant == "repaired")
+    check_printed(tower, variant, "theta")
+    for layer in (lower, upper):
+        if layer not in tower.holders:
+            raise AssumptionError(
+                f"layer {layer}, {net.chain[layer - 1]}, is one of the pair: expected biases, "
+                f"there or in a scale above it{instead(net)}"
+            )
+    neighbours = net.chain[lower - 1].grid(net.shapes[lower - 1]).neighbours()
+    left = net.positions(lower - 1) - len(np.unique(neighbours[neighbours >= 0]))
+    if left:
+        raise AssumptionError(
+            f"layer {lower}, {net.chain[lower - 1]}, leaves out {left} positions of the maps that "
+            f"it reads: expected another stride or padding, or another pair as lower{instead(net)}"
+        )
+    return tower
+
+
+def check_printed(tower: Tower, variant: str, name: str) -> None:
+    """Raise ValueError for the literal variant of what [CNN] prints no formulas for."""
+    if variant == "literal" and not tower.usual:
+        raise ValueError(
+            f"literal {name}: [CNN] prints formulas for ReLU, convolutions of odd size that keep "
+            "the size of maps, and poolings whose windows cut them up, got "
+            f"{tower.net.chain[tower.first - 1 : tower.last]}"
+        )
 
 
 def first_dense(net: Network) -> int:
@@ -70,10 +126,18 @@ def first_dense(net: Network) -> int:
     kinds = [type(layer) for layer in net.chain]
     if kinds[-1] is not Dense:
         raise ValueError(f"construction: expected a dense layer at the end, got {net.chain[-1]}")
-    if not all(layer.bias for layer in net.chain if isinstance(layer, Dense)):
-        raise ValueError(f"construction: expected dense layers with biases, got {net.layers}")
     first = kinds.index(Dense) + 1
-    for layer in range(first, net.depth):
+    for layer in range(first, net.depth + 1):
+        kind = net.chain[layer - 1]
+        if not isinstance(kind, Dense | Scale):
+            raise ValueError(
+                "construction: expected dense layers and scales above the first dense layer, got "
+                f"{kind_of(net, layer)} as layer {layer}{instead(net)}"
+            )
+        if isinstance(kind, Dense) and not kind.bias:
+            raise ValueError(
+                f"construction: expected dense layers with biases, got {kind} as layer {layer}"
+            )
         if net.shapes[layer][0] < net.shapes[-1][0]:
             raise AssumptionError(
                 f"too few neurons: the dense layer {layer} has {net.shapes[layer][0]}, expected "
@@ -92,9 +156,11 @@ def subnetwork(
     only ([CNN] Appendix D). Raises as `pair_tower` does, and AssumptionError for too few maps.
     """
     tower = pair_tower(net, lower, variant)
-    tower.check_room(3, "two reserved ones and one for each map in use of the layer below")
+    if not tower.grouped:
+        tower.check_room(3, "two reserved ones and one for each map in use of the layer below")
     layers = list(net.chain[: tower.first - 1])
-    if all_relayed and (n := _last_convolution(layers)) is not None:
+    n = None if tower.grouped else _last_convolution(layers)
+    if all_relayed and n is not None:
         layers[n] = replace(layers[n], maps=min(layers[n].maps, tower.room - 2))
     if variant == "literal":
         above = net.chain[tower.first - 1 : tower.last]
@@ -125,6 +191,7 @@ def linear_subnetwork(
     first_dense(net)
     channels, *_ = net.input_shape
     tower = Tower(net, net.leading_poolings + 1, net.depth - 1, variant == "repaired")
+    check_printed(tower, variant, "linear subnetwork")
     tower.check_room(channels, "one for each input channel that the linear subnetwork relays")
     x = first_features(net, data.x)
     features = x.reshape(len(x), channels, -1)
@@ -136,12 +203,12 @@ def linear_subnetwork(
     residuals = o - data.y.T if hasattr(loss, "subgradients") else loss.gradient(o, data.y.T)
     check_not_exact(residuals, features, data.y)
     phi = net.zeros()
-    # Above the first convolution relays read positive values. Only copies that are shifted need a
-    # bias there: beyond the border they read zeros.
-    biases = {
-        layer: bias if layer == tower.first or len(tower.shifts[layer]) > 1 else 0.0
-        for layer, bias in tower.biases(float(x.min())).items()
-    }
+    # Above the first convolution relays read positive values. Only those that read zeros beyond the
+    # border need a bias there.
+    biases = tower.biases(float(x.min()))
+    for layer in list(biases)[1:]:
+        if layer not in tower.padded:
+            biases[layer] = 0.0
     weights = fit.weights.reshape(len(fit.bias), channels, -1)
     tower.read(phi, weights, fit.bias, biases, -MARGIN if variant == "repaired" else 0.0)
     return phi
@@ -191,13 +258,14 @@ def embed(
     theta = net.zeros(like=phi.vector)
     repaired = variant == "repaired"
     kappa, spare = (MARGIN, -MARGIN) if repaired else (0.0, 0.0)
-    for layer in phi.b:
+    for layer in phi.net.slots:
         if layer < tower.first:
             for t in range(net.shapes[layer][0]):
                 set_constant(theta, layer, t, spare)
             maps = slice(phi.net.shapes[layer][0])
             theta.W[layer].weights[maps] = phi.W[layer].weights
-            theta.b[layer][maps] = phi.b[layer]
+            if layer in phi.b:
+                theta.b[layer][maps] = phi.b[layer]
     below = range(phi.net.shapes[tower.first - 1][0])
     blocks = to_numpy(phi.W[phi.net.depth].weights).astype(np.float64)
     blocks = blocks.reshape(len(blocks), len(below), -1)
@@ -208,6 +276,9 @@ def embed(
         relayed = tuple(below[: tower.room - 2])
     count = len(needed) + 2 if set(needed) <= set(relayed) else max(needed) + 3
     named = ", ".join(map(str, needed))
+    if tower.grouped and relayed:  # A and B are where the first map can be read
+        sources = (relayed[0], relayed[0], *relayed)
+        tower = Tower(net, tower.first, tower.last, tower.spread, sources=sources)
     tower.check_room(
         count, f"two reserved ones and one for each map in use of layer {tower.first - 1} ({named})"
     )
@@ -216,7 +287,7 @@ def embed(
             f"every map of layer {tower.first - 1} is dead: there is none to relay; expected one "
             "that some sample activates, as after another start or with smaller inputs"
         )
-    lowest = min(0.0, float(x.min())) if tower.first - 1 <= net.leading_poolings else 0.0
+    lowest = _least(phi, x, tower.first - 1)
     if lowest < 0 and not repaired:
         raise AssumptionError(
             "literal theta: expected inputs >= 0 for relays of the input without biases, "
@@ -227,9 +298,9 @@ def embed(
     weights, offset = blocks[:, list(relayed)], phi.b[phi.net.depth]
     tower.read(theta, weights, offset, pair.biases, spare, tracks)
     if not repaired:  # (23): in the layers above every map hands on the map of the same number
-        for layer in list(tower.shifts)[1:]:
+        for layer in list(tower.taps)[1:]:
             for t in range(min(net.shapes[layer][0], net.shapes[layer - 1][0])):
-                set_relay(theta, layer, t, t, 0.0)
+                set_relay(theta, layer, t, t)
     if pair.dense < net.depth:
         carry_outputs(theta, pair.dense, phi.net.forward(phi, x))
     return theta, pair
@@ -246,8 +317,12 @@ def carry_outputs(theta: Parameters, layer: int, outputs: Array) -> None:
     theta.b[layer][:d_y] += high
     theta.b[layer][d_y:] = -MARGIN
     for above in range(layer + 1, net.depth + 1):
+        weights = theta.W[above].weights
+        if weights.ndim == 1:  # a scale
+            weights[...] = 1
+            continue
         for k in range(d_y):
-            theta.W[above].weights[k, k] = 1
+            weights[k, k] = 1
         theta.b[above][d_y:] = -MARGIN
     theta.b[net.depth][:] = -high
 
@@ -269,21 +344,44 @@ def linear_minimum(
 
 
 def first_features(net: Network, x: np.ndarray) -> np.ndarray:
-    """Return what the first layer with parameters reads, (N, n): the input, pooled if so."""
+    """Return what the first layer with parameters reads, (N, n): the input, pooled if so.
+
+    There are zeros where it reads nothing.
+    """
     theta, layer = net.zeros(), net.leading_poolings
-    return np.concatenate([net.layer_output(theta, o, layer).T for _, o in net.chunks(theta, x)])
+    found = [net.layer_output(theta, o, layer).T for _, o in net.chunks(theta, x)]
+    features, read = np.concatenate(found), first_read(net)
+    return features if read is None else np.where(read, features, 0)
 
 
 def _last_convolution(layers: Sequence[Layer]) -> int | None:
-    """Return the index of the last convolution, or None."""
-    found = [n for n, layer in enumerate(layers) if isinstance(layer, Conv)]
-    return found[-1] if found else None
+    """Return the index of the last convolution, if only poolings are above it, or None."""
+    for n in reversed(range(len(layers))):
+        if isinstance(layers[n], Conv):
+            return n
+        if not isinstance(layers[n], Pooling):
+            return None
+    return None
+
+
+def _least(phi: Parameters, x: np.ndarray, layer: int) -> float:
+    """Return the least value of o^layer on the samples, or 0; above ReLU it is not looked for."""
+    if layer <= phi.net.leading_poolings:
+        return min(0.0, float(x.min()))
+    n = layer
+    while isinstance(phi.net.chain[n - 1], Pooling) and not phi.net.is_active(n):
+        n -= 1
+    if phi.net.activation_of(n) == ReLU():
+        return 0.0
+    rows = math.prod(phi.net.shapes[layer])
+    outputs = (phi.net.layer_output(phi, o, layer)[:rows] for _, o in phi.net.chunks(phi, x))
+    return min(0.0, *(float(o.min()) for o in outputs))
 
 
 def _check_subnetwork(phi: Network, net: Network, lower: int, variant: str) -> None:
     """Raise ValueError unless `phi` is the subnetwork up to the maps of its last convolution."""
     expected = subnetwork(net, lower, variant)
-    layers, n = list(phi.layers), _last_convolution(expected.layers)
+    layers, n = list(phi.layers), _last_convolution(expected.layers[:-1])
     if n is not None and len(layers) > n and isinstance(layers[n], Conv):
         layers[n] = replace(layers[n], maps=max(layers[n].maps, expected.layers[n].maps))
     found = (phi.input_shape, tuple(layers), phi.activation)
@@ -301,11 +399,18 @@ def _live_maps(phi: Parameters, x: np.ndarray) -> tuple[int, ...]:
     """Return the maps below the dense layer that are not dead on the samples.
 
     They are maps of the last convolution, since a pooling above it keeps their number; without a
-    convolution, all channels.
+    layer that has weights, all channels.
     """
-    net, n = phi.net, _last_convolution(phi.net.layers)
-    if n is None:
+    net, n = phi.net, _last_convolution(phi.net.layers[:-1])
+    below = net.depth - 1
+    if below <= net.leading_poolings:
         return tuple(range(net.input_shape[0]))
+    if n is None or net.activation_of(n + 1) != ReLU():
+        live = False
+        for _, columns in net.chunks(phi, x):
+            o = net.layer_output(phi, columns, below)
+            live = live | to_numpy((o.reshape(net.shapes[below][0], -1) != 0).any(axis=1))
+        return tuple(int(t) for t in np.flatnonzero(live))
     highest = -np.inf
     for _, columns in net.chunks(phi, x):
         step = next(itertools.islice(steps(phi, columns), n, None))

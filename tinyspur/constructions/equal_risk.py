@@ -31,7 +31,7 @@ from ..engine.backend import Array, namespace
 from ..engine.parameters import Parameters
 from .data_split import DataSplit
 from .embedding import check_variant
-from .towers import RelayedPair, check_pair
+from .relayed_pair import RelayedPair, check_pair
 
 
 class Track(NamedTuple):
@@ -61,10 +61,10 @@ def case_below(eta: float, b: float, b_prime: float, relay: tuple[float, float])
 def bias_below(theta: Parameters, pair: RelayedPair, split: DataSplit) -> float:
     """Return b, the bias of map m below the pair.
 
-    Where the pair reads a pooling or the input there is no bias; then it is the number that, added
-    to the map, makes it nonnegative.
+    Where the pair reads a pooling or the input, say, there is no bias; then it is the number that,
+    added to the map, makes it nonnegative.
     """
-    if pair.below in theta.net.active_layers:
+    if pair.biased:
         return float(theta.b[pair.below][split.map])
     return max(0.0, -split.lowest)
 
@@ -80,7 +80,7 @@ def equal_risk_point(
     check_variant(variant)
     check_pair(pair, theta)
     theta, eta, kappa = theta.copy(), split.threshold, pair.kappa_lower + pair.kappa_upper
-    has_bias = pair.below in theta.net.active_layers
+    has_bias = pair.biased
     b = bias_below(theta, pair, split)
     b_prime = max(b, -split.lowest) if has_bias else 0.0
     relay = added = pair.kappa_lower, pair.kappa_upper
@@ -102,7 +102,7 @@ def _hand_on(theta: Parameters, pair: RelayedPair, m: int, place: int, track: Tr
     (sign_2, bias_2), (sign_1, bias_1), _ = track
     pair.tower.relay(theta, pair.lower, m, place, bias_2, sign_2)
     pair.tower.relay(theta, pair.upper, place, place, bias_1, sign_1)
-    for layer in pair.tower.shifts:
+    for layer in pair.tower.taps:
         if layer > pair.upper:
             pair.tower.relay(theta, layer, place, place, pair.kappa_above)
 
@@ -138,6 +138,6 @@ def _read(
     if eta >= -b:
         # A + B = sigma(v + b) + (eta + b), and 2 (eta + b) beyond the border. With no bias
         # sigma(v + b) = v + b is more than v by b.
-        more = 0.0 if pair.below in theta.net.active_layers else b
+        more = 0.0 if pair.biased else b
         both = constants(more - (eta + b), 2 * (eta + b), tracks=2)
         offset[k] += w @ (relayed - both)

@@ -36,6 +36,7 @@ from ..shown import Shown
 from .equal_risk import bias_below, case_above, case_below
 from .piecewise_linear import SpuriousPair
 from .spurious import SpuriousMinimum
+from .witnesses import perturbed_biases
 
 SHORT = 40  # digits of a fraction that is printed
 STEP_BITS = 20  # to which the step of the lower point is rounded
@@ -220,7 +221,9 @@ def _of_spurious(found: SpuriousMinimum, data: TrainingSet, loss: Loss) -> Exact
         points["theta_prime"] = ExactPoint(prime, own, exact_biases)
         risks["theta_prime"] = minimum.risk
         checks.append("all outputs of theta' are those of theta")
-        biases[found.lower.layer][found.lower.map] += _short(found.lower.step)
+        held, maps = perturbed_biases(found.theta, found.pair, found.split)
+        for m in maps:
+            biases[held][m] += _short(found.lower.step)
     point = ExactPoint(lower, own, {n: from_fractions(b) for n, b in biases.items()})
     risk = risk_after(theta, point, layer, minimum.risk, data)
     if risk < minimum.risk:
@@ -253,13 +256,14 @@ def _equal_risk_biases(found: SpuriousMinimum, prime: Parameters) -> dict[int, l
     b' (or b, where the pair reads no bias) may be larger than what makes o_m + b' >= 0.
     """
     pair, split = found.pair, found.split
-    changed = [n for n in (pair.below, pair.lower, pair.upper) if n in prime.net.active_layers]
+    holders = pair.tower.holders
+    changed = [*([pair.below] if pair.biased else []), holders[pair.lower], holders[pair.upper]]
     biases = {n: [Fraction(float(v)) for v in prime.b[n]] for n in changed}
     kappa = Fraction(pair.kappa_lower), Fraction(pair.kappa_upper)
     eta, lowest, b_prime = Fraction(split.threshold), Fraction(split.lowest), Fraction(0)
     b = Fraction(bias_below(found.theta, pair, split))
     case = case_above if eta >= -b else case_below
-    if pair.below in biases:
+    if pair.biased:
         D = _at_least(-lowest - b, abs(lowest) + abs(b))
         b_prime, kappa = b + D, (-D, sum(kappa))
         biases[pair.below][split.map] = b_prime
@@ -268,8 +272,8 @@ def _equal_risk_biases(found: SpuriousMinimum, prime: Parameters) -> dict[int, l
     tracks = case(eta, b, b_prime, kappa)
     for place, track in zip((*pair.reserved, pair.relay_of(split.map)), tracks, strict=True):
         for layer, (_, bias) in ((pair.lower, track.lower), (pair.upper, track.upper)):
-            for n in range(*pair.tower.maps(layer, place).indices(len(biases[layer]))):
-                biases[layer][n] = Fraction(bias)
+            for n in pair.tower.numbers(layer, place):
+                biases[holders[layer]][n] = Fraction(bias)
     return biases
 
 

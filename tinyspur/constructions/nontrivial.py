@@ -11,7 +11,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.losses import Loss, SquaredLoss
-from ..engine.network import Network, check_problem, check_usual
+from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
@@ -19,12 +19,15 @@ from ..fitting.affine import fit_affine
 from .embedding import (
     carry_outputs,
     check_not_exact,
+    check_printed,
     check_variant,
     first_dense,
     first_features,
     identical_features,
 )
-from .towers import MARGIN, Tower, set_relay
+from .isolated import alone
+from .paths import instead, kind_of
+from .towers import MARGIN, Tower, middle_tap, set_relay
 
 RANDOM_FILTERS = 100
 TIE = 1e-9  # responses closer than this share of their range count as equal
@@ -67,15 +70,22 @@ def nontrivial_minimum(
             "nontrivial minimum: expected the squared loss; with the cross-entropy the weight of "
             "an isolated sample grows without end, so no minimiser exists"
         )
-    check_usual(net, "nontrivial minimum")
     dense, repaired = first_dense(net), variant == "repaired"
     tower = Tower(net, net.leading_poolings + 1, dense - 1, repaired, offset=1)
-    if not tower.shifts or net.activation != ReLU():
+    if not tower.taps or not _ends_in_relu(tower):
         raise ValueError(
             f"nontrivial minimum: expected a convolution and ReLU, got {net} with {net.activation}"
+            f"{instead(net)}"
         )
     if tower.pooled and not repaired:
         raise ValueError(f"literal theta_1: [CNN] prints no formulas with pooling, got {net}")
+    check_printed(tower, variant, "theta_1")
+    if tower.bare or tower.first not in tower.holders:
+        layer = tower.bare[0] if tower.bare else tower.first
+        raise AssumptionError(
+            f"nontrivial minimum: layer {layer}, {kind_of(net, layer)}, has no biases, expected "
+            f"some, of its own or in a scale above it{instead(net)}"
+        )
     tower.check_room(channels, "one that isolates samples, and one for each input channel")
     theta, x = net.zeros(), first_features(net, data.x)
     numbers = np.arange(len(x))
@@ -103,13 +113,17 @@ def nontrivial_minimum(
     check_not_exact(outputs - data.y, x, data.y)
     biases, offset = tower.biases(float(x.min())), fit.bias
     if repaired:  # the relays of map 0, in every convolution but the first
-        offset = offset - MARGIN * (len(tower.shifts) - 1) * missing.sum(axis=0)
+        added = _above(tower).constants(dict.fromkeys(list(tower.holders)[1:], MARGIN))
+        same = (added == added[0]).all()
+        offset = offset - (added[0] * missing.sum(axis=0) if same else added @ missing)
     weights = fit.weights.reshape(len(fit.bias), channels, -1)
     tower.read(theta, weights, offset, biases, -MARGIN if repaired else 0.0)
-    for layer in tower.shifts:
-        set_relay(theta, layer, 0, 0, MARGIN if repaired else 0.0)
+    for layer in tower.taps:
+        set_relay(theta, layer, 0, 0)
+    for layer in tower.holders.values():
+        theta.b[layer][0] = MARGIN if repaired else 0.0
     theta.W[tower.first].weights[0] = p
-    theta.b[tower.first][0] = -threshold
+    theta.b[tower.holders[tower.first]][0] = -threshold
     theta.W[dense].weights[: len(fit.bias), : net.positions(dense - 1)] = missing.T
     if dense < net.depth:
         carry_outputs(theta, dense, outputs)
@@ -126,19 +140,19 @@ def _isolate(
     rng, W = np.random.default_rng(seed), theta.W[tower.first]
     shape = W.weights.shape[1:]
     centre = np.zeros(shape)
-    centre[(0, *W.centre)] = 1
+    centre[(0, *middle_tap(theta, tower.first))] = 1
     best, most = None, (False, TIE)
-    pool, enough = _pooling(tower), bool(once.sum() >= isolated)
+    pool, enough = _above(tower).matrix, bool(once.sum() >= isolated)
     for trial in range(1 + RANDOM_FILTERS):
         p = rng.standard_normal(shape) if trial else centre
-        responses = W.with_weights(p[None]) @ x.T
+        responses = alone(W, p) @ x.T
         top = np.argpartition(responses, -isolated - 1, axis=None)[-isolated - 1 :]
         top = top[np.argsort(responses.ravel()[top])]
         positions, samples = np.unravel_index(top[1:], responses.shape)
         values = responses.ravel()[top]
         gap = (values[1] - values[0]) / (values[-1] - responses.min() or 1.0)
-        pooled = pool[:, positions].argmax(axis=0)
-        apart = len(set(pooled.tolist())) == len(set(samples.tolist())) == isolated
+        apart = len(set(samples.tolist())) == isolated
+        apart = apart and np.linalg.matrix_rank(pool[:, positions]) == isolated
         rank = bool(gap > WIDE and once[samples].all()), gap
         if apart and rank > most:
             threshold = (values[0] + values[1]) / 2
@@ -155,9 +169,17 @@ def _isolate(
     return best
 
 
-def _pooling(tower: Tower) -> np.ndarray:
-    """Return the matrix of the poolings, for one map, (P above, P below)."""
-    return Tower(tower.net, tower.first, tower.last, spread=False).matrix
+def _above(tower: Tower) -> Tower:
+    """Return the layers above the first one, where map 0 has one copy."""
+    return Tower(tower.net, tower.first + 1, tower.last, spread=False)
+
+
+def _ends_in_relu(tower: Tower) -> bool:
+    """Return whether the first activation is ReLU, above one layer of relays."""
+    net = tower.net
+    active = next((n for n in tower.path.layers if net.is_active(n)), None)
+    below = [n for n in tower.taps if active is not None and n <= active]
+    return active is not None and net.activation_of(active) == ReLU() and len(below) == 1
 
 
 def _pixel(theta: Parameters, tower: Tower, x: np.ndarray, isolated: int):
@@ -173,5 +195,5 @@ def _pixel(theta: Parameters, tower: Tower, x: np.ndarray, isolated: int):
     responses = np.zeros((isolated, P))
     responses[:, k] = x[samples, k] - threshold
     p = np.zeros(theta.W[tower.first].weights.shape[1:])
-    p[(0, *theta.W[tower.first].centre)] = 1
+    p[(0, *middle_tap(theta, tower.first))] = 1
     return p, threshold, samples, responses

@@ -13,8 +13,8 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..shown import Shown
+from .relayed_pair import RelayedPair, check_pair
 from .split_terms import enclosed_outputs, map_values, sums_rounding, tie_of
-from .towers import RelayedPair, check_pair
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,6 +13,7 @@ from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from .data_split import DataSplit, split_at, split_data
+from .relayed_pair import RelayedPair
 from .split_terms import (
     enclosed_outputs,
     map_values,
@@ -21,7 +22,6 @@ from .split_terms import (
     sums_rounding,
     tie_of,
 )
-from .towers import RelayedPair
 
 INEXACT = 1e-6  # of sum |u|: with larger rounding errors these are named as the reason
 HALVINGS = 12  # of a perturbation that raises R more than the step along the bias lowers it
@@ -96,7 +96,7 @@ def _greatest_gain(
     o, errors = enclosed_outputs(theta, data.x)
     zero = sums_rounding(loss, o, errors, np.ascontiguousarray(data.y.T, np.float64), u)
     best = None
-    for m in pair.relayed:
+    for m in pair.divisible:
         v = map_values(theta, pair, m, data.x)
         values, order, tie = np.unique(v), np.argsort(-v, axis=1), tie_of(v)
         ranked = np.take_along_axis(v, order, axis=1)

@@ -18,13 +18,15 @@ from ..datasets.samples import TrainingSet, check_data, flattened
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import to_numpy
 from ..engine.losses import Loss, check_loss
-from ..engine.network import Network, check_problem, check_usual
+from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
 from ..engine.plain import plain_on_host, whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import AffineFit, fit_affine
+from ..layers import Dense
 from ..shown import Shown
 from .embedding import carry_outputs, first_dense, first_features
+from .isolated import constant_minimum, isolating_point
 from .towers import MARGIN, Tower
 
 SAME = 8  # units in the last place of |p| . |x| that places along p may differ by to be the same
@@ -112,7 +114,8 @@ class Groups(Shown):
 
     def __str__(self) -> str:
         sizes = np.bincount(self.labels, minlength=len(self))
-        return f"{len(self)} groups along a direction, of {', '.join(map(str, sizes))} samples"
+        groups = f"{len(self)} group{'s' * (len(self) > 1)}"
+        return f"{groups} along a direction, of {', '.join(map(str, sizes))} samples"
 
     def refine(self, x: np.ndarray, sample: int) -> Groups:
         """Return finer groups, where the sample is alone between two thresholds ([PWL] 6.1.6).
@@ -196,11 +199,16 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     dense = first_dense(net)
     if dense == net.depth:
         raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
-    check_usual(net, "gates")
     check_piecewise_linear(net.activations, "gates")
-    slope = net.activation.slope
-    if slope == 1:
-        raise ValueError(f"gates: expected an activation with a kink, got {net.activation}")
+    active = next(n for n in range(dense, net.depth + 1) if net.is_active(n) or n == net.depth)
+    above = next(n for n in range(dense + 1, net.depth + 1) if type(net.chain[n - 1]) is Dense)
+    sigma = net.activation_of(active)
+    if active >= above or sigma is None or sigma.slope == 1:
+        raise ValueError(
+            f"gates: expected an activation with a kink, got {sigma or 'none'} after layer "
+            f"{dense}, {net.chain[dense - 1]}"
+        )
+    slope = sigma.slope
     d_y, K, width = net.shapes[-1][0], len(groups), net.shapes[dense][0]
     needed = d_y + (K - 1) * (d_y + 1)
     if width < needed:
@@ -235,16 +243,18 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     weights = rows[:, :-1].reshape(len(rows), channels, -1)
     tower.read(theta, weights, rows[:, -1], tower.biases(float(x.min())))
     theta.b[dense][len(rows) :] = -MARGIN
-    theta.W[dense + 1].weights[:d_y, : len(rows)] = sums
-    theta.b[dense + 1][:d_y] = -lift
-    if dense + 1 < net.depth:
-        carry_outputs(theta, dense + 1, fit.predict(features.x))
+    for layer in range(dense + 1, above):  # scales
+        theta.W[layer].weights[...] = 1
+    theta.W[above].weights[:d_y, : len(rows)] = sums
+    theta.b[above][:d_y] = -lift
+    if above < net.depth:
+        carry_outputs(theta, above, fit.predict(features.x))
     return theta
 
 
 @dataclass(frozen=True, repr=False)
 class SpuriousPair(Shown):
-    """Two certified minima of one network, `fine` for a refinement of the groups of `coarse`."""
+    """Two points of one network, `fine` for a refinement of the groups of `coarse`, a minimum."""
 
     coarse: Parameters
     fine: Parameters
@@ -268,14 +278,32 @@ class SpuriousPair(Shown):
         return "\n".join([*lines, f"verdict: {self.verdict}"])
 
 
-def spurious_pair(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -> SpuriousPair:
+def spurious_pair(
+    net: Network, data: TrainingSet, loss: Loss, groups: Groups | None = None
+) -> SpuriousPair:
     """Return the minimum of `groups` and a lower one, with the worst fitted sample set apart.
 
     Both are points of `net`, and the coarser one has dead units to spare ([PWL] 6.1.6): setting a
     sample apart makes up to two groups more, with d_y + 1 units each. Of the samples that have a
-    place along the direction for themselves, it is the one with the largest loss. Raises as
-    `gated_minimum` does, and AssumptionError where no sample can be set apart.
+    place along the direction for themselves, it is the one with the largest loss.
+
+    Without groups no image is relayed, so that any layers will do, max poolings and strides too: in
+    the coarse minimum all hidden units are dead, in the other one all but those that a single
+    sample activates (see `isolating_point`). With the cross-entropy the finer point is a lower one,
+    and no minimum. Raises as `gated_minimum` does, or as `constant_minimum`, and AssumptionError
+    where no sample can be set apart.
     """
+    if groups is None:
+        coarse = constant_minimum(net, data, loss)
+        fine, direction, threshold = isolating_point(net, data, loss)
+        x = first_features(net, data.x)
+        return _pair(
+            coarse,
+            fine,
+            (Groups.at(x, direction, []), Groups.at(x, direction, [threshold])),
+            data,
+            loss,
+        )
     coarse = gated_minimum(net, data, loss, groups)
     x, losses = first_features(net, data.x), to_numpy(net.sample_losses(coarse, data, loss))
     for sample in np.argsort(-losses, kind="stable"):
@@ -286,11 +314,21 @@ def spurious_pair(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
         break
     else:
         raise AssumptionError("spurious pair: no sample has a place of its own along the direction")
-    fine = gated_minimum(net, data, loss, finer)
+    return _pair(coarse, gated_minimum(net, data, loss, finer), (groups, finer), data, loss)
+
+
+def _pair(
+    coarse: Parameters,
+    fine: Parameters,
+    groups: tuple[Groups, Groups],
+    data: TrainingSet,
+    loss: Loss,
+) -> SpuriousPair:
+    net = coarse.net
     return SpuriousPair(
         coarse,
         fine,
-        (groups, finer),
+        groups,
         (certify_cell(coarse, data, loss), certify_cell(fine, data, loss)),
         (net.risk(coarse, data, loss), net.risk(fine, data, loss)),
         risk_rounding(coarse, data, loss) + risk_rounding(fine, data, loss),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..certificates.constant_outputs import check_smooth
+from ..certificates.constant_outputs import check_smooth, first_layer
 from ..certificates.curvature import CurvatureCertificate, certify_curvature
 from ..certificates.rounding import risk_rounding
 from ..datasets.duplicates import identical
@@ -26,6 +26,7 @@ from ..engine.parameters import Parameters
 from ..engine.passes import as_inputs
 from ..errors import AssumptionError
 from ..fitting.training import descend, kaiming_start
+from ..layers import Dense, WeightMatrix
 from ..shown import Shown
 from .grid_targets import on_a_grid
 
@@ -53,7 +54,7 @@ class SmoothMinimum(Shown):
     certificate: CurvatureCertificate
 
     def __str__(self) -> str:
-        where = f"{self.theta.net.activation} at a = {self.expansion_point:.3g}"
+        where = f"{self.theta.net.activations[0]} at a = {self.expansion_point:.3g}"
         return f"R = {self.certificate.risk:.9g}, {where}\n{self.certificate}"
 
 
@@ -67,7 +68,9 @@ def smooth_minimum(
     """Return a local minimum with R = `risk` for the inputs x (N, ...), and the targets for it.
 
     W^1 = 0, b^1 = a; the weights above are random, of one sign in each layer, so that H is positive
-    definite, and their biases keep every z of the hidden layers at a ([SMOOTH]). Let e be the
+    definite, and their biases keep every z of the hidden layers at a ([SMOOTH]); those of maps that
+    read beyond the border keep them as near as they can. W^1 is the first layer with weights, which
+    may be a convolution, as others may; see `certify_curvature` for the layers. Let e be the
     shortest vector for which sum e = 0, sum e x = 0 and sum e x x^T is a given multiple of the
     covariance of x. The residuals of each output are a positive multiple of e plus something that
     does not change these three sums. Where it is not given, `expansion_point` is chosen so that
@@ -84,6 +87,7 @@ def smooth_minimum(
     """
     check_network(net)
     check_smooth(net)
+    _check_alike(net)
     x = as_inputs(net, x)
     if not np.isfinite(x).all():
         raise ValueError("inputs: expected finite numbers, got NaN or infinite values")
@@ -91,7 +95,7 @@ def smooth_minimum(
         raise ValueError(f"expansion point: expected a finite number, got {expansion_point!r}")
     if not (isinstance(risk, float | int) and 0 < risk < math.inf):
         raise ValueError(f"risk: expected a finite number > 0, got {risk!r}")
-    rng, sigma = np.random.default_rng(seed), net.activation
+    rng, sigma = np.random.default_rng(seed), net.activations[0]
     a = _expansion_point(sigma) if expansion_point is None else float(expansion_point)
     slope, bend = (float(f(np.array([a]))[0]) for f in (sigma.derivative, sigma.second_derivative))
     if abs(slope) < FLAT or abs(bend) < FLAT:
@@ -101,18 +105,64 @@ def smooth_minimum(
         )
     e = _residuals(flattened(x), net.shapes[-1][0], rng)
     theta = net.zeros()
-    theta.b[1][...] = a
-    for layer in range(2, net.depth + 1):
-        weights, biases = theta.W[layer].weights, theta.b[layer]
-        sign = math.copysign(1, bend if layer == net.depth else slope)
-        size = 1 if layer == net.depth else 1 / (abs(slope) * math.sqrt(math.prod(weights.shape)))
-        weights[...] = sign * size * rng.uniform(0.5, 1.5, weights.shape)
-        inputs = np.full(weights.shape[1], sigma(np.array([a]))[0])
-        biases[...] = (0 if layer == net.depth else a) - weights @ inputs
+    _bend(theta, a, slope, bend, rng)
     e *= math.sqrt(2 * len(x) * risk / (e**2).sum())
     exact = on_a_grid(flattened(x), e)
     data = TrainingSet(x, -(e if exact is None else exact))  # the outputs are 0 up to rounding
     return SmoothMinimum(theta, data, a, certify_curvature(theta, data, LOSS))
+
+
+def _check_alike(net: Network) -> None:
+    """Raise ValueError unless one activation follows all layers that it follows, with biases."""
+    for n in net.active_layers:
+        sigma, kind = net.activation_of(n), net.chain[n - 1]
+        if sigma != net.activation_of(net.active_layers[0]):
+            raise ValueError(
+                "smooth minimum: expected one activation, "
+                f"{net.activation_of(net.active_layers[0])}, got {sigma} after layer {n}, {kind}"
+            )
+        if not kind.bias:
+            raise ValueError(
+                f"smooth minimum: expected biases in each layer below an activation, got {kind} as "
+                f"layer {n}"
+            )
+
+
+def _bend(theta: Parameters, a: float, slope: float, bend: float, rng: np.random.Generator) -> None:
+    """Put random weights of one sign into all layers but the first, and z at a, in place."""
+    net, first = theta.net, first_layer(theta.net)
+    sigma = net.activation_of(net.active_layers[0])
+    value = float(sigma(np.array([a]))[0])
+    if first in theta.b:
+        theta.b[first][...] = a if net.is_active(first) else 0
+    o = np.full(math.prod(net.shapes[first]), value if net.is_active(first) else 0.0)
+    for layer in range(first + 1, net.depth + 1):
+        W, active = theta.W[layer], net.is_active(layer)
+        if W.weights is not None:
+            sign = math.copysign(1, bend if layer == net.depth else slope if active else 1)
+            size = sign * _size(W, layer == net.depth, slope, value)
+            W.weights[...] = size * rng.uniform(0.5, 1.5, W.weights.shape)
+        z = W @ o
+        if layer == net.depth:
+            theta.b[layer][...] = -z
+        elif active:  # in the middle of what the positions of a map have
+            z = z.reshape(W.maps_out, -1)
+            theta.b[layer][...] = a - (z.min(axis=1) / 2 + z.max(axis=1) / 2)
+            off = z + theta.b[layer][:, None] - a
+            o = np.where(abs(off) > FLAT, sigma(a + off), value).ravel()
+        else:
+            o = z
+
+
+def _size(W: WeightMatrix, last: bool, slope: float, value: float) -> float:
+    """Return the size of weights: small enough that a map has about the same z at all positions."""
+    if last:
+        return 1.0
+    size = 1 / (abs(slope) * math.sqrt(math.prod(W.weights.shape)))
+    if W.positions_out > 1:
+        fan_in = math.prod(W.weights.shape[1:])
+        size = min(size, WINDOW / 2 / (fan_in * max(abs(value), FLAT)))
+    return size
 
 
 def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
@@ -126,6 +176,10 @@ def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
     """
     check_problem(net, data, LOSS)
     check_smooth(net)
+    if not _is_dense(net):
+        raise ValueError(
+            f"interpolation: expected dense layers with biases and one activation, got {net.layers}"
+        )
     numbers = identical(data.x)
     firsts = np.unique(numbers, return_index=True)[1]
     other = (data.y != data.y[firsts][numbers]).any(axis=1)
@@ -150,6 +204,11 @@ def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
             if best is None or np.nan_to_num(risk, nan=math.inf) < least:
                 best, least = theta, np.nan_to_num(risk, nan=math.inf)
     return best
+
+
+def _is_dense(net: Network) -> bool:
+    dense = all(isinstance(kind, Dense) and kind.bias for kind in net.chain)
+    return dense and net.activations == (net.activation,)
 
 
 def _stairs(net: Network, x: np.ndarray, steepness: float, rng) -> Parameters:
@@ -219,8 +278,9 @@ def lower_point(
         raise ValueError(f"lower point: expected one start or more, got {starts}")
     net, data = found.theta.net, found.data
     points = [descend(kaiming_start(net, seed + n), data, LOSS, iterations) for n in range(starts)]
-    with suppress(AssumptionError):  # too few units, or equal samples with different targets
-        points.append(interpolate(net, data, seed))
+    if _is_dense(net):
+        with suppress(AssumptionError):  # too few units, or equal samples with different targets
+            points.append(interpolate(net, data, seed))
     risks = [net.risk(point, data, LOSS) for point in points]
     return points[int(np.nan_to_num(risks, nan=np.inf).argmin())]
 

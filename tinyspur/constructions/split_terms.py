@@ -16,7 +16,7 @@ from ..engine.floats import gamma
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
-from .towers import RelayedPair, check_pair
+from .relayed_pair import RelayedPair, check_pair
 
 TIE = 1e-9  # no gap narrower than this share of the values' range is used: too little is gained
 
@@ -54,12 +54,12 @@ def enclosed_outputs(theta: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.n
 def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:
     """Return v_i^j = (W^{L-3} o^{L-4,i})(m, j), shape (P, N), on the host ([CNN] (6)).
 
-    Where the pair reads a pooling or the input, no bias or activation follows: there v is the map
-    itself.
+    Where the pair does not read a convolution with biases under ReLU, but a pooling or the input,
+    say, v is the map itself.
     """
     check_pair(pair, theta)
     net, P = theta.net, theta.net.positions(pair.below)
-    if pair.below in net.active_layers:
+    if pair.biased:
         return net.filter_responses(theta, pair.below, theta.W[pair.below].weights[m : m + 1], x)
     maps = [
         to_numpy(net.layer_output(theta, columns, pair.below)[m * P : (m + 1) * P])

@@ -25,8 +25,8 @@ from .data_split import SPLITS, DataSplit, split_data
 from .embedding import identical_features
 from .equal_risk import equal_risk_point
 from .perturbed_split import perturb_read_weights
-from .towers import RelayedPair, check_pair
-from .witnesses import LowerPoint, lower_point
+from .relayed_pair import RelayedPair, check_pair
+from .witnesses import LowerPoint, lower_point, perturbed_biases
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,9 +164,9 @@ def risk_along_bias(
     reach = width * (abs(found.lower.step) or (found.split.gap[1] - found.split.gap[0]) / 2)
     steps, risks = np.linspace(-reach, reach, points), []
     point = found.theta_prime.copy()
-    bias = point.b[found.lower.layer][found.lower.map : found.lower.map + 1]
-    start = float(bias[0])
+    layer, maps = perturbed_biases(found.theta, found.pair, found.split)
+    start = point.b[layer][maps].copy()
     for step in progress(steps):
-        bias[...] = start + float(step)
+        point.b[layer][maps] = start + float(step)
         risks.append(point.net.risk(point, data, loss))
     return steps, np.array(risks)

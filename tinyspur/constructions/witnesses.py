@@ -23,9 +23,9 @@ from ..refutations.escapes import Escape, measure_escape, random_unit
 from ..shown import Shown
 from .data_split import DataSplit
 from .equal_risk import bias_below
+from .relayed_pair import RelayedPair, check_pair
 from .relays import outgoing
 from .split_terms import map_values, read_weights
-from .towers import RelayedPair, check_pair
 
 IN_THE_GAP = 0.999  # the line search may go this share of the way to the next value
 
@@ -34,6 +34,7 @@ IN_THE_GAP = 0.999  # the line search may go this share of the way to the next v
 class LowerPoint(Shown):
     """theta' with the bias of `map` of `layer` moved by `step`; `decrease` = R(theta) - `risk`.
 
+    Where a track has several copies of a map in `layer`, `map` is the first of those that move.
     Rounding errors may explain up to `rounding` of the decrease.
     """
 
@@ -53,13 +54,21 @@ class LowerPoint(Shown):
 
 
 def perturbed_map(theta: Parameters, pair: RelayedPair, split: DataSplit) -> int:
-    """Return which reserved map's bias in layer L-2 Lemma 10 moves: B if eta >= -b, else A.
+    """Return which reserved track's bias in layer L-2 Lemma 10 moves: B if eta >= -b, else A.
 
     `theta` is the point before it was replaced by theta'.
     """
     check_pair(pair, theta)
     first_case = split.threshold >= -bias_below(theta, pair, split)
     return pair.reserved[1] if first_case else pair.reserved[0]
+
+
+def perturbed_biases(
+    theta: Parameters, pair: RelayedPair, split: DataSplit
+) -> tuple[int, list[int]]:
+    """Return the layer and the maps whose biases Lemma 10 moves: all copies in a track of L-2."""
+    track = perturbed_map(theta, pair, split)
+    return pair.tower.holders[pair.lower], pair.tower.numbers(pair.lower, track)
 
 
 def lower_point(
@@ -92,13 +101,13 @@ def lower_point(
     end = -np.sign(split.slope) * IN_THE_GAP * (split.gap[1] - split.gap[0]) / 2
     turns = slope(0.0) * slope(end) < 0
     step = scipy.optimize.brentq(slope, 0.0, end, xtol=1e-15 * abs(end)) if turns else end
-    map = perturbed_map(theta, pair, split)
+    layer, maps = perturbed_biases(theta, pair, split)
     point = theta_prime.copy()
-    point.b[pair.lower][map] += float(step)
+    point.b[layer][maps] += float(step)
     before = theta.net.risk(theta, data, loss) if risk is None else risk
     after = theta.net.risk(point, data, loss)
     rounding = risk_rounding(theta, data, loss) + risk_rounding(point, data, loss)
-    return LowerPoint(point, pair.lower, map, float(step), after, before - after, rounding)
+    return LowerPoint(point, layer, maps[0], float(step), after, before - after, rounding)
 
 
 def revive(

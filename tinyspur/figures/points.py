@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 
+from ..constructions.relayed_pair import RelayedPair
 from ..constructions.spurious import SpuriousMinimum
-from ..constructions.towers import RelayedPair
 from ..engine.backend import to_numpy
 from ..engine.parameters import Parameters
 from ..landscape.risks import Landscape
