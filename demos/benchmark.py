@@ -36,12 +36,29 @@ from tinyspur.fitting.cost import training_flops
 from tinyspur.fitting.training import kaiming_start
 from tinyspur.landscape.planes import Plane
 from tinyspur.landscape.scan import scan
-from tinyspur.layers import Conv, ConvolutionMatrix, Dense
+from tinyspur.layers import (
+    AveragePoolingMatrix,
+    Conv,
+    ConvolutionMatrix,
+    Dense,
+    MaxPoolingMatrix,
+)
 
-CONVOLUTIONS = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))
+WIDE = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))  # of 32 x 32
+LENET = ((1, 6, 32, 5, 1, 0), (6, 16, 14, 5, 1, 0))  # maps below, maps, side, size, stride, padding
+RESNET = ((3, 16, 32, 3, 1, 1), (16, 16, 32, 3, 1, 1), (16, 32, 32, 3, 2, 1), (16, 32, 32, 1, 2, 0))
+RESNET += (
+    (32, 32, 16, 3, 1, 1),
+    (32, 64, 16, 3, 2, 1),
+    (32, 64, 16, 1, 2, 0),
+    (64, 64, 8, 3, 1, 1),
+)
+POOLINGS = (("max", 6, 28, 2, 2, 0), ("max", 64, 32, 3, 2, 1), ("max", 16, 32, 3, 1, 1))
+POOLINGS += (("average", 6, 28, 2, 2, 0), ("average", 64, 32, 3, 2, 1), ("average", 64, 8, 8, 8, 0))
 PAPER = (64, 64, 128, 128, 256, 256, 256)  # maps of the paper's network
 SMALL = (4, 6, 6)  # and of the main program's
 SIDE, GEMM = 32, 2048
+MANY = 8  # times as many images for smaller layers
 BATCHES = (8, 16, 50, 100, 250, 500)  # of PyTorch, whose fastest counts
 LOSS = SquaredLoss()
 
@@ -66,7 +83,7 @@ class Row:
         mine, other = (self.flops / s / 1e9 for s in (self.seconds, self.other))
         share = self.flops / self.seconds / peak
         return (
-            f"{self.name:<40}{self.dtype:>8}{1e3 * self.seconds:10.1f} ms{mine:8.0f}{other:8.0f}"
+            f"{self.name:<42}{self.dtype:>8}{1e3 * self.seconds:10.1f} ms{mine:8.0f}{other:8.0f}"
             f"{self.ratio:8.2f}{share:8.0%}"
         )
 
@@ -83,49 +100,78 @@ def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[float, flo
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-def convolution_rows(torch, dtype: type, batch: int, repeats: int) -> list[Row]:
+def convolution_rows(torch, shapes, dtype: type, batch: int, repeats: int) -> list[Row]:
     """Return forward, and forward plus backward, of single convolutions."""
-    rows, rng, kind = [], np.random.default_rng(0), getattr(torch, np.dtype(dtype).name)
-    conv2d = torch.nn.functional.conv2d
+    rows, rng = [], np.random.default_rng(0)
+    for C, T, side, size, stride, padding in shapes:
+        filters = rng.standard_normal((T, C, size, size)).astype(dtype)
+        W = ConvolutionMatrix(filters, (side, side), stride, padding)
+        w = torch.tensor(filters, requires_grad=True)
+        twin = partial(torch.nn.functional.conv2d, weight=w, stride=stride, padding=padding)
+        name = f"convolution {C}-{T}, {size}x{size} of {side}" + f"/{stride}" * (stride > 1)
+        rows += layer_rows(torch, name, W, twin, (w,), C, side, batch, repeats)
+    return rows
+
+
+def pooling_rows(torch, dtype: type, batch: int, repeats: int) -> list[Row]:
+    """Return the same of poolings; an operation is an entry of a window."""
+    rows = []
+    for kind, C, side, size, stride, padding in POOLINGS:
+        matrix = {"max": MaxPoolingMatrix, "average": AveragePoolingMatrix}[kind]
+        W = matrix(C, (side, side), size, stride, padding)
+        function = {"max": "max_pool2d", "average": "avg_pool2d"}[kind]
+        twin = getattr(torch.nn.functional, function)
+        twin = partial(twin, kernel_size=size, stride=stride, padding=padding)
+        name = f"{kind} pooling {size}/{stride} of {C}x{side}x{side}"
+        rows += layer_rows(torch, name, W, twin, (), C, side, batch, repeats, dtype)
+    return rows
+
+
+def layer_rows(
+    torch,
+    name: str,
+    W,
+    twin: Callable,
+    weights: tuple,
+    C: int,
+    side: int,
+    batch,
+    repeats,
+    dtype=None,
+) -> list[Row]:
+    """Return forward, and forward plus backward, of one layer and of its twin."""
+    rng, dtype = np.random.default_rng(0), dtype or W.weights.dtype
     part = max(1, batch // (2 * WORKERS))  # images that a thread takes at a time
-    for C, T in CONVOLUTIONS:
-        W = ConvolutionMatrix(rng.standard_normal((T, C, 3, 3)).astype(dtype), (SIDE, SIDE))
-        o = rng.standard_normal((batch, C * SIDE**2)).astype(dtype)
-        delta = rng.standard_normal((batch, T * SIDE**2)).astype(dtype)
-        x = torch.tensor(o.reshape(batch, C, SIDE, SIDE), requires_grad=True)
-        y = torch.tensor(delta.reshape(batch, T, SIDE, SIDE))
-        w = torch.tensor(W.weights, requires_grad=True, dtype=kind)
-        chunks = [
-            tuple(np.ascontiguousarray(v[n : n + part].T) for v in (o, delta))
-            for n in range(0, batch, part)
-        ]
+    o, delta = (rng.standard_normal((batch, n)).astype(dtype) for n in W.shape[::-1])
+    x = torch.tensor(o.reshape(batch, C, side, side), requires_grad=True)
+    y = torch.tensor(delta).reshape(twin(x).shape)
+    chunks = [
+        tuple(np.ascontiguousarray(v[n : n + part].T) for v in (o, delta))
+        for n in range(0, batch, part)
+    ]
 
-        def forward(chunk, W=W):
-            return W @ chunk[0]
+    def both(chunk):
+        columns, slopes = chunk
+        back = W.pullback if weights else lambda delta, o: W.at(o).T @ delta
+        return W @ columns, back(slopes, columns)
 
-        def both(chunk, W=W):
-            columns, slopes = chunk
-            return W @ columns, W.pullback(slopes, columns)
+    def torch_forward():
+        with torch.no_grad():
+            twin(x)
 
-        def passes(function, chunks=chunks):
-            return lambda: list(in_order(function, chunks, np))
+    def torch_both():
+        for tensor in (x, *weights):
+            tensor.grad = None
+        twin(x).backward(y)
 
-        def torch_forward(x=x, w=w):
-            with torch.no_grad():
-                conv2d(x, w, padding=1)
-
-        def torch_both(x=x, w=w, y=y):
-            x.grad = w.grad = None
-            conv2d(x, w, padding=1).backward(y)
-
-        flops = 2 * T * C * 9 * SIDE**2 * batch
-        name = f"convolution {C}-{T}"
-        for what, mine, other, times in (
-            ("forward", passes(forward), torch_forward, 1),
-            ("and back", passes(both), torch_both, 3),
-        ):
-            seconds = in_turn(mine, other, repeats)
-            rows.append(Row(f"{name}, {what}", np.dtype(dtype).name, *seconds, times * flops))
+    flops, rows = batch * W.shape[0] * W.fan_in * (2 if weights else 1), []
+    for what, function, other, times in (
+        ("forward", lambda chunk: W @ chunk[0], torch_forward, 1),
+        ("and back", both, torch_both, 3 if weights else 2),
+    ):
+        mine = lambda function=function: list(in_order(function, chunks, np))  # noqa: E731
+        seconds = in_turn(mine, other, repeats)
+        rows.append(Row(f"{name}, {what}", np.dtype(dtype).name, *seconds, times * flops))
     return rows
 
 
@@ -221,7 +267,7 @@ def sparse_rows(net: Network, data: TrainingSet, batch: int, repeats: int) -> li
             delta = W.T @ delta
         return gradients
 
-    rng, (C, T) = np.random.default_rng(0), CONVOLUTIONS[1]
+    rng, (C, T) = np.random.default_rng(0), WIDE[1]
     W = ConvolutionMatrix(rng.standard_normal((T, C, 3, 3)), (SIDE, SIDE))
     entries, o = W.tocsr(), rng.standard_normal((W.shape[1], batch))
     parts = np.array_split(o, min(batch, 2 * WORKERS), axis=1)
@@ -301,14 +347,18 @@ def run(options: argparse.Namespace) -> None:
     little = Network(small.x.shape[1:], [*map(Conv, SMALL), Dense(10)])
     print(f"{WORKERS} cores, {blas()}; GFLOP/s of the engine and of PyTorch (CSR in the last rows)")
     columns = f"{'median':>13}{'engine':>8}{'other':>8}{'ratio':>8}{'of peak':>8}"
-    print(f"{'':<40}{'':>8}{columns}", flush=True)
+    print(f"{'':<42}{'':>8}{columns}", flush=True)
     rows, peaks = [], {}
     for dtype in (np.float64, np.float32):
         kind = np.dtype(dtype).name
         top = peaks[kind] = peak(dtype, options.repeats)
-        print(f"{'matrix product':<40}{kind:>8}{'':>13}{top / 1e9:8.0f}", flush=True)
+        print(f"{'matrix product':<42}{kind:>8}{'':>13}{top / 1e9:8.0f}", flush=True)
         with step(f"timing in {kind}"):
-            found = convolution_rows(torch, dtype, options.batch, options.repeats)
+            wide = [(C, T, SIDE, 3, 1, 1) for C, T in WIDE]
+            found = convolution_rows(torch, wide, dtype, options.batch, options.repeats)
+            many = MANY * options.batch, options.repeats
+            found += convolution_rows(torch, LENET + RESNET, dtype, *many)
+            found += pooling_rows(torch, dtype, *many)
             for name, net, data in (
                 (f"paper's network, batch {options.batch}, step", paper, colours),
                 (f"small network, {len(small)} images, step", little, small),

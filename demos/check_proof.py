@@ -1,5 +1,6 @@
 """Check proof files (tinyspur-proof-1) in fractions, with Python's standard library alone.
-The program says what it checked and exits with 0, or names what fails first and exits with 1.
+It says what it checked and exits with 0, or names what fails first and exits with 1; without a file
+of JSON it exits with 2.
 """
 
 import json
@@ -8,10 +9,11 @@ import sys
 from fractions import Fraction
 from itertools import product
 from math import prod
-from operator import add
+from types import SimpleNamespace
 
 CLAIMS = ["local-minimum", "spurious-local-minimum", "not-a-local-minimum", "equal-risk"]
-LARGEST, DEPTH = 5_000_000, 40  # products that a network may take for a sample, and its layers
+LARGEST, DEPTH = 5_000_000, 100  # products that a network may take for a sample, and its layers
+NONE, TRAINED = {"activation": {"name": "identity"}}, ("conv", "dense", "scale")
 getattr(sys, "set_int_max_str_digits", int)(100_000)  # numbers may be long
 
 
@@ -32,46 +34,116 @@ def short(v):
     return str(v) if max(abs(v.numerator), v.denominator) < 10**12 else f"about {float(v):.9g}"
 
 
+def windows(n, size, stride, padding, dilation, ceil):
+    """Return what each window reads on a line of the entries 0..n-1 with zeros before and after it.
+    With `ceil` a last window may reach out of these, without reading, if it begins before they do.
+    """
+    span, whole = dilation * (size - 1), [size, stride, dilation]
+    low, high = padding if isinstance(padding, list) else [padding] * 2
+    low, high = [span // 2, span - span // 2] if padding == "same" else [low, high]
+    fits = {*map(type, [n, low, high, *whole])} == {int} and min(low, high) >= 0 < min(whole)
+    fits = fits and span < n + low + high and size * (n + low + high) <= LARGEST
+    require(fits, f"expected windows that fit on {n} entries, got {[low, high, *whole]}")
+    count, left = divmod(n + low + high - span - 1, stride)
+    count += 1 + (ceil and left > 0 and (count + 1) * stride < n + low)
+    starts = [p * stride - low for p in range(count)]
+    return [[v for v in range(i, i + span + 1, dilation) if v < n + high] for i in starts]
+
+
 class Network:
-    """Layers (kind, rows): biases of units and what they read, (parameter, entry below). `maps` has
-    for parameters (layer, "W" or "b", *index) the map (layer, number) they read, or else their own.
+    """Layers of a `kind`, with a `slope` below 0 and `rows`: what units read. Entries of the input
+    and of all layers are numbered on. Rows are (bias or None, [(weight, entry)]), by the numbers of
+    parameters, or where there are none (share, entries). Parameters have `names`, (layer, "W" or
+    "b", *index), and `reads` are the maps (layer, number) that they read, or else their own.
     """
 
     def __init__(self, spec):
-        relu, shape, self.layers, self.boxes = spec["activation"], spec["input"], [], {}
-        self.slope, self.maps, last, products = Fraction(relu.get("slope", 0) + 0.0), {}, 0, 0
-        fits = relu["name"] == ("leaky_relu" if "slope" in relu else "relu") and self.slope >= 0
-        require(fits and len(spec["layers"]) <= DEPTH, "network: expected (leaky) ReLU, few layers")
-        for n, layer in enumerate(spec["layers"], 1):
-            low, fits, positions, rest, pooling = 0, len(shape) > 1, 1, True, "size" in layer
-            match layer:
-                case {"type": "conv" as kind, "maps": count, "kernel": k, **rest}:
-                    stride, low, fits = rest.pop("stride", 1), k // 2, fits and k % 2
-                case {"type": "dense" as kind, "width": count, **rest}:  # maps of one entry each
-                    positions, shape, k, stride, fits = prod(shape[1:]), [prod(shape)], 1, 1, True
-                case {"type": "average_pool" | "max_pool" as kind, "size": k, **rest}:
-                    count, stride, fits = shape[0], k, fits and not any(m % k for m in shape[1:])
-            (maps, *grid), sizes = shape, [*shape, count, k, stride]
-            fits = fits and not rest and all(type(v) is int and 0 < v <= LARGEST for v in sizes)
-            box = [count, 1 if pooling else maps, *[k] * len(grid)]
-            after = [-(-m // stride) for m in grid]
-            products += prod(box) * prod(after)
-            require(fits and products + prod(shape) <= LARGEST, f"layer {n}: got {layer}")
-            entry = {at: j for j, at in enumerate(product(*map(range, shape)))}
-            corners = product(*(range(-low, m - low, stride) for m in grid))
-            taps, start, rows = list(product(*map(range, box[1:]))), len(self.maps), []
-            for t, at in product(range(count), corners):
-                reads = enumerate(entry.get((c + t * pooling, *map(add, at, d))) for c, *d in taps)
-                reads = [(start + t * len(taps) + tap, j) for tap, j in reads if j is not None]
-                rows.append([j for _, j in reads] if pooling else (start + prod(box) + t, reads))
-            self.layers, shape = [*self.layers, (kind, rows)], [count, *after]
-            if not pooling:
-                self.boxes |= {f"W{n}": box, f"b{n}": [count]}
-                for t, c, *d in product(*map(range, box)):
-                    self.maps[(n, "W", t, c, *d)] = (last, c // positions) if last else (n, t)
-                self.maps |= {(n, "b", t): (n, t) for t in range(count)}
-                self.upper, last = set(range(start, start + prod(box))), n
-        self.first, self.last, self.outputs = min(self.maps)[0], last, prod(shape)
+        self.layers, self.boxes, self.reads, low = [], {}, {}, LARGEST
+        self.maps = [None] * prod(spec["input"])  # of all entries: the map with weights
+        self.products = len(self.maps)
+        top = self.build(spec["layers"], SimpleNamespace(shape=spec["input"], start=0))
+        boxes = [(int(name[1:]), name[0], [*map(range, box)]) for name, box in self.boxes.items()]
+        self.names = [(n, kind, *at) for n, kind, box in boxes for at in product(*box)]
+        self.first, self.last, self.outputs = boxes[0][0], boxes[-1][0], prod(top.shape)
+        for n, layer in reversed([*enumerate(self.layers, 1)]):
+            above = [layer.kind for layer in self.layers[n : n + 1]]
+            usual = above and above != ["scale"] and "pool" not in layer.kind
+            sigma = layer.sigma or (spec if usual else NONE)["activation"]
+            slopes = {"relu": 0, "leaky_relu": sigma.get("slope"), "identity": 1}
+            layer.slope = Fraction(slopes.get(sigma["name"], -1) + 0.0)
+            require(layer.slope >= 0, f"network: expected (leaky) ReLU or none, got {sigma}")
+            layer.kinked = sigma["name"] != "identity"
+            layer.alone = above and low >= layer.start  # what is above reads nothing below it
+            low = min(low, layer.low)
+            features = self.layers[n - 2].start if n > 1 else 0  # what layer n - 1 made
+            fits = n != self.first or low == layer.low == features
+            require(fits, "network: expected weights below the first residual block")
+
+    def build(self, layers, below):
+        """Add layers above `below`, and return the last; of a block that is the sum."""
+        for spec in layers:
+            kind, sigma, low = spec["type"], spec.get("activation"), below.start
+            rest = {key: value for key, value in spec.items() if key not in ("type", *NONE)}
+            if kind == "max_pool" and sigma not in (None, NONE["activation"]):  # two patterns
+                below = self.build([spec | NONE, {"type": "same", "activation": sigma}], below)
+                continue
+            if kind == "residual":
+                *inner, last = rest.pop("layers")
+                one = self.build([*inner, NONE | last], below)
+                two = self.build([NONE | part for part in rest.pop("shortcut", [])], below)
+                require(one.shape == two.shape, "expected a sum of equal shapes")
+                rows = [(1, [one.start + j, two.start + j]) for j in range(prod(one.shape))]
+                low, shape = min(one.start, two.start), one.shape
+                self.maps += [None] * len(rows)
+            else:
+                rows, shape = self.layer(kind, rest.pop, below)
+            require(not rest and len(self.layers) < DEPTH, f"network: got {spec}, or too many")
+            below = SimpleNamespace(kind=kind, sigma=sigma, rows=rows, shape=shape, low=low)
+            below.start = len(self.maps) - len(rows)
+            self.layers.append(below)
+        return below
+
+    def layer(self, kind, option, below):
+        """Return the rows and the shape of a layer that reads windows of all maps of its group."""
+        (maps, *grid), n = below.shape, len(self.layers) + 1
+        conv, dense, trained = kind == "conv", kind == "dense", kind in TRAINED
+        require(trained or kind in ("average_pool", "max_pool", "same"), f"layer {n}: got {kind}")
+        if dense:  # it reads maps of one entry each
+            maps, grid = prod(below.shape), []
+        count = option("maps") if conv else option("width") if dense else maps
+        groups = option("groups", 1) if conv else 1 if dense else maps
+        size = option("kernel") if conv else option("size") if "pool" in kind else 1
+        stride = option("stride", 1 if conv else size)
+        options = size, stride, option("padding", "same" if conv else 0), option("dilation", 1)
+        ceil, padded = option("ceil_mode", False), option("count_include_pad", True)
+        bias = option("bias", True) if trained else False
+        fits = [*map(type, (bias, ceil, padded, count, groups))] == [bool] * 3 + [int] * 2
+        fits = fits and min(count, groups) > 0 and maps % groups == count % groups == 0
+        require(fits, f"layer {n}: expected whole numbers, groups that divide maps, true or false")
+        options = (v if isinstance(v, list) else [v] * len(grid) for v in options)
+        lines = [windows(*line, ceil) for line in zip(grid, *options, strict=True)]
+        box = [count, maps // groups, *(len(reads[0]) for reads in lines)]
+        shape, taps, rows = [count, *map(len, lines)], prod(box[1:]), []
+        start, self.products = (
+            sum(map(prod, self.boxes.values())),
+            self.products + prod(shape) * taps,
+        )
+        require(self.products <= LARGEST, f"layer {n}: more than {LARGEST} products")
+        entry = {at: j for j, at in enumerate(product(range(maps), *map(range, grid)), below.start)}
+        for t, at in product(range(count), product(*lines)):
+            group = range(maps)[t * groups // count * box[1] :][: box[1]]
+            reads = enumerate(map(entry.get, product(group, *at)), start + t * taps)
+            reads = [(weight, j) for weight, j in reads if j is not None]
+            b, share = start + count * taps + t, prod(map(len, at)) if padded else len(reads)
+            if trained:
+                rows.append((b if bias else None, reads))
+                self.reads |= {b: (n, t)} | {p: self.maps[j] or (n, t) for p, j in reads}
+            else:
+                rows.append((Fraction(1, share), [j for _, j in reads]))
+            self.maps.append((n, t) if trained else self.maps[reads[0][1]])
+        self.boxes |= {f"W{n}": box[:1] if kind == "scale" else box} if trained else {}
+        self.boxes |= {f"b{n}": [count]} if bias else {}
+        return rows, shape
 
     def point(self, arrays):
         require(set(arrays) == set(self.boxes), f"points: expected {', '.join(self.boxes)}")
@@ -100,30 +172,48 @@ def order(v):  # what decides how v compares for t -> 0+: the coefficients of 1,
     return [v.get(("t",) * k, 0) for k in range(DEPTH + 1)] if isinstance(v, Poly) else [v]
 
 
-def forward(net, theta, x, kinks=None):
+def forward(net, theta, x, known=None, kinks=None):
     """Return (z, o, sides) of x and all layers, of numbers or polynomials in t -> 0+ or in theta.
     Sides are signs of z, or which entries maxima select, from 1, or 0 if it may be others nearby.
     All is empty up to a dead layer. With `kinks` the outputs of units at kinks are variables.
+    Entries with the same mark of `known` are equal for all theta nearby, and 0 without a mark.
     """
-    trace, o, depth = [([], x, [])], x, len(net.layers)
-    for n, (kind, rows) in enumerate(net.layers, 1):
-        sides = []
-        if kind == "max_pool":
-            best = [max(order(o[j]) for j in row) for row in rows]
-            tied = [[j for j in row if order(o[j]) == v] for row, v in zip(rows, best, strict=True)]
-            sides = [0 if t[1:] and (net.slope or any(o[j] for j in t)) else t[0] + 1 for t in tied]
-            z = o = [o[t[0]] for t in tied]
-        elif kind == "average_pool":
-            z = o = [sum(o[j] for j in row) * Fraction(1, len(row)) for row in rows]
-        else:
-            z = o = [sum((o[j] * theta[p] for p, j in row if o[j]), theta[b]) for b, row in rows]
-            sides = [next((1 if c > 0 else -1 for c in order(v) if c), 0) for v in z if n < depth]
-            o = [v if s > 0 else v * net.slope for v, s in zip(z, sides, strict=False)] or z
-            for h in (h for h, s in enumerate(sides) if s == 0 and kinks is not None):
-                name = frozenset(z[h].items()) if n == net.first else (n, h, *x)
-                o[h] = kinks.setdefault(name, Poly({(len(theta) + len(kinks),): Fraction(1)}))
-        trace.append((z, o, sides if n >= net.first else []))
-        if set(sides) == {-1} and net.slope == 0:
+    o, trace, known = [*x], [([], x, [])], {} if known is None else known
+    marks = [v and known.setdefault(v, object()) for v in x]
+
+    def mark(bias, share, parts):
+        key, some = (bias, share, *filter(None, parts)), share and any(parts)
+        return known.setdefault(key, object()) if bias or some else 0
+
+    for n, layer in enumerate(net.layers, 1):
+        units = []
+        for b, row in layer.rows:
+            side = None
+            if layer.kind == "max_pool":
+                best = max(order(o[j]) for j in row)
+                tied = [j for j in row if order(o[j]) == best]
+                z, m = o[tied[0]], marks[tied[0]]
+                side = tied[0] + 1 if len({marks[j] for j in tied}) == 1 else 0
+            elif layer.kind in TRAINED:
+                z = theta[b] if b else 0 * theta[0]
+                z = sum((o[j] * theta[p] for p, j in row if o[j]), z)
+                m = mark(b, 1, [marks[j] and (p, marks[j]) for p, j in row])
+            else:
+                z, m = sum(o[j] for j in row) * b, mark(None, b, [marks[j] for j in row])
+            new = z
+            if layer.kinked:
+                side = next((1 if c > 0 else -1 for c in order(z) if c), 0 if m else -1)
+                new = z if side > 0 else z * layer.slope
+                if side == 0 and kinks is not None:
+                    new = kinks.setdefault(m, Poly({(len(theta) + len(kinks),): Fraction(1)}))
+                m = m if side > 0 else mark(None if side else "kink", layer.slope, [m])
+            units.append((z, new, side, m))
+        z, new, sides, added = map(list, zip(*units, strict=True))
+        sides = [s for s in sides if s is not None and n >= net.first]
+        if n < net.first:  # of numbers alone
+            added = [v and known.setdefault(v, object()) for v in new]
+        o, marks, trace = o + new, marks + added, [*trace, (z, new, sides)]
+        if layer.slope == 0 and set(sides) == {-1} and layer.alone:
             trace = [([], [], [])] * len(trace)
     return trace
 
@@ -135,14 +225,15 @@ def risk(o, y):
 
 def check_cell(net, y, traces):
     """Check that G_s = (1/N) sum_{i in s} g_i (x_i, 1)^T is 0 for every class s of patterns.
-    Nearby its outputs are F_s (x, 1), and R - R(theta) >= sum_s <G_s, F_s - F_s(theta)>.
+    Nearby outputs are F_s (x, 1), or F_s x, and R - R(theta) >= sum_s <G_s, F_s - F_s(theta)>.
     """
     classes = {}
     for i, (trace, target) in enumerate(zip(traces, y, strict=True)):
         pattern = tuple(tuple(sides) for *_, sides in trace)
         require(all(0 not in s for s in pattern), f"sample {i}: at a kink that is not listed")
         g = [a - b for a, b in zip(trace[-1][1], target, strict=True)]
-        row = [a * v for a in g for v in [*trace[net.first - 1][1], 1]]
+        hat = [*trace[net.first - 1][1], *[1] * any("b" in name for name in net.boxes)]
+        row = [a * v for a in g for v in hat]
         classes.setdefault(pattern, []).append(row)
     zero = not any(any(map(sum, zip(*rows, strict=True))) for rows in classes.values())
     require(zero, "G_s is not 0 for a class s of activation patterns")
@@ -156,15 +247,15 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
     and in s, of two layers with the upper weights frozen. Else the Hessian of L + c |v|^2 is
     positive. What is frozen moves nothing nearby, or scaling a map gives it back, one for each.
     """
-    names, at, v = {}, {}, {}
+    known, names, at, v, slopes = {}, {}, {}, {}, {}
     jets = [Poly({(): value, (p,): Fraction(1)}) for p, value in enumerate(theta)]
-    traces = [forward(net, jets, sample, names) for sample in x]
+    traces = [forward(net, jets, sample, known, names) for sample in x]
     layers = [(i, n, *t[n]) for i, t in enumerate(traces) for n in range(net.first, len(t))]
     for i, n, z, o, sides in layers:
         for h in (h for h, side in enumerate(sides) if side == 0):
-            require("pool" not in net.layers[n - 1][0], f"layer {n}: two entries are the largest")
+            require(net.layers[n - 1].kind != "max_pool", f"layer {n}: two entries are the largest")
             [[k]] = o[h]
-            at[i, n, h], v[k] = k, z[h]
+            at[i, n, h], v[k], slopes[k] = k, z[h], net.layers[n - 1].slope
     values = numbers(multipliers, [len(kinks)])
     given = {at.get(tuple(kink)): value for kink, value in zip(kinks, values, strict=True)}
     require(given.keys() == v.keys(), f"kinks: expected {len(v)} with z = 0, equal ones only once")
@@ -173,10 +264,12 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
     L = sum((a * (b / len(y)) for a, b in zip(o, u, strict=True)), Poly())
     L = sum((v[k] * value for k, value in given.items()), L)
     for k, value in given.items():
-        low, C = net.slope * L.get((k,), 0), L.get((k,), 0)
+        low, C = slopes[k] * L.get((k,), 0), L.get((k,), 0)
         require(C > 0 and low < value < C, f"multiplier not strictly between {low} and {C}")
-    held = {list(net.maps).index(tuple(name)) for name in frozen}
-    held = net.upper if (linear := len(net.boxes) == 4 and net.upper <= held) else held
+    held = {net.names.index(tuple(name)) for name in frozen}
+    upper = {p for p, name in enumerate(net.names) if name[:2] == (net.last, "W")}
+    linear = len({n for n, *_ in net.names}) == 2 and upper <= held
+    held = upper if linear else held
     free = [p for p in range(len(theta)) if p not in held]
     require(not any(L.get((p,), 0) for p in free), "the gradient with these multipliers is not 0")
     squares = [] if linear else [*o, *(jet * 10**9 for jet in v.values())]
@@ -186,9 +279,12 @@ def check_kinks(net, theta, x, y, kinks, multipliers, frozen):
         (pivot, *top), *rows = H
         require(pivot > 0, "the Hessian is not positive definite where all kinks stay")
         H = [[a - c / pivot * b for a, b in zip(row, top, strict=True)] for c, *row in rows]
-    left = held & {p for *_, o, _ in [*layers, (v.values(), 0)] for a in o for m in a for p in m}
-    maps = [m for p, m in enumerate(net.maps.values()) if p in left]
-    fits = len({*maps}) == len(maps) and all(theta[p] for p in left) and net.last not in dict(maps)
+    polys = [a for *_, o, _ in [*layers, (v.values(), 0)] for a in o if isinstance(a, Poly)]
+    left = held & {p for a in polys for m in a for p in m}
+    maps = [net.reads[p] for p in left]
+    blocks = "residual" in [layer.kind for layer in net.layers]
+    fits = len({*maps}) == len(maps) and all(theta[p] for p in left)
+    fits = fits and net.last not in dict(maps) and not (left and blocks)
     require(fits, f"frozen: {len(left)} coordinates that scaling does not give back")
     print(f"the gradient is 0 with the multipliers of {len(given)} kink(s), strictly within bounds")
     how = "R is convex" if linear else "its Hessian is positive"
@@ -236,14 +332,18 @@ def check(proof):
 def main(files):
     for name in files:
         print(f"{name}:")
+        status, words = 2, "no proof file"
         try:
             with open(name, encoding="utf-8") as file:
-                check(json.load(file))
+                proof = json.load(file)
+            status, words = 1, "not proved"
+            check(proof)
         except (Exception, KeyboardInterrupt) as error:
-            words = str(error) if isinstance(error, ValueError | OSError) else repr(error)
-            sys.exit(f"{name}: not proved: {' '.join(words.split())[:400]}")
+            said = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+            print(f"{name}: {words}: {' '.join(said.split())[:400]}", file=sys.stderr)
+            sys.exit(status)
         print("proved")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or sys.exit(__doc__))
+    main(sys.argv[1:]) if sys.argv[1:] else sys.exit(print(__doc__) or 2)

@@ -17,7 +17,7 @@ def test_every_row_is_measured_and_written(tmp_path):
     assert report["cores"] >= 1
     assert report["peaks"].keys() == {"float64", "float32"}
     names = [(row["name"], row["dtype"]) for row in report["rows"]]
-    assert len(names) == len(set(names)) == 2 * (6 * 2 + 2 + 2) + 3
+    assert len(names) == len(set(names)) == 2 * ((6 + 10 + 6) * 2 + 2 + 2) + 3
     assert sum("loss-landscapes" in name for name, _ in names) == 2
     for row in report["rows"]:
         assert row["seconds"] > 0

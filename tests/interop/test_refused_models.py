@@ -184,7 +184,10 @@ MODULES = {
         cnn(first=nn.Softplus(threshold=5)),
         r"^module 'first' .*expected a threshold within \(20, 80\), got 5$",
     ),
-    "softmax": (cnn(top=sequence(nn.Linear(4, 3), nn.Softmax(1))), r"^module 'top.1' .* got softm"),
+    "softmax": (
+        cnn(top=sequence(nn.Linear(4, 3), nn.Softmax(1))),
+        r"^module 'top.1' .* leave it out",
+    ),
     "half": (cnn().half(), r"^model: expected weights of float32 or float64, got torch.float16$"),
     "bfloat16": (cnn().bfloat16(), r"^model: expected weights of float32 .*, got torch.bfloat16$"),
     "mixed": (cnn(upper=conv(3, 4, 1).double()), r"^model: expected one that runs on .*float.*"),
@@ -324,7 +327,10 @@ def by_numpy(model, x):
 
 
 FORWARDS = {
-    "softmax": (lambda m, x: F.softmax(m.top(m.conv(x)), 1), "got softmax"),
+    "softmax": (
+        lambda m, x: F.softmax(m.top(m.conv(x)), 1),
+        "ends below softmax: leave it out, CrossEnt",
+    ),
     "concatenation": (
         lambda m, x: m.top(torch.cat([m.conv(x), x], 1)[:, :3]),
         "got cat of",
@@ -367,12 +373,20 @@ FORWARDS = {
     "transposed maps, by an attribute": (lambda m, x: m.top(m.conv(x).mT), "got mT"),
     "permuted maps": (lambda m, x: m.top(m.conv(x).permute(0, 2, 3, 1)), "got permute"),
     "maps of another shape": (
-        lambda m, x: m.top(m.conv(x).view(-1, 3, 2, 8)),
-        r"expected nn.Flatten\(\), got \(3, 4, 4\) as \(3, 2, 8\)",
+        lambda m, x: m.top(m.other(m.conv(x).view(-1, 3, 2, 8))),
+        r"expected maps \(3, 4, 4\) as they were made, got \(3, 2, 8\)",
     ),
     "a mean of samples": (lambda m, x: m.top((y := m.conv(x)) - y.mean(0)), "got dim 0"),
-    "a mean of maps": (lambda m, x: m.small(m.conv(x).mean(1)[:, 0, :3]), "of a map, got dim 1"),
-    "a mean of one direction": (lambda m, x: m.small(m.conv(x).mean(3).mean(2)), "got dim 3"),
+    "a mean of maps": (
+        lambda m, x: m.small(m.conv(x).mean(1)[:, 0, :3]),
+        "the mean over positions of a map, got dim 1",
+    ),
+    "a part of the maps": (
+        lambda m, x: m.small(m.conv(x)[:, :, 0, 0]),
+        r"expected an index that keeps all entries, got .* of \(3, 4, 4\)$",
+    ),
+    "maps in another order": (lambda m, x: m.top(m.conv(x)[:, [2, 1, 0]]), "that keeps all entr"),
+    "a maximum of maps": (lambda m, x: m.small(m.conv(x).amax(1)[:, 0, :3]), "the amax over posit"),
     "a mean of all": (
         lambda m, x: m.top(m.conv(x)) + x.mean(),
         "expected .* for each sample by it",

@@ -131,3 +131,23 @@ def test_options_that_mean_the_same_make_equal_layers():
 def test_options_that_no_pooling_has_are_refused(layer):
     with pytest.raises(ValueError, match="expected p"):
         Network((1, 4, 4), [layer])
+
+
+@pytest.mark.parametrize("kind", [AveragePoolingMatrix, MaxPoolingMatrix])
+def test_maps_are_pooled_alike_all_at_once_and_one_by_one(kind, monkeypatch):
+    rng, W = np.random.default_rng(0), kind(3, (5, 6), 3, 2, 1, True)
+    o, delta = (rng.normal(size=(n, 4)).astype(np.float32) for n in W.shape[::-1])
+    S = W.at(o)
+    whole = W @ o, S.T @ delta, W.choice(o)
+    monkeypatch.setattr("tinyspur.layers.windows.PART", 1)
+    for found, expected in zip((W @ o, S.T @ delta, W.choice(o)), whole, strict=True):
+        assert np.array_equal(found, expected)
+        assert found is None or found.dtype == expected.dtype
+    assert whole[0].dtype == whole[1].dtype == np.float32
+
+
+def test_one_selection_is_transposed_for_many_columns():
+    rng, W = np.random.default_rng(0), MaxPoolingMatrix(2, (4, 5), 3, 1, 1)
+    S, delta = W.at(rng.normal(size=W.shape[1])), rng.normal(size=(W.shape[0], 3))
+    same(S.T @ delta, S.toarray().T @ delta)
+    assert (S.T @ delta[:, :0]).shape == (W.shape[1], 0)

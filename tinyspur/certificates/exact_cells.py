@@ -36,10 +36,11 @@ def columns_of(data: TrainingSet) -> Rational:
 def find_cells(point: ExactPoint, data: TrainingSet) -> list[Cell]:
     """Return the pattern classes; AssumptionError where a unit that counts is at the kink."""
     net, x, found, kinks = point.theta.net, columns_of(data), {}, []
+    last = max(net.depth - 1, *net.pattern_layers, 0)
     size = max(1, CHUNK // max(int(np.prod(shape)) for shape in net.shapes))
     for start in range(0, len(data), size):
         rows = range(start, min(start + size, len(data)))
-        trace = list(exact_steps(point, x[:, rows.start : rows.stop], 1, net.depth - 1))
+        trace = list(exact_steps(point, x[:, rows.start : rows.stop], 1, last))
         dead = _dead_layers(point, trace, len(rows))
         counts = counted(net, dead)
         patterns = {s.layer: s.pattern for s in trace if s.layer in counts}

@@ -14,11 +14,11 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss, SquaredLoss
-from ..engine.network import check_at
+from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.rational import Rational, independent_rows, joined, solve, solve_left
-from ..layers import BlockMatrix, Dense
+from ..layers import Dense
 from .cell import check_relu
 from .certificate import in_float64
 from .exact import ExactPoint, on_pattern
@@ -45,8 +45,6 @@ def check_exact(theta: Parameters, data: TrainingSet, loss: Loss) -> Parameters:
             f"exact: expected the squared loss, got {loss.name}: its minima are no fractions"
         )
     check_relu(theta, "exact")
-    if any(isinstance(W, BlockMatrix) and W.selects for W in theta.W.values()):
-        raise ValueError("exact: expected no max pooling within a residual block")
     return in_float64(theta, np)
 
 
@@ -80,6 +78,11 @@ def exact_minimum(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactMini
         "exact: expected a point next to one where the weights of a dense layer make the outputs "
         f"the optimal affine fit in {_classes(len(cells))}, got {got}"
     )
+
+
+def _is_last(net: Network, layer: int) -> bool:
+    """Return whether the outputs are z of this layer, with no pattern."""
+    return layer == net.depth and not net.is_active(layer)
 
 
 def _classes(number: int) -> str:
@@ -179,7 +182,7 @@ def _by_outputs(
     T = joined([fit.F - constants @ fit.basis[-1:] for fit in fits], axis=1)
     W = point.dense(layer)
     X = _solve_rows(U @ W, M, T)
-    if X is None or layer == theta.net.depth:
+    if X is None or _is_last(theta.net, layer):
         return X
     found = _solve_rows(W.T, U.T, X.T)
     return None if found is None else found.T
@@ -218,11 +221,9 @@ def _by_inputs(
 
 def _above(theta: Parameters, cell: Cell, layer: int) -> tuple[Rational, Rational]:
     """Return U and the constants (d_y, 1) of o = U z^layer + c on the pattern of a class."""
-    net, point, n = theta.net, ExactPoint(theta), theta.net.shapes[layer][0]
-    v = Rational(np.eye(n + 1, dtype=np.int64), 1)
-    if layer < net.depth:
-        slopes = on_slopes(net, cell, layer)
-        v = Rational(v.n * np.append(slopes.n, slopes.d)[:, None], slopes.d)
+    net, point = theta.net, ExactPoint(theta)
+    slopes = on_slopes(net, cell, layer)
+    v = Rational(np.diag(np.append(slopes.n, slopes.d)), slopes.d)
     found = on_pattern(point, cell.pattern, v, layer + 1, net.depth)
     return found[:-1, :-1], found[:-1, -1:]
 
@@ -279,7 +280,7 @@ def check_minimum(
     squares of the residuals of a class sum up to |Y|^2 - <F, Y Z^T>.
     """
     net, total = point.theta.net, Fraction(0)
-    now = cells if layer == net.depth else find_cells(point, data)
+    now = cells if _is_last(net, layer) else find_cells(point, data)
     same = len(cells) == len(now) and all(map(same_cell, cells, now))
     if not same:
         raise AssumptionError(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..engine.activations import ReLU
 from ..engine.backend import to_numpy
 from ..engine.network import Network, check_network
 from ..engine.parameters import Parameters, check_points
@@ -29,8 +30,6 @@ CLAIMS = {  # each with the points that it is about
     "not-a-local-minimum": ["theta"],
     "equal-risk": ["theta", "theta_prime"],
 }
-LAYERS = {"conv": ("maps", "kernel", "stride"), "dense": ("width",)}
-LAYERS |= {"average_pool": ("size",), "max_pool": ("size",)}  # that the checker knows
 PARTS = ("kinks", "multipliers", "frozen", "direction", "order", "coefficient", "risks")
 
 Point = Mapping[str, object] | Parameters
@@ -75,7 +74,8 @@ def proof(
     risks
         R by the names of points.
 
-    Raises ValueError for other claims and names, and for shapes that do not fit the network.
+    Raises ValueError for other claims and names, for shapes that do not fit the network, and for
+    activations other than ReLU and leaky ReLU.
 
     >>> from tinyspur.layers import Dense
     >>> net = Network((1, 1), [Dense(1)])
@@ -85,7 +85,7 @@ def proof(
     {'theta': {'W1': [['0']], 'b1': ['1/3']}}
     """
     check_network(net)
-    _check_layers(net)
+    _check_activations(net)
     if claim not in CLAIMS:
         raise ValueError(f"proof: expected a claim of {', '.join(CLAIMS)}, got {claim!r}")
     missing = [name for name in CLAIMS[claim] if name not in points]
@@ -122,19 +122,11 @@ def proof(
     return found
 
 
-def _check_layers(net: Network) -> None:
-    """Raise ValueError for layers that the checker does not know."""
-    for number, (layer, below) in enumerate(zip(net.layers, net.shapes, strict=False), start=1):
-        options = {key: value for key, value in layer.spec.items() if key != "type"}
-        known = layer.type in LAYERS and options.keys() <= set(LAYERS[layer.type])
-        known = known and all(type(value) is int for value in options.values())
-        size, kernel = options.get("size", 1), options.get("kernel", 1)
-        if not known or kernel % 2 == 0 or any(n % size for n in below[1:]):
-            raise ValueError(
-                "proof: expected dense layers with biases, convolutions of odd size with biases "
-                "that pad with zeros, and poolings whose windows cut the maps up, the kinds that "
-                f"the checker knows, got layer {number}, {layer}"
-            )
+def _check_activations(net: Network) -> None:
+    """Raise ValueError for activations that do not make fractions of fractions."""
+    for sigma in net.activations:
+        if type(sigma) is not ReLU:
+            raise ValueError(f"proof: expected ReLU, leaky ReLU or none after layers, got {sigma}")
 
 
 def save_proof(path: str | Path, proof: dict) -> None:

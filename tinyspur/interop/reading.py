@@ -22,46 +22,24 @@ from ..engine.activations import Activation, Identity
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..files import naming
-from ..layers import AveragePool, Conv, Dense, Layer, MaxPool, Residual, Same, Scale
-from ..layers.layer import each
+from ..layers import Conv, Dense, Layer, Residual, Same, Scale
+from .functions import (
+    ACTIVATIONS,
+    LAYERS,
+    NORM,
+    SAME,
+    SHAPES,
+    SOFTMAX,
+    WHOLE,
+    activation_of,
+    as_tuple,
+    check_picked,
+    given_of,
+    padding_of,
+    whole_windows,
+    zeros_around,
+)
 from .watching import Call, Watch
-
-CONV = {"weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-POOL = {"kernel_size": None, "stride": None, "padding": 0}
-AVERAGE = POOL | {"ceil_mode": False, "count_include_pad": True, "divisor_override": None}
-MAXIMUM = POOL | {"dilation": 1, "ceil_mode": False, "return_indices": False}
-LAYERS: dict[str, tuple[type[Layer], dict]] = {
-    "linear": (Dense, {"weight": None, "bias": None}),
-    **{f"conv{d}d": (Conv, CONV) for d in (1, 2)},
-    **{f"avg_pool{d}d": (AveragePool, AVERAGE) for d in (1, 2)},
-    **{f"max_pool{d}d": (MaxPool, MAXIMUM) for d in (1, 2)},
-    **{f"adaptive_avg_pool{d}d": (AveragePool, {"output_size": 1}) for d in (1, 2)},
-    **{
-        f"adaptive_max_pool{d}d": (MaxPool, {"output_size": 1, "return_indices": False})
-        for d in (1, 2)
-    },
-}
-"""The functions that are layers, and their arguments after the first with their usual values."""
-NORM = {"running_mean": None, "running_var": None, "weight": None, "bias": None}
-NORM |= {"training": False, "momentum": 0.1, "eps": 1e-5}
-ACTIVATIONS: dict[str, tuple[type[Activation], dict]] = {
-    "relu": (activations.ReLU, {}),
-    "leaky_relu": (activations.ReLU, {"negative_slope": 0.01}),
-    "sigmoid": (activations.Sigmoid, {}),
-    "tanh": (activations.Tanh, {}),
-    "silu": (activations.SiLU, {}),
-    "gelu": (activations.GELU, {}),
-    "elu": (activations.ELU, {"alpha": 1.0}),
-    "softplus": (activations.Softplus, {}),
-    "sin": (activations.Sine, {}),
-    "arctan": (activations.Arctan, {}),
-    "atan": (activations.Arctan, {}),
-    "swish": (activations.Swish, {"beta": 1.0}),
-}
-LINES = (20, 80)  # thresholds of softplus that pass; float32 overflows above
-SHAPES = ("flatten", "view", "reshape", "squeeze", "unsqueeze", "view_as")
-DROPOUTS = ("dropout", "dropout1d", "dropout2d", "feature_dropout")
-SAME = (*DROPOUTS, "contiguous", "clone", "detach", "to", "type_as", "cpu", "requires_grad")
 
 
 @dataclass(eq=False)
@@ -75,10 +53,12 @@ class Item:
 class Value(NamedTuple):
     """What a call made: the items behind it, and the zeros that are to be put around it.
 
-    `alone` says whether nothing else reads what the last item makes.
+    `made` is the shape of what the last item makes, `shape` the one in which it is read. `alone`
+    says whether nothing else reads what the last item makes.
     """
 
     trail: tuple[Item, ...]
+    made: tuple[int, ...]
     shape: tuple[int, ...]
     alone: bool
     pad: tuple[tuple[int, int], ...] | None = None
@@ -110,7 +90,7 @@ class Reading:
             self.names.setdefault(id(tensor), name)
         self.owners: list[tuple[int, int, str]] = []  # of the memory of numbers
         self.readers: Counter[int] = Counter()
-        self.values = {0: Value((), shape, alone=True)}
+        self.values = {0: Value((), shape, shape, alone=True)}
 
     def network(self, last: int) -> tuple[list[Layer], list[np.ndarray]]:
         """Return the layers and numbers behind the call number `last`."""
@@ -134,38 +114,50 @@ class Reading:
         first, name = self.values[call.reads[0]], call.name
         if call.shape is None:
             raise ValueError(f"expected a layer for each sample by itself, got {name}")
-        if first.pad is not None and not name.startswith("conv"):
+        if first.pad is not None and not name.startswith(("conv", "pad")):
             raise ValueError(f"expected a convolution after the padding with zeros, got {name}")
         if name == "add":
             return self._added(call, alone) if len(call.reads) == 1 else self._sum(call, alone)
         if len(call.reads) > 1:
             raise ValueError(f"expected one tensor that depends on the input, got {name} of more")
         if name == "pad":
-            return first._replace(shape=call.shape, alone=alone, pad=_padding(call))
-        if name in SAME or name in SHAPES:
-            return self._reshaped(first, call, alone and first.alone)
+            _check_maps(first)
+            sides = zip(padding_of(call), first.pad or ((0, 0),) * len(call.shape), strict=False)
+            pad = tuple((a + c, b + d) for (a, b), (c, d) in sides)
+            return Value(first.trail, call.shape, call.shape, alone, pad)
+        if name == "__getitem__":
+            check_picked(call, first.shape)
+        if name in SAME or name in SHAPES or name == "__getitem__":
+            return first._replace(shape=call.shape, alone=alone and first.alone)
         if name in ACTIVATIONS:
-            return _activated(first, _activation(call), alone)
-        if name == "mean":
-            layer, numbers = _mean(first, call), []
+            return _activated(first, activation_of(call), alone)
+        made = call.shape
+        if name in WHOLE:
+            layer, made = whole_windows(call, first.made, first.shape)
+            numbers = []
         elif name == "batch_norm":
-            layer, numbers = self._scale(call)
+            layer, numbers = self._scale(first, call)
         elif name in LAYERS:
             layer, numbers = self._layer(first, call)
         else:
-            known = ", ".join(
-                sorted({*LAYERS, *ACTIVATIONS, *SHAPES, "add", "batch_norm", "mean", "pad"})
-            )
+            if name in SOFTMAX:
+                raise ValueError(
+                    f"expected a model that ends below {name}: leave it out, CrossEntropy has it"
+                )
+            known = {*LAYERS, *ACTIVATIONS, *SHAPES, *WHOLE, "add", "batch_norm", "pad"}
+            known = ", ".join(sorted(known))
             raise ValueError(f"expected one of {known}, got {name}")
-        return Value((*first.trail, Item(layer, numbers)), call.shape, alone)
+        return Value((*first.trail, Item(layer, numbers)), made, call.shape, alone)
 
     def _layer(self, first: Value, call: Call) -> tuple[Layer, list[np.ndarray]]:
         """Return the layer that a function is, and its numbers."""
         kind, usual = LAYERS[call.name]
-        given = SimpleNamespace(**_given(call, usual))
+        given = SimpleNamespace(**given_of(call, usual))
+        if kind is not Dense:
+            _check_maps(first)
         if not hasattr(given, "weight"):
             for name in ("output_size",) if hasattr(given, "output_size") else ("kernel_size",):
-                setattr(given, name, _tuple(getattr(given, name)))
+                setattr(given, name, as_tuple(getattr(given, name)))
             if getattr(given, "stride", 0) is None or getattr(given, "stride", 0) == []:
                 given.stride = given.kernel_size
             return kind.from_torch(given, first.shape), []
@@ -178,14 +170,16 @@ class Reading:
         if kind is Conv:
             given.out_channels, given.kernel_size = len(given.weight), tuple(given.weight.shape[2:])
             if first.pad is not None:
-                given.padding = _around(given, first.pad)
+                given.padding = zeros_around(given, first.pad)
         elif math.prod(first.shape[:-1]) != 1:
             raise ValueError(f"expected nn.Flatten() before it, got maps {first.shape}")
         return kind.from_torch(given, first.shape), numbers
 
-    def _scale(self, call: Call) -> tuple[Layer, list[np.ndarray]]:
+    def _scale(self, first: Value, call: Call) -> tuple[Layer, list[np.ndarray]]:
         """Return the scale that a batch normalisation is, running statistics and all."""
-        given = SimpleNamespace(**_given(call, NORM))
+        given = SimpleNamespace(**given_of(call, NORM))
+        if first.shape[:1] != first.made[:1] and first.trail:
+            raise ValueError(f"expected maps {first.made} as they were made, got {first.shape}")
         if given.running_var is None:
             raise ValueError("expected running statistics, got track_running_stats=False")
         for name in ("running_mean", "running_var", "weight", "bias"):
@@ -229,8 +223,9 @@ class Reading:
         if call.kwargs.get("alpha", 1) != 1 or len(call.reads) != 2:
             raise ValueError("expected a sum of two tensors that depend on the input")
         one, two = (self.values[number] for number in call.reads)
-        if one.shape != two.shape:
-            raise ValueError(f"expected a sum of equal shapes, got {one.shape} and {two.shape}")
+        if one.shape != two.shape or one.made != two.made:
+            shapes = (one.shape, two.shape) if one.shape != two.shape else (one.made, two.made)
+            raise ValueError(f"expected a sum of equal shapes, got {shapes[0]} and {shapes[1]}")
         pairs = zip(one.trail, two.trail, strict=False)
         common = next((n for n, (a, b) in enumerate(pairs) if a is not b), None)
         common = min(len(one.trail), len(two.trail)) if common is None else common
@@ -240,14 +235,7 @@ class Reading:
             raise ValueError("expected a layer in one of the summands, got the same tensor twice")
         numbers = [part for item in (*block, *shortcut) for part in item.numbers]
         made = Residual(_layers(block), _layers(shortcut))
-        return Value((*one.trail[:common], Item(made, numbers)), call.shape, alone)
-
-    def _reshaped(self, first: Value, call: Call, alone: bool) -> Value:
-        """Return the same value with another shape, in the same order."""
-        old, new = ([n for n in shape if n != 1] for shape in (first.shape, call.shape))
-        if old != new and len(call.shape) != 1:
-            raise ValueError(f"expected nn.Flatten(), got {first.shape} as {call.shape}")
-        return first._replace(shape=call.shape, alone=alone)
+        return Value((*one.trail[:common], Item(made, numbers)), one.made, call.shape, alone)
 
 
 def _layers(trail: tuple[Item, ...]) -> tuple[Layer, ...]:
@@ -300,77 +288,20 @@ def _flat(layers: tuple[Layer, ...]) -> list[Layer]:
     return sorted(found, key=lambda layer: not layer.activated)
 
 
-# Functions
-
-
-def _given(call: Call, usual: dict) -> dict:
-    """Return the arguments of a function after its first, by name."""
-    named = dict(zip(usual, call.args[1:], strict=False))
-    return usual | named | {key: call.kwargs[key] for key in usual.keys() & call.kwargs.keys()}
-
-
-def _activation(call: Call) -> Activation:
-    kind, usual = ACTIVATIONS[call.name]
-    if call.name == "gelu" and call.kwargs.get("approximate", "none") != "none":
-        raise ValueError(f"expected approximate none, got {call.kwargs['approximate']}")
-    if call.name == "softplus":
-        given = _given(call, {"beta": 1, "threshold": 20})
-        if given["beta"] != 1:
-            raise ValueError(f"expected beta 1, got {given['beta']}")
-        if not LINES[0] <= given["threshold"] <= LINES[1]:
-            raise ValueError(f"expected a threshold within {LINES}, got {given['threshold']}")
-    return kind(*_given(call, usual).values())
+def _check_maps(first: Value) -> None:
+    """Raise ValueError for maps that are read in another shape than they were made."""
+    if [n for n in first.made if n != 1] != [n for n in first.shape if n != 1]:
+        raise ValueError(f"expected maps {first.made} as they were made, got {first.shape}")
 
 
 def _activated(first: Value, sigma: Activation, alone: bool) -> Value:
     """Return the value after an activation: one of its last layer, if nothing else reads that."""
     *before, last = first.trail or (None,)
     if last is None or not first.alone or last.layer.activation is not None:
-        return Value((*first.trail, Item(Same(activation=sigma))), first.shape, alone)
+        item = Item(Same(activation=sigma))
+        return Value((*first.trail, item), first.made, first.shape, alone)
     item = Item(replace(last.layer, activation=sigma), last.numbers)
-    return Value((*before, item), first.shape, alone)
-
-
-def _mean(first: Value, call: Call) -> Layer:
-    """Return the pooling that a mean over all positions is."""
-    given = _given(call, {"dim": None, "keepdim": False})
-    axes = len(first.shape)  # of a sample, 0 that of the samples
-    dim = given["dim"] if isinstance(given["dim"], tuple | list) else [given["dim"]]
-    if None in dim or sorted(n % (axes + 1) for n in dim) != list(range(2, axes + 1)):
-        raise ValueError(f"expected the mean over all positions of a map, got dim {given['dim']}")
-    return AveragePool(first.shape[1:])
-
-
-def _padding(call: Call) -> tuple[tuple[int, int], ...]:
-    """Return how many zeros are put around maps, (before, after) in each direction."""
-    given = _given(call, {"pad": (), "mode": "constant", "value": None})
-    pad, directions = tuple(given["pad"]), len(call.shape) - 1
-    if given["mode"] != "constant" or given["value"] or len(pad) > 2 * directions or min(pad) < 0:
-        raise ValueError(f"expected padding with zeros, got {given}")
-    pairs = [pad[n : n + 2] for n in range(0, len(pad), 2)][::-1]
-    return ((0, 0),) * (directions - len(pairs)) + tuple(pairs)
-
-
-def _around(given: SimpleNamespace, pad: tuple[tuple[int, int], ...]) -> tuple:
-    """Return the padding of a convolution with further zeros around it."""
-
-    def listed(option: object) -> tuple:
-        return each("options", _tuple(option), len(pad))
-
-    if given.padding == "same":
-        sizes = zip(listed(given.kernel_size), listed(given.dilation), strict=True)
-        total = [d * (k - 1) for k, d in sizes]
-        own = [(n // 2, n - n // 2) for n in total]
-    else:
-        own = [(n, n) for n in listed(0 if given.padding == "valid" else given.padding)]
-    return tuple((a + b, c + d) for (a, c), (b, d) in zip(own, pad, strict=True))
-
-
-def _tuple(option: object) -> object:
-    """Return an option as a number or a tuple of one for each direction."""
-    if isinstance(option, tuple | list):
-        return option[0] if len(option) == 1 else tuple(option)
-    return option
+    return Value((*before, item), first.made, first.shape, alone)
 
 
 def _tensors_of(model: nn.Module) -> list[tuple[str, torch.Tensor]]:

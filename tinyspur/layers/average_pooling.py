@@ -124,16 +124,19 @@ class AveragePoolingMatrix(PoolingMatrix):
             axes = tuple(range(2, len(self.split) + 1, 2))
             windows = o.reshape(self.maps_in, *self.split, -1)
             return windows.mean(axis=axes).reshape(self.shape[0], -1)
-        moved = self.grid.read(o.reshape(self.maps_in, *self.map_shape, o.shape[1]))
-        first, *others = np.ndindex(*self.grid.size)
-        total = namespace(o).array(moved[first], order="C")
-        for tap in others:
-            total += moved[tap]
-        return self._divided(total.reshape(self.shape[0], o.shape[1]))
+        return self._divided(self.reduced(o, namespace(o).add))
 
     def adjoint(self, delta: Array) -> Array:
-        window = (self.fan_in, *delta.shape)
-        return self.from_windows(namespace(delta).broadcast_to(self._divided(delta), window))
+        if self.tiles:
+            window = (self.fan_in, *delta.shape)
+            return self.from_windows(namespace(delta).broadcast_to(self._divided(delta), window))
+        N = delta.shape[1]
+        shape = (self.maps_in, *self.grid.output_shape, N)
+        shares = self._divided(delta).reshape(shape)
+        found = namespace(delta).empty((*shape[:1], self.positions_in, N), dtype=delta.dtype)
+        for part in self.parts(N):
+            found[part] = self.grid.spread(shares[part]).reshape(found[part].shape)
+        return found.reshape(self.shape[1], N)
 
     def _divided(self, values: Array) -> Array:
         """Return values (n_l, N) by the divisors."""

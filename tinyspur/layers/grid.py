@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -150,6 +150,66 @@ class Grid(NamedTuple):
         )
         images[(every, *places)] = found
         return images
+
+    def reduced(self, images: Array, operation: Callable, fill: float) -> Array:
+        """Return sums or maxima over windows of images (C, *map_shape, N), (C, *output, N).
+
+        `operation` is add or maximum, direction by direction; in the padding is `fill`.
+        """
+        xp, found = namespace(images), images
+        for axis, count in enumerate(self.output_shape):
+            lines = sorted(self._lines(axis), key=lambda line: line[2], reverse=True)
+            (_, first, most), *others = lines  # most of the windows read on the map
+            if most == count:
+                total = xp.array(found[first], order="C")
+            else:
+                shape = (*found.shape[: axis + 1], count, *found.shape[axis + 2 :])
+                total, others = xp.full(shape, fill, dtype=found.dtype), lines
+            for windows, read, _ in others:
+                part = total[windows]
+                operation(part, found[read], out=part)
+            found = total
+        return found
+
+    def spread(self, values: Array) -> Array:
+        """Return images (C, *map_shape, N) of the sums of the values of all windows there."""
+        for axis in reversed(range(len(self.size))):
+            shape = (*values.shape[: axis + 1], self.map_shape[axis], *values.shape[axis + 2 :])
+            wider = namespace(values).zeros(shape, dtype=values.dtype)
+            for windows, read, _ in self._lines(axis):
+                wider[read] += values[windows]
+            values = wider
+        return values
+
+    def _lines(self, axis: int) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...], int]]:
+        """Yield for each tap along a direction the windows that read on the map, what, how many."""
+        n, count, k, s, low, _, step = (sides[axis] for sides in self)
+        before = (slice(None),) * (axis + 1)
+        for start in range(-low, k * step - low, step):
+            first, stop = max(0, -(start // s)), min(count, (n - 1 - start) // s + 1)
+            if first < stop:
+                read = slice(start + first * s, start + (stop - 1) * s + 1, s)
+                yield (*before, slice(first, stop)), (*before, read), stop - first
+
+    def flat_places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return starts (P,) and steps (K,): tap k reads the entry starts[p] + steps[k] of a map.
+
+        For what is on the map; entries are numbered row by row.
+        """
+        whole = np.append(np.cumprod(self.map_shape[:0:-1], dtype=int)[::-1], 1)
+        starts, steps = np.zeros(1, dtype=int), np.zeros(1, dtype=int)
+        for count, k, s, low, step, n in zip(
+            self.output_shape,
+            self.size,
+            self.stride,
+            self.before,
+            self.dilation,
+            whole,
+            strict=True,
+        ):
+            starts = np.add.outer(starts, n * (np.arange(count) * s - low)).ravel()
+            steps = np.add.outer(steps, n * (np.arange(k) * step)).ravel()
+        return starts, steps
 
     def neighbours(self) -> np.ndarray:
         """Return (P, K): the position that tap k reads at position p, -1 in the padding."""

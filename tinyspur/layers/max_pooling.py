@@ -85,7 +85,18 @@ class MaxPoolingMatrix(PoolingMatrix):
 
     def choice(self, o: Array) -> Array:
         """Return the number of the largest entry of each window, (n_l, N), counted row by row."""
-        return self.windows(o, -np.inf).argmax(axis=0)
+        xp, shape = namespace(o), (self.maps_in, *self.grid.output_shape, o.shape[1])
+        if self.tiles or o.dtype == object:
+            return self.windows(o, -np.inf).argmax(axis=0)
+        found = xp.empty(shape, dtype=np.intp)
+        short = np.uint8 if self.fan_in <= 256 else np.intp
+        for part, (first, *others) in self.reads(o, -np.inf):
+            largest, numbers = xp.array(first, order="C"), xp.zeros(first.shape, dtype=short)
+            for k, values in enumerate(others, start=1):
+                xp.maximum(numbers, (values > largest) * short(k), out=numbers)
+                xp.maximum(largest, values, out=largest)
+            found[part] = numbers
+        return found.reshape(self.shape[0], o.shape[1])
 
     def gaps(self, o: Array, still: Array, change: Array | float = 0) -> Array:
         """Return by how much the selected entries exceed all others of their windows, (n_l, N).
@@ -116,13 +127,7 @@ class MaxPoolingMatrix(PoolingMatrix):
     def _product(self, o: Array) -> Array:
         if self.tiles:
             return self.windows(o).max(axis=0)
-        xp = namespace(o)
-        moved = self.grid.read(o.reshape(self.maps_in, *self.map_shape, o.shape[1]), fill=-np.inf)
-        first, *others = np.ndindex(*self.grid.size)
-        largest = xp.array(moved[first], order="C")
-        for tap in others:
-            xp.maximum(largest, moved[tap], out=largest)
-        return largest.reshape(self.shape[0], o.shape[1])
+        return self.reduced(o, namespace(o).maximum, -np.inf)
 
 
 class SelectionMatrix(WeightMatrix):
@@ -171,18 +176,43 @@ class SelectionMatrix(WeightMatrix):
         samples = self.choice.shape[1]
         return self.pooling._details() + f", of {samples} sample{'s' * (samples > 1)}"
 
-    def _chosen(self, columns: int) -> Array:
-        """Return which entries of the windows are selected, (size^d, n_l, N)."""
+    def _check(self, columns: int) -> None:
+        """Raise ValueError for another number of columns than there are samples."""
         if self.choice.shape[1] not in (1, columns):
             raise ValueError(
                 f"{self!r}: expected {self.choice.shape[1]} columns, one for each sample, got "
                 f"{columns}"
             )
+
+    def _chosen(self, columns: int) -> Array:
+        """Return which entries of the windows are selected, (size^d, n_l, N)."""
+        self._check(columns)
         return namespace(self.choice).arange(self.pooling.fan_in)[:, None, None] == self.choice
 
     def _product(self, o: Array) -> Array:
         return namespace(o).where(self._chosen(o.shape[1]), self.pooling.windows(o), 0).sum(axis=0)
 
     def adjoint(self, delta: Array) -> Array:
-        chosen = self._chosen(delta.shape[1])
-        return self.pooling.from_windows(namespace(delta).where(chosen, delta, 0))
+        W, N = self.pooling, delta.shape[1]
+        if W.tiles:
+            return W.from_windows(namespace(delta).where(self._chosen(N), delta, 0))
+        self._check(N)
+        if namespace(delta) is np:
+            return self._scattered(delta)
+        delta = delta.reshape(W.maps_in, *W.grid.output_shape, N)
+        choice = self.choice.reshape(*delta.shape[:-1], -1)
+        return W.shares_back(delta, lambda part, k: delta[part] * (choice[part] == k))
+
+    def _scattered(self, delta: np.ndarray) -> np.ndarray:
+        """Return the same on the host, where each entry is added to what it selects."""
+        W, N = self.pooling, delta.shape[1]
+        starts, steps = W.grid.flat_places()
+        choice, delta = (v.reshape(W.maps_in, W.positions_out, -1) for v in (self.choice, delta))
+        found = np.empty((W.maps_in, W.positions_in * N), dtype=delta.dtype)
+        for part in W.parts(N):
+            places = (N * steps).take(choice[part])
+            places = places + (N * starts[:, None] + np.arange(N))
+            sums, shares = found[part], delta[part]
+            places += (np.arange(len(sums)) * sums.shape[1])[:, None, None]
+            sums[...] = np.bincount(places.ravel(), shares.ravel(), sums.size).reshape(sums.shape)
+        return found.reshape(self.shape[1], N)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,8 @@ from ..engine.backend import Array, namespace
 from .grid import Grid
 from .layer import Layer, Shape, are_positive, each, expect_options, maps_of, shortest
 from .matrix import WeightMatrix
+
+PART = 2**15  # numbers of maps that are pooled at a time: small enough for the caches
 
 
 @dataclass(frozen=True, repr=False)
@@ -187,12 +190,46 @@ class PoolingMatrix(WeightMatrix):
             mixed = [axis for k in range(d) for axis in (d + 1 + k, k)]
             fine = windows.reshape(*sizes, self.maps_in, *coarse, N)
             return fine.transpose(d, *mixed, 2 * d + 1).reshape(self.shape[1], N)
-        padded, moved = self.grid.zeros(windows, self.maps_in, N)
+        windows = windows.reshape(self.fan_in, self.maps_in, *self.grid.output_shape, N)
+        return self.shares_back(windows, lambda part, tap: windows[tap, part])
+
+    def parts(self, N: int) -> list[slice]:
+        """Return the maps in parts that fit into a cache with N samples."""
+        size = max(1, PART // (self.positions_in * max(N, 1)))
+        return [slice(n, n + size) for n in range(0, self.maps_in, size)]
+
+    def reads(self, o: Array, fill: float = 0) -> Iterator[tuple[slice, list[Array]]]:
+        """Yield parts of the maps of o, and what each tap reads of them, (maps, *output, N)."""
+        images = o.reshape(self.maps_in, *self.map_shape, o.shape[1])
+        for part in self.parts(o.shape[1]):
+            moved = self.grid.read(images[part], fill=fill)
+            yield part, [moved[tap] for tap in np.ndindex(*self.grid.size)]
+
+    def reduced(self, o: Array, operation: Callable, fill: float = 0) -> Array:
+        """Return sums or maxima over all windows of o, (n_l, N); see `Grid.reduced`."""
+        N = o.shape[1]
+        images = o.reshape(self.maps_in, *self.map_shape, N)
         shape = (self.maps_in, *self.grid.output_shape, N)
-        for tap, share in zip(np.ndindex(*self.grid.size), windows, strict=True):
-            place = moved[tap]
-            place += share.reshape(shape)
-        return self.grid.inner(padded).reshape(self.shape[1], N)
+        found = namespace(o).empty(shape, dtype=o.dtype)
+        for part in self.parts(N):
+            found[part] = self.grid.reduced(images[part], operation, fill)
+        return found.reshape(self.shape[0], N)
+
+    def shares_back(self, like: Array, share: Callable[[slice, int], Array]) -> Array:
+        """Return the sums (n_{l-1}, N) of what each tap of the windows hands back to what it reads.
+
+        `share` returns that of a part of the maps and a tap, (maps, *output, N).
+        """
+        N = like.shape[-1]
+        found = namespace(like).empty((self.maps_in, self.positions_in, N), dtype=like.dtype)
+        for part in self.parts(N):
+            images = found[part]
+            padded, moved = self.grid.zeros(like, len(images), N)
+            for k, tap in enumerate(np.ndindex(*self.grid.size)):
+                place = moved[tap]
+                place += share(part, k)
+            images[...] = self.grid.inner(padded).reshape(images.shape)
+        return found.reshape(self.shape[1], N)
 
 
 def grid_of(
