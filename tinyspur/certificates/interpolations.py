@@ -135,13 +135,12 @@ def _odd(slopes: np.ndarray, signs: np.ndarray) -> np.ndarray:
 
 def _few(slopes: np.ndarray, signs: np.ndarray, moves: np.ndarray) -> np.ndarray:
     """Return the choices of signs for which k weights, for some k, read 0 but at < k odd places."""
-    _, patterns = np.unique(slopes, axis=1, return_inverse=True)
-    patterns = patterns.reshape(-1)
-    _, first = np.unique(patterns, return_index=True)
-    counts = np.array([moves[:, patterns == n].sum(axis=1) for n in range(len(first))], float)
-    found = []
+    patterns, which = np.unique(slopes, axis=1, return_inverse=True)
+    order, found = np.argsort(which.reshape(-1), kind="stable"), []
+    starts = np.searchsorted(which.reshape(-1)[order], np.arange(patterns.shape[1]))
+    counts = np.add.reduceat(moves[:, order].astype(float), starts, axis=1).T
     for part in np.array_split(signs, 1 + len(signs) // 1000):
-        places = np.sort(_odd(slopes[:, first], part).astype(float) @ counts, axis=1)
+        places = np.sort(_odd(patterns, part).astype(float) @ counts, axis=1)
         found.append((places <= np.arange(places.shape[1])).any(axis=1))
     return np.flatnonzero(np.concatenate(found))
 
