@@ -87,7 +87,7 @@ class Coordinates:
         if rows is None:
             return None
         rows, more = rows[self.rows], slack(2 * len(self.rows))
-        columns = self.sizes[self.frozen]
+        columns = 1 / self.sizes[self.frozen]
         scale = 1 / powers_of_two(abs(rows.middle[:, self.frozen] * columns).max(axis=1))[:, None]
         inverse = enclose_inverse(rows[:, self.frozen] * scale * columns)
         if inverse is None:
@@ -270,10 +270,10 @@ def _independent(
     _, R, order = scipy.linalg.qr(relative.T, mode="economic", pivoting=True)
     diagonal = abs(np.diag(R))
     chosen = order[: int((diagonal > INDEPENDENT * diagonal[0]).sum())]
-    rows = rows[used[chosen]]
-    for some in (rows / np.linalg.norm(rows, axis=1)[:, None], relative[chosen]):
-        R, pivots = scipy.linalg.qr(some, mode="r", pivoting=True)
-        diagonal = abs(np.diag(R))
-        if diagonal[-1] > INDEPENDENT * diagonal[0]:
+    rows, relative = rows[used[chosen]], relative[chosen]
+    for some in (rows / np.linalg.norm(rows, axis=1)[:, None], relative):
+        crossed = scipy.linalg.qr(some, mode="r", pivoting=True)[1][: len(chosen)]
+        values = np.linalg.svd(relative[:, crossed], compute_uv=False)
+        if values[-1] > INDEPENDENT * values[0]:
             break
-    return used[chosen], np.sort(columns[pivots[: len(chosen)]])
+    return used[chosen], np.sort(columns[crossed])
