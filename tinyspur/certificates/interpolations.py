@@ -27,7 +27,7 @@ from .families import Symmetry
 from .generators import INDEPENDENT, Reach, group_read, incoming, layer_above, outgoing
 
 MOST = 20_000  # choices of signs that are tried
-EXCHANGES = 100  # of the fewest units, that are taken
+EXCHANGES = 100  # of more than two units, the fewest ones, that are taken
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,9 @@ def exchanges(
     groups = np.array([group_read(W, t) for t in units])
     _, first = np.unique(labels[0], return_index=True)
     signs = _signs(len(units))
-    few = _few(slopes[:, first], signs, _moves(at, groups[0])[:, first])
-    for c in signs[few][:EXCHANGES]:
+    few = signs[_few(slopes[:, first], signs, _moves(at, groups[0])[:, first])]
+    pairs = int((abs(few).sum(axis=1) == 2).sum())
+    for c in few[: pairs + EXCHANGES]:
         some = np.flatnonzero(c)
         if len(set(groups[some])) > 1:
             continue
