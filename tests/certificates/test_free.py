@@ -1,5 +1,6 @@
 """Free coordinates: what is frozen changes nothing, and it explains every flat direction."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ from strict_problems import at_kink
 from tinyspur.certificates.boxes import Box
 from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.free import choose_coordinates, fields
-from tinyspur.certificates.generators import whole_null_vectors
+from tinyspur.certificates.generators import incoming, whole_null_vectors
+from tinyspur.certificates.interpolations import fewest_places
 from tinyspur.certificates.stationary import near_kinks
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
@@ -130,6 +132,58 @@ def test_equal_and_constant_inputs_are_frozen():
     found = check_fields(theta, held)
     assert len(found.frozen) == 2 + 2 * 2
     assert len(found.free) == rank_of_outputs(theta, held.data)
+
+
+def test_three_units_can_be_exchanged_where_two_are_active_in_turn():
+    theta, held = problem(Network((1, 6), (Dense(3), Dense(1))), 60, 0)
+    theta.W[1].weights[1] = -theta.W[1].weights[0] + 0.03 * theta.W[1].weights[1]
+    theta.b[1][:2], theta.b[1][2] = (0.1, -0.08), 10
+    found = check_fields(theta, held)
+    assert found.family.kinds["exchange"] > 2
+    assert {s.maps for s in found.family.symmetries.values() if s.kind == "exchange"} == {(0, 1, 2)}
+    assert len(found.free) == rank_of_outputs(theta, held.data)
+
+
+def test_units_are_exchanged_although_one_of_them_alone_reads_an_input():
+    """The last input is not 0 for two samples, for which one of two like units alone is active."""
+    theta, held = problem(Network((1, 6), (Dense(2), Dense(1))), 40, 0)
+    theta.W[1].weights[1] = theta.W[1].weights[0]
+    theta.b[1][:] = 0
+    x, z = held.data.x.copy(), held.data.x[:, 0] @ theta.W[1].weights[0]
+    x[:, 0, 5] = 0
+    z = x[:, 0] @ theta.W[1].weights[0]
+    least = np.argsort(np.where(z > 0, z, np.inf))[:3]
+    theta.b[1][1] = -z[least].mean()  # not all of the three
+    alone = least[(z + theta.b[1][1])[least] < 0]
+    x[alone, 0, 5] = 0.01
+    held = Held(theta.net, TrainingSet(x, held.data.y), SquaredLoss())
+    found = check_fields(theta, held)
+    assert incoming(held, 1, 1)[5] in found.idle and incoming(held, 1, 0)[5] not in found.idle
+    assert len(found.free) == rank_of_outputs(theta, held.data)
+
+
+def test_weights_that_read_0_but_at_fewer_places_than_they_are_can_be_undone():
+    theta, held = problem(Network((1, 6), (Dense(1), Dense(1))), 40, 0)
+    x = held.data.x.copy()
+    x[:, 0, 3:] = 0
+    x[:2, 0, 3:] = 1 + held.data.x[:2, 0, 3:] ** 2
+    theta.W[1].weights[:] = abs(theta.W[1].weights)
+    theta.b[1][:] = 0.5
+    held = Held(theta.net, TrainingSet(x, held.data.y), SquaredLoss())
+    found = check_fields(theta, held)
+    assert found.family.kinds["few samples"] == 1
+    assert len(found.free) == rank_of_outputs(theta, held.data)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_fewest_places_gain_as_much_as_any_choice_of_columns(seed):
+    rng = np.random.default_rng(seed)
+    moves = rng.random((7, 5)) < rng.random()
+    columns, places = fewest_places(moves)
+    assert (np.flatnonzero(moves[columns].any(axis=0)) == places).all()
+    choices = itertools.product([False, True], repeat=7)
+    gains = [sum(some) - moves[list(some)].any(axis=0).sum() for some in choices]
+    assert len(columns) - len(places) == max(gains)
 
 
 def one_hot_features(samples):

@@ -7,6 +7,7 @@ from strict_problems import SQUARED, noisy_teacher
 from tinyspur.certificates.sizes import balance, parameter_sizes
 from tinyspur.certificates.strict import certify_strict
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import Tanh
 from tinyspur.engine.held_steps import steps
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
@@ -52,6 +53,33 @@ def test_a_minimum_is_proved_in_any_units(minimum, which, power):
     found = certify_strict(theta, data, SQUARED)
     assert found.holds and (found.kinks, found.free, found.frozen) == (2, 13, 3)
     assert found.radius > 0 and found.eigenvalue > 0
+
+
+def test_a_minimum_of_two_hidden_layers_is_proved_in_any_units():
+    net = Network((1, 2), (Dense(3), Dense(2), Dense(1)))
+    data = noisy_teacher(net, 20, 1)
+    found = settle(kaiming_start(net, 1), data, SQUARED)
+    assert found.holds
+    for factor in (2.0**-40, 2.0**40):
+        theta = found.theta.copy()
+        theta.W[1].weights, theta.b[1] = theta.W[1].weights * factor, theta.b[1] * factor
+        theta.W[2].weights = theta.W[2].weights / factor
+        again = certify_strict(theta, data, SQUARED)
+        assert again.holds and again.kinks == len(found.kinks)
+        assert again.free == found.certificate.free
+
+
+def test_smooth_networks_are_proved_in_any_units_of_inputs_and_outputs():
+    net = Network((1, 2), (Dense(2), Dense(1)), Tanh())
+    data = noisy_teacher(net, 20, 0)
+    found = settle(kaiming_start(net, 0), data, SQUARED)
+    factor, theta = 2.0**30, found.theta.copy()
+    theta.W[1].weights = theta.W[1].weights / factor
+    theta.W[2].weights, theta.b[2] = theta.W[2].weights / factor, theta.b[2] / factor
+    data = TrainingSet(data.x * factor, data.y / factor)
+    with np.errstate(invalid="raise", divide="raise"):
+        again = certify_strict(theta, data, SQUARED)
+    assert found.holds and again.holds and again.free == found.certificate.free
 
 
 def test_flat_directions_are_counted_in_any_units():

@@ -16,7 +16,7 @@ with frozen parts f - f*. On the way v_K stays 0, since d v/ds is linear in v; s
 G of L, with multipliers that follow d lambda_k/ds = -c_k: differentiate grad L . xi = sum_k c_k v_k
 where v_K = 0, then dG/ds = -(D xi)^T G. And L stays as it is, since dL/ds = G . xi = 0. How far
 m(f) is from theta* follows from Xi_frozen over the box, see `Coordinates.flow`; the generators are
-those of `generators`.
+those of `generators` and `interpolations`.
 """
 
 from __future__ import annotations
@@ -41,17 +41,15 @@ from .families import Family, Symmetry
 from .generators import (
     INDEPENDENT,
     Generator,
-    Interpolation,
     Reach,
     dependent_inputs,
-    exchanges,
     incoming,
-    interpolation,
     mixings,
     output_shifts,
     reach,
     shifts,
 )
+from .interpolations import Interpolation, exchanges, interpolation
 from .sizes import powers_of_two
 
 
@@ -89,7 +87,7 @@ class Coordinates:
         if rows is None:
             return None
         rows, more = rows[self.rows], slack(2 * len(self.rows))
-        columns = self.sizes[self.frozen]
+        columns = 1 / self.sizes[self.frozen]
         scale = 1 / powers_of_two(abs(rows.middle[:, self.frozen] * columns).max(axis=1))[:, None]
         inverse = enclose_inverse(rows[:, self.frozen] * scale * columns)
         if inverse is None:
@@ -205,14 +203,13 @@ def fields(
         if X is None:
             return None
         x = _null_weights(one, X)
-        ends = [(one.coordinates, exact(np.ones(1)))]
-        if one.swapped is not None:
-            q, p = (Enclosure(vector[[n]], radii[[n]]) for n in one.swapped)
-            ends = [(one.coordinates, q), (one.others, -p * one.moves)]
         rows = exact(np.zeros((len(one.rest), len(vector))))
-        for coordinates, factor in ends:
-            values = x * factor
-            rows.middle[:, coordinates], rows.radius[:, coordinates] = values.middle, values.radius
+        for end in one.ends:
+            values = x * exact(end.factors)
+            for n in end.others:
+                values = values * Enclosure(vector[[n]], radii[[n]])
+            rows.middle[:, end.coordinates] = values.middle
+            rows.radius[:, end.coordinates] = values.radius
         parts.append(rows)
     return Enclosure(
         np.concatenate([part.middle for part in parts]),
@@ -273,10 +270,10 @@ def _independent(
     _, R, order = scipy.linalg.qr(relative.T, mode="economic", pivoting=True)
     diagonal = abs(np.diag(R))
     chosen = order[: int((diagonal > INDEPENDENT * diagonal[0]).sum())]
-    rows = rows[used[chosen]]
-    for some in (rows / np.linalg.norm(rows, axis=1)[:, None], relative[chosen]):
-        R, pivots = scipy.linalg.qr(some, mode="r", pivoting=True)
-        diagonal = abs(np.diag(R))
-        if diagonal[-1] > INDEPENDENT * diagonal[0]:
+    rows, relative = rows[used[chosen]], relative[chosen]
+    for some in (rows / np.linalg.norm(rows, axis=1)[:, None], relative):
+        crossed = scipy.linalg.qr(some, mode="r", pivoting=True)[1][: len(chosen)]
+        values = np.linalg.svd(relative[:, crossed], compute_uv=False)
+        if values[-1] > INDEPENDENT * values[0]:
             break
-    return used[chosen], np.sort(columns[pivots[: len(chosen)]])
+    return used[chosen], np.sort(columns[crossed])

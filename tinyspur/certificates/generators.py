@@ -1,7 +1,7 @@
 """Fields along which nothing changes: the generators of the families of points with the same risk.
 
 With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, the generators are
-(sums over samples and positions; c = 0 but for mixings):
+those of `interpolations` and (sums over samples and positions; c = 0 but for mixings):
 
 - *mixing* of maps a, b of one layer, a = b being the scaling: the incoming (w, b)_a += (w, b)_b and
   the outgoing weights of b -= those of a. Its product with grad L is sum delta_a z_b - sum
@@ -9,13 +9,6 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
   is held; so each place where a is held must be one where b is.
 - *shifts* of maps with the same slope s everywhere, none held: bias += 1, and each bias of a dense
   layer above -= s times the sum of its weights on the map.
-- *interpolation*: a map that is not constantly 0 at n different places only, fewer than its free
-  weights, so that weights X of A = A_free X for a regular n x n matrix A_free undo each other:
-  sum_i delta_i (A_frozen - A_free X)_i = 0.
-- *exchanges* between units a, b that only one unit above reads, with weights p, q, where they
-  differ in slope or are held at few places: (w, b)_a += q x and (w, b)_b -= p x for weights x that
-  give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere. Where b
-  reads 0 wherever it counts its weight need not move.
 - *dependent inputs* of a first layer: two pixels that agree, one that is constant and the bias, or
   sums with small whole factors that are 0, as of one-hot features, wherever the unit counts.
 - *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
@@ -23,10 +16,8 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -65,29 +56,6 @@ class Generator(NamedTuple):
         """Return (layer, a, b) of a mixing or scaling, None for others."""
         kind, layer, maps = self.symmetry
         return (layer, maps[0], maps[-1]) if kind in ("scaling", "mixing") else None
-
-
-@dataclass(frozen=True)
-class Interpolation:
-    """The rows that the weights of one map read at different places, more columns than rows.
-
-    `symmetry` with its layer, `places` (position, sample) of the rows, `columns` the numbers of its
-    weights, the bias last, `solved` those of a regular square matrix, `rest` the others;
-    `coordinates` of all. They read the maps below of one `group`. For an exchange `others` are
-    those of the other map, `moves` 1 where these move, 0 for idle ones, and `swapped` those of q
-    and p.
-    """
-
-    symmetry: Symmetry
-    positions: np.ndarray
-    samples: np.ndarray
-    solved: np.ndarray
-    rest: np.ndarray
-    coordinates: np.ndarray
-    group: int
-    others: np.ndarray | None = None
-    moves: np.ndarray | None = None
-    swapped: tuple[int, int] | None = None
 
 
 class Reach(NamedTuple):
@@ -142,12 +110,12 @@ def incoming(held: Held, layer: int, t: int) -> np.ndarray:
     return held.net.slots[layer].of_map(t)
 
 
-def _above(held: Held, layer: int) -> int | None:
+def layer_above(held: Held, layer: int) -> int | None:
     """Return the next layer with parameters above, or None."""
     return next((n for n in sorted(held.net.slots) if n > layer), None)
 
 
-def _outgoing(held: Held, reaches: dict[int, Reach], above: int, t: int) -> np.ndarray:
+def outgoing(held: Held, reaches: dict[int, Reach], above: int, t: int) -> np.ndarray:
     """Return the coordinates of the weights of a layer that read a map, (maps_out, ...)."""
     W, slot = reaches[above].step.W, held.net.slots[above]
     numbers = slot.start + np.arange(math.prod(slot.shape), dtype=float).reshape(slot.shape)
@@ -159,7 +127,7 @@ def mixings(
     held: Held, theta: Parameters, reaches: dict[int, Reach], layer: int
 ) -> list[Generator]:
     """Return the generators that mix maps of a layer, scalings first."""
-    slopes, above = reaches[layer].slopes, _above(held, layer)
+    slopes, above = reaches[layer].slopes, layer_above(held, layer)
     if slopes is None or above is None or layer not in theta.net.kinked_layers:
         return []
     W, next_W, found = reaches[layer].step.W, reaches[above].step.W, []
@@ -173,10 +141,10 @@ def mixings(
                 continue
             if a != b and not _mixes(slopes, matters, kept, a, b):
                 continue
-            if _reads(W, a) != _reads(W, b) or next_W.readers(a) != next_W.readers(b):
+            if group_read(W, a) != group_read(W, b) or next_W.readers(a) != next_W.readers(b):
                 continue
             own, other = incoming(held, layer, a), incoming(held, layer, b)
-            out, back = (_outgoing(held, reaches, above, t).ravel() for t in (b, a))
+            out, back = (outgoing(held, reaches, above, t).ravel() for t in (b, a))
             one = Generator(
                 np.concatenate([own, out]),
                 np.concatenate([other, back]),
@@ -187,7 +155,7 @@ def mixings(
     return found
 
 
-def _reads(W: WeightMatrix, t: int) -> int:
+def group_read(W: WeightMatrix, t: int) -> int:
     """Return the group of maps below that map t reads."""
     return t * W.groups // W.maps_out
 
@@ -201,7 +169,7 @@ def _mixes(slopes, matters, kept, a: int, b: int) -> bool:
 
 def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]:
     """Return the generators that shift maps of one slope, where a dense layer takes it back."""
-    slopes, above = reaches[layer].slopes, _above(held, layer)
+    slopes, above = reaches[layer].slopes, layer_above(held, layer)
     if slopes is None or above is None or layer not in held.net.kinked_layers:
         return []
     if not isinstance(held.net.chain[above - 1], Dense | Scale):
@@ -220,7 +188,7 @@ def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]
         slope = float(values[0])
         if slope == 0:
             continue
-        out = _outgoing(held, reaches, above, t)
+        out = outgoing(held, reaches, above, t)
         readers = range(held.net.shapes[above][0])[reaches[above].step.W.readers(t)]
         biases = np.array([incoming(held, above, h)[-1] for h in readers])
         found.append(
@@ -244,7 +212,7 @@ def dependent_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[G
     used = at.matters.reshape(maps, P, -1)[t]
     if not used.any():
         return []
-    x = reads(at.step.W, at.step.below)[_reads(at.step.W, t)][: len(coordinates), used]
+    x = reads(at.step.W, at.step.below)[group_read(at.step.W, t)][: len(coordinates), used]
     bias, weights = at.step.b is not None, math.prod(at.step.W.weights.shape[1:])
     first: dict[bytes, int] = {}
 
@@ -307,65 +275,3 @@ def output_shifts(held: Held) -> list[Generator]:
     nothing, ones = np.full(len(columns), -1), np.ones(len(columns))
     symmetry = Symmetry("outputs", net.depth, tuple(range(len(columns))))
     return [Generator(column, nothing, ones, symmetry) for column in columns.T]
-
-
-def interpolation(
-    held: Held, at: Reach, labels: np.ndarray, t: int, taken: np.ndarray
-) -> Interpolation | None:
-    """Return the rows that a map reads where it counts, if there are fewer than weights."""
-    maps, P = at.step.W.maps_out, at.step.W.positions_out
-    used = at.matters.reshape(maps, P, -1)[t]
-    if not used.any():
-        return None
-    return _interpolating(held, at, labels, t, taken, used)
-
-
-def exchanges(
-    held: Held, reaches: dict[int, Reach], layer: int, labels: np.ndarray, taken: np.ndarray
-) -> list[Interpolation]:
-    """Return the generators that exchange between units which one unit alone reads."""
-    at, above, found = reaches[layer], _above(held, layer), []
-    W = at.step.W
-    if at.slopes is None or above is None or above != layer + 1 or W.positions_out > 1:
-        return []
-    if held.net.shapes[above] != (1,):
-        return []
-    for a, b in itertools.permutations(range(W.maps_out), 2):
-        own, others = (incoming(held, layer, t) for t in (a, b))
-        if b < a and not (taken[own] & ~taken[others]).any():  # nothing that (b, a) has not moved
-            continue
-        if _reads(W, a) != _reads(W, b):
-            continue
-        same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
-        one = _interpolating(held, at, labels, a, taken, ~same[None])
-        if one is not None and at.matters[a].any() and at.matters[b].any():
-            p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
-            symmetry = Symmetry("exchange", layer, (a, b))
-            moves = np.where(taken[others], 0.0, 1.0)
-            one = replace(one, symmetry=symmetry, others=others, moves=moves, swapped=(q, p))
-            found.append(one)
-    return found
-
-
-def _interpolating(
-    held: Held, at: Reach, labels: np.ndarray, t: int, taken: np.ndarray, used: np.ndarray
-) -> Interpolation | None:
-    """Return what the weights of a map read at places (positions, N), where these are few."""
-    coordinates = incoming(held, at.step.layer, t)
-    columns = np.flatnonzero(~taken[coordinates])
-    positions, samples = np.nonzero(used)
-    _, first = np.unique(labels[positions, samples], return_index=True)
-    if len(first) >= len(columns):
-        return None
-    positions, samples = positions[first], samples[first]
-    solved, rest = columns[:0], columns
-    if len(first):
-        read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
-        A = read[_reads(at.step.W, t), :, positions, np.arange(len(samples))]
-        A = A[:, columns] * at.sizes[coordinates[columns]]
-        _, R, order = scipy.linalg.qr(A, mode="economic", pivoting=True)
-        if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
-            return None
-        solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
-    symmetry, group = Symmetry("few samples", at.step.layer, (t,)), _reads(at.step.W, t)
-    return Interpolation(symmetry, positions, samples, solved, rest, coordinates, group)

@@ -278,6 +278,8 @@ class Growth:
         No eigenvalue is below a share of the least one on the tangent space, in floats, in other
         units than those of the system if these are given.
         """
+        if not len(mu):
+            return mu
         tangents = self.tangents if units is None else self._tangents(units)
         units = self.units if units is None else units
         H, Z = _scaled(self.H, units), self.Z * units
