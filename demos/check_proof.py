@@ -346,4 +346,4 @@ def main(files):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:]) if sys.argv[1:] else sys.exit(print(__doc__) or 2)
+    main(sys.argv[1:]) if sys.argv[1:] else sys.exit(print(__doc__, file=sys.stderr) or 2)

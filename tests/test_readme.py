@@ -111,7 +111,7 @@ def options_of(program):
     spec.loader.exec_module(module)
     if not hasattr(module, "parse"):  # a program that takes files alone says so without any
         ran = subprocess.run([sys.executable, path], capture_output=True, text=True)
-        assert ran.returncode == 1 and ran.stderr.strip() == module.__doc__.strip()
+        assert ran.returncode == 2 and ran.stderr.strip() == module.__doc__.strip()
         return set(OPTION.findall(module.__doc__))
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit):
         module.parse(["--help"])

@@ -231,6 +231,16 @@ def test_exact_local_minima_are_proved_and_not_with_another_weight_or_target(
     assert "G_s is not 0" in refusal(checker, changed(found, ("data", "y", 0, 0), "19"))
 
 
+def test_zeros_around_an_image_are_at_no_kink_of_a_convolution_without_biases(checker, tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = np.zeros((12, 1, 6, 6)), rng.integers(20, 25, (12, 2)).astype(float)
+    x[:, :, 2:4, 2:4] = rng.integers(1, 5, (12, 1, 2, 2))
+    net = ts.Network((1, 6, 6), [Conv(4, 2, **whole, bias=False), Dense(2)])
+    points = ts.exact(fitted(positive(net), x, y), ts.TrainingSet(x, y), LOSS)
+    points.save(tmp_path / "proof.json")
+    assert refusal(checker, json.loads((tmp_path / "proof.json").read_text())) is None
+
+
 def test_without_biases_no_constant_has_to_be_fitted(checker):
     net = ts.Network((1, 1), [Dense(1, bias=False)])
     theta = {"W1": [[Fraction(1, 5)]]}

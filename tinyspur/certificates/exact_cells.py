@@ -9,6 +9,7 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.parameters import Parameters
+from ..engine.passes import unread
 from ..errors import AssumptionError
 from ..fitting.rational import Rational, rational
 from .exact import ExactPoint, ExactStep, exact_steps, split
@@ -44,7 +45,7 @@ def find_cells(point: ExactPoint, data: TrainingSet) -> list[Cell]:
         dead = _dead_layers(point, trace, len(rows))
         counts = counted(net, dead)
         patterns = {s.layer: s.pattern for s in trace if s.layer in counts}
-        for layer, undecided in _undecided(point, trace):
+        for layer, undecided in _undecided(point, trace, x[:, rows.start : rows.stop]):
             at = np.argwhere((undecided & counts[layer]).T)
             kinks += [(start + int(i), layer, int(unit)) for i, unit in at]
         shown = {layer: p.astype(np.int32) * counts[layer] for layer, p in patterns.items()}
@@ -74,17 +75,21 @@ def _dead_layers(point: ExactPoint, trace: list[ExactStep], samples: int) -> np.
     return found
 
 
-def _undecided(point: ExactPoint, trace: list[ExactStep]) -> Iterator[tuple[int, np.ndarray]]:
+def _undecided(
+    point: ExactPoint, trace: list[ExactStep], below: Rational
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the layers with units at the kink, and which these are, (n_l, N).
 
     Equal entries of a max pooling count where one of them can move: not below all layers with
-    parameters, nor where all of them are outputs of inactive units.
+    parameters, nor where all of them are outputs of inactive units. Units without biases that read
+    nothing but such zeros, or zeros of the inputs `below`, are at no kink: they stay 0.
     """
-    net, still, below = point.theta.net, None, None
+    net, still = point.theta.net, None
     for step in trace:
         W, sigma = point.theta.W[step.layer], net.activation_of(step.layer)
         if step.layer in net.slots:
-            still = np.zeros(step.z.n.shape, dtype=bool)
+            moving = (below.n != 0).astype(float) if still is None else (~still).astype(float)
+            still = unread(W, point.theta.b.get(step.layer), moving)
         elif still is not None and W.selects:
             (own, read, _), (_, inner, beside) = split(W, below), split(W, still)
             top = (own.windows(read.n) == step.o.n[: W.rows]).astype(bool)
