@@ -28,9 +28,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from tinyspur import datasets
 from tinyspur.console import Bar, Stages, exit_status
 from tinyspur.constructions.data_split import SPLITS
-from tinyspur.constructions.embedding import VARIANTS, embed, linear_subnetwork, subnetwork
+from tinyspur.constructions.embedding import embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.exact_points import exact
 from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.constructions.relayed_pair import VARIANTS
 from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias
 from tinyspur.constructions.witnesses import revive
 from tinyspur.datasets.duplicates import find_duplicates

@@ -45,7 +45,7 @@ from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.user_activations import SmoothActivation
-from tinyspur.layers import Conv, Dense, MaxPool, Residual
+from tinyspur.layers import Conv, Dense, MaxPool
 from tinyspur.refutations.escapes import find_escape
 
 KNOWN = [
@@ -797,11 +797,6 @@ def test_other_networks_are_refused():
         ([Dense(3), Dense(1)], ReLU(), r"expected an activation with sigma'' != 0, got ReLU"),
         ([Dense(3), Dense(1)], ReLU(0.1), "expected an activation with sigma'' != 0, got ReLU"),
         ([Conv(2), MaxPool(2), Dense(1)], Tanh(), r"no max pooling, got MaxPool\(size=2\) as lay"),
-        (
-            [Dense(4), Residual([Dense(4)]), Dense(1)],
-            Tanh(),
-            r"layer 2, Dense\(.*\), of a residual",
-        ),
         ([Dense(2), Dense(1, bias=False)], Tanh(), "a dense layer with biases, .*as layer 2"),
         ([Dense(2), Dense(1, activation=Tanh())], Tanh(), "without activation, at the end, got"),
         ([Dense(3), Dense(2, activation=ReLU()), Dense(1)], Tanh(), "after layer 2, Dense"),

@@ -9,6 +9,7 @@ from tinyspur import (
     AveragePool,
     Conv,
     Dense,
+    Identity,
     Network,
     Sigmoid,
     SquaredLoss,
@@ -20,7 +21,7 @@ from tinyspur import (
 from tinyspur.certificates.constant_outputs import ConstantOutputs, first_layer, output_hessians
 from tinyspur.constructions.smooth import lower_point
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import Scale
+from tinyspur.layers import Residual, Scale
 
 SQUARED = SquaredLoss()
 KINDS = {
@@ -36,6 +37,18 @@ KINDS = {
     "groups and scales": (
         (2, 3),
         [Conv(4, groups=2, bias=False), Scale(), AveragePool(2, 1), Dense(3), Dense(2)],
+    ),
+    "a block": (
+        (1, 4),
+        [Conv(2), Residual([Conv(3), Conv(2)], activation=Identity()), Dense(3), Dense(1)],
+    ),
+    "a block under an activation": (
+        (1, 4),
+        [Dense(3), Residual([Dense(4), Dense(3)]), Dense(2)],
+    ),
+    "a block with a stride": (
+        (1, 4),
+        [Conv(2), Residual([Conv(3, 3, 2)], [Conv(3, 1, 2)]), Dense(2)],
     ),
     "no biases below a scale": ((1, 4), [Conv(2), Conv(2, bias=False), Scale(), Dense(1)]),
 }
@@ -65,7 +78,7 @@ def test_the_minimum_is_certified_and_attacks_find_nothing_lower(name, sigma):
         assert net.risk(near, data, SQUARED) >= risk - certificate.delta - 1e-15
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [name for name in KINDS if "block" not in name])
 def test_the_hessian_in_z_is_that_of_pytorch(name):
     net, found = problem(name, Tanh())
     theta, first = found.theta, first_layer(net)
@@ -88,6 +101,29 @@ def test_the_hessian_in_z_is_that_of_pytorch(name):
     for k, H in enumerate(output_hessians(theta)):
         close(H, torch.autograd.functional.hessian(lambda z, k=k: outputs(z)[k], z).numpy(), 1e-12)
     assert at.read.all() == (name != "a unit that nothing reads")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_hessian_in_the_first_biases_is_that_of_differences(name):
+    """The biases of the first layer move all z^1 of a map: sums of H over its positions."""
+    net, found = problem(name, Tanh())
+    theta, first, step = found.theta, first_layer(net), 1e-4
+    if first not in theta.b:
+        return
+    of_map = np.kron(np.eye(net.shapes[first][0]), np.ones((1, net.positions(first))))
+    x, H = found.data.x[:1], output_hessians(theta)
+
+    def outputs(move):
+        near = theta.copy()
+        near.b[first][...] += move
+        return net.forward(near, x)[0]
+
+    units = np.eye(len(of_map)) * step
+    for i, u in enumerate(units):
+        for j, v in enumerate(units):
+            second = outputs(u + v) - outputs(u - v) - outputs(v - u) + outputs(-u - v)
+            expected = np.einsum("a,kab,b->k", of_map[i], H, of_map[j])
+            assert abs(second / 4 / step**2 - expected).max() < 1e-5
 
 
 def test_the_certificate_fails_where_a_weight_of_the_first_layer_is_not_0():

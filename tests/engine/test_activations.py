@@ -15,11 +15,11 @@ from tinyspur.constructions.embedding import (
     embed,
     linear_minimum,
     linear_subnetwork,
-    pair_tower,
     subnetwork,
 )
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.piecewise_linear import Groups, gated_minimum, spurious_pair
+from tinyspur.constructions.relayed_pair import pair_tower
 from tinyspur.constructions.relays import rescale
 from tinyspur.constructions.towers import Tower
 from tinyspur.constructions.witnesses import revive

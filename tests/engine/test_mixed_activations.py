@@ -114,11 +114,6 @@ BLOCK = [Dense(4), Residual([Dense(4)]), Dense(2)]
     ("certify", "layers", "message"),
     [
         (
-            ts.certify_curvature,
-            BLOCK,
-            "curvature: expected layers that read the one below them alone, got layer 2, Dense(wid",
-        ),
-        (
             ts.certify_strict,
             BLOCK,
             "strict certificate: expected layers that read the one below them alone, got layer 2 ",

@@ -9,10 +9,10 @@ from ..engine.backend import to_numpy
 from ..engine.floats import gamma
 from ..engine.network import Network
 from ..engine.parameters import Parameters
-from ..layers import Dense, Link
+from ..layers import Dense
 from .enclosed_algebra import least_eigenvalue
 from .enclosed_functions import activated
-from .enclosures import QUIET, Enclosure, exact
+from .enclosures import QUIET, Enclosure, concatenate, exact
 
 TINY = 1e-290  # added to each step of a bound: more than what underflows in it
 
@@ -20,15 +20,11 @@ TINY = 1e-290  # added to each step of a bound: more than what underflows in it
 def check_smooth(net: Network) -> None:
     """Raise ValueError unless the curvature certificate knows the layers, naming one that it can't.
 
-    These are dense layers, convolutions, average poolings and scales, one after another, under
-    smooth activations. The last is dense with biases, below it there is an activation.
+    These are dense layers, convolutions, average poolings, scales and residual blocks, under smooth
+    activations. The last is dense with biases, below it there is an activation.
     """
-    for n, kind in enumerate(net.chain, 1):
-        if isinstance(kind, Link):
-            raise ValueError(
-                "curvature: expected layers that read the one below them alone, got layer "
-                f"{n}, {kind.layer}, of a residual block"
-            )
+    for n, link in enumerate(net.chain, 1):
+        kind = getattr(link, "layer", link)
         if kind.selects:
             raise ValueError(
                 f"curvature: expected no max pooling, got {kind} as layer {n}: where all samples "
@@ -89,17 +85,21 @@ class ConstantOutputs:
         net, first = theta.net, first_layer(theta.net)
         layers = range(first, net.depth + 1)
         self.sigmas = [net.activation_of(n) for n in layers]
+        self.rows = [theta.W[n].rows for n in layers]  # others are kept for the sum of a block
         self.W = [_array(theta, n) for n in layers]
         self.support = [_support(theta, n) for n in layers]
         self.read = _read(self.W, self.support)
         z, self.z, self.o, self.slopes, self.bends = exact(_biases(theta, first)), [], [], [], []
         for n, sigma, W in zip(layers[1:], self.sigmas, self.W[1:], strict=False):
-            o, slopes, bends = (_activated(sigma, z, order) for order in range(3))
+            rows = self.rows[n - first - 1]
+            o, slopes, bends = (_activated(sigma, z, order, rows) for order in range(3))
             self.z.append(z)
             self.o.append(o)
             self.slopes.append(slopes)
             if sigma is not None and sigma.bounds is None:  # only known from samples beside z
-                bends = bends.wider(sigma.changes(z.middle, z.radius)[1])
+                more = np.zeros(len(z.middle))
+                more[:rows] = sigma.changes(z.middle[:rows], z.radius[:rows])[1]
+                bends = bends.wider(more)
             self.bends.append(bends)
             z = W @ o
             if n < net.depth and n in theta.b:
@@ -109,7 +109,8 @@ class ConstantOutputs:
     @property
     def hidden(self) -> list[tuple[Activation, Enclosure]]:
         """Return the activations and what they are applied to."""
-        return [(sigma, z) for sigma, z in zip(self.sigmas, self.z, strict=False) if sigma]
+        layers = zip(self.sigmas, self.z, self.rows, strict=False)
+        return [(sigma, z[:rows]) for sigma, z, rows in layers if sigma]
 
     def hessian(self, output: int) -> Enclosure:
         """Return an enclosure of the Hessian of an output in z^1, (n_1, n_1).
@@ -171,19 +172,25 @@ class ConstantOutputs:
 
     def _changes(self, n: int, z: Enclosure, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how far sigma' and sigma'' may be from those at the exact z, `r` away from it."""
-        sigma = self.sigmas[n]
+        sigma, own = self.sigmas[n], slice(self.rows[n])
+        changes = np.zeros((2, len(r)))
         if sigma is None:
-            return np.zeros(len(r)), np.zeros(len(r))
-        radii = (r * (1 + 2 * self.rounding) + z.radius, z.radius)
-        near, here = (sigma.changes(z.middle, radius) for radius in radii)
-        return tuple((a + b) * (1 + 1e-12) for a, b in zip(near, here, strict=True))
+            return tuple(changes)
+        radii = (r[own] * (1 + 2 * self.rounding) + z.radius[own], z.radius[own])
+        near, here = (sigma.changes(z.middle[own], radius) for radius in radii)
+        for found, a, b in zip(changes, near, here, strict=True):
+            found[own] = (a + b) * (1 + 1e-12)
+        return tuple(changes)
 
 
-def _activated(sigma: Activation | None, z: Enclosure, order: int) -> Enclosure:
-    """Return a derivative of sigma at z; those of z itself where no activation follows."""
-    if sigma is not None:
+def _activated(sigma: Activation | None, z: Enclosure, order: int, rows: int) -> Enclosure:
+    """Return a derivative of sigma at z, in so many rows; in others, and without one, of z."""
+    still = z if order == 0 else exact(np.full(len(z.middle), float(order == 1)))
+    if sigma is None:
+        return still
+    if rows == len(z.middle):
         return activated(sigma, z, order)
-    return z if order == 0 else exact(np.full(len(z.middle), float(order == 1)))
+    return concatenate([activated(sigma, z[:rows], order), still[rows:]])
 
 
 def _array(theta: Parameters, n: int) -> np.ndarray:
@@ -198,7 +205,7 @@ def _support(theta: Parameters, n: int) -> np.ndarray | None:
         return None
     if W.weights is None:
         return np.zeros(W.shape)
-    return W.with_weights(np.ones(W.weights.shape)).toarray()
+    return W.trained.with_weights(np.ones(W.weights.shape)).toarray()
 
 
 def _read(W: list[np.ndarray], support: list[np.ndarray | None]) -> np.ndarray:

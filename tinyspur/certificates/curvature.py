@@ -143,11 +143,11 @@ class CurvatureCertificate(Certificate):
 def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> CurvatureCertificate:
     """Check the curvature certificate at theta; see `CurvatureCertificate` for what it proves.
 
-    For dense layers, convolutions, average poolings and scales under smooth activations, of any
-    depth from one hidden layer on, and the squared loss; the last layer is dense, with biases. W^1
-    is the matrix of the first layer that has weights. Sufficient, not necessary. A float32 theta is
-    taken for the numbers that it holds, in float64 arithmetic. Raises ValueError for other networks
-    and losses, and where parameters or outputs are not finite.
+    For dense layers, convolutions, average poolings, scales and residual blocks under smooth
+    activations, of any depth from one hidden layer on, and the squared loss; the last layer is
+    dense, with biases. W^1 is the matrix of the first layer that has weights. Sufficient, not
+    necessary. A float32 theta is taken for the numbers that it holds, in float64 arithmetic. Raises
+    ValueError for other networks and losses, and where parameters or outputs are not finite.
     """
     check_at(theta, data, loss)
     CurvatureCertificate.require(theta, loss)

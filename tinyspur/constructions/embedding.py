@@ -19,131 +19,18 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.losses import Loss
-from ..engine.network import Network, check_network, check_problem
+from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import as_inputs, steps
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from ..layers import AveragePool, Conv, Dense, Layer, Link, Pooling, Scale
-from .paths import instead, kind_of
-from .relayed_pair import RelayedPair
-from .taps import follows
+from ..layers import AveragePool, Conv, Dense, Layer, Pooling
+from .relayed_pair import RelayedPair, check_printed, check_variant, first_dense, pair_tower
 from .towers import MARGIN, Tower, set_constant, set_relay
 
-VARIANTS = ("repaired", "literal")
 EXACT_FIT = 1e-10  # residuals below this share of the targets count as zero
 DIRECTIONS = 4  # along which features are compared
 EQUAL = 64  # units in the last place of the largest feature that equal ones may differ by
-
-
-def top_pair(net: Network) -> int:
-    """Return the lower of the topmost two convolutions in a row, or ValueError.
-
-    Of those with a ReLU between and biases in both, if there are any.
-    """
-    found = [n for n in range(net.depth - 1, 0, -1) if _upper(net, n) is not None]
-    fit = (n for n in found if _is_fit(net, n))
-    lower = next(fit, next(iter(found), None))
-    if lower is None:
-        raise ValueError(
-            f"construction: expected two consecutive convolutions, got {net}{instead(net)}"
-        )
-    return lower
-
-
-def _upper(net: Network, lower: int) -> int | None:
-    """Return the convolution that reads the convolution `lower` alone, or a scale above it."""
-    if not 0 < lower < net.depth or not isinstance(net.chain[lower - 1], Conv):
-        return None
-    upper = lower + 1
-    while upper < net.depth and follows(net, upper) and not isinstance(net.chain[upper - 1], Link):
-        upper += 1
-    return upper if isinstance(net.chain[upper - 1], Conv) else None
-
-
-def _is_fit(net: Network, lower: int) -> bool:
-    upper = _upper(net, lower)
-    scaled = upper < net.depth and follows(net, upper + 1)
-    above = net.chain[upper - 1 : upper + scaled]
-    biased = any(kind.bias for kind in net.chain[lower - 1 : upper - 1])
-    return net.activation_of(upper - 1) == ReLU() and biased and any(kind.bias for kind in above)
-
-
-def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired") -> Tower:
-    """Return the layers from `lower`, the topmost pair by default, up to the first dense layer.
-
-    Raises ValueError unless `lower` and the next layer are convolutions with ReLU between them, a
-    dense layer ends the network, only scales lie between dense ones, and all layers from `lower` up
-    to the first dense one can relay; AssumptionError where they can't be kept active or keep too
-    little of a map. Literal: for convolutions that keep the size of maps alone.
-    """
-    check_network(net)
-    check_variant(variant)
-    lower = top_pair(net) if lower is None else lower
-    upper = _upper(net, lower)
-    if upper is None:
-        pair = net.chain[lower - 1 : lower + 1] if lower > 0 else ()
-        kinds = ", ".join(type(layer).__name__ for layer in pair) or "none"
-        raise ValueError(
-            f"construction: expected convolutions as layers {lower} and {lower + 1}, got {kinds}"
-        )
-    if net.activation_of(upper - 1) != ReLU():
-        sigma = net.activation_of(upper - 1) or "none"
-        raise ValueError(
-            f"construction: expected ReLU, got {sigma} after layer {upper - 1}, "
-            f"{net.chain[upper - 2]}{instead(net)}"
-        )
-    tower = Tower(net, lower, first_dense(net) - 1, variant == "repaired")
-    check_printed(tower, variant, "theta")
-    for layer in (lower, upper):
-        if layer not in tower.holders:
-            raise AssumptionError(
-                f"layer {layer}, {net.chain[layer - 1]}, is one of the pair: expected biases, "
-                f"there or in a scale above it{instead(net)}"
-            )
-    neighbours = net.chain[lower - 1].grid(net.shapes[lower - 1]).neighbours()
-    left = net.positions(lower - 1) - len(np.unique(neighbours[neighbours >= 0]))
-    if left:
-        raise AssumptionError(
-            f"layer {lower}, {net.chain[lower - 1]}, leaves out {left} positions of the maps that "
-            f"it reads: expected another stride or padding, or another pair as lower{instead(net)}"
-        )
-    return tower
-
-
-def check_printed(tower: Tower, variant: str, name: str) -> None:
-    """Raise ValueError for the literal variant of what [CNN] prints no formulas for."""
-    if variant == "literal" and not tower.usual:
-        raise ValueError(
-            f"literal {name}: [CNN] prints formulas for ReLU, convolutions of odd size that keep "
-            "the size of maps, and poolings whose windows cut them up, got "
-            f"{tower.net.chain[tower.first - 1 : tower.last]}"
-        )
-
-
-def first_dense(net: Network) -> int:
-    """Return the first dense layer, which reads the maps; ValueError unless the last is dense."""
-    kinds = [type(layer) for layer in net.chain]
-    if kinds[-1] is not Dense:
-        raise ValueError(f"construction: expected a dense layer at the end, got {net.chain[-1]}")
-    first = kinds.index(Dense) + 1
-    for layer in range(first, net.depth + 1):
-        kind = net.chain[layer - 1]
-        if not isinstance(kind, Dense | Scale):
-            raise ValueError(
-                "construction: expected dense layers and scales above the first dense layer, got "
-                f"{kind_of(net, layer)} as layer {layer}{instead(net)}"
-            )
-        if isinstance(kind, Dense) and not kind.bias:
-            raise ValueError(
-                f"construction: expected dense layers with biases, got {kind} as layer {layer}"
-            )
-        if net.shapes[layer][0] < net.shapes[-1][0]:
-            raise AssumptionError(
-                f"too few neurons: the dense layer {layer} has {net.shapes[layer][0]}, expected "
-                f"at least {net.shapes[-1][0]}, one for each output"
-            )
-    return first
 
 
 def subnetwork(
@@ -387,12 +274,6 @@ def _check_subnetwork(phi: Network, net: Network, lower: int, variant: str) -> N
     found = (phi.input_shape, tuple(layers), phi.activation)
     if found != (expected.input_shape, expected.layers, expected.activation):
         raise ValueError(f"embed: expected a point of {expected}, got one of {phi}")
-
-
-def check_variant(variant: str) -> None:
-    """Raise ValueError unless `variant` is ``repaired`` or ``literal``."""
-    if variant not in VARIANTS:
-        raise ValueError(f"variant: expected one of {VARIANTS}, got {variant!r}")
 
 
 def _live_maps(phi: Parameters, x: np.ndarray) -> tuple[int, ...]:

@@ -30,8 +30,7 @@ from typing import NamedTuple
 from ..engine.backend import Array, namespace
 from ..engine.parameters import Parameters
 from .data_split import DataSplit
-from .embedding import check_variant
-from .relayed_pair import RelayedPair, check_pair
+from .relayed_pair import RelayedPair, check_pair, check_variant
 
 
 class Track(NamedTuple):

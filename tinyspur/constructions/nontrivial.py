@@ -19,14 +19,12 @@ from ..fitting.affine import fit_affine
 from .embedding import (
     carry_outputs,
     check_not_exact,
-    check_printed,
-    check_variant,
-    first_dense,
     first_features,
     identical_features,
 )
 from .isolated import alone
 from .paths import instead, kind_of
+from .relayed_pair import check_printed, check_variant, first_dense
 from .towers import MARGIN, Tower, middle_tap, set_relay
 
 RANDOM_FILTERS = 100

@@ -25,8 +25,9 @@ from ..errors import AssumptionError
 from ..fitting.affine import AffineFit, fit_affine
 from ..layers import Dense
 from ..shown import Shown
-from .embedding import carry_outputs, first_dense, first_features
+from .embedding import carry_outputs, first_features
 from .isolated import constant_minimum, isolating_point
+from .relayed_pair import first_dense
 from .towers import MARGIN, Tower
 
 SAME = 8  # units in the last place of |p| . |x| that places along p may differ by to be the same

@@ -29,6 +29,7 @@ from ..fitting.training import descend, kaiming_start
 from ..layers import Dense, WeightMatrix
 from ..shown import Shown
 from .grid_targets import on_a_grid
+from .paths import kind_of
 
 LOSS = SquaredLoss()
 WINDOW, POINTS = 0.5, np.linspace(-3, 3, 601)  # where expansion points are looked for
@@ -115,17 +116,23 @@ def smooth_minimum(
 def _check_alike(net: Network) -> None:
     """Raise ValueError unless one activation follows all layers that it follows, with biases."""
     for n in net.active_layers:
-        sigma, kind = net.activation_of(n), net.chain[n - 1]
+        sigma, kind = net.activation_of(n), kind_of(net, n)
         if sigma != net.activation_of(net.active_layers[0]):
             raise ValueError(
                 "smooth minimum: expected one activation, "
                 f"{net.activation_of(net.active_layers[0])}, got {sigma} after layer {n}, {kind}"
             )
-        if not kind.bias:
+        if not kind.bias and not _is_lifted(net, n):
             raise ValueError(
                 f"smooth minimum: expected biases in each layer below an activation, got {kind} as "
                 f"layer {n}"
             )
+
+
+def _is_lifted(net: Network, n: int) -> bool:
+    """Return whether a layer is the sum of a block whose last layer has biases in its place."""
+    joins = getattr(net.chain[n - 1], "joins", False)
+    return joins and net.chain[n - 2].bias and not net.is_active(n - 1)
 
 
 def _bend(theta: Parameters, a: float, slope: float, bend: float, rng: np.random.Generator) -> None:
@@ -146,10 +153,12 @@ def _bend(theta: Parameters, a: float, slope: float, bend: float, rng: np.random
         if layer == net.depth:
             theta.b[layer][...] = -z
         elif active:  # in the middle of what the positions of a map have
-            z = z.reshape(W.maps_out, -1)
-            theta.b[layer][...] = a - (z.min(axis=1) / 2 + z.max(axis=1) / 2)
-            off = z + theta.b[layer][:, None] - a
-            o = np.where(abs(off) > FLAT, sigma(a + off), value).ravel()
+            own, kept = z[: W.rows].reshape(W.maps_out, -1), z[W.rows :]
+            holder = layer if layer in theta.b else layer - 1
+            theta.b[holder][...] = a - (own.min(axis=1) / 2 + own.max(axis=1) / 2)
+            off = own + theta.b[holder][:, None] - a
+            own = np.where(abs(off) > FLAT, sigma(a + off), value).ravel()
+            o = np.concatenate([own, kept])
         else:
             o = z
 
