@@ -127,14 +127,22 @@ def entries(W: WeightMatrix) -> np.ndarray:
 
 def matrix_picture(W: WeightMatrix, scale: int = 4) -> str:
     """Return a small picture of the blocks of W; nothing for what has no entries or too many."""
-    alone = type(W).__name__ in ("ConvolutionMatrix", "DenseMatrix")  # they list rows alone
-    if not alone and W.nnz > LISTED:
+    if not _is_listed(W):
         return ""
-    part = f", of the first {CELLS} maps" * (max(W.maps_in, W.maps_out) > CELLS)
+    words = f"{type(W).__name__} {W.shape[0]} x {W.shape[1]}: blocks from map to map"
+    words += f", of the first {CELLS} maps" * (max(W.maps_in, W.maps_out) > CELLS)
     try:
-        return picture(entries(W), f"{W!r}: blocks from map to map{part}", scale)
+        return picture(entries(W), words, scale)
     except TypeError:  # its entries depend on what it is multiplied with
         return ""
+
+
+def _is_listed(W: WeightMatrix) -> bool:
+    """Return whether some rows of W can be listed without too many others."""
+    inner = getattr(W, "matrix", getattr(W, "own_matrix", None))  # of a transpose, of a block
+    if inner is None:
+        return type(W).__name__ in ("ConvolutionMatrix", "DenseMatrix") or W.nnz <= LISTED
+    return inner.nnz <= LISTED if not hasattr(inner, "own_matrix") else _is_listed(inner)
 
 
 def matrix_html(W: WeightMatrix) -> str:
@@ -146,8 +154,8 @@ def matrix_html(W: WeightMatrix) -> str:
 
 
 def layer_rows(theta: Parameters) -> list[tuple[str, ...]]:
-    """Return headings, and for each layer shapes, nonzeros and the range of its numbers."""
-    rows = [("layer", "kind", "output", "matrix", "filters", "nonzeros", "weights", "biases")]
+    """Return headings, and for each layer shapes and the range of its numbers."""
+    rows = [("layer", "kind", "output", "matrix", "filters", "weights", "biases")]
     for layer, kind in enumerate(theta.net.chain, start=1):
         W, filters, ranges = theta.W[layer], "-", ["-", "-"]
         if W.weights is not None:
@@ -155,7 +163,7 @@ def layer_rows(theta: Parameters) -> list[tuple[str, ...]]:
             numbers = W.weights, theta.b.get(layer)
             ranges = ["-" if v is None else f"{v.min():.4g} .. {v.max():.4g}" for v in numbers]
         output, shape = "x".join(map(str, theta.net.shapes[layer])), "{} x {}".format(*W.shape)
-        rows.append((str(layer), kind.type, output, shape, filters, str(W.nnz), *ranges))
+        rows.append((str(layer), kind.type, output, shape, filters, *ranges))
     return rows
 
 

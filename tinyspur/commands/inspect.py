@@ -17,7 +17,8 @@ LARGEST_CORNER = 1000  # rows and columns that are shown at most
 
 def layer_table(theta: Parameters) -> str:
     """Return a line for each layer: shapes, nonzeros, and the range of weights and biases."""
-    rows = layer_rows(theta)
+    counts = ["nonzeros", *(str(W.nnz) for W in theta.W.values())]
+    rows = [(*row[:5], n, *row[5:]) for row, n in zip(layer_rows(theta), counts, strict=True)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

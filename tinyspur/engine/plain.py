@@ -39,10 +39,9 @@ def plain_on_host(name: str, values: object) -> np.ndarray:
 
 def number(name: str, value: object) -> float:
     """Return one real number as Python's, so that it leaves the type of arrays as it is."""
-    found = plain_array(name, value)
-    if found.ndim:
-        raise ValueError(f"{name}: expected a number, got an array {found.shape}")
-    return float(found)
+    if np.ndim(value):
+        raise ValueError(f"{name}: expected a number, got an array {np.shape(value)}")
+    return float(plain_array(name, value))
 
 
 def plain_like(name: str, values: object, memory: Array) -> Array:
