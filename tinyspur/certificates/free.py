@@ -16,7 +16,7 @@ with frozen parts f - f*. On the way v_K stays 0, since d v/ds is linear in v; s
 G of L, with multipliers that follow d lambda_k/ds = -c_k: differentiate grad L . xi = sum_k c_k v_k
 where v_K = 0, then dG/ds = -(D xi)^T G. And L stays as it is, since dL/ds = G . xi = 0. How far
 m(f) is from theta* follows from Xi_frozen over the box, see `Coordinates.flow`; the generators are
-those of `generators`.
+those of `generators` and `streams`.
 """
 
 from __future__ import annotations
@@ -39,18 +39,14 @@ from .enclosures import Enclosure, exact
 from .families import Family, Symmetry
 from .generators import (
     INDEPENDENT,
-    Generator,
     Interpolation,
     Reach,
     dependent_inputs,
     exchanges,
-    incoming,
     interpolation,
-    mixings,
-    output_shifts,
     reach,
-    shifts,
 )
+from .streams import Generator, incoming, stream_symmetries
 
 SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
 
@@ -113,10 +109,8 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     taken = np.zeros(net.size, dtype=bool)
     taken[idle] = True
     labels = EqualKinks(theta, data, held).labels
-    generators, interpolations = [], []
+    generators, interpolations = stream_symmetries(held, theta), []
     for layer in reaches:
-        generators += mixings(held, theta, reaches, layer)
-        generators += shifts(held, reaches, layer)
         interpolations += exchanges(held, reaches, layer, labels[layer], taken)
         for t in range(reaches[layer].step.W.maps_out):
             found = interpolation(held, reaches[layer], labels[layer], t, taken)
@@ -124,7 +118,6 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
                 interpolations.append(found)
             elif layer == 1:
                 generators += dependent_inputs(held, reaches[layer], t, taken)
-    generators += output_shifts(held)
     box = Box(theta, net.zeros(), exact(np.zeros(len(held.kinks))))
     rows = fields(generators, interpolations, held, box)
     chosen, frozen = _independent(rows.middle, taken)
@@ -171,7 +164,8 @@ def _why_idle(
         maps = at.step.W.maps_out
         for t, counts in enumerate(at.matters.reshape(maps, -1).any(axis=1)):
             coordinates = incoming(held, layer, t)
-            dead = at.step.slopes is not None and not at.step.slopes.reshape(maps, -1)[t].any()
+            slopes = at.step.slopes
+            dead = slopes is not None and not slopes[: at.step.W.rows].reshape(maps, -1)[t].any()
             kind = "reads nothing" if counts else "dead" if dead else "unread"
             for n in coordinates[is_idle[coordinates]]:
                 yield int(n), Symmetry(kind, layer, (t,))
@@ -228,7 +222,7 @@ def _supported(held: Held, reaches: dict[int, Reach]) -> np.ndarray:
     found = np.zeros(held.net.size)
     for layer, (step, matters, moves, _) in reaches.items():
         slot = held.net.slots[layer]
-        counts = step.W.gradient(matters.astype(float), moves.astype(float))
+        counts = step.W.inner.gradient(matters.astype(float), moves.astype(float))
         found[slot.weights] = counts.ravel()
         if slot.biases:
             sums = matters.reshape(slot.biases, -1).sum(axis=1)

@@ -1,14 +1,8 @@
 """Fields along which nothing changes: the generators of the families of points with the same risk.
 
 With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, the generators are
-(sums over samples and positions; c = 0 but for mixings):
+(sums over samples and positions), beside those of `streams`, mixings and shifts:
 
-- *mixing* of maps a, b of one layer, a = b being the scaling: the incoming (w, b)_a += (w, b)_b and
-  the outgoing weights of b -= those of a. Its product with grad L is sum delta_a z_b - sum
-  (dL/do_a) o_b. Terms are 0 where both have the same slope, and c_k v_k with c_k = delta_a where b
-  is held; so each place where a is held must be one where b is.
-- *shifts* of maps with the same slope s everywhere, none held: bias += 1, and each bias of a dense
-  layer above -= s times the sum of its weights on the map.
 - *interpolation*: a map that is not constantly 0 at n different places only, fewer than its free
   weights, so that weights X of A = A_free X for a regular n x n matrix A_free undo each other:
   sum_i delta_i (A_frozen - A_free X)_i = 0.
@@ -17,7 +11,6 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
   give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere.
 - *dependent inputs* of a first layer: two pixels that agree, one that is constant and the bias, or
   sums with small whole factors that are 0, as of one-hot features, wherever the unit counts.
-- *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
 """
 
 from __future__ import annotations
@@ -32,36 +25,17 @@ import numpy as np
 import scipy.linalg
 
 from ..engine.held import Held
-from ..engine.held_steps import HeldStep, steps
-from ..engine.losses import CrossEntropy
+from ..engine.held_steps import HeldStep, carried, steps
 from ..engine.parameters import Parameters
 from ..engine.passes import unread
-from ..layers import Dense, Scale, WeightMatrix
 from .box_hessians import reads
 from .boxes import influence, members_of
 from .exact_sums import integers
 from .families import Symmetry
+from .streams import Generator, group_read, incoming, outgoing
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
 LARGEST_FACTOR = 1000  # in a sum of dependent inputs
-
-
-class Generator(NamedTuple):
-    """A field: at coordinates `at` it is factor * theta[source], or factor where source is -1.
-
-    Coordinates that come more than once are summed.
-    """
-
-    at: np.ndarray
-    source: np.ndarray
-    factor: np.ndarray
-    symmetry: Symmetry
-
-    @property
-    def mixes(self) -> tuple[int, int, int] | None:
-        """Return (layer, a, b) of a mixing or scaling, None for others."""
-        kind, layer, maps = self.symmetry
-        return (layer, maps[0], maps[-1]) if kind in ("scaling", "mixing") else None
 
 
 @dataclass(frozen=True)
@@ -88,9 +62,10 @@ class Interpolation:
 class Reach(NamedTuple):
     """What counts at a point: for each layer with parameters which units and what they read.
 
-    `matters` (n_l, N): z^l has an influence on L; `moves` (n_{l-1}, N): o^{l-1} is not constantly
-    0; `slopes` (n_l, N) of the activation, NaN at held units and where z^l does not matter, 1 where
-    none follows but another layer; None in the last layer, and where it is smooth.
+    Without what a residual block carries along, `matters` (n_l, N): z^l has an influence on L;
+    `moves` (n, N): what the layer reads of o^{l-1} is not constantly 0; `slopes` (n_l, N) of the
+    activation, NaN at held units and where z^l does not matter, 1 where none follows but another
+    layer; None in the last layer, and where it is smooth.
     """
 
     step: HeldStep
@@ -107,123 +82,30 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
     found, moves = {}, []
     now = trace[0].below != 0
     for step in trace:
-        moves.append(now)
+        moves.append(now[step.W.read])
+        before = now.astype(float)
         if step.W.weights is None:
-            now = (step.W @ now.astype(float)) > 0
+            now = (step.W @ before) > 0
         else:
-            now = ~unread(step.W, step.b, now.astype(float))
-            if step.activation is not None and step.activation.piecewise_linear:
-                now = step.slopes != 0
+            now = carried(step.W, before, ~unread(step.W, step.b, before))
+        if step.activation is not None and step.activation.piecewise_linear:
+            now = now & (step.slopes != 0)
+        elif step.activation is not None:  # which need not be 0 where z is
+            now[: step.W.rows] = True
     for step, moving, matters in zip(trace, moves, influence(trace, members), strict=True):
         if step.W.weights is None:
             continue
-        some, slopes = members.get(step.layer), None
+        own, some, slopes = slice(step.W.rows), members.get(step.layer), None
+        matters = matters[own]
         if step.activation is not None and step.activation.piecewise_linear:
-            slopes = np.where(matters, step.slopes, np.nan)
-            matters = matters & (step.slopes != 0)
+            slopes = np.where(matters, step.slopes[own], np.nan)
+            matters = matters & (step.slopes[own] != 0)
             if some is not None:
                 slopes[some.units, some.columns] = np.nan
                 matters[some.units, some.columns] = True
         elif step.activation is None and step.layer < len(trace):  # o = z
             slopes = np.where(matters, 1.0, np.nan)
         found[step.layer] = Reach(step, matters, moving, slopes)
-    return found
-
-
-def incoming(held: Held, layer: int, t: int) -> np.ndarray:
-    """Return the coordinates of the weights of a map, in order, and of its bias if any."""
-    return held.net.slots[layer].of_map(t)
-
-
-def _above(held: Held, layer: int) -> int | None:
-    """Return the next layer with parameters above, or None."""
-    return next((n for n in sorted(held.net.slots) if n > layer), None)
-
-
-def _outgoing(held: Held, reaches: dict[int, Reach], above: int, t: int) -> np.ndarray:
-    """Return the coordinates of the weights of a layer that read a map, (maps_out, ...)."""
-    W, slot = reaches[above].step.W, held.net.slots[above]
-    numbers = slot.start + np.arange(math.prod(slot.shape), dtype=float).reshape(slot.shape)
-    found = W.with_weights(numbers).outgoing(t)
-    return found.reshape(len(found), -1).astype(int)
-
-
-def mixings(
-    held: Held, theta: Parameters, reaches: dict[int, Reach], layer: int
-) -> list[Generator]:
-    """Return the generators that mix maps of a layer, scalings first."""
-    slopes, above = reaches[layer].slopes, _above(held, layer)
-    if slopes is None or above is None or layer not in theta.net.kinked_layers:
-        return []
-    W, next_W, found = reaches[layer].step.W, reaches[above].step.W, []
-    maps, slopes = W.maps_out, slopes.reshape(W.maps_out, -1)
-    matters = reaches[layer].matters.reshape(maps, -1)
-    selects = any(net_layer.selects for net_layer in held.net.chain[layer : above - 1])
-    kept = np.isnan(slopes) & matters  # held
-    for a in range(maps):
-        for b in range(maps):
-            if not matters[a].any() or (a != b and selects):
-                continue
-            if a != b and not _mixes(slopes, matters, kept, a, b):
-                continue
-            if _reads(W, a) != _reads(W, b) or next_W.readers(a) != next_W.readers(b):
-                continue
-            own, other = incoming(held, layer, a), incoming(held, layer, b)
-            out, back = (_outgoing(held, reaches, above, t).ravel() for t in (b, a))
-            one = Generator(
-                np.concatenate([own, out]),
-                np.concatenate([other, back]),
-                np.concatenate([np.ones(len(own)), -np.ones(len(out))]),
-                Symmetry("scaling", layer, (a,)) if a == b else Symmetry("mixing", layer, (a, b)),
-            )
-            found.append(one)
-    return found
-
-
-def _reads(W: WeightMatrix, t: int) -> int:
-    """Return the group of maps below that map t reads."""
-    return t * W.groups // W.maps_out
-
-
-def _mixes(slopes, matters, kept, a: int, b: int) -> bool:
-    """Return whether maps a and b can be mixed: delta_a z_b = (dL/do_a) o_b at each place."""
-    counts = ~np.isnan(slopes[a]) | kept[a]  # where the signal reaches a
-    same = (slopes[a] == slopes[b]) | kept[b]
-    return bool(matters[b].any() and same[counts].all())
-
-
-def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]:
-    """Return the generators that shift maps of one slope, where a dense layer takes it back."""
-    slopes, above = reaches[layer].slopes, _above(held, layer)
-    if slopes is None or above is None or layer not in held.net.kinked_layers:
-        return []
-    if not isinstance(held.net.chain[above - 1], Dense | Scale):
-        return []
-    if not all(held.net.slots[n].biases for n in (layer, above)):
-        return []
-    if not all(pooling.keeps_constants for pooling in held.net.chain[layer : above - 1]):
-        return []
-    maps, found = reaches[layer].step.W.maps_out, []
-    for t, (own, counts) in enumerate(
-        zip(slopes.reshape(maps, -1), reaches[layer].matters.reshape(maps, -1), strict=True)
-    ):
-        values = own[~np.isnan(own)]
-        if not len(values) or (np.isnan(own) & counts).any() or len(np.unique(values)) > 1:
-            continue
-        slope = float(values[0])
-        if slope == 0:
-            continue
-        out = _outgoing(held, reaches, above, t)
-        readers = range(held.net.shapes[above][0])[reaches[above].step.W.readers(t)]
-        biases = np.array([incoming(held, above, h)[-1] for h in readers])
-        found.append(
-            Generator(
-                np.concatenate([incoming(held, layer, t)[-1:], np.repeat(biases, out.shape[1])]),
-                np.concatenate([[-1], out.ravel()]),
-                np.concatenate([[1.0], np.full(out.size, -slope)]),
-                Symmetry("shift", layer, (t,)),
-            )
-        )
     return found
 
 
@@ -237,7 +119,7 @@ def dependent_inputs(held: Held, at: Reach, t: int, taken: np.ndarray) -> list[G
     used = at.matters.reshape(maps, P, -1)[t]
     if not used.any():
         return []
-    x = reads(at.step.W, at.step.below)[_reads(at.step.W, t)][: len(coordinates), used]
+    x = reads(at.step.W, at.step.below)[group_read(at.step.W, t)][: len(coordinates), used]
     bias, weights = at.step.b is not None, math.prod(at.step.W.weights.shape[1:])
     first: dict[bytes, int] = {}
 
@@ -285,17 +167,6 @@ def whole_null_vectors(A: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def output_shifts(held: Held) -> list[Generator]:
-    """Return the generators that shift all outputs of the softmax."""
-    net = held.net
-    if not isinstance(held.loss, CrossEntropy) or not isinstance(net.chain[-1], Dense):
-        return []
-    columns = np.array([incoming(held, net.depth, h) for h in range(net.shapes[-1][0])])
-    nothing, ones = np.full(len(columns), -1), np.ones(len(columns))
-    symmetry = Symmetry("outputs", net.depth, tuple(range(len(columns))))
-    return [Generator(column, nothing, ones, symmetry) for column in columns.T]
-
-
 def interpolation(
     held: Held, at: Reach, labels: np.ndarray, t: int, taken: np.ndarray
 ) -> Interpolation | None:
@@ -311,20 +182,22 @@ def exchanges(
     held: Held, reaches: dict[int, Reach], layer: int, labels: np.ndarray, taken: np.ndarray
 ) -> list[Interpolation]:
     """Return the generators that exchange between units which one unit alone reads."""
-    at, above, found = reaches[layer], _above(held, layer), []
+    at, above, found = reaches[layer], layer + 1, []
     W = at.step.W
-    if at.slopes is None or above is None or above != layer + 1 or W.positions_out > 1:
+    if at.slopes is None or above not in reaches or W.positions_out > 1:
+        return []
+    if any(reaches[n].step.W.inner is not reaches[n].step.W for n in (layer, above)):
         return []
     if held.net.shapes[above] != (1,):
         return []
     for a in range(W.maps_out):
         for b in range(a + 1, W.maps_out):
-            if _reads(W, a) != _reads(W, b):
+            if group_read(W, a) != group_read(W, b):
                 continue
             same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
             one = _interpolating(held, at, labels, a, taken, ~same[None])
             if one is not None and at.matters[a].any() and at.matters[b].any():
-                p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
+                p, q = (int(outgoing(held, reaches[above].step.W, above, t)[0, 0]) for t in (a, b))
                 others = incoming(held, layer, b)
                 if not taken[others[~taken[one.coordinates]]].any():
                     symmetry = Symmetry("exchange", layer, (a, b))
@@ -346,10 +219,10 @@ def _interpolating(
     solved, rest = columns[:0], columns
     if len(first):
         read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
-        A = read[_reads(at.step.W, t), :, positions, np.arange(len(samples))]
+        A = read[group_read(at.step.W, t), :, positions, np.arange(len(samples))]
         _, R, order = scipy.linalg.qr(A[:, columns], mode="economic", pivoting=True)
         if abs(R[-1, len(first) - 1]) <= INDEPENDENT * abs(R[0, 0]):
             return None
         solved, rest = columns[order[: len(first)]], columns[order[len(first) :]]
-    symmetry, group = Symmetry("few samples", at.step.layer, (t,)), _reads(at.step.W, t)
+    symmetry, group = Symmetry("few samples", at.step.layer, (t,)), group_read(at.step.W, t)
     return Interpolation(symmetry, positions, samples, solved, rest, coordinates, group)
