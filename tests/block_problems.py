@@ -22,7 +22,7 @@ KINDS = {
         [
             Conv(2),
             Residual([Conv(2), Conv(2)], activation=RELU),
-            Residual([Conv(3, 3, 2), Conv(3)], [Conv(3, 1, 2)], activation=RELU),
+            Residual([Conv(2, 3, 2), Conv(2)], [Conv(2, 1, 2)], activation=RELU),
             AveragePool(2),
             Dense(2),
         ],
@@ -110,7 +110,7 @@ def some_kinks(held, theta):
         W = theta.W[n]
         windows = W.inner.windows(np.arange(W.shape[1])[W.read, None], -1)[:, :, 0]
         first, second = [u for u in range(windows.shape[1]) if (windows[:, u] >= 0).sum() > 1][:2]
-        common = np.intersect1d(windows[:, first], windows[:, second]).max()
+        common = max([-1, *np.intersect1d(windows[:, first], windows[:, second])])
         for unit in (first, second):  # ties of windows that overlap have one entry in common
             a = common if common >= 0 else windows[:, unit].max()
             b = max(entry for entry in windows[:, unit] if entry != a)

@@ -52,23 +52,26 @@ class ExactRisk:
         flint.ctx.prec = BITS
         o = self.x
         for layer, W in theta.W.items():
-            held = by_layer.get(layer, ())
+            held, below = by_layer.get(layer, ()), o
+            own, read = W.inner, below[W.read]
             if W.selects:
-                o = _pooled(W, o, held, values)
-                continue
-            if W.weights is None:  # of ones, and a division that is exact or has an error bound
-                o = _times(W.tocsr() * W.nnz / W.shape[0], o)
-                o = o / arb(W.nnz // W.shape[0])
+                o = _pooled(W, below, held, values)
+            elif W.weights is None:  # of ones, and a division that is exact or has an error bound
+                o = _times(own.tocsr() * own.nnz / own.shape[0], read)
+                o = o / arb(own.nnz // own.shape[0])
             else:
-                o = _times(W.tocsr(), o)
+                o = _times(own.tocsr(), read)
             if layer in theta.b:
                 o = o + np.repeat([arb(v) for v in theta.b[layer]], W.positions_out)[:, None]
+            if getattr(W, "added", None) is not None:
+                o = o + below[W.added]
             if theta.net.is_active(layer):
                 for n, kink in held:
                     values[n] = o[kink.units[0], kink.samples[0]]
-                o = _applied(theta.net.activation, o)
+                o = _applied(theta.net.activation_of(layer), o)
                 for _, kink in held:
                     o[kink.units, kink.samples] = arb(0)
+            o = np.concatenate([o, *(below[part] for part in getattr(W, "carried", ()))])
         return o
 
     def _sum(self, o, skipped):
@@ -85,10 +88,12 @@ def _times(csr, o):
 
 
 def _pooled(W, o, held, values):
-    places = W.windows(np.arange(W.shape[1])[:, None])[..., 0]
-    found = o[places[0]]
+    places = W.inner.windows(np.arange(W.shape[1])[W.read, None], -1)[..., 0]
+    lowest = np.full((1, o.shape[1]), arb("-1e1000"), dtype=object)  # what padding has
+    padded = np.concatenate([o, lowest])
+    found = padded[places[0]]
     for row in places[1:]:
-        found = np.frompyfunc(lambda a, b: a.max(b), 2, 1)(found, o[row])
+        found = np.frompyfunc(lambda a, b: a.max(b), 2, 1)(found, padded[row])
     for n, kink in held:
         (a, b), sample = kink.pairs[0], kink.samples[0]
         values[n] = o[a, sample] - o[b, sample]

@@ -1,5 +1,6 @@
 """What is enclosed over a box of parameters holds at its points."""
 
+import block_problems
 import numpy as np
 import pytest
 from certificate_problems import LAYOUTS
@@ -49,9 +50,18 @@ def check_inside(found, value):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("sigma", [ReLU(), ReLU(0.2), Tanh(), GELU()], ids=str)
 def test_gradients_hessians_and_signals_are_in_their_enclosures(layout, sigma):
+    check_enclosures(*problem(layout, sigma, LOSSES[list(LAYOUTS).index(layout) % 4]))
+
+
+@pytest.mark.parametrize("kind", block_problems.KINDS)
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_in_blocks_and_after_all_layers_they_are_in_their_enclosures(kind, slope):
+    loss = LOSSES[list(block_problems.KINDS).index(kind) % 4]
+    check_enclosures(*block_problems.problem(kind, slope, loss, seed=1))
+
+
+def check_enclosures(theta, held):
     rng = np.random.default_rng(1)
-    loss = LOSSES[list(LAYOUTS).index(layout) % 4]
-    theta, held = problem(layout, sigma, loss)
     multipliers = rng.normal(size=len(held.kinks))
     coordinates = np.sort(rng.permutation(theta.net.size)[: 2 * theta.net.size // 3])
     for size in (0.0, 1e-7):
@@ -65,6 +75,7 @@ def test_gradients_hessians_and_signals_are_in_their_enclosures(layout, sigma):
         exact = held.gradient(theta, multipliers)
         check_inside(first.gradient, exact.gradient)
         check_inside(first.values, exact.values)
+        check_inside(first.signals, exact.signals)
         check_inside(first.risk, exact.risk)
         check_inside(first_order(held, box, released=True).gradient, exact.gradient)
         part = np.ix_(coordinates, coordinates)
