@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import block_problems
 import numpy as np
 import pytest
 from certificate_problems import LAYOUTS
@@ -13,12 +14,12 @@ from tinyspur.certificates.free import choose_coordinates, fields
 from tinyspur.certificates.generators import whole_null_vectors
 from tinyspur.certificates.stationary import near_kinks
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import ReLU
+from tinyspur.engine.activations import Identity, ReLU, Sigmoid, Tanh
 from tinyspur.engine.held import Held
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Residual
 
 STEP = 1e-5
 
@@ -66,6 +67,89 @@ def test_along_the_fields_the_outputs_do_not_move(layout, slope):
     net = Network(*LAYOUTS[layout], ReLU(slope))
     theta, held = problem(net, 7, 1)
     check_fields(theta, held)
+
+
+@pytest.mark.parametrize("kind", block_problems.KINDS)
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_along_the_fields_of_blocks_and_of_all_layers_the_outputs_do_not_move(kind, slope):
+    loss = CrossEntropy() if slope else SquaredLoss()
+    check_fields(*block_problems.problem(kind, slope, loss, 40, seed=1, kinks=False))
+
+
+EXPLAINED = [
+    "projected block",
+    "activation after poolings",
+    "deep linear",
+    "activation last",
+    "several activations",
+    "scale",
+    "overlapping windows",
+    "strides and groups",
+]
+
+
+@pytest.mark.parametrize("kind", EXPLAINED)
+def test_what_is_frozen_in_layers_of_all_kinds_explains_all_flat_directions(kind):
+    theta, held = block_problems.problem(kind, 0.2, None, 70, seed=0, kinks=False)
+    found = choose_coordinates(held, theta, held.data)
+    assert len(found.frozen) and len(found.free) == rank_of_outputs(theta, held.data)
+
+
+def test_layers_without_activations_can_be_mixed_by_all_regular_matrices():
+    theta, held = block_problems.problem("deep linear", 0.0, None, 40, kinks=False)
+    found = choose_coordinates(held, theta, held.data)
+    assert found.family.kinds == {"scaling": 4, "mixing": 4, "shift": 4}
+
+
+def scaled_layers(net, seed=0):
+    """Return the layers that the scaling of each stream moves, by the one that writes it first."""
+    theta, held = problem(net, 40, seed)
+    generators = choose_coordinates(held, theta, held.data).generators
+    of = {n: layer for layer, slot in net.slots.items() for n in range(slot.start, slot.all.stop)}
+    found = {}
+    for one in generators:
+        if one.symmetry.kind == "scaling":
+            moved = {of[int(n)] for n in one.at[one.factor != 0]}
+            found.setdefault(one.symmetry.layer, set()).update(moved)
+    return found
+
+
+def test_what_a_block_adds_is_scaled_with_all_that_writes_and_reads_it():
+    blocks = [Residual([Dense(2), Dense(3)]), Residual([Dense(2), Dense(3)])]
+    net = Network((1, 3), [Dense(3), *blocks, Dense(2)], ReLU(0.1))
+    assert scaled_layers(net) == {1: {1, 2, 3, 5, 6, 8}, 2: {2, 3}, 5: {5, 6}}
+    projected = Residual([Dense(2), Dense(3)], [Dense(3)])
+    net = Network((1, 3), [Dense(3), projected, Dense(2)], ReLU(0.1))
+    assert scaled_layers(net) == {1: {1, 2, 4}, 2: {2, 3}, 3: {3, 4, 6}}
+
+
+def test_a_block_that_ends_in_the_outputs_has_no_scaling_of_its_stream():
+    net = Network((1, 3), [Dense(2), Residual([Dense(3), Dense(2)])], ReLU(0.1))
+    assert scaled_layers(net) == {2: {2, 3}}
+
+
+def test_what_a_smooth_activation_bends_in_a_block_is_not_scaled():
+    block = Residual([Dense(2), Dense(3)], activation=Tanh())
+    net = Network((1, 3), [Dense(3), block, Dense(2)], ReLU(0.1))
+    assert scaled_layers(net) == {2: {2, 3}}
+
+
+def test_outputs_of_the_softmax_behind_an_activation_are_not_shifted():
+    for sigma, count in ((None, 4), (ReLU(0.1), 0)):
+        theta, held = problem(Network((1, 3), (Dense(4, activation=sigma),)), 20, 0, CrossEntropy())
+        assert check_fields(theta, held).family.kinds.get("outputs", 0) == count
+    averaged = Network((1, 8), (Conv(2), Conv(3, activation=Identity()), AveragePool(8)))
+    theta, held = problem(averaged, 20, 0, CrossEntropy())
+    assert check_fields(theta, held).family.kinds["outputs"] == 7
+
+
+def test_weights_that_read_sigmoids_of_0_have_an_influence():
+    """A layer without biases gives 0 for the image that is 0, its sigmoid is 1/2."""
+    net = Network((1, 2), (Dense(2, bias=False), Dense(1)), Sigmoid())
+    theta, held = problem(net, 5, 0)
+    held.data.x[:] = 0
+    found = choose_coordinates(held, theta, held.data)
+    assert {int(n) for n in found.idle} == {0, 1, 2, 3}
 
 
 def test_the_softmax_has_a_field_for_each_weight_that_all_outputs_share():
