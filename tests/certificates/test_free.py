@@ -10,6 +10,7 @@ from strict_problems import at_kink
 
 from tinyspur.certificates.boxes import Box
 from tinyspur.certificates.enclosures import exact
+from tinyspur.certificates.families import Symmetry
 from tinyspur.certificates.free import choose_coordinates, fields
 from tinyspur.certificates.generators import whole_null_vectors
 from tinyspur.certificates.stationary import near_kinks
@@ -294,3 +295,13 @@ def test_maps_below_a_max_pooling_are_scaled_only():
     mixed = [g.mixes for g in choose_coordinates(held, theta, held.data).generators if g.mixes]
     assert {(a, b) for layer, a, b in mixed if layer == 1} == {(0, 0), (1, 1), (2, 2)}
     assert any(isinstance(layer, MaxPool) for layer in net.layers)
+
+
+def test_units_of_a_block_that_one_unit_reads_behind_its_sum_are_exchanged():
+    net = Network((1, 3), [Dense(2), Residual([Dense(3), Dense(2)]), Dense(1)], ReLU(0.1))
+    theta, held = problem(net, 40, 0)
+    theta.b[3][:] = 100  # the sum is positive
+    found = check_fields(theta, held)
+    assert {s for s in found.family.symmetries.values() if s.kind == "exchange"} == {
+        Symmetry("exchange", 3, (0, 1))
+    }

@@ -46,7 +46,7 @@ from .generators import (
     interpolation,
     reach,
 )
-from .streams import Generator, incoming, stream_symmetries
+from .streams import Generator, incoming, levels_of, stream_symmetries
 
 SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
 
@@ -109,9 +109,10 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     taken = np.zeros(net.size, dtype=bool)
     taken[idle] = True
     labels = EqualKinks(theta, data, held).labels
-    generators, interpolations = stream_symmetries(held, theta), []
+    levels = levels_of(held, theta)
+    generators, interpolations = stream_symmetries(held, levels), []
     for layer in reaches:
-        interpolations += exchanges(held, reaches, layer, labels[layer], taken)
+        interpolations += exchanges(held, levels, reaches[layer], labels[layer], taken)
         for t in range(reaches[layer].step.W.maps_out):
             found = interpolation(held, reaches[layer], labels[layer], t, taken)
             if found is not None:

@@ -32,7 +32,7 @@ from .box_hessians import reads
 from .boxes import influence, members_of
 from .exact_sums import integers
 from .families import Symmetry
-from .streams import Generator, group_read, incoming, outgoing
+from .streams import Generator, Level, downstream, group_read, incoming, outgoing
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
 LARGEST_FACTOR = 1000  # in a sum of dependent inputs
@@ -179,25 +179,34 @@ def interpolation(
 
 
 def exchanges(
-    held: Held, reaches: dict[int, Reach], layer: int, labels: np.ndarray, taken: np.ndarray
+    held: Held,
+    levels: dict[int, Level],
+    at: Reach,
+    labels: np.ndarray,
+    taken: np.ndarray,
 ) -> list[Interpolation]:
-    """Return the generators that exchange between units which one unit alone reads."""
-    at, above, found = reaches[layer], layer + 1, []
-    W = at.step.W
-    if at.slopes is None or above not in reaches or W.positions_out > 1:
+    """Return the generators that exchange between units which one unit alone reads.
+
+    Their slopes are the products of those on the way there, through sums of residual blocks too.
+    """
+    W, layer, found = at.step.W, at.step.layer, []
+    between, readers, ends = downstream(held.net, layer)
+    if at.slopes is None or W.positions_out > 1 or ends or len(readers) != 1:
         return []
-    if any(reaches[n].step.W.inner is not reaches[n].step.W for n in (layer, above)):
+    [above], slopes = readers, at.slopes
+    if held.net.shapes[above] != (1,) or any(levels[n].is_smooth for n in between):
         return []
-    if held.net.shapes[above] != (1,):
-        return []
+    for n in between:
+        slopes = slopes if levels[n].slopes is None else slopes * levels[n].slopes
     for a in range(W.maps_out):
         for b in range(a + 1, W.maps_out):
             if group_read(W, a) != group_read(W, b):
                 continue
-            same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
+            same = (slopes[a] == slopes[b]) | ~(at.matters[a] | at.matters[b])
             one = _interpolating(held, at, labels, a, taken, ~same[None])
             if one is not None and at.matters[a].any() and at.matters[b].any():
-                p, q = (int(outgoing(held, reaches[above].step.W, above, t)[0, 0]) for t in (a, b))
+                top = levels[above].step.W
+                p, q = (int(outgoing(held, top, above, t)[0, 0]) for t in (a, b))
                 others = incoming(held, layer, b)
                 if not taken[others[~taken[one.coordinates]]].any():
                     symmetry = Symmetry("exchange", layer, (a, b))

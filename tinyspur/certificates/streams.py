@@ -99,6 +99,21 @@ def streams(net: Architecture) -> list[Stream]:
     return found
 
 
+def downstream(net: Architecture, layer: int) -> tuple[list[int], list[int], bool]:
+    """Return which layers hand on what a layer writes, which read it, and if it gets to the top."""
+    between, readers, state = [], [], (False,)
+    for n, link in enumerate(_links(net), start=1):
+        own, *kept = link.arranged(state)
+        if link.trainable:
+            readers += [n] * own
+            own = n == layer
+        if link.joins:
+            own = kept.pop(0) or own
+        between += [n] * (own and n != layer)
+        state = own, *kept
+    return between, readers, state[0]
+
+
 def _links(net: Architecture) -> Iterator[Link]:
     return (part if isinstance(part, Link) else Link(part) for part in net.chain)
 
@@ -174,9 +189,9 @@ def group_read(W: WeightMatrix, t: int) -> int:
     return t * W.groups // W.maps_out
 
 
-def stream_symmetries(held: Held, theta: Parameters) -> list[Generator]:
+def stream_symmetries(held: Held, levels: dict[int, Level]) -> list[Generator]:
     """Return the generators that move streams: mixings, shifts, and those of all outputs."""
-    levels, found = levels_of(held, theta), []
+    found: list[Generator] = []
     for stream in streams(held.net):
         if not stream.ends:
             found += mixings(held, levels, stream)
