@@ -119,3 +119,13 @@ def some_kinks(held, theta):
     if isinstance(held.loss, AbsoluteLoss):
         kinks.append(HeldKink(net.depth + 1, 0, np.array([0]), np.array([5])))
     return kinks
+
+
+def at_its_kinks(theta, held):
+    """Return a point near theta at which v_K = 0."""
+    for _ in range(30):
+        off = held.forward(theta)[1]
+        theta = Parameters(theta.net, theta.vector - np.linalg.pinv(held.jacobian(theta)) @ off)
+        if abs(off).max(initial=0) < 1e-14:
+            return theta
+    raise AssertionError("no point at the kinks was found")

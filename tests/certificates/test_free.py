@@ -77,6 +77,21 @@ def test_along_the_fields_of_blocks_and_of_all_layers_the_outputs_do_not_move(ki
     check_fields(*block_problems.problem(kind, slope, loss, 40, seed=1, kinks=False))
 
 
+@pytest.mark.parametrize("kind", block_problems.KINDS)
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_at_kinks_l_and_v_do_not_change_along_the_fields_whatever_the_multipliers(kind, slope):
+    theta, held = block_problems.problem(kind, slope, samples=9, seed=2)
+    theta = block_problems.at_its_kinks(theta, held)
+    _, rows = fields_at(theta, held)
+    rows = rows.middle / np.maximum(1, abs(rows.middle).max(axis=1, initial=0))[:, None]
+    for seed in range(2):
+        multipliers = np.random.default_rng(seed).normal(size=len(held.kinks))
+        gradient = held.gradient(theta, multipliers).gradient
+        assert (abs(rows @ gradient) <= 1e-12 * (1 + abs(gradient).max())).all()
+    Z = held.jacobian(theta)
+    assert (abs(rows @ Z.T) <= 1e-12 * (1 + abs(Z).max(initial=0))).all()
+
+
 EXPLAINED = [
     "projected block",
     "activation after poolings",

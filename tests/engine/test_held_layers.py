@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from block_problems import KINDS, network, problem
+from block_problems import KINDS, at_its_kinks, network, problem
 from shared import close, random_theta
 
 from tinyspur import interop
@@ -61,16 +61,6 @@ def torch_risk(theta, data, slopes):
         return 0.5 * ((o - y) ** 2).sum() / len(x)
 
     return risk
-
-
-def at_its_kinks(theta, held):
-    """Return a point near theta at which v_K = 0."""
-    for _ in range(30):
-        off = held.forward(theta)[1]
-        theta = Parameters(theta.net, theta.vector - np.linalg.pinv(held.jacobian(theta)) @ off)
-        if abs(off).max(initial=0) < 1e-14:
-            return theta
-    raise AssertionError("no point at the kinks was found")
 
 
 OF_UNITS = [kind for kind in KINDS if not network(kind).max_layers]
