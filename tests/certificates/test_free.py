@@ -94,6 +94,7 @@ def test_at_kinks_l_and_v_do_not_change_along_the_fields_whatever_the_multiplier
 
 EXPLAINED = [
     "projected block",
+    "block in a block",
     "activation after poolings",
     "deep linear",
     "activation last",
@@ -115,6 +116,34 @@ def test_layers_without_activations_can_be_mixed_by_all_regular_matrices():
     theta, held = block_problems.problem("deep linear", 0.0, None, 40, kinks=False)
     found = choose_coordinates(held, theta, held.data)
     assert found.family.kinds == {"scaling": 4, "mixing": 4, "shift": 4}
+
+
+def parallel(net, change=None):
+    """Return how many dimensions linear ways have, with a unit (layer, number) always active."""
+    theta, held = problem(net, 60, 0)
+    if change is not None:
+        layer, unit = change
+        theta.b[layer][unit] += 100
+        theta.b[layer + 1] -= 100 * theta.W[layer + 1].weights[:, unit]
+    return check_fields(theta, held).family.kinds.get("parallel", 0)
+
+
+def test_linear_ways_beside_a_shortcut_are_frozen():
+    none, sigma = Identity(), ReLU(0.1)
+    for layers, change, count in (
+        ([Residual([Dense(3)])], None, 3),  # a layer and the identity: z_c is scaled
+        ([Residual([Dense(2)], [Dense(2)])], None, 6),  # two layers that read the same
+        ([Residual([Dense(2, activation=none), Dense(3)], activation=none)], None, 2 * 3),
+        ([Residual([Dense(2), Dense(2)], [Dense(2)])], (2, 1), 3),
+        ([Residual([Dense(2), Dense(3)])], (2, 1), 0),  # the sum has several patterns
+    ):
+        assert parallel(Network((1, 3), [Dense(3), *layers, Dense(4)], sigma), change) == count
+    behind = [Dense(3), Residual([Dense(2), Dense(3)], activation=none), Dense(4)]
+    assert parallel(Network((1, 3), behind, sigma), (2, 1)) == 3
+    behind = [Conv(2), Residual([Conv(2, 3)], [Conv(2, 1)]), Dense(4)]
+    assert parallel(Network((1, 5), behind, sigma)) == 4
+    behind = [Conv(2), Residual([Conv(2, 2, 2, "valid")], [Conv(2, 1, 2)]), Dense(4)]
+    assert parallel(Network((1, 4), behind, sigma)) == 4
 
 
 def scaled_layers(net, seed=0):

@@ -46,6 +46,7 @@ from .generators import (
     interpolation,
     reach,
 )
+from .parallel import parallel_ways
 from .streams import Generator, incoming, levels_of, stream_symmetries
 
 SMALL = 1 + 1e-9  # for rounding errors of bounds that are computed in few steps
@@ -110,7 +111,7 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     taken[idle] = True
     labels = EqualKinks(theta, data, held).labels
     levels = levels_of(held, theta)
-    generators, interpolations = stream_symmetries(held, levels), []
+    generators, interpolations = stream_symmetries(held, levels) + parallel_ways(held, levels), []
     for layer in reaches:
         interpolations += exchanges(held, levels, reaches[layer], labels[layer], taken)
         for t in range(reaches[layer].step.W.maps_out):
@@ -179,9 +180,14 @@ def fields(
     vector, radii = box.theta.vector, box.radii.vector
     count = len(generators)
     middle, radius = np.zeros((count, len(vector))), np.zeros((count, len(vector)))
-    for row, (at, source, factor, _) in enumerate(generators):
+    for row, (at, source, factor, _, times) in enumerate(generators):
         values = np.where(source < 0, 1.0, vector[source]) * factor
         off = np.where(source < 0, 0.0, radii[source]) * abs(factor)
+        if times is not None:
+            more = np.where(times < 0, 1.0, vector[times])
+            reach = np.where(times < 0, 0.0, radii[times])
+            off = off * (abs(more) + reach) + abs(values) * reach
+            values = values * more
         off = off + 1e-15 * len(at) * abs(values)  # of products and of sums
         np.add.at(middle[row], at, values)
         np.add.at(radius[row], at, off * (1 + 1e-12))

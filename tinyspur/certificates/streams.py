@@ -40,15 +40,16 @@ from .families import Symmetry
 
 
 class Generator(NamedTuple):
-    """A field: at coordinates `at` it is factor * theta[source], or factor where source is -1.
+    """A field: at coordinates `at` it is factor * theta[source] * theta[times], 1 in place of -1.
 
-    Coordinates that come more than once are summed.
+    Coordinates that come more than once are summed; `times` is -1 everywhere if it is not given.
     """
 
     at: np.ndarray
     source: np.ndarray
     factor: np.ndarray
     symmetry: Symmetry
+    times: np.ndarray | None = None
 
     @property
     def mixes(self) -> tuple[int, int, int] | None:
