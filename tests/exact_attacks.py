@@ -10,6 +10,7 @@ import flint
 import numpy as np
 import scipy.linalg
 
+from tinyspur.certificates.stationary import find_stationary
 from tinyspur.engine.activations import ReLU, Sigmoid, Softplus, Tanh
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.engine.parameters import Parameters
@@ -123,6 +124,20 @@ def _loss(loss, o, y):
     assert isinstance(loss, CrossEntropy)
     total = sum((v.exp() for v in o), arb(0)).log()
     return sum((b * (total - a) for a, b in zip(o, y, strict=True)), arb(0))
+
+
+def attack(theta, kinks, data, loss, radius, count):
+    """Return the least R - R(theta*) of so many attacks, and R(theta*).
+
+    That is L at the stationary point in floats, which differs from it at second order.
+    """
+    at = find_stationary(theta, data, loss, kinks, True)
+    risk = ExactRisk(theta.net, data, loss)
+    least = risk.held(at.theta, at.held.kinks, at.multipliers)
+    tried = [near for _, near in attacks(at, theta, data, loss, radius, count)]
+    assert len(tried) > 0.9 * count
+    assert all(abs(near.vector - theta.vector).max() < radius for near in tried)
+    return min(float((risk(near) - least).mid()) for near in tried), least
 
 
 def attacks(at, theta, data, loss, radius, count, seed=0):
