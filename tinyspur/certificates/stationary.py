@@ -101,8 +101,8 @@ def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -
             equal = EqualKinks(theta, data, held)
             found = _near_ties(trace[-1], theta.W[layer], reach, equal, share)
         else:
-            o = trace[-1].o - data.y.T
-            z, reach = (o, reach) if layer > net.depth else _own(trace[-1], reach)
+            top = layer > net.depth
+            z, reach = (trace[-1].o - data.y.T, reach) if top else _own(trace[-1], reach)
             near = np.argwhere((abs(z) <= share * reach) & (reach > 0))
             equal = EqualKinks(theta, data, held) if len(near) else None
             found = _near_units(near, layer, equal)
