@@ -8,7 +8,7 @@ from strict_problems import kinks_feeding_kinks
 
 from tinyspur.certificates.box_hessians import second_order
 from tinyspur.certificates.boxes import Box, first_order, signal_bounds
-from tinyspur.certificates.enclosures import Enclosure
+from tinyspur.certificates.enclosures import Enclosure, exact
 from tinyspur.certificates.growth import couplings, penalised, shares
 from tinyspur.certificates.stationary import find_stationary, near_kinks
 from tinyspur.datasets.samples import TrainingSet
@@ -166,3 +166,21 @@ def test_a_penalised_matrix_is_no_larger_than_any_in_the_box():
         more = H + (near.T * weights) @ near
         least = np.linalg.eigvalsh(more - found.middle)[0]
         assert least >= -np.linalg.norm(found.radius, 2)
+
+
+@pytest.mark.parametrize("kind", block_problems.KINDS)
+def test_pieces_and_choices_in_blocks_and_after_poolings_are_kept_until_they_may_change(kind):
+    theta, held = block_problems.problem(kind, 0.2, seed=1, kinks=False)
+    net, rng, nothing = theta.net, np.random.default_rng(0), exact(np.zeros(0))
+    patterns = net.patterns(theta, held.data.x)
+    for size in 10.0 ** np.arange(-12, 2, 2):
+        moves = size * rng.choice([-1.0, 1.0], (8, net.size))
+        near = [net.patterns(Parameters(net, theta.vector + d), held.data.x) for d in moves]
+        same = all((one[n] == patterns[n]).all() for one in near for n in patterns)
+        box = Box(theta, Parameters(net, np.full(net.size, size)), nothing)
+        kept = first_order(held, box).kept
+        assert same or not kept
+        assert kept or size > 1e-9
+        if not same:
+            return
+    assert not patterns
