@@ -10,6 +10,7 @@ import flint
 import numpy as np
 import scipy.linalg
 
+from tinyspur.certificates.stationary import find_stationary
 from tinyspur.engine.activations import ReLU, Sigmoid, Softplus, Tanh
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.engine.parameters import Parameters
@@ -52,23 +53,26 @@ class ExactRisk:
         flint.ctx.prec = BITS
         o = self.x
         for layer, W in theta.W.items():
-            held = by_layer.get(layer, ())
+            held, below = by_layer.get(layer, ()), o
+            own, read = W.inner, below[W.read]
             if W.selects:
-                o = _pooled(W, o, held, values)
-                continue
-            if W.weights is None:  # of ones, and a division that is exact or has an error bound
-                o = _times(W.tocsr() * W.nnz / W.shape[0], o)
-                o = o / arb(W.nnz // W.shape[0])
+                o = _pooled(W, below, held, values)
+            elif W.weights is None:  # of ones, and a division that is exact or has an error bound
+                o = _times(own.tocsr() * own.nnz / own.shape[0], read)
+                o = o / arb(own.nnz // own.shape[0])
             else:
-                o = _times(W.tocsr(), o)
+                o = _times(own.tocsr(), read)
             if layer in theta.b:
                 o = o + np.repeat([arb(v) for v in theta.b[layer]], W.positions_out)[:, None]
+            if getattr(W, "added", None) is not None:
+                o = o + below[W.added]
             if theta.net.is_active(layer):
                 for n, kink in held:
                     values[n] = o[kink.units[0], kink.samples[0]]
-                o = _applied(theta.net.activation, o)
+                o = _applied(theta.net.activation_of(layer), o)
                 for _, kink in held:
                     o[kink.units, kink.samples] = arb(0)
+            o = np.concatenate([o, *(below[part] for part in getattr(W, "carried", ()))])
         return o
 
     def _sum(self, o, skipped):
@@ -85,10 +89,12 @@ def _times(csr, o):
 
 
 def _pooled(W, o, held, values):
-    places = W.windows(np.arange(W.shape[1])[:, None])[..., 0]
-    found = o[places[0]]
+    places = W.inner.windows(np.arange(W.shape[1])[W.read, None], -1)[..., 0]
+    lowest = np.full((1, o.shape[1]), arb("-1e1000"), dtype=object)  # what padding has
+    padded = np.concatenate([o, lowest])
+    found = padded[places[0]]
     for row in places[1:]:
-        found = np.frompyfunc(lambda a, b: a.max(b), 2, 1)(found, o[row])
+        found = np.frompyfunc(lambda a, b: a.max(b), 2, 1)(found, padded[row])
     for n, kink in held:
         (a, b), sample = kink.pairs[0], kink.samples[0]
         values[n] = o[a, sample] - o[b, sample]
@@ -118,6 +124,20 @@ def _loss(loss, o, y):
     assert isinstance(loss, CrossEntropy)
     total = sum((v.exp() for v in o), arb(0)).log()
     return sum((b * (total - a) for a, b in zip(o, y, strict=True)), arb(0))
+
+
+def attack(theta, kinks, data, loss, radius, count):
+    """Return the least R - R(theta*) of so many attacks, and R(theta*).
+
+    That is L at the stationary point in floats, which differs from it at second order.
+    """
+    at = find_stationary(theta, data, loss, kinks, True)
+    risk = ExactRisk(theta.net, data, loss)
+    least = risk.held(at.theta, at.held.kinks, at.multipliers)
+    tried = [near for _, near in attacks(at, theta, data, loss, radius, count)]
+    assert len(tried) > 0.9 * count
+    assert all(abs(near.vector - theta.vector).max() < radius for near in tried)
+    return min(float((risk(near) - least).mid()) for near in tried), least
 
 
 def attacks(at, theta, data, loss, radius, count, seed=0):

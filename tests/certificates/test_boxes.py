@@ -1,5 +1,6 @@
 """What is enclosed over a box of parameters holds at its points."""
 
+import block_problems
 import numpy as np
 import pytest
 from certificate_problems import LAYOUTS
@@ -7,7 +8,7 @@ from strict_problems import kinks_feeding_kinks
 
 from tinyspur.certificates.box_hessians import second_order
 from tinyspur.certificates.boxes import Box, first_order, signal_bounds
-from tinyspur.certificates.enclosures import Enclosure
+from tinyspur.certificates.enclosures import Enclosure, exact
 from tinyspur.certificates.growth import couplings, penalised, shares
 from tinyspur.certificates.stationary import find_stationary, near_kinks
 from tinyspur.datasets.samples import TrainingSet
@@ -49,9 +50,18 @@ def check_inside(found, value):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("sigma", [ReLU(), ReLU(0.2), Tanh(), GELU()], ids=str)
 def test_gradients_hessians_and_signals_are_in_their_enclosures(layout, sigma):
+    check_enclosures(*problem(layout, sigma, LOSSES[list(LAYOUTS).index(layout) % 4]))
+
+
+@pytest.mark.parametrize("kind", block_problems.KINDS)
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_in_blocks_and_after_all_layers_they_are_in_their_enclosures(kind, slope):
+    loss = LOSSES[list(block_problems.KINDS).index(kind) % 4]
+    check_enclosures(*block_problems.problem(kind, slope, loss, seed=1))
+
+
+def check_enclosures(theta, held):
     rng = np.random.default_rng(1)
-    loss = LOSSES[list(LAYOUTS).index(layout) % 4]
-    theta, held = problem(layout, sigma, loss)
     multipliers = rng.normal(size=len(held.kinks))
     coordinates = np.sort(rng.permutation(theta.net.size)[: 2 * theta.net.size // 3])
     for size in (0.0, 1e-7):
@@ -65,6 +75,7 @@ def test_gradients_hessians_and_signals_are_in_their_enclosures(layout, sigma):
         exact = held.gradient(theta, multipliers)
         check_inside(first.gradient, exact.gradient)
         check_inside(first.values, exact.values)
+        check_inside(first.signals, exact.signals)
         check_inside(first.risk, exact.risk)
         check_inside(first_order(held, box, released=True).gradient, exact.gradient)
         part = np.ix_(coordinates, coordinates)
@@ -155,3 +166,21 @@ def test_a_penalised_matrix_is_no_larger_than_any_in_the_box():
         more = H + (near.T * weights) @ near
         least = np.linalg.eigvalsh(more - found.middle)[0]
         assert least >= -np.linalg.norm(found.radius, 2)
+
+
+@pytest.mark.parametrize("kind", block_problems.KINDS)
+def test_pieces_and_choices_in_blocks_and_after_poolings_are_kept_until_they_may_change(kind):
+    theta, held = block_problems.problem(kind, 0.2, seed=1, kinks=False)
+    net, rng, nothing = theta.net, np.random.default_rng(0), exact(np.zeros(0))
+    patterns = net.patterns(theta, held.data.x)
+    for size in 10.0 ** np.arange(-12, 2, 2):
+        moves = size * rng.choice([-1.0, 1.0], (8, net.size))
+        near = [net.patterns(Parameters(net, theta.vector + d), held.data.x) for d in moves]
+        same = all((one[n] == patterns[n]).all() for one in near for n in patterns)
+        box = Box(theta, Parameters(net, np.full(net.size, size)), nothing)
+        kept = first_order(held, box).kept
+        assert same or not kept
+        assert kept or size > 1e-9
+        if not same:
+            return
+    assert not patterns

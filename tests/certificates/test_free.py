@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 
+import block_problems
 import numpy as np
 import pytest
 from certificate_problems import LAYOUTS
@@ -10,17 +11,18 @@ from strict_problems import at_kink
 
 from tinyspur.certificates.boxes import Box
 from tinyspur.certificates.enclosures import exact
+from tinyspur.certificates.families import Symmetry
 from tinyspur.certificates.free import choose_coordinates, fields
 from tinyspur.certificates.generators import incoming, whole_null_vectors
 from tinyspur.certificates.interpolations import fewest_places
 from tinyspur.certificates.stationary import near_kinks
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import ReLU
+from tinyspur.engine.activations import Identity, ReLU, Sigmoid, Tanh
 from tinyspur.engine.held import Held
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Residual
 
 STEP = 1e-5
 
@@ -68,6 +70,133 @@ def test_along_the_fields_the_outputs_do_not_move(layout, slope):
     net = Network(*LAYOUTS[layout], ReLU(slope))
     theta, held = problem(net, 7, 1)
     check_fields(theta, held)
+
+
+@pytest.mark.parametrize("kind", block_problems.KINDS)
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_along_the_fields_of_blocks_and_of_all_layers_the_outputs_do_not_move(kind, slope):
+    loss = CrossEntropy() if slope else SquaredLoss()
+    check_fields(*block_problems.problem(kind, slope, loss, 40, seed=1, kinks=False))
+
+
+@pytest.mark.parametrize("kind", block_problems.KINDS)
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+def test_at_kinks_l_and_v_do_not_change_along_the_fields_whatever_the_multipliers(kind, slope):
+    theta, held = block_problems.problem(kind, slope, samples=9, seed=2)
+    theta = block_problems.at_its_kinks(theta, held)
+    _, rows = fields_at(theta, held)
+    rows = rows.middle / np.maximum(1, abs(rows.middle).max(axis=1, initial=0))[:, None]
+    for seed in range(2):
+        multipliers = np.random.default_rng(seed).normal(size=len(held.kinks))
+        gradient = held.gradient(theta, multipliers).gradient
+        assert (abs(rows @ gradient) <= 1e-12 * (1 + abs(gradient).max())).all()
+    Z = held.jacobian(theta)
+    assert (abs(rows @ Z.T) <= 1e-12 * (1 + abs(Z).max(initial=0))).all()
+
+
+EXPLAINED = [
+    "projected block",
+    "block in a block",
+    "activation after poolings",
+    "deep linear",
+    "activation last",
+    "several activations",
+    "scale",
+    "overlapping windows",
+    "strides and groups",
+]
+
+
+@pytest.mark.parametrize("kind", EXPLAINED)
+def test_what_is_frozen_in_layers_of_all_kinds_explains_all_flat_directions(kind):
+    theta, held = block_problems.problem(kind, 0.2, None, 70, seed=0, kinks=False)
+    found = choose_coordinates(held, theta, held.data)
+    assert len(found.frozen) and len(found.free) == rank_of_outputs(theta, held.data)
+
+
+def test_layers_without_activations_can_be_mixed_by_all_regular_matrices():
+    theta, held = block_problems.problem("deep linear", 0.0, None, 40, kinks=False)
+    found = choose_coordinates(held, theta, held.data)
+    assert found.family.kinds == {"scaling": 4, "mixing": 4, "shift": 4}
+
+
+def parallel(net, change=None):
+    """Return how many dimensions linear ways have, with a unit (layer, number) always active."""
+    theta, held = problem(net, 60, 0)
+    if change is not None:
+        layer, unit = change
+        theta.b[layer][unit] += 100
+        theta.b[layer + 1] -= 100 * theta.W[layer + 1].weights[:, unit]
+    return check_fields(theta, held).family.kinds.get("parallel", 0)
+
+
+def test_linear_ways_beside_a_shortcut_are_frozen():
+    none, sigma = Identity(), ReLU(0.1)
+    for layers, change, count in (
+        ([Residual([Dense(3)])], None, 3),  # a layer and the identity: z_c is scaled
+        ([Residual([Dense(2)], [Dense(2)])], None, 6),  # two layers that read the same
+        ([Residual([Dense(2, activation=none), Dense(3)], activation=none)], None, 2 * 3),
+        ([Residual([Dense(2), Dense(2)], [Dense(2)])], (2, 1), 3),
+        ([Residual([Dense(2), Dense(3)])], (2, 1), 0),  # the sum has several patterns
+    ):
+        assert parallel(Network((1, 3), [Dense(3), *layers, Dense(4)], sigma), change) == count
+    behind = [Dense(3), Residual([Dense(2), Dense(3)], activation=none), Dense(4)]
+    assert parallel(Network((1, 3), behind, sigma), (2, 1)) == 3
+    behind = [Conv(2), Residual([Conv(2, 3)], [Conv(2, 1)]), Dense(4)]
+    assert parallel(Network((1, 5), behind, sigma)) == 4
+    behind = [Conv(2), Residual([Conv(2, 2, 2, "valid")], [Conv(2, 1, 2)]), Dense(4)]
+    assert parallel(Network((1, 4), behind, sigma)) == 4
+
+
+def scaled_layers(net, seed=0):
+    """Return the layers that the scaling of each stream moves, by the one that writes it first."""
+    theta, held = problem(net, 40, seed)
+    generators = choose_coordinates(held, theta, held.data).generators
+    of = {n: layer for layer, slot in net.slots.items() for n in range(slot.start, slot.all.stop)}
+    found = {}
+    for one in generators:
+        if one.symmetry.kind == "scaling":
+            moved = {of[int(n)] for n in one.at[one.factor != 0]}
+            found.setdefault(one.symmetry.layer, set()).update(moved)
+    return found
+
+
+def test_what_a_block_adds_is_scaled_with_all_that_writes_and_reads_it():
+    blocks = [Residual([Dense(2), Dense(3)]), Residual([Dense(2), Dense(3)])]
+    net = Network((1, 3), [Dense(3), *blocks, Dense(2)], ReLU(0.1))
+    assert scaled_layers(net) == {1: {1, 2, 3, 5, 6, 8}, 2: {2, 3}, 5: {5, 6}}
+    projected = Residual([Dense(2), Dense(3)], [Dense(3)])
+    net = Network((1, 3), [Dense(3), projected, Dense(2)], ReLU(0.1))
+    assert scaled_layers(net) == {1: {1, 2, 4}, 2: {2, 3}, 3: {3, 4, 6}}
+
+
+def test_a_block_that_ends_in_the_outputs_has_no_scaling_of_its_stream():
+    net = Network((1, 3), [Dense(2), Residual([Dense(3), Dense(2)])], ReLU(0.1))
+    assert scaled_layers(net) == {2: {2, 3}}
+
+
+def test_what_a_smooth_activation_bends_in_a_block_is_not_scaled():
+    block = Residual([Dense(2), Dense(3)], activation=Tanh())
+    net = Network((1, 3), [Dense(3), block, Dense(2)], ReLU(0.1))
+    assert scaled_layers(net) == {2: {2, 3}}
+
+
+def test_outputs_of_the_softmax_behind_an_activation_are_not_shifted():
+    for sigma, count in ((None, 4), (ReLU(0.1), 0)):
+        theta, held = problem(Network((1, 3), (Dense(4, activation=sigma),)), 20, 0, CrossEntropy())
+        assert check_fields(theta, held).family.kinds.get("outputs", 0) == count
+    averaged = Network((1, 8), (Conv(2), Conv(3, activation=Identity()), AveragePool(8)))
+    theta, held = problem(averaged, 20, 0, CrossEntropy())
+    assert check_fields(theta, held).family.kinds["outputs"] == 7
+
+
+def test_weights_that_read_sigmoids_of_0_have_an_influence():
+    """A layer without biases gives 0 for the image that is 0, its sigmoid is 1/2."""
+    net = Network((1, 2), (Dense(2, bias=False), Dense(1)), Sigmoid())
+    theta, held = problem(net, 5, 0)
+    held.data.x[:] = 0
+    found = choose_coordinates(held, theta, held.data)
+    assert {int(n) for n in found.idle} == {0, 1, 2, 3}
 
 
 def test_the_softmax_has_a_field_for_each_weight_that_all_outputs_share():
@@ -264,3 +393,13 @@ def test_maps_below_a_max_pooling_are_scaled_only():
     mixed = [g.mixes for g in choose_coordinates(held, theta, held.data).generators if g.mixes]
     assert {(a, b) for layer, a, b in mixed if layer == 1} == {(0, 0), (1, 1), (2, 2)}
     assert any(isinstance(layer, MaxPool) for layer in net.layers)
+
+
+def test_units_of_a_block_that_one_unit_reads_behind_its_sum_are_exchanged():
+    net = Network((1, 3), [Dense(2), Residual([Dense(3), Dense(2)]), Dense(1)], ReLU(0.1))
+    theta, held = problem(net, 40, 0)
+    theta.b[3][:] = 100  # the sum is positive
+    found = check_fields(theta, held)
+    assert {s for s in found.family.symmetries.values() if s.kind == "exchange"} == {
+        Symmetry("exchange", 3, (0, 1))
+    }

@@ -30,7 +30,7 @@ from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.settle import settle
 from tinyspur.fitting.training import kaiming_start
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Residual
 
 BELOW = 1 - 1e-9
 
@@ -182,6 +182,23 @@ def test_a_line_of_least_absolute_deviations_meets_two_targets():
     assert found.risk[0] <= risks[best] <= found.risk[1]
     second = sorted(risks, key=risks.get)[1]
     assert not certify_strict(Parameters(net, np.array(second)), data, AbsoluteLoss()).holds
+
+
+def test_kinks_are_found_without_help_in_blocks_of_another_width_than_the_outputs():
+    net = Network((1, 4), (Dense(3), Residual([Dense(4), Dense(3)]), Dense(2)), ReLU(0.1))
+    theta, x = kaiming_start(net, seed=0), np.random.default_rng(0).normal(size=(30, 1, 4))
+    x[7, 0] -= (
+        theta.W[1].weights[1]
+        * (theta.W[1].weights[1] @ x[7, 0])
+        / (theta.W[1].weights[1] @ theta.W[1].weights[1])
+    )
+    for loss in (SQUARED, AbsoluteLoss()):
+        found = near_kinks(theta, TrainingSet(x, net.forward(theta, x) + 1), loss, 1e-9)
+        assert [(kink.layer, kink.map, kink.samples.tolist()) for kink in found] == [(1, 1, [7])]
+    y = net.forward(theta, x) + 1
+    y[3, 1] -= 1
+    found = near_kinks(theta, TrainingSet(x, y), AbsoluteLoss(), 1e-9)
+    assert [(kink.layer, kink.map) for kink in found] == [(1, 1), (net.depth + 1, 1)]
 
 
 def test_huber_losses_are_certified_off_their_corners():

@@ -53,10 +53,12 @@ def second_order(held: Held, box: Box, coordinates: np.ndarray) -> Second:
         ):
             _take(rows_of_Z, step.layer, members, below, moved)
             if step.trained and below is not None and below.width:
-                _add_products(some, held, step, dz, below, moved)
+                chosen = own_coordinates(held, step.layer, coordinates)
+                _add_products(some, held, step, dz, below, chosen)
             if step.activation is not None and not step.activation.piecewise_linear:
                 bends = do * activated(step.activation, step.z, 2)
                 _add_bends(some, bends, moved)
+        moved = _behind(trace[-1], moved)  # of o^L
         _take(rows_of_Z, held.net.depth + 1, members, None, moved)
         if moved is not None and moved.width:
             _add_curvature(some, held, trace[-1].o, y[:, rows], moved.full())
@@ -74,7 +76,8 @@ class Moved(NamedTuple):
     `below` (n, N, start) are those in the first coordinates, of the layers below the last one with
     parameters; `own` (n, N, weights + 1) those in the weights and the bias of the map of that layer
     that the unit moves with, chosen or not. For each map `chosen` are the numbers of those that are
-    coordinates, and their places among all coordinates.
+    coordinates, and their places among all coordinates. In a residual block, where units may move
+    with several maps, all coordinates are in `below`, and there is one map without any of its own.
     """
 
     below: Enclosure
@@ -92,6 +95,22 @@ class Moved(NamedTuple):
         units = self.units(t)
         parts = [self.below[units], self.own[units][:, :, weights]]
         return concatenate(parts, axis=2), np.append(np.arange(self.below.shape[2]), places)
+
+    def read_from(self, W: WeightMatrix, c: int) -> tuple[Enclosure, np.ndarray]:
+        """Return the derivatives of the units of map c of what W reads, and their places."""
+        if len(self.chosen) == W.maps_in and W.inner is W:
+            return self.of_map(c)
+        start = (W.read.start or 0) + c * W.inner.positions_in
+        units = slice(start, start + W.inner.positions_in)
+        whole = self.whole().below
+        return whole[units], np.arange(whole.shape[2])
+
+    def whole(self) -> Moved:
+        """Return the same with all coordinates in `below`."""
+        if len(self.chosen) == 1 and not len(self.chosen[0][1]):
+            return self
+        full, none = self.full(), np.zeros(0, dtype=int)
+        return Moved(full, self.own[:, :, :0], [(none, none)])
 
     def units(self, t: int) -> slice:
         """Return the units of a map."""
@@ -131,17 +150,36 @@ def sweep(
     """
     moved = None
     for step in trace:
-        below = moved
+        below = moved if moved is None or step.W.inner is step.W else moved.whole()
         if step.trained:
             chosen = own_coordinates(held, step.layer, coordinates)
-            moved = Moved(_moved_by(step, below), _own(step), chosen)
+            moved = _carrying(step, _moved_by(step, below), _own(step), chosen)
         elif below is not None:
             parts = [_times(step.W, part) for part in below[:2]]
             moved = Moved(*parts, below.chosen)
         yield step, below, moved
-        if moved is not None and step.slopes is not None:
-            parts = [_times_slopes(part, step.slopes) for part in moved[:2]]
-            moved = Moved(*parts, moved.chosen)
+        moved = _behind(step, moved)
+
+
+def _behind(step: BoxStep, moved: Moved | None) -> Moved | None:
+    """Return the derivatives of o^l from those of z^l."""
+    if moved is None or step.slopes is None:
+        return moved
+    return Moved(*(_times_slopes(part, step.slopes) for part in moved[:2]), moved.chosen)
+
+
+def _carrying(step: BoxStep, below: Enclosure, own: Enclosure, chosen: list) -> Moved:
+    """Return the derivatives of z^l, of what a residual block carries along too."""
+    moved = Moved(below[: step.W.rows], own, chosen)
+    if step.W.inner is step.W:
+        return moved
+    full, rest = moved.full(), below[step.W.rows :]
+    found = Enclosure(*(np.zeros((*below.shape[:2], full.shape[2])) for _ in range(2)))
+    for name in ("middle", "radius"):
+        getattr(found, name)[: step.W.rows] = getattr(full, name)
+        getattr(found, name)[step.W.rows :, :, : rest.shape[2]] = getattr(rest, name)
+    none = np.zeros(0, dtype=int)
+    return Moved(found, found[:, :, :0], [(none, none)])
 
 
 def _moved_by(step: BoxStep, below: Moved | None) -> Enclosure:
@@ -152,6 +190,8 @@ def _moved_by(step: BoxStep, below: Moved | None) -> Enclosure:
         return found
     parts = [(_times(step.W, below.below, step.R), np.arange(below.below.shape[2]))]
     for t, (weights, places) in enumerate(below.chosen):
+        if not len(places):
+            continue
         own = below.own[below.units(t)][:, :, weights]
         parts.append((_times(step.W.of_map(t), own, step.R.of_map(t)), places))
     for values, places in parts:
@@ -213,15 +253,15 @@ def reads(W: WeightMatrix, o: np.ndarray) -> np.ndarray:
 
 
 def _add_products(
-    total: _Sum, held: Held, step: BoxStep, dz: Enclosure, below: Moved, moved: Moved
+    total: _Sum, held: Held, step: BoxStep, dz: Enclosure, below: Moved, chosen: list
 ) -> None:
     """Add the terms of the Hessian that are linear in this layer's weights and in those below."""
-    (n, N), T = step.z.shape, step.W.maps_out
+    (n, N), T = dz[: step.W.rows].shape, step.W.maps_out
     K = math.prod(held.net.slots[step.layer].shape[1:])
     share = gamma(n // T * N)
-    d, r = dz.middle.reshape(T, -1), dz.radius.reshape(T, -1)
+    d, r = (part[:n].reshape(T, -1) for part in (dz.middle, dz.radius))
     for c in range(step.W.maps_in):
-        values, columns = below.of_map(c)
+        values, columns = below.read_from(step.W, c)
         q, sides = len(columns), []
         if not q:
             continue
@@ -233,7 +273,7 @@ def _add_products(
         dz, rz = d[readers], r[readers]
         middle = dz @ m  # (K', readers, q)
         off = abs(dz) @ (e + share * abs(m)) + rz @ (abs(m) + e)
-        for t, (weights, places) in enumerate(moved.chosen[readers]):
+        for t, (weights, places) in enumerate(chosen[readers]):
             inside = (weights >= first) & (weights < first + len(m)) & (weights < K)
             if inside.any():
                 k, rows = weights[inside] - first, places[inside]

@@ -22,6 +22,7 @@ from ..layers import DenseMatrix, SelectionMatrix, TransposedMatrix, WeightMatri
 from .enclosed_algebra import doubled_product
 from .enclosed_functions import activated
 from .enclosed_losses import loss_gradient, loss_value
+from .enclosed_passes import with_biases
 from .enclosures import Enclosure, between, exact, product
 
 FEWEST, LARGEST = 32, 1000  # samples in a block, if there are as many
@@ -91,7 +92,8 @@ def first_order(held: Held, box: Box, released: bool = False) -> First:
             if step.trained:
                 parts.append(_weights_gradient(step, dz))
             if step.biased:
-                parts.append(_by_map(dz, step.W.maps_out).sum(axis=1))
+                own = dz[: step.W.rows]
+                parts.append(own.reshape(step.W.maps_out, -1).sum(axis=1))
         gradient = gradient + _joined(parts)
     return First(gradient, values, signals, risk, kept)
 
@@ -129,13 +131,12 @@ def forward(
         R = box.radii.W[layer].trained if trained else None
         z = times(W, below, R)
         if middle.b is not None:
-            maps = _by_map(z, W.maps_out)
             biases = Enclosure(box.theta.b[layer][:, None], box.radii.b[layer][:, None])
-            z = (maps + biases).reshape(*z.shape)
+            z = with_biases(W, z, biases)
         elif W.weights is None and not isinstance(W, SelectionMatrix):
             z = _not_negative(z, (W @ (below.low < 0).astype(float)) == 0)
         sigma, slopes, o = middle.activation, None, z
-        if isinstance(W, SelectionMatrix):
+        if isinstance(W.inner, SelectionMatrix):
             kept = kept and _choice_kept(W, below, some)
             if some is not None and released:
                 a, b = (below[some.pairs[:, n], some.columns] for n in (0, 1))
@@ -150,7 +151,8 @@ def forward(
         if sigma is not None and sigma.piecewise_linear:
             slopes, active = middle.slopes, middle.z > 0
             sides = np.where(active, z.low > 0, z.high < 0)
-            sides |= unread(W, middle.b, below.magnitude)
+            sides |= unread(W, middle.b, below.magnitude) | (z.magnitude == 0)
+            sides[W.rows :] = True
             if some is not None:
                 sides[some.units, some.columns] = True
             o = z * slopes
@@ -217,16 +219,18 @@ def _not_negative(z: Enclosure, sure: np.ndarray) -> Enclosure:
     return Enclosure(np.where(sure, half, z.middle), np.where(sure, half, z.radius))
 
 
-def _choice_kept(W: SelectionMatrix, o: Enclosure, some: Members | None) -> bool:
+def _choice_kept(matrix: WeightMatrix, o: Enclosure, some: Members | None) -> bool:
     """Return whether no entry of a window can be larger than the one that is selected.
 
     Of a held pooling two entries are equal, a and b, and the others can't be larger than b.
     """
-    low, high = (W.pooling.windows(side, -math.inf) for side in (o.low, o.high))
+    W, read = matrix.inner, o[matrix.read]
+    low, high = (W.pooling.windows(side, -math.inf) for side in (read.low, read.high))
     chosen = np.arange(len(low))[:, None, None] == W.choice
     others = np.where(chosen, -math.inf, high)
     if some is not None:
-        places = W.pooling.windows(np.arange(W.shape[1])[:, None], -1)[..., 0]  # (entries, windows)
+        entries = np.arange(len(o))[matrix.read, None]
+        places = W.pooling.windows(entries, -1)[..., 0]  # (entries, windows)
         entry = (places[:, some.units] == some.pairs[:, 0]).argmax(axis=0)
         others[entry, some.units, some.columns] = -math.inf
     return bool((np.where(chosen, low, -math.inf).max(axis=0) >= others.max(axis=0)).all())
@@ -343,10 +347,6 @@ def _joined(parts: list[Enclosure]) -> Enclosure:
             for name in ("middle", "radius")
         )
     )
-
-
-def _by_map(a: Enclosure, maps: int) -> Enclosure:
-    return a.reshape(maps, -1)
 
 
 def _put(a: Enclosure, some: Members, values: Enclosure) -> Enclosure:

@@ -23,6 +23,7 @@ WORDS = {  # of a kind: all of it, and what it does to one coordinate
     ),
     "exchange": ("exchanges between {units}", "exchange between {where}"),
     "dependent inputs": ("dependent inputs of {units}", "inputs that are dependent, {where}"),
+    "parallel": ("linear ways of {units} beside shortcuts", "beside a shortcut, {where}"),
     "outputs": ("shifts of all outputs", "shift of all outputs"),
     "dead": ("incoming weights of {dead}", "incoming weight of a dead unit, {where}"),
     "unread": ("weights of {units} that no output depends on", "no output depends on {where}"),

@@ -16,7 +16,7 @@ with frozen parts f - f*. On the way v_K stays 0, since d v/ds is linear in v; s
 G of L, with multipliers that follow d lambda_k/ds = -c_k: differentiate grad L . xi = sum_k c_k v_k
 where v_K = 0, then dG/ds = -(D xi)^T G. And L stays as it is, since dL/ds = G . xi = 0. How far
 m(f) is from theta* follows from Xi_frozen over the box, see `Coordinates.flow`; the generators are
-those of `generators` and `interpolations`.
+those of `generators`, `interpolations`, `streams` and `parallel`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,14 @@ from .enclosures import Enclosure, exact
 from .families import Family, Symmetry
 from .generators import (
     INDEPENDENT,
-    Generator,
     Reach,
     dependent_inputs,
-    incoming,
-    mixings,
-    output_shifts,
     reach,
-    shifts,
 )
 from .interpolations import Interpolation, exchanges, interpolation
+from .parallel import parallel_ways
 from .sizes import powers_of_two
+from .streams import Generator, incoming, levels_of, stream_symmetries
 
 
 @dataclass(frozen=True)
@@ -115,18 +112,16 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     taken = np.zeros(net.size, dtype=bool)
     taken[idle] = True
     labels = EqualKinks(theta, data, held).labels
-    generators, interpolations = [], []
+    levels = levels_of(held, theta)
+    generators, interpolations = stream_symmetries(held, levels) + parallel_ways(held, levels), []
     for layer in reaches:
-        generators += mixings(held, theta, reaches, layer)
-        generators += shifts(held, reaches, layer)
-        interpolations += exchanges(held, reaches, layer, labels[layer], taken)
+        interpolations += exchanges(held, levels, reaches, layer, labels[layer], taken, theta)
         for t in range(reaches[layer].step.W.maps_out):
             found = interpolation(held, reaches[layer], labels[layer], t, taken)
             if found is not None:
                 interpolations.append(found)
             elif layer == 1:
                 generators += dependent_inputs(held, reaches[layer], t, taken)
-    generators += output_shifts(held)
     box = Box(theta, net.zeros(), exact(np.zeros(len(held.kinks))))
     rows = fields(generators, interpolations, held, box)
     sizes = next(iter(reaches.values())).sizes
@@ -175,7 +170,8 @@ def _why_idle(
         maps = at.step.W.maps_out
         for t, counts in enumerate(at.matters.reshape(maps, -1).any(axis=1)):
             coordinates = incoming(held, layer, t)
-            dead = at.step.slopes is not None and not at.step.slopes.reshape(maps, -1)[t].any()
+            slopes = at.step.slopes
+            dead = slopes is not None and not slopes[: at.step.W.rows].reshape(maps, -1)[t].any()
             kind = "reads nothing" if counts else "dead" if dead else "unread"
             for n in coordinates[is_idle[coordinates]]:
                 yield int(n), Symmetry(kind, layer, (t,))
@@ -188,10 +184,15 @@ def fields(
     vector, radii = box.theta.vector, box.radii.vector
     count = len(generators)
     middle, radius = np.zeros((count, len(vector))), np.zeros((count, len(vector)))
-    for row, (at, source, factor, _) in enumerate(generators):
+    for row, (at, source, factor, _, times) in enumerate(generators):
         values = np.where(source < 0, 1.0, vector[source]) * factor
         off = np.where(source < 0, 0.0, radii[source]) * abs(factor)
-        off = off + gamma(len(at)) * abs(values)  # of products and of sums
+        if times is not None:
+            more = np.where(times < 0, 1.0, vector[times])
+            reach = np.where(times < 0, 0.0, radii[times])
+            off = off * (abs(more) + reach) + abs(values) * reach
+            values = values * more
+        off = off + gamma(len(at) + 2) * abs(values)  # of products and of sums
         np.add.at(middle[row], at, values)
         np.add.at(radius[row], at, off * slack(len(at)))
     parts = [Enclosure(middle, radius)]
@@ -203,9 +204,11 @@ def fields(
         if X is None:
             return None
         x = _null_weights(one, X)
-        rows = exact(np.zeros((len(one.rest), len(vector))))
-        for end in one.ends:
-            values = x * exact(end.factors)
+        rows, shares = exact(np.zeros((len(one.rest), len(vector)))), _shares(one, box)
+        if shares is None:
+            return None
+        for end, share in zip(one.ends, shares, strict=True):
+            values = x * exact(end.factors) * share
             for n in end.others:
                 values = values * Enclosure(vector[[n]], radii[[n]])
             rows.middle[:, end.coordinates] = values.middle
@@ -215,6 +218,18 @@ def fields(
         np.concatenate([part.middle for part in parts]),
         np.concatenate([part.radius for part in parts]),
     )
+
+
+def _shares(one: Interpolation, box: Box) -> list[Enclosure] | None:
+    """Return what the ends of an interpolation move by, or None where the weights may not tell."""
+    ones = exact(np.ones(1))
+    if one.weights is None:
+        return [ones] * len(one.ends)
+    vector, radii = box.theta.vector, box.radii.vector
+    P = Enclosure(vector[one.weights], radii[one.weights])
+    P = P if one.last is None else P - Enclosure(vector[one.last], radii[one.last])
+    found = solve(P[:, 1:], -P[:, :1])
+    return None if found is None else [ones, *(found[k] for k in range(len(one.ends) - 1))]
 
 
 def _null_weights(one: Interpolation, X: Enclosure) -> Enclosure:
@@ -231,7 +246,7 @@ def _supported(held: Held, reaches: dict[int, Reach]) -> np.ndarray:
     found = np.zeros(held.net.size)
     for layer, (step, matters, moves, *_) in reaches.items():
         slot = held.net.slots[layer]
-        counts = step.W.gradient(matters.astype(float), moves.astype(float))
+        counts = step.W.inner.gradient(matters.astype(float), moves.astype(float))
         found[slot.weights] = counts.ravel()
         if slot.biases:
             sums = matters.reshape(slot.biases, -1).sum(axis=1)

@@ -1,17 +1,10 @@
 """Fields along which nothing changes: the generators of the families of points with the same risk.
 
 With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, the generators are
-those of `interpolations` and (sums over samples and positions; c = 0 but for mixings):
+those of `streams`, of `interpolations` and:
 
-- *mixing* of maps a, b of one layer, a = b being the scaling: the incoming (w, b)_a += (w, b)_b and
-  the outgoing weights of b -= those of a. Its product with grad L is sum delta_a z_b - sum
-  (dL/do_a) o_b. Terms are 0 where both have the same slope, and c_k v_k with c_k = delta_a where b
-  is held; so each place where a is held must be one where b is.
-- *shifts* of maps with the same slope s everywhere, none held: bias += 1, and each bias of a dense
-  layer above -= s times the sum of its weights on the map.
 - *dependent inputs* of a first layer: two pixels that agree, one that is constant and the bias, or
   sums with small whole factors that are 0, as of one-hot features, wherever the unit counts.
-- *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
 """
 
 from __future__ import annotations
@@ -25,46 +18,28 @@ import numpy as np
 import scipy.linalg
 
 from ..engine.held import Held
-from ..engine.held_steps import HeldStep, steps
-from ..engine.losses import CrossEntropy
+from ..engine.held_steps import HeldStep, carried, steps
 from ..engine.parameters import Parameters
 from ..engine.passes import unread
-from ..layers import Dense, Scale, WeightMatrix
 from .box_hessians import reads
 from .boxes import influence, members_of
 from .exact_sums import integers
 from .families import Symmetry
 from .sizes import parameter_sizes, powers_of_two
+from .streams import Generator, group_read, incoming
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
 LARGEST_FACTOR = 1000  # in a sum of dependent inputs
 
 
-class Generator(NamedTuple):
-    """A field: at coordinates `at` it is factor * theta[source], or factor where source is -1.
-
-    Coordinates that come more than once are summed.
-    """
-
-    at: np.ndarray
-    source: np.ndarray
-    factor: np.ndarray
-    symmetry: Symmetry
-
-    @property
-    def mixes(self) -> tuple[int, int, int] | None:
-        """Return (layer, a, b) of a mixing or scaling, None for others."""
-        kind, layer, maps = self.symmetry
-        return (layer, maps[0], maps[-1]) if kind in ("scaling", "mixing") else None
-
-
 class Reach(NamedTuple):
     """What counts at a point: for each layer with parameters which units and what they read.
 
-    `matters` (n_l, N): z^l has an influence on L; `moves` (n_{l-1}, N): o^{l-1} is not constantly
-    0; `slopes` (n_l, N) of the activation, NaN at held units and where z^l does not matter, 1 where
-    none follows but another layer; None in the last layer, and where it is smooth. `sizes` (p,) are
-    those of all parameters, see `parameter_sizes`.
+    Without what a residual block carries along, `matters` (n_l, N): z^l has an influence on L;
+    `moves` (n, N): what the layer reads of o^{l-1} is not constantly 0; `slopes` (n_l, N) of the
+    activation, NaN at held units and where z^l does not matter, 1 where none follows but another
+    layer; None in the last layer, and where it is smooth. `sizes` (p,) are those of all parameters,
+    see `parameter_sizes`.
     """
 
     step: HeldStep
@@ -82,123 +57,30 @@ def reach(held: Held, theta: Parameters) -> dict[int, Reach]:
     found, moves, sizes = {}, [], parameter_sizes(theta, trace).vector
     now = trace[0].below != 0
     for step in trace:
-        moves.append(now)
+        moves.append(now[step.W.read])
+        before = now.astype(float)
         if step.W.weights is None:
-            now = (step.W @ now.astype(float)) > 0
+            now = (step.W @ before) > 0
         else:
-            now = ~unread(step.W, step.b, now.astype(float))
-            if step.activation is not None and step.activation.piecewise_linear:
-                now = step.slopes != 0
+            now = carried(step.W, before, ~unread(step.W, step.b, before))
+        if step.activation is not None and step.activation.piecewise_linear:
+            now = now & (step.slopes != 0)
+        elif step.activation is not None:  # which need not be 0 where z is
+            now[: step.W.rows] = True
     for step, moving, matters in zip(trace, moves, influence(trace, members), strict=True):
         if step.W.weights is None:
             continue
-        some, slopes = members.get(step.layer), None
+        own, some, slopes = slice(step.W.rows), members.get(step.layer), None
+        matters = matters[own]
         if step.activation is not None and step.activation.piecewise_linear:
-            slopes = np.where(matters, step.slopes, np.nan)
-            matters = matters & (step.slopes != 0)
+            slopes = np.where(matters, step.slopes[own], np.nan)
+            matters = matters & (step.slopes[own] != 0)
             if some is not None:
                 slopes[some.units, some.columns] = np.nan
                 matters[some.units, some.columns] = True
         elif step.activation is None and step.layer < len(trace):  # o = z
             slopes = np.where(matters, 1.0, np.nan)
         found[step.layer] = Reach(step, matters, moving, slopes, sizes)
-    return found
-
-
-def incoming(held: Held, layer: int, t: int) -> np.ndarray:
-    """Return the coordinates of the weights of a map, in order, and of its bias if any."""
-    return held.net.slots[layer].of_map(t)
-
-
-def layer_above(held: Held, layer: int) -> int | None:
-    """Return the next layer with parameters above, or None."""
-    return next((n for n in sorted(held.net.slots) if n > layer), None)
-
-
-def outgoing(held: Held, reaches: dict[int, Reach], above: int, t: int) -> np.ndarray:
-    """Return the coordinates of the weights of a layer that read a map, (maps_out, ...)."""
-    W, slot = reaches[above].step.W, held.net.slots[above]
-    numbers = slot.start + np.arange(math.prod(slot.shape), dtype=float).reshape(slot.shape)
-    found = W.with_weights(numbers).outgoing(t)
-    return found.reshape(len(found), -1).astype(int)
-
-
-def mixings(
-    held: Held, theta: Parameters, reaches: dict[int, Reach], layer: int
-) -> list[Generator]:
-    """Return the generators that mix maps of a layer, scalings first."""
-    slopes, above = reaches[layer].slopes, layer_above(held, layer)
-    if slopes is None or above is None or layer not in theta.net.kinked_layers:
-        return []
-    W, next_W, found = reaches[layer].step.W, reaches[above].step.W, []
-    maps, slopes = W.maps_out, slopes.reshape(W.maps_out, -1)
-    matters = reaches[layer].matters.reshape(maps, -1)
-    selects = any(net_layer.selects for net_layer in held.net.chain[layer : above - 1])
-    kept = np.isnan(slopes) & matters  # held
-    for a in range(maps):
-        for b in range(maps):
-            if not matters[a].any() or (a != b and selects):
-                continue
-            if a != b and not _mixes(slopes, matters, kept, a, b):
-                continue
-            if group_read(W, a) != group_read(W, b) or next_W.readers(a) != next_W.readers(b):
-                continue
-            own, other = incoming(held, layer, a), incoming(held, layer, b)
-            out, back = (outgoing(held, reaches, above, t).ravel() for t in (b, a))
-            one = Generator(
-                np.concatenate([own, out]),
-                np.concatenate([other, back]),
-                np.concatenate([np.ones(len(own)), -np.ones(len(out))]),
-                Symmetry("scaling", layer, (a,)) if a == b else Symmetry("mixing", layer, (a, b)),
-            )
-            found.append(one)
-    return found
-
-
-def group_read(W: WeightMatrix, t: int) -> int:
-    """Return the group of maps below that map t reads."""
-    return t * W.groups // W.maps_out
-
-
-def _mixes(slopes, matters, kept, a: int, b: int) -> bool:
-    """Return whether maps a and b can be mixed: delta_a z_b = (dL/do_a) o_b at each place."""
-    counts = ~np.isnan(slopes[a]) | kept[a]  # where the signal reaches a
-    same = (slopes[a] == slopes[b]) | kept[b]
-    return bool(matters[b].any() and same[counts].all())
-
-
-def shifts(held: Held, reaches: dict[int, Reach], layer: int) -> list[Generator]:
-    """Return the generators that shift maps of one slope, where a dense layer takes it back."""
-    slopes, above = reaches[layer].slopes, layer_above(held, layer)
-    if slopes is None or above is None or layer not in held.net.kinked_layers:
-        return []
-    if not isinstance(held.net.chain[above - 1], Dense | Scale):
-        return []
-    if not all(held.net.slots[n].biases for n in (layer, above)):
-        return []
-    if not all(pooling.keeps_constants for pooling in held.net.chain[layer : above - 1]):
-        return []
-    maps, found = reaches[layer].step.W.maps_out, []
-    for t, (own, counts) in enumerate(
-        zip(slopes.reshape(maps, -1), reaches[layer].matters.reshape(maps, -1), strict=True)
-    ):
-        values = own[~np.isnan(own)]
-        if not len(values) or (np.isnan(own) & counts).any() or len(np.unique(values)) > 1:
-            continue
-        slope = float(values[0])
-        if slope == 0:
-            continue
-        out = outgoing(held, reaches, above, t)
-        readers = range(held.net.shapes[above][0])[reaches[above].step.W.readers(t)]
-        biases = np.array([incoming(held, above, h)[-1] for h in readers])
-        found.append(
-            Generator(
-                np.concatenate([incoming(held, layer, t)[-1:], np.repeat(biases, out.shape[1])]),
-                np.concatenate([[-1], out.ravel()]),
-                np.concatenate([[1.0], np.full(out.size, -slope)]),
-                Symmetry("shift", layer, (t,)),
-            )
-        )
     return found
 
 
@@ -264,14 +146,3 @@ def whole_null_vectors(A: np.ndarray) -> list[np.ndarray]:
         if abs(whole).max() <= LARGEST_FACTOR and not (columns @ whole).any():
             found.append(factors / scale)
     return found
-
-
-def output_shifts(held: Held) -> list[Generator]:
-    """Return the generators that shift all outputs of the softmax."""
-    net = held.net
-    if not isinstance(held.loss, CrossEntropy) or not isinstance(net.chain[-1], Dense):
-        return []
-    columns = np.array([incoming(held, net.depth, h) for h in range(net.shapes[-1][0])])
-    nothing, ones = np.full(len(columns), -1), np.ones(len(columns))
-    symmetry = Symmetry("outputs", net.depth, tuple(range(len(columns))))
-    return [Generator(column, nothing, ones, symmetry) for column in columns.T]

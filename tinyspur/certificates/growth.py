@@ -37,7 +37,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.floats import LEAST_NORMAL, slack
-from ..engine.held import Held
 from ..engine.parameters import Parameters
 from ..layers import SelectionMatrix
 from .box_hessians import Second, second_order
@@ -47,6 +46,7 @@ from .enclosed_algebra import positive_definite, spectral_bound
 from .enclosures import Enclosure, exact, narrower
 from .free import Flow
 from .stationary import Stationary, tangent_basis
+from .streams import streams
 
 ROOM = 1.5  # times what x moves by to first order is what it may
 TRIES = 16  # of a radius
@@ -157,27 +157,21 @@ def multiplier_rates(at: Stationary, box: Box, flow: Flow) -> np.ndarray:
     """
     held, coordinates = at.held, at.coordinates
     rates, signals, known = np.zeros(len(held.kinks)), None, len(coordinates.generators)
+    levels = {stream.writers[0]: stream.levels for stream in streams(held.net)}
     for row, rate in zip(coordinates.rows, flow.fields, strict=True):
         mixes = coordinates.generators[row].mixes if row < known else None
         for n, kink in enumerate(held.kinks):
-            if mixes is None or (_trained(held, kink.layer), kink.map) != (mixes[0], mixes[2]):
+            if mixes is None or kink.map != mixes[2] or kink.layer not in levels[mixes[0]]:
                 continue
             size = float(box.multipliers.magnitude[n])
             if mixes[1] != mixes[2]:
                 signals = signal_bounds(held, box) if signals is None else signals
-                maps = signals[mixes[0]].reshape(held.net.shapes[mixes[0]][0], -1, len(held.data))
-                places = kink.units % maps.shape[1], kink.samples
-                size = float(maps[mixes[1]][places].sum())
+                maps, P = held.net.shapes[kink.layer][0], held.net.positions(kink.layer)
+                own = signals[kink.layer][: maps * P].reshape(maps, P, -1)
+                size = float(own[mixes[1]][kink.units % P, kink.samples].sum())
             rates[n] += rate * size
     members = max((len(kink.units) for kink in held.kinks), default=0)
     return rates * slack(len(coordinates.rows) + members)
-
-
-def _trained(held: Held, layer: int) -> int:
-    """Return the layer itself or, for a pooling, the one with parameters below it."""
-    return (
-        max((n for n in held.net.slots if n <= layer), default=0) if layer <= held.net.depth else 0
-    )
 
 
 def couplings(at: Stationary, box: Box) -> np.ndarray:
@@ -197,14 +191,14 @@ def couplings(at: Stationary, box: Box) -> np.ndarray:
         x = held.data.x[sample].reshape(-1, 1).astype(np.float64)
         members = members_of(held, np.array([sample]))
         trace, _ = forward(held, box, np.ascontiguousarray(x), members)
-        level = min(kink.layer, held.net.depth)
+        layer = kink.layer - 1
         if kink.pairs is not None:
-            moved, layer = np.zeros((trace[level - 1].W.shape[1], 1)), level - 1
+            moved = np.zeros((trace[layer].W.shape[1], 1))
             moved[kink.pairs[0]] = 1
         else:
-            moved, layer = np.zeros(trace[level - 1].z.shape), level
+            moved = np.zeros(trace[min(layer, held.net.depth - 1)].z.shape)
             moved[kink.units[0]] = 1
-            moved, layer = _down(trace[level - 1], moved), level - 1
+            moved = moved if layer == held.net.depth else _down(trace[layer], moved)
         for step in reversed(trace[:layer]):
             some = members.get(step.layer)
             if some is not None:

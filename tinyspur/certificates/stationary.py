@@ -13,10 +13,11 @@ import scipy.linalg
 from ..datasets.samples import TrainingSet
 from ..engine.equal_kinks import EqualKinks
 from ..engine.held import Held, HeldKink
-from ..engine.held_steps import HeldStep, steps
+from ..engine.held_steps import HeldStep, Members, carried, steps
 from ..engine.losses import AbsoluteLoss, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
+from ..layers import WeightMatrix
 from .boxes import Box, first_order, members_of
 from .doubled_gradient import doubled_gradient
 from .enclosures import exact
@@ -100,13 +101,21 @@ def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -
     net, kinks = theta.net, []
     columns = np.ascontiguousarray(data.x.reshape(len(data), -1).T, dtype=np.float64)
     sizes = parameter_sizes(theta, steps(theta, columns))
-    for layer in (*net.pattern_layers, *([net.depth + 1] * isinstance(loss, AbsoluteLoss))):
+    layers = sorted(net.bent_layers + net.max_layers)
+    for layer in (*layers, *([net.depth + 1] * isinstance(loss, AbsoluteLoss))):
         held = Held(net, data, loss, kinks)
-        trace = steps(theta, columns, members_of(held, slice(None)))[:layer]
+        members = members_of(held, slice(None))
+        trace = steps(theta, columns, members)[:layer]
+        reach = _reach(trace[: layer - 1], members, columns, sizes)
         if layer in net.max_layers:
-            found = _near_ties(trace, EqualKinks(theta, data, held), sizes, share)
+            equal = EqualKinks(theta, data, held)
+            found = _near_ties(trace[-1], theta.W[layer], reach, equal, share)
         else:
-            found = _near_units(trace, data, held, theta, sizes, share)
+            top = layer > net.depth
+            z, reach = (trace[-1].o - data.y.T, reach) if top else _own(trace[-1], reach, sizes)
+            near = np.argwhere((abs(z) <= share * reach) & (reach > 0))
+            equal = EqualKinks(theta, data, held) if len(near) else None
+            found = _near_units(near, layer, equal)
         known = np.zeros((math.prod(net.shapes[min(layer, net.depth)]), len(data)), dtype=bool)
         for unit, sample, find in found:
             if not known[unit, sample]:
@@ -123,34 +132,25 @@ def near_kinks(theta: Parameters, data: TrainingSet, loss: Loss, share: float) -
 Near = Iterator[tuple[int, int, Callable[[], HeldKink | None]]]
 
 
-def _near_units(
-    trace: list[HeldStep],
-    data: TrainingSet,
-    held: Held,
-    theta: Parameters,
-    sizes: Parameters,
-    share: float,
-) -> Near:
-    """Yield unit and sample where z^l, or an output and its target, are about equal; their kink."""
-    layer, z = trace[-1].layer, trace[-1].z
-    if trace[-1].activation is None:
-        layer, z = layer + 1, z - data.y.T
-    reach = _reach(trace, sizes)
-    near = np.argwhere((abs(z) <= share * reach) & (reach > 0))
-    equal = EqualKinks(theta, data, held) if len(near) else None
+def _near_units(near: np.ndarray, layer: int, equal: EqualKinks | None) -> Near:
+    """Yield unit and sample of the places where units are near, and their kink."""
     for unit, sample in near:
         yield unit, sample, partial(equal.kink, layer, int(unit), int(sample))
 
 
-def _near_ties(trace: list[HeldStep], equal: EqualKinks, sizes: Parameters, share: float) -> Near:
+def _near_ties(
+    step: HeldStep, matrix: WeightMatrix, reach: np.ndarray, equal: EqualKinks, share: float
+) -> Near:
     """Yield window and sample where the two largest entries are about equal; their tie.
 
-    Among the entries that are not 0 and not the same function of theta as the largest one.
+    Among the entries that are not 0 and not the same function of theta as the largest one. `matrix`
+    is that of the max pooling, `reach` that of the outputs below.
     """
-    W, below = trace[-1].W.pooling, trace[-1].below
-    values, tokens = W.windows(below), W.windows(equal.tokens[trace[-1].layer - 1])
-    rows = W.windows(np.arange(len(below))[:, None])[..., 0]
-    reach = W.windows(_reach(trace[:-1], sizes) if len(trace) > 1 else np.zeros(below.shape))
+    W, below, read = matrix.inner, step.below, matrix.read
+    values = W.windows(below[read], -math.inf)
+    tokens = W.windows(equal.tokens[step.layer - 1][read])
+    rows = W.windows(np.arange(len(below))[read, None], -1)[..., 0]
+    reach = W.windows(reach[read])
     best = values.argmax(axis=0)[None]
     largest = np.take_along_axis(values, best, axis=0)
     apart = (tokens != np.take_along_axis(tokens, best, axis=0)) & (values != 0) & (largest != 0)
@@ -160,20 +160,42 @@ def _near_ties(trace: list[HeldStep], equal: EqualKinks, sizes: Parameters, shar
     near = np.take_along_axis(gaps, other, axis=0) <= share * both
     for unit, sample in np.argwhere(near[0]):
         a, b = (int(rows[entry[0, unit, sample], unit]) for entry in (best, other))
-        yield unit, sample, partial(equal.tie, trace[-1].layer, W, below, a, b, int(sample))
+        yield unit, sample, partial(equal.tie, step.layer, matrix, below, a, b, int(sample))
 
 
-def _reach(trace: list[HeldStep], sizes: Parameters) -> np.ndarray:
-    """Return by how much z^l moves if the nearest weights and biases move by their sizes."""
-    reach = np.zeros(trace[0].below.shape)
+def _reach(
+    trace: list[HeldStep], members: dict[int, Members], below: np.ndarray, sizes: Parameters
+) -> np.ndarray:
+    """Return by how much o^l moves if the nearest weights and biases move by their sizes.
+
+    `below` are the inputs, which do not move.
+    """
+    reach = np.zeros_like(below)
     for step in trace:
-        if step.W.weights is None:
-            reach = step.W @ reach
-        else:
-            reach = sizes.W[step.layer].trained @ abs(step.below)
-            if step.b is not None:
-                reach = reach + step.W.spread(sizes.b[step.layer])[:, None]
+        reach = _reached(step, reach, sizes)
+        if step.slopes is not None and step.activation.piecewise_linear:
+            moves, some = step.slopes != 0, members.get(step.layer)
+            if some is not None:
+                moves[some.units, some.columns] = True
+            reach = reach * moves
     return reach
+
+
+def _own(step: HeldStep, reach: np.ndarray, sizes: Parameters) -> tuple[np.ndarray, np.ndarray]:
+    """Return z^l without what a block keeps, and its reach, for that of the outputs below."""
+    own = slice(step.W.rows)
+    return step.z[own], _reached(step, reach, sizes)[own]
+
+
+def _reached(step: HeldStep, reach: np.ndarray, sizes: Parameters) -> np.ndarray:
+    """Return the reach of z^l for that of the outputs below."""
+    W = step.W
+    if W.weights is None:
+        return W @ reach
+    moved = sizes.W[step.layer].trained @ abs(step.below)
+    if step.b is not None:
+        moved = moved + W.spread(sizes.b[step.layer])[:, None]
+    return carried(W, reach, moved)
 
 
 def members_are_equal(held: Held, theta: Parameters) -> bool:

@@ -14,7 +14,7 @@ from ..engine.floats import EPSILON, LEAST_NORMAL, slack
 from ..engine.held import HeldKink
 from ..engine.held_steps import steps
 from ..engine.losses import KNOWN, Loss
-from ..engine.network import check_at, check_chain
+from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down, round_up
@@ -87,14 +87,6 @@ class StrictCertificate(Certificate):
         Few are up to 3,000 parameters; a slope of leaky ReLU must be below 1.
         """
         check_points(None, theta)
-        check_chain(theta.net, "strict certificate")
-        for layer in theta.net.active_layers:
-            if layer not in theta.net.slots or layer == theta.net.depth:
-                raise ValueError(
-                    "strict certificate: expected activations after layers with weights alone, but "
-                    f"not the last, got {theta.net.activation_of(layer)} after layer {layer}, "
-                    f"{theta.net.chain[layer - 1]}"
-                )
         for sigma in theta.net.activations:
             if type(sigma) not in KNOWN_ACTIVATIONS.values() or getattr(sigma, "slope", 0) >= 1:
                 raise ValueError(
@@ -223,6 +215,8 @@ def _counts(at: Stationary) -> dict:
     for step in steps(at.theta, np.ascontiguousarray(x.T), members):
         if step.activation is not None and step.activation.piecewise_linear:
             z, some = abs(step.z), members.get(step.layer)
+            z[step.W.rows :] = math.inf
+            z[z == 0] = math.inf  # held, or 0 for all parameters
             if some is not None:
                 z[some.units, some.columns] = math.inf
             margin = min(margin, float(z.min()))

@@ -199,6 +199,32 @@ class Architecture:
         """Return the layers that an activation with a kink follows."""
         return tuple(n for n in self.active_layers if self.activation_of(n).piecewise_linear)
 
+    @cached_property
+    def bent_layers(self) -> tuple[int, ...]:
+        """Return the kinked layers but those where ReLU or leaky ReLU changes nothing.
+
+        These read what ReLU gives through poolings and sums alone, which is 0 or more.
+        """
+        found: list[int] = []
+        positive: tuple[bool, ...] = (False,)
+        for layer, part in enumerate(self.chain, start=1):
+            link = part if isinstance(part, Link) else Link(part)
+            read, *kept = link.arranged(positive)
+            own = read and not link.trainable and (kept.pop(0) if link.joins else True)
+            sigma = self.activation_of(layer)
+            if sigma is not None and not (own and type(sigma) is ReLU):
+                own = type(sigma) is ReLU and sigma.slope == 0
+                if sigma.piecewise_linear:
+                    found.append(layer)
+            positive = (own, *kept)
+        return tuple(found)
+
+    def bend_at(self, layer: int) -> Activation | None:
+        """Return the activation as it acts on o^l, None where it changes nothing."""
+        sigma = self.activation_at(layer)
+        smooth = sigma is not None and not sigma.piecewise_linear
+        return sigma if smooth or layer in self.bent_layers else None
+
     @property
     def pattern_layers(self) -> tuple[int, ...]:
         """Return the layers whose pattern depends on the parameters."""

@@ -3,11 +3,14 @@
 Places (position, sample) of a layer get a label, and two have the same one only where z^l is the
 same function of theta nearby, exactly: where the maps below are read at places with equal labels,
 on the same pieces of the activation, or give 0 there. What gives 0 is the padding, an input that is
-0, and a unit of ReLU that is inactive. So equal patches of images have equal labels in the first
-layer, and samples for which all units below are inactive in the next one.
+0, a unit of ReLU that is inactive, and averages and sums of these. So equal patches of images have
+equal labels in the first layer, and samples for which all units below are inactive in the next one.
+In layers without weights, and in sums of residual blocks, each map has labels of its own.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -40,14 +43,15 @@ class EqualKinks:
         self.choices = {
             n: to_numpy(c) for n, c in enumerate(seen.choices, start=1) if c is not None
         }
-        self.pieces = {n: self._pieces(n, to_numpy(seen.z[n - 1])) for n in theta.net.kinked_layers}
+        self.pieces = {n: self._pieces(n, to_numpy(seen.z[n - 1])) for n in theta.net.bent_layers}
         ties: dict[int, list[HeldKink]] = {}
         for kink in held.kinks:
             if kink.pairs is not None:
                 ties.setdefault(kink.layer, []).append(kink)
             elif kink.layer <= theta.net.depth:
                 self.pieces[kink.layer][kink.units, kink.samples] = 2
-        self.alone: dict[int, np.ndarray] = {}
+        self.alone: dict[tuple[int, int], np.ndarray] = {}
+        self.functions: dict[int, np.ndarray] = {}  # what stands for z^l, 0 where it is always 0
         self.tokens, self.labels, first = [], {}, self.net.leading_poolings + 1
         if before is None:
             self.tokens = [_numbered(data.x.reshape(len(data), -1).T)]
@@ -60,6 +64,7 @@ class EqualKinks:
 
     def _pieces(self, layer: int, z: np.ndarray) -> np.ndarray:
         """Return -1 where a unit gives 0, else 0 for the lower piece and 1 for the upper one."""
+        z = z[: math.prod(self.net.shapes[layer])]
         return np.where(z > 0, 1, 0 if self.net.activation_of(layer).slope else -1)
 
     def kink(self, layer: int, unit: int, sample: int) -> HeldKink:
@@ -68,9 +73,10 @@ class EqualKinks:
         positions = self.net.positions(level)
         t, p = divmod(unit, positions)
         if layer <= self.net.depth:
-            if self._alone(layer)[p, sample]:
+            if self._alone(layer, t)[p, sample]:
                 return HeldKink(layer, t, np.array([unit]), np.array([sample]))
-            same = self.labels[level] == self.labels[level][p, sample]
+            tokens = self._of_map(layer, t)
+            same = tokens == tokens[p, sample]
         else:
             tokens = self.tokens[level].reshape(-1, positions, len(self.data))[t]
             same = tokens == tokens[p, sample]
@@ -79,25 +85,38 @@ class EqualKinks:
         places, samples = np.nonzero(same)
         return HeldKink(layer, t, t * positions + places, samples)
 
-    def _alone(self, layer: int) -> np.ndarray:
-        """Return for each place of a layer whether no other one has its label."""
-        if layer not in self.alone:
-            labels = self.labels[layer]
-            self.alone[layer] = (np.bincount(labels.ravel()) == 1)[labels]
-        return self.alone[layer]
+    def never_moves(self, layer: int) -> np.ndarray:
+        """Return which z^l are 0 for all parameters nearby, without what a block keeps, (n, N)."""
+        return self.functions[layer] == 0
+
+    def _of_map(self, layer: int, t: int) -> np.ndarray:
+        """Return what stands for the function that z^l is at each place of a map."""
+        if layer in self.labels:
+            return self.labels[layer]
+        return self.functions[layer].reshape(-1, self.net.positions(layer), len(self.data))[t]
+
+    def _alone(self, layer: int, t: int) -> np.ndarray:
+        """Return for each place of a map whether no other one has its label."""
+        key = layer, 0 if layer in self.labels else t
+        if key not in self.alone:
+            labels = _ranked(self._of_map(layer, t).ravel()).reshape(-1, len(self.data))
+            self.alone[key] = (np.bincount(labels.ravel()) == 1)[labels]
+        return self.alone[key]
 
     def tie(self, layer: int, W: WeightMatrix, o: np.ndarray, a: int, b: int, sample: int):
         """Return the tie of the entries a and b of o^{l-1} in a max pooling, with all equal ones.
 
-        `o` (n_{l-1}, N) are the outputs below. None where both are the same function of theta, and
-        where one of them is 0, held or not: then the kink is that of the unit itself.
+        `W` is its matrix, `o` (n_{l-1}, N) are the outputs below. None where both are the same
+        function of theta, and where one of them is 0, held or not: then the kink is that of the
+        unit itself.
         """
         tokens = self.tokens[layer - 1]
         first, second = sorted((tokens[a, sample], tokens[b, sample]))
         if first == second or first == 0 or o[a, sample] == 0 or o[b, sample] == 0:
             return None
-        windows, values = W.windows(tokens), W.windows(o)
-        rows = W.windows(np.arange(len(o))[:, None])[..., 0]
+        pooling = W.inner
+        windows, values = pooling.windows(tokens[W.read]), pooling.windows(o[W.read], -np.inf)
+        rows = pooling.windows(np.arange(len(o))[W.read, None], -1)[..., 0]
         inside = np.zeros(values.shape[1], dtype=bool)
         positions = self.net.positions(layer)
         t = int(np.nonzero((rows == a).any(axis=0))[0][0]) // positions
@@ -112,28 +131,41 @@ class EqualKinks:
 
     def _above(self, layer: int, W: WeightMatrix, ties: list[HeldKink]) -> np.ndarray:
         """Return what stands for the function that each unit of o^l is of theta, (n_l, N)."""
-        below, (n, _), N = self.tokens[-1], W.shape, len(self.data)
-        if W.selects:
-            windows = W.windows(below)
-            tokens = np.take_along_axis(windows, self.choices[layer][None], axis=0)[0]
-            for kink in ties:
-                a, b = below[kink.pairs[:, 0], kink.samples], below[kink.pairs[:, 1], kink.samples]
-                # the pair of two functions: above all numbers of single ones
-                tokens[kink.units, kink.samples] = (1 + a) * (1 + below.max()) + b
-            return _numbered(tokens)
-        maps = below.reshape(W.maps_in, W.positions_in, N)
-        if W.weights is None:
-            windows = np.stack([_combined(np.sort(W.gathered(o), axis=0)) for o in maps])
-            return windows.reshape(n, N)
-        if layer not in self.labels:
-            read = np.concatenate([W.gathered(o.astype(float)) for o in maps])
-            self.labels[layer] = _combined(read)
-        labels = self.labels[layer]
-        tokens = np.broadcast_to(labels, (W.maps_out, *labels.shape)).reshape(n, N)
+        below, sigma = self.tokens[-1], self.net.bend_at(layer)
+        tokens = self._own(layer, W.inner, below[W.read])
+        for kink in ties:
+            a, b = (below[kink.pairs[:, n], kink.samples] for n in (0, 1))
+            # the pair of two functions: above all numbers of single ones
+            tokens[kink.units, kink.samples] = (1 + a) * (1 + below.max()) + b
+        if ties:
+            tokens = _numbered(tokens)
+        added, carried = getattr(W, "added", None), getattr(W, "carried", ())
+        if added is not None:
+            tokens = _joined(tokens, below[added])
+        self.functions[layer] = tokens
         if layer in self.pieces:
             pieces = self.pieces[layer]
-            return np.where(pieces < 0, 0, PIECES * tokens + pieces + 1)
-        return tokens + 1
+            tokens = np.where((pieces < 0) | (tokens == 0), 0, PIECES * tokens + pieces + 1)
+        elif sigma is not None:  # which need not be 0 where z is
+            tokens = tokens + 1
+        return np.concatenate([tokens, *(below[part] for part in carried)])
+
+    def _own(self, layer: int, W: WeightMatrix, below: np.ndarray) -> np.ndarray:
+        """Return what stands for the functions that W makes of those below, 0 for the 0."""
+        if W.selects:
+            windows = W.windows(below)
+            return np.take_along_axis(windows, self.choices[layer][None], axis=0)[0]
+        maps = below.reshape(W.maps_in, W.positions_in, len(self.data))
+        if layer not in self.net.slots:
+            windows = [_nonzero(np.sort(W.gathered(o), axis=0)) for o in maps]
+            return np.stack(windows).reshape(W.shape[0], -1)
+        read = np.concatenate([W.gathered(o.astype(float)) for o in maps])
+        if layer not in self.labels:
+            self.labels[layer] = _combined(read)
+        labels = self.labels[layer] + 1
+        if not self.net.slots[layer].biases:
+            labels = np.where((read == 0).all(axis=0), 0, labels)
+        return np.broadcast_to(labels, (W.maps_out, *labels.shape)).reshape(W.shape[0], -1).copy()
 
 
 def _combined(read: np.ndarray) -> np.ndarray:
@@ -145,6 +177,17 @@ def _combined(read: np.ndarray) -> np.ndarray:
         if found.max() + 1 == found.size:
             break
     return found.reshape(read.shape[1:])
+
+
+def _nonzero(read: np.ndarray) -> np.ndarray:
+    """Return the same from 1 on, and 0 where no function is read but 0; divisors are below 0."""
+    return np.where((read <= 0).all(axis=0), 0, 1 + _combined(read))
+
+
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return what stands for the sums of functions, (n, N)."""
+    pairs = first * (1 + second.max()) + second
+    return _numbered(pairs)
 
 
 def _numbered(values: np.ndarray) -> np.ndarray:

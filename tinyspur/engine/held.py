@@ -26,7 +26,7 @@ from .activations import ReLU
 from .backend import Array, namespace
 from .held_steps import HeldStep, Members, backward, steps
 from .losses import AbsoluteLoss, Loss
-from .network import Network, check_chain, check_problem
+from .network import Network, check_problem
 from .parameters import Parameters
 from .sweeps import Moved, jacobian, products, sweep, widest
 
@@ -90,7 +90,6 @@ class Held:
 
     def __init__(self, net: Network, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] = ()):
         check_problem(net, data, loss)
-        check_chain(net, "held kinks")
         for sigma in net.activations:
             if sigma.piecewise_linear and (type(sigma) is not ReLU or sigma.slope >= 1):
                 raise ValueError(
@@ -179,8 +178,8 @@ class Held:
             asked = _among(members, some, xp)
             for step, below, moved in sweep(trace):
                 self._take(rows, step.layer, asked, below, moved)
-                if step.layer == net.depth:
-                    self._take(rows, step.layer + 1, asked, below, moved)
+            if top > net.depth:  # the sweep has ended, these are the derivatives of o^L
+                self._take(rows, top, asked, below, moved)
         return rows
 
     def hessian(self, theta: Parameters, multipliers: Array) -> Array:
@@ -324,7 +323,7 @@ def _add_square(total: Array, moved: Array, weighted: Array) -> None:
 
 
 def _layers(trace: list[HeldStep], signals: Sequence[Array] = ()) -> View:
-    choices = [getattr(step.W, "choice", None) for step in trace]
+    choices = [getattr(step.W.inner, "choice", None) for step in trace]
     choices = [None if callable(choice) else choice for choice in choices]
     return View([step.z for step in trace], [step.o for step in trace], list(signals), choices)
 

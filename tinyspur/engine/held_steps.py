@@ -27,7 +27,8 @@ class Members(NamedTuple):
 class HeldStep(NamedTuple):
     """One layer of a pass with held units: what a `Step` is, the matrix that W is at `below`.
 
-    `slopes` are sigma'(z), 0 at held units; None without an activation.
+    `slopes` are sigma'(z), 0 at held units; None without an activation, and where it changes
+    nothing.
     """
 
     layer: int
@@ -57,23 +58,32 @@ def steps(
             terms = [below, nothing if moves is None else moves]
             pooling, W = W, W.at_limit(terms, [nothing] * 2)
             if some is not None:
-                places = pooling.windows(xp.arange(len(below))[:, None], -1)[:, some.units, 0]
-                W.choice[some.units, some.columns] = (places == some.pairs[:, 1]).argmax(axis=0)
+                entries = xp.arange(len(below))[W.read, None]
+                places = pooling.inner.windows(entries, -1)[:, some.units, 0]
+                choice = (places == some.pairs[:, 1]).argmax(axis=0)
+                W.inner.choice[some.units, some.columns] = choice
         z, o = neurons(theta, layer, W @ below)
-        sigma, slopes = theta.net.activation_at(layer), None
+        sigma, slopes = theta.net.bend_at(layer), None
         if sigma is not None:
             slopes = sigma.derivative(z)
             if some is not None:
                 o[some.units, some.columns] = 0
                 slopes[some.units, some.columns] = 0
         if moves is not None:
-            moves = W @ moves if W.weights is None else xp.ones_like(z)
-            if sigma is not None and slopes is not None:
-                moves = (slopes != 0).astype(z.dtype)
+            moves = carried(W, moves, xp.ones_like(z)) if W.weights is not None else W @ moves
+            if slopes is not None:
+                moves = moves * (slopes != 0)
                 if some is not None:
                     moves[some.units, some.columns] = 1
         trace.append(HeldStep(layer, W, theta.b.get(layer), below, z, o, slopes, sigma))
     return trace
+
+
+def carried(W: WeightMatrix, below: Array, values: Array) -> Array:
+    """Return values (n_l, N) of a layer, with those of `below` where a block carries them along."""
+    if W.rows < len(values):
+        values[W.rows :] = (W @ below)[W.rows :]
+    return values
 
 
 def backward(
@@ -111,9 +121,11 @@ def backward(
         deltas.append(delta)
         if below is not None:
             signal, delta = delta, step.W.T @ delta
-            if hasattr(step.W, "pooling") and step.W.fan_out == 1 and below.slopes is not None:
-                delta = _idle_windows(
-                    step, below, held.get(below.layer), signal, delta, multipliers
+            W, pools = step.W, hasattr(step.W.inner, "pooling")
+            if pools and W.inner.fan_out == 1 and W.reads_alone and below.slopes is not None:
+                members = held.get(below.layer)
+                delta[W.read] = _idle_windows(
+                    W, below, members, signal[: W.rows], delta[W.read], multipliers
                 )
             if some is not None and some.pairs is not None:
                 _put(delta, some.pairs[:, 0], some, multipliers)
@@ -122,7 +134,7 @@ def backward(
 
 
 def _idle_windows(
-    step: HeldStep,
+    W: WeightMatrix,
     below: HeldStep,
     held: Members | None,
     signal: Array,
@@ -135,19 +147,20 @@ def _idle_windows(
     z_2 - y_1, v_3 = z_3 - y_1 - y_2, ...: the signal of unit i is that of the pooling without the
     multipliers of the held units behind i. Units that are not held let nothing pass.
     """
-    xp, pooling = namespace(delta), step.W.pooling
+    xp, pooling = namespace(delta), W.inner.pooling
     passed = xp.zeros_like(delta)
     if held is not None:
         _put(passed, held.units, held, multipliers)
     passed = pooling.windows(passed)
     behind = passed.sum(axis=0) - xp.cumsum(passed, axis=0)
-    idle = (pooling.windows(below.slopes) == 0).all(axis=0)
+    idle = (pooling.windows(below.slopes[W.read]) == 0).all(axis=0)
     idle = pooling.from_windows(xp.broadcast_to(idle, behind.shape))
     return xp.where(idle, pooling.from_windows(signal - behind), delta)
 
 
 def _put(delta: Array, units: Array, some: Members, multipliers: Array) -> None:
     """Add the multipliers to delta at the first members."""
-    first = some.first
-    places = units[first], some.columns[first]
-    delta[places] += multipliers[some.which[first]]
+    first, xp = some.first, namespace(delta)
+    numbers = units[first] * delta.shape[1] + some.columns[first]
+    weights = multipliers[some.which[first]]  # of several kinks, where windows overlap
+    delta += xp.bincount(numbers, weights=weights, minlength=delta.size).reshape(delta.shape)

@@ -200,19 +200,6 @@ def check_network(net: object) -> None:
         raise ValueError(f"network: expected a Network, got a {type(net).__name__}")
 
 
-def check_chain(net: Network, purpose: str) -> None:
-    """Raise ValueError for residual blocks and for activations of max poolings."""
-    layers = zip(net.chain, [*net.layers, *net.chain], strict=False)
-    for number, (part, own) in enumerate(layers, start=1):
-        if part != own:
-            got = f"an activation after the max pooling of layer {number}"
-            if isinstance(part, Link):
-                got = f"layer {number} of a residual block"
-            raise ValueError(
-                f"{purpose}: expected layers that read the one below them alone, got {got}"
-            )
-
-
 def check_usual(net: Network, purpose: str, first: int = 1, last: int | None = None) -> None:
     """Raise ValueError for layers `first` to `last` in blocks, or with activations of their own."""
     for layer in range(first, (last or net.depth) + 1):

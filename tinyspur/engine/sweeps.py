@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..layers import DenseMatrix, WeightMatrix
 from .backend import Array, namespace
@@ -94,6 +94,8 @@ def sweep(trace: list[HeldStep]) -> Iterator[tuple[HeldStep, list[Moved], list[M
 
 def _product(W: WeightMatrix, part: Moved) -> Moved:
     """Return W times the derivatives of what it reads."""
+    if part.maps and W.inner is not W:  # of a block, whose rows are no longer those of maps
+        part = Moved(part.start, part.stop, part.full())
     values, (n, N, q) = part.values, part.values.shape
     if not part.maps or W.weights is None:
         product = (W.repeated(q) @ values.reshape(n, -1)).reshape(-1, N, q)
@@ -111,6 +113,12 @@ def _product(W: WeightMatrix, part: Moved) -> Moved:
 def _own(step: HeldStep, start: int) -> Moved:
     """Return the derivatives of z^l in the layer's own parameters, which begin at `start`."""
     xp, (n, N), T = namespace(step.z), step.z.shape, step.W.maps_out
+    if step.W.inner is not step.W:
+        W, rows = step.W, step.W.rows
+        own = _own(step._replace(W=W.inner, below=step.below[W.read], z=step.z[:rows]), start)
+        found = own.values if own.factor is not None else own.full()
+        nothing = xp.zeros((n - rows, *found.shape[1:]), dtype=found.dtype)
+        return Moved(start, own.stop, xp.concatenate([found, nothing]), own.factor)
     patches = patches_of(step.W, step.below)
     groups, K = patches.shape[:2]
     stop = start + step.W.weights.size + (0 if step.b is None else T)
@@ -132,7 +140,7 @@ def jacobian(moved: list[Moved]) -> Array:
 
 def patches_of(W: WeightMatrix, o: Array) -> Array:
     """Return what the weights of a map multiply, by groups: (groups, weights, positions, N)."""
-    maps = o.reshape(W.maps_in, W.positions_in, -1)
+    maps = o[W.read].reshape(W.maps_in, W.positions_in, -1)
     found = [W.gathered(maps[c]) for c in range(len(maps))]
     found = found[0] if len(found) == 1 else namespace(o).concatenate(found)
     return found.reshape(W.groups, -1, *found.shape[1:])
@@ -143,6 +151,8 @@ def products(W: WeightMatrix, shape: tuple[int, ...], delta: Array, moved: Moved
 
     `shape` is that of the weights.
     """
+    moved = replace(moved, values=moved.values[W.read])
+    W, delta = W.inner, delta[: W.rows]
     xp, (n, N, q), T = namespace(delta), moved.values.shape, shape[0]
     if moved.factor is not None and isinstance(W, DenseMatrix):  # above another one
         ones = xp.ones_like(delta[:1])

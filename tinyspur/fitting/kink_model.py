@@ -11,6 +11,7 @@ end strictly between their bounds belong to kinks at which d ends, to first orde
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -117,18 +118,19 @@ class Candidates:
         """Return (layer, unit, sample, choice at the trial point) of what was crossed, or left."""
         found, times = [], []
         net, seen = self.net, self.seen
-        for layer in net.kinked_layers:
-            z, there = seen.z[layer - 1], trial.z[layer - 1]
+        for layer in net.bent_layers:
+            own = slice(math.prod(net.shapes[layer]))
+            z, there = seen.z[layer - 1][own], trial.z[layer - 1][own]
             met = ((z > 0) != (there > 0)) | (abs(z) <= AT_KINK * abs(z).max())
-            units, samples = np.nonzero(met & ~self.known[layer - 1])
+            units, samples = np.nonzero(met & ~self.known[layer - 1][own])
             z, there = z[units, samples], there[units, samples]
             times.append(abs(z) / (abs(z - there) + 1e-300))
             found += _listed(layer, units, samples, 0 * units)
         for layer in net.max_layers:
             here, there = seen.choices[layer - 1], trial.choices[layer - 1]
-            units, samples = np.nonzero((here != there) & ~self.known[layer - 1])
+            units, samples = np.nonzero((here != there) & ~self.known[layer - 1][: len(here)])
             W = self.theta.W[layer]
-            values, after = (W.windows(view.below(layer)) for view in (seen, trial))
+            values, after = (W.inner.windows(v.below(layer)[W.read]) for v in (seen, trial))
             one, other = here[units, samples], there[units, samples]
             gap = values[one, units, samples] - values[other, units, samples]
             then = after[one, units, samples] - after[other, units, samples]
@@ -155,7 +157,7 @@ class Candidates:
         if layer > self.net.depth or not self.net.chain[layer - 1].selects:
             return self.equal.kink(layer, unit, sample)
         W, o = self.theta.W[layer], self.seen.below(layer)
-        rows = W.windows(np.arange(len(o))[:, None])[:, unit, 0]
+        rows = W.inner.windows(np.arange(len(o))[W.read, None], -1)[:, unit, 0]
         here = self.seen.choices[layer - 1][unit, sample]
         return self.equal.tie(layer, W, o, int(rows[here]), int(rows[choice]), sample)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..datasets.samples import TrainingSet
+from ..engine.equal_kinks import EqualKinks
 from ..engine.held import Held, HeldGradient, HeldKink, View
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
@@ -297,9 +298,12 @@ class KinkedNewton:
         for kink in state.kinks:
             if kink.layer <= depth:
                 held[kink.layer - 1][kink.units, kink.samples] = True
-        for layer in self.net.kinked_layers:
-            z = state.seen.z[layer - 1]
-            count += int(((abs(z) <= 1e-13 * abs(z).max()) & ~held[layer - 1]).sum())
+        equal = EqualKinks(state.theta, self.data, self.held(state.kinks), state.seen)
+        for layer in self.net.bent_layers:
+            moves = ~equal.never_moves(layer)
+            z = state.seen.z[layer - 1][: len(moves)]
+            near = (abs(z) <= 1e-13 * abs(z).max()) & moves
+            count += int((near & ~held[layer - 1][: len(moves)]).sum())
         return count
 
     def leave_saddle(self, found: Conditions) -> bool:

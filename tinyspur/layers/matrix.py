@@ -42,6 +42,7 @@ class WeightMatrix(ABC):
 
     selects = False  # whether the matrix depends on what it is multiplied with
     groups = 1  # the maps of each group read the maps of one group below alone
+    read = slice(None)  # the rows of o^{l-1} that the layer itself reads; a block may have others
     _weights: Array | None = None
     maps_out: int
     maps_in: int
@@ -76,6 +77,11 @@ class WeightMatrix(ABC):
     def rows(self) -> int:
         """Return how many rows come from the layer itself: all but what a block carries along."""
         return self.shape[0]
+
+    @property
+    def inner(self) -> WeightMatrix:
+        """Return the matrix of the layer itself, without what a block adds or carries along."""
+        return self
 
     @property
     def trained(self) -> WeightMatrix:

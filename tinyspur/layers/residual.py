@@ -207,6 +207,9 @@ class IdentityMatrix(WeightMatrix):
     def nnz(self) -> int:
         return self.shape[0]
 
+    def gathered(self, o: Array) -> Array:
+        return o[None]
+
     def _product(self, o: Array) -> Array:
         return o.copy()
 
@@ -255,6 +258,10 @@ class BlockMatrix(WeightMatrix):
 
     def _with(self, own: WeightMatrix) -> BlockMatrix:
         return BlockMatrix(own, self.width, self.read, self.added, self.carried, self.alone)
+
+    @property
+    def inner(self) -> WeightMatrix:
+        return self.own_matrix
 
     @property
     def trained(self) -> BlockMatrix:
