@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..certificates.free import choose_coordinates
 from ..datasets.samples import TrainingSet
 from ..engine.held import Held, HeldGradient, HeldKink, View
 from ..engine.losses import Loss
@@ -16,6 +17,7 @@ from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, State, spli
 EPSILON = float(np.spacing(1.0))
 NULL = 1e-11  # of the largest eigenvalue: those below count as 0
 EQUAL = 1e-9  # of the largest |z| of a layer: members of a kink that are nearer are at it
+CORRECTIONS, STEEP = 4, (1e-4, 1e-6, 1e-8)
 ADDED = 8  # how often a model takes in kinks that its step has crossed
 FEWEST, SHARE = 20, 4  # so many of them at once at most, or this share of the parameters
 
@@ -96,7 +98,7 @@ class KinkedNewton:
         quadratic = Quadratic(hessian, candidates.rows)
         size = quadratic.size or float(abs(found.gradient).max()) or 1.0
         if self.mu is None:
-            self.mu, self.reach = 1e-3 * size, 1.0
+            self.mu, self.reach = (1e-3 if self.taken == 1 else 1e-10) * size, 1.0
         self.mu = max(self.mu, 1e-14 * size)
         added = 0
         for _ in range(100):
@@ -117,6 +119,8 @@ class KinkedNewton:
             if nothing:
                 self._hold(candidates, move, trial)
                 return False
+            if not state.risk - about > 0.7 * move.decrease:
+                trial, about = self._corrected(candidates, quadratic, move, trial, about)
             if state.risk - about > 0:
                 trial = self._back(candidates, move, trial)
             ratio = (state.risk - trial.risk) / move.decrease
@@ -144,7 +148,12 @@ class KinkedNewton:
             length = float(np.linalg.norm(move.d))
             if not move.decrease > 1.5 * (start - self.state.risk) or length > 16 * self.reach:
                 return
-            trial = self._back(candidates, move, self._trial(candidates, move)[0])
+            trial, about = self._trial(candidates, move)
+            if not start - about > 0.7 * move.decrease:
+                trial, about = self._corrected(candidates, quadratic, move, trial, about)
+            if not start - about > 0.7 * move.decrease:
+                return
+            trial = self._back(candidates, move, trial)
             if not start - trial.risk > 0.7 * move.decrease:
                 return
             if not trial.risk < self.state.risk:
@@ -196,6 +205,41 @@ class KinkedNewton:
         risk, values, seen = self.held(kinks).forward(theta)
         return State(theta, kinks, multipliers, risk, seen), risk + float(values @ multipliers)
 
+    def _corrected(
+        self,
+        candidates: Candidates,
+        quadratic: Quadratic,
+        move: ModelStep,
+        trial: State,
+        about: float,
+    ) -> tuple[State, float]:
+        """Return the lowest that Newton steps in steep directions lead to from a trial point.
+
+        A long step along a bent valley ends on its side: what the gradient differs by from that of
+        the model is taken back, in the steepest directions first, all with the model's Hessian.
+        """
+        held, rows = self.held(trial.kinks), candidates.rows[move.held] @ quadratic.E
+        found = held.gradient(trial.theta, trial.multipliers)
+        for share in STEEP:
+            inverse = quadratic.steep(share, self.mu)
+            normal = np.linalg.pinv(rows * np.sqrt(inverse), rcond=DEPENDENT)
+            for _ in range(CORRECTIONS):
+                d = trial.theta.vector - candidates.theta.vector
+                c = -inverse * (quadratic.E.T @ (found.gradient + self.mu * d))
+                c -= np.sqrt(inverse) * (normal @ (found.values + rows @ c))
+                if not np.linalg.norm(c) < 0.1 * np.linalg.norm(d):
+                    return trial, about
+                nearer = moved(trial.theta, quadratic.E @ c)
+                there = held.gradient(nearer, trial.multipliers)
+                risk = there.risk + float(there.values @ trial.multipliers)
+                if not risk < about:
+                    break
+                gain, about = about - risk, risk
+                trial, found = trial._replace(theta=nearer, risk=there.risk), there
+                if gain < 0.1 * move.decrease:
+                    break
+        return trial, about
+
     def _back(self, candidates: Candidates, move: ModelStep, trial: State) -> State:
         """Return the state with v_K = 0 that is near a trial point, held at what can be met."""
         rows, kinks = candidates.rows[move.held], trial.kinks
@@ -223,42 +267,55 @@ class KinkedNewton:
         return theta, values
 
     def polished(self) -> Conditions:
-        """Take Newton steps on the kinks of the state, to rounding; return what holds there."""
-        best, theta, kinks = None, self.state.theta, self.state.kinks
-        for _ in range(8):
-            found, d = self._conditions(theta, kinks)
-            if best is not None and not _off(found) < 0.5 * _off(best):
+        """Take Newton steps on the kinks of the state, to rounding; return what holds there.
+
+        They are taken in the free coordinates: along symmetries, where nothing changes, the Hessian
+        is not quite 0 as long as the gradient is not, and steps would be long.
+        """
+        theta, kinks = self.state.theta, self.state.kinks
+        free = choose_coordinates(self.held(kinks), theta, self.data).free
+        best, last = None, np.inf
+        for _ in range(12):
+            found, d = self._conditions(theta, kinks, free)
+            if best is None or _off(found) < _off(best):
+                best = found
+            length = float(np.linalg.norm(d))
+            if not length < 0.5 * last:
                 break
-            best = found
-            theta = moved(theta, d)
+            theta, last = moved(theta, d), length
         return best
 
     def _conditions(
-        self, theta: Parameters, kinks: list[HeldKink]
+        self, theta: Parameters, kinks: list[HeldKink], free: np.ndarray
     ) -> tuple[Conditions, np.ndarray]:
-        """Return the conditions at a point, and the Newton step to where they hold."""
+        """Return the conditions at a point, and the Newton step in `free` to where they hold."""
         held = self.held(kinks)
         rows, multipliers = held.jacobian(theta), np.zeros(len(kinks))
-        inverse = np.linalg.pinv(rows, rcond=DEPENDENT) if kinks else np.zeros((self.net.size, 0))
         plain = held.gradient(theta, multipliers)
-        multipliers = -(plain.gradient @ inverse)
+        if kinks:
+            multipliers = -(plain.gradient @ np.linalg.pinv(rows, rcond=DEPENDENT))
         found = held.gradient(theta, multipliers)
         _, tangent = split(rows)
         hessian = held.hessian(theta, multipliers)
         w, vectors = np.linalg.eigh(tangent.T @ hessian @ tangent)
-        tangent = tangent @ vectors
+        size = max(float(abs(hessian).max()), 1e-3 * float(abs(plain.gradient).max()))
         here = Conditions(
             self.at(theta, kinks, multipliers),
             float(abs(found.gradient).max()),
             found.values,
             *held.bounds(found.signals),
             w,
-            tangent,
-            max(float(abs(hessian).max()), 1e-3 * float(abs(plain.gradient).max())),
+            tangent @ vectors,
+            size,
         )
-        firm = abs(w) > NULL * here.size
-        slopes = tangent.T @ found.gradient
-        d = -tangent[:, firm] @ (slopes[firm] / abs(w[firm])) - inverse @ found.values
+        d, hessian = np.zeros(self.net.size), hessian[np.ix_(free, free)]
+        _, tangent = split(rows[:, free])
+        w, vectors = np.linalg.eigh(tangent.T @ hessian @ tangent)
+        tangent = (tangent @ vectors)[:, abs(w) > NULL / 100 * size]
+        if kinks:
+            d[free] = -(np.linalg.pinv(rows[:, free], rcond=DEPENDENT) @ found.values)
+        slopes = tangent.T @ (found.gradient[free] + hessian @ d[free])
+        d[free] -= tangent @ (slopes / abs(w[abs(w) > NULL / 100 * size]))
         return here, d
 
     def leave_bounds(self, found: Conditions, share: float) -> bool:
