@@ -117,7 +117,7 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     for layer in reaches:
         generators += mixings(held, theta, reaches, layer)
         generators += shifts(held, reaches, layer)
-        interpolations += exchanges(held, reaches, layer, labels[layer], taken)
+        interpolations += exchanges(held, theta, reaches, layer, labels[layer], taken)
         for t in range(reaches[layer].step.W.maps_out):
             found = interpolation(held, reaches[layer], labels[layer], t, taken)
             if found is not None:
@@ -200,9 +200,13 @@ def fields(
             return None
         x = _null_weights(one, X)
         ends = [(one.coordinates, exact(np.ones(1)))]
-        if one.swapped is not None:
-            q, p = (Enclosure(vector[[n]], radii[[n]]) for n in one.swapped)
-            ends = [(one.coordinates, q), (one.others, -p)]
+        if one.outgoing is not None:
+            P = Enclosure(vector[one.outgoing], radii[one.outgoing])
+            P = P if one.last is None else P - Enclosure(vector[one.last], radii[one.last])
+            shares = solve(P[:, 1:], -P[:, :1])
+            if shares is None:
+                return None
+            ends += [(other, shares[k]) for k, other in enumerate(one.others)]
         rows = exact(np.zeros((len(one.rest), len(vector))))
         for coordinates, factor in ends:
             values = x * factor

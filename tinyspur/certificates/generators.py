@@ -12,9 +12,10 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
 - *interpolation*: a map that is not constantly 0 at n different places only, fewer than its free
   weights, so that weights X of A = A_free X for a regular n x n matrix A_free undo each other:
   sum_i delta_i (A_frozen - A_free X)_i = 0.
-- *exchanges* between units a, b that only one unit above reads, with weights p, q, where they
-  differ in slope or are held at few places: (w, b)_a += q x and (w, b)_b -= p x for weights x that
-  give 0 at these places, if any: sum delta_a q (x . o) - delta_b p (x . o) = 0 elsewhere.
+- *exchanges* between m + 1 units that m units of a dense layer above read, where they differ in
+  slope or are held at few places: (w, b)_a += c_a x for weights x that give 0 at these places, if
+  any, and c with P c = 0, P (m, m + 1) the weights above: sum_a delta_a c_a (x . o) = 0 elsewhere.
+  Of the outputs of the softmax, one less counts: P are the rows of their weights less the last one.
 - *dependent inputs* of a first layer: two pixels that agree, one that is constant and the bias, or
   sums with small whole factors that are 0, as of one-hot features, wherever the unit counts.
 - *outputs* of the softmax: the same vector added to all rows of the last weights, or biases.
@@ -22,6 +23,7 @@ With delta = dL/dz, o = slope z off the kinks, o = 0 and z = v at held units, th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +45,7 @@ from .exact_sums import integers
 from .families import Symmetry
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
+MOST_SETS = 500  # of units that are exchanged, so that many of one pattern do not take for ever
 LARGEST_FACTOR = 1000  # in a sum of dependent inputs
 
 
@@ -71,7 +74,8 @@ class Interpolation:
     `symmetry` with its layer, `places` (position, sample) of the rows, `columns` the numbers of its
     weights, the bias last, `solved` those of a regular square matrix, `rest` the others;
     `coordinates` of all. They read the maps below of one `group`. For an exchange `others` are
-    those of the other map, and `swapped` those of q and p.
+    those of the other maps, `outgoing` (m, m + 1) those of P, the own map first, and `last`
+    (m + 1,) those of the last output of the softmax, if that is above.
     """
 
     symmetry: Symmetry
@@ -81,8 +85,9 @@ class Interpolation:
     rest: np.ndarray
     coordinates: np.ndarray
     group: int
-    others: np.ndarray | None = None
-    swapped: tuple[int, int] | None = None
+    others: tuple[np.ndarray, ...] = ()
+    outgoing: np.ndarray | None = None
+    last: np.ndarray | None = None
 
 
 class Reach(NamedTuple):
@@ -308,28 +313,67 @@ def interpolation(
 
 
 def exchanges(
-    held: Held, reaches: dict[int, Reach], layer: int, labels: np.ndarray, taken: np.ndarray
+    held: Held,
+    theta: Parameters,
+    reaches: dict[int, Reach],
+    layer: int,
+    labels: np.ndarray,
+    taken: np.ndarray,
 ) -> list[Interpolation]:
-    """Return the generators that exchange between units which one unit alone reads."""
-    at, above, found = reaches[layer], _above(held, layer), []
+    """Return the generators that exchange between one unit more than the units that read them."""
+    at, above, found, last = reaches[layer], _above(held, layer), [], None
     W = at.step.W
     if at.slopes is None or above is None or above != layer + 1 or W.positions_out > 1:
         return []
-    if held.net.shapes[above] != (1,):
+    if not isinstance(held.net.chain[above - 1], Dense):
         return []
-    for a in range(W.maps_out):
-        for b in range(a + 1, W.maps_out):
-            if _reads(W, a) != _reads(W, b):
-                continue
-            same = (at.slopes[a] == at.slopes[b]) | ~(at.matters[a] | at.matters[b])
-            one = _interpolating(held, at, labels, a, taken, ~same[None])
-            if one is not None and at.matters[a].any() and at.matters[b].any():
-                p, q = (int(_outgoing(held, reaches, above, t)[0, 0]) for t in (a, b))
-                others = incoming(held, layer, b)
-                if not taken[others[~taken[one.coordinates]]].any():
-                    symmetry = Symmetry("exchange", layer, (a, b))
-                    found.append(replace(one, symmetry=symmetry, others=others, swapped=(q, p)))
+    out = [_outgoing(held, reaches, above, t)[:, 0] for t in range(W.maps_out)]
+    out = np.array(out).T[reaches[above].matters.any(axis=1)]
+    if isinstance(held.loss, CrossEntropy) and above == held.net.depth:
+        out, last = out[:-1], out[-1]
+    for maps in _nearly_equal(at, labels, len(out) + 1) if len(out) else ():
+        P = theta.vector[out[:, maps]] - (0 if last is None else theta.vector[last[maps]])
+        _, R, order = scipy.linalg.qr(P, mode="economic", pivoting=True)
+        if abs(R[-1, len(out) - 1]) <= INDEPENDENT * abs(R[0, 0]):
+            continue
+        maps = np.roll(maps[order], 1)
+        one = _interpolating(held, at, labels, maps[0], taken, _differ(at, maps)[None])
+        others = tuple(incoming(held, layer, t) for t in maps[1:])
+        if one is None or any(taken[other[~taken[one.coordinates]]].any() for other in others):
+            continue
+        symmetry = Symmetry("exchange", layer, tuple(sorted(maps.tolist())))
+        outgoing = out[:, maps]
+        below = None if last is None else last[maps]
+        one = replace(one, symmetry=symmetry, others=others, outgoing=outgoing, last=below)
+        found.append(one)
     return found
+
+
+def _differ(at: Reach, maps: Sequence[int]) -> np.ndarray:
+    """Return where units differ in slope, or are held, though one of them counts there, (N,)."""
+    slopes = at.slopes[maps]
+    return at.matters[maps].any(axis=0) & ~(slopes == slopes[0]).all(axis=0)
+
+
+def _nearly_equal(at: Reach, labels: np.ndarray, count: int) -> list[np.ndarray]:
+    """Return sets of so many units that read the same and differ at few places, two by two."""
+    W, some = at.step.W, np.flatnonzero(at.matters.any(axis=1))
+    few = math.prod(W.weights.shape[1:]) + (at.step.b is not None)
+
+    def near(a: int, b: int) -> bool:
+        different = (
+            len(np.unique(labels[0, _differ(at, [a, b])])) if _reads(W, a) == _reads(W, b) else few
+        )
+        return different < few
+
+    pairs = {(a, b) for a in some.tolist() for b in some.tolist() if a < b and near(a, b)}
+    sets = [(a,) for a in some.tolist()]
+    for _ in range(count - 1):
+        longer = (
+            (*one, b) for one in sets for b in some.tolist() if all((a, b) in pairs for a in one)
+        )
+        sets = list(itertools.islice(longer, MOST_SETS))
+    return [np.array(one) for one in sets]
 
 
 def _interpolating(
