@@ -336,13 +336,17 @@ class KinkedNewton:
         w, vectors = np.linalg.eigh(tangent.T @ hessian @ tangent)
         flat = tangent @ vectors[:, abs(w) <= NULL * found.size]
         low = state.multipliers < (found.low + found.high) / 2
-        away = flat @ (flat.T @ (np.where(low, -1.0, 1.0) * (slack < share) @ rows))
+        side = np.where(low, -1.0, 1.0)[out]
+        away = flat @ (flat.T @ (side @ rows[out]))
         kinks, size = [state.kinks[n] for n in stay], float(abs(state.theta.vector).max())
         for t in size * 0.1 * 0.25 ** np.arange(12):
             theta, values = self.restored(moved(state.theta, t * away), kinks, rows[stay])
+            off = side * held.values(theta)[out]
+            if not (off > 1e3 * rounding(rows[out], theta)).all():
+                break
             if (abs(values) <= 1e3 * rounding(rows[stay], theta)).all():
                 trial = self.at(theta, kinks, state.multipliers[stay])
-                if trial.risk <= state.risk * (1 + 16 * EPSILON) and len(out):
+                if trial.risk <= state.risk * (1 + 16 * EPSILON):
                     self.state, self.mu = trial, None
                     return True
         return False
