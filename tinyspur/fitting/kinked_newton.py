@@ -167,13 +167,16 @@ class KinkedNewton:
 
         Beyond them the risk has another Hessian, perhaps a much larger one.
         """
-        left = np.setdiff1d(np.arange(len(self.state.kinks)), move.held)
-        if not len(left):
+        stay = move.held[move.held < len(self.state.kinks)]  # others are not met by a small step
+        if len(stay) == len(self.state.kinks):
             return False
         for share in 0.1 ** np.arange(1, 7):
-            small = move._replace(d=share * move.d)
-            trial = self._back(candidates, small, self._trial(candidates, small)[0])
-            if candidates.risk - trial.risk > 0.1 * share * move.decrease:
+            small, least = move._replace(d=share * move.d, held=stay), 0.1 * share * move.decrease
+            trial, about = self._trial(candidates, small)
+            if not candidates.risk - about > least:
+                continue
+            trial = self._back(candidates, small, trial)
+            if candidates.risk - trial.risk > least:
                 self.state = trial
                 return True
         return False
@@ -250,7 +253,10 @@ class KinkedNewton:
     def restored(
         self, theta: Parameters, kinks: list[HeldKink], rows: np.ndarray
     ) -> tuple[Parameters, np.ndarray]:
-        """Bring v_K to 0 by a few steps with the gradients `rows`; return the point and v_K."""
+        """Bring v_K to 0 by a few steps with the gradients `rows`; return the point and v_K.
+
+        After each the inverse of the gradients is updated, as Broyden (1965) does.
+        """
         if not kinks:
             return theta, np.zeros(0)
         held, inverse = self.held(kinks), None
@@ -259,10 +265,13 @@ class KinkedNewton:
             if not (abs(values) > rounding(rows, theta)).any():
                 break
             inverse = np.linalg.pinv(rows, rcond=DEPENDENT) if inverse is None else inverse
-            nearer = moved(theta, -(inverse @ values))
+            step = -(inverse @ values)
+            nearer = moved(theta, step)
             then = held.values(nearer)
             if not abs(then).max() < 0.9 * abs(values).max():
                 break
+            back, change = step @ inverse, then - values
+            inverse = inverse + np.outer(step - inverse @ change, back) / (back @ change)
             theta, values = nearer, then
         return theta, values
 
