@@ -200,6 +200,22 @@ def test_a_kink_on_its_bound_that_no_flat_direction_leads_off_is_kept():
     assert len(search.state.kinks) == 1
 
 
+@pytest.mark.parametrize("v", [-1.0, 1.0])
+def test_a_unit_at_its_kink_for_the_last_sample_is_used_where_that_lowers_the_risk(v):
+    """Beside the hinge v max(x - 2, 0) is 0 for all samples; the last one is 1 / 16 too high."""
+    net = Network((1, 1), [Dense(2), Dense(1)])
+    theta = Parameters(net, [1.0, 1.0, 0.0, -2.0, 19 / 16, v, -5 / 16])
+    search = KinkedNewton(theta, HINGE, SquaredLoss())
+    hinge = HeldKink(1, 0, np.array([0]), np.array([2]))
+    search.state = search.at(theta, [hinge], np.zeros(1))
+    found = search.polished()
+    (other,) = search.others_at_kinks(found)
+    assert (other.layer, other.units.tolist(), other.samples.tolist()) == (1, [1], [4])
+    assert search.leave_concave(found, [other]) == (v < 0)
+    lower = net.risk(search.state.theta, HINGE, SquaredLoss()) < 11 / 160 - 1e-9
+    assert lower == (v < 0)
+
+
 # Bent valleys
 
 

@@ -22,7 +22,8 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from .kink_model import split
-from .kinked_newton import NULL, Conditions, KinkedNewton
+from .kinked_newton import KinkedNewton
+from .kinked_point import NULL, Conditions
 from .training import descend
 
 FIRST, CHUNKS = 200, 20  # L-BFGS steps in a row, and how often, before the first Newton step
@@ -326,8 +327,11 @@ def _verdict(search: KinkedNewton, found: Conditions) -> str:
     if (found.eigenvalues < -NULL * found.size).any():
         return "a saddle that no lower point was found from"
     others = search.others_at_kinks(found)
+    if search.leave_concave(found, others):
+        return ""
     if others:
-        return f"{others} more units are at their kinks: not decided"
+        count = sum(len(kink.units) for kink in others)
+        return f"{count} more units are at their kinks: not decided"
     flat = unexplained(search, found)
     if flat:
         return f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains: not decided"
