@@ -216,13 +216,15 @@ def test_what_is_frozen_explains_all_flat_directions(layers, slope, seed):
     assert len(found.free) == rank_of_outputs(theta, held.data)
 
 
-def rank_of_outputs(theta, data):
+def rank_of_outputs(theta, data, softmax=False):
     """Return the rank of the derivatives of all outputs in the parameters, by differences."""
     rows = [
         (theta.net.forward(moved(theta, d), data.x) - theta.net.forward(moved(theta, -d), data.x))
         for d in 1e-6 * np.eye(theta.net.size)
     ]
-    sizes = np.linalg.svd(np.array(rows).reshape(len(rows), -1), compute_uv=False)
+    rows = np.array(rows)
+    rows = rows - rows.mean(axis=2, keepdims=True) if softmax else rows
+    sizes = np.linalg.svd(rows.reshape(len(rows), -1), compute_uv=False)
     return int((sizes > 1e-7 * sizes[0]).sum())
 
 
@@ -250,6 +252,30 @@ def test_units_with_equal_patterns_can_be_mixed_and_shifted():
     found = check_fields(theta, held)
     assert len(found.frozen) == 6  # four mixings and two shifts
     assert len(found.free) == rank_of_outputs(theta, held.data)
+
+
+NEARLY = [  # layers, loss, units that are nearly equal: one more than what reads them
+    ((Dense(2), Dense(1), Dense(2)), None, 2),
+    ((Dense(4), Dense(2)), None, 3),
+    ((Dense(5), Dense(3)), CrossEntropy(), 3),
+    ((Dense(3), Dense(2)), CrossEntropy(), 2),
+]
+
+
+@pytest.mark.parametrize(("layers", "loss", "equal"), NEARLY)
+def test_what_one_unit_more_than_its_readers_can_exchange_is_frozen(layers, loss, equal):
+    """The rank of the outputs, less their mean for the softmax, says how many directions count."""
+    net = Network((1, 8), layers, ReLU(0.1))
+    theta, held = problem(net, 80, 1, loss)
+    near = 1e-2 * np.random.default_rng(2).normal(size=(equal, 8))
+    theta.W[1].weights[:equal] = theta.W[1].weights[0] + near
+    theta.b[1][:equal] = theta.b[1][0]
+    patterns = next(iter(net.patterns(theta, held.data.x).values()))[:equal]
+    assert 1 <= (patterns != patterns[0]).any(axis=0).sum() < 9
+    found = check_fields(theta, held)
+    assert found.family.kinds["exchange"] > 0
+    rank = rank_of_outputs(theta, held.data, softmax=loss is not None)
+    assert len(found.free) == rank < net.size
 
 
 def test_equal_and_constant_inputs_are_frozen():

@@ -16,6 +16,7 @@ from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Square
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.box_qp import minimise_in_box
+from tinyspur.fitting.kink_model import Candidates, Quadratic
 from tinyspur.fitting.kinked_newton import KinkedNewton
 from tinyspur.fitting.settle import _stopped, settle
 from tinyspur.fitting.training import kaiming_start
@@ -165,6 +166,81 @@ def test_members_that_have_left_a_kink_are_left_out_so_that_the_risk_is_that_of_
     assert state.risk == net.risk(theta, data, SquaredLoss()) == 1
 
 
+# Multipliers on their bound
+
+HINGE = TrainingSet([[-2.0], [-1.0], [0.0], [1.0], [2.0]], [0.0, 0.0, -1.0, 1.0, 2.0])
+
+
+def test_a_unit_that_touches_its_kink_by_chance_is_moved_off_to_where_it_is_inactive():
+    """Beside the hinge a unit max(-x - 2, 0), which is 0 for all samples, and -0 for the first."""
+    net = Network((1, 1), [Dense(2), Dense(1)])
+    theta = Parameters(net, [1.0, -1.0, 0.0, -2.0, 19 / 16, -0.5, -5 / 16])
+    search = KinkedNewton(theta, HINGE, SquaredLoss())
+    kinks = [HeldKink(1, t, np.array([t]), np.array([n])) for t, n in ((0, 2), (1, 0))]
+    search.state = search.at(theta, kinks, np.zeros(2))
+    found = search.polished()
+    assert found.stationary and found.slack[0] > 0.01 and found.slack[1] == 0 < found.high[1]
+    assert search.leave_bounds(found, 1e-8)
+    assert len(search.state.kinks) == 1 and search.state.risk == pytest.approx(11 / 160, abs=1e-15)
+    z = net.layer_output(search.state.theta, HINGE.x.reshape(5, 1).T, 1)
+    assert (search.state.seen.z[0][1] < -1e-3).all() and (z[1] == 0).all()
+
+
+def test_a_kink_on_its_bound_that_no_flat_direction_leads_off_is_kept():
+    """Y = 0, 1, -1 and x beyond: max(x, 0) leaves no slope on its right, so that lambda = 0."""
+    net = Network((1, 1), [Dense(1), Dense(1)])
+    data = TrainingSet(HINGE.x, [0.0, 1.0, -1.0, 1.0, 2.0])
+    theta = Parameters(net, [1.0, 0.0, 1.0, 0.0])
+    search = KinkedNewton(theta, data, SquaredLoss())
+    kink = HeldKink(1, 0, np.array([0]), np.array([2]))
+    search.state = search.at(theta, [kink], np.zeros(1))
+    found = search.polished()
+    assert found.stationary and abs(found.slack[0]) < 1e-14
+    assert not search.leave_bounds(found, 1e-8)
+    assert len(search.state.kinks) == 1
+
+
+@pytest.mark.parametrize("v", [-1.0, 1.0])
+def test_a_unit_at_its_kink_for_the_last_sample_is_used_where_that_lowers_the_risk(v):
+    """Beside the hinge v max(x - 2, 0) is 0 for all samples; the last one is 1 / 16 too high."""
+    net = Network((1, 1), [Dense(2), Dense(1)])
+    theta = Parameters(net, [1.0, 1.0, 0.0, -2.0, 19 / 16, v, -5 / 16])
+    search = KinkedNewton(theta, HINGE, SquaredLoss())
+    hinge = HeldKink(1, 0, np.array([0]), np.array([2]))
+    search.state = search.at(theta, [hinge], np.zeros(1))
+    found = search.polished()
+    (other,) = search.others_at_kinks(found)
+    assert (other.layer, other.units.tolist(), other.samples.tolist()) == (1, [1], [4])
+    assert search.leave_concave(found, [other]) == (v < 0)
+    lower = net.risk(search.state.theta, HINGE, SquaredLoss()) < 11 / 160 - 1e-9
+    assert lower == (v < 0)
+
+
+# Bent valleys
+
+
+def test_a_step_that_is_too_long_for_a_bent_valley_is_brought_back_to_its_bottom():
+    """Of the model's steps, longer and longer ones, some lower the risk if corrected only."""
+    net = Network((1, 4), [Dense(4), Dense(3), Dense(1)], Tanh())
+    data, loss = noisy_teacher(net, 100, 0), SquaredLoss()
+    search = KinkedNewton(kaiming_start(net, 0), data, loss)
+    while search.taken < 40:
+        search.step()
+    state, held = search.state, search.held([])
+    found, seen = held.view(state.theta, np.zeros(0))
+    candidates = Candidates(state, held, found, seen, None)
+    quadratic = Quadratic(held.hessian(state.theta, np.zeros(0)), candidates.rows)
+    saved = 0
+    for search.mu in quadratic.size * 0.1 ** np.arange(2, 12):
+        move = quadratic.step(candidates, search.mu)
+        trial, about = search._trial(candidates, move)
+        there, risk = search._corrected(candidates, quadratic, move, trial, about)
+        assert risk <= about
+        assert risk == pytest.approx(net.risk(there.theta, data, loss), rel=1e-13)
+        saved += risk < state.risk < about
+    assert saved
+
+
 # Where it does not settle
 
 
@@ -211,7 +287,7 @@ def test_flat_directions_that_no_symmetry_explains_are_counted():
     assert found.risk == pytest.approx(28 / 9, abs=1e-13)
 
 
-@pytest.mark.parametrize(("factor", "steps"), [(10.0, 2), (1.001, 100)])
+@pytest.mark.parametrize(("factor", "steps"), [(11.0, 2), (1.001, 100)])
 def test_a_search_is_given_up_where_parameters_only_grow(monkeypatch, factor, steps):
     """A step of this search multiplies all parameters by a factor, as if that were lower."""
 

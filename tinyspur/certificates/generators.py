@@ -9,6 +9,7 @@ those of `streams`, of `interpolations` and:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -29,6 +30,7 @@ from .sizes import parameter_sizes, powers_of_two
 from .streams import Generator, group_read, incoming
 
 INDEPENDENT = 1e-8  # of the largest pivot: rows below count as dependent
+MOST_SETS = 500  # of units that are exchanged, so that many of one pattern do not take for ever
 LARGEST_FACTOR = 1000  # in a sum of dependent inputs
 
 

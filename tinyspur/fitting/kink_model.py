@@ -201,6 +201,11 @@ class Quadratic:
         self.E = np.concatenate([self.tangent, self.normal], axis=1)
         self.e = np.concatenate([abs(self.eigenvalues), np.full(self.normal.shape[1], self.size)])
 
+    def steep(self, share: float, mu: float) -> np.ndarray:
+        """Return those of B^-1 in its eigenvectors that belong to more than a share of |H|."""
+        curved = np.concatenate([self.eigenvalues, self.e[len(self.eigenvalues) :]])
+        return np.where(curved > share * self.size, 1 / (self.e + mu), 0.0)
+
     def step(self, candidates: Candidates, mu: float) -> ModelStep:
         """Return the minimum of the model."""
         g, scale = self.E.T @ candidates.base_gradient(), self.e + mu

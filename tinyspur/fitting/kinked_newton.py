@@ -2,64 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 
 from ..datasets.samples import TrainingSet
+<<<<<<< HEAD
 from ..engine.equal_kinks import EqualKinks
 from ..engine.held import Held, HeldGradient, HeldKink, View
+=======
+from ..engine.held import Held, HeldGradient, View
+>>>>>>> share
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
-from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, State, split
+from .kink_model import DEPENDENT, Candidates, ModelStep, Quadratic, State
+from .kinked_point import EPSILON, KinkedPoint, moved, rounding
 
-EPSILON = float(np.spacing(1.0))
-NULL = 1e-11  # of the largest eigenvalue: those below count as 0
-EQUAL = 1e-9  # of the largest |z| of a layer: members of a kink that are nearer are at it
+CORRECTIONS = 4  # Newton steps at most, in directions of one steepness, back to a bent valley
+STEEP = (1e-4, 1e-6, 1e-8)  # of the largest eigenvalue: directions that are taken as steep
 ADDED = 8  # how often a model takes in kinks that its step has crossed
 FEWEST, SHARE = 20, 4  # so many of them at once at most, or this share of the parameters
 
 
-class Conditions(NamedTuple):
-    """What holds at a point: the numbers of the conditions of a strict local minimum.
-
-    `residual` is the largest entry of grad L, `values` are v_K, `low` and `high` the bounds of the
-    multipliers, `eigenvalues` those of the Hessian of L on the tangent space, ascending, and
-    `tangent` (p, dimension) its eigenvectors. `size` is that of the Hessian or of the gradients.
-    """
-
-    state: State
-    residual: float
-    values: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    eigenvalues: np.ndarray
-    tangent: np.ndarray
-    size: float
-
-    @property
-    def stationary(self) -> bool:
-        """Return whether grad L and v_K are 0 up to rounding."""
-        scale = max(1.0, float(abs(self.state.theta.vector).max()))
-        off = float(abs(self.values).max(initial=0.0))
-        small = min(1e-13 * scale * max(self.size, 1e-3), 1e-10 * max(1.0, self.state.risk))
-        return self.residual <= small and off <= 1e-12 * scale
-
-    @property
-    def slack(self) -> np.ndarray:
-        """Return how far multipliers are inside their bounds, as a share of what is between."""
-        inside = np.minimum(self.state.multipliers - self.low, self.high - self.state.multipliers)
-        width = self.high - self.low
-        return np.where(width > 0, inside / np.where(width > 0, width, 1), -1.0)
-
-    @property
-    def flat(self) -> int:
-        """Return the number of eigenvalues that are 0, up to rounding."""
-        return int((abs(self.eigenvalues) <= NULL * self.size).sum())
-
-
-class KinkedNewton:
+class KinkedNewton(KinkedPoint):
     """Steps from a point to one where the conditions of a strict local minimum hold.
 
     Each minimises a convex model in which all kinks that are near may be met at once, see
@@ -67,25 +30,8 @@ class KinkedNewton:
     """
 
     def __init__(self, theta: Parameters, data: TrainingSet, loss: Loss):
-        self.net, self.data, self.loss = theta.net, data, loss
-        self.plain = Held(theta.net, data, loss)
-        self.state, self.mu = self.at(theta, (), np.zeros(0)), None
+        super().__init__(theta, data, loss)
         self.expected, self.reach, self.equal, self.taken = np.inf, 1.0, None, 0
-
-    def held(self, kinks: Sequence[HeldKink]) -> Held:
-        """Return the passes in which units are held at kinks."""
-        return self.plain.at_kinks(kinks)
-
-    def at(self, theta: Parameters, kinks: Sequence[HeldKink], multipliers: np.ndarray) -> State:
-        """Return the state at a point.
-
-        Members of a kink that are no longer at it are left out: units below have got another piece.
-        """
-        risk, _, seen = self.held(kinks).forward(theta)
-        still = [_still_equal(kink, seen) for kink in kinks]
-        if [len(kink.units) for kink in still] != [len(kink.units) for kink in kinks]:
-            risk, _, seen = self.held(still).forward(theta)
-        return State(theta, still, multipliers, risk, seen)
 
     def step(self) -> bool:
         """Move to a lower point; return whether one was found."""
@@ -97,7 +43,7 @@ class KinkedNewton:
         quadratic = Quadratic(hessian, candidates.rows)
         size = quadratic.size or float(abs(found.gradient).max()) or 1.0
         if self.mu is None:
-            self.mu, self.reach = 1e-3 * size, 1.0
+            self.mu, self.reach = (1e-3 if self.taken == 1 else 1e-10) * size, 1.0
         self.mu = max(self.mu, 1e-14 * size)
         added = 0
         for _ in range(100):
@@ -118,6 +64,8 @@ class KinkedNewton:
             if nothing:
                 self._hold(candidates, move, trial)
                 return False
+            if not state.risk - about > 0.7 * move.decrease:
+                trial, about = self._corrected(candidates, quadratic, move, trial, about)
             if state.risk - about > 0:
                 trial = self._back(candidates, move, trial)
             ratio = (state.risk - trial.risk) / move.decrease
@@ -145,7 +93,12 @@ class KinkedNewton:
             length = float(np.linalg.norm(move.d))
             if not move.decrease > 1.5 * (start - self.state.risk) or length > 16 * self.reach:
                 return
-            trial = self._back(candidates, move, self._trial(candidates, move)[0])
+            trial, about = self._trial(candidates, move)
+            if not start - about > 0.7 * move.decrease:
+                trial, about = self._corrected(candidates, quadratic, move, trial, about)
+            if not start - about > 0.7 * move.decrease:
+                return
+            trial = self._back(candidates, move, trial)
             if not start - trial.risk > 0.7 * move.decrease:
                 return
             if not trial.risk < self.state.risk:
@@ -159,13 +112,16 @@ class KinkedNewton:
 
         Beyond them the risk has another Hessian, perhaps a much larger one.
         """
-        left = np.setdiff1d(np.arange(len(self.state.kinks)), move.held)
-        if not len(left):
+        stay = move.held[move.held < len(self.state.kinks)]  # others are not met by a small step
+        if len(stay) == len(self.state.kinks):
             return False
         for share in 0.1 ** np.arange(1, 7):
-            small = move._replace(d=share * move.d)
-            trial = self._back(candidates, small, self._trial(candidates, small)[0])
-            if candidates.risk - trial.risk > 0.1 * share * move.decrease:
+            small, least = move._replace(d=share * move.d, held=stay), 0.1 * share * move.decrease
+            trial, about = self._trial(candidates, small)
+            if not candidates.risk - about > least:
+                continue
+            trial = self._back(candidates, small, trial)
+            if candidates.risk - trial.risk > least:
                 self.state = trial
                 return True
         return False
@@ -197,12 +153,48 @@ class KinkedNewton:
         risk, values, seen = self.held(kinks).forward(theta)
         return State(theta, kinks, multipliers, risk, seen), risk + float(values @ multipliers)
 
+    def _corrected(
+        self,
+        candidates: Candidates,
+        quadratic: Quadratic,
+        move: ModelStep,
+        trial: State,
+        about: float,
+    ) -> tuple[State, float]:
+        """Return the lowest that Newton steps in steep directions lead to from a trial point.
+
+        A long step along a bent valley ends on its side: what the gradient differs by from that of
+        the model is taken back, in the steepest directions first, all with the model's Hessian.
+        """
+        held, rows = self.held(trial.kinks), candidates.rows[move.held] @ quadratic.E
+        found = held.gradient(trial.theta, trial.multipliers)
+        for share in STEEP:
+            inverse = quadratic.steep(share, self.mu)
+            normal = np.linalg.pinv(rows * np.sqrt(inverse), rcond=DEPENDENT)
+            for _ in range(CORRECTIONS):
+                d = trial.theta.vector - candidates.theta.vector
+                c = -inverse * (quadratic.E.T @ (found.gradient + self.mu * d))
+                c -= np.sqrt(inverse) * (normal @ (found.values + rows @ c))
+                if not np.linalg.norm(c) < 0.1 * np.linalg.norm(d):
+                    return trial, about
+                nearer = moved(trial.theta, quadratic.E @ c)
+                there = held.gradient(nearer, trial.multipliers)
+                risk = there.risk + float(there.values @ trial.multipliers)
+                if not risk < about:
+                    break
+                gain, about = about - risk, risk
+                trial, found = trial._replace(theta=nearer, risk=there.risk), there
+                if gain < 0.1 * move.decrease:
+                    break
+        return trial, about
+
     def _back(self, candidates: Candidates, move: ModelStep, trial: State) -> State:
         """Return the state with v_K = 0 that is near a trial point, held at what can be met."""
         rows, kinks = candidates.rows[move.held], trial.kinks
         theta, values = self.restored(trial.theta, kinks, rows)
         met = np.flatnonzero(abs(values) <= 1e3 * rounding(rows, theta))
         return self.at(theta, [kinks[n] for n in met], trial.multipliers[met])
+<<<<<<< HEAD
 
     def restored(
         self, theta: Parameters, kinks: list[HeldKink], rows: np.ndarray
@@ -348,3 +340,5 @@ def rounding(rows: np.ndarray, theta: Parameters) -> np.ndarray:
     """Return what v_K may be by rounding alone, with their gradients `rows`."""
     size = abs(theta.vector)
     return 4 * EPSILON * (abs(rows) @ (size + 1e-6 * size.max()))
+=======
+>>>>>>> share

@@ -23,12 +23,13 @@ from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..shown import Shown
 from .kink_model import split
-from .kinked_newton import NULL, Conditions, KinkedNewton
+from .kinked_newton import KinkedNewton
+from .kinked_point import NULL, Conditions
 from .training import descend
 
 FIRST, CHUNKS = 200, 20  # L-BFGS steps in a row, and how often, before the first Newton step
 SLOW = 1e-4  # of the risk: L-BFGS steps in a row that lower it by less are the last
-GROWN = 30  # times what they were at the first Newton step: the parameters seem to grow for ever
+GROWN = 100  # times what they were at the first Newton step: the parameters seem to grow for ever
 ON_BOUND = 1e-8  # of the distance between the bounds: a multiplier that is nearer counts as on it
 MANY, IN_VAIN, GROWING = 100, 1e-5, 1.05  # steps in which R falls by less and parameters grow more
 NOTHING = 1e-26  # of the targets' mean square: a squared loss below is 0 up to rounding
@@ -146,7 +147,7 @@ def settle(
 
     L-BFGS steps until these get hardly lower, then at most `steps` Newton steps for a convex model
     in which all kinks that are near may be met at once; no new one is begun after so many
-    `seconds`, the proof not counted. It gives up where the parameters grow to 30 times their size,
+    `seconds`, the proof not counted. It gives up where the parameters grow to 100 times their size,
     or by 5 % in 100 steps that lower the risk by less than 1e-5 of it. The risk never ends higher
     than it began, but for rounding. Where the conditions of a strict local minimum hold, up to
     rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the host.
@@ -327,8 +328,11 @@ def _verdict(search: KinkedNewton, found: Conditions) -> str:
     if (found.eigenvalues < -NULL * found.size).any():
         return "a saddle that no lower point was found from"
     others = search.others_at_kinks(found)
+    if search.leave_concave(found, others):
+        return ""
     if others:
-        return f"{others} more units are at their kinks: not decided"
+        count = sum(len(kink.units) for kink in others)
+        return f"{count} more units are at their kinks: not decided"
     flat = unexplained(search, found)
     if flat:
         return f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains: not decided"
