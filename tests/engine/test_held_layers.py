@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import strict_device
 import torch
 from block_problems import KINDS, at_its_kinks, network, problem
 from shared import close, random_theta
@@ -9,6 +10,7 @@ from shared import close, random_theta
 from tinyspur import interop
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import Identity, ReLU
+from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.equal_kinks import EqualKinks
 from tinyspur.engine.held import Held
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, SquaredLoss
@@ -149,3 +151,14 @@ def test_relu_changes_nothing_where_poolings_and_sums_hand_on_what_is_0_or_more(
     assert net.kinked_layers == (1, 3, 4, 5) and net.bent_layers == (1, 3, 4)
     net = Network((1, 8), chain, ReLU(0.1))
     assert net.kinked_layers == net.bent_layers == (1, 2)
+
+
+@pytest.mark.parametrize("kind", ["pooling in a block", "overlapping windows", "block in a block"])
+def test_units_held_on_a_device_are_those_of_numpy(kind):
+    theta, held = problem(kind, 0.2, seed=1)
+    t, there = np.ones(len(held.kinks)), theta.to(strict_device)
+    for find in (lambda at, t: held.gradient(at, t).gradient, held.hessian):
+        found = find(there, strict_device.asarray(t))
+        assert isinstance(found, strict_device.ndarray)
+        close(to_numpy(found), find(theta, t), 1e-12)
+    close(to_numpy(held.jacobian(there)), held.jacobian(theta), 1e-12)

@@ -17,7 +17,7 @@ from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.members import _moved, move_along
 from tinyspur.fitting.settle import settle
 from tinyspur.fitting.training import kaiming_start
-from tinyspur.layers import AveragePool, Conv, Dense
+from tinyspur.layers import AveragePool, Conv, Dense, Residual
 
 SQUARED = SquaredLoss()
 
@@ -76,6 +76,9 @@ CASES = {
     "few samples": rarely_active_unit,
     "exchange": nearly_equal_units,
     "dependent inputs": equal_inputs,
+    "parallel": lambda: problem(
+        (Dense(3), Residual([Dense(2)], [Dense(2)]), Dense(2)), (1, 3), 20, 0.1
+    ),
     "outputs": lambda: problem((Dense(2), Dense(3)), (1, 3), 20, loss=CrossEntropy()),
     "dead": dead_unit,
     "unread": unread_unit,

@@ -2,9 +2,9 @@
 
 A symmetry of `certificates.generators` is followed exactly. But for scalings its field doesn't
 change along itself, as what it adds to some weights depends on others: theta + t xi(theta) has the
-same outputs. A scaling multiplies what goes into a unit and divides what goes out of it. Numbers
-are rounded on the way, so that a point of the family is next to what is stored: the certificate
-there says how near.
+same outputs; linear ways beside an identity are followed only so far that it has them. A scaling
+multiplies what goes into a unit and divides what goes out of it. Numbers are rounded on the way, so
+that a point of the family is next to what is stored: the certificate there says how near.
 """
 
 from __future__ import annotations
@@ -147,10 +147,18 @@ def _moved(
         along = _scaled if scales else _translated
         for point in along(held, coordinates, symmetry, now, distance, rng):
             near = abs(point.vector - start.vector).max() <= distance
+            if symmetry.kind == "parallel":
+                near = near and _same_outputs(held, now, point)
             if near and (scales or units.kept(_Units.of(held, point))):
                 now = point
                 break
     return now
+
+
+def _same_outputs(held: Held, a: Parameters, b: Parameters) -> bool:
+    """Return whether two points have the same outputs, up to rounding."""
+    first, second = (held.net.forward(theta, held.data.x) for theta in (a, b))
+    return bool(abs(first - second).max() <= 1e-12 * (1 + abs(first).max()))
 
 
 def _translated(
@@ -214,10 +222,11 @@ class _Units(NamedTuple):
         members = members_of(held, slice(None))
         slopes, sizes, choices = [np.zeros(0)], [np.zeros(0)], []
         for step in steps(theta, np.ascontiguousarray(x.T), members):
-            if isinstance(step.W, SelectionMatrix):
-                choices.append(step.W.choice)
+            if isinstance(step.W.inner, SelectionMatrix):
+                choices.append(step.W.inner.choice)
             if step.activation is not None and step.activation.piecewise_linear:
                 z, some = abs(step.z), members.get(step.layer)
+                z[step.W.rows :] = np.inf  # what a residual block keeps
                 if some is not None:
                     z[some.units, some.columns] = np.inf
                 slopes.append(step.slopes.ravel())
