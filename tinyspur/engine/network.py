@@ -213,23 +213,6 @@ def check_chain(net: Network, purpose: str) -> None:
             )
 
 
-def check_usual(net: Network, purpose: str, first: int = 1, last: int | None = None) -> None:
-    """Raise ValueError for layers `first` to `last` in blocks, or with activations of their own."""
-    for layer in range(first, (last or net.depth) + 1):
-        kind, found = net.chain[layer - 1], net.activation_of(layer)
-        if isinstance(kind, Link):
-            raise ValueError(
-                f"{purpose}: expected layers that read the one below them alone, got layer {layer} "
-                "of a residual block"
-            )
-        usual = net.activation if kind.activated and layer < net.depth else None
-        if found != usual:
-            raise ValueError(
-                f"{purpose}: expected {usual or 'no activation'} after layer {layer}, "
-                f"{type(kind).__name__}, got {found or 'none'}"
-            )
-
-
 def check_problem(net: Network, data: TrainingSet, loss: Loss) -> None:
     """Raise ValueError for what is no network, training set or loss, and where they don't fit.
 
