@@ -84,6 +84,28 @@ KINDS = {
         3,
     ),
     "a scale above a pooling": (LINE, [Conv(1), Conv(3), Conv(6), P(2), Scale(), Dense(2)], 2),
+    "a scale above leaky groups": (
+        LINE,
+        [Conv(2), Conv(6, groups=2), Conv(8, 1, groups=2, activation=ReLU(0.2)), Scale(), Dense(2)],
+        2,
+    ),
+    "a block above a layer without biases": (
+        LINE,
+        [
+            Conv(1),
+            Conv(3),
+            Conv(3),
+            Conv(4, 1, bias=False),
+            R([Conv(4)], activation=ReLU()),
+            Dense(2),
+        ],
+        2,
+    ),
+    "no biases under an activation": (
+        LINE,
+        [Conv(1), Conv(3), Conv(3, activation=Identity()), Conv(4, 1, bias=False), Dense(2)],
+        2,
+    ),
     "no biases above": (LINE, [Conv(1), Conv(3), Conv(3), Conv(4, bias=False), Dense(2)], 2),
     "overlapping windows": ((1, 7), [Conv(1), Conv(3), Conv(9), P(3, 2), Dense(2)], 2),
     "padded windows": (LINE, [Conv(1), Conv(3), Conv(9), P(3, 2, padding=1), Dense(2)], 2),

@@ -9,7 +9,6 @@ those of `streams`, of `interpolations` and:
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction

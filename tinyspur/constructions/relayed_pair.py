@@ -55,9 +55,13 @@ class RelayedPair:
     def biased(self) -> bool:
         """Return whether the maps below are those of a convolution with biases, under ReLU.
 
-        Then theta' raises a bias there; else it takes the maps as they are.
+        Then theta' raises a bias there, and ReLU above the pair cuts off what was inactive. Without
+        either it takes the maps as they are.
         """
         net, n = self.tower.net, self.below
+        above = next((m for m in self.tower.path.layers if m >= self.upper and net.is_active(m)), 0)
+        if not above or net.activation_of(above) != ReLU():
+            return False
         kind = net.chain[n - 1] if n else None
         conv = isinstance(kind, Conv) and kind.bias and kind.groups == 1
         return conv and net.activation_of(n) == ReLU()

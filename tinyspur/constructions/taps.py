@@ -175,8 +175,8 @@ def follows(net: Network, layer: int) -> bool:
 def _too_small(net: Network, layer: int, last: int, wanted: int, reached: int) -> str:
     """Return in words that a layer, and the poolings up to `last`, keep too little of a map."""
     kind, pools = net.chain[layer - 1], net.chain[layer:last]
-    if is_usual(kind) and all(pool == AveragePool(pool.size) for pool in pools):
-        sizes = [pool.size for pool in pools if type(pool.size) is int]
+    if is_usual(kind) and all(isinstance(pool, AveragePool) for pool in pools):
+        sizes = [n for pool in pools if pool == AveragePool(n := pool.size) and type(n) is int]
         size = int(np.prod(sizes))
         if pools and len(sizes) == len(pools):
             return (

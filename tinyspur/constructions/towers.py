@@ -98,6 +98,10 @@ class Tower:
         self.path = Path.of(net, first, last)
         self.taps = taps_of(net, self.path, spread)
         self.holders, self.bare, self.padded = self._find_biases()
+        active = [n for n in self.path.layers if net.is_active(n)]
+        self.unheld = [
+            n for n in self.taps if n not in self.holders and n <= max(active, default=0)
+        ]
         self.copies, copies = {first - 1: 1}, 1
         for layer in range(first, last + 1):
             copies = len(self.taps.get(layer, range(copies)))
@@ -218,8 +222,11 @@ class Tower:
         if tracks is None:
             tracks = {c: c for c in range(weights.shape[1])}
         self._quieten(theta, spare)
+        live = False  # whether other maps are copies of relays, which the sum of a block hands on
         for layer in self.taps:
-            self._fill(theta, layer, tracks, spare)
+            if layer not in self.path.past:
+                live = layer in self.unheld
+            self._fill(theta, layer, tracks, biases.get(layer, 0.0) if live else spare)
             for m, track in tracks.items():
                 source = m if layer == self.first else track
                 self.relay(theta, layer, source, track, biases.get(layer, 0.0))
@@ -353,7 +360,7 @@ class Tower:
             theta.b[layer][...] = 0
         if layer in self.holders:
             theta.b[self.holders[layer]][...] = spare
-        elif layer in self.bare:
+        elif layer in self.unheld:
             m, track = next(iter(tracks.items()))
             read = self.numbers(layer - 1, m if layer == self.first else track)
             copy, tap = self.taps[layer][0]
@@ -365,8 +372,8 @@ class Tower:
         net, below = self.net, {t: [m] for t, m in enumerate(sources)}
         places: dict[int, dict[int, list[int]]] = {}
         for layer in range(self.first, self.last + 1):
-            if layer not in self.taps:
-                places[layer] = below
+            if layer not in self.taps or not isinstance(kind_of(net, layer), Conv):
+                places[layer] = below  # each map reads its own
                 continue
             maps, groups = net.shapes[layer][0], getattr(kind_of(net, layer), "groups", 1)
             size, per_group = net.read_shape(layer)[0] // groups, maps // groups

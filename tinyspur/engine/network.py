@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..datasets.samples import TrainingSet, check_data
-from ..layers import Link
 from . import passes
 from .activations import ReLU, check_piecewise_linear
 from .architecture import Architecture
@@ -198,23 +197,6 @@ def check_network(net: object) -> None:
     """Raise ValueError for what is no network."""
     if not isinstance(net, Network):
         raise ValueError(f"network: expected a Network, got a {type(net).__name__}")
-
-
-def check_usual(net: Network, purpose: str, first: int = 1, last: int | None = None) -> None:
-    """Raise ValueError for layers `first` to `last` in blocks, or with activations of their own."""
-    for layer in range(first, (last or net.depth) + 1):
-        kind, found = net.chain[layer - 1], net.activation_of(layer)
-        if isinstance(kind, Link):
-            raise ValueError(
-                f"{purpose}: expected layers that read the one below them alone, got layer {layer} "
-                "of a residual block"
-            )
-        usual = net.activation if kind.activated and layer < net.depth else None
-        if found != usual:
-            raise ValueError(
-                f"{purpose}: expected {usual or 'no activation'} after layer {layer}, "
-                f"{type(kind).__name__}, got {found or 'none'}"
-            )
 
 
 def check_problem(net: Network, data: TrainingSet, loss: Loss) -> None:

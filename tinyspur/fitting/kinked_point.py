@@ -203,9 +203,10 @@ class KinkedPoint:
             if kink.layer <= depth:
                 known[kink.layer - 1][kink.units, kink.samples] = True
         equal = EqualKinks(state.theta, self.data, held, state.seen)
-        for layer in self.net.kinked_layers:
-            z = state.seen.z[layer - 1]
-            for unit, sample in np.argwhere(abs(z) <= 1e-13 * abs(z).max()):
+        for layer in self.net.bent_layers:
+            moves = ~equal.never_moves(layer)
+            z = state.seen.z[layer - 1][: len(moves)]
+            for unit, sample in np.argwhere((abs(z) <= 1e-13 * abs(z).max()) & moves):
                 if not known[layer - 1][unit, sample]:
                     kink = equal.kink(layer, int(unit), int(sample))
                     known[layer - 1][kink.units, kink.samples] = True

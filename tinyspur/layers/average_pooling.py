@@ -39,9 +39,6 @@ class AveragePool(Pooling):
     def keeps_constants(self) -> bool:
         return self.padding == 0 or not self.count_include_pad
 
-    def relays(self, below: Shape) -> bool:
-        return self.grid(below).tiles
-
     def matrix(self, below: Shape, weights: None = None) -> AveragePoolingMatrix:
         options = self.size, self.stride, self.padding, self.ceil_mode, self.count_include_pad
         return AveragePoolingMatrix(below[0], below[1:], *options)

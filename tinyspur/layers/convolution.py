@@ -42,10 +42,6 @@ class Conv(Layer):
         usual = usual_padding(self.kernel, self.padding, self.dilation)
         object.__setattr__(self, "padding", usual)
 
-    def relays(self, below: Shape) -> bool:
-        usual = Conv(self.maps, self.kernel)
-        return self == usual and is_positive(self.kernel) and self.kernel % 2 == 1
-
     def check(self) -> None:
         counts = self.kernel, self.stride, self.dilation
         alone = is_positive(self.maps) and is_positive(self.groups)

@@ -81,13 +81,6 @@ class Layer(ABC):
         """Return whether a layer without weights makes of a constant map that constant."""
         return not self.trainable
 
-    def relays(self, below: Shape) -> bool:
-        """Return whether what is on a map below can be handed on through the layer, unchanged.
-
-        By an identity filter, or, where entries are averaged, by shifted copies of the map.
-        """
-        return False
-
     @property
     def spec(self) -> dict:
         """Return the JSON description of the layer, such as {"type": "dense", "width": 2}."""

@@ -124,10 +124,6 @@ class Link:
     precedes_activation = property(lambda self: self.layer.precedes_activation)
     keeps_constants = property(lambda self: self.layer.keeps_constants)
 
-    def relays(self, below: Shape) -> bool:
-        """Return False: constructions don't lead through blocks."""
-        return False
-
     def arranged(self, state: tuple) -> tuple:
         """Return what the layer reads, and then what is kept, of the state below."""
         if self.swaps:
