@@ -6,6 +6,7 @@ Each line that has to be refused says so: mypy also refuses a comment of that ki
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 import tinyspur as ts
 from tinyspur import datasets
@@ -14,7 +15,7 @@ from tinyspur import datasets
 def work() -> None:
     """Use what the README uses."""
     images = datasets.bundled().subset(200, seed=0)
-    pixels: np.ndarray = images.pixels()
+    pixels: NDArray[np.float64] = images.pixels()
     data = ts.TrainingSet(pixels, ts.one_hot(images.labels, images.classes))
     layers = [ts.Conv(4), ts.MaxPool(2), ts.Residual([ts.Conv(4)]), ts.Dense(10)]
     net = ts.Network((1, 28, 28), layers)
@@ -22,7 +23,7 @@ def work() -> None:
     theta = ts.Parameters(net, np.zeros(net.size))
     risk: float = theta.net.risk(theta, data, loss)
     wrong: str = theta.net.risk(theta, data, loss)  # type: ignore[assignment]
-    outputs: np.ndarray = net.forward(theta, data.x)
+    outputs: NDArray[np.float64] = net.forward(theta, data.x)
     print(risk, wrong, outputs)
 
     step: ts.Parameters = theta - 0.1 * net.gradient(theta, data, loss) / 2
@@ -39,8 +40,8 @@ def work() -> None:
     W: ts.WeightMatrix = theta.W[1]
     rows: int = len(W)
     shape: tuple[int, int] = W.shape
-    entries: np.ndarray = W.toarray()
-    block: np.ndarray = W.block(0, 0)
+    entries: NDArray[np.float64] = W.toarray()
+    block: NDArray[np.float64] = W.block(0, 0)
     print(rows, shape, entries, block, W @ data.x[0].ravel(), 0.5 * W, W.T @ W)
 
     certificate: ts.Certificate = ts.certify(theta, data, loss)
