@@ -10,15 +10,9 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from .engine.architecture import Architecture
-    from .engine.parameters import Parameters
-    from .landscape.risks import Landscape
-    from .layers import WeightMatrix
 
 CELLS = 48  # of a picture in each direction
 LISTED = 10**7  # nonzeros of a matrix that are listed at most for a picture
@@ -107,7 +101,7 @@ def _side(maps: int, positions: int, total: int) -> tuple[np.ndarray, np.ndarray
     return found, found[::positions][1:] if several else found[:0]
 
 
-def entries(W: WeightMatrix) -> np.ndarray:
+def entries(W: Any) -> np.ndarray:
     """Return one row of W for each cell, with the entry of largest absolute value in each cell.
 
     Between two maps is a line of infinite numbers.
@@ -125,7 +119,7 @@ def entries(W: WeightMatrix) -> np.ndarray:
     return np.insert(np.insert(largest, rows, np.inf, axis=0), columns, np.inf, axis=1)
 
 
-def matrix_picture(W: WeightMatrix, scale: int = 4) -> str:
+def matrix_picture(W: Any, scale: int = 4) -> str:
     """Return a small picture of the blocks of W; nothing for what has no entries or too many."""
     if not _is_listed(W):
         return ""
@@ -137,7 +131,7 @@ def matrix_picture(W: WeightMatrix, scale: int = 4) -> str:
         return ""
 
 
-def _is_listed(W: WeightMatrix) -> bool:
+def _is_listed(W: Any) -> bool:
     """Return whether some rows of W can be listed without too many others."""
     inner = getattr(W, "matrix", getattr(W, "own_matrix", None))  # of a transpose, of a block
     if inner is None:
@@ -145,7 +139,7 @@ def _is_listed(W: WeightMatrix) -> bool:
     return inner.nnz <= LISTED if not hasattr(inner, "own_matrix") else _is_listed(inner)
 
 
-def matrix_html(W: WeightMatrix) -> str:
+def matrix_html(W: Any) -> str:
     """Return the kind, shape and nonzeros of W, and its picture, as HTML."""
     return block(type(W).__name__, repr(W), matrix_picture(W))
 
@@ -153,7 +147,7 @@ def matrix_html(W: WeightMatrix) -> str:
 # Networks, points and landscapes
 
 
-def layer_rows(theta: Parameters) -> list[tuple[str, ...]]:
+def layer_rows(theta: Any) -> list[tuple[str, ...]]:
     """Return headings, and for each layer shapes and the range of its numbers."""
     rows = [("layer", "kind", "output", "matrix", "filters", "weights", "biases")]
     for layer, kind in enumerate(theta.net.chain, start=1):
@@ -167,13 +161,13 @@ def layer_rows(theta: Parameters) -> list[tuple[str, ...]]:
     return rows
 
 
-def point_html(theta: Parameters) -> str:
+def point_html(theta: Any) -> str:
     """Return the layers of a point as a table with a picture of each matrix."""
     pictures = [matrix_picture(W, 2) for W in theta.W.values()]
     return block("Parameters", repr(theta), table(layer_rows(theta), pictures))
 
 
-def network_html(net: Architecture) -> str:
+def network_html(net: Any) -> str:
     """Return the layers of a network as a table: what they are, their outputs and parameters."""
     rows = [("layer", "", "activation", "output", "parameters")]
     rows.append(("0", "input", "", "x".join(map(str, net.input_shape)), ""))
@@ -187,7 +181,7 @@ def network_html(net: Architecture) -> str:
     return block(type(net).__name__, f"{net.size:,} parameters", table(rows))
 
 
-def landscape_html(landscape: Landscape) -> str:
+def landscape_html(landscape: Any) -> str:
     """Return what a landscape found, and its risks as a picture, orange where they are lower."""
     above = landscape.risks - landscape.centre
     above = above[np.ix_(*(np.arange(0, n, -(-n // (2 * CELLS))) for n in above.shape))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from .activations import ReLU
 from .architecture import Architecture
 from .backend import Array, namespace, to_numpy
 from .plain import float_type, is_array, number, overwrite, plain_array, whole
-
-if TYPE_CHECKING:
-    from .network import Network
 
 Part = TypeVar("Part")
 
@@ -51,7 +48,7 @@ class Parameters:
     __array_ufunc__ = None  # leaves `number * theta` to this class, also for numbers of NumPy
     __hash__ = None  # since what is equal can change
 
-    net: Network
+    net: Any  # a Network
     vector: Array
     W: Matrices
     b: Biases
