@@ -157,7 +157,7 @@ def plot_point(
         axes, unused = np.split(places, [len(layers)])
         for ax in unused:
             ax.remove()
-    axes = list(np.ravel(np.asarray(axes, dtype=object)))
+    axes = np.ravel(np.asarray(axes, dtype=object)).tolist()
     if [isinstance(ax, Axes) for ax in axes] != [True] * len(layers):
         raise ValueError(f"plot_point: expected {len(layers)} axes, one a matrix, got {axes}")
     for layer, ax in zip(layers, axes, strict=True):
@@ -179,9 +179,8 @@ def plot_point(
 
 def _draw_biases(ax: Axes, layer: int, biases: np.ndarray) -> None:
     """Draw the bias of each row that is drawn in `ax` beside it."""
-    limit = float(abs(biases).max()) or 1.0
+    limit, beside = float(abs(biases).max()) or 1.0, ax.inset_axes((1.015, 0, 0.035, 1))
     column = np.ma.masked_equal(biases[:, None].astype(np.float64), 0)
-    beside = ax.inset_axes((1.015, 0, 0.035, 1))
     beside.imshow(column, cmap=_colours(), vmin=-limit, vmax=limit, aspect="auto")
     beside.set(xticks=[], yticks=[], xlabel=f"$b^{{{layer}}}$\n\N{PLUS-MINUS SIGN}{limit:.2g}")
     beside.xaxis.label.set_size(7)

@@ -7,9 +7,8 @@ definition that all products have to agree with. Neurons are numbered map by map
 row, so neuron ``t * P + p`` is position p of map t ([CNN] section 2.2, counted from 0). Entries
 that are listed are on the host; products are computed where the weights are.
 
-They calculate as matrices do: ``v @ W``, ``2 * W``, ``-W``, ``W / 2``, ``W + V``, ``W @ V``. Where
-that changes `weights` alone, the result is a matrix of the same kind. Any other is a SciPy CSR
-array on the host, as ``tocsr`` returns it.
+They calculate as matrices do: ``v @ W``, ``2 * W``, ``W + V``, ``W @ V``. Where that changes `weights`
+alone, the result is of the same kind. Any other is a SciPy CSR array on the host.
 
 Max pooling is a matrix only for given inputs o^{l-1}: ``W.at(o)`` is the matrix of zeros and ones
 that selects the largest entries. For all other layers ``W.at(o)`` is W itself.
@@ -276,10 +275,7 @@ class WeightMatrix(ABC):
 
     @property
     def reads_alone(self) -> bool:
-        """Return whether it reads all that the layer below computes, and nothing else does.
-
-        In a residual block other layers may, and what the block keeps may be added to it.
-        """
+        """Return whether it reads all of the layer below, and no other layer of a block does."""
         return True
 
     def readers(self, c: int) -> slice:
@@ -287,10 +283,7 @@ class WeightMatrix(ABC):
         return slice(0, self.maps_out)
 
     def outgoing(self, c: int) -> Array:
-        """Return the weights that read map c of the layer below, as a view, (readers, ...).
-
-        They are what has to be divided where that map is multiplied ([CNN] Theorem 1).
-        """
+        """Return the weights that read map c of the layer below, as a view, (readers, ...)."""
         raise TypeError(f"{type(self).__name__} has no weights")
 
     def of_map(self, c: int) -> WeightMatrix:
