@@ -7,8 +7,8 @@ definition that all products have to agree with. Neurons are numbered map by map
 row, so neuron ``t * P + p`` is position p of map t ([CNN] section 2.2, counted from 0). Entries
 that are listed are on the host; products are computed where the weights are.
 
-They calculate as matrices do: ``v @ W``, ``2 * W``, ``W + V``, ``W @ V``. Where that changes `weights`
-alone, the result is of the same kind. Any other is a SciPy CSR array on the host.
+They calculate as matrices do: ``v @ W``, ``2 * W``, ``W + V``, ``W @ V``. Where `weights` alone
+change, the result is of the same kind. Any other is a SciPy CSR array on the host.
 
 Max pooling is a matrix only for given inputs o^{l-1}: ``W.at(o)`` is the matrix of zeros and ones
 that selects the largest entries. For all other layers ``W.at(o)`` is W itself.
