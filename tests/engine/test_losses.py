@@ -310,7 +310,10 @@ def test_smoothing_outside_0_to_1_is_refused(smoothing):
         ([np.nan, 1.0], "expected whole numbers (N,), got nan"),
         ([[0, 1], [1, 0]], "expected whole numbers (N,), got (2, 2)"),
         (1, "expected whole numbers (N,), got ()"),
-        (["cat", "dog"], "expected plain real numbers, got <U3"),
+        (
+            ["cat", "dog"],
+            "expected plain real numbers, got <U3; number them by labels = np.unique(",
+        ),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, words):

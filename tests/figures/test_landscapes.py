@@ -17,6 +17,7 @@ from paper_example import LOSS, readme_example
 
 from tinyspur.figures.landscapes import (
     INSIDE,
+    TOO_SMALL,
     draw_level_sets,
     draw_lines,
     draw_surfaces,
@@ -472,12 +473,17 @@ def test_the_certified_radius_is_an_outline_or_words(drawn):
             np.testing.assert_array_equal(line.get_xydata(), [*outline, outline[0]])
             [label] = ax.get_legend().get_texts()
             assert label.get_text() == "certified radius"
+    axes, _ = drawn(draw_level_sets, *[panel(BOWL, certified=r * square) for r in (0.02, 0.01)])
+    assert [(TOO_SMALL in words(ax), len(dashed(ax))) for ax in axes] == [(False, 1), (True, 0)]
     lines = [TICKS**2] * 3
     row = [panel(lines, lines=True)]
-    ends = ([1.1, 1.2, 9], [1.1, 0.9, 9], [0.1, 0.2, 0.3])
+    ends = ([1.1, 1.2, 9], [1.1, 0.9, 9], [0.1, 0.2, 0.3], [1e-3, 0.2, 0.3])
     row += [panel(lines, lines=True, certified=np.array(end)) for end in ends]
     axes, _ = drawn(draw_lines, *row)
-    assert [INSIDE in words(ax) for ax in axes] == [False, True, False, False]
+    assert [INSIDE in words(ax) for ax in axes] == [False, True, False, False, False]
+    assert [TOO_SMALL in words(ax) for ax in axes] == [False, False, False, False, True]
+    found = [[line.get_xdata()[0] for line in dashed(ax)] for ax in axes]
+    assert found == [[], [], [-0.9, 0.9], [-0.1, 0.1], []]
 
 
 def test_all_is_within_the_radius_where_the_corners_are(drawn):
@@ -591,7 +597,8 @@ FLAT_PLANES = {
 @pytest.mark.parametrize("heights", FLAT_PLANES.values(), ids=FLAT_PLANES)
 def test_planes_with_little_to_see_are_drawn(heights, draw, drawn):
     [ax], picture = drawn(draw, panel(heights))
-    assert ax.get_xlim() == (-1, 1)
+    cells = draw is draw_level_sets and len(heights) == 2
+    assert ax.get_xlim() == ((-2, 2) if cells else (-1, 1))
     assert is_orange(region(picture, ax)[0]).any() == (heights < 0).any()
     if draw is draw_surfaces:
         low, high = ax.get_zlim()
@@ -672,16 +679,36 @@ def test_a_coarse_plane_is_drawn_as_cells_without_contours(axes):
     assert not any(isinstance(c, ContourSet) for c in axes.collections)
     [cells] = axes.collections
     assert cells.get_array().size == 25
+    assert (axes.get_xlim(), axes.get_ylim()) == ((-1.25, 1.25), (-1.25, 1.25))  # whole cells
+    np.testing.assert_array_equal(axes.get_xticks(), [-1, -0.5, 0, 0.5, 1])
+
+
+def test_the_title_of_narrow_axes_takes_two_lines():
+    for count, lines in ((1, 1), (2, 2)):
+        axes = np.ravel(Figure(figsize=(6, 3)).subplots(1, count))
+        title = plot_landscape(landscape(BOWL), ax=axes[0]).get_title(loc="left")
+        assert title.count("\n") + 1 == lines
+
+
+def test_few_lines_are_drawn_stronger_than_many(drawn):
+    few, many = panel([TICKS**2] * 2, lines=True), panel([TICKS**2] * 60, lines=True)
+    axes, _ = drawn(draw_lines, few, many)
+    assert [ax.collections[0].get_alpha() for ax in axes] == [1.0, 0.3]
 
 
 @pytest.mark.parametrize(
     ("plot", "where", "certificate", "words"),
     [
-        (plot_lines, landscape(BOWL), None, "those of a plane, which plot_landscape draws"),
-        (plot_landscape, landscape(BOWL, lines=True), None, "lines, which plot_lines draws"),
+        (plot_lines, landscape(BOWL), None, "on lines, got the risks of a plane, which plot_l"),
+        (
+            plot_landscape,
+            landscape(BOWL, lines=True),
+            None,
+            "of a plane, got the risks on lines, which plot_l",
+        ),
         (plot_landscape, BOWL, None, "expected a Landscape as of ts.scan, got ndarray"),
         (plot_landscape, landscape(BOWL * np.nan), None, "expected finite risks, got 81 of 81"),
-        (plot_landscape, landscape(BOWL), 0.1, "expected a certificate with a radius, got 0.1"),
+        (plot_landscape, landscape(BOWL), 0.1, "a certificate with a radius, got float"),
     ],
 )
 def test_what_cannot_be_plotted_is_refused_in_words(plot, where, certificate, words, axes):

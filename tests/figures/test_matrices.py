@@ -462,7 +462,9 @@ def test_a_point_is_drawn_layer_by_layer_with_its_biases():
     np.testing.assert_array_equal(
         beside[0][0].images[0].get_array().ravel(), np.repeat([-1.0, 2.0], 16)
     )
-    with pytest.raises(ValueError, match="expected 3 axes, one a matrix, got"):
+    assert beside[0][0].get_xlabel().endswith("\N{PLUS-MINUS SIGN}2")
+    assert beside[2][0].get_xlabel().endswith("= 0")
+    with pytest.raises(ValueError, match="expected 3 Axes, one for each matrix, got 2: Axes"):
         plot_point(theta, places[:2])
     with pytest.raises(ValueError, match="expected Parameters, got DenseMatrix"):
         plot_point(theta.W[4])

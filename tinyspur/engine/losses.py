@@ -13,6 +13,8 @@ import numpy as np
 from .backend import Array, namespace, special
 from .plain import plain_on_host, whole_number
 
+NUMBERED = "number them by labels = np.unique(labels, return_inverse=True)[1]"
+
 
 class SquaredLoss:
     """l(o, y) = 1/2 |o - y|^2."""
@@ -212,7 +214,7 @@ def one_hot(labels: object, classes: int | None = None, smoothing: float = 0.0) 
     names = np.unique(numbers)
     found = whole_number("classes", len(names) if classes is None else classes)
     if names.size and not 0 <= names[0] <= names[-1] < found:
-        hint = "number them by labels = np.unique(labels, return_inverse=True)[1]"
+        hint = NUMBERED
         if classes is None and names[0] >= 0:
             hint = f"give classes={names[-1] + 1}, or {hint}"
         got = f"{names[0]}..{names[-1]}"
@@ -222,7 +224,10 @@ def one_hot(labels: object, classes: int | None = None, smoothing: float = 0.0) 
 
 def _labels(labels: object) -> np.ndarray:
     """Return labels (N,) or (N, 1) as int64 (N,)."""
-    numbers = plain_on_host("labels", labels)
+    try:
+        numbers = plain_on_host("labels", labels)
+    except ValueError as error:  # names of classes, as a rule
+        raise ValueError(f"{error}; {NUMBERED}") from error
     if numbers.shape[1:] not in ((), (1,)) or numbers.ndim == 0:
         raise ValueError(f"labels: expected whole numbers (N,), got {numbers.shape}")
     whole = np.isfinite(numbers) & (numbers == np.floor(numbers)) & (abs(numbers) < 2**53)

@@ -41,6 +41,10 @@ SMALL, LARGE = 6.5, 7.5  # points of fonts
 FEWEST = 9  # points along a side of a plane for contours; between fewer they'd show false islands
 CONTOURS = "Contours: the risk less that of the point in the middle; each panel has its own shades"
 INSIDE = "all within the certified radius"
+TOO_SMALL = "the certified radius is too small to be seen"
+SEEN = 0.016  # of the way to the end of the axes: less is hidden by the dot in the middle
+SHORT = 2.9  # inches of axes: in narrower ones the title takes two lines
+FEW = 15  # lines that are drawn at full strength
 
 
 def draw_level_sets(path: str | Path, rows: Sequence[Sequence[Panel]]) -> None:
@@ -135,12 +139,15 @@ def _plot(
         )
     lines = landscape.beta is None
     if lines != (name == "plot_lines"):
-        found, other = ("lines", "plot_lines") if lines else ("those of a plane", "plot_landscape")
-        raise ValueError(f"{name}: got the risks on {found}, which {other} draws")
+        of_plane, of_lines = "the risks of a plane", "the risks on lines"
+        wanted, found = (of_plane, of_lines) if lines else (of_lines, of_plane)
+        other = "plot_lines" if lines else "plot_landscape"
+        raise ValueError(f"{name}: expected {wanted}, got {found}, which {other} draws")
     certified = None
     if certificate is not None:
         if not isinstance(certificate, Certificate) or not certificate.proves:
-            raise ValueError(f"{name}: expected a certificate with a radius, got {certificate}")
+            got = getattr(certificate, "words", type(certificate).__name__)
+            raise ValueError(f"{name}: expected a certificate with a radius, got {got}")
         if landscape.unit_ball is None:
             raise ValueError(f"{name}: expected directions, got a file without them: scan again")
         certified = certificate.radius * landscape.unit_ball
@@ -159,7 +166,8 @@ def _plot(
         _level_sets(ax, panel)
         found = f"{landscape.lower.sum()} of {landscape.risks.size} points are lower"
     ax.tick_params(labelsize=SMALL)
-    set_title(ax, f"R = {landscape.centre:.6g} in the middle; {found}", LARGE)
+    after = "; " if ax.bbox.width / ax.figure.dpi >= SHORT else "\n"
+    set_title(ax, f"R = {landscape.centre:.6g} in the middle{after}{found}", LARGE)
     if path is not None:
         save_figure(path, ax.figure.figure, PAGE)
     return ax
@@ -250,14 +258,34 @@ def _level_sets(ax: Axes, panel: Panel) -> None:
     if panel.certified is not None:
         ends = np.stack(np.meshgrid(landscape.alpha[[0, -1]], landscape.beta[[0, -1]]), axis=-1)
         if Outline(panel.certified).contains_points(ends.reshape(-1, 2)).all():
-            words = ax.text(0.5, 0.04, INSIDE, transform=ax.transAxes, ha="center", fontsize=SMALL)
-            words.set_bbox({"facecolor": "w", "alpha": 0.8, "edgecolor": "0.8", "pad": 2})
+            _say(ax, 0.04, INSIDE)
+        elif (abs(panel.certified) < SEEN * abs(ends).max(axis=(0, 1))).all():
+            _say(ax, 0.04, TOO_SMALL)
         else:
             outline = np.vstack([panel.certified, panel.certified[:1]])
             ax.plot(*outline.T, "--", color="k", lw=1, label="certified radius")
-            ax.legend(loc="lower center", fontsize=SMALL, framealpha=0.8, borderpad=0.3)
-    _scale(ax.xaxis, f"distance along {panel.axes[0]}", landscape.alpha)
-    _scale(ax.yaxis, f"distance along {panel.axes[1]}", landscape.beta)
+            ax.legend(loc="best", fontsize=SMALL, framealpha=0.8, borderpad=0.3)
+    for axis, label, ticks in zip(
+        (ax.xaxis, ax.yaxis), panel.axes, (landscape.alpha, landscape.beta), strict=True
+    ):
+        _scale(axis, f"distance along {label}", ticks)
+        if not contours:
+            _show_cells(axis, ticks)
+
+
+def _show_cells(axis: Axis, places: np.ndarray) -> None:
+    """Show the cells around these places whole, and put up to five ticks in their middles."""
+    first, _, last = np.diff(places[[0, 1, -2, -1]]) / 2
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(places[0] - first, places[-1] + last)
+    step = -(-len(places) // 5)
+    axis.set_ticks(places[len(places) // 2 % step :: step])
+
+
+def _say(ax: Axes, height: float, words: str) -> None:
+    """Write a remark in the middle of the axes, at this share of their height."""
+    box = {"facecolor": "w", "alpha": 0.8, "edgecolor": "0.8", "pad": 2}
+    place = {"transform": ax.transAxes, "ha": "center"}
+    ax.text(0.5, height, words, fontsize=SMALL, bbox=box, **place)
 
 
 def _scale(axis: Axis, label: str, values: np.ndarray, bins: int = 4) -> str:
@@ -280,9 +308,11 @@ def _scale(axis: Axis, label: str, values: np.ndarray, bins: int = 4) -> str:
 def _lines(ax: Axes, panel: Panel) -> None:
     alpha, heights = panel.landscape.alpha, _heights(panel.landscape)
     low, high = float(heights.min()), float(heights.max())
+    strength = min(1.0, max(0.3, FEW / len(heights)))
     for end, color in ((2 * high, HIGHER), (2 * low, LOWER)):  # drawn twice, each time cut off at 0
         segments = [np.c_[alpha, y] for y in heights]
-        lines = LineCollection(segments, colors=color, linewidths=0.5, alpha=0.3)
+        style = {"linewidths": 0.35 + strength / 2, "alpha": strength}
+        lines = LineCollection(segments, colors=color, **style)
         half = Rectangle((alpha[0], 0.0), np.ptp(alpha), end)
         clip = half.get_patch_transform() + ax.transData
         ax.add_collection(lines).set_clip_path(half.get_path(), clip)
@@ -292,13 +322,20 @@ def _lines(ax: Axes, panel: Panel) -> None:
         least = abs(min(escape.min(), low)) or high or 1.0
         ax.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(least) - 1))
         ax.set_ylabel(_difference(panel), fontsize=LARGE)
-        ax.legend(loc="lower left", fontsize=SMALL, frameon=False)
     else:  # at least a fifth of the height is for what falls below 0
         ends = (1.1 * low, min(1.05 * high, -4 * low)) if low < 0 else (-0.05 * high, 1.05 * high)
         _scale(ax.yaxis, _difference(panel), np.array(ends), 6)
     ax.axhline(0, color="k", lw=0.9, zorder=3)
-    if panel.certified is not None and panel.certified.min() >= abs(alpha).max():
-        ax.text(0.5, 0.93, INSIDE, transform=ax.transAxes, ha="center", fontsize=SMALL)
+    if panel.certified is not None:
+        nearest = float(panel.certified.min()) / abs(alpha).max()
+        if nearest >= 1 or nearest < SEEN:
+            _say(ax, 0.93, INSIDE if nearest >= 1 else TOO_SMALL)
+        else:
+            for end, label in ((-1, None), (1, "certified radius")):
+                ax.axvline(end * panel.certified.min(), color="k", lw=1, ls="--", label=label)
+    if ax.get_legend_handles_labels()[0]:
+        loc = "upper center" if panel.escape is None else "lower left"
+        ax.legend(loc=loc, fontsize=SMALL, framealpha=0.8, borderpad=0.3)
     _scale(ax.xaxis, f"distance along {panel.axes[0]}", alpha)
     open_frame(ax)
 

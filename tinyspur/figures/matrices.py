@@ -159,7 +159,10 @@ def plot_point(
             ax.remove()
     axes = np.ravel(np.asarray(axes, dtype=object)).tolist()
     if [isinstance(ax, Axes) for ax in axes] != [True] * len(layers):
-        raise ValueError(f"plot_point: expected {len(layers)} axes, one a matrix, got {axes}")
+        got = ", ".join(sorted({type(ax).__name__ for ax in axes}))
+        raise ValueError(
+            f"plot_point: expected {len(layers)} Axes, one for each matrix, got {len(axes)}: {got}"
+        )
     for layer, ax in zip(layers, axes, strict=True):
         W = _own(theta.W[layer])
         rows, columns = _sides(W, None, None, None)
@@ -182,7 +185,8 @@ def _draw_biases(ax: Axes, layer: int, biases: np.ndarray) -> None:
     limit, beside = float(abs(biases).max()) or 1.0, ax.inset_axes((1.015, 0, 0.035, 1))
     column = np.ma.masked_equal(biases[:, None].astype(np.float64), 0)
     beside.imshow(column, cmap=_colours(), vmin=-limit, vmax=limit, aspect="auto")
-    beside.set(xticks=[], yticks=[], xlabel=f"$b^{{{layer}}}$\n\N{PLUS-MINUS SIGN}{limit:.2g}")
+    ends = f"\N{PLUS-MINUS SIGN}{limit:.2g}" if biases.any() else "= 0"
+    beside.set(xticks=[], yticks=[], xlabel=f"$b^{{{layer}}}$\n{ends}")
     beside.xaxis.label.set_size(7)
     beside.spines[:].set(linewidth=0.6, color="0.3")
 
