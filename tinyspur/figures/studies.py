@@ -81,7 +81,7 @@ def draw_audit(path: str | Path, findings: list[Finding]) -> None:
 
 def _draw_finding(ax: Axes, finding: Finding) -> None:
     title = "\n".join(textwrap.wrap(f"{finding.name}: {finding.statement}", 48))
-    set_title(ax, f"{title}\n\n\n\n", 10)  # above the verdicts
+    set_title(ax, title, 10, y=1.25)  # above the verdicts; fixed, so that a row has one height
     lowest, logarithmic = 0.0, False
     for variant, side, name, color, height in (
         ("literal", finding.literal, "as printed", PRINTED, 1.19),

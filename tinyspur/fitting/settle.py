@@ -150,11 +150,12 @@ def settle(
     `seconds`, the proof not counted. It gives up where the parameters grow to 100 times their size,
     or by 5 % in 100 steps that lower the risk by less than 1e-5 of it. The risk never ends higher
     than it began, but for rounding. Where the conditions of a strict local minimum hold, up to
-    rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the host.
-    `progress` shows on stderr how far it is, after a text of yours if it is one. Ctrl-C ends the
-    search: the best point comes back, and `reason` says so. Raises ValueError for settings out of
-    range, for piecewise linear activations of your own, leaky ReLU
-    with a slope of 1 or more, and where the risk at theta is not finite.
+    rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the host,
+    with the Hessian as a dense matrix: some 3,000 parameters are the most. `progress` shows on
+    stderr how far it is, after a text of yours if it is one. Ctrl-C ends the search: the best point
+    comes back, and `reason` says so. Raises ValueError for settings out of range, for piecewise
+    linear activations of your own, leaky ReLU with a slope of 1 or more, and where the risk at
+    theta is not finite.
 
     A hinge is fitted to five samples; its knot stays at x = 0, although no gradient vanishes there:
 
