@@ -132,6 +132,7 @@ def test_the_sample_apart_is_fitted_worst_of_those_that_a_filter_finds():
         (Network((1, 4), [Dense(3), Dense(2)], ReLU(0.1)), "expected ReLU alone"),
         (Network((1, 4), [Dense(3, bias=False), Dense(2)]), "biases in every layer"),
         (Network((1, 4), [Dense(3), Residual([Dense(3)]), Dense(2)]), "no residual blocks"),
+        (Network((1, 4), [Dense(3), Residual([Dense(3)]), Dense(2)]), "takes residual blocks"),
         (Network((1, 4), [Dense(2)]), "spurious pair: expected ReLU alone"),
     ],
 )

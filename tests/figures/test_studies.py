@@ -55,6 +55,13 @@ def test_each_finding_has_a_panel_with_both_curves_and_verdicts(saved):
     assert [ax.axison for ax in figure.axes] == [True] * 5 + [False] * 7
 
 
+def test_the_statements_of_a_row_are_at_one_height(saved):
+    small, large = finding("E1", -1e-6 * TICKS, TICKS), finding("E2", -TICKS, TICKS)
+    figure, _ = saved(draw_audit, [small, large])
+    heights = [ax._left_title.get_window_extent().y0 for ax in figure.axes[:2]]
+    assert heights[0] == heights[1]
+
+
 def test_what_falls_below_zero_has_half_of_its_panel(saved):
     steep = finding("E1", -1e-3 * TICKS, 100 * TICKS)
     level = finding("E2", TICKS, 100 * TICKS)

@@ -18,7 +18,7 @@ from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
-from ..layers import Conv, ConvolutionMatrix, Scale, WeightMatrix
+from ..layers import Conv, ConvolutionMatrix, Residual, Scale, WeightMatrix
 from .embedding import first_features
 from .paths import can_be_dead
 from .towers import MARGIN
@@ -32,10 +32,13 @@ SMOOTHED = 0.01  # share of equal probabilities in a label that the cross-entrop
 def check_dead(net: Network) -> None:
     """Raise ValueError unless all units of a network can be dead."""
     if not can_be_dead(net):
+        hint = "smooth_minimum has those of smooth activations"
+        if any(isinstance(layer, Residual) for layer in net.layers):
+            hint = "linear_minimum takes residual blocks above two convolutions in a row"
         raise ValueError(
             "spurious pair: expected ReLU alone, biases in every layer that it follows, no "
             f"residual blocks, and a dense layer with biases at the end, got {net.layers} with "
-            f"{net.activation}; smooth_minimum has those of smooth activations"
+            f"{net.activation}; {hint}"
         )
 
 
