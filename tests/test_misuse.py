@@ -14,6 +14,7 @@ from tinyspur.certificates.exact_fits import check_exact, exact_minimum
 from tinyspur.certificates.exact_kinks import exact_kinked_minimum
 from tinyspur.certificates.rounding import risk_rounding
 from tinyspur.certificates.stationary import candidates, find_stationary, near_kinks
+from tinyspur.constructions import isolated
 from tinyspur.constructions.perturbed_split import perturb_read_weights
 from tinyspur.constructions.split_terms import output_derivatives
 from tinyspur.fitting.cost import seconds_per_batch, training_cost
@@ -42,6 +43,8 @@ OF_A_NETWORK = {  # (net, data, loss)
     "nontrivial_minimum": ts.nontrivial_minimum,
     "gated_minimum": lambda net, data, loss: ts.gated_minimum(net, data, loss, GROUPS),
     "spurious_pair": lambda net, data, loss: ts.spurious_pair(net, data, loss, GROUPS),
+    "constant_minimum": isolated.constant_minimum,
+    "isolating_point": isolated.isolating_point,
 }
 OF_A_POINT = {  # (theta, data, loss)
     "certify": ts.certify,

@@ -40,9 +40,9 @@ def test_a_program_with_types_is_accepted_and_its_mistakes_are_not(tmp_path):
     assert SETUP["options.package_data"]["tinyspur"] == "py.typed"
 
 
-def test_the_papers_to_cite_are_the_references_of_the_readme():
+def test_the_papers_to_cite_are_the_references_of_the_derivations():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    readme = " ".join((ROOT / "tinyspur" / "constructions" / "README.md").read_text().split())
     assert len(citation["references"]) == 3
     for paper in citation["references"]:
         assert f"title = {{{paper['title']}}}" in readme.replace("  ", " ")

@@ -22,7 +22,7 @@ def work() -> None:
     loss: ts.Loss = ts.SquaredLoss()
     theta = ts.Parameters(net, np.zeros(net.size))
     risk: float = theta.net.risk(theta, data, loss)
-    wrong: str = theta.net.risk(theta, data, loss)  # type: ignore[assignment]
+    wrong: str = net.risk(theta, data, loss)  # type: ignore[assignment]
     outputs: NDArray[np.float64] = net.forward(theta, data.x)
     print(risk, wrong, outputs)
 
