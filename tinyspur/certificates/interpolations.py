@@ -96,8 +96,8 @@ def exchanges(
 ) -> list[Interpolation]:
     """Return the generators that exchange between units which one layer alone reads."""
     at = reaches[layer]
-    between, readers, ends = downstream(held.net, layer)
-    if at.slopes is None or at.step.W.positions_out > 1 or ends or len(readers) != 1:
+    between, readers, more = downstream(held.net, layer)
+    if at.slopes is None or at.step.W.positions_out > 1 or more or len(readers) != 1:
         return []
     if any(levels[n].is_smooth for n in between):
         return []
