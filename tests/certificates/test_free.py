@@ -429,3 +429,35 @@ def test_units_of_a_block_that_one_unit_reads_behind_its_sum_are_exchanged():
     assert {s for s in found.family.symmetries.values() if s.kind == "exchange"} == {
         Symmetry("exchange", 3, (0, 1))
     }
+
+
+@pytest.mark.parametrize("activation", [Identity(), ReLU(0.1)])
+@pytest.mark.parametrize(
+    "later",
+    [
+        Residual([Conv(3, 1), Conv(2, 1)]),
+        Residual([Conv(3, 1), Conv(2, 1)], [AveragePool(1)]),
+        Residual([Conv(2, 1, activation=ReLU(0.1))]),
+        Residual([Conv(2, 1)], [Conv(2, 1)]),
+    ],
+)
+def test_what_later_blocks_add_moves_with_a_layer_beside_the_identity(activation, later):
+    blocks = [replace(block, activation=activation) for block in (Residual([Conv(2, 1)]), later)]
+    net = Network((1, 2), [Conv(2, 2, padding="valid"), *blocks, Dense(1)], ReLU(0.1))
+    found = check_fields(*problem(net, 40, 0))
+    assert found.family.kinds["parallel"] >= 2
+
+
+def test_a_sum_to_which_an_outer_block_adds_what_is_below_is_not_mixed():
+    inner = Residual([Dense(3)], activation=Identity())
+    net = Network((1, 2), [Dense(3), Residual([inner], activation=Identity()), Dense(4)])
+    theta, held = problem(net, 40, 0)
+    assert "parallel" not in check_fields(theta, held).family.kinds
+
+
+def test_units_that_a_pooling_of_a_block_adds_to_themselves_are_not_exchanged():
+    block = Residual([AveragePool(1, activation=ReLU())], activation=Identity())
+    net = Network((1, 2), [Conv(3, 2, padding="valid"), block, Dense(1)], ReLU(0.25))
+    for seed in range(5):
+        theta, held = problem(net, 6, seed)
+        assert "exchange" not in check_fields(theta, held).family.kinds
