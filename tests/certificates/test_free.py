@@ -246,6 +246,18 @@ def test_a_unit_that_is_active_on_few_samples_has_as_many_free_weights():
     assert len(found.free) == rank_of_outputs(theta, held.data)
 
 
+@pytest.mark.parametrize("power", [-100, -50, 50, 100])
+def test_weights_of_few_samples_are_frozen_in_any_units_of_the_inputs(power):
+    theta, held = problem(Network((1, 6), (Dense(2), Dense(1))), 4, 0)
+    plain, units = choose_coordinates(held, theta, held.data), np.ones(6)
+    units[3:] = 2.0**power
+    theta.W[1].weights /= units
+    held = Held(theta.net, TrainingSet(held.data.x * units, held.data.y), SquaredLoss())
+    found, rows = fields_at(theta, held)
+    assert rows is not None
+    assert len(found.frozen) == len(plain.frozen) > 4 and len(found.idle) == len(plain.idle)
+
+
 def test_units_with_equal_patterns_can_be_mixed_and_shifted():
     theta, held = problem(Network((1, 3), (Dense(2), Dense(2))), 40, 0)
     theta.b[1][:] = 100
