@@ -18,7 +18,7 @@ from tinyspur.certificates.interpolations import fewest_places
 from tinyspur.certificates.stationary import near_kinks
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import Identity, ReLU, Sigmoid, Tanh
-from tinyspur.engine.held import Held
+from tinyspur.engine.held import Held, HeldKink
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
@@ -465,6 +465,17 @@ def test_a_sum_to_which_an_outer_block_adds_what_is_below_is_not_mixed():
     net = Network((1, 2), [Dense(3), Residual([inner], activation=Identity()), Dense(4)])
     theta, held = problem(net, 40, 0)
     assert "parallel" not in check_fields(theta, held).family.kinds
+
+
+def test_a_sum_with_a_tie_above_is_not_scaled():
+    """Else the multiplier of the tie would follow, which is not accounted for."""
+    block = Residual([Conv(2, 1)], activation=Identity())
+    net = Network((1, 4), [Conv(2, 1), block, MaxPool(2), Dense(1)], ReLU(0.1))
+    theta, held = problem(net, 40, 0)
+    tie = HeldKink(4, 1, np.array([2]), np.array([3]), np.array([[4, 5]]))
+    for kinks, maps in (((), {(0,), (1,)}), ((tie,), {(0,)})):
+        found = choose_coordinates(held.at_kinks(kinks), theta, held.data).generators
+        assert {g.symmetry.maps for g in found if g.symmetry.kind == "parallel"} == maps
 
 
 def test_units_that_a_pooling_of_a_block_adds_to_themselves_are_not_exchanged():

@@ -184,7 +184,7 @@ def _mixes(held: Held, levels: dict[int, Level], above: Above, c: int, d: int) -
     here = [levels[n] for n in above.between]
     if any(level.is_smooth for level in here):
         return False
-    if any(level.held is not None and level.held[[c, d]].any() for level in here):
+    if any(kink.layer in above.between and kink.map in (c, d) for kink in held.kinks):
         return False
     if c != d and any(held.net.chain[n - 1].selects for n in above.between):
         return False
