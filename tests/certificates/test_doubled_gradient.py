@@ -8,7 +8,7 @@ from tinyspur.certificates.boxes import Box, first_order
 from tinyspur.certificates.doubled_gradient import doubled_gradient
 from tinyspur.certificates.enclosures import exact
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import ReLU, Tanh
+from tinyspur.engine.activations import Identity, ReLU, Tanh
 from tinyspur.engine.held import Held, HeldKink
 from tinyspur.engine.losses import AbsoluteLoss, SquaredLoss
 from tinyspur.engine.network import Network
@@ -20,6 +20,15 @@ NETS = {
     "dense": ((1, 3), [Dense(3), Dense(2), Dense(2)]),
     "average pooling": ((1, 4, 4), [Conv(2, 2), AveragePool(3), Dense(1)]),
     "scale": ((1, 2, 3), [Conv(2, (1, 2)), Scale(), Dense(1)]),
+    "activation last": ((1, 3), [Dense(3), Dense(2, activation=ReLU(0.3))]),
+    "activation after a pooling, no bias": (
+        (1, 6),
+        [
+            Conv(2, 2, activation=Identity()),
+            AveragePool(2, activation=ReLU()),
+            Dense(2, bias=False),
+        ],
+    ),
 }
 
 

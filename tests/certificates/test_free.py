@@ -18,7 +18,7 @@ from tinyspur.certificates.interpolations import fewest_places
 from tinyspur.certificates.stationary import near_kinks
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import Identity, ReLU, Sigmoid, Tanh
-from tinyspur.engine.held import Held
+from tinyspur.engine.held import Held, HeldKink
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
@@ -246,6 +246,18 @@ def test_a_unit_that_is_active_on_few_samples_has_as_many_free_weights():
     assert len(found.free) == rank_of_outputs(theta, held.data)
 
 
+@pytest.mark.parametrize("power", [-100, -50, 50, 100])
+def test_weights_of_few_samples_are_frozen_in_any_units_of_the_inputs(power):
+    theta, held = problem(Network((1, 6), (Dense(2), Dense(1))), 4, 0)
+    plain, units = choose_coordinates(held, theta, held.data), np.ones(6)
+    units[3:] = 2.0**power
+    theta.W[1].weights /= units
+    held = Held(theta.net, TrainingSet(held.data.x * units, held.data.y), SquaredLoss())
+    found, rows = fields_at(theta, held)
+    assert rows is not None
+    assert len(found.frozen) == len(plain.frozen) > 4 and len(found.idle) == len(plain.idle)
+
+
 def test_units_with_equal_patterns_can_be_mixed_and_shifted():
     theta, held = problem(Network((1, 3), (Dense(2), Dense(2))), 40, 0)
     theta.b[1][:] = 100
@@ -429,3 +441,46 @@ def test_units_of_a_block_that_one_unit_reads_behind_its_sum_are_exchanged():
     assert {s for s in found.family.symmetries.values() if s.kind == "exchange"} == {
         Symmetry("exchange", 3, (0, 1))
     }
+
+
+@pytest.mark.parametrize("activation", [Identity(), ReLU(0.1)])
+@pytest.mark.parametrize(
+    "later",
+    [
+        Residual([Conv(3, 1), Conv(2, 1)]),
+        Residual([Conv(3, 1), Conv(2, 1)], [AveragePool(1)]),
+        Residual([Conv(2, 1, activation=ReLU(0.1))]),
+        Residual([Conv(2, 1)], [Conv(2, 1)]),
+    ],
+)
+def test_what_later_blocks_add_moves_with_a_layer_beside_the_identity(activation, later):
+    blocks = [replace(block, activation=activation) for block in (Residual([Conv(2, 1)]), later)]
+    net = Network((1, 2), [Conv(2, 2, padding="valid"), *blocks, Dense(1)], ReLU(0.1))
+    found = check_fields(*problem(net, 40, 0))
+    assert found.family.kinds["parallel"] >= 2
+
+
+def test_a_sum_to_which_an_outer_block_adds_what_is_below_is_not_mixed():
+    inner = Residual([Dense(3)], activation=Identity())
+    net = Network((1, 2), [Dense(3), Residual([inner], activation=Identity()), Dense(4)])
+    theta, held = problem(net, 40, 0)
+    assert "parallel" not in check_fields(theta, held).family.kinds
+
+
+def test_a_sum_with_a_tie_above_is_not_scaled():
+    """Else the multiplier of the tie would follow, which is not accounted for."""
+    block = Residual([Conv(2, 1)], activation=Identity())
+    net = Network((1, 4), [Conv(2, 1), block, MaxPool(2), Dense(1)], ReLU(0.1))
+    theta, held = problem(net, 40, 0)
+    tie = HeldKink(4, 1, np.array([2]), np.array([3]), np.array([[4, 5]]))
+    for kinks, maps in (((), {(0,), (1,)}), ((tie,), {(0,)})):
+        found = choose_coordinates(held.at_kinks(kinks), theta, held.data).generators
+        assert {g.symmetry.maps for g in found if g.symmetry.kind == "parallel"} == maps
+
+
+def test_units_that_a_pooling_of_a_block_adds_to_themselves_are_not_exchanged():
+    block = Residual([AveragePool(1, activation=ReLU())], activation=Identity())
+    net = Network((1, 2), [Conv(3, 2, padding="valid"), block, Dense(1)], ReLU(0.25))
+    for seed in range(5):
+        theta, held = problem(net, 6, seed)
+        assert "exchange" not in check_fields(theta, held).family.kinds

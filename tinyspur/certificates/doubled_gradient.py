@@ -15,7 +15,7 @@ import numpy as np
 
 from ..engine.floats import EPSILON, SMALLEST, gamma, slack
 from ..engine.held import Held
-from ..engine.held_steps import HeldStep, Members, steps
+from ..engine.held_steps import HeldStep, steps
 from ..engine.losses import SquaredLoss
 from ..engine.parameters import Parameters
 from ..layers import DenseMatrix
@@ -144,31 +144,28 @@ def doubled_gradient(
         rows = slice(start, min(count, start + SAMPLES))
         columns, members = np.ascontiguousarray(x[rows].T, dtype=float), members_of(held, rows)
         trace = steps(theta, columns, members)
-        below, z = _forward(theta, trace, members)
+        o, z = _forward(trace)
         for step in trace:
             some = members.get(step.layer)
             if some is not None:
                 at = some.units[some.first], some.columns[some.first]
                 for part, into in zip(z[step.layer - 1], values, strict=True):
                     into[some.which[some.first]] = part[at]
-        delta = divided(plus(z[-1], as_it_is(-y[:, rows])), count)
-        total = plus(total, _backward(theta, trace, members, below, delta, multipliers))
+        delta = divided(plus(o[-1], as_it_is(-y[:, rows])), count)
+        total = plus(total, _backward(theta, trace, members, o[:-1], delta, multipliers))
     return total.enclosure(), values.enclosure()
 
 
-def _forward(
-    theta: Parameters, trace: list[HeldStep], members: dict[int, Members]
-) -> tuple[list[Doubled], list[Doubled]]:
-    """Return o^{l-1} and z^l of all layers."""
-    o, below, zs = as_it_is(trace[0].below), [], []
+def _forward(trace: list[HeldStep]) -> tuple[list[Doubled], list[Doubled]]:
+    """Return o^0 to o^L, and z^1 to z^L."""
+    os, zs = [as_it_is(trace[0].below)], []
     for step in trace:
-        below.append(o)
-        z = _times(step, o)
+        z = _times(step, os[-1])
         if step.b is not None:
             z = plus(z, as_it_is(step.W.spread(step.b)[:, None] * np.ones_like(z.high)))
         zs.append(z)
-        o = z if step.slopes is None else by_numbers(z, step.slopes)  # 0 at held units
-    return below, zs
+        os.append(z if step.slopes is None else by_numbers(z, step.slopes))  # 0 at held units
+    return os, zs
 
 
 def _backward(theta, trace, members, below, delta: Doubled, multipliers: np.ndarray) -> Doubled:

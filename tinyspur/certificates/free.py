@@ -123,7 +123,10 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
             elif layer == 1:
                 generators += dependent_inputs(held, reaches[layer], t, taken)
     box = Box(theta, net.zeros(), exact(np.zeros(len(held.kinks))))
-    rows = fields(generators, interpolations, held, box)
+    parts = [(one, _interpolated(one, held, box)) for one in interpolations]
+    parts = [(one, part) for one, part in parts if part is not None]
+    interpolations = [one for one, _ in parts]
+    rows = _stacked([_generated(generators, box), *(part for _, part in parts)])
     sizes = next(iter(reaches.values())).sizes
     chosen, frozen = _independent(rows.middle, taken, sizes)
     free = np.ones(net.size, dtype=bool)
@@ -181,6 +184,21 @@ def fields(
     generators: Sequence[Generator], interpolations: Sequence[Interpolation], held: Held, box: Box
 ) -> Enclosure | None:
     """Return the generators over a box, one in each row, (rows, p); None where one has none."""
+    parts = [_interpolated(one, held, box) for one in interpolations]
+    if any(part is None for part in parts):
+        return None
+    return _stacked([_generated(generators, box), *parts])
+
+
+def _stacked(parts: Sequence[Enclosure]) -> Enclosure:
+    return Enclosure(
+        np.concatenate([part.middle for part in parts]),
+        np.concatenate([part.radius for part in parts]),
+    )
+
+
+def _generated(generators: Sequence[Generator], box: Box) -> Enclosure:
+    """Return the generators over a box that need not be solved for, one in each row."""
     vector, radii = box.theta.vector, box.radii.vector
     count = len(generators)
     middle, radius = np.zeros((count, len(vector))), np.zeros((count, len(vector)))
@@ -195,29 +213,28 @@ def fields(
         off = off + gamma(len(at) + 2) * abs(values)  # of products and of sums
         np.add.at(middle[row], at, values)
         np.add.at(radius[row], at, off * slack(len(at)))
-    parts = [Enclosure(middle, radius)]
-    for one in interpolations:
-        X = exact(np.zeros((0, len(one.rest))))
-        if len(one.solved):
-            A = _read_rows(held, box, one)
-            X = solve(A[:, one.solved], A[:, one.rest])
-        if X is None:
-            return None
-        x = _null_weights(one, X)
-        rows, shares = exact(np.zeros((len(one.rest), len(vector)))), _shares(one, box)
-        if shares is None:
-            return None
-        for end, share in zip(one.ends, shares, strict=True):
-            values = x * exact(end.factors) * share
-            for n in end.others:
-                values = values * Enclosure(vector[[n]], radii[[n]])
-            rows.middle[:, end.coordinates] = values.middle
-            rows.radius[:, end.coordinates] = values.radius
-        parts.append(rows)
-    return Enclosure(
-        np.concatenate([part.middle for part in parts]),
-        np.concatenate([part.radius for part in parts]),
-    )
+    return Enclosure(middle, radius)
+
+
+def _interpolated(one: Interpolation, held: Held, box: Box) -> Enclosure | None:
+    """Return the generators of an interpolation over a box, one in each row, or None."""
+    vector, radii = box.theta.vector, box.radii.vector
+    X, shares = exact(np.zeros((0, len(one.rest)))), _shares(one, box)
+    if len(one.solved):
+        A, own, others = _read_rows(held, box, one), one.sizes[one.solved], one.sizes[one.rest]
+        X = solve(A[:, one.solved] * own, A[:, one.rest] * others)
+        X = X if X is None else X * own[:, None] * (1 / others)
+    if X is None or shares is None:
+        return None
+    x = _null_weights(one, X)
+    rows = exact(np.zeros((len(one.rest), len(vector))))
+    for end, share in zip(one.ends, shares, strict=True):
+        values = x * exact(end.factors) * share
+        for n in end.others:
+            values = values * Enclosure(vector[[n]], radii[[n]])
+        rows.middle[:, end.coordinates] = values.middle
+        rows.radius[:, end.coordinates] = values.radius
+    return rows
 
 
 def _shares(one: Interpolation, box: Box) -> list[Enclosure] | None:

@@ -47,10 +47,10 @@ class Interpolation:
 
     `symmetry` with its layer, `places` (position, sample) of the rows, `columns` the numbers of its
     weights, the bias last, `solved` those of a regular square matrix, `rest` the others;
-    `coordinates` of all. They read the maps below of one `group`. `ends` are those that an exchange
-    moves, for few samples the map itself. Where several units read, all ends but the first one
-    move by shares that `weights` (m, m + 1) give, the numbers of P, with `last` (m + 1,) those of
-    the last output of the softmax, if that is above.
+    `coordinates` and `sizes` of all. They read the maps below of one `group`. `ends` are those that
+    an exchange moves, for few samples the map itself. Where several units read, all ends but the
+    first one move by shares that `weights` (m, m + 1) give, the numbers of P, with `last` (m + 1,)
+    those of the last output of the softmax, if that is above.
     """
 
     symmetry: Symmetry
@@ -59,6 +59,7 @@ class Interpolation:
     solved: np.ndarray
     rest: np.ndarray
     coordinates: np.ndarray
+    sizes: np.ndarray
     group: int
     ends: tuple[End, ...]
     weights: np.ndarray | None = None
@@ -96,8 +97,8 @@ def exchanges(
 ) -> list[Interpolation]:
     """Return the generators that exchange between units which one layer alone reads."""
     at = reaches[layer]
-    between, readers, ends = downstream(held.net, layer)
-    if at.slopes is None or at.step.W.positions_out > 1 or ends or len(readers) != 1:
+    between, readers, more = downstream(held.net, layer)
+    if at.slopes is None or at.step.W.positions_out > 1 or more or len(readers) != 1:
         return []
     if any(levels[n].is_smooth for n in between):
         return []
@@ -259,6 +260,7 @@ def _interpolating(
     Or some of the weights, which read 0 but at few of the places.
     """
     coordinates, group = incoming(held, at.step.layer, t), group_read(at.step.W, t)
+    sizes = at.sizes[coordinates]
     columns = np.flatnonzero(~taken[coordinates])
     positions, samples = np.nonzero(used)
     _, first = np.unique(labels[positions, samples], return_index=True)
@@ -273,14 +275,16 @@ def _interpolating(
     if len(samples):
         read = reads(at.step.W, np.ascontiguousarray(at.step.below[:, samples]))
         A = read[group, :, positions, np.arange(len(samples))]
-        A = A[:, columns] * at.sizes[coordinates[columns]]
+        A = A[:, columns] * sizes[columns]
         _, R, order = scipy.linalg.qr(A, mode="economic", pivoting=True)
         if abs(R[-1, len(samples) - 1]) <= INDEPENDENT * abs(R[0, 0]):
             return None
         solved, rest = columns[order[: len(samples)]], columns[order[len(samples) :]]
     symmetry = Symmetry("few samples", at.step.layer, (t,))
     ends = (End(coordinates, np.ones(len(coordinates))),)
-    return Interpolation(symmetry, positions, samples, solved, rest, coordinates, group, ends)
+    return Interpolation(
+        symmetry, positions, samples, solved, rest, coordinates, sizes, group, ends
+    )
 
 
 def _moves(at: Reach, group: int) -> np.ndarray:

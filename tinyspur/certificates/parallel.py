@@ -7,8 +7,8 @@ through a unit u of a hidden layer q that has one slope s wherever it matters, f
   is the only layer of F, W_p[c, d] += 1 and W_S[c, d] -= 1. Neither changes z.
 - beside the identity, z_c += z_d where p is the only layer: W_p[c, d] += 1 and (w, b)_c += (w, b)_d
   in p. Through u it is z += z_d w with the weights w = W_p[:, u]: W_q[u, d] += 1 / s, and (w, b)_c
-  += w_c (w, b)_d in p for all c. The layers that read z take it back, as they do with a mixing: so
-  c and d need one slope there, and no unit that is held.
+  += w_c (w, b)_d in p for all c. The layers that read z take it back, as they do with a mixing, and
+  those that later blocks add to z move along: so c and d need one slope there, and no held unit.
 
 Of convolutions that is so for weights that read the same place.
 """
@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,9 +26,19 @@ from ..engine.architecture import Architecture
 from ..engine.held import Held
 from ..layers import ConvolutionMatrix, DenseMatrix, Link, WeightMatrix
 from .families import Symmetry
-from .streams import Generator, Level, downstream, incoming, outgoing
+from .streams import Generator, Level, group_read, incoming, outgoing
 
 Way = tuple[int, ...]  # the layers of a branch
+
+
+class Above(NamedTuple):
+    """What is above the sum of a block: the layers that later blocks add to it, those that hand it
+    on, and those that read it.
+    """
+
+    added: tuple[int, ...]
+    between: tuple[int, ...]
+    readers: tuple[int, ...]
 
 
 def branches(net: Architecture) -> Iterator[tuple[Way, Way]]:
@@ -100,20 +111,17 @@ def _units_beside(
 
 def _layer_beside_identity(held: Held, levels: dict[int, Level], p: int) -> Iterator[Generator]:
     """Yield the generators of a layer and the identity."""
-    W = levels[p].step.W.inner
-    mixed = _mixed_above(held, levels, p)
+    W, above = levels[p].step.W.inner, layers_above(held.net, p)
     centre = _centre(W)
-    if mixed is None or centre is None:
+    if above is None or centre is None:
         return
     for c, d in itertools.product(range(W.maps_out), repeat=2):
-        if not mixed(c, d):
+        if not _mixes(held, levels, above, c, d):
             continue
-        own = incoming(held, p, c)
-        place = own[[d * math.prod(W.weights.shape[2:]) + centre]]
-        rows = (own, incoming(held, p, d), np.full(len(own), -1), 1.0)
-        parts = [(place, [-1], [-1], 1.0), rows]
-        for c_out, d_out in _taken_back(held, levels, p, c, d):
-            parts.append((d_out, c_out, np.full(len(c_out), -1), -1.0))
+        place = incoming(held, p, c)[[d * math.prod(W.weights.shape[2:]) + centre]]
+        parts = [(place, [-1], [-1], 1.0)]
+        for at, source, sign in _mixed(held, levels, p, above, c, d):
+            parts.append((at, source, np.full(len(at), -1), sign))
         yield _generator(p, c, parts)
 
 
@@ -121,18 +129,17 @@ def _units_beside_identity(
     held: Held, levels: dict[int, Level], q: int, p: int
 ) -> Iterator[Generator]:
     """Yield the generators of units of a layer q and the identity."""
-    mixed, maps = _mixed_above(held, levels, p), range(levels[p].step.W.maps_out)
-    if mixed is None or not all(mixed(c, d) for c, d in itertools.product(maps, maps)):
+    above, maps = layers_above(held.net, p), range(levels[p].step.W.maps_out)
+    pairs = itertools.product(maps, maps)
+    if above is None or not all(_mixes(held, levels, above, c, d) for c, d in pairs):
         return
     for u, slope in _linear_units(levels, q):
         ways = outgoing(held, levels[p].step.W, p, u)[:, 0]
         for d in maps:
             parts = [(incoming(held, q, u)[[d]], [-1], [-1], 1 / slope)]
             for c in maps:
-                own, other = incoming(held, p, c), incoming(held, p, d)
-                parts.append((own, other, np.full(len(own), ways[c]), 1.0))
-                for c_out, d_out in _taken_back(held, levels, p, c, d):
-                    parts.append((d_out, c_out, np.full(len(c_out), ways[c]), -1.0))
+                for at, source, sign in _mixed(held, levels, p, above, c, d):
+                    parts.append((at, source, np.full(len(at), ways[c]), sign))
             yield _generator(q, u, parts)
 
 
@@ -142,32 +149,64 @@ def _linear_units(levels: dict[int, Level], q: int) -> list[tuple[int, float]]:
     return [(u, slope) for u, slope in slopes if slope]
 
 
-def _mixed_above(held: Held, levels: dict[int, Level], p: int) -> Callable[[int, int], bool] | None:
-    """Return whether the sum above p may be mixed, as a function of c and d; None for none."""
-    between, readers, ends = downstream(held.net, p)
-    above = [levels[n] for n in between]
-    if ends or any(level.is_smooth for level in above):
+def layers_above(net: Architecture, p: int) -> Above | None:
+    """Return what is above the sum that p writes, or None where it is not taken back: the outputs
+    are such a sum, or something is added that comes from below.
+    """
+    moved = {p}
+    while True:
+        state: tuple[frozenset[int], ...] = (frozenset([0]),)  # which layers wrote it, 0: the input
+        between, readers, more, summed = [], [], set(moved), False
+        for n, part in enumerate(net.chain, start=1):
+            link = part if isinstance(part, Link) else Link(part)
+            own, *kept = link.arranged(state)
+            if link.trainable:
+                readers += [n] * bool(own & moved)
+                own = frozenset([n])
+            if link.joins:
+                own = own | kept.pop(0)
+                if p in own and not summed:  # the sum z of its own block
+                    own, summed = frozenset([p]), True
+            if own & moved:
+                between += [n] * (n != p)
+                more |= own
+            state = own, *kept
+        if more == moved:
+            break
+        moved = more
+    if min(moved) < p or state[0] & moved:
         return None
-
-    def mixed(c: int, d: int) -> bool:
-        if any(level.held is not None and level.held[[c, d]].any() for level in above):
-            return False
-        if c != d and any(held.net.chain[n - 1].selects for n in between):
-            return False
-        inner = [levels[n].step.W.inner for n in readers]
-        same = all(W.readers(c) == W.readers(d) for W in inner)
-        return same and all(c == d or level.mixes(c, d) for level in above)
-
-    return mixed
+    return Above(tuple(sorted(moved - {p})), tuple(between), tuple(readers))
 
 
-def _taken_back(
-    held: Held, levels: dict[int, Level], p: int, c: int, d: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the coordinates of the weights that read maps c and d of the sum, for each reader."""
-    for n in downstream(held.net, p)[1]:
+def _mixes(held: Held, levels: dict[int, Level], above: Above, c: int, d: int) -> bool:
+    """Return whether the sum of a block may be mixed, z_c += z_d."""
+    here = [levels[n] for n in above.between]
+    if any(level.is_smooth for level in here):
+        return False
+    if any(kink.layer in above.between and kink.map in (c, d) for kink in held.kinks):
+        return False
+    if c != d and any(held.net.chain[n - 1].selects for n in above.between):
+        return False
+    writers, readers = ([levels[n].step.W for n in part] for part in (above.added, above.readers))
+    if any(group_read(W, c) != group_read(W, d) for W in writers):
+        return False
+    same = all(W.inner.readers(c) == W.inner.readers(d) for W in readers)
+    return same and all(c == d or level.mixes(c, d) for level in here)
+
+
+def _mixed(
+    held: Held, levels: dict[int, Level], p: int, above: Above, c: int, d: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+    """Yield the parts of a mixing z_c += z_d: coordinates, by which they move, and the sign.
+
+    Those that write the sum and what is added to it, and those that read it.
+    """
+    for n in (p, *above.added):
+        yield incoming(held, n, c), incoming(held, n, d), 1.0
+    for n in above.readers:
         W = levels[n].step.W
-        yield outgoing(held, W, n, c).ravel(), outgoing(held, W, n, d).ravel()
+        yield outgoing(held, W, n, d).ravel(), outgoing(held, W, n, c).ravel(), -1.0
 
 
 def _centre(W: WeightMatrix) -> int | None:

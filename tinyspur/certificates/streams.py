@@ -101,18 +101,21 @@ def streams(net: Architecture) -> list[Stream]:
 
 
 def downstream(net: Architecture, layer: int) -> tuple[list[int], list[int], bool]:
-    """Return which layers hand on what a layer writes, which read it, and if it gets to the top."""
-    between, readers, state = [], [], (False,)
+    """Return which layers hand on what a layer writes, which read it, and whether there is more to
+    it: it gets to the top, or is added to itself behind a pooling.
+    """
+    between, readers, state, more = [], [], (False,), False
     for n, link in enumerate(_links(net), start=1):
         own, *kept = link.arranged(state)
         if link.trainable:
             readers += [n] * own
             own = n == layer
         if link.joins:
-            own = kept.pop(0) or own
+            other = kept.pop(0)
+            own, more = own or other, more or (own and other)
         between += [n] * (own and n != layer)
         state = own, *kept
-    return between, readers, state[0]
+    return between, readers, more or state[0]
 
 
 def _links(net: Architecture) -> Iterator[Link]:
