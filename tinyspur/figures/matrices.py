@@ -159,16 +159,12 @@ def plot_point(
             ax.remove()
     axes = np.ravel(np.asarray(axes, dtype=object)).tolist()
     if [isinstance(ax, Axes) for ax in axes] != [True] * len(layers):
-        got = ", ".join(sorted({type(ax).__name__ for ax in axes}))
-        raise ValueError(
-            f"plot_point: expected {len(layers)} Axes, one for each matrix, got {len(axes)}: {got}"
-        )
+        raise ValueError(f"plot_point: expected {len(layers)} Axes, one for each matrix, got {axes}")
     for layer, ax in zip(layers, axes, strict=True):
         W = _own(theta.W[layer])
         rows, columns = _sides(W, None, None, None)
         first, *others = _title(W, rows, columns, False)
-        words = _wrapped([f"{layer}: {first}", *others], ax.bbox.width / ax.figure.dpi)
-        set_title(ax, words, 8)
+        set_title(ax, _wrapped([f"{layer}: {first}", *others], ax.bbox.width / ax.figure.dpi), 8)
         entries = _finite(W, _entries(W, rows, columns))
         _draw(ax, entries, None, {"ax": ax, "aspect": 30, "pad": 0.1})
         _separate(ax, rows, columns)
