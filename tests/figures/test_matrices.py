@@ -464,7 +464,7 @@ def test_a_point_is_drawn_layer_by_layer_with_its_biases():
     )
     assert beside[0][0].get_xlabel().endswith("\N{PLUS-MINUS SIGN}2")
     assert beside[2][0].get_xlabel().endswith("= 0")
-    with pytest.raises(ValueError, match="expected 3 Axes, one for each matrix, got"):
+    with pytest.raises(ValueError, match="expected 3 Axes, one for each W, got"):
         plot_point(theta, places[:2])
     with pytest.raises(ValueError, match="expected Parameters, got DenseMatrix"):
         plot_point(theta.W[4])

@@ -159,7 +159,7 @@ def plot_point(
             ax.remove()
     axes = np.ravel(np.asarray(axes, dtype=object)).tolist()
     if [isinstance(ax, Axes) for ax in axes] != [True] * len(layers):
-        raise ValueError(f"plot_point: expected {len(layers)} Axes, one for each matrix, got {axes}")
+        raise ValueError(f"plot_point: expected {len(layers)} Axes, one for each W, got {axes}")
     for layer, ax in zip(layers, axes, strict=True):
         W = _own(theta.W[layer])
         rows, columns = _sides(W, None, None, None)
