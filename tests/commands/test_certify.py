@@ -226,7 +226,7 @@ def test_a_smooth_network_without_certificate_is_undecided(run):
     assert done.status == 1
     assert done.report["verdict"] == "undecided"
     certificate = done.report["certificate"]
-    assert (certificate["kind"], certificate["holds"]) == ("strict", False)
+    assert (certificate["kind"], certificate["holds"]) == ("curvature", False)
     assert done.report["evidence"]["evidence_only"] is True
     found = done.report["escape"]
     assert done.lines[-1].startswith("verdict: undecided: not certified, ")

@@ -11,7 +11,7 @@ from shared import close, refuses
 import tinyspur as ts
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import Conv, Dense, MaxPool, Residual, Same
+from tinyspur.layers import Conv, Dense, MaxPool, Residual
 
 LAYERS = [
     Conv(2, activation=ts.Tanh()),
@@ -104,42 +104,3 @@ def test_identity_is_no_activation():
 def test_what_is_no_activation_is_refused(sigma):
     with refuses(ValueError, "dense: expected an activation as ReLU(), Identity() for none, got"):
         Dense(2, activation=sigma)
-
-
-TANH = {"activation": ts.Tanh()}
-BLOCK = [Dense(4), Residual([Dense(4)]), Dense(2)]
-
-
-@pytest.mark.parametrize(
-    ("certify", "layers", "message"),
-    [
-        (
-            ts.certify_strict,
-            BLOCK,
-            "strict certificate: expected layers that read the one below them alone, got layer 2 ",
-        ),
-        (
-            ts.settle,
-            BLOCK,
-            "held kinks: expected layers that read the one below them alone, got layer 2 of a resi",
-        ),
-        (
-            ts.certify_strict,
-            [Dense(3), Same(**TANH), Dense(2)],
-            "strict certificate: expected activations after layers with weights alone, but not the "
-            "last, got Tanh() after layer 2, Same",
-        ),
-        (
-            ts.certify_strict,
-            [Dense(3), Dense(2, activation=ts.ReLU())],
-            "last, got ReLU(slope=0.0) after layer 2, Dense(width=2, activation=ReLU(slope=0.0))",
-        ),
-    ],
-)
-def test_certificates_that_read_other_networks_refuse_with_the_layers_number(
-    certify, layers, message
-):
-    net = Network((1, 3), layers, ts.Tanh())
-    data = ts.TrainingSet(np.eye(4)[:, None, :3], np.ones((4, 2)))
-    with refuses(ValueError, message):
-        certify(ts.kaiming_start(net), data, ts.SquaredLoss())
