@@ -354,6 +354,13 @@ def test_settings_out_of_range_are_refused():
         settle(net.zeros(), data, SquaredLoss(), steps=0)
 
 
+def test_more_parameters_than_a_dense_hessian_can_have_are_refused_at_once():
+    theta = Network((1, 200), [Dense(50), Dense(1)]).zeros()
+    data = TrainingSet(np.ones((2, 200)), [0.0, 1.0])
+    with pytest.raises(ValueError, match=r"at most 10,000 parameters, .* got 10,101"):
+        settle(theta, data, SquaredLoss())
+
+
 def test_progress_names_the_step(capsys):
     net = Network((1, 3), [Dense(1)])
     settle(net.zeros(), noisy_teacher(net, 20, 0), SquaredLoss(), progress="to the minimum")

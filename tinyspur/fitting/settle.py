@@ -29,6 +29,7 @@ from .training import descend
 
 FIRST, CHUNKS = 200, 20  # L-BFGS steps in a row, and how often, before the first Newton step
 SLOW = 1e-4  # of the risk: L-BFGS steps in a row that lower it by less are the last
+LARGEST = 10_000  # parameters: the Hessian is a dense matrix
 GROWN = 100  # times what they were at the first Newton step: the parameters seem to grow for ever
 ON_BOUND = 1e-8  # of the distance between the bounds: a multiplier that is nearer counts as on it
 MANY, IN_VAIN, GROWING = 100, 1e-5, 1.05  # steps in which R falls by less and parameters grow more
@@ -151,11 +152,11 @@ def settle(
     or by 5 % in 100 steps that lower the risk by less than 1e-5 of it. The risk never ends higher
     than it began, but for rounding. Where the conditions of a strict local minimum hold, up to
     rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the host,
-    with the Hessian as a dense matrix: some 3,000 parameters are the most. `progress` shows on
-    stderr how far it is, after a text of yours if it is one. Ctrl-C ends the search: the best point
-    comes back, and `reason` says so. Raises ValueError for settings out of range, for piecewise
-    linear activations of your own, leaky ReLU with a slope of 1 or more, and where the risk at
-    theta is not finite.
+    with the Hessian as a dense matrix: some 3,000 parameters are the most that is quick. `progress`
+    shows on stderr how far it is, after a text of yours if it is one. Ctrl-C ends the search: the
+    best point comes back, and `reason` says so. Raises ValueError for more than 10,000 parameters,
+    for settings out of range, for piecewise linear activations of your own, leaky ReLU with a slope
+    of 1 or more, and where the risk at theta is not finite.
 
     A hinge is fitted to five samples; its knot stays at x = 0, although no gradient vanishes there:
 
@@ -171,6 +172,11 @@ def settle(
     steps = whole_number("steps", steps)
     if not seconds > 0:
         raise ValueError(f"settle: expected seconds > 0, got {seconds}")
+    if theta.net.size > LARGEST:
+        raise ValueError(
+            f"settle: expected at most {LARGEST:,} parameters, as the Hessian is a dense matrix, "
+            f"got {theta.net.size:,}"
+        )
     text = progress if isinstance(progress, str) else "settling"
     end, start = time.monotonic() + seconds, theta.to(np, np.float64)
     risk_before = theta.net.risk(start, data, loss)
