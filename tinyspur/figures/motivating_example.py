@@ -67,8 +67,8 @@ def _draw_fit(ax: Axes, letter: str, shown: CurveFit) -> None:
         ax.plot(x[of_k], y[of_k], **style, label=f"samples of group {k + 1}")
     dense = np.linspace(x.min(), x.max(), 2001)
     for theta, style, name in (
-        (shown.printed, {"color": "0.75", "lw": 6}, "output o, max-min"),
-        (shown.repaired, {"color": "k", "lw": 1.5, "ls": "--"}, "output o, gates"),
+        (shown.printed, {"color": "0.8", "lw": 6, "zorder": 1}, "output o, max-min"),
+        (shown.repaired, {"color": "k", "lw": 1.5, "ls": "--", "zorder": 1.5}, "output o, gates"),
     ):
         ax.plot(dense, theta.net.forward(theta, dense[:, None, None])[:, 0], **style, label=name)
     for piece, region in shown.regions:
