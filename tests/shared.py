@@ -1,5 +1,6 @@
 """What several test files use: oracles in PyTorch, random points and data, checks, programs."""
 
+import copy
 import importlib.util
 import json
 import math
@@ -220,3 +221,13 @@ def load_program(path):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def replaced(found, path, value):
+    """Return a copy of nested dictionaries and lists with one value replaced."""
+    found = copy.deepcopy(found)
+    part = found
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    return found

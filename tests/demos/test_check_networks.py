@@ -1,13 +1,12 @@
 """The checker computes every kind of layer as PyTorch does, and proves what holds of it alone."""
 
-import copy
 import json
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from shared import ROOT, load_program
+from shared import ROOT, load_program, replaced
 
 import tinyspur as ts
 from tinyspur import interop
@@ -103,15 +102,6 @@ def test_outputs_risk_and_patterns_are_those_of_pytorch_and_of_the_package(check
                 assert ((sides > 0) == active[: len(sides)])[sides != 0].all()
 
 
-def changed(found, path, value):
-    found = copy.deepcopy(found)
-    part = found
-    for key in path[:-1]:
-        part = part[key]
-    part[path[-1]] = value
-    return found
-
-
 OPTIONS = [
     ("filters", 0, "stride", 2),
     ("filters", 0, "stride", [1, 1]),
@@ -156,8 +146,8 @@ def test_with_another_option_the_stated_risk_is_refused(checker, name, layer, op
     risk = str(checker.risk(outputs, targets))
     found["risks"] = {"theta": risk}
     assert refusal(checker, found) is None
-    assert refusal(checker, changed(found, ("network", "layers", layer, option), value))
-    assert refusal(checker, changed(found, ("risks", "theta"), f"{risk}1"))
+    assert refusal(checker, replaced(found, ("network", "layers", layer, option), value))
+    assert refusal(checker, replaced(found, ("risks", "theta"), f"{risk}1"))
 
 
 # Local minima of networks with all these layers
@@ -221,14 +211,14 @@ def test_exact_local_minima_are_proved_and_not_with_another_weight_or_target(
     points.save(tmp_path / "proof.json")
     found = json.loads((tmp_path / "proof.json").read_text())
     assert refusal(checker, found) is None
-    wrong = changed(found, ("risks", "theta"), "1/3")
+    wrong = replaced(found, ("risks", "theta"), "1/3")
     assert "another number" in refusal(checker, wrong)
     del found["risks"]
     key = next(key for key in reversed(found["points"]["theta"]) if key[0] == "W")
     value = Fraction(found["points"]["theta"][key][0][0]) + Fraction(1, 10**6)
-    wrong = changed(found, ("points", "theta", key, 0, 0), str(value))
+    wrong = replaced(found, ("points", "theta", key, 0, 0), str(value))
     assert "G_s is not 0" in refusal(checker, wrong)
-    assert "G_s is not 0" in refusal(checker, changed(found, ("data", "y", 0, 0), "19"))
+    assert "G_s is not 0" in refusal(checker, replaced(found, ("data", "y", 0, 0), "19"))
 
 
 def test_zeros_around_an_image_are_at_no_kink_of_a_convolution_without_biases(checker, tmp_path):
@@ -290,7 +280,7 @@ def test_features_that_a_block_leads_past_the_first_weights_are_refused(checker)
     block["shortcut"] = [
         {"type": "conv", "maps": 2, "kernel": 3, "activation": {"name": "identity"}}
     ]
-    found = changed(found, ("network", "layers", 0), block)
+    found = replaced(found, ("network", "layers", 0), block)
     assert "first residual block" in refusal(checker, found)
 
 

@@ -1,7 +1,6 @@
 """The checker of proof files accepts what is true and proved, and nothing else."""
 
 import ast
-import copy
 import json
 import shutil
 import subprocess
@@ -10,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from shared import ROOT, load_program
+from shared import ROOT, load_program, replaced
 
 import tinyspur as ts
 from tinyspur.certificates.proofs import as_parameters, proof, save_proof
@@ -151,15 +150,6 @@ def leaves(value, path=()):
             yield from leaves(part, (*path, key))
     elif isinstance(value, int) or (isinstance(value, str) and value.lstrip("-")[:1].isdigit()):
         yield path, value
-
-
-def replaced(found, path, value):
-    found = copy.deepcopy(found)
-    part = found
-    for key in path[:-1]:
-        part = part[key]
-    part[path[-1]] = value
-    return found
 
 
 def is_still_true(found):

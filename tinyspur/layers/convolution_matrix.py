@@ -80,11 +80,6 @@ class ConvolutionMatrix(WeightMatrix):
         """Return the filters (T, C / groups, *k); the same array as `weights`."""
         return self.weights
 
-    @property
-    def centre(self) -> tuple[int, ...]:
-        """Return the index of the middle tap of a filter."""
-        return tuple(k // 2 for k in self.weights.shape[2:])
-
     def with_weights(self, weights: Array) -> ConvolutionMatrix:
         if weights.shape[2:] != self.grid.size or len(weights) % self.groups:
             raise ValueError(
