@@ -117,10 +117,6 @@ class AveragePoolingMatrix(PoolingMatrix):
         return xp.concatenate([read, counts])
 
     def _product(self, o: Array) -> Array:
-        if self.tiles:
-            axes = tuple(range(2, len(self.split) + 1, 2))
-            windows = o.reshape(self.maps_in, *self.split, -1)
-            return windows.mean(axis=axes).reshape(self.shape[0], -1)
         return self._divided(self.reduced(o, namespace(o).add))
 
     def adjoint(self, delta: Array) -> Array:
