@@ -117,6 +117,11 @@ class AveragePoolingMatrix(PoolingMatrix):
         return xp.concatenate([read, counts])
 
     def _product(self, o: Array) -> Array:
+        if self.tiles:
+            sums = o.reshape(self.maps_in, *self.split, -1)
+            for axis in range(len(self.map_shape)):
+                sums = sums.sum(axis=axis + 2)  # over the entries of windows along a direction
+            return (sums / self.fan_in).reshape(self.shape[0], -1)
         return self._divided(self.reduced(o, namespace(o).add))
 
     def adjoint(self, delta: Array) -> Array:
