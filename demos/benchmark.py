@@ -89,14 +89,17 @@ class Row:
 
 
 def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of both, run in turn after a warm-up."""
+    """Return the median seconds of both, in turn, twice each time: the first run warms up.
+
+    Without it each would run while the other's threads still spin and its data fill the caches.
+    """
     seconds: tuple[list, list] = ([], [])
-    for n in range(repeats + 1):
+    for _ in range(repeats):
         for function, found in zip((first, second), seconds, strict=True):
+            function()
             start = time.perf_counter()
             function()
-            if n:
-                found.append(time.perf_counter() - start)
+            found.append(time.perf_counter() - start)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 

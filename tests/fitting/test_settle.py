@@ -180,7 +180,7 @@ def test_a_unit_that_touches_its_kink_by_chance_is_moved_off_to_where_it_is_inac
     search.state = search.at(theta, kinks, np.zeros(2))
     found = search.polished()
     assert found.stationary and found.slack[0] > 0.01 and found.slack[1] == 0 < found.high[1]
-    assert search.leave_bounds(found, 1e-8)
+    assert search.leave_bounds(found, 1e-8, [])
     assert len(search.state.kinks) == 1 and search.state.risk == pytest.approx(11 / 160, abs=1e-15)
     z = net.layer_output(search.state.theta, HINGE.x.reshape(5, 1).T, 1)
     assert (search.state.seen.z[0][1] < -1e-3).all() and (z[1] == 0).all()
@@ -196,8 +196,10 @@ def test_a_kink_on_its_bound_that_no_flat_direction_leads_off_is_kept():
     search.state = search.at(theta, [kink], np.zeros(1))
     found = search.polished()
     assert found.stationary and abs(found.slack[0]) < 1e-14
-    assert not search.leave_bounds(found, 1e-8)
+    assert not search.leave_bounds(found, 1e-8, [])
     assert len(search.state.kinks) == 1
+    found = settle(theta, data, SquaredLoss())
+    assert not found.settled and found.reason == "1 more unit is at its kink: not decided"
 
 
 @pytest.mark.parametrize("v", [-1.0, 1.0])
@@ -338,11 +340,13 @@ def test_an_interrupted_proof_leaves_the_settled_point(monkeypatch):
     assert found.certificate is None and not found.holds
 
 
-def test_a_point_where_all_units_are_at_their_kinks_is_not_decided():
+def test_a_network_of_zeros_settles_where_all_units_are_inactive():
     net = Network((1, 3), [Dense(4), Dense(1)])
-    found = settle(net.zeros(), noisy_teacher(net, 20, 0), SquaredLoss())
-    assert not found.settled
-    assert found.reason == "80 more units are at their kinks: not decided"
+    data = noisy_teacher(net, 20, 0)
+    found = settle(net.zeros(), data, SquaredLoss())
+    z = net.layer_output(found.theta, data.x.reshape(20, 3).T, 1)
+    assert found.holds and (z == 0).all() and found.kinks == ()
+    assert found.risk == pytest.approx(data.y.var() / 2, rel=1e-12)  # the best constant
 
 
 def test_settings_out_of_range_are_refused():

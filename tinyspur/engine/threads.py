@@ -10,7 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -28,7 +28,8 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
 
     On the host one thread for each core works on them, or within `one_thread` this thread alone.
     BLAS is kept to one thread meanwhile, also for a single item, so that no bit of a result depends
-    on the number of cores. At most as many results wait as there are cores.
+    on the number of cores. At most as many results wait as there are cores. A function that itself
+    runs items in order does so on its own thread.
     """
     if xp is not np:
         yield from map(function, items)
@@ -41,13 +42,26 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
         if WORKERS == 1 or _ALONE.get() or len(first) < 2:
             yield from map(function, items)
             return
-        with ThreadPoolExecutor(WORKERS) as pool:
+        pool = _pool(WORKERS)
+        try:
             for item in items:  # in a copy of this context, where np.errstate is the same
-                waiting.append(pool.submit(contextvars.copy_context().run, function, item))
+                context = contextvars.copy_context()
+                context.run(_ALONE.set, True)
+                waiting.append(pool.submit(context.run, function, item))
                 if len(waiting) > WORKERS:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        finally:
+            for result in waiting:
+                result.cancel()
+            wait(waiting)
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Return the threads of all passes: they live on, and so does their memory, see `scratch`."""
+    return ThreadPoolExecutor(workers)
 
 
 _ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("one thread", default=False)
@@ -86,6 +100,7 @@ class _OneThread:
 _ONE_THREAD = _OneThread()
 if hasattr(os, "register_at_fork"):  # a child has none of the parent's threads that are inside
     os.register_at_fork(after_in_child=_ONE_THREAD.__init__)
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import linprog
 
 from ..certificates.free import choose_coordinates
 from ..datasets.samples import TrainingSet
@@ -161,34 +162,55 @@ class KinkedPoint:
         d[free] -= tangent @ (slopes / abs(w[abs(w) > NULL / 100 * size]))
         return here, d
 
-    def leave_bounds(self, found: Conditions, share: float) -> bool:
+    def leave_bounds(self, found: Conditions, share: float, others: Sequence[HeldKink]) -> bool:
         """Move off the kinks whose multiplier is on its bound, if the risk stays the same.
 
         A multiplier counts as there if it is nearer than `share` of the distance to the other. Such
         a kink is met by chance, where flat directions lead: of a unit that is inactive for all
         samples, or one that is always active. It is left to the side that its multiplier is at.
+        The `others`, at which the state is but not held, are left to where the units are inactive.
+        As many as can be are left at once.
         """
-        state, slack = found.state, found.slack
-        out, stay = np.flatnonzero(slack < share), np.flatnonzero(slack >= share)
+        state = found.state
+        low = state.multipliers < (found.low + found.high) / 2
+        out = [n for n, slack in enumerate(found.slack) if slack < share]
+        stay = [n for n in range(len(state.kinks)) if n not in out]
+        leave = [*(state.kinks[n] for n in out), *others]
+        if not leave:
+            return False
+        side = np.array([*(-1.0 if low[n] else 1.0 for n in out), *(-1.0 for _ in others)])
         held = self.held(state.kinks)
-        rows, hessian = (
-            held.jacobian(state.theta),
-            held.hessian(state.theta, state.multipliers),
-        )
-        _, tangent = split(rows[stay])
+        hessian = held.hessian(state.theta, state.multipliers)
+        _, tangent = split(held.jacobian(state.theta, [state.kinks[n] for n in stay]))
         w, vectors = np.linalg.eigh(tangent.T @ hessian @ tangent)
         flat = tangent @ vectors[:, abs(w) <= NULL * found.size]
-        low = state.multipliers < (found.low + found.high) / 2
-        side = np.where(low, -1.0, 1.0)[out]
-        away = flat @ (flat.T @ (side @ rows[out]))
-        kinks, size = [state.kinks[n] for n in stay], float(abs(state.theta.vector).max())
+        away = held.jacobian(state.theta, leave)
+        direction, gone = _risen(side[:, None] * (away @ flat))
+        stay += [n for n, off in zip(out, gone, strict=False) if not off]
+        out = [kink for kink, off in zip(leave, gone, strict=True) if off]
+        return bool(out) and self._leave(found, sorted(stay), out, side[gone], flat @ direction)
+
+    def _leave(
+        self,
+        found: Conditions,
+        stay: list[int],
+        out: list[HeldKink],
+        side: np.ndarray,
+        direction: np.ndarray,
+    ) -> bool:
+        """Move along a direction, off some kinks, each to its side, if the risk stays the same."""
+        state = found.state
+        kinks, multipliers = [state.kinks[n] for n in stay], state.multipliers[stay]
+        both = self.held([*kinks, *out])
+        rows, away = np.split(both.jacobian(state.theta), [len(kinks)])
+        size = float(abs(state.theta.vector).max())
         for t in size * 0.1 * 0.25 ** np.arange(12):
-            theta, values = self.restored(moved(state.theta, t * away), kinks, rows[stay])
-            off = side * held.values(theta)[out]
-            if not (off > 1e3 * rounding(rows[out], theta)).all():
+            theta, values = self.restored(moved(state.theta, t * direction), kinks, rows)
+            off = side * both.values(theta)[len(kinks) :]
+            if not (off > 1e3 * rounding(away, theta)).all():
                 break
-            if (abs(values) <= 1e3 * rounding(rows[stay], theta)).all():
-                trial = self.at(theta, kinks, state.multipliers[stay])
+            if (abs(values) <= 1e3 * rounding(rows, theta)).all():
+                trial = self.at(theta, kinks, multipliers)
                 if trial.risk <= state.risk * (1 + 16 * EPSILON):
                     self.state, self.mu = trial, None
                     return True
@@ -246,6 +268,27 @@ class KinkedPoint:
                     self.state, self.mu = trial, None
                     return True
         return False
+
+
+def _risen(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a direction along which no row falls and as many as can be rise, and which do."""
+    n, lengths = rows.shape[1], np.linalg.norm(rows, axis=1)
+    rises = lengths > 1e-9
+    if not rises.any():
+        return np.zeros(n), rises
+    rows = rows[rises] / lengths[rises, None]
+    m = len(rows)
+    found = linprog(  # the largest sum of shares that are at most what rows rise by, and 0.1
+        np.append(np.zeros(n), -np.ones(m)),
+        A_ub=np.hstack([-rows, np.eye(m)]),
+        b_ub=np.zeros(m),
+        bounds=[(-1, 1)] * n + [(0, 0.1)] * m,
+    )
+    if not found.success:
+        return np.zeros(n), np.zeros(len(lengths), dtype=bool)
+    rise = rows @ found.x[:n]
+    rises[rises] = rise > 1e-6
+    return np.linalg.pinv(rows, rcond=DEPENDENT) @ rise, rises
 
 
 def _still_equal(kink: HeldKink, seen: View) -> HeldKink:

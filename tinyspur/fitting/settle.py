@@ -329,17 +329,18 @@ def _verdict(search: KinkedNewton, found: Conditions) -> str:
         return ""
     if search.leave_saddle(found):
         return ""
+    others = search.others_at_kinks(found)
     if (slack < ON_BOUND).any():
-        left = search.leave_bounds(found, ON_BOUND)
+        left = search.leave_bounds(found, ON_BOUND, others)
         return "" if left else "a multiplier is on its bound: not decided"
     if (found.eigenvalues < -NULL * found.size).any():
         return "a saddle that no lower point was found from"
-    others = search.others_at_kinks(found)
-    if search.leave_concave(found, others):
+    if search.leave_concave(found, others) or search.leave_bounds(found, ON_BOUND, others):
         return ""
     if others:
         count = sum(len(kink.units) for kink in others)
-        return f"{count} more units are at their kinks: not decided"
+        many = "units are at their kinks" if count > 1 else "unit is at its kink"
+        return f"{count} more {many}: not decided"
     flat = unexplained(search, found)
     if flat:
         return f"{flat} flat direction{'s' * (flat > 1)} that no symmetry explains: not decided"

@@ -118,9 +118,10 @@ class AveragePoolingMatrix(PoolingMatrix):
 
     def _product(self, o: Array) -> Array:
         if self.tiles:
-            axes = tuple(range(2, len(self.split) + 1, 2))
-            windows = o.reshape(self.maps_in, *self.split, -1)
-            return windows.mean(axis=axes).reshape(self.shape[0], -1)
+            sums = o.reshape(self.maps_in, *self.split, -1)
+            for axis in range(len(self.map_shape)):
+                sums = sums.sum(axis=axis + 2)  # over the entries of windows along a direction
+            return (sums / self.fan_in).reshape(self.shape[0], -1)
         return self._divided(self.reduced(o, namespace(o).add))
 
     def adjoint(self, delta: Array) -> Array:

@@ -13,8 +13,11 @@ from ..engine.plain import plain_array, whole
 from ..engine.threads import scratch
 from .grid import Grid
 from .layer import is_positive
+from .lowering import lines_apart, lowered, raised
 from .matrix import TransposedMatrix, WeightMatrix
-from .wide_products import STRIP_BYTES, outer, product
+from .wide_products import outer, product
+
+STRIP_BYTES = 3 * 2**20  # patches that a convolution holds at once: small enough for the caches
 
 
 class ConvolutionMatrix(WeightMatrix):
@@ -150,9 +153,9 @@ class ConvolutionMatrix(WeightMatrix):
         return self._pass(o, delta, multiply=False)[1]
 
     def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
-        if self.positions_out < self.positions_in:  # patches of o are fewer than those of delta
+        if self._strided or self.maps_out > 2 * self.maps_in:  # patches of o are fewer
             return self.gradient(delta, o), self.adjoint(delta)
-        if self._strided or (T := self.T)._used() != T._all():  # no convolution, or some to skip
+        if (T := self.T)._used() != T._all():  # some to skip
             return super().pullback(delta, o)
         back, gradient = T._pass(delta, o)  # <delta, W @ o> = <o, W.T @ delta>
         return T.with_weights(gradient).T.weights, back
@@ -194,25 +197,15 @@ class ConvolutionMatrix(WeightMatrix):
         return f", {maps}, filters {size}{self.grid.details('same')}{groups}"
 
     def adjoint(self, delta: Array) -> Array:
-        """Return W.T @ delta: each tap's share is added where the tap reads."""
-        N, delta = delta.shape[1], delta.reshape(self.maps_out, -1)
-        padded, moved = self.grid.zeros(delta, self.maps_in, N)
-        rows, *others = self.output_map_shape
-        width = math.prod(others) * N
+        """Return W.T @ delta: each row of the input is gathered, each other direction scattered."""
+        N = delta.shape[1]
+        delta = delta.reshape(self.maps_out, *self.output_map_shape, N)
+        images = namespace(delta).zeros((self.maps_in, *self.map_shape, N), dtype=delta.dtype)
         for maps, channels in self._parts():
-            filters = _flat(self.weights[maps]).T
-            height = max(1, STRIP_BYTES // max(1, len(filters) * width * delta.itemsize))
-            for top in range(0, rows, height):
-                bottom = min(rows, top + height)
-                part = delta[maps, top * width : bottom * width]
-                shares = scratch((len(filters), part.shape[1]), part, "patches")
-                product(filters, part, shares)
-                shape = (*self.grid.size, self.weights.shape[1], bottom - top, *others, N)
-                shares = shares.reshape(shape)
-                for tap in np.ndindex(*self.grid.size):
-                    place = moved[(*tap, channels, slice(top, bottom))]
-                    place += shares[tap]
-        return self.grid.inner(padded).reshape(self.shape[1], N)
+            filters, some = self.weights[maps], delta[maps]
+            row = filters[0, :, 0].size * math.prod(self.output_map_shape[1:]) * N * delta.itemsize
+            raised(self.grid, filters, some, images[channels], max(1, STRIP_BYTES // max(1, row)))
+        return images.reshape(self.shape[1], N)
 
     def brief_product(self, o: Array, use: str) -> Array:
         return self._product(o, use)
@@ -225,8 +218,9 @@ class ConvolutionMatrix(WeightMatrix):
         out[...] = 0
         if box:
             filters = _flat(self.weights[maps][(slice(None), channels, *box)])
+            rows = self._by_rows(out)
             for patches, strip in self._patches(self._images(o)[channels], box):
-                out[maps, strip] = filters @ patches
+                rows[maps, strip] = (filters @ patches).swapaxes(0, 1)
         return out.reshape(self.shape[0], -1)
 
     def _pass(
@@ -241,16 +235,17 @@ class ConvolutionMatrix(WeightMatrix):
         out = total = None
         if multiply:
             filters, out = _flat(self.weights), self._output(o, use)
+            rows = self._by_rows(out)
         if delta is not None:
-            delta = delta.reshape(T, -1)
+            delta = self._by_rows(delta)
             total = xp.zeros((T, math.prod(kernel) * C), dtype=o.dtype)
         images = self._images(o)
         for maps, channels in self._parts():
             for patches, strip in self._patches(images[channels], self.grid.taps):
                 if multiply:
-                    product(filters[maps], patches, out[maps, strip])
+                    product(filters[maps], patches, rows[maps, strip].swapaxes(0, 1))
                 if delta is not None:
-                    total[maps] += outer(delta[maps, strip], patches)
+                    total[maps] += outer(delta[maps, strip].swapaxes(0, 1), patches)
         return (
             out.reshape(self.shape[0], -1) if multiply else None,
             None if total is None else xp.moveaxis(total.reshape(T, *kernel, C), -1, 1),
@@ -288,31 +283,24 @@ class ConvolutionMatrix(WeightMatrix):
     def _images(self, o: Array) -> Array:
         return o.reshape(self.maps_in, *self.map_shape, o.shape[1])
 
-    def _patches(self, images: Array, box: Sequence[slice]) -> Iterator[tuple[Array, slice]]:
-        """Yield the patches of strips of rows, and the columns of the output that they give.
+    def _by_rows(self, out: Array) -> Array:
+        """Return the output (T, P * N) or (T * P, N) as (T, rows, columns)."""
+        return out.reshape(self.maps_out, self.output_map_shape[0], -1)
 
-        `images` is (C, *map_shape, N); the patches are (taps * C, columns) for the taps in `box`,
-        so that the filters times the patches is the convolution ([CNN] (1)), one matrix product.
-        The patches are valid until the same thread asks for the next strip, which overwrites them.
+    def _patches(self, images: Array, box: Sequence[slice]) -> Iterator[tuple[Array, slice]]:
+        """Yield patches (rows, taps * C, columns) and the rows of the output that they give.
+
+        `images` is (C, *map_shape, N); the taps are those in `box`. The filters times the patches
+        are the convolution ([CNN] (1)).
         """
-        xp = namespace(images)
-        channels, samples = images.shape[0], images.shape[-1]
-        rows, *others = self.output_map_shape
-        window = tuple(taps.stop - taps.start for taps in box)
-        width = math.prod(others) * samples
-        rows_of_patches = math.prod(window) * channels
-        height = max(1, STRIP_BYTES // max(1, rows_of_patches * width * images.itemsize))
-        moved = self.grid.read(images, box)
-        taps = (slice(None),) * (len(window) + 1)
-        for top in range(0, rows, height):
-            bottom = min(rows, top + height)
-            patches = moved[(*taps, slice(top, bottom))]
-            if math.prod(window) > 1:
-                kept = scratch(patches.shape, images, "patches")
-                xp.copyto(kept, patches)
-                patches = kept
-            strip = slice(top * width, bottom * width)
-            yield patches.reshape(rows_of_patches, strip.stop - strip.start), strip
+        (count, *others), k = self.output_map_shape, box[0].stop - box[0].start
+        window = math.prod(taps.stop - taps.start for taps in box[1:])
+        line = window * len(images) * math.prod(others) * images.shape[-1] * images.itemsize
+        apart = lines_apart(self.grid, k)
+        height = max(1, (STRIP_BYTES // max(1, line) - k) // apart + 1)
+        for top in range(0, count, height):
+            strip = slice(top, min(count, top + height))
+            yield lowered(self.grid, images, box, strip), strip
 
 
 def _flat(filters: Array) -> Array:

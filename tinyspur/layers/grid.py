@@ -13,6 +13,30 @@ from ..engine.threads import scratch
 from .layer import Shape, are_positive, each, is_positive, shortest
 
 
+class Span(NamedTuple):
+    """Which of `count` windows in a row read on the map, and what: slices, perhaps empty ones."""
+
+    windows: slice
+    read: slice
+    count: int
+
+    @property
+    def whole(self) -> bool:
+        """Return whether all windows read on the map."""
+        return self.windows == slice(0, self.count)
+
+
+def on_map(length: int, start: int, step: int, count: int) -> Span:
+    """Return what is on a map of so many entries where window p reads entry start + p * step."""
+    first = min(count, max(0, -(start // step)))
+    stop = max(first, min(count, (length - 1 - start) // step + 1))
+    if first == stop:
+        return Span(slice(first, first), slice(0, 0), count)
+    return Span(
+        slice(first, stop), slice(start + first * step, start + (stop - 1) * step + 1, step), count
+    )
+
+
 class Grid(NamedTuple):
     """Windows of `size` taps: in each direction tap k reads p * stride + k * dilation - before.
 
@@ -183,13 +207,15 @@ class Grid(NamedTuple):
 
     def _lines(self, axis: int) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...], int]]:
         """Yield for each tap along a direction the windows that read on the map, what, how many."""
-        n, count, k, s, low, _, step = (sides[axis] for sides in self)
         before = (slice(None),) * (axis + 1)
-        for start in range(-low, k * step - low, step):
-            first, stop = max(0, -(start // s)), min(count, (n - 1 - start) // s + 1)
-            if first < stop:
-                read = slice(start + first * s, start + (stop - 1) * s + 1, s)
-                yield (*before, slice(first, stop)), (*before, read), stop - first
+        for windows, read, _ in self.spans(axis, self.taps[axis]):
+            if windows.start < windows.stop:
+                yield (*before, windows), (*before, read), windows.stop - windows.start
+
+    def spans(self, axis: int, taps: slice) -> list[Span]:
+        """Return where each of some taps reads along a direction."""
+        n, count, _, s, low, _, step = (sides[axis] for sides in self)
+        return [on_map(n, k * step - low, s, count) for k in range(taps.start, taps.stop)]
 
     def flat_places(self) -> tuple[np.ndarray, np.ndarray]:
         """Return starts (P,) and steps (K,): tap k reads the entry starts[p] + steps[k] of a map.

@@ -16,6 +16,8 @@ from .windows import Pooling, PoolingMatrix
 if TYPE_CHECKING:
     from torch import nn
 
+FEW = 16  # entries of a window that are quicker one after the other than all at once
+
 
 @dataclass(frozen=True, repr=False)
 class MaxPool(Pooling):
@@ -86,10 +88,10 @@ class MaxPoolingMatrix(PoolingMatrix):
     def choice(self, o: Array) -> Array:
         """Return the number of the largest entry of each window, (n_l, N), counted row by row."""
         xp, shape = namespace(o), (self.maps_in, *self.grid.output_shape, o.shape[1])
-        if self.tiles or o.dtype == object:
-            return self.windows(o, -np.inf).argmax(axis=0)
-        found = xp.empty(shape, dtype=np.intp)
         short = np.uint8 if self.fan_in <= 256 else np.intp
+        if o.dtype == object or (self.tiles and self.fan_in > FEW):
+            return self.windows(o, -np.inf).argmax(axis=0).astype(short)
+        found = xp.empty(shape, dtype=short)
         for part, (first, *others) in self.reads(o, -np.inf):
             largest, numbers = xp.array(first, order="C"), xp.zeros(first.shape, dtype=short)
             for k, values in enumerate(others, start=1):
@@ -187,17 +189,18 @@ class SelectionMatrix(WeightMatrix):
     def _chosen(self, columns: int) -> Array:
         """Return which entries of the windows are selected, (size^d, n_l, N)."""
         self._check(columns)
-        return namespace(self.choice).arange(self.pooling.fan_in)[:, None, None] == self.choice
+        taps = namespace(self.choice).arange(self.pooling.fan_in, dtype=self.choice.dtype)
+        return taps[:, None, None] == self.choice
 
     def _product(self, o: Array) -> Array:
         return namespace(o).where(self._chosen(o.shape[1]), self.pooling.windows(o), 0).sum(axis=0)
 
     def adjoint(self, delta: Array) -> Array:
         W, N = self.pooling, delta.shape[1]
-        if W.tiles:
-            return W.from_windows(namespace(delta).where(self._chosen(N), delta, 0))
         self._check(N)
-        if namespace(delta) is np:
+        if W.tiles and W.fan_in > FEW:
+            return W.from_windows(namespace(delta).where(self._chosen(N), delta, 0))
+        if namespace(delta) is np and not W.tiles:
             return self._scattered(delta)
         delta = delta.reshape(W.maps_in, *W.grid.output_shape, N)
         choice = self.choice.reshape(*delta.shape[:-1], -1)

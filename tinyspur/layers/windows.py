@@ -14,7 +14,7 @@ from .grid import Grid
 from .layer import Layer, Shape, are_positive, each, expect_options, maps_of, shortest
 from .matrix import WeightMatrix
 
-PART = 2**15  # numbers of maps that are pooled at a time: small enough for the caches
+PART = 2**19  # numbers of maps that are pooled at a time: threads seldom wait for one another
 
 
 @dataclass(frozen=True, repr=False)
