@@ -209,6 +209,22 @@ def test_labels_as_targets_get_the_hint_to_one_hot_and_vectors_that_to_the_input
     assert given == f"inputs: expected (N, 1, 2, 2), got (40, 4); {hint}"
 
 
+def test_one_image_and_images_without_channels_or_with_channels_last_get_a_hint_that_helps():
+    inputs = np.arange(60.0).reshape(5, 3, 2, 2)
+    net = ts.Network((3, 2, 2), [ts.Dense(1)])
+    for one, x, hint in (
+        (net, inputs[0], "one input is x[None]"),
+        (net, np.moveaxis(inputs, 1, -1), "with channels last they are np.moveaxis(x, -1, 1)"),
+        (NET, inputs[0], "without channels they are x[:, None]"),
+    ):
+        said = words(one.forward, one.zeros(), x)
+        assert said.endswith(f", got {x.shape}; {hint}")
+        expression = hint.split(" is " if " is " in hint else " are ")[1]
+        mended = eval(expression, {"x": x, "np": np})
+        assert one.forward(one.zeros(), mended).shape == (len(mended), one.shapes[-1][0])
+    assert words(net.forward, net.zeros(), inputs[:, :2]).endswith("got (5, 2, 2, 2)")
+
+
 def test_no_function_of_data_and_a_loss_is_left_out():
     found = set()
     for module in pkgutil.walk_packages(ts.__path__, "tinyspur."):

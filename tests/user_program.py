@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import assert_type
 
 import tinyspur as ts
 from tinyspur import datasets
@@ -21,7 +22,21 @@ def work() -> None:
     net = ts.Network((1, 28, 28), layers)
     loss: ts.Loss = ts.SquaredLoss()
     theta = ts.Parameters(net, np.zeros(net.size))
+    assert_type(theta.net, ts.Network)
     risk: float = theta.net.risk(theta, data, loss)
+    theta.net.risk(theta, data)  # type: ignore[call-arg]
+    theta.net.depth = 3  # type: ignore[misc]
+    theta.net.layer()  # type: ignore[attr-defined]
+    theta.net.risk(data, theta, loss)  # type: ignore[arg-type]
+    ts.Network((1, 28, 28), ts.Conv(4))  # type: ignore[arg-type]
+    ts.certify(theta, data, "squared")  # type: ignore[arg-type]
+    ts.TrainingSet([[1, 2], [3, 4]], None)  # type: ignore[arg-type]
+
+    curve = ts.TrainingSet([[1, 2], [3, 4], [5, 6]], [0, 1, 0])
+    groups = ts.Groups.equal(curve.x, [1.0, 0.0], 2)
+    gates = ts.Network((1, 2), [ts.Dense(7), ts.Dense(1)])
+    gated: ts.Parameters = ts.gated_minimum(gates, curve, loss, groups)
+    print(gated.net.forward(gated, [[1, 2]]), ts.one_hot([0, 1, 0], 2))
     wrong: str = net.risk(theta, data, loss)  # type: ignore[assignment]
     outputs: NDArray[np.float64] = net.forward(theta, data.x)
     print(risk, wrong, outputs)

@@ -483,8 +483,8 @@ def test_a_risk_that_is_not_positive_is_refused(risk):
         minimum(risk=risk)
 
 
-@pytest.mark.parametrize("point", [np.nan, np.inf])
-def test_an_expansion_point_that_is_not_finite_is_refused(point):
+@pytest.mark.parametrize("point", [np.nan, np.inf, [0.5, 0.5]])
+def test_an_expansion_point_that_is_no_finite_number_is_refused(point):
     for sigma in (Tanh(), Softplus(), Sine()):
         with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"expan|smooth minimum"):
             minimum(sigma, expansion_point=point)

@@ -139,7 +139,7 @@ MODULES = {
         r"^module 'lower' .*expected padding with zeros, got .*circular",
     ),
     "channels": (cnn(lower=conv(3, 3, 1)), r"^model: expected one that runs on .*RuntimeError"),
-    "features": (cnn(top=nn.Linear(5, 3)), r"^model: expected one that runs on inputs \(3, 2, 8"),
+    "features": (cnn(top=nn.Linear(5, 3)), r"^model: expected one that runs on 3 inputs \(2, 8"),
     "adaptive": (
         sequence(nn.AdaptiveAvgPool2d(3), nn.Flatten()),
         r"^module '0' .*expected an output_size that divides the maps \(8, 8\)$",
@@ -216,13 +216,13 @@ SHAPES = {
     "of floats": ((2, 8.0, 8), r"^input_shape: .*, got \(2, 8.0, 8\)$"),
     "of other channels": (
         (3, 8, 8),
-        r"^model: expected one that runs on inputs \(3, 3, 8, 8\), got",
+        r"^model: expected one that runs on 3 inputs \(3, 8, 8\), got",
     ),
     "of other sizes": (
         (2, 16, 8),
-        r"^model: expected one that runs on inputs \(3, 2, 16, 8\), got",
+        r"^model: expected one that runs on 3 inputs \(2, 16, 8\), got",
     ),
-    "of vectors": ((128,), r"^model: expected one that runs on inputs \(3, 128\), got Runtime"),
+    "of vectors": ((128,), r"^model: expected one that runs on 3 inputs \(128,\), got Runtime"),
 }
 
 

@@ -222,3 +222,12 @@ def test_a_point_that_is_not_finite_is_refused():
     theta.vector[3] = np.nan
     with pytest.raises(ValueError, match="finite"):
         Lines(theta, (point(NET, 1),), [1.0])
+
+
+def test_they_show_themselves_in_one_line():
+    theta = point(network("dense"))
+    plane, lines = Plane.random(theta, extent=0.5, steps=3), Lines.random(theta, 4, steps=5)
+    assert repr(plane) == f"Plane(3 x 3 points, alpha -0.5 to 0.5, beta -0.5 to 0.5, {theta})"
+    assert repr(lines) == f"Lines(4 lines of 5 points, alpha -1 to 1, {theta})"
+    between = repr(Lines.between(theta, 2 * theta))
+    assert between.startswith("Lines(1 line of 51 points, alpha -0.25 to 1.25, ")

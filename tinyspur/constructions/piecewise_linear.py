@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.optimize
+from numpy.typing import ArrayLike
 
 from ..certificates import CellCertificate, certify_cell
 from ..certificates.rounding import risk_rounding
@@ -48,7 +49,7 @@ class Groups(Shown):
     labels: np.ndarray
 
     @classmethod
-    def at(cls, x: np.ndarray, direction: np.ndarray, thresholds) -> Groups:
+    def at(cls, x: ArrayLike, direction: ArrayLike, thresholds: ArrayLike) -> Groups:
         """Return the groups of inputs x (N, ...) between the given thresholds."""
         along = _along(x, direction)
         thresholds = np.sort(plain_on_host("thresholds", thresholds).astype(np.float64).ravel())
@@ -67,7 +68,7 @@ class Groups(Shown):
         return cls(_numbers(direction), thresholds, labels)
 
     @classmethod
-    def equal(cls, x: np.ndarray, direction: np.ndarray, groups: int) -> Groups:
+    def equal(cls, x: ArrayLike, direction: ArrayLike, groups: int) -> Groups:
         """Return groups of equal size, up to one sample, split where neighbours differ."""
         along = np.sort(_along(x, direction))
         groups = whole_number("groups", groups, 1, len(along))
@@ -75,7 +76,7 @@ class Groups(Shown):
         return cls.at(x, direction, _between(along, cuts))
 
     @classmethod
-    def gaps(cls, x: np.ndarray, direction: np.ndarray, groups: int) -> Groups:
+    def gaps(cls, x: ArrayLike, direction: ArrayLike, groups: int) -> Groups:
         """Return the groups on both sides of the largest gaps between neighbours."""
         along = np.sort(_along(x, direction))
         groups = whole_number("groups", groups, 1, len(along))
@@ -83,7 +84,7 @@ class Groups(Shown):
         return cls.at(x, direction, _between(along, cuts))
 
     @classmethod
-    def labelled(cls, x: np.ndarray, labels: np.ndarray) -> Groups:
+    def labelled(cls, x: ArrayLike, labels: ArrayLike) -> Groups:
         """Return groups with the user's labels, along a direction that a linear program finds.
 
         Up to 6 groups may follow each other along it in any order, more groups have to do so in the
@@ -361,7 +362,7 @@ def _separate(x: np.ndarray, places: np.ndarray, K: int) -> tuple[np.ndarray, np
     return p, found.x[d : d + K - 1] + p @ mean
 
 
-def _along(x: np.ndarray, direction: np.ndarray) -> np.ndarray:
+def _along(x: ArrayLike, direction: ArrayLike) -> np.ndarray:
     """Return p . x for each sample; the same for samples that differ there by rounding only."""
     flat, p = flattened(x), _numbers(direction)
     if p.shape != flat.shape[1:] or not np.isfinite(p).all() or not p.any():

@@ -24,6 +24,7 @@ from ..engine.losses import SquaredLoss
 from ..engine.network import Network, check_network, check_problem
 from ..engine.parameters import Parameters
 from ..engine.passes import as_inputs
+from ..engine.plain import number
 from ..errors import AssumptionError
 from ..fitting.training import descend, kaiming_start
 from ..layers import Dense, WeightMatrix
@@ -92,12 +93,13 @@ def smooth_minimum(
     x = as_inputs(net, x)
     if not np.isfinite(x).all():
         raise ValueError("inputs: expected finite numbers, got NaN or infinite values")
-    if expansion_point is not None and not math.isfinite(expansion_point):
+    a = None if expansion_point is None else number("expansion point", expansion_point)
+    if a is not None and not math.isfinite(a):
         raise ValueError(f"expansion point: expected a finite number, got {expansion_point!r}")
     if not (isinstance(risk, float | int) and 0 < risk < math.inf):
         raise ValueError(f"risk: expected a finite number > 0, got {risk!r}")
     rng, sigma = np.random.default_rng(seed), net.activations[0]
-    a = _expansion_point(sigma) if expansion_point is None else float(expansion_point)
+    a = _expansion_point(sigma) if a is None else a
     slope, bend = (float(f(np.array([a]))[0]) for f in (sigma.derivative, sigma.second_derivative))
     if abs(slope) < FLAT or abs(bend) < FLAT:
         raise AssumptionError(

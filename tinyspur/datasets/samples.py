@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..engine.plain import plain_on_host, vectors_as_samples, whole
 
@@ -26,8 +27,8 @@ class TrainingSet:
     x: np.ndarray
     y: np.ndarray
 
-    def __post_init__(self):
-        x, y = plain_on_host("x", self.x), plain_on_host("y", self.y)
+    def __init__(self, x: ArrayLike, y: ArrayLike):
+        x, y = plain_on_host("x", x), plain_on_host("y", y)
         got = f"{x.shape} and {y.shape}"
         x, y = vectors_as_samples(x), y[:, None] if y.ndim == 1 else y
         if x.ndim < 3 or y.ndim != 2 or len(x) != len(y) or not len(x):

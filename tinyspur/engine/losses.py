@@ -9,6 +9,7 @@ import textwrap
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .backend import Array, namespace, special
 from .plain import plain_on_host, whole_number
@@ -191,7 +192,7 @@ def softmax(o: Array) -> Array:
     return special(o).softmax(o, axis=0)
 
 
-def one_hot(labels: object, classes: int | None = None, smoothing: float = 0.0) -> np.ndarray:
+def one_hot(labels: ArrayLike, classes: int | None = None, smoothing: float = 0.0) -> np.ndarray:
     """Return targets (N, classes): 1 for the label, smoothed towards 1 / classes.
 
     `labels` are whole numbers from 0 on, (N,) or (N, 1), also as bool or as floats, in an array, a

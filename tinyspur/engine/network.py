@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..datasets.samples import TrainingSet, check_data
 from . import passes
@@ -49,7 +50,7 @@ class Network(Architecture):
             raise ValueError(f"zeros: expected like to be an array, got a {type(like).__name__}")
         return Parameters(self, namespace(like).zeros(self.size, dtype=like.dtype))
 
-    def forward(self, theta: Parameters, x: np.ndarray) -> Array:
+    def forward(self, theta: Parameters, x: ArrayLike) -> Array:
         """Return the outputs (N, d_y) for the inputs x (N, *input_shape), or (N, d) for (1, d)."""
         outputs = self.over(theta, x, lambda _, o: self.layer_output(theta, o, self.depth))
         return namespace(theta.vector).concatenate(list(outputs), axis=1).T
@@ -118,7 +119,7 @@ class Network(Architecture):
         total.vector /= len(data)
         return total
 
-    def patterns(self, theta: Parameters, x: np.ndarray) -> dict[int, np.ndarray]:
+    def patterns(self, theta: Parameters, x: ArrayLike) -> dict[int, np.ndarray]:
         """Return I^{l,i}: for each active layer l a boolean (N, n_l), true where z > 0.
 
         For each max pooling it has integers (N, n_l): the number of the largest entry of each
@@ -134,7 +135,7 @@ class Network(Architecture):
                 found.setdefault(layer, []).append(pattern.T)
         return {layer: np.concatenate(parts) for layer, parts in found.items()}
 
-    def affine_map(self, theta: Parameters, x: np.ndarray, above: int = 0) -> Array:
+    def affine_map(self, theta: Parameters, x: ArrayLike, above: int = 0) -> Array:
         """Return F_s, shape (d_y, d_x + 1), with o = F_s (x, 1) near the one input `x` ([CNN] (4)).
 
         `x` has the input's shape, and the map is that of its activation pattern s. With `above` it
@@ -149,12 +150,12 @@ class Network(Architecture):
 
     # The pieces of a pass
 
-    def over(self, theta: Parameters, x: np.ndarray, function: Callable) -> Iterator:
+    def over(self, theta: Parameters, x: ArrayLike, function: Callable) -> Iterator:
         """Yield function(rows, columns) for all `chunks` in their order, on all cores."""
         check_points(self, theta)
         return passes.over(theta, x, function)
 
-    def chunks(self, theta: Parameters, x: np.ndarray) -> Iterator[tuple[slice, Array]]:
+    def chunks(self, theta: Parameters, x: ArrayLike) -> Iterator[tuple[slice, Array]]:
         """Yield slices of samples and their columns (n_0, chunk), on the device of `theta`."""
         check_points(self, theta)
         return passes.chunks(theta, x)

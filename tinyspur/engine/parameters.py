@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from .activations import ReLU
 from .architecture import Architecture
 from .backend import Array, namespace, to_numpy
 from .plain import float_type, is_array, number, overwrite, plain_array, whole
+
+if TYPE_CHECKING:
+    from .. import Network  # its methods take points
 
 Part = TypeVar("Part")
 
@@ -48,7 +51,7 @@ class Parameters:
     __array_ufunc__ = None  # leaves `number * theta` to this class, also for numbers of NumPy
     __hash__ = None  # since what is equal can change
 
-    net: Any  # a Network
+    net: Network
     vector: Array
     W: Matrices
     b: Biases

@@ -289,11 +289,24 @@ def as_inputs(net: Architecture, x: object) -> np.ndarray:
     given = plain_on_host("inputs", x)
     x = vectors_as_samples(given)
     if x.shape[1:] != net.input_shape or not len(x):
-        expected, hint = ", ".join(map(str, net.input_shape)), ""
-        if x.ndim == 3 and x.shape[1] == 1:
-            hint = f"; vectors (N, {x.shape[2]}) are inputs (1, {x.shape[2]})"
+        expected = ", ".join(map(str, net.input_shape))
+        hint = _hint(given.shape, net.input_shape)
         raise ValueError(f"inputs: expected (N, {expected}), got {given.shape}{hint}")
     return x
+
+
+def _hint(given: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """Return how inputs of this shape would come in, where that is plain."""
+    channels, *positions = expected
+    if given == expected:
+        return "; one input is x[None]"
+    if given[1:] == (*positions, channels):
+        return "; with channels last they are np.moveaxis(x, -1, 1)"
+    if channels == 1 and given[1:] == (*positions,):
+        return "; without channels they are x[:, None]"
+    if len(given) == 2 or (len(given) == 3 and given[1] == 1):
+        return f"; vectors (N, {given[-1]}) are inputs (1, {given[-1]})"
+    return ""
 
 
 def _slices(theta: Parameters, x: np.ndarray) -> list[slice]:

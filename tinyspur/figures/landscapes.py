@@ -18,6 +18,7 @@ from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.path import Path as Outline
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from ..certificates import Certificate
@@ -248,7 +249,11 @@ def _level_sets(ax: Axes, panel: Panel) -> None:
         lines = ax.contour(*grid, levels[levels != middle], colors="0.35", linewidths=0.4)
         higher, lower = (lines.levels[sign * lines.levels > 0] for sign in (1, -1))
         lower = lower[::2] if panel.escape is None else lower[:0]  # they'd hide the arrow
-        ax.clabel(lines, [*lower, *higher[::-3]], fmt=_number, fontsize=SMALL - 1, colors="k")
+        ax.clabel(
+            lines, [*lower, *higher[::-3]], fmt=_number, fontsize=SMALL - 1, colors="k", zorder=4
+        )
+        for label in lines.labelTexts:  # readable on the outline of a certified radius, too
+            label.set_path_effects([withStroke(linewidth=2, foreground="w", alpha=0.8)])
         if middle < 0:
             ax.contour(*grid, [middle], colors="k", linewidths=1.1, linestyles="solid")
     ax.plot(0, 0, "k.", ms=4)

@@ -111,6 +111,7 @@ def _draw_lattice(ax: Axes) -> None:
     words = ",  ".join(
         f"$S_{n + 1}$ = {{" + ", ".join(f"$f_{k + 1}$" for k in s) + "}" for n, s in enumerate(sets)
     )
+    ax.set(xlabel="input x", ylabel="output o")
     set_title(ax, f"Figure 2: the maximum of the minima over\n{words}", 10)
     open_frame(ax)
 

@@ -10,6 +10,7 @@ import scipy.linalg
 import scipy.optimize
 import scipy.sparse
 import scipy.sparse.linalg
+from numpy.typing import ArrayLike
 
 from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, check_loss
 from ..engine.plain import plain_on_host
@@ -47,7 +48,7 @@ class AffineFit(Shown):
         )
 
 
-def fit_affine(x: np.ndarray, y: np.ndarray, loss: Loss) -> AffineFit:
+def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     """Return the optimal affine fit of targets y (N, d_y) to features x (N, d_x), in float64.
 
     Squared loss: the least-norm least squares solution, rank-deficient features included. Absolute

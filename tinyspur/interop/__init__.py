@@ -239,7 +239,7 @@ def _running(x: torch.Tensor) -> Iterator[None]:
             raise
         said = textwrap.shorten(f"{type(error).__name__} {error}", 200)
         raise ValueError(
-            f"model: expected one that runs on inputs {tuple(x.shape)}, got {said}"
+            f"model: expected one that runs on {len(x)} inputs {tuple(x.shape[1:])}, got {said}"
         ) from error
 
 

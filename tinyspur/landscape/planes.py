@@ -14,7 +14,7 @@ from ..layers import is_positive
 from .directions import RandomDirections, same_network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plane:
     """The points theta + alpha d_1 + beta d_2 for all `alpha` (A,) and `beta` (B,)."""
 
@@ -25,6 +25,11 @@ class Plane:
 
     def __post_init__(self):
         _check(self, 2)
+
+    def __repr__(self) -> str:
+        points = f"{len(self.alpha)} x {len(self.beta)} points"
+        ends = f"alpha {_ends(self.alpha)}, beta {_ends(self.beta)}"
+        return f"Plane({points}, {ends}, {self.theta})"
 
     @classmethod
     def random(
@@ -108,7 +113,7 @@ class Plane:
         return int(numbers[np.argmax([abs(a * d1 + b * d2).max() for a, b in moves])])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lines:
     """The points theta + alpha d_k for all `directions` d_k, k < K, and all `alpha` (A,)."""
 
@@ -120,6 +125,11 @@ class Lines:
 
     def __post_init__(self):
         _check(self, None)
+
+    def __repr__(self) -> str:
+        lines = f"{len(self.directions)} line{'s' * (len(self.directions) > 1)}"
+        ends = f"{len(self.alpha)} points, alpha {_ends(self.alpha)}"
+        return f"Lines({lines} of {ends}, {self.theta})"
 
     @classmethod
     def random(
@@ -172,6 +182,10 @@ class Lines:
         """Return the number of the point at the largest max-norm distance from theta."""
         k = int(np.argmax([float(abs(d.vector).max()) for d in self.directions]))
         return k * len(self.alpha) + int(abs(self.alpha).argmax())
+
+
+def _ends(ticks: np.ndarray) -> str:
+    return f"{ticks[0]:.4g} to {ticks[-1]:.4g}"
 
 
 def _ticks(extent: float, steps: int) -> np.ndarray:
