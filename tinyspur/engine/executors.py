@@ -44,7 +44,7 @@ class ExecutorError(Exception):
     """What an executor raised, or a task in it, and the keys of the tasks that failed twice."""
 
     def __init__(self, error: Exception, keys: Sequence[Any] = ()):
-        super().__init__(f"the executor failed ({type(error).__name__}: {error})")
+        super().__init__(f"{type(error).__name__}: {error}")
         self.error, self.keys = error, keys
 
 
@@ -66,14 +66,23 @@ def answers(
     """
     if not tasks:
         return
-    with shared(what, job, executor) as work:
-        try:
-            yield from work.answers(tasks)
-        except ExecutorError as error:
-            names = [name(key) for key in error.keys]
-            few, more = ", ".join(names[:NAMED]), len(names[NAMED:])
-            at = f" at {few}" * bool(few) + f" and {more} more" * bool(more)
-            raise RuntimeError(f"{what}: {error}{at}{kept()}") from error.error
+    with shared(what, job, executor) as work, named(what, kept, name):
+        yield from work.answers(tasks)
+
+
+@contextmanager
+def named(
+    what: str, kept: Callable[[], str] = str, name: Callable[[Any], str] = str
+) -> Iterator[None]:
+    """Raise RuntimeError in the place of an ExecutorError, with the names of what failed."""
+    try:
+        yield
+    except ExecutorError as error:
+        names = [name(key) for key in error.keys]
+        few, more = ", ".join(names[:NAMED]), len(names[NAMED:])
+        where = f"failed at {few}" + f" and {more} more" * bool(more)
+        where = where if names else "the executor failed"
+        raise RuntimeError(f"{what}: {where} ({error}){kept()}") from error.error
 
 
 def check_executor(what: str, executor: object) -> None:
