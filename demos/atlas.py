@@ -3,7 +3,8 @@
 Each partition of the samples along a direction gives one. Draws their risks, how many there are for
 a network of a given width, and where training from random starts ends among them: each is followed
 to the minimum that it is heading for, which is proved where it can be. Writes atlas.npz and
-atlas.png to the folder --out.
+atlas.png to the folder --out, and each result when it is found to atlas.results: after Ctrl-C or a
+kill the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ from tinyspur.engine.network import Network
 from tinyspur.figures.studies import draw_atlas
 from tinyspur.files import check_outputs
 from tinyspur.layers import Dense
+from tinyspur.records import kept_in
 from tinyspur.studies.atlas import Atlas, map_minima, partitions
 from tinyspur.studies.processes import processes
+
+RESULTS = "atlas.results"  # what is done, from which the same command goes on
 
 
 def surface(samples: int, seed: int) -> TrainingSet:
@@ -84,6 +88,7 @@ def run(options: argparse.Namespace) -> None:
             options.starts,
             seed=options.seed,
             executor=executor,
+            path=options.out / RESULTS,
             stage=Stages(),
         )
     print(atlas)
@@ -95,7 +100,7 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
-    return exit_status(lambda: run(options))
+    return exit_status(lambda: run(options), lambda: kept_in(options.out / RESULTS))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ For each activation the certified minimum, its surroundings and what training fi
 one activation in networks far wider than there are samples. The targets are built for the inputs.
 An exact local minimum is proved next to each point, for targets that differ from the stored ones by
 rounding at most: both distances are printed.
-Writes smooth_activations.json, smooth_activations.png and smooth_widths.png to the folder --out.
+Writes smooth_activations.json, smooth_activations.png and smooth_widths.png to the folder --out,
+and each result when it is found to smooth_activations.results: after Ctrl-C or a kill the same
+command goes on from there.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ from tinyspur.engine.activations import (
 )
 from tinyspur.figures.studies import draw_activations, draw_widths
 from tinyspur.files import check_outputs, write_json
+from tinyspur.records import kept_in
+from tinyspur.studies.processes import processes
 from tinyspur.studies.smooth_survey import SmoothRow, survey
 
 ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
@@ -55,6 +59,7 @@ ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
     ("arctan", Arctan()),
     ("swish, 2", Swish(2.0)),
 )
+RESULTS = "smooth_activations.results"  # what is done, from which the same command goes on
 WIDTHS = (1, 3, 10, 30, 100, 300, 1000)
 
 
@@ -82,14 +87,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--directions", type=int, default=40, metavar="D", help="that are random")
     option("--starts", type=int, default=3, metavar="S", help="of training")
     option("--iterations", type=int, default=500, metavar="K", help="of L-BFGS from each start")
+    option("--workers", type=int, default=os.cpu_count(), metavar="W", help="processes")
     option("--seed", type=int, default=0, help="of all random choices")
     option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
     return parser.parse_args(arguments)
-
-
-def print_now(row: SmoothRow) -> None:
-    """Print a row when it is found, also to a file."""
-    print(row, flush=True)
 
 
 def print_distances(rows: list[SmoothRow]) -> None:
@@ -105,7 +106,7 @@ def print_distances(rows: list[SmoothRow]) -> None:
 def run(options: argparse.Namespace) -> None:
     """Build, certify, train, print and write."""
     least = {"samples": 2, "dimensions": 1, "directions": 1, "starts": 1, "iterations": 1}
-    for name, bound in (least | {"seed": 0}).items():
+    for name, bound in (least | {"workers": 1, "seed": 0}).items():
         if getattr(options, name) < bound:
             raise ValueError(f"--{name}: expected {bound} or more, got {getattr(options, name)}")
     for name in ("hidden", "widths"):
@@ -115,11 +116,13 @@ def run(options: argparse.Namespace) -> None:
     check_outputs(options.out, {"smooth_activations.json": ["activations", "widths"], **figures})
     started, x = time.perf_counter(), inputs(options)
     settings = (options.directions, options.starts, options.iterations, options.seed)
-    says = (print_now, Stages())
+    networks = [(name, sigma, options.hidden) for name, sigma in ACTIVATIONS]
+    networks += [(f"width {n}", Tanh(), [n]) for n in options.widths]
     print(f"{len(x)} inputs of dimension {options.dimensions}, hidden layers {options.hidden}")
-    rows = survey(x, [(name, s, options.hidden) for name, s in ACTIVATIONS], *settings, *says)
-    print("one hidden layer, tanh")
-    wide = survey(x, [(f"width {n}", Tanh(), [n]) for n in options.widths], *settings, *says)
+    with processes(options.workers) as executor:
+        found = survey(x, networks, *settings, executor, options.out / RESULTS, Stages())
+    rows, wide = found[: len(ACTIVATIONS)], found[len(ACTIVATIONS) :]
+    print(*rows, "one hidden layer, tanh", *wide, sep="\n")
     write_json(
         options.out / "smooth_activations.json",
         {"activations": [r.as_dict() for r in rows], "widths": [r.as_dict() for r in wide]},
@@ -134,7 +137,7 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
-    return exit_status(lambda: run(options))
+    return exit_status(lambda: run(options), lambda: kept_in(options.out / RESULTS))
 
 
 if __name__ == "__main__":

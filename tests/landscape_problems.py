@@ -192,7 +192,8 @@ PREPARE = """
 import multiprocessing, sys, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from tinyspur import SquaredLoss
-from tinyspur.landscape import executors, store
+from tinyspur.engine import executors
+from tinyspur.landscape import store
 from tinyspur.landscape.scan import scan
 """
 

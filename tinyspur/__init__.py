@@ -115,6 +115,7 @@ from .engine.points import (
     load_point,
     save_point,
 )
+from .engine.shared_gradient import shared_gradient as shared_gradient
 from .engine.user_activations import SmoothActivation
 from .errors import AssumptionError
 from .figures.landscapes import plot_landscape, plot_lines
@@ -174,6 +175,7 @@ from .refutations.evidence import (
     gather_evidence,
 )
 from .refutations.expansion import one_sided_derivative as one_sided_derivative
+from .tasks import run_each as run_each
 
 __version__ = "0.1.0"
 __all__ = [  # what matters; everything else that is imported above is there too

@@ -46,7 +46,7 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     Raises an OSError that names `path` where it can't be written.
     """
     path = as_path(path)
-    with _naming_the_file(path):
+    with naming_the_file(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
@@ -63,7 +63,7 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _naming_the_file(path: Path) -> Iterator[None]:
+def naming_the_file(path: Path) -> Iterator[None]:
     """Name `path` in the system's errors; others that are an OSError have words of their own."""
     try:
         yield

@@ -9,8 +9,9 @@ from unittest import mock
 import dask
 import distributed
 import pytest
-from landscape_problems import LOSS, Recorder, forkserver, problem, same_bits
+from landscape_problems import LOSS, NET, Recorder, forkserver, point, problem, same_bits, samples
 
+from tinyspur.engine.shared_gradient import shared_gradient
 from tinyspur.landscape.scan import scan
 
 
@@ -61,3 +62,17 @@ def test_dask_replaces_workers_that_die_and_the_bits_are_the_same(client):
     assert executor.payloads(data) == 0
     client.wait_for_workers(2, timeout=120)
     assert {first, second}.isdisjoint(client.run(os.getpid).values())
+
+
+def test_gradients_of_dask_have_the_same_bits_when_a_worker_dies(client):
+    client.wait_for_workers(2, timeout=120)
+    theta, data = point(NET), samples(NET, 500)
+    with shared_gradient(NET, data, LOSS) as risk_and_gradient:
+        risk, gradient = risk_and_gradient(theta)
+    first = min(client.run(os.getpid).values())
+    executor = Recorder(client.get_executor(), before={20: lambda: os.kill(first, signal.SIGKILL)})
+    with shared_gradient(NET, data, LOSS, executor) as risk_and_gradient:
+        for _ in range(2):
+            found = risk_and_gradient(theta)
+            assert (found[0], found[1].vector.tobytes()) == (risk, gradient.vector.tobytes())
+    assert len(executor.bytes) == 2 * 64 and executor.payloads(data) == 0

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from landscape_problems import LOSS, Recorder, problem, same_bits
 
-from tinyspur.landscape import executors, job
+from tinyspur.engine import executors
+from tinyspur.landscape import job
 from tinyspur.landscape.risks import Landscape
 from tinyspur.landscape.scan import scan
 
@@ -39,7 +40,7 @@ class Simulated(Executor):
         self.most = max(self.most, len(self.waiting))
         return future
 
-    def get(self):
+    def get(self, timeout):
         for _ in range(0 if self.answered else self.random.randint(1, len(self.waiting))):
             last = len(self.waiting) if self.dead is None else 1
             future, function, args = self.waiting.pop(self.random.randrange(last))
@@ -109,11 +110,11 @@ class Told(Executor):
         self.sent.append(sent is not None)
         return self.futures[-1]
 
-    def get(self):
+    def get(self, timeout):
         call, process, has = self.steps.popleft()
         self.made.append(len(self.futures))
-        risks = np.array([self.points[call]]) if has else None
-        self.futures[call].set_result(executors._Answer(process, 0, risks))
+        risks = np.array([self.points[call]])
+        self.futures[call].set_result(executors._Answer(process, 0, risks, not has))
         return self.answered.popleft()
 
 
@@ -121,7 +122,7 @@ def shared_out(points, steps, monkeypatch):
     """Share out blocks of one point each."""
     told = Told(steps, monkeypatch)
     blocks = [job.Block(slice(n, n + 1), np.array([n])) for n in range(points)]
-    found = list(executors._Sharing("a job", blocks, told, Path("a file")).risks())
+    found = list(executors.Shared("a job", told, Path("a file")).answers(blocks))
     assert all(risks == [place.start] for place, risks in found)
     assert sorted(place.start for place, _ in found) == list(range(points))
     assert not told.steps

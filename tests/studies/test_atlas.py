@@ -160,22 +160,25 @@ def test_trainings_are_followed_to_minima_that_are_proved(mapped):
     assert f"{len(risks)} of them lead to proved strict local minima" in str(atlas)
 
 
-def test_an_executor_gives_the_same(mapped):
+def test_an_executor_gives_the_same_and_a_second_call_reads_it(mapped, tmp_path):
     data, found, atlas = mapped
     steps = []
 
-    def stage(name, text, total):
-        steps.append((name, text, total))
+    def stage(name, text, total, done):
+        steps.append((name, text, total, done))
         return silent()
 
     with ThreadPoolExecutor(3) as executor:
-        other = map_minima(NET, data, SQUARED, found, 3, 40, seed=5, executor=executor, stage=stage)
-    assert vars(other).keys() == vars(atlas).keys()
-    for name, array in vars(atlas).items():
-        assert np.array_equal(array, vars(other)[name]), name
+        for _ in range(2):
+            where = {"executor": executor, "path": tmp_path / "atlas.results", "stage": stage}
+            other = map_minima(NET, data, SQUARED, found, 3, 40, seed=5, **where)
+            assert vars(other).keys() == vars(atlas).keys()
+            for name, array in vars(atlas).items():
+                assert np.array_equal(array, vars(other)[name]), name
+    texts = "certifying 120 minima", "training from 3 random starts"
     assert steps == [  # 120 partitions, up to 100 at once
-        ("certificates", "certifying 120 minima", 2),
-        ("trainings", "training from 3 random starts", 3),
+        *(("certificates", texts[0], 2, 0), ("trainings", texts[1], 3, 0)),
+        *(("certificates", texts[0], 2, 2), ("trainings", texts[1], 3, 3)),
     ]
 
 
@@ -214,7 +217,8 @@ def test_the_program_writes_arrays_and_figure(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "200 certified local minima of 200 partitions" in ran.stdout
     assert "2 trainings" in ran.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["atlas.npz", "atlas.png"]
+    names = ["atlas.npz", "atlas.png", "atlas.results"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     program = load_program(PROGRAM)
     data = program.surface(30, 0)
     with np.load(tmp_path / "atlas.npz", allow_pickle=False) as file:

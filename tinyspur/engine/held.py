@@ -28,9 +28,12 @@ from .held_steps import HeldStep, Members, backward, steps
 from .losses import AbsoluteLoss, Loss
 from .network import Network, check_problem
 from .parameters import Parameters
+from .passes import even_slices
 from .sweeps import Moved, jacobian, products, sweep, widest
+from .threads import in_order
 
 SWEPT = 8 * 2**20  # bytes of derivatives of a layer that are held at once, if the budget allows
+TOTALS = 8  # at most so many parts of the samples have a Hessian of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,10 +158,9 @@ class Held:
         """Return v_K by a pass for the samples of the kinks alone."""
         xp = namespace(theta.vector)
         some = np.unique(np.array([kink.samples[0] for kink in self.kinks], dtype=int))
-        x = xp.asarray(self.data.x[some], dtype=theta.vector.dtype)
         y = xp.asarray(self.data.y[some].T, dtype=theta.vector.dtype)
         held = _among(self._members, some, xp)
-        trace = steps(theta, xp.ascontiguousarray(x.reshape(len(some), -1).T), held)
+        trace = steps(theta, self._columns(theta, some), held)
         return self._values(trace, held, y)
 
     def jacobian(self, theta: Parameters, of: Sequence[HeldKink] | None = None) -> Array:
@@ -172,8 +174,7 @@ class Held:
         samples, top = np.unique(standing), max((k.layer for k in of), default=0)
         for part in _parts(len(samples), self._swept(theta)):
             some = samples[part]
-            x = xp.asarray(self.data.x[some], dtype=theta.vector.dtype)
-            columns = xp.ascontiguousarray(x.reshape(len(some), -1).T)
+            columns = self._columns(theta, some)
             trace = steps(theta, columns, _among(self._members, some, xp))[:top]
             asked = _among(members, some, xp)
             for step, below, moved in sweep(trace):
@@ -187,22 +188,28 @@ class Held:
 
         It is J^T C J with the Jacobian J of the outputs and the curvature C of the loss, what
         sigma'' adds, and the terms that are linear in two layers: the derivative of
-        W.gradient(delta z^l, o^{l-1}) in the parameters below. Chunks of samples take up to about
-        four times the memory budget.
+        W.gradient(delta z^l, o^{l-1}) in the parameters below. Parts of the samples, on all cores,
+        take up to about four times the memory budget, and each core a matrix (p, p).
         """
         net, xp = self.net, namespace(theta.vector)
-        y, size = net.targets(theta, self.data, self.loss), self._swept(theta)
+        y = net.targets(theta, self.data, self.loss)
+        parts = even_slices(len(self.data), self._swept(theta))
 
-        def chunk(rows: slice, columns: Array) -> Array:
+        def chunk(rows: slice) -> Array:
             total = xp.zeros((net.size, net.size), dtype=theta.vector.dtype)
-            for part in _parts(columns.shape[1], size):
-                some = slice(rows.start + part.start, rows.start + part.stop)
-                self._add_hessian(theta, columns[:, part], y[:, some], some, multipliers, total)
+            for some in parts[rows]:
+                columns = self._columns(theta, some)
+                self._add_hessian(theta, columns, y[:, some], some, multipliers, total)
             return total
 
-        return sum(net.over(theta, self.data.x, chunk))
+        return sum(in_order(chunk, even_slices(len(parts), -(-len(parts) // TOTALS)), xp))
 
     # The pieces
+
+    def _columns(self, theta: Parameters, some: slice | np.ndarray) -> Array:
+        """Return some of the samples as columns (n_0, samples)."""
+        xp, x = namespace(theta.vector), self.data.x[some]
+        return xp.ascontiguousarray(xp.asarray(x.reshape(len(x), -1), theta.vector.dtype).T)
 
     def _over(self, theta: Parameters, multipliers: Array) -> Iterator[tuple]:
         """Yield the losses / N, their gradient, v_K, the signals and the layers of chunks."""

@@ -313,9 +313,14 @@ def _slices(theta: Parameters, x: np.ndarray) -> list[slice]:
     net = theta.net
     sample = 2 * sum(map(net.rows, range(net.depth + 1))) * theta.vector.dtype.itemsize
     size = max(1, min(net.memory_budget // sample, max(CACHED // sample, FEWEST)))
-    needed = -(-len(x) // size)  # a power of two gives each core as much to do
-    parts = min(len(x), 1 << (needed - 1).bit_length())
-    ends = [len(x) * n // parts for n in range(parts + 1)]
+    return even_slices(len(x), size)
+
+
+def even_slices(count: int, size: int) -> list[slice]:
+    """Return slices of up to `size` samples: a power of two gives each core as much to do."""
+    needed = -(-count // size)
+    parts = min(count, 1 << (needed - 1).bit_length())
+    ends = [count * n // parts for n in range(parts + 1)]
     return list(map(slice, ends, ends[1:]))
 
 

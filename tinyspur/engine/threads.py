@@ -69,10 +69,11 @@ _ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("one thread", defa
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run passes on the calling thread alone, for workers that share the cores."""
+    """Run passes, and BLAS, on the calling thread alone, for workers that share the cores."""
     token = _ALONE.set(True)
     try:
-        yield
+        with _ONE_THREAD:
+            yield
     finally:
         _ALONE.reset(token)
 

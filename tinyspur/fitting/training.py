@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from ..engine.losses import Loss
 from ..engine.network import Network, check_at, check_network
 from ..engine.parameters import Parameters, check_points
 from ..engine.plain import whole_number
+from ..engine.shared_gradient import shared_gradient
 from ..files import keep, read_arrays, whole_file
 from ..layers import Scale
 from ..shown import Shown
@@ -200,13 +203,15 @@ def descend(
     iterations: int,
     progress: Callable[[float], None] | None = None,
     gradient_goal: float = 0.0,
+    executor: Executor | None = None,
 ) -> Parameters:
     """Return the point that L-BFGS (SciPy) reaches from theta in at most `iterations`.
 
     It stops where no entry of the gradient is larger than `gradient_goal`, or where it finds no
     lower point, as at a kink. `progress` is called with the risk after each iteration. The risk
-    never ends higher than it began. Raises ValueError for fewer than one iteration, for a
-    negative goal, and where the risk at theta is not finite.
+    never ends higher than it began. With `executor` its workers compute risk and gradient, see
+    `shared_gradient`. Raises ValueError for fewer than one iteration, for a negative goal, and
+    where the risk at theta is not finite, RuntimeError where workers fail.
     """
     check_at(theta, data, loss)
     iterations = whole_number("iterations", iterations)
@@ -217,25 +222,27 @@ def descend(
 
     def risk_and_gradient(vector: np.ndarray) -> tuple[float, np.ndarray]:
         point = Parameters(net, xp.asarray(vector, dtype=dtype))
-        risk, gradient = net.risk_and_gradient(point, data, loss)
+        risk, gradient = evaluated(point)
         if risk < best[0]:
             best[:] = risk, point.copy()
         return risk, to_numpy(gradient.vector).astype(np.float64)
 
-    ended = scipy.optimize.minimize(
-        risk_and_gradient,
-        to_numpy(theta.vector).astype(np.float64),
-        jac=True,
-        method="L-BFGS-B",
-        callback=None if progress is None else lambda _: progress(best[0]),
-        options={
-            "maxiter": iterations,
-            "maxfun": 100 * iterations,
-            "maxcor": 20,
-            "ftol": 0.0,
-            "gtol": gradient_goal,
-        },
-    )
+    here = nullcontext(lambda point: net.risk_and_gradient(point, data, loss))
+    with here if executor is None else shared_gradient(net, data, loss, executor) as evaluated:
+        ended = scipy.optimize.minimize(
+            risk_and_gradient,
+            to_numpy(theta.vector).astype(np.float64),
+            jac=True,
+            method="L-BFGS-B",
+            callback=None if progress is None else lambda _: progress(best[0]),
+            options={
+                "maxiter": iterations,
+                "maxfun": 100 * iterations,
+                "maxcor": 20,
+                "ftol": 0.0,
+                "gtol": gradient_goal,
+            },
+        )
     if best[0] == np.inf:
         raise ValueError("descent: expected a finite risk at theta, got NaN or infinity")
     if abs(ended.jac).max() <= gradient_goal:

@@ -37,6 +37,9 @@ class Job(NamedTuple):
     loss: Loss
     first: int
 
+    def __call__(self, numbers: Sequence[int]) -> np.ndarray:
+        return self.risks(numbers)
+
     def risks(self, numbers: Sequence[int]) -> np.ndarray:
         """Return the risks at some points; what the first layer reads is the same for them."""
         points = list(self.where.points(numbers))

@@ -10,9 +10,9 @@ import numpy as np
 
 from ..console import Bar, step
 from ..datasets.samples import TrainingSet
+from ..engine.executors import answers, check_executor
 from ..engine.losses import Loss
 from ..engine.network import check_at
-from .executors import ExecutorError, evaluated
 from .job import Job, first_moved
 from .planes import Lines, Plane
 from .risks import Landscape
@@ -43,13 +43,13 @@ def scan(
     What is finished is written to `path` (an NPZ) as it comes. After a kill the same call goes on
     from there and ends with the same numbers; if the scan is finished they are only read.
     `progress` shows on stderr how far it is, after a text of yours if it is one: a bar on a
-    terminal, a line elsewhere. Raises ValueError for a file of another scan, RuntimeError when
-    workers die that the executor does not replace, and OSError where a file can't be written.
+    terminal, a line elsewhere. Raises ValueError for a file of another scan, RuntimeError where
+    risks fail twice or workers die that the executor does not replace, and OSError where a file
+    can't be written.
     """
     if not isinstance(where, Plane | Lines):
         raise ValueError(f"scan: expected a Plane or Lines, got a {type(where).__name__}")
-    if executor is not None and not hasattr(executor, "submit"):
-        raise ValueError(f"scan: expected an executor, got a {type(executor).__name__}")
+    check_executor("scan", executor)
     check_at(where.theta, data, loss)
     job = Job(where, data, loss, first_moved(where))
     store = Store(path, job)
@@ -59,13 +59,15 @@ def scan(
         if not store.done[0]:
             store.put(slice(0, 1), job.centre())
             bar.advance()
-        with closing(evaluated(job, store.missing(), executor)) as found:
-            try:
-                for place, risks in found:
-                    store.put(place, risks)
-                    bar.advance(len(risks))
-            except ExecutorError as error:
-                raise RuntimeError(f"scan: {error}{store.kept()}") from error.__cause__
+        missing = store.missing()
+        with closing(answers("scan", job, missing, executor, store.kept, _numbers)) as found:
+            for place, risks in found:
+                store.put(place, risks)
+                bar.advance(len(risks))
         if np.isnan(store.rounding):
             store.put_rounding(job.rounding(store.risks))
     return store.landscape()
+
+
+def _numbers(place: slice) -> str:
+    return f"risks {place.start} to {place.stop - 1}"

@@ -9,7 +9,10 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import scipy.optimize
@@ -25,6 +28,7 @@ from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from ..shown import Shown
+from ..tasks import run_tasks
 from .expansion import coordinate_rates, expand_risk, in_float64, kinks_of
 
 TRIALS = 4  # random filters, or directions in a layer, that are tried at a time
@@ -270,6 +274,8 @@ def find_escape(
     starts: int = 4,
     iterations: int = 50,
     seed: int = 0,
+    executor: Executor | None = None,
+    path: str | Path | None = None,
 ) -> Escape | None:
     """Return the lowest point found within max-norm distance `radius` of theta, or None.
 
@@ -278,24 +284,35 @@ def find_escape(
     radius, and so on. A point counts where its risk is below R(theta) by more than rounding
     explains. What a descent reaches does not refute a local minimum: it shows that theta is not the
     lowest point of the ball. Finding nothing proves nothing; within the radius of a certificate
-    there is nothing to be found. Raises ValueError for settings or parameters out of range.
+    there is nothing to be found. The descents go to `executor`, and to the file `path` when they
+    are done, as in `run_each`. Raises ValueError for settings or parameters out of range, and what
+    `run_each` raises.
     """
     check_at(theta, data, loss)
     starts, iterations = whole_number("starts", starts), whole_number("iterations", iterations)
-    ball, rng = _Ball(theta, radius), np.random.default_rng(seed)
+    ball = _Ball(theta, radius)
     steepest = sorted(first_order_directions(theta, data, loss, seed), key=operator.itemgetter(1))
     kind = "kink, first order"
     found = [ball.line_search(d, kind, data, loss, rate) for d, rate in steepest[:TRIALS]]
     for direction, rate in itertools.islice(second_order_directions(theta, data, loss, seed), 1):
         found.append(ball.line_search(direction, "kink, second order", data, loss, rate))
-    for number in range(starts):
-        move = radius * rng.uniform(-1, 1, theta.net.size) / SHRINK ** ((number - 1) // 2)
-        start = to_numpy(theta.vector) + (move if number else 0)
-        kind = "descent from a random point nearby" if number else "descent"
-        point = ball.descend(start, data, loss, iterations)
-        found.append(measure_escape(theta, point, kind, radius, data, loss))
+    descent = partial(_descent, ball, data, loss, iterations, seed)
+    found += run_tasks("find_escape", descent, range(starts), executor, path)
     lower = [escape for escape in found if escape.decrease > escape.rounding]
     return max(lower, key=lambda escape: escape.decrease, default=None)
+
+
+def _descent(
+    ball: _Ball, data: TrainingSet, loss: Loss, iterations: int, seed: int, number: int
+) -> Escape:
+    """Return where the descent with this number ends."""
+    theta, rng = ball.theta, np.random.default_rng(seed)
+    rng.bit_generator.advance(number * theta.net.size)  # past the numbers of the descents before
+    move = ball.radius * rng.uniform(-1, 1, theta.net.size) / SHRINK ** ((number - 1) // 2)
+    start = to_numpy(theta.vector) + (move if number else 0)
+    kind = "descent from a random point nearby" if number else "descent"
+    point = ball.descend(start, data, loss, iterations)
+    return measure_escape(theta, point, kind, ball.radius, data, loss)
 
 
 class _Ball:

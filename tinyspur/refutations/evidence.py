@@ -24,6 +24,7 @@ from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import margins, steps
 from ..engine.plain import whole_number
+from ..engine.threads import in_order, one_thread
 from ..shown import Shown
 from .expansion import expand_risk
 
@@ -220,7 +221,12 @@ def hessian(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
     """Return the Hessian of the risk, shape (size, size), on the host: one product for each row."""
     check_at(theta, data, loss)
     product = _hessian_operator(theta, data, loss)
-    rows = np.array([product(v) for v in np.eye(theta.net.size)])
+
+    def row(v: np.ndarray) -> np.ndarray:
+        with one_thread():
+            return product(v)
+
+    rows = np.array(list(in_order(row, np.eye(theta.net.size), namespace(theta.vector))))
     return (rows + rows.T) / 2
 
 

@@ -28,6 +28,7 @@ from ..files import whole_file
 from ..fitting.settle import settle
 from ..fitting.training import descend, kaiming_start
 from ..shown import Shown
+from ..tasks import run_tasks
 
 CHUNK = 100  # partitions that a worker gets at once
 SETTLING = 200  # steps from the end of training towards a minimum
@@ -137,27 +138,27 @@ def map_minima(
     iterations: int = 500,
     seed: int = 0,
     executor: Executor | None = None,
-    stage: Callable[[str, str, int], AbstractContextManager[Bar]] = silent,
+    path: str | Path | None = None,
+    stage: Callable[[str, str, int, int], AbstractContextManager[Bar]] = silent,
 ) -> Atlas:
     """Return the atlas of the given partitions, and of trainings from random starts.
 
     Trainings take `iterations` of L-BFGS, then up to 200 steps of `settle`, which proves what it
-    can.
-    Parts of the work go to `executor`, and are done in this process without one. `stage`, such as
-    `console.Stages`, is entered for each of the two with its name, a text and the number of parts.
-    Raises ValueError where there is no partition.
+    can. Parts of the work go to `executor`, and to the file `path` when they are done, as in
+    `run_each`. `stage`, such as `console.Stages`, is entered for each of the two with its name, a
+    text, the number of parts and how many of them are done. Raises ValueError where there is no
+    partition, and what `run_each` raises.
     """
     if not found:
         raise ValueError("atlas: expected partitions, got none")
-    run = map if executor is None else executor.map
     parts = [found[n : n + CHUNK] for n in range(0, len(found), CHUNK)]
     seeds = range(seed, seed + starts)
-    rows, text = [], f"certifying {len(found)} minima"
-    with stage("certificates", text, len(parts)) as bar:
-        for part in bar.over(run(partial(_certify, net, data, loss), parts)):
-            rows += part
-    with stage("trainings", f"training from {starts} random starts", starts) as bar:
-        ends = list(bar.over(run(partial(_train, net, data, loss, iterations), seeds)))
+    where, train = (executor, path), partial(_train, net, data, loss, iterations)
+    shown = partial(stage, "certificates", f"certifying {len(found)} minima")
+    certified = run_tasks("atlas", partial(_certify, net, data, loss), parts, *where, shown)
+    rows = [row for part in certified for row in part]
+    shown = partial(stage, "trainings", f"training from {starts} random starts")
+    ends = run_tasks("atlas", train, seeds, *where, shown)
     linear = Groups.at(data.x, np.eye(data.x[0].size)[0], [])
     labels, risks, groups, certified, margins = map(np.array, zip(*rows, strict=True))
     d_y, flat = data.y.shape[1], data.x.reshape(len(data), -1)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..layers import Dense
 from ..shown import Shown
+from ..tasks import run_tasks
 
 STEPS = np.linspace(0, 6, 31)  # Euclidean distances along random directions
 
@@ -80,27 +84,39 @@ def survey(
     starts: int = 3,
     iterations: int = 500,
     seed: int = 0,
-    progress: Callable[[SmoothRow], None] = lambda row: None,
-    stage: Callable[[str, str], AbstractContextManager[Bar]] = silent,
+    executor: Executor | None = None,
+    path: str | Path | None = None,
+    stage: Callable[[str, str, int, int], AbstractContextManager[Bar]] = silent,
 ) -> list[SmoothRow]:
     """Return a row for each (name, activation, widths of the hidden layers); one output each.
 
-    `stage` is entered for each with its name and a text, and `progress` is called with the row.
+    Rows go to `executor`, and to the file `path` when they are done, as in `run_each`, which says
+    what is raised. `stage`, such as `console.Stages`, is entered with the name "survey", a text,
+    the number of rows and how many of them are done.
     """
-    rows = []
-    for name, sigma, widths in networks:
-        net = Network(x.shape[1:], [*map(Dense, widths), Dense(1)], sigma)
-        with stage(name, f"{name}, {len(rows) + 1} of {len(networks)}"):
-            found = smooth_minimum(net, x, seed=seed)
-            lower = lower_point(found, starts, iterations, seed)
-            lines = risks_along(found, directions, seed)
-        reached, points = net.risk(lower, found.data, LOSS), (found.theta, lower)
-        rounding = sum(
-            risk_rounding(point, found.data, LOSS) + moved_targets(point, found) for point in points
-        )
-        rows.append(SmoothRow(name, found, reached, rounding, lines))
-        progress(rows[-1])
-    return rows
+    shown = partial(stage, "survey", f"minima of {len(networks)} networks")
+    job = partial(_row, x, directions, starts, iterations, seed)
+    return run_tasks("survey", job, networks, executor, path, shown)
+
+
+def _row(
+    x: np.ndarray,
+    directions: int,
+    starts: int,
+    iterations: int,
+    seed: int,
+    network: tuple[str, Activation, Sequence[int]],
+) -> SmoothRow:
+    name, sigma, widths = network
+    net = Network(x.shape[1:], [*map(Dense, widths), Dense(1)], sigma)
+    found = smooth_minimum(net, x, seed=seed)
+    lower = lower_point(found, starts, iterations, seed)
+    lines = risks_along(found, directions, seed)
+    reached, points = net.risk(lower, found.data, LOSS), (found.theta, lower)
+    rounding = sum(
+        risk_rounding(point, found.data, LOSS) + moved_targets(point, found) for point in points
+    )
+    return SmoothRow(name, found, reached, rounding, lines)
 
 
 def moved_targets(point: Parameters, found: SmoothMinimum) -> float:

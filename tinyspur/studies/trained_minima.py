@@ -11,17 +11,18 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, as_completed
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
 from ..certificates.rounding import risk_rounding
 from ..console import Bar, silent
+from ..engine.executors import Task, answers
 from ..engine.losses import SquaredLoss
 from ..engine.parameters import Parameters
 from ..engine.points import save_point
@@ -188,10 +189,11 @@ def train_and_prove(
     Every finished training is written to `folder` at once, below the name of its problem: SEED.npz,
     the settled point, and SEED.json, what was found; data.npz has the samples, known.npz the point
     that is known to be good, if there is one. A training that is there is read and not repeated.
-    Trainings go to `executor`, and are done in this process without one. `stage`, such as
-    `console.Stages`, is entered with the name "trainings", a text, the number of trainings, and how
-    many are there. Raises ValueError for fewer than one training, for problems of the same name,
-    and for files of another study; OSError for files that are in the way or can't be written.
+    Trainings go to `executor`, as in `run_each`, and are done in this process without one. `stage`,
+    such as `console.Stages`, is entered with the name "trainings", a text, the number of trainings,
+    and how many are there. Raises ValueError for fewer than one training, for problems of the same
+    name, and for files of another study; RuntimeError as `run_each`; OSError for files that are in
+    the way or can't be written.
     """
     if runs < 1:
         raise ValueError(f"trainings: expected 1 or more, got {runs}")
@@ -203,10 +205,22 @@ def train_and_prove(
     missing = [
         (n, seed) for seed in range(runs) for n, found in enumerate(ends) if seed not in found
     ]
-    total = runs * len(problems)
+    total, job = runs * len(problems), partial(_train_one, problems)
     text = f"training {total} networks, each settled and proved"
-    with stage("trainings", text, total, total - len(missing)) as bar:
-        for (n, seed), (end, theta) in _done(problems, missing, executor):
+
+    def kept() -> str:
+        done = sum(map(len, ends))
+        return f"; {done} of {total} are in {folder}, from which the same call goes on"
+
+    def name(place: tuple[int, int]) -> str:
+        return f"{names[place[0]]} {place[1]}"
+
+    tasks = [Task(place, place) for place in missing]
+    with (
+        stage("trainings", text, total, total - len(missing)) as bar,
+        closing(answers("trainings", job, tasks, executor, kept, name)) as found,
+    ):
+        for (n, seed), (end, theta) in found:
             stores[n].write(end, theta)
             ends[n][seed] = end
             bar.advance()
@@ -216,21 +230,9 @@ def train_and_prove(
     ]
 
 
-def _done(
-    problems: Sequence[Problem], missing: list[tuple[int, int]], executor: Executor | None
-) -> Iterator[tuple[tuple[int, int], tuple[End, Parameters]]]:
-    """Yield each (problem, seed) and where its training ended, in the order in which they end."""
-    if executor is None:
-        for n, seed in missing:
-            yield (n, seed), train_one(problems[n], seed)
-        return
-    places = {executor.submit(train_one, problems[n], seed): (n, seed) for n, seed in missing}
-    try:
-        for future in as_completed(places):
-            yield places[future], future.result()
-    finally:
-        for future in places:
-            future.cancel()
+def _train_one(problems: Sequence[Problem], place: tuple[int, int]) -> tuple[End, Parameters]:
+    n, seed = place
+    return train_one(problems[n], seed)
 
 
 def train_one(problem: Problem, seed: int) -> tuple[End, Parameters]:
