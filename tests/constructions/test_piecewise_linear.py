@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shared import (
     SQUARED,
     LogCosh,
+    in_turn,
     outputs_of,
     proved,
     random_direction,
@@ -380,8 +381,7 @@ DENSE = {  # input, groups, outputs, widths above the first dense layer, spare u
 }
 
 
-@of_losses
-@pytest.mark.parametrize("name", DENSE)
+@in_turn(of_losses, pytest.mark.parametrize("name", DENSE), draws=2)
 def test_dense_networks_are_at_the_fits_of_all_groups_and_certified(name, loss):
     shape, count, outputs, above, spare = DENSE[name]
     if loss.name == "cross-entropy":
@@ -389,12 +389,11 @@ def test_dense_networks_are_at_the_fits_of_all_groups_and_certified(name, loss):
         above = [max(width, outputs) for width in above]
     widths = [needed(count, outputs) + spare, *above, outputs]
     net = Network(shape, [*map(Dense, widths)])
-    for seed in range(2):
-        data = random_set(shape, 20 * count + 20, outputs, loss, seed)
-        groups = Groups.equal(data.x, random_direction(shape, seed), count)
-        theta = gated_minimum(net, data, loss, groups)
-        assert theta.vector.dtype == np.float64
-        check_gated(theta, data, loss, groups)
+    data = random_set(shape, 20 * count + 20, outputs, loss)
+    groups = Groups.equal(data.x, random_direction(shape), count)
+    theta = gated_minimum(net, data, loss, groups)
+    assert theta.vector.dtype == np.float64
+    check_gated(theta, data, loss, groups)
 
 
 CONVOLUTIONS = {
@@ -414,8 +413,7 @@ CONVOLUTIONS = {
 }
 
 
-@of_losses
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@in_turn(of_losses, pytest.mark.parametrize("name", CONVOLUTIONS), draws=2)
 def test_convolutions_relay_the_image_to_the_gates(name, loss):
     shape, below, size = CONVOLUTIONS[name]
     net = Network(shape, [*below, Dense(needed(3, 2) + 1), Dense(3), Dense(2)])

@@ -168,7 +168,7 @@ print(len(found.get_sublevel_tree().leaves))
 
 
 def test_a_scan_is_read_by_landscaper(tmp_path):
-    """In an environment of its own, as it needs NumPy 1; what else it needs is ours, if we have it."""
+    """In an environment of its own, as it needs NumPy 1; of the rest it takes ours where it can."""
     theta = Network((1, 1), [Dense(1)]).zeros()
     data = TrainingSet([[1.0], [2.0]], [1.0, 1.5])  # best at weight 1/2, bias 1/2
     weight, bias = theta.copy(), theta.copy()

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from shared import random_point, twin_gradient, twin_hessian, twin_of
+from shared import in_turn, random_point, twin_gradient, twin_hessian, twin_of
 
 from tinyspur.constructions.relays import rescale
 from tinyspur.datasets.samples import TrainingSet
@@ -73,8 +73,10 @@ def both_ways(theta, data, loss, **options):
 # The spectrum
 
 
-@pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
-@pytest.mark.parametrize("name", NETWORKS | SMOOTH)
+@in_turn(
+    pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr),
+    pytest.mark.parametrize("name", NETWORKS | SMOOTH),
+)
 def test_the_hessian_is_that_of_pytorch(name, loss):
     theta, data = random_point((NETWORKS | SMOOTH)[name], loss, 7)
     expected = twin_hessian(theta, data, loss)
@@ -83,8 +85,10 @@ def test_the_hessian_is_that_of_pytorch(name, loss):
     np.testing.assert_allclose(H, expected, atol=1e-12 * abs(expected).max())
 
 
-@pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
-@pytest.mark.parametrize("name", NETWORKS | SMOOTH)
+@in_turn(
+    pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr),
+    pytest.mark.parametrize("name", NETWORKS | SMOOTH),
+)
 def test_the_ends_are_those_of_pytorchs_hessian_without_the_rescalings(name, loss):
     theta, data = random_point((NETWORKS | SMOOTH)[name], loss, 7)
     H = twin_hessian(theta, data, loss)
@@ -309,7 +313,8 @@ def test_the_gradient_is_measured_by_those_of_the_samples(loss):
     theta, data = random_point(NETWORKS["2-D"], loss, 20)
     samples = [twin_gradient(theta, TrainingSet(data.x[[i]], data.y[[i]]), loss) for i in range(20)]
     rms = np.sqrt(np.mean([(g**2).sum() for g in samples]))
-    found = [gather_evidence(theta, data, loss, seed=seed) for seed in range(60)]
+    quick = {"dense_up_to": 0, "lanczos_products": 1}
+    found = [gather_evidence(theta, data, loss, seed=seed, **quick) for seed in range(60)]
     scales = np.array([one.gradient_scale for one in found])
     assert np.sqrt((scales**2).mean()) == pytest.approx(rms, rel=0.08)
     assert abs(scales / rms - 1).mean() < 0.25

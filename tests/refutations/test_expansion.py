@@ -18,7 +18,7 @@ from escape_problems import (
     smooth_point,
 )
 from rounding_problems import dense, parameters, samples, shaken
-from shared import moved, targets_for, twin_of, twin_risk
+from shared import in_turn, moved, targets_for, twin_of, twin_risk
 
 from tinyspur.certificates import certify_cell
 from tinyspur.datasets.samples import TrainingSet
@@ -41,9 +41,7 @@ from tinyspur.refutations.expansion import (
 # The derivative
 
 
-@over_layouts
-@over_activations
-@over_losses
+@in_turn(over_layouts, over_activations, over_losses, draws=2)
 def test_the_derivative_at_kinks_is_the_limit_of_difference_quotients(layout, slope, loss):
     kinks = list(Network(*LAYOUTS[layout]).active_layers)
     rng, bends = np.random.default_rng(1), []
@@ -68,9 +66,7 @@ def test_the_derivative_at_kinks_is_the_limit_of_difference_quotients(layout, sl
     assert max(bends) > 1e-2  # a gradient would give derivatives that cancel
 
 
-@over_layouts
-@over_activations
-@over_losses
+@in_turn(over_layouts, over_activations, over_losses, draws=2)
 def test_the_derivative_at_smooth_points_is_the_gradients(layout, slope, loss):
     theta, data = point_of(layout, slope, loss, 5)
     twin = twin_of(theta)
@@ -178,9 +174,12 @@ def whole_numbers(layout, slope, loss, seed):
     return theta, TrainingSet(x, targets_for(loss, rng, 4, 2)), direction
 
 
-@pytest.mark.parametrize("layout", TIED)
-@pytest.mark.parametrize("slope", [0.0, 0.25], ids=["relu", "leaky"])
-@over_losses
+@in_turn(
+    pytest.mark.parametrize("layout", TIED),
+    pytest.mark.parametrize("slope", [0.0, 0.25], ids=["relu", "leaky"]),
+    over_losses,
+    draws=2,
+)
 def test_the_expansion_at_ties_is_that_of_small_steps(layout, slope, loss):
     for seed in range(12):
         theta, data, direction = whole_numbers(layout, slope, loss, seed)
@@ -254,9 +253,7 @@ def test_inactive_entries_decide_nothing(slope):
 # Smooth activations
 
 
-@over_layouts
-@over_losses
-@over_smooth
+@in_turn(over_layouts, over_losses, over_smooth, draws=2)
 def test_both_terms_are_the_gradients_and_the_hessians_of_pytorch(layout, loss, sigma):
     theta, data = smooth_point(layout, sigma, loss)
     twin = twin_of(theta)
@@ -279,8 +276,7 @@ def test_both_terms_are_the_gradients_and_the_hessians_of_pytorch(layout, loss, 
         assert 1e-15 * size < rounding < 1e-8 * (1 + size)
 
 
-@over_smooth
-@pytest.mark.parametrize("cancel", ["neither", "theta", "direction"])
+@in_turn(over_smooth, pytest.mark.parametrize("cancel", ["neither", "theta", "direction"]))
 def test_the_risks_expansion_is_off_by_no_more_than_its_bound(sigma, cancel):
     rng, shares = np.random.default_rng(1), []
     for _ in range(10):
@@ -312,9 +308,7 @@ def test_without_kinks_the_rates_are_the_gradient_and_no_kink_is_left(sigma):
         assert list(second_order_directions(point, data, SQUARED)) == []
 
 
-@over_layouts
-@over_activations
-@over_losses
+@in_turn(over_layouts, over_activations, over_losses, draws=2)
 def test_coordinate_rates_are_one_sided_derivatives(layout, slope, loss):
     for kinked in Network(*LAYOUTS[layout]).active_layers:
         theta, data = point_of(layout, slope, loss, 3, kinks=[kinked])
