@@ -366,7 +366,10 @@ def test_the_radius_is_the_largest_for_which_the_hessian_may_not_change_too_much
         assert 1 < ratios[1] < 1.05
 
 
-@in_turn(over_small, pytest.mark.parametrize("seed", range(3)))
+@in_turn(
+    over_small,
+    pytest.mark.parametrize("seed", range(3)),
+)
 def test_nothing_within_the_radius_is_lower(sigma, widths, seed):
     theta, data = certified(sigma, widths, seed)
     c, rng = certify_curvature(theta, data, SQUARED), np.random.default_rng(seed)
@@ -734,7 +737,7 @@ def test_moments_without_full_rank_are_refused():
 @pytest.mark.parametrize("dimension", [1, 2, 3])
 def test_moments_that_are_zero_up_to_rounding_prove_nothing(dimension):
     escapes = 0
-    for seed in range(12):
+    for seed in range(5):
         rng = np.random.default_rng(seed)
         x = inputs(rng, 24, dimension)
         theta = network(Sigmoid(), (2, 1), dimension).zeros()

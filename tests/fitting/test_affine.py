@@ -203,7 +203,7 @@ def by_brute_force(x, y):
     return min(abs(features @ coefficients - y).mean() for coefficients in maps)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     samples=st.integers(1, 8),
@@ -707,7 +707,7 @@ def small_problems(draw):
     return x, rng.multinomial(draws, np.ones(classes) / classes, size=samples) / draws
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(small_problems())
 @example(WITHOUT_MINIMISER["an overlap at one point"])
 def test_a_fit_is_found_exactly_where_there_is_one(problem):
