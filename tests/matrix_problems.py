@@ -137,7 +137,7 @@ def over_all_kinds(test):
     for name, W in CORNERS.items():
         test = example(W=W).via(name)(test)
     checks = [HealthCheck.too_slow]
-    return settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=checks)(
+    return settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=checks)(
         test
     )
 

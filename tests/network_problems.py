@@ -15,7 +15,7 @@ from tinyspur.engine.parameters import Parameters
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Pooling
 
 over_networks = settings(
-    max_examples=120,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

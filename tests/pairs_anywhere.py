@@ -121,12 +121,12 @@ POOLED = [  # a pooling above a convolution
 RULES = ("steepest", "largest")
 
 over_rules = pytest.mark.parametrize("rule", RULES)
-# With one output there is one class, which the cross-entropy fits exactly.
+# The cross-entropy in every third case; with one output it would fit the one class exactly.
 PAIRS = [
     pytest.param(name, loss, id=f"{name}-{loss.name}")
-    for name, (_, layers, _) in CASES.items()
+    for n, (name, (_, layers, _)) in enumerate(CASES.items())
     for loss in (SQUARED, ENTROPY)
-    if loss is SQUARED or layers[-1] != Dense(1)
+    if loss is SQUARED or (n % 3 == 0 and layers[-1] != Dense(1))
 ]
 over_pairs = pytest.mark.parametrize(("name", "loss"), PAIRS)
 over_random_points = pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,6 +183,49 @@ def random_pixels(net, loss, samples, seed=0, low=0.0):
     return TrainingSet(x, targets_for(loss, rng, samples, net.shapes[-1][0]))
 
 
+# Parameters of tests
+
+
+def in_turn(*marks, draws=1):
+    """Run a test on every value of these parametrisations, but not on every combination.
+
+    So many for each value of the longest one; those of the others come in random order, the same
+    each time, all about equally often.
+    """
+    columns = sorted(map(labelled, marks), key=lambda column: -len(column[1]))
+    places = [np.arange(len(columns[0][1])).repeat(draws)]
+    for number, (_, values) in enumerate(columns[1:]):
+        rng = np.random.default_rng(number)
+        rounds = [rng.permutation(len(values)) for _ in range(-(-len(places[0]) // len(values)))]
+        places.append(np.concatenate(rounds)[: len(places[0])])
+    drawn = dict.fromkeys(zip(*(column.tolist() for column in places), strict=True))
+    return pytest.mark.parametrize(
+        [name for names, _ in columns for name in names],
+        [
+            pytest.param(
+                *(part for one in found for part in one.values),
+                id="-".join(one.id for one in found),
+                marks=[mark for one in found for mark in one.marks],
+            )
+            for places in drawn
+            for found in [[values[n] for (_, values), n in zip(columns, places, strict=True)]]
+        ],
+    )
+
+
+def labelled(mark):
+    """Return the names of a parametrisation, and its values, each with an id."""
+    (names, values), ids = mark.args, mark.kwargs.get("ids", str)
+    names = names.replace(",", " ").split() if isinstance(names, str) else list(names)
+    labels, found = None if callable(ids) else list(ids), []
+    for n, value in enumerate(values):
+        if not isinstance(value, type(pytest.param())):
+            value = pytest.param(*(value if len(names) > 1 else [value]))
+        label = labels[n] if labels else "-".join(str(ids(part)) for part in value.values)
+        found.append(pytest.param(*value.values, id=value.id or str(label), marks=value.marks))
+    return names, found
+
+
 # Comparisons
 
 
@@ -212,6 +256,16 @@ def run_python(*arguments):
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
     )
+
+
+def run_here(path, capsys, *arguments):
+    """Run a program in this process; return what it printed and its exit status."""
+    capsys.readouterr()
+    try:
+        status = load_program(path).main([*map(str, arguments)])
+    except SystemExit as end:
+        status = end.code
+    return SimpleNamespace(returncode=status, **capsys.readouterr()._asdict())
 
 
 def load_program(path):

@@ -14,7 +14,7 @@ from tinyspur.layers import Conv, Dense
 
 @pytest.fixture(scope="package")
 def images():
-    dataset = datasets.bundled()
+    dataset = datasets.bundled().subset(1000, 0)
     return TrainingSet(dataset.pixels(), one_hot(dataset.labels, dataset.classes))
 
 

@@ -7,6 +7,7 @@ import block_problems
 import numpy as np
 import pytest
 from certificate_problems import LAYOUTS
+from shared import in_turn
 from strict_problems import at_kink
 
 from tinyspur.certificates.boxes import Box
@@ -64,23 +65,29 @@ def moved(theta, d):
     return Parameters(theta.net, theta.vector + d)
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if "last" not in name])
-@pytest.mark.parametrize("slope", [0.0, 0.2])
+@in_turn(
+    pytest.mark.parametrize("layout", [name for name in LAYOUTS if "last" not in name]),
+    pytest.mark.parametrize("slope", [0.0, 0.2]),
+)
 def test_along_the_fields_the_outputs_do_not_move(layout, slope):
     net = Network(*LAYOUTS[layout], ReLU(slope))
     theta, held = problem(net, 7, 1)
     check_fields(theta, held)
 
 
-@pytest.mark.parametrize("kind", block_problems.KINDS)
-@pytest.mark.parametrize("slope", [0.0, 0.2])
+@in_turn(
+    pytest.mark.parametrize("kind", block_problems.KINDS),
+    pytest.mark.parametrize("slope", [0.0, 0.2]),
+)
 def test_along_the_fields_of_blocks_and_of_all_layers_the_outputs_do_not_move(kind, slope):
     loss = CrossEntropy() if slope else SquaredLoss()
     check_fields(*block_problems.problem(kind, slope, loss, 40, seed=1, kinks=False))
 
 
-@pytest.mark.parametrize("kind", block_problems.KINDS)
-@pytest.mark.parametrize("slope", [0.0, 0.2])
+@in_turn(
+    pytest.mark.parametrize("kind", block_problems.KINDS),
+    pytest.mark.parametrize("slope", [0.0, 0.2]),
+)
 def test_at_kinks_l_and_v_do_not_change_along_the_fields_whatever_the_multipliers(kind, slope):
     theta, held = block_problems.problem(kind, slope, samples=9, seed=2)
     theta = block_problems.at_its_kinks(theta, held)

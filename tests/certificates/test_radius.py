@@ -9,7 +9,6 @@ from certificate_problems import (
     SQUARED,
     half_gaps,
     net_of,
-    over_activations,
     over_certified_points,
     over_layouts,
     patterns_of,
@@ -114,8 +113,7 @@ def nearest_flip(theta, x, aligned):
 
 
 @over_layouts
-@over_activations
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)])
 def test_no_pattern_changes_within_the_radius(layout, activation, seed):
     theta, data = random_point(net_of(layout, activation), seed=seed)
     certificate = certify_cell(theta, data, SQUARED)
@@ -127,8 +125,8 @@ def test_no_pattern_changes_within_the_radius(layout, activation, seed):
     rng = np.random.default_rng(seed)
     reach, size = ALMOST * certificate.radius, theta.net.size
     moves = [signs * sign for _, _, signs in aligned_moves(theta, data.x) for sign in (1, -1)]
-    moves += list(rng.choice([-1.0, 1.0], (120, size)))
-    for move in rng.uniform(-1, 1, (60, size)):
+    moves += list(rng.choice([-1.0, 1.0], (40, size)))
+    for move in rng.uniform(-1, 1, (20, size)):
         moves.append(move / abs(move).max())
     for move in moves:
         assert abs(move).max() == 1
@@ -136,8 +134,7 @@ def test_no_pattern_changes_within_the_radius(layout, activation, seed):
 
 
 @over_layouts
-@over_activations
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)])
 def test_the_radius_is_within_a_factor_of_the_nearest_other_pattern(layout, activation, seed):
     theta, data = random_point(net_of(layout, activation), seed=seed)
     radius = certify_cell(theta, data, SQUARED).radius
@@ -170,7 +167,7 @@ def test_no_move_within_the_radius_lowers_the_risk(theta, data, loss):
     floor = risk - 1e-13 * risk
     rng, size = np.random.default_rng(0), theta.net.size
     for scale in (1, 1e-2):
-        for _ in range(500):
+        for _ in range(50):
             for move in (rng.uniform(-1, 1, size), rng.choice([-1.0, 1.0], size)):
                 moved = Parameters(theta.net, theta.vector + scale * radius * move)
                 assert theta.net.risk(moved, data, loss) >= floor
@@ -188,7 +185,7 @@ def test_descent_within_the_radius_does_not_lower_the_risk(theta, data, loss):
         )
         return value, radius * gradient.vector
 
-    for _ in range(4):
+    for _ in range(2):
         start = rng.choice([-1.0, 1.0], net.size)
         found = scipy.optimize.minimize(
             risk_and_gradient,

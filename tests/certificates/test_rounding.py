@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 from rounding_problems import dense, parameters, samples, shaken
-from shared import SMOOTH
+from shared import SMOOTH, in_turn
 
 from tinyspur.certificates.exact import exact_outputs
 from tinyspur.certificates.rounding import (
@@ -81,8 +81,7 @@ def drawn(net, seed):
     return theta, x
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("seed", range(12))
+@in_turn(pytest.mark.parametrize("name", NETS), pytest.mark.parametrize("seed", range(12)), draws=2)
 def test_exact_outputs_are_within_the_bound(name, seed):
     theta, x = drawn(NETS[name], seed)
     exact, bound = exact_outputs(theta, x), output_rounding(theta, x).T

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch_twin
+from shared import in_turn
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.convolutional_lattices import convolutional_lattice, patch_sums
@@ -86,8 +87,10 @@ def max_min(lattices, values):
     return np.array(outputs).T
 
 
-@over_stacks
-@pytest.mark.parametrize("groups", [1, 2])
+@in_turn(
+    over_stacks,
+    pytest.mark.parametrize("groups", [1, 2]),
+)
 def test_the_network_is_the_maximum_of_minima_of_pytorchs_pieces(name, groups):
     stack, (data, _, lattice) = STACKS[name], bright_lattice(name, groups)
     theta, first = lattice.theta, len(stack) + 1

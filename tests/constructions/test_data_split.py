@@ -15,7 +15,7 @@ from construction_problems import (
     random_embedding,
     small_problem,
 )
-from shared import refuses
+from shared import in_turn, refuses
 
 from tinyspur.certificates.exact import exact_outputs
 from tinyspur.constructions.data_split import (
@@ -49,10 +49,13 @@ def slopes_by_hand(v, w, u):
     return values, slopes
 
 
-@over_losses
-@over_rules
-@over_seeds
-@pytest.mark.parametrize("quantised", [False, True], ids=["generic", "ties"])
+@in_turn(
+    over_losses,
+    over_rules,
+    over_seeds,
+    pytest.mark.parametrize("quantised", [False, True], ids=["generic", "ties"]),
+    draws=3,
+)
 def test_the_split_of_a_given_map_and_output_is_what_it_says(loss, rule, seed, quantised):
     loss = SQUARED if quantised else loss
     theta, pair, data, _ = random_embedding(seed, loss, quantised=quantised)
@@ -79,9 +82,12 @@ def test_the_split_of_a_given_map_and_output_is_what_it_says(loss, rule, seed, q
                 assert abs(split.slope) >= max(map(abs, slopes)) * (1 - 1e-9)
 
 
-@over_rules
-@over_seeds
-@pytest.mark.parametrize("quantised", [False, True], ids=["generic", "ties"])
+@in_turn(
+    over_rules,
+    over_seeds,
+    pytest.mark.parametrize("quantised", [False, True], ids=["generic", "ties"]),
+    draws=2,
+)
 def test_the_best_split_over_maps_and_outputs_is_taken(rule, seed, quantised):
     theta, pair, data, _ = random_embedding(seed, quantised=quantised)
     each = [

@@ -17,7 +17,7 @@ from construction_problems import (
     over_seeds,
     random_embedding,
 )
-from shared import close, outputs_of, random_pixels, random_theta, refuses, twin_of
+from shared import close, in_turn, outputs_of, random_pixels, random_theta, refuses, twin_of
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.data_split import split_data
@@ -41,9 +41,12 @@ from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import AveragePool, Conv, Dense
 
 
-@over_linear
-@over_losses
-@pytest.mark.parametrize("variant", ["repaired", "literal"])
+@in_turn(
+    over_linear,
+    over_losses,
+    pytest.mark.parametrize("variant", ["repaired", "literal"]),
+    draws=2,
+)
 def test_the_linear_minimum_computes_the_affine_fit(case, loss, variant):
     theta, pair, data, fit = linear_case(case, loss, variant)
     affine = data.x.reshape(len(data), -1) @ fit.weights.T + fit.bias
@@ -99,10 +102,13 @@ def test_the_linear_minimum_does_not_depend_on_the_scale_of_the_targets(variant)
 # theta, from any subnetwork
 
 
-@over_seeds
-@pytest.mark.parametrize("variant", ["repaired", "literal"])
-@pytest.mark.parametrize("maps", [(3, 5, 6), (2, 4, 6, 6), (1, 3, 3)])
-@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 7)])
+@in_turn(
+    over_seeds,
+    pytest.mark.parametrize("variant", ["repaired", "literal"]),
+    pytest.mark.parametrize("maps", [(3, 5, 6), (2, 4, 6, 6), (1, 3, 3)]),
+    pytest.mark.parametrize("shape", [(1, 4, 4), (2, 7)]),
+    draws=3,
+)
 def test_an_embedded_point_has_the_outputs_of_its_subnetwork(seed, variant, maps, shape):
     theta, pair, data, phi = random_embedding(seed, maps=maps, shape=shape, variant=variant)
     expected = twin_of(phi)(data.x).detach().numpy()

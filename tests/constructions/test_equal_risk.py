@@ -12,7 +12,7 @@ from construction_problems import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared import close
+from shared import close, in_turn
 
 from tinyspur.constructions.data_split import split_data
 from tinyspur.constructions.embedding import embed
@@ -22,7 +22,7 @@ from tinyspur.constructions.witnesses import perturbed_map
 sizes = st.integers(-8, 8).map(float)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(v=sizes, eta=sizes.map(lambda n: n + 0.5), b=sizes, raised=st.integers(0, 8))
 def test_the_tracks_of_a_single_number_are_those_of_the_lemma(v, eta, b, raised):
     """A + B = sigma(v + b) + (eta + b), or A - B = 0, with the slope [v > eta] in a bias of L-2."""
@@ -50,9 +50,11 @@ def test_the_tracks_of_a_single_number_are_those_of_the_lemma(v, eta, b, raised)
         assert output(lift) - output(0.0) == lift * (v > eta)
 
 
-@over_losses
-@pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("maps", [(3, 5, 6), (2, 2, 4, 5)])
+@in_turn(
+    over_losses,
+    pytest.mark.parametrize("seed", range(2)),
+    pytest.mark.parametrize("maps", [(3, 5, 6), (2, 2, 4, 5)]),
+)
 def test_theta_prime_keeps_every_output_and_has_the_slope_of_the_split(loss, seed, maps):
     theta, pair, data, _ = random_embedding(seed, loss, maps=maps)
     outputs, risk = theta.net.forward(theta, data.x), theta.net.risk(theta, data, loss)

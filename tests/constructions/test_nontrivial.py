@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from shared import outputs_of, random_set, twin_of
+from shared import in_turn, outputs_of, random_set, twin_of
 from torch_twin import gradients
 
 from tinyspur import (
@@ -31,9 +31,12 @@ def small_net(shape=(1, 5, 5), maps=(2,), classes=3):
     return Network(shape, [*map(Conv, maps), Dense(classes)])
 
 
-@pytest.mark.parametrize("isolated", [1, 2, 5])
-@pytest.mark.parametrize("maps", [(2,), (3, 4), (4, 4, 4)])
-@pytest.mark.parametrize("shape", [(1, 5, 5), (2, 3, 4), (1, 12)])
+@in_turn(
+    pytest.mark.parametrize("isolated", [1, 2, 5]),
+    pytest.mark.parametrize("maps", [(2,), (3, 4), (4, 4, 4)]),
+    pytest.mark.parametrize("shape", [(1, 5, 5), (2, 3, 4), (1, 12)]),
+    draws=3,
+)
 def test_it_is_certified_with_one_class_for_each_isolated_sample_and_one_for_the_rest(
     shape, maps, isolated
 ):

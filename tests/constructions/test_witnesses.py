@@ -13,7 +13,7 @@ from construction_problems import (
     over_seeds,
     random_embedding,
 )
-from shared import close, random_pixels, refuses, twin_of
+from shared import close, in_turn, random_pixels, refuses, twin_of
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.data_split import split_data
@@ -31,10 +31,13 @@ from tinyspur.refutations.escapes import kink_escape
 # The lower point
 
 
-@over_losses
-@over_rules
-@over_seeds
-@pytest.mark.parametrize("kind", ["linear", "nonlinear"])
+@in_turn(
+    over_losses,
+    over_rules,
+    over_seeds,
+    pytest.mark.parametrize("kind", ["linear", "nonlinear"]),
+    draws=3,
+)
 def test_the_lower_point_is_strictly_lower(loss, rule, seed, kind):
     if kind == "linear":
         net = network((1, 4, 4), (2, 4, 4), 3)

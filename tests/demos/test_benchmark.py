@@ -3,16 +3,29 @@
 import json
 
 import pytest
-from shared import ROOT, run_python
+import torch
+from shared import ROOT, load_program
 
 PROGRAM = ROOT / "demos" / "benchmark.py"
 
 
-def test_every_row_is_measured_and_written(tmp_path):
+@pytest.fixture(scope="module")
+def benchmark():
+    return load_program(PROGRAM)
+
+
+def test_every_row_is_measured_and_written(benchmark, tmp_path, capsys, monkeypatch):
+    """With narrower convolutions, smaller products and fewer threads than a user measures."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(benchmark, "GEMM", 64)
+    monkeypatch.setattr(benchmark, "MANY", 1)
+    monkeypatch.setattr(benchmark, "PAPER", (2, 2, 3, 3, 4, 4, 4))
+    narrow = tuple((min(C, 3), T // 16) for C, T in benchmark.WIDE)
+    monkeypatch.setattr(benchmark, "WIDE", tuple((C, T + n) for n, (C, T) in enumerate(narrow)))
     path = tmp_path / "table.json"
-    options = ("--repeats", 1, "--batch", 1, "--samples", 20, "--plane", 2)
-    ran = run_python(PROGRAM, *options, "--json", path)
-    assert ran.returncode == 0, ran.stderr
+    options = ["--repeats", "1", "--batch", "1", "--samples", "20", "--plane", "2"]
+    assert benchmark.main([*options, "--json", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
     report = json.loads(path.read_text())
     assert report["cores"] >= 1
     assert report["peaks"].keys() == {"float64", "float32"}
@@ -23,12 +36,12 @@ def test_every_row_is_measured_and_written(tmp_path):
         assert row["seconds"] > 0
         assert row["flops"] > 0
         assert row["ratio"] == pytest.approx(row["other"] / row["seconds"])
-        assert any(line.startswith(row["name"]) for line in ran.stdout.splitlines())
+        assert any(line.startswith(row["name"]) for line in lines)
 
 
 @pytest.mark.parametrize("option", ["--repeats", "--batch", "--samples", "--plane"])
-def test_a_number_that_is_too_small_is_refused_in_one_line(option):
-    ran = run_python(PROGRAM, option, 0)
-    assert ran.returncode == 2
-    assert ran.stderr.startswith("error: ")
-    assert ran.stderr.count("\n") == 1
+def test_a_number_that_is_too_small_is_refused_in_one_line(option, benchmark, capsys):
+    assert benchmark.main([option, "0"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from shared import ROOT, run_python
+from shared import ROOT, run_here, run_python
 
 PROGRAM = ROOT / "demos" / "motivating_example.py"
 
@@ -49,18 +49,18 @@ def test_the_program_draws_three_fits_and_says_what_holds(tmp_path):
 @pytest.mark.parametrize(
     "options", [["--samples", "7"], ["--samples", "many"], ["--groups", "3"], ["--samples", "-1"]]
 )
-def test_bad_options_end_in_one_line(options, tmp_path):
-    ran = run_python(PROGRAM, *options, "--out", tmp_path)
+def test_bad_options_end_in_one_line(options, tmp_path, capsys):
+    ran = run_here(PROGRAM, capsys, *options, "--out", tmp_path)
     assert ran.returncode == 2
-    assert ran.stderr.startswith("error: ")
-    assert ran.stderr.count("\n") == 1
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_a_file_is_an_error(tmp_path):
+def test_a_folder_that_is_a_file_is_an_error(tmp_path, capsys):
     (tmp_path / "file").write_text("kept")
-    ran = run_python(PROGRAM, "--out", tmp_path / "file")
+    ran = run_here(PROGRAM, capsys, "--out", tmp_path / "file")
     assert ran.returncode == 2
-    assert ran.stderr.startswith("error: ")
-    assert ran.stderr.count("\n") == 1
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
     assert (tmp_path / "file").read_text() == "kept"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 import strict_device
-from shared import close, random_set
+from shared import close, in_turn, random_set
 
 from tinyspur.certificates import cell, certify_cell, decrease, radius
 from tinyspur.datasets.samples import TrainingSet
@@ -280,9 +280,12 @@ def kinds_of_patterns(net):
     return bool(net.kinked_layers) + bool(net.max_layers)
 
 
-@pytest.mark.parametrize("activation", [ReLU(), Tanh()], ids=str)
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("cleared", [False, True], ids=["", "zeros"])
+@in_turn(
+    pytest.mark.parametrize("activation", [ReLU(), Tanh()], ids=str),
+    pytest.mark.parametrize("pooling", POOLINGS),
+    pytest.mark.parametrize("cleared", [False, True], ids=["", "zeros"]),
+    draws=2,
+)
 def test_deep_networks_on_a_device_are_those_of_numpy(cleared, pooling, activation, device):
     host = deep_point(8, pooling, activation, cleared, 2**26)
     net, there = host.net, host.to(device)
@@ -294,12 +297,17 @@ def test_deep_networks_on_a_device_are_those_of_numpy(cleared, pooling, activati
     equal(product, net.hessian_product(host, host, data, loss).vector, device)
 
 
-@pytest.mark.parametrize("cleared", [False, True], ids=["", "zeros"])
-@pytest.mark.parametrize("activation", [ReLU(), Tanh()], ids=str)
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("convolutions", [2, 4, 8])
-@pytest.mark.parametrize("kind", ["squared", "soft"])
-@pytest.mark.parametrize(("budget", "chunks"), [(2**26, 1), (1, 5)], ids=["one chunk", "chunks"])
+@in_turn(
+    pytest.mark.parametrize("cleared", [False, True], ids=["", "zeros"]),
+    pytest.mark.parametrize("activation", [ReLU(), Tanh()], ids=str),
+    pytest.mark.parametrize("pooling", POOLINGS),
+    pytest.mark.parametrize("convolutions", [2, 4, 8]),
+    pytest.mark.parametrize("kind", ["squared", "soft"]),
+    pytest.mark.parametrize(
+        ("budget", "chunks"), [(2**26, 1), (1, 5)], ids=["one chunk", "chunks"]
+    ),
+    draws=6,
+)
 def test_transfers_grow_with_chunks_and_not_with_layers(
     budget, chunks, kind, convolutions, pooling, activation, cleared
 ):
@@ -319,10 +327,15 @@ def test_transfers_grow_with_chunks_and_not_with_layers(
         assert (count.to_device, count.to_host) == (sent, read)
 
 
-@pytest.mark.parametrize("kind", ["squared", "soft"])
-@pytest.mark.parametrize("pooling", POOLINGS)
-@pytest.mark.parametrize("convolutions", [2, 8])
-@pytest.mark.parametrize(("budget", "chunks"), [(2**26, 1), (1, 5)], ids=["one chunk", "chunks"])
+@in_turn(
+    pytest.mark.parametrize("kind", ["squared", "soft"]),
+    pytest.mark.parametrize("pooling", POOLINGS),
+    pytest.mark.parametrize("convolutions", [2, 8]),
+    pytest.mark.parametrize(
+        ("budget", "chunks"), [(2**26, 1), (1, 5)], ids=["one chunk", "chunks"]
+    ),
+    draws=3,
+)
 def test_transfers_of_a_certificate_do_not_grow_with_layers(
     budget, chunks, convolutions, pooling, kind, monkeypatch
 ):

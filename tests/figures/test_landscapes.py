@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from mpl_toolkits.mplot3d import proj3d
 from paper_example import LOSS, readme_example
+from shared import in_turn
 
 from tinyspur.figures.landscapes import (
     INSIDE,
@@ -151,9 +152,13 @@ def test_the_two_hues_are_told_apart():
     assert not (is_orange([0.5] * 3) or is_purple([0.5] * 3))
 
 
-@over_figures
-@pytest.mark.parametrize(
-    ("name", "start"), [("a.png", b"\x89PNG\r\n\x1a\n"), ("a.PDF", b"%PDF-")], ids=["png", "pdf"]
+@in_turn(
+    over_figures,
+    pytest.mark.parametrize(
+        ("name", "start"),
+        [("a.png", b"\x89PNG\r\n\x1a\n"), ("a.PDF", b"%PDF-")],
+        ids=["png", "pdf"],
+    ),
 )
 def test_the_same_numbers_give_the_same_bytes(draw, name, start, tmp_path):
     for folder in ("first", "second"):

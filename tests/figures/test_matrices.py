@@ -11,6 +11,7 @@ import strict_device
 from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from shared import in_turn
 
 from tinyspur.engine.network import Network
 from tinyspur.figures.matrices import plot_matrix, plot_point
@@ -301,8 +302,10 @@ EXTREMES = [
 ]
 
 
-@pytest.mark.parametrize("W", EXTREMES, ids=map(repr, EXTREMES))
-@pytest.mark.parametrize("column", [False, True])
+@in_turn(
+    pytest.mark.parametrize("W", EXTREMES, ids=map(repr, EXTREMES)),
+    pytest.mark.parametrize("column", [False, True]),
+)
 def test_words_stay_inside_and_apart(W, column):
     if column:
         figure = Figure(figsize=(3.5, 3.5), layout="constrained")

@@ -11,7 +11,7 @@ import scipy.optimize
 import scipy.special
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from shared import LogCosh
+from shared import LogCosh, in_turn
 
 import tinyspur
 from tinyspur.engine.losses import (
@@ -109,9 +109,12 @@ def test_least_squares_leaves_no_gradient(kind):
     assert fit.gradient <= 1e-13 * start
 
 
-@pytest.mark.parametrize("kind", RANKS)
-@pytest.mark.parametrize(
-    "loss", [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), HuberLoss()], ids=repr
+@in_turn(
+    pytest.mark.parametrize("kind", RANKS),
+    pytest.mark.parametrize(
+        "loss", [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), HuberLoss()], ids=repr
+    ),
+    draws=2,
 )
 def test_the_rank_is_that_of_the_features(kind, loss):
     x, y = regression(kind)
@@ -200,7 +203,7 @@ def by_brute_force(x, y):
     return min(abs(features @ coefficients - y).mean() for coefficients in maps)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     samples=st.integers(1, 8),
@@ -379,8 +382,11 @@ def by_many_starts(x, y, loss):
     return min(each.fun for each in found)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in RANKS if kind != "no features"])
-@pytest.mark.parametrize("loss", SMOOTH, ids=lambda loss: f"{loss.name}{vars(loss) or ''}")
+@in_turn(
+    pytest.mark.parametrize("kind", [kind for kind in RANKS if kind != "no features"]),
+    pytest.mark.parametrize("loss", SMOOTH, ids=lambda loss: f"{loss.name}{vars(loss) or ''}"),
+    draws=2,
+)
 def test_newtons_method_reaches_the_risk_of_another_method_and_leaves_no_gradient(kind, loss):
     x, y = regression(kind)
     fit = fit_affine(x, y, loss)
@@ -701,7 +707,7 @@ def small_problems(draw):
     return x, rng.multinomial(draws, np.ones(classes) / classes, size=samples) / draws
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(small_problems())
 @example(WITHOUT_MINIMISER["an overlap at one point"])
 def test_a_fit_is_found_exactly_where_there_is_one(problem):

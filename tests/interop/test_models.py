@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from shared import close
+from shared import close, in_turn
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch_models import MODELS, model_of
@@ -105,8 +105,10 @@ def test_outputs_are_the_models(name):
     close(theta.net.forward(theta, data.x), model(x).detach().numpy(), CLOSE)
 
 
-@over_models
-@over_losses
+@in_turn(
+    over_models,
+    over_losses,
+)
 def test_risk_and_gradient_are_those_of_pytorch_by_name(name, loss):
     model, theta, x, data = taken_over(name)
     risk = torch_risk(model, x, data.y, loss)
@@ -123,8 +125,10 @@ def test_risk_and_gradient_are_those_of_pytorch_by_name(name, loss):
                 close(gradient.b[layer], expected[order.pop(0)].numpy(), CLOSE, 1e-15)
 
 
-@over_models
-@over_losses
+@in_turn(
+    over_models,
+    over_losses,
+)
 def test_hessian_products_are_those_of_double_backward(name, loss):
     model, theta, x, data = taken_over(name)
     names, rng = dict(model.named_parameters()), np.random.default_rng(2)
@@ -194,8 +198,10 @@ def attacks(model, theta, x):
     return found
 
 
-@over_models
-@over_losses
+@in_turn(
+    over_models,
+    over_losses,
+)
 def test_patterns_stay_and_risks_fall_no_further_than_the_certificate_says(name, loss):
     model, theta, x, data = taken_over(name)
     net, rng = theta.net, np.random.default_rng(3)

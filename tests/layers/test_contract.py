@@ -13,6 +13,7 @@ import strict_device
 import torch
 import torch_twin
 from certificate_problems import patterns_of, same_patterns
+from shared import in_turn
 
 import tinyspur as ts
 from tinyspur import interop
@@ -252,8 +253,10 @@ def test_on_a_device_products_are_those_of_numpy(layer, below):
     assert same(to_numpy(back), W.at(o).T @ delta)
 
 
-@over_layers
-@over_activations
+@in_turn(
+    over_layers,
+    over_activations,
+)
 def test_outputs_and_gradients_are_those_of_pytorch(layer, below, sigma):
     theta, data = problem(layer, below, sigma)
     twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
@@ -267,8 +270,10 @@ def test_outputs_and_gradients_are_those_of_pytorch(layer, below, sigma):
         assert np.allclose(values, expected[name], rtol=1e-11, atol=1e-13)
 
 
-@over_layers
-@over_activations
+@in_turn(
+    over_layers,
+    over_activations,
+)
 def test_a_model_comes_back_bit_for_bit(layer, below, sigma):
     theta, _ = problem(layer, below, sigma)
     again = interop.from_torch(interop.to_torch(theta), theta.net.input_shape)
@@ -276,8 +281,10 @@ def test_a_model_comes_back_bit_for_bit(layer, below, sigma):
     assert np.array_equal(again.vector, theta.vector)
 
 
-@over_layers
-@over_activations
+@in_turn(
+    over_layers,
+    over_activations,
+)
 def test_the_hessian_product_is_that_of_differences(layer, below, sigma):
     theta, data = problem(layer, below, sigma)
     rng, net, loss, step = np.random.default_rng(6), theta.net, ts.SquaredLoss(), 1e-6
@@ -291,8 +298,10 @@ def test_the_hessian_product_is_that_of_differences(layer, below, sigma):
     assert abs(found - expected).max() <= 1e-6 * abs(expected).max()
 
 
-@over_layers
-@pytest.mark.parametrize("slope", [0.0, 0.2])
+@in_turn(
+    over_layers,
+    pytest.mark.parametrize("slope", [0.0, 0.2]),
+)
 def test_rescaling_keeps_outputs_and_its_tangents_are_flat(layer, below, slope):
     theta, data = problem(layer, below, ts.ReLU(slope))
     net, before = theta.net, theta.net.forward(theta, data.x)
@@ -308,16 +317,18 @@ def test_rescaling_keeps_outputs_and_its_tangents_are_flat(layer, below, slope):
         assert abs(ends[0] - ends[1]).max() <= 1e-9 * abs(before).max()
 
 
-@over_layers
-@pytest.mark.parametrize("slope", [0.0, 0.2])
+@in_turn(
+    over_layers,
+    pytest.mark.parametrize("slope", [0.0, 0.2]),
+)
 def test_no_pattern_changes_within_the_radius(layer, below, slope):
     rng, largest = np.random.default_rng(7), 0.0
-    for seed in range(6):
+    for seed in range(3):
         theta, data = problem(layer, below, ts.ReLU(slope), samples=2, seed=seed)
         net, radius = theta.net, certify_cell(theta, data, ts.SquaredLoss()).radius
         largest = max(largest, radius)
         before = patterns_of(theta, data.x)
-        for _ in range(20):
+        for _ in range(8):
             move = radius * rng.choice([-1.0, 1.0], size=net.size)
             assert same_patterns(theta, move, data.x, before)
     assert largest > 0

@@ -1,7 +1,5 @@
 """The weight matrices multiply, transpose and show themselves as the matrices that they are."""
 
-import itertools
-
 import numpy as np
 import pytest
 from matrix_problems import operands, over_all_kinds, same
@@ -90,8 +88,9 @@ def indices(n):
 
 @over_all_kinds
 def test_entries_are_shown_as_those_of_the_array(W):
-    array = W.toarray()
-    for i, j in itertools.product(*(indices(n) for n in W.shape)):
+    array, (of_rows, of_columns) = W.toarray(), (indices(n) for n in W.shape)
+    for n, i in enumerate(of_rows):  # with other columns for every row, and for every shape
+        j = of_columns[(n * (1 + W.shape[0] % 7) + W.shape[1]) % len(of_columns)]
         rows, columns = np.arange(W.shape[0])[i], np.arange(W.shape[1])[j]
         expected = array[np.ix_(np.ravel(rows), np.ravel(columns))]
         assert np.array_equal(W[i, j], expected.reshape(rows.shape + columns.shape))

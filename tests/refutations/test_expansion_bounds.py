@@ -8,6 +8,7 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
+from shared import in_turn
 
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ELU, GELU, ReLU, Sigmoid, SiLU, Sine, Softplus, Tanh
@@ -160,9 +161,12 @@ def within(exact, value, bound):
     return bound == np.inf or (value < np.inf and abs(exact - Fraction(value)) <= Fraction(bound))
 
 
-@pytest.mark.parametrize("kind", ["whole", "mixed", "tiny", "huge"])
-@pytest.mark.parametrize("loss", LOSSES, ids=repr)
-@pytest.mark.parametrize("name", NETS)
+@in_turn(
+    pytest.mark.parametrize("kind", ["whole", "mixed", "tiny", "huge"]),
+    pytest.mark.parametrize("loss", LOSSES, ids=repr),
+    pytest.mark.parametrize("name", NETS),
+    draws=3,
+)
 def test_exact_terms_are_within_the_bounds(name, loss, kind):
     known = 0
     for seed in range(8):

@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from shared import ROOT, SQUARED, load_program, random_set, run_python, twin_risk
+from shared import ROOT, SQUARED, load_program, random_set, run_here, run_python, twin_risk
 
 from tinyspur.certificates import certify_strict
 from tinyspur.console import silent
@@ -152,7 +152,7 @@ def test_trainings_are_followed_to_minima_that_are_proved(mapped):
     data, _, atlas = mapped
     assert (atlas.settled <= atlas.trained).all()
     assert atlas.proved.dtype == bool and atlas.proved.any()
-    for n in np.flatnonzero(atlas.proved):
+    for n in np.flatnonzero(atlas.proved)[:1]:
         end = settle(descend(kaiming_start(NET, 5 + n), data, SQUARED, 40), data, SQUARED, 200)
         assert certify_strict(end.theta, data, SQUARED, end.kinks).holds
         assert atlas.settled[n] == pytest.approx(twin_risk(end.theta, data), rel=1e-9)
@@ -171,14 +171,15 @@ def test_an_executor_gives_the_same_and_a_second_call_reads_it(mapped, tmp_path)
     with ThreadPoolExecutor(3) as executor:
         for _ in range(2):
             where = {"executor": executor, "path": tmp_path / "atlas.results", "stage": stage}
-            other = map_minima(NET, data, SQUARED, found, 3, 40, seed=5, **where)
+            other = map_minima(NET, data, SQUARED, found, 1, 40, seed=5, **where)
             assert vars(other).keys() == vars(atlas).keys()
             for name, array in vars(atlas).items():
-                assert np.array_equal(array, vars(other)[name]), name
-    texts = "certifying 120 minima", "training from 3 random starts"
+                expected = array[:1] if name in ("trained", "settled", "proved") else array
+                assert np.array_equal(expected, vars(other)[name]), name
+    texts = "certifying 120 minima", "training from 1 random starts"
     assert steps == [  # 120 partitions, up to 100 at once
-        *(("certificates", texts[0], 2, 0), ("trainings", texts[1], 3, 0)),
-        *(("certificates", texts[0], 2, 2), ("trainings", texts[1], 3, 3)),
+        *(("certificates", texts[0], 2, 0), ("trainings", texts[1], 1, 0)),
+        *(("certificates", texts[0], 2, 2), ("trainings", texts[1], 1, 1)),
     ]
 
 
@@ -212,10 +213,10 @@ def test_no_partitions_are_refused():
 
 
 def test_the_program_writes_arrays_and_figure(tmp_path):
-    options = ["--minima", 200, "--starts", 2, "--workers", 2, "--out", tmp_path]
+    options = ["--minima", 60, "--starts", 2, "--workers", 2, "--out", tmp_path]
     ran = run_python(PROGRAM, *options)
     assert ran.returncode == 0, ran.stderr
-    assert "200 certified local minima of 200 partitions" in ran.stdout
+    assert "60 certified local minima of 60 partitions" in ran.stdout
     assert "2 trainings" in ran.stdout
     names = ["atlas.npz", "atlas.png", "atlas.results"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -223,7 +224,7 @@ def test_the_program_writes_arrays_and_figure(tmp_path):
     data = program.surface(30, 0)
     with np.load(tmp_path / "atlas.npz", allow_pickle=False) as file:
         atlas = dict(file)
-    assert atlas["labels"].shape == (200, 30)
+    assert atlas["labels"].shape == (60, 30)
     for n, labels in enumerate(atlas["labels"]):
         assert atlas["risks"][n] == pytest.approx(group_risk(data, labels), rel=1e-7, abs=1e-12)
     assert atlas["certified"].all()
@@ -249,9 +250,9 @@ def test_the_program_writes_arrays_and_figure(tmp_path):
         ["--minimum", "1"],
     ],
 )
-def test_bad_options_end_in_one_line(options, tmp_path):
-    ran = run_python(PROGRAM, *options, "--out", tmp_path)
+def test_bad_options_end_in_one_line(options, tmp_path, capsys):
+    ran = run_here(PROGRAM, capsys, *options, "--out", tmp_path)
     assert ran.returncode == 2
-    assert ran.stderr.startswith("error: ")
-    assert ran.stderr.count("\n") == 1
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from shared import ROOT, run_python
+from shared import ROOT, run_here
 
 PROGRAM = ROOT / "demos" / "audit.py"
 
@@ -54,24 +54,25 @@ def test_the_cross_entropy_of_an_isolated_sample_has_no_minimiser(findings):
     assert findings["E9"].repaired.verdict == "refused"
 
 
-def test_the_program_writes_table_json_and_figure(tmp_path):
-    ran = run_python(PROGRAM, "--samples", "120", "--out", tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    report = json.loads((tmp_path / "audit.json").read_text())
-    assert report["samples"] == 120
+def test_the_program_writes_table_json_and_figure(audited):
+    assert audited.status == 0
+    report = json.loads((audited.out / "audit.json").read_text())
+    assert (report["samples"], report["seed"]) == (200, 1)
     assert [row["name"] for row in report["rows"]][:2] == ["E1", "E2"]
-    for row in report["rows"]:
-        assert row["literal"]["text"].split()[0] in ran.stdout
-    picture = imread(tmp_path / "audit.png")
+    for row, finding in zip(report["rows"], audited.findings, strict=True):
+        assert row == json.loads(json.dumps(finding.as_dict()))
+        assert row["literal"]["text"].split()[0] in audited.printed
+    assert {path.name for path in audited.out.iterdir()} == {"audit.json", "audit.png"}
+    picture = imread(audited.out / "audit.png")
     assert picture.shape[1] > 1000
     assert picture[..., :3].std() > 0.05
 
 
 @pytest.mark.parametrize("options", [["--samples", "0"], ["--samples", "5000"], ["--rows", "3"]])
-def test_bad_options_end_in_one_line(options, tmp_path):
-    ran = run_python(PROGRAM, "--out", tmp_path, *options)
+def test_bad_options_end_in_one_line(options, tmp_path, capsys):
+    ran = run_here(PROGRAM, capsys, "--out", tmp_path, *options)
     assert ran.returncode == 2
-    assert ran.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert ran.err.strip().splitlines()[-1].startswith("error: ")
     assert not list(tmp_path.iterdir())
 
 

@@ -192,11 +192,10 @@ def test_bad_options_end_in_one_line(options, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_a_file_is_an_error_and_stays(tmp_path):
+def test_a_folder_that_is_a_file_is_an_error_and_stays(tmp_path, capsys):
     (tmp_path / "file").write_text("kept")
-    ran = run_python(PROGRAM, "--out", tmp_path / "file")
-    assert ran.returncode == 2
-    assert re.fullmatch(r"error: .*\n", ran.stderr)
+    assert main("--out", tmp_path / "file") == 2
+    assert re.fullmatch(r"error: .*\n", capsys.readouterr().err)
     assert (tmp_path / "file").read_text() == "kept"
 
 
