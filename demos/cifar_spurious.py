@@ -355,8 +355,8 @@ def run(options: argparse.Namespace) -> None:
             witness = shorter_witness(theta, training_set, loss, pair, options.seed)
         if witness is not None and witness.decrease > witness.rounding:
             print(f"shorter witness that theta is not global, {witness}")
-    with stages("curve", "risk along the bias", CURVE) as bar:
-        steps, risks = risk_along_bias(found, training_set, loss, CURVE, progress=bar.over)
+    with stages("curve", "risk along the bias"):
+        steps, risks = risk_along_bias(found, training_set, loss, CURVE)
         along = None
         if found.escapes:
             line = Lines.between(theta, found.escape.theta, CURVE, margin=0.5)

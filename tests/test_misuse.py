@@ -12,7 +12,7 @@ import tinyspur as ts
 from tinyspur.certificates.assumptions import check_at_point
 from tinyspur.certificates.exact_fits import check_exact, exact_minimum
 from tinyspur.certificates.exact_kinks import exact_kinked_minimum
-from tinyspur.certificates.rounding import risk_rounding
+from tinyspur.certificates.rounding import risk_rounding, rounded_risk
 from tinyspur.certificates.stationary import candidates, find_stationary, near_kinks
 from tinyspur.constructions import isolated
 from tinyspur.constructions.perturbed_split import perturb_read_weights
@@ -82,6 +82,7 @@ OF_A_POINT = {  # (theta, data, loss)
     "polish": lambda t, data, loss: ts.polish(t, data, loss, 1),
     "revive": lambda t, data, loss: ts.revive(t, data, loss, 2, 0),
     "risk_rounding": risk_rounding,
+    "rounded_risk": rounded_risk,
     "second_order_directions": lambda t, data, loss: next(second_order_directions(t, data, loss)),
     "seconds_per_batch": seconds_per_batch,
     "split_data": lambda t, data, loss: ts.split_data(t, PAIR, data, loss),

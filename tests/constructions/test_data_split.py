@@ -18,6 +18,7 @@ from construction_problems import (
 from shared import in_turn, refuses
 
 from tinyspur.certificates.exact import exact_outputs
+from tinyspur.certificates.rounding import enclosed_outputs
 from tinyspur.constructions.data_split import (
     DataSplit,
     largest_gaps,
@@ -25,7 +26,6 @@ from tinyspur.constructions.data_split import (
     split_data,
 )
 from tinyspur.constructions.split_terms import (
-    enclosed_outputs,
     map_values,
     read_weights,
     sums_rounding,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
 from ..engine.floats import EPSILON, SMALLEST, gamma
+from ..engine.live import live_part
 from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
@@ -140,7 +141,8 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     """
     check_at(theta, data, loss)
     CellCertificate.require(theta, loss)
-    theta = in_float64(theta)
+    live = live_part(in_float64(theta), spare=True)  # has the same radius and the same G_s
+    theta = live.point
     seen = _look(theta, data, loss)
     check_loss(loss, seen.o, data.y.T)
     found = _class_gradients(seen, data, loss)
@@ -148,7 +150,9 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     losses = loss.value(seen.o, data.y.T)
     risk = float(losses.mean())
     rounding = mean_rounding(loss, seen.o, data.y.T, losses, seen.inexact_o)
-    kinks = seen.counter.found()
+    kinks = tuple(
+        replace(kink, map=int(live.kept[kink.layer][kink.map])) for kink in seen.counter.found()
+    )
     radius = 0.0 if kinks else seen.radius
     common = {
         "classes": len(seen.groups),
@@ -176,7 +180,7 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
             reached, delta = cells.reach(theta, radius, tolerated)
         elif radius < math.inf:
             delta = cells.decrease(theta, radius)
-    if reached <= EPSILON * float(abs(host.vector).max()):  # no other point is so near
+    if reached <= EPSILON * live.whole.norm(np.inf):  # no other point is so near
         reached = 0.0
     if type(loss) in KNOWN:  # no risk is negative
         delta = min(delta, risk + rounding + 2 * SMALLEST)

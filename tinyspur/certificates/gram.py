@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.floats import EPSILON, SMALLEST, gamma
+from ..fitting.gram_sums import gram_sum, gram_terms
 from .enclosed_algebra import doubled_product, doubled_residual
 from .enclosures import WIDER, Enclosure, concatenate, exact
 
-ROWS = 512  # of features whose products are summed at a time
 BLOCK = 4 * 10**6  # features that are split for doubled precision at a time
 
 
@@ -114,10 +114,7 @@ class GramInverse(NamedTuple):
         scale = 2.0 ** -np.round(np.log2(lengths))
         if np.ptp(np.log2(scale)) > 400:
             return None
-        A = np.zeros((k, k))
-        for rows in samples.blocks(ROWS):
-            block = samples.z[rows] * scale * roots[rows]
-            A += block.T @ block
+        A = gram_sum(lambda rows: samples.z[rows] * scale * roots[rows], len(samples))
         lengths, more = lengths * scale, np.zeros(k)
         if samples.inexact.any():
             more = _lengths(np.broadcast_to(samples.inexact, samples.z.shape), roots) * scale
@@ -125,7 +122,7 @@ class GramInverse(NamedTuple):
             P = np.linalg.inv(A)
         except np.linalg.LinAlgError:
             return None
-        terms = min(len(samples), ROWS) + -(-len(samples) // ROWS) + 8 * (weights is not None)
+        terms = gram_terms(len(samples)) + 8 * (weights is not None)
         share, sizes = gamma(terms) + gamma(k), abs(P)
         E = abs(np.eye(k) - A @ P).sum(axis=0)
         E += (share * lengths.sum() + more.sum()) * ((lengths + more) @ sizes)

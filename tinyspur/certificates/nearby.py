@@ -154,10 +154,10 @@ def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
     M = M[used]
     if len(M) < M.shape[1] or not np.isfinite(M.middle).all():
         return None
-    q, r = np.linalg.qr(M.middle)
-    if not (np.isfinite(r).all() and np.diag(r).all()):
+    inverse = _left_inverse(M.middle)
+    if inverse is None:
         return None
-    Q = exact(scipy.linalg.solve_triangular(r, q.T))
+    Q = exact(inverse)
     E = np.eye(len(Q)) - Q @ M
     e = float(E.magnitude.sum(axis=0).max()) * (1 + 2 * gamma(len(E)))
     if not e < 1:
@@ -168,6 +168,20 @@ def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
     found = Enclosure(np.zeros(shape), np.zeros(shape))
     found.middle[:, used], found.radius[:, used] = change.middle, change.radius
     return found
+
+
+def _left_inverse(M: np.ndarray) -> np.ndarray | None:
+    """Return a float left inverse of M (n, k), or None."""
+    if len(M) == M.shape[1]:
+        try:
+            Q = np.linalg.inv(M)
+        except np.linalg.LinAlgError:
+            return None
+        return Q if np.isfinite(Q).all() else None
+    q, r = np.linalg.qr(M)
+    if not (np.isfinite(r).all() and np.diag(r).all()):
+        return None
+    return scipy.linalg.solve_triangular(r, q.T)
 
 
 # What a pattern makes of the layers

@@ -10,12 +10,14 @@ Of losses and activations of users only estimates are known; see `enclosed_losse
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, to_numpy
 from ..engine.floats import EPSILON, gamma
+from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
@@ -56,16 +58,18 @@ def gradient_rounding(loss: Loss, o: Array, y: Array, errors: Array) -> Array:
     return (abs(loss.gradient(o, y) - found.middle) + found.radius) * WIDER
 
 
+def enclosed_outputs(theta: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return outputs and bounds of their rounding errors in theta's type, (d_y, N) each.
+
+    Both are float64 on the host.
+    """
+    o, errors, _ = _seen(live_part(theta).point, x)
+    return o, errors
+
+
 def output_rounding(theta: Parameters, x: np.ndarray) -> np.ndarray:
     """Return a bound of the rounding errors of the outputs in theta's type, (d_y, N)."""
-    magnitudes, dtype = abs(theta), theta.vector.dtype
-
-    def chunk(_: slice, columns: Array) -> np.ndarray:
-        trace = list(steps(theta, columns))
-        return to_numpy(preactivation_rounding(magnitudes, trace, dtype)[-1])
-
-    errors = list(theta.net.over(theta, x, chunk))
-    return np.concatenate(errors, axis=1).astype(np.float64)
+    return enclosed_outputs(theta, x)[1]
 
 
 def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
@@ -73,11 +77,34 @@ def risk_rounding(theta: Parameters, data: TrainingSet, loss: Loss) -> float:
 
     Two risks that differ by more than the sum of their errors are so in exact arithmetic.
     """
+    return rounded_risk(theta, data, loss)[1]
+
+
+def rounded_risk(theta: Parameters, data: TrainingSet, loss: Loss) -> tuple[float, float]:
+    """Return R(theta), and a bound of its error, by one pass.
+
+    Maps that are dead whatever they read add nothing to either, see `live_part`.
+    """
     check_at(theta, data, loss)
-    y = theta.net.targets(theta, data, loss)
-    o = theta.net.forward(theta, data.x).T
-    values, errors = to_numpy(loss.value(o, y)), output_rounding(theta, data.x)
-    return mean_rounding(loss, to_numpy(o).astype(np.float64), data.y.T, values, errors)
+    point, y = live_part(theta).point, theta.net.targets(theta, data, loss)
+    o, errors, values = _seen(point, data.x, lambda rows, o: loss.value(o, y[:, rows]))
+    return float(np.mean(values)), mean_rounding(loss, o, data.y.T, values, errors)
+
+
+def _seen(
+    theta: Parameters, x: np.ndarray, function: Callable = lambda rows, o: o[0]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return outputs and bounds of their errors, (d_y, N), and function(rows, outputs), (N,)."""
+    magnitudes, dtype = abs(theta), theta.vector.dtype
+
+    def chunk(rows: slice, columns: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        trace = list(steps(theta, columns))
+        errors, o = preactivation_rounding(magnitudes, trace, dtype)[-1], trace[-1].o
+        return tuple(map(to_numpy, (o, errors, function(rows, o))))
+
+    found = zip(*theta.net.over(theta, x, chunk), strict=True)
+    o, errors, values = (np.concatenate(parts, axis=-1) for parts in found)
+    return o.astype(np.float64), errors.astype(np.float64), values
 
 
 @np.errstate(**QUIET)

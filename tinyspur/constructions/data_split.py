@@ -21,7 +21,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from ..certificates.rounding import mean_rounding
+from ..certificates.rounding import enclosed_outputs, mean_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
 from ..engine.floats import gamma
@@ -32,7 +32,7 @@ from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from ..shown import Shown
 from .relayed_pair import RelayedPair, check_pair
-from .split_terms import enclosed_outputs, map_values, read_weights, sums_rounding, tie_of
+from .split_terms import map_values, read_weights, sums_rounding, tie_of
 from .steepest_gap import steepest_gaps
 
 SPLITS = ("steepest", "largest")

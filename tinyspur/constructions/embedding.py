@@ -18,6 +18,7 @@ from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, namespace, to_numpy
+from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters, check_points
@@ -308,13 +309,17 @@ def identical_features(theta: Parameters, x: np.ndarray, layer: int) -> np.ndarr
     """
     if layer == 0:
         return identical(x)
-    net, rng = theta.net, np.random.default_rng(0)
+    point = live_part(theta).point  # the other features are 0
+    net, rng, xp = point.net, np.random.default_rng(0), namespace(point.vector)
     directions = rng.standard_normal((DIRECTIONS, math.prod(net.shapes[layer])))
-    shadows, size = [], 0.0
-    for _, columns in net.chunks(theta, x):
-        features = net.layer_output(theta, columns, layer)
-        size = max(size, float(abs(features).max()))
-        shadows.append(to_numpy(namespace(features).asarray(directions) @ features))
+    along = xp.asarray(directions)
+
+    def chunk(_: slice, columns: Array) -> tuple[np.ndarray, float]:
+        features = net.layer_output(point, columns, layer)
+        return to_numpy(along @ features), float(abs(features).max())
+
+    shadows, sizes = zip(*net.over(point, x, chunk), strict=True)
+    size = max(sizes)
     near = np.finfo(theta.vector.dtype).eps * EQUAL * size * np.linalg.norm(directions, axis=1)
     groups = []
     for shadow, least in zip(np.concatenate(shadows, axis=1), near, strict=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..certificates.rounding import enclosed_outputs
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.network import check_at
@@ -14,7 +15,7 @@ from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..shown import Shown
 from .relayed_pair import RelayedPair, check_pair
-from .split_terms import enclosed_outputs, map_values, sums_rounding, tie_of
+from .split_terms import map_values, sums_rounding, tie_of
 
 
 @dataclass(frozen=True, repr=False)

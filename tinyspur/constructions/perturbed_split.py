@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..certificates.rounding import enclosed_outputs
 from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace, to_numpy
@@ -15,7 +16,6 @@ from ..errors import AssumptionError
 from .data_split import DataSplit, split_at, split_data
 from .relayed_pair import RelayedPair
 from .split_terms import (
-    enclosed_outputs,
     map_values,
     output_derivatives,
     read_weights,

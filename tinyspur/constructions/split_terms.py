@@ -9,10 +9,10 @@ import numpy as np
 
 from ..certificates.enclosed_losses import loss_gradient
 from ..certificates.enclosures import Enclosure
-from ..certificates.rounding import output_rounding
 from ..datasets.samples import TrainingSet
 from ..engine.backend import to_numpy
 from ..engine.floats import gamma
+from ..engine.live import Live, live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
@@ -24,7 +24,8 @@ TIE = 1e-9  # no gap narrower than this share of the values' range is used: too 
 def output_derivatives(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
     """Return u = dl/do, shape (d_y, N), on the host."""
     check_at(theta, data, loss)
-    o = theta.net.forward(theta, data.x).T
+    point = live_part(theta).point
+    o = point.net.forward(point, data.x).T
     return to_numpy(loss.gradient(o, theta.net.targets(theta, data, loss)))
 
 
@@ -45,12 +46,6 @@ def sums_rounding(
     return (off.sum(axis=1) + gamma(len(o[0])) * abs(u).sum(axis=1)) * (1 + gamma(len(o[0])))
 
 
-def enclosed_outputs(theta: Parameters, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return outputs in float64 and bounds of their rounding errors, (d_y, N) each, on the host."""
-    o = to_numpy(theta.net.forward(theta, x)).T.astype(np.float64, order="C")
-    return o, output_rounding(theta, x)
-
-
 def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> np.ndarray:
     """Return v_i^j = (W^{L-3} o^{L-4,i})(m, j), shape (P, N), on the host ([CNN] (6)).
 
@@ -58,14 +53,16 @@ def map_values(theta: Parameters, pair: RelayedPair, m: int, x: np.ndarray) -> n
     say, v is the map itself.
     """
     check_pair(pair, theta)
-    net, P = theta.net, theta.net.positions(pair.below)
+    live = live_part(theta)
+    if m not in live.kept[pair.below]:
+        live = Live.all(theta)
+    point, m = live.point, int(np.searchsorted(live.kept[pair.below], m))
+    net, P = point.net, point.net.positions(pair.below)
     if pair.biased:
-        return net.filter_responses(theta, pair.below, theta.W[pair.below].weights[m : m + 1], x)
-    maps = [
-        to_numpy(net.layer_output(theta, columns, pair.below)[m * P : (m + 1) * P])
-        for _, columns in net.chunks(theta, x)
-    ]
-    return np.concatenate(maps, axis=1)
+        return net.filter_responses(point, pair.below, point.W[pair.below].weights[m : m + 1], x)
+    rows = slice(m * P, (m + 1) * P)
+    maps = net.over(point, x, lambda _, o: net.layer_output(point, o, pair.below)[rows].copy())
+    return np.concatenate([to_numpy(values) for values in maps], axis=1)
 
 
 def read_weights(theta: Parameters, pair: RelayedPair, m: int) -> np.ndarray:

@@ -6,15 +6,18 @@ lower point from `witnesses`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
+from ..certificates.rounding import rounded_risk
 from ..datasets.duplicates import Duplicates
 from ..datasets.samples import TrainingSet
+from ..engine.backend import Array, to_numpy
+from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
@@ -105,7 +108,7 @@ def find_spurious_minimum(
     check_pair(pair, theta)
     with stage("certificate", "certifying theta"):
         duplicates = Duplicates.of(identical_features(theta, data.x, pair.upper), data.y)
-        risk = theta.net.risk(theta, data, loss)
+        before = rounded_risk(theta, data, loss)
         certificate = certify_cell(theta, data, loss)
         if not certificate.proves and variant == "repaired":  # then what the subnetwork hands on
             certificate = certify_relays(theta, data, loss, pair.lower, seed)
@@ -114,7 +117,7 @@ def find_spurious_minimum(
         try:
             for start, split in _splits(theta, pair, data, loss, rule, output):
                 prime = equal_risk_point(start, pair, split, variant)
-                lower = lower_point(start, prime, pair, split, data, loss, risk)
+                lower = lower_point(start, prime, pair, split, data, loss, before)
                 sure = lower.decrease - lower.rounding
                 if best is None or sure > most:
                     best, most = (split, prime, lower), sure
@@ -124,14 +127,15 @@ def find_spurious_minimum(
             if best is None:
                 raise
         split, prime, lower = best
-        prime_risk = theta.net.risk(prime, data, loss)
+        point = live_part(prime).point
+        prime_risk = point.net.risk(point, data, loss)
     escape = None
     if variant == "literal":
         unless_none = suppress(AssumptionError)  # then no map at the kink lowers the risk
         with stage("escape", "escaping from the kink"), unless_none:
             escape = kink_escape(theta, data, loss, seed=seed)
     return SpuriousMinimum(
-        theta, pair, risk, certificate, split, prime, prime_risk, lower, duplicates, escape
+        theta, pair, before[0], certificate, split, prime, prime_risk, lower, duplicates, escape
     )
 
 
@@ -155,18 +159,26 @@ def risk_along_bias(
     loss: Loss,
     points: int = 33,
     width: float = 3.0,
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return steps of the perturbed bias and the network's risk at each, starting from theta'.
 
     The steps, zero among them for odd `points`, reach `width` times as far as the lower point.
     """
     reach = width * (abs(found.lower.step) or (found.split.gap[1] - found.split.gap[0]) / 2)
-    steps, risks = np.linspace(-reach, reach, points), []
-    point = found.theta_prime.copy()
+    check_at(found.theta, data, loss)
+    steps = np.linspace(-reach, reach, points)
     layer, maps = perturbed_biases(found.theta, found.pair, found.split)
-    start = point.b[layer][maps].copy()
-    for step in progress(steps):
-        point.b[layer][maps] = start + float(step)
-        risks.append(point.net.risk(point, data, loss))
-    return steps, np.array(risks)
+    live = live_part(found.theta_prime)
+    net, y = live.point.net, found.theta.net.targets(found.theta, data, loss)
+    own, moved = np.searchsorted(live.kept[layer], maps).tolist(), []
+    for step in steps:
+        moved.append(live.point.copy())
+        moved[-1].b[layer][own] += float(step)
+
+    def chunk(rows: slice, columns: Array) -> np.ndarray:
+        below = net.layer_output(live.point, columns, layer - 1)  # is the same for all steps
+        outputs = (net.layer_output(point, below, net.depth, layer - 1) for point in moved)
+        return np.stack([to_numpy(loss.value(o, y[:, rows])) for o in outputs])
+
+    losses = np.concatenate(list(net.over(live.point, data.x, chunk)), axis=1)
+    return steps, losses.mean(axis=1)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.optimize
 
-from ..certificates.rounding import risk_rounding
+from ..certificates.rounding import rounded_risk
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
-from ..engine.backend import namespace, to_numpy
+from ..engine.backend import Array, namespace, to_numpy
+from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
@@ -78,20 +79,21 @@ def lower_point(
     split: DataSplit,
     data: TrainingSet,
     loss: Loss,
-    risk: float | None = None,
+    before: tuple[float, float] | None = None,
 ) -> LowerPoint:
     """Return theta' moved along one bias to the least risk inside the gap ([CNN] (27), (28)).
 
     Inside the gap the output k of sample i moves by step * sum_j w^j [v_i^j > eta], so that the
     risk is a convex function of the step, least where its derivative vanishes or at the end of the
-    gap; the risk that is returned is the network's own. The decrease is counted from `risk`, by
-    default the risk of `theta`.
+    gap; the risk that is returned is the network's own. The decrease is counted from `before`, a
+    risk and a bound of its error, by default those of `theta`.
     """
     check_at(theta, data, loss)
     v = map_values(theta, pair, split.map, data.x)
     w = read_weights(theta, pair, split.map)[split.output]
     rate = w @ (v > split.threshold)
-    o = to_numpy(theta.net.forward(theta_prime, data.x)).T.astype(np.float64)
+    prime = live_part(theta_prime).point
+    o = to_numpy(prime.net.forward(prime, data.x)).T.astype(np.float64)
 
     def slope(step: float) -> float:
         moved = o.copy()
@@ -104,10 +106,9 @@ def lower_point(
     layer, maps = perturbed_biases(theta, pair, split)
     point = theta_prime.copy()
     point.b[layer][maps] += float(step)
-    before = theta.net.risk(theta, data, loss) if risk is None else risk
-    after = theta.net.risk(point, data, loss)
-    rounding = risk_rounding(theta, data, loss) + risk_rounding(point, data, loss)
-    return LowerPoint(point, layer, maps[0], float(step), after, before - after, rounding)
+    risk, off = rounded_risk(theta, data, loss) if before is None else before
+    after, off_after = rounded_risk(point, data, loss)
+    return LowerPoint(point, layer, maps[0], float(step), after, risk - after, off + off_after)
 
 
 def revive(
@@ -115,14 +116,14 @@ def revive(
 ) -> Escape:
     """Return a lower point that uses a dead map.
 
-    First the outgoing weights are set to zero and the
-    incoming ones to random numbers, which changes no output; then the risk falls along minus its
-    derivative in the outgoing weights. A witness that theta is spurious for any network with a dead
+    First the outgoing weights are set to zero and the incoming ones to random numbers, which
+    changes no output; then the risk falls along minus its derivative in the outgoing weights.
+    A witness that theta is spurious for any network with a dead
     map, not a refutation of its minimality: the distance is not small. Raises AssumptionError for a
     map that some sample activates, or where the derivative vanishes.
     """
     check_at(theta, data, loss)
-    net, rng = theta.net, np.random.default_rng(seed)
+    net = theta.net
     known = layer in net.active_layers and layer in net.slots
     if not known or not 0 <= map < net.shapes[layer][0]:
         raise ValueError(
@@ -131,33 +132,32 @@ def revive(
     if net.activation_of(layer) != ReLU():
         sigma = net.activation_of(layer)
         raise ValueError(f"revive: expected ReLU, got {sigma}, where no map is dead")
-    P = net.positions(layer)
-    active = net.patterns(theta, data.x)[layer][:, map * P : (map + 1) * P]
-    if active.any():
-        raise AssumptionError(
-            f"map {map} of layer {layer} is not dead: "
-            f"{active.any(axis=1).sum()} samples activate it"
-        )
+    if active := _activated(theta, data.x, layer, map):
+        text = f"{active} samples activate it"
+        raise AssumptionError(f"map {map} of layer {layer} is not dead: {text}")
     revived = theta.copy()
-    d, beta, _ = random_unit(theta, layer, map, data.x, rng)
+    d, beta, _ = random_unit(theta, layer, map, data.x, np.random.default_rng(seed))
     weights = revived.W[layer].weights
     weights[map] = namespace(weights).asarray(d, dtype=weights.dtype)
     if layer in revived.b:
         revived.b[layer][map] = beta
     out, above = outgoing(revived, layer, map)
     out[...] = 0
-    downhill = net.zeros(like=theta.vector)
-    chosen, _ = outgoing(downhill, layer, map)
-    chosen[...] = -outgoing(net.gradient(revived, data, loss), layer, map)[0]
+    live = live_part(revived)  # the gradient is 0 elsewhere
+    start, small = live.point, live.point.net
+    own = int(np.searchsorted(live.kept[layer], map))
+    downhill = small.zeros(like=theta.vector)
+    chosen, _ = outgoing(downhill, layer, own)
+    chosen[...] = -outgoing(small.gradient(start, data, loss), layer, own)[0]
     largest = float(abs(chosen).max())
     if largest == 0:
         raise AssumptionError(f"the risk is flat along the outgoing weights of map {map}")
-    move = downhill.vector / largest
+    move = downhill / largest
 
     if above == net.depth:  # the outputs are affine in the step
         y = data.y.T
-        o = to_numpy(net.forward(revived, data.x)).T
-        rate = to_numpy(net.forward(Parameters(net, revived.vector + move), data.x)).T - o
+        o = to_numpy(small.forward(start, data.x)).T
+        rate = to_numpy(small.forward(start + move, data.x)).T - o
 
         def risk(step: float) -> float:
             return float(loss.value(o + step * rate, y).mean())
@@ -165,8 +165,23 @@ def revive(
     else:
 
         def risk(step: float) -> float:
-            return net.risk(Parameters(net, revived.vector + step * move), data, loss)
+            return small.risk(start + step * move, data, loss)
 
     step = float(scipy.optimize.minimize_scalar(risk, bracket=(0.0, 0.1 * largest)).x)
-    point = Parameters(net, revived.vector + step * move)
+    point = live.widened(start + step * move)
     return measure_escape(theta, point, "revived map", step, data, loss)
+
+
+def _activated(theta: Parameters, x: np.ndarray, layer: int, map: int) -> int:
+    """Return how many samples activate a map."""
+    live = live_part(theta)
+    if map not in live.kept[layer]:
+        return 0
+    point, own = live.point, int(np.searchsorted(live.kept[layer], map))
+    P = point.net.positions(layer)
+
+    def chunk(_: slice, columns: Array) -> int:
+        o = point.net.layer_output(point, columns, layer)[own * P : (own + 1) * P]
+        return int((o > 0).any(axis=0).sum())
+
+    return sum(point.net.over(point, x, chunk))

@@ -16,12 +16,15 @@ from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, Squared
 from ..engine.plain import plain_on_host
 from ..errors import AssumptionError
 from ..shown import Shown
+from .gram_sums import gram_sum
 
 NEWTON_STEPS = 500
 GRADIENT_GOAL = 1e-12
 LOGIT_LIMIT = 1e4
 LEAST_CURVATURE = 1e-200
 MET = 1e-12  # a target counts as met up to this share of the terms that the output is summed from
+WELL = 1e-10  # of a scaled Gram matrix: the least 1 / condition number with which it is used
+REFINED = 4  # times that what is left of the targets is fitted
 CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
 
 
@@ -70,12 +73,20 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("fit: expected finite x and y, got NaN or infinite values")
     loss.check_targets(y.T)
-    mean = x.mean(axis=0)
-    centred = x - mean
-    centred[:, abs(centred).max(axis=0) <= CONSTANT * abs(x).max(axis=0)] = 0
-    rounding = max(x.shape) * np.finfo(float).eps * np.linalg.norm(x, axis=0).max(initial=0)
+    mean, low, high = x.mean(axis=0), x.min(axis=0), x.max(axis=0)
+    varies = np.maximum(high - mean, mean - low) > CONSTANT * np.maximum(high, -low)
+    lengths = np.sqrt(np.einsum("ij,ij->j", x, x))
+    rounding = max(x.shape) * np.finfo(float).eps * lengths.max(initial=0)
+    solution = None
     if isinstance(loss, SquaredLoss):
-        weights, rank = _least_squares(centred, y - y.mean(axis=0), rounding)
+        solution = _by_normal_equations(x, y, mean, varies, rounding)
+    if solution is None:
+        centred = x - mean
+        centred[:, ~varies] = 0
+    if isinstance(loss, SquaredLoss):
+        if solution is None:
+            solution = _least_squares(centred, y - y.mean(axis=0), rounding)
+        weights, rank = solution
         bias, steps = y.mean(axis=0) - mean @ weights, 0
     elif isinstance(loss, AbsoluteLoss):
         weights, offset, rank, met = _least_deviations(centred, y, rounding)
@@ -92,15 +103,16 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     else:
         weights, offset, rank, steps = _newton_regression(centred, y, loss, rounding)
         bias = offset - mean @ weights
-    o, features = weights.T @ x.T + bias[:, None], np.hstack([x, np.ones((len(x), 1))])
+    o = weights.T @ x.T + bias[:, None]
     if isinstance(loss, AbsoluteLoss):
+        features = np.hstack([x, np.ones((len(x), 1))])
         close = MET * (abs(weights.T) @ abs(x.T) + abs(bias)[:, None] + abs(y).max())
         residual = stationary_subgradient(features, *loss.subgradients(o, y.T, close))
     else:
         residual = loss.gradient(o, y.T)
-    gradient = residual @ features / len(x)
-    risk = loss.value(o, y.T).mean()
-    return AffineFit(weights.T, bias, float(risk), float(abs(gradient).max()), rank + 1, steps)
+    risk, gradient = loss.value(o, y.T).mean(), [residual @ x, residual.sum(axis=1)]
+    largest = max(float(abs(part).max(initial=0)) for part in gradient) / len(x)
+    return AffineFit(weights.T, bias, float(risk), largest, rank + 1, steps)
 
 
 def stationary_subgradient(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -121,6 +133,44 @@ def stationary_subgradient(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> 
             )
             g[k, free] = found.x
     return g
+
+
+def _by_normal_equations(
+    x: np.ndarray, y: np.ndarray, mean: np.ndarray, varies: np.ndarray, rounding: float
+) -> tuple[np.ndarray, int] | None:
+    """Return the least squares solution (d_x, d_y) and the rank, or None if features may depend.
+
+    For features x - mean, of which those that do not vary count as zero, and y less its mean.
+    Cholesky's factors of the Gram matrix, scaled to a diagonal of ones, solve for what is left of
+    y, a few times: each time the error shrinks by its condition number times the unit roundoff.
+    """
+    if len(x) <= varies.sum() or not varies.any():
+        return None
+    used = slice(None) if varies.all() else varies
+
+    def block(rows: slice) -> np.ndarray:
+        return (x[rows] - mean)[:, used]
+
+    gram = gram_sum(block, len(x))
+    lengths = np.sqrt(np.diag(gram))
+    if not (np.isfinite(lengths).all() and lengths.min() > 0):
+        return None
+    gram /= lengths
+    gram /= lengths[:, None]
+    factor, failed = scipy.linalg.lapack.dpotrf(gram)
+    if failed:
+        return None
+    least, _ = scipy.linalg.lapack.dpocon(factor, abs(gram).sum(axis=0).max())
+    if not (least > WELL and lengths.min() * np.sqrt(least) > rounding):
+        return None
+    found = np.zeros((x.shape[1], y.shape[1]))
+    for _ in range(REFINED):
+        left = y - x @ found
+        left -= left.mean(axis=0)
+        sums = (left.T @ x - np.outer(left.sum(axis=0), mean)).T[used] / lengths[:, None]
+        step = scipy.linalg.cho_solve((factor, False), sums, check_finite=False)
+        found[used] += step / lengths[:, None]
+    return found, len(gram)
 
 
 def _least_squares(x: np.ndarray, y: np.ndarray, rounding: float) -> tuple[np.ndarray, int]:

@@ -16,6 +16,7 @@ import scipy.optimize
 
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace, to_numpy
+from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import Network, check_at, check_network
 from ..engine.parameters import Parameters, check_points
@@ -217,6 +218,8 @@ def descend(
     iterations = whole_number("iterations", iterations)
     if not gradient_goal >= 0:
         raise ValueError(f"descent: expected a gradient goal >= 0, got {gradient_goal}")
+    live = live_part(theta)  # no step moves the rest, whose gradient is 0
+    theta = live.point
     net, xp, dtype = theta.net, namespace(theta.vector), theta.vector.dtype
     best: list = [np.inf, theta.copy()]
 
@@ -246,8 +249,8 @@ def descend(
     if best[0] == np.inf:
         raise ValueError("descent: expected a finite risk at theta, got NaN or infinity")
     if abs(ended.jac).max() <= gradient_goal:
-        return Parameters(net, xp.asarray(ended.x, dtype=dtype))
-    return best[1]
+        return live.widened(Parameters(net, xp.asarray(ended.x, dtype=dtype)))
+    return live.widened(best[1])
 
 
 @dataclass(frozen=True, repr=False)

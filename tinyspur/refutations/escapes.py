@@ -18,7 +18,7 @@ import numpy as np
 import scipy.optimize
 
 from ..certificates.assumptions import estimated
-from ..certificates.rounding import risk_rounding
+from ..certificates.rounding import rounded_risk
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import namespace, to_numpy
@@ -79,7 +79,8 @@ def measure_escape(
     derivative: float | None = None,
 ) -> Escape:
     """Evaluate a point near theta and return it with its distance and its decrease."""
-    before, after = theta.net.risk(theta, data, loss), theta.net.risk(nearby, data, loss)
+    before, off = rounded_risk(theta, data, loss)
+    after, off_after = rounded_risk(nearby, data, loss)
     move = nearby.vector.astype(np.float64) - theta.vector.astype(np.float64)
     return Escape(
         kind=kind,
@@ -88,7 +89,7 @@ def measure_escape(
         length=float((move**2).sum()) ** 0.5,
         risk=after,
         decrease=before - after,
-        rounding=risk_rounding(theta, data, loss) + risk_rounding(nearby, data, loss),
+        rounding=off + off_after,
         theta=nearby,
         derivative=derivative,
         assumes=estimated(loss, theta.net.activation),

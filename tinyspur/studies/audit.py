@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import datasets
 from ..certificates import certify
-from ..certificates.rounding import output_rounding
+from ..certificates.rounding import output_rounding, rounded_risk
 from ..constructions.convolutional_lattices import convolutional_lattice, patch_sums
 from ..constructions.data_split import split_data
 from ..constructions.embedding import embed, linear_minimum, subnetwork
@@ -204,10 +204,10 @@ def _second_order_rise(data: TrainingSet, seed: int) -> Finding:
     x = np.round(8 * data.x) / 8
     data = TrainingSet(np.concatenate([x, 1 - x]), np.concatenate([data.y, data.y]))
     theta, pair = linear_minimum(_network(2, 4, 4), data, LOSS)
-    risk = theta.net.risk(theta, data, LOSS)
+    before = risk, _ = rounded_risk(theta, data, LOSS)
     for start, split in perturb_read_weights(theta, pair, data, LOSS):
         prime = equal_risk_point(start, pair, split)
-        lower = lower_point(start, prime, pair, split, data, LOSS, risk)
+        lower = lower_point(start, prime, pair, split, data, LOSS, before)
         if lower.decrease > lower.rounding:
             break
     move = start.vector - theta.vector
@@ -218,7 +218,7 @@ def _second_order_rise(data: TrainingSet, seed: int) -> Finding:
         split = split_data(start, pair, data, LOSS, map=split.map, output=split.output)
         prime = equal_risk_point(start, pair, split)
         rises.append(start.net.risk(start, data, LOSS) - risk)
-        ends.append(-lower_point(start, prime, pair, split, data, LOSS, risk).decrease)
+        ends.append(-lower_point(start, prime, pair, split, data, LOSS, before).decrease)
     t = float(np.linalg.norm(move))
     holds = certify(theta, data, LOSS).holds
     return Finding(

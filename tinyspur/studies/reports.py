@@ -10,6 +10,7 @@ from ..constructions.spurious import SpuriousMinimum
 from ..datasets.duplicates import Duplicates
 from ..datasets.images import Dataset
 from ..datasets.samples import TrainingSet
+from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
@@ -80,8 +81,9 @@ def findings_of(
     found: SpuriousMinimum, descended: Parameters | None, data: TrainingSet, loss: Loss
 ) -> dict:
     """Return what a report says of the points that were found, of their split and the verdict."""
-    net, lower = found.theta.net, found.lower
-    gradient = net.gradient(found.theta, data, loss).vector
+    lower = found.lower
+    point = live_part(found.theta).point  # the gradient is 0 elsewhere
+    gradient = point.net.gradient(point, data, loss).vector
     points = {
         "theta": {
             "risk": found.risk,
@@ -104,7 +106,9 @@ def findings_of(
         },
     }
     if descended is not None:
-        points["descended"] = {"risk": net.risk(descended, data, loss), "file": "descended.npz"}
+        point = live_part(descended).point
+        risk = point.net.risk(point, data, loss)
+        points["descended"] = {"risk": risk, "file": "descended.npz"}
     if found.escape is not None:
         points["escape"] = {
             "kind": found.escape.kind,
