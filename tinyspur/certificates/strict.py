@@ -114,7 +114,7 @@ class StrictCertificate(Certificate):
             return [f"not decided: {self.obstacle}"]
         inside = f"multipliers inside their bounds by a share of {round_down(self.inside)}, "
         return [
-            f"kinks {self.kinks} ({self.held} units and samples), free coordinates {self.free}, "
+            f"kinks {self.kinks} (at {self.held} places), free coordinates {self.free}, "
             f"frozen {self.frozen}, without influence {self.idle}",
             str(self.family),
             f"least eigenvalue at least {round_down(self.eigenvalue)}, "

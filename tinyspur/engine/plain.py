@@ -118,7 +118,7 @@ def whole(n: object) -> int | None:
     (2, None, None)
     """
     try:
-        return None if isinstance(n, bool) else operator.index(n)
+        return None if isinstance(n, bool | np.bool_) else operator.index(n)
     except TypeError:
         return None
 

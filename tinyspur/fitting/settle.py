@@ -110,7 +110,8 @@ class Settled(Shown):
     def __str__(self) -> str:
         lines = [
             f"{'settled' if self.settled else 'not settled'}: {self.reason}",
-            f"risk {self.risk_before:.9g} before, {self.risk:.9g} after {self.steps} steps, "
+            f"risk {self.risk_before:.9g} before, {self.risk:.9g} after {self.steps} "
+            f"step{'s' * (self.steps != 1)}, "
             f"parameters moved by up to {self.moved:.3g}",
             f"largest entry of the gradient {self.residual:.1e}, least eigenvalue about "
             f"{self.eigenvalue:.3g}, flat directions {self.flat}",
