@@ -1,7 +1,8 @@
 """Measure what the papers' statements say as printed, and as repaired: one table, E1 to E11.
 
-Prints the table and writes audit.json and audit.png to the folder --out. With --exact it makes the
-counterexamples in small integers instead, each checked in fractions by check_proof.py.
+Prints the table and writes audit.json and audit.png to the folder --out, and each row when it is
+found to audit.results: after Ctrl-C or a kill the same command goes on from there. With --exact it
+makes the counterexamples in small integers instead, each checked in fractions by check_proof.py.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 from tinyspur.console import Stages, exit_status
 from tinyspur.figures.studies import draw_audit
 from tinyspur.files import check_outputs, write_json
+from tinyspur.records import kept_in
 from tinyspur.studies.audit import audit
 from tinyspur.studies.errata import write_errata
 from tinyspur.studies.findings import table
+from tinyspur.studies.processes import processes
 
 HERE = Path(__file__).resolve().parent
+RESULTS = "audit.results"  # what is done, from which the same command goes on
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -36,6 +40,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     parser.add_argument("--samples", type=int, default=300, metavar="N", help="images to use")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), metavar="W", help="processes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all random choices")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
     parser.add_argument(
@@ -55,9 +62,13 @@ def run(options: argparse.Namespace) -> None:
         for name in write_errata(options.exact, HERE / "check_proof.py"):
             print(options.exact / name)
         return
+    if options.workers < 1:
+        raise ValueError(f"--workers: expected 1 or more, got {options.workers}")
     check_outputs(options.out, {"audit.json": ["rows", "seconds"], "audit.png": []})
     stages = Stages()
-    findings = audit(options.samples, options.seed, stages)
+    with processes(options.workers) as executor:
+        where = executor, options.out / RESULTS
+        findings = audit(options.samples, options.seed, *where, stages)
     print(table(findings))
     draw_audit(options.out / "audit.png", findings)
     rows = [finding.as_dict() for finding in findings]
@@ -68,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program; return 0, 2 after a one-line error, or 130 after Ctrl-C."""
     options = parse(arguments)
-    return exit_status(lambda: run(options))
+    return exit_status(lambda: run(options), lambda: kept_in(options.out / RESULTS))
 
 
 if __name__ == "__main__":

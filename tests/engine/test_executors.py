@@ -73,7 +73,7 @@ def test_many_that_fail_are_counted():
     work = [Task(n, n % 2) for n in range(1, 18)]
     with (
         ThreadPoolExecutor(2) as pool,
-        pytest.raises(RuntimeError, match=r"failed at 2, 4, 6, 8, 10 and 3 more \("),
+        pytest.raises(RuntimeError, match=r"failed at (\d+, ){4}\d+ and 3 more \("),
     ):
         found += answers("work", divided, work[:1], pool)
         for answer in answers("work", divided, work, Recorder(pool)):

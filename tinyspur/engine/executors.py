@@ -78,7 +78,7 @@ def named(
     try:
         yield
     except ExecutorError as error:
-        names = [name(key) for key in sorted(error.keys)]
+        names = [name(key) for key in error.keys]
         few, more = ", ".join(names[:NAMED]), len(names[NAMED:])
         where = f"failed at {few}" + f" and {more} more" * bool(more)
         where = where if names else "the executor failed"

@@ -7,14 +7,18 @@ numbered as in [CNN].
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from .. import datasets
 from ..certificates import certify
 from ..certificates.rounding import output_rounding, rounded_risk
+from ..console import Bar, silent
 from ..constructions.convolutional_lattices import convolutional_lattice, patch_sums
 from ..constructions.data_split import split_data
 from ..constructions.embedding import embed, linear_minimum, subnetwork
@@ -33,6 +37,7 @@ from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.training import kaiming_start, train
 from ..layers import AveragePool, Conv, Dense
+from ..tasks import run_tasks
 from .findings import LOSS, POINTS, Finding, Side, compare
 
 SIDE = 4  # images are averaged to SIDE x SIDE pixels
@@ -371,6 +376,10 @@ ROWS: tuple[Callable[[TrainingSet, int], Finding], ...] = (
 )
 
 
+def _row(data: TrainingSet, seed: int, number: int) -> Finding:
+    return ROWS[number](data, seed)
+
+
 def _network(*maps: int) -> Network:
     return Network((1, SIDE, SIDE), [*map(Conv, maps), Dense(10)])
 
@@ -378,11 +387,14 @@ def _network(*maps: int) -> Network:
 def audit(
     samples: int = 300,
     seed: int = 0,
-    stage: Callable[[str, str], AbstractContextManager] = lambda name, text: nullcontext(),
+    executor: Executor | None = None,
+    path: str | Path | None = None,
+    stage: Callable[[str, str, int, int], AbstractContextManager[Bar]] = silent,
 ) -> list[Finding]:
-    """Return all rows, on so many bundled images; `stage` is entered around each with a text."""
-    data, findings = images(samples, seed), []
-    for row in ROWS:
-        with stage(row.__name__.strip("_"), f"row {len(findings) + 1} of {len(ROWS)}"):
-            findings.append(row(data, seed))
+    """Return all rows, on so many bundled images; see `run_each` for `executor` and `path`.
+
+    `stage` is entered with "audit", a text, the number of rows and how many of them are done.
+    """
+    shown, job = partial(stage, "audit", "measuring"), partial(_row, images(samples, seed), seed)
+    findings = run_tasks("audit", job, range(len(ROWS)), executor, path, shown)
     return sorted(findings, key=lambda finding: (len(finding.name.rstrip("b")), finding.name))
