@@ -27,7 +27,11 @@ def test_fits_of_scaled_and_nearly_dependent_features_are_those_of_a_qr(spread):
     fit, varies = affine.fit_affine(x, y, ts.SquaredLoss()), np.arange(6) != 2
     expected = np.linalg.lstsq((x - x.mean(axis=0))[:, varies], y - y.mean(axis=0))[0].T
     np.testing.assert_allclose(fit.weights[:, varies], expected, rtol=1e-12 / spread)
-    assert fit.rank == 6 and fit.gradient < 1e-12 + 1e-15 * abs(expected).max() and not fit.weights[:, 2].any()
+    assert (
+        fit.rank == 6
+        and fit.gradient < 1e-12 + 1e-15 * abs(expected).max()
+        and not fit.weights[:, 2].any()
+    )
 
 
 def test_dependent_features_are_left_to_the_qr():
