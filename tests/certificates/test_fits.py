@@ -19,6 +19,7 @@ from tinyspur.certificates.class_fits import class_fit, distinct_columns, indepe
 from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.gram import GramInverse, Samples
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
+from tinyspur.fitting import gram_sums
 from tinyspur.fitting.affine import fit_affine, stationary_subgradient
 
 SQUARED, ENTROPY, ABSOLUTE = SquaredLoss(), CrossEntropy(), AbsoluteLoss()
@@ -271,7 +272,7 @@ def test_sums_over_blocks_of_samples_are_those_over_all(monkeypatch):
     z, y, g = rng.normal(size=(23, 3)), rng.normal(size=(2, 23)), rng.normal(size=(2, 23))
     F = rng.normal(size=(2, 3))
     monkeypatch.setattr(gram, "BLOCK", 15)
-    monkeypatch.setattr(gram, "ROWS", 4)
+    monkeypatch.setattr(gram_sums, "ROWS", 4)
     samples = Samples(z, EXACT, y, z)
     sums, r = samples.sums(g), samples.residuals(F)
     assert r.shape == (2, 23)

@@ -33,6 +33,7 @@ from .radius import Chunk, highest_dead_layer, keeps_patterns, shrink
 from .rounding import gradient_rounding, mean_rounding, preactivation_rounding
 
 CHOSEN = 1e-12  # of subgradients: up to this share of the largest sum a better choice may exist
+BLOCK = 1000  # samples whose |features| are in memory at a time
 ZERO_AT_TARGETS = (SquaredLoss, AbsoluteLoss, HuberLoss)
 
 
@@ -252,7 +253,7 @@ class _Seen(NamedTuple):
 
     def features(self, s: np.ndarray) -> np.ndarray:
         """Return (x_i, 1) of the samples of a class, or (0, 1) below a dead layer."""
-        hats = self.hats[s]
+        hats = self.hats[s] if len(s) < len(self.hats) or self.dead[s[0]] else self.hats
         if self.dead[s[0]]:
             hats[:, :-1] = 0
         return hats
@@ -324,7 +325,7 @@ class _ClassGradients(NamedTuple):
 
 def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradients:
     g, errors, slack = seen.g.copy(), seen.errors, 0.0
-    scale = float((abs(g) @ abs(seen.hats)).max())
+    scale = float(_summed_sizes(g, seen.hats).max())
     if seen.subgradients:  # any will do: the best choice in each class
         low, high = seen.subgradients
         slack = float(((high - low) * (abs(seen.o - data.y.T) + seen.inexact_o)).sum()) / len(data)
@@ -336,10 +337,10 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
         if seen.subgradients:
             g[:, s] = stationary_subgradient(hats, low[:, s], high[:, s])
         G, terms = _summed(g[:, s], hats)
-        off = abs(g[:, s]) @ (gamma(terms) * abs(hats) + seen.inexact[s])
-        G, off = abs(G), (off + errors[:, s] @ abs(hats)) * (1 + gamma(len(s)))
+        off = gamma(terms) * _summed_sizes(g[:, s], hats) + abs(g[:, s]) @ seen.inexact[s]
+        G, off = abs(G), (off + _summed_sizes(errors[:, s], hats)) * (1 + gamma(len(s) + 2))
         if seen.subgradients:  # another choice may be better than the one that was found
-            off = off + CHOSEN * np.maximum(abs(low), abs(high))[:, s] @ abs(hats)
+            off = off + CHOSEN * _summed_sizes(np.maximum(abs(low), abs(high))[:, s], hats)
         ratios = np.divide(G, off, where=off > 0, out=np.where(G > 0, np.inf, 0.0))
         largest = max(largest, float(G.max()))
         name = f"the class of sample {s[0]} ({len(s)} sample{'s' * (len(s) > 1)})"
@@ -362,6 +363,12 @@ def _summed(g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, int]:
     blocks = g[:, :whole].reshape(len(g), -1, size).swapaxes(0, 1)
     blocks = blocks @ x[:whole].reshape(-1, size, x.shape[1])
     return blocks.sum(axis=0) + g[:, whole:] @ x[whole:], 2 * size + len(blocks) + 2
+
+
+def _summed_sizes(g: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return |g| @ |x| (d_y, n), summed by blocks."""
+    starts = range(0, len(x), BLOCK)
+    return sum(abs(g[:, n : n + BLOCK]) @ abs(x[n : n + BLOCK]) for n in starts)
 
 
 def _packed(patterns: list[np.ndarray]) -> list[bytes]:

@@ -41,7 +41,9 @@ class Samples:
         return Samples(self.z[rows], inexact, self.y[:, rows], self.inputs[rows], chosen)
 
     def columns(self, kept: np.ndarray) -> Samples:
-        """Return them with some of the features."""
+        """Return them with some of the features, in ascending order."""
+        if len(kept) == self.z.shape[1]:
+            return self
         inexact = self.inexact[:, kept] if self.inexact.shape[1] > 1 else self.inexact
         return replace(self, z=self.z[:, kept], inexact=inexact)
 

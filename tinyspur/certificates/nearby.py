@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse
+import scipy.sparse.linalg
 
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import Loss
@@ -23,6 +25,7 @@ from .enclosed_algebra import doubled_product, two_sum
 from .enclosures import WIDER, Enclosure, concatenate, exact, inexact, product
 from .gram import Samples
 
+SPARSE = 4  # entries of a row up to which, on average, a matrix is sparse
 EQUATIONS = 1500  # for the weights of a layer that are solved together
 
 
@@ -154,16 +157,15 @@ def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
     M = M[used]
     if len(M) < M.shape[1] or not np.isfinite(M.middle).all():
         return None
-    inverse = _left_inverse(M.middle)
-    if inverse is None:
+    Q = _left_inverse(M.middle)
+    if Q is None:
         return None
-    Q = exact(inverse)
-    E = np.eye(len(Q)) - Q @ M
+    E = np.eye(len(Q)) - _times(Q, M)
     e = float(E.magnitude.sum(axis=0).max()) * (1 + 2 * gamma(len(E)))
     if not e < 1:
         return None
     more = D.magnitude.max(axis=1, keepdims=True) * (e / (1 - e) * WIDER)
-    change = D.wider(more) @ Q
+    change = D.wider(more) @ exact(Q)
     shape = len(D), len(used)
     found = Enclosure(np.zeros(shape), np.zeros(shape))
     found.middle[:, used], found.radius[:, used] = change.middle, change.radius
@@ -174,14 +176,32 @@ def _left_inverse(M: np.ndarray) -> np.ndarray | None:
     """Return a float left inverse of M (n, k), or None."""
     if len(M) == M.shape[1]:
         try:
-            Q = np.linalg.inv(M)
-        except np.linalg.LinAlgError:
+            if _is_sparse(M):
+                Q = scipy.sparse.linalg.splu(scipy.sparse.csc_array(M)).solve(np.eye(len(M)))
+            else:
+                Q = np.linalg.inv(M)
+        except (np.linalg.LinAlgError, RuntimeError):  # M is singular
             return None
         return Q if np.isfinite(Q).all() else None
     q, r = np.linalg.qr(M)
     if not (np.isfinite(r).all() and np.diag(r).all()):
         return None
     return scipy.linalg.solve_triangular(r, q.T)
+
+
+def _is_sparse(M: np.ndarray) -> bool:
+    return np.count_nonzero(M) <= SPARSE * len(M)
+
+
+def _times(Q: np.ndarray, M: Enclosure) -> Enclosure:
+    """Return Q M; that of layers which only relay has few entries."""
+    if not _is_sparse(Q):
+        return exact(Q) @ M
+    few = scipy.sparse.csr_array(Q)
+    terms = int(np.diff(few.indptr).max(initial=0)) + 2
+    share = gamma(terms)
+    off = abs(few) @ inexact(abs(M.middle), M.radius, share) + 2 * terms * SMALLEST
+    return Enclosure(few @ M.middle, off * (1 + 2 * share))
 
 
 # What a pattern makes of the layers
@@ -229,11 +249,13 @@ def _downwards(trace: list[Step], layer: int) -> Enclosure:
 
 def _with_constants(v: Enclosure, b: np.ndarray, c: np.ndarray) -> Enclosure:
     """Return v + b c for columns of neurons: what rounds is known exactly where c is 0 or 1."""
-    terms = b[:, None] * c
-    total, rest = two_sum(v.middle, terms)
-    off = abs(rest) + v.radius
-    off = off + ((c != 0) & (c != 1)) * (EPSILON * abs(terms) + SMALLEST)
-    return Enclosure(total, off * WIDER)
+    some = c[0] != 0
+    middle, radius, factors = v.middle.copy(), v.radius.copy(), c[:, some]
+    terms = b[:, None] * factors
+    middle[:, some], rest = two_sum(v.middle[:, some], terms)
+    off = abs(rest) + radius[:, some]
+    radius[:, some] = (off + (factors != 1) * (EPSILON * abs(terms) + SMALLEST)) * WIDER
+    return Enclosure(middle, radius)
 
 
 def _transposed_product(step: Step, v: Enclosure) -> Enclosure:
@@ -272,5 +294,7 @@ def _of_powers(step: Step, v: Enclosure) -> bool:
 
 def _scaled(v: Enclosure, slopes: np.ndarray) -> Enclosure:
     """Return columns of neurons times the slopes (n, 1) of the activation."""
+    if np.isin(slopes, (0, 1)).all():  # nothing rounds
+        return Enclosure(slopes * v.middle, slopes * v.radius)
     off = (slopes != 1) * (slopes != 0) * (EPSILON * abs(v.middle) + SMALLEST)
     return Enclosure(slopes * v.middle, (slopes * v.radius + slopes * off) * WIDER)

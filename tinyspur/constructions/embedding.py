@@ -15,7 +15,7 @@ import numpy as np
 
 from ..certificates.class_fits import first_read
 from ..datasets.duplicates import identical
-from ..datasets.samples import TrainingSet
+from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import ReLU
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.live import live_part
@@ -237,8 +237,10 @@ def first_features(net: Network, x: np.ndarray) -> np.ndarray:
     There are zeros where it reads nothing.
     """
     theta, layer = net.zeros(), net.leading_poolings
-    found = [net.layer_output(theta, o, layer).T for _, o in net.chunks(theta, x)]
-    features, read = np.concatenate(found), first_read(net)
+    features, read = flattened(as_inputs(net, x)), first_read(net)
+    if layer:
+        found = [net.layer_output(theta, o, layer).T for _, o in net.chunks(theta, x)]
+        features = np.concatenate(found)
     return features if read is None else np.where(read, features, 0)
 
 
@@ -293,12 +295,15 @@ def _live_maps(phi: Parameters, x: np.ndarray) -> tuple[int, ...]:
             o = net.layer_output(phi, columns, below)
             live = live | to_numpy((o.reshape(net.shapes[below][0], -1) != 0).any(axis=1))
         return tuple(int(t) for t in np.flatnonzero(live))
-    highest = -np.inf
-    for _, columns in net.chunks(phi, x):
-        step = next(itertools.islice(steps(phi, columns), n, None))
-        of_map = to_numpy(step.z.reshape(net.shapes[n + 1][0], -1).max(axis=1))
-        highest = np.maximum(highest, of_map)
-    return tuple(int(t) for t in np.flatnonzero(highest >= 0))
+    live = live_part(phi)
+    maps = len(live.kept[n + 1])
+
+    def chunk(_: slice, columns: Array) -> np.ndarray:
+        step = next(itertools.islice(steps(live.point, columns), n, None))
+        return to_numpy(step.z.reshape(maps, -1).max(axis=1))
+
+    highest = np.max(list(live.point.net.over(live.point, x, chunk)), axis=0)
+    return tuple(int(t) for t in live.kept[n + 1][highest >= 0])
 
 
 def identical_features(theta: Parameters, x: np.ndarray, layer: int) -> np.ndarray:

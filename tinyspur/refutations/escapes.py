@@ -22,6 +22,7 @@ from ..certificates.rounding import rounded_risk
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import namespace, to_numpy
+from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
@@ -251,14 +252,17 @@ def random_unit(
     is 0.
     """
     W = theta.W[layer]
-    d, row = rng.uniform(-1, 1, W.weights.shape[1:]), slice(0, 1)
-    if W.groups == 1:
-        filters = namespace(W.weights).asarray(d[None], dtype=W.weights.dtype)
+    d, row, live = rng.uniform(-1, 1, W.weights.shape[1:]), slice(0, 1), live_part(theta)
+    point = live.point
+    if W.groups == 1:  # of maps that are not 0
+        read = d.reshape(W.maps_in, -1)[live.kept[layer - 1]]
+        read = read.reshape(1, *point.W[layer].weights.shape[1:])
+        filters = namespace(W.weights).asarray(read, dtype=W.weights.dtype)
     else:  # what a map reads depends on its group
         filters = namespace(W.weights).zeros_like(W.weights)
         filters[t] = namespace(W.weights).asarray(d, dtype=W.weights.dtype)
         row = slice(t, t + 1)
-    z = theta.net.filter_responses(theta, layer, filters, x)
+    z = point.net.filter_responses(point, layer, filters, x)
     z = z.reshape(len(filters), W.positions_out, -1)[row][0]
     beta = -float(np.median(z[z.std(axis=1).argmax()])) if layer in theta.b else 0.0
     return d, beta, z + beta
