@@ -352,7 +352,7 @@ def test_transfers_of_a_certificate_do_not_grow_with_layers(
     with strict_device.transfers() as count:
         certify_cell(theta, data, loss)
     assert count.to_device == 5 + chunks  # theta in float64, the targets, and the bounds of G_s
-    once = 3  # theta twice, and whether it is finite
+    once = 5  # theta three times, its largest entry, and whether it is finite
     of_a_chunk = 5  # residuals with errors, signs, dead layers and choices, kinks, margins
     radii = sum(map(len, tried.values()))
     assert count.to_host == once + chunks * of_a_chunk + radii

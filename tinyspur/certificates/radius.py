@@ -47,7 +47,7 @@ def highest_dead_layer(trace: list[Step], rounding: list[Array]) -> Array:
     Near theta the outputs of a sample don't depend on what is below that layer.
     """
     xp = namespace(trace[0].below)
-    cut = xp.zeros(trace[0].below.shape[1], dtype=int)
+    cut = xp.zeros(trace[0].below.shape[1], dtype=np.min_scalar_type(len(trace)))
     for step, inexact in zip(trace, rounding, strict=True):
         nothing_kept = step.W.rows == step.W.shape[0]
         if step.kinked and step.activation.slope == 0 and nothing_kept:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..layers import AveragePool, Conv, Dense, Layer, MaxPool
 from .activations import ReLU
-from .backend import Array, namespace, to_numpy
+from .backend import Array, namespace
 from .network import Network
 from .parameters import Parameters, check_points
 
@@ -56,26 +56,26 @@ def live_part(theta: Parameters, spare: bool = False) -> Live:
     poolings, where poolings make other numbers of 0, and where numbers are not finite.
     """
     check_points(None, theta)
-    net, xp = theta.net, namespace(theta.vector)
+    net, host = theta.net, theta.to(np)
     kept, dropped = [np.arange(net.shapes[0][0])], False
     plain = all(_is_plain(net, layer) for layer in range(1, net.depth + 1))
-    plain = plain and bool(xp.isfinite(theta.vector).all())
+    plain = plain and bool(np.isfinite(host.vector).all())
     for layer in range(1, net.depth + 1):
         if layer not in net.slots:
             kept.append(kept[-1])
             continue
         keep = np.ones(net.shapes[layer][0], bool)
         if plain and net.activation_of(layer) == ReLU() and layer in theta.b:
-            keep = ~_dead(theta, layer)
+            keep = ~_dead(host, layer)
             if not keep.all() and (spare or not keep.any()):
-                keep[np.where(keep, -np.inf, to_numpy(theta.b[layer])).argmax()] = True
+                keep[np.where(keep, -np.inf, host.b[layer]).argmax()] = True
         dropped = dropped or not keep.all()
         kept.append(np.flatnonzero(keep))
     if not dropped:
         return Live.all(theta)
     layers = [_with_maps(*pair) for pair in zip(net.chain, kept[1:], strict=True)]
     small = Network(net.input_shape, layers, net.activation, net.memory_budget)
-    places = xp.asarray(_places(net, kept))
+    places = namespace(theta.vector).asarray(_places(net, kept))
     return Live(theta, Parameters(small, theta.vector[places]), tuple(kept), places)
 
 
@@ -90,8 +90,7 @@ def _is_plain(net: Network, layer: int) -> bool:
 def _dead(theta: Parameters, layer: int) -> np.ndarray:
     """Return which maps of a layer have no weights and a negative bias."""
     weights = theta.W[layer].weights
-    used = to_numpy((weights.reshape(len(weights), -1) != 0).any(axis=1))
-    return ~used & (to_numpy(theta.b[layer]) < -TINY)
+    return (weights == 0).all(axis=tuple(range(1, weights.ndim))) & (theta.b[layer] < -TINY)
 
 
 def _with_maps(layer: Layer, kept: np.ndarray) -> Layer:
