@@ -186,7 +186,7 @@ def test_activations_and_their_derivatives_hold_over_boxes(sigma, order):
 
 @pytest.mark.parametrize("sigma", ACTIVATIONS, ids=repr)
 def test_enclosures_of_activations_are_not_absurdly_wide(sigma):
-    z, ratios = spaced(-8, 8, 15), []
+    z, ratios = spaced(-8, 8, 16), []
     for order, known in enumerate(ACTIVATIONS[sigma]):
         thin, box = (activated(sigma, Enclosure(z, np.full(z.shape, r)), order) for r in (0, 1e-9))
         for x, middle, size, wide in zip(z, thin.middle, thin.radius, box.radius, strict=True):

@@ -62,7 +62,11 @@ def test_the_program_writes_table_json_and_figure(audited):
     for row, finding in zip(report["rows"], audited.findings, strict=True):
         assert row == json.loads(json.dumps(finding.as_dict()))
         assert row["literal"]["text"].split()[0] in audited.printed
-    assert {path.name for path in audited.out.iterdir()} == {"audit.json", "audit.png"}
+    assert {path.name for path in audited.out.iterdir()} == {
+        "audit.json",
+        "audit.png",
+        "audit.results",
+    }
     picture = imread(audited.out / "audit.png")
     assert picture.shape[1] > 1000
     assert picture[..., :3].std() > 0.05
