@@ -19,7 +19,7 @@ from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.fitting.settle import settle
 from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import Dense
-from tinyspur.records import HEAD, decoded, digest, encoded
+from tinyspur.records import HEAD, Records, decoded, digest, encoded
 from tinyspur.refutations.escapes import find_escape
 from tinyspur.studies.processes import processes
 
@@ -103,6 +103,18 @@ def test_a_line_that_a_kill_cut_off_is_done_again(path):
         path.write_bytes(whole[:-cut])
         assert run_each(half, range(4), path=path) == [0, 0.5, 1, 1.5]
         assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("tail", [b"", b"cut off"])
+def test_two_calls_at_once_lose_none_of_their_results(path, tail):
+    run_each(math.isqrt, [1], path=path)
+    path.write_bytes(path.read_bytes() + tail)
+    one, other = Records(path, math.isqrt, [1, 4, 9]), Records(path, math.factorial, [1, 2])
+    one.add(1, 2)
+    one.add(2, 3)
+    other.add(0, 1)
+    one, other = Records(path, math.isqrt, [1, 4, 9]), Records(path, math.factorial, [1, 2])
+    assert (one.missing, other.missing) == ([], [1])
 
 
 def test_other_data_are_told_apart(path):

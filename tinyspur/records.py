@@ -10,6 +10,7 @@ import base64
 import hashlib
 import importlib
 import json
+import os
 import pickle
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
@@ -153,7 +154,7 @@ class Records:
         self.path = path if path is None else as_path(path)
         self.keys: Sequence = range(len(arguments))
         self.found: dict[Any, Any] = {}
-        self.end: int | None = 0  # of the last whole line, until a line is added
+        self.cut: tuple[int, int] | None = None  # from where to where a line has been cut off
         if path is not None:
             own = [_version(), digest(function)]
             self.keys = [digest([*own, digest(argument)]) for argument in arguments]
@@ -171,15 +172,19 @@ class Records:
                     f"{self.path}: expected no file, or one with results of an earlier call, got "
                     "another one: move it away, or choose another name"
                 )
-            for line in file if head == HEAD else ():
+            if head != HEAD:
+                self.cut = (0, len(head)) if head else None
+                return
+            end = len(head)
+            for line in file:
                 if not line.endswith(b"\n"):
-                    break
-                self.end += len(line)
+                    self.cut = end, end + len(line)
+                    return
+                end += len(line)
                 key, _, text = line.partition(b" ")
                 if key in wanted:
                     with naming(f"{self.path}: damaged:"):
                         self.found[wanted[key]] = decoded(json.loads(text))
-            self.end += len(HEAD) * (head == HEAD)
 
     @property
     def missing(self) -> list[int]:
@@ -211,11 +216,11 @@ class Records:
     def _write(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as file:
-            if self.end is not None:
-                file.truncate(self.end)
-                file.write(b"" if self.end else HEAD)
-            file.write(line)
-        self.end = None
+            size = file.seek(0, os.SEEK_END)
+            if self.cut and size == self.cut[1]:  # else another call has gone on with the file
+                size = file.truncate(self.cut[0])
+            file.write(line if size else HEAD + line)
+        self.cut = None
 
     def kept(self) -> str:
         """Return words that say what is in the file, for the end of an error message."""

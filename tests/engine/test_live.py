@@ -119,3 +119,35 @@ def test_a_device_leaves_out_the_same_maps():
     assert np.array_equal(device.point.vector.get(), host.point.vector)
     on_device, on_host = (live.widened(live.point * 2).vector for live in (device, host))
     assert np.array_equal(on_device.get(), on_host)
+
+
+def test_outputs_of_the_last_layer_are_never_left_out():
+    net = ts.Network((1, 2), [ts.Dense(2), ts.Dense(3, activation=ReLU())])
+    theta = net.zeros()
+    theta.W[1].weights[...], theta.b[1][...], theta.W[2].weights[0] = 1, 1, 1
+    theta.b[2][...] = 1, -1, -2
+    data = ts.TrainingSet([[1, 2], [2, 1]], [[1, 1, 0], [1, 0, 1]])
+    assert live_part(theta).point == theta
+    assert rounded_risk(theta, data, LOSS)[0] == net.risk(theta, data, LOSS)
+
+
+def test_below_a_dead_layer_every_dead_map_counts():
+    """The second unit, once it is active, wakes the dead layer by its weight of 64."""
+    net = ts.Network((1, 1), [ts.Dense(2), ts.Dense(1), ts.Dense(1)])
+    theta = net.zeros()
+    theta.b[1][...], theta.W[2].weights[0], theta.b[2][0] = (-0.25, -0.5), (0, 64), -1
+    theta.W[3].weights[0] = theta.b[3][0] = 1
+    data = ts.TrainingSet([[0], [1]], [0, 2])
+    found, lower = certify_cell(theta, data, LOSS), theta.copy()
+    lower.W[1].weights[1] += 0.265
+    lower.b[1][1] += 0.265
+    assert net.risk(lower, data, LOSS) < net.risk(theta, data, LOSS) - 0.1
+    assert found.holds and 0.007 < found.radius < 0.265
+
+
+@pytest.mark.parametrize("bias", [-5e-324, -1e-310])
+def test_a_point_as_near_a_kink_as_numbers_can_be_has_radius_0(bias):
+    net = ts.Network((1, 1), [ts.Dense(2), ts.Dense(1)])
+    theta = net.zeros()
+    theta.b[1][...], theta.b[2][0] = (bias, -1), 1
+    assert certify_cell(theta, ts.TrainingSet([[0], [1]], [0, 2]), LOSS).radius == 0

@@ -1,5 +1,9 @@
 """Passes run on all cores, and leave everything else as it was."""
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 from threadpoolctl import ThreadpoolController
@@ -34,3 +38,39 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
     with pytest.raises(ValueError, match="item 0"):
         list(threads.in_order(fail, range(5), np))
     assert list(threads.in_order(str, range(5), np)) == list("01234")
+
+
+def test_what_a_thread_runs_in_order_it_runs_alone(monkeypatch):
+    monkeypatch.setattr(threads, "WORKERS", 2)
+    inner = lambda n: list(threads.in_order(lambda k: (n, k), range(4), np))  # noqa: E731
+    found = list(threads.in_order(inner, range(5), np))
+    assert found == [[(n, k) for k in range(4)] for n in range(5)]
+
+
+def test_after_an_error_nothing_runs_on(monkeypatch):
+    monkeypatch.setattr(threads, "WORKERS", 2)
+    running = []
+
+    def function(n):
+        running.append(n)
+        if n == 0:
+            raise ValueError("first")
+        time.sleep(0.05)
+        running.remove(n)
+
+    with pytest.raises(ValueError, match="first"):
+        list(threads.in_order(function, range(9), np))
+    assert running == [0]
+
+
+def test_a_child_lets_go_of_what_its_parent_runs(monkeypatch):
+    monkeypatch.setattr(threads, "WORKERS", 2)
+    found = threads.in_order(lambda n: time.sleep(0.05) or n, range(9), np)
+    assert next(found) == 0
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # a child that waits for ever ends
+        found.close()
+        os._exit(0 if list(threads.in_order(str, range(3), np)) == list("012") else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert list(found) == list(range(1, 9))

@@ -13,7 +13,7 @@ from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
 from ..engine.floats import EPSILON, SMALLEST, gamma
-from ..engine.live import live_part
+from ..engine.live import Live, live_part
 from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
@@ -143,8 +143,11 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     check_at(theta, data, loss)
     CellCertificate.require(theta, loss)
     live = live_part(in_float64(theta), spare=True)  # has the same radius and the same G_s
+    seen = _look(live.point, data, loss)
+    if seen.dead.any():  # maps below a dead layer may be activated within the radius, all of them
+        live = Live.all(live.whole)
+        seen = _look(live.point, data, loss)
     theta = live.point
-    seen = _look(theta, data, loss)
     check_loss(loss, seen.o, data.y.T)
     found = _class_gradients(seen, data, loss)
     cells = Classes.of(theta, data.x[[s[0] for s in seen.groups]], found.bounds, found.slack)

@@ -86,10 +86,10 @@ def shrink(radius: float, at: Chunk) -> float:
     if high in (0, np.inf) or keeps_patterns(high, at):
         return high
     low = high / 2
-    while not keeps_patterns(low, at):
+    while low >= 1e-300 and not keeps_patterns(low, at):
         high, low = low, low / 2
-        if low < 1e-300:
-            return 0.0
+    if low < 1e-300:
+        return 0.0
     while high - low > RADIUS_ACCURACY * high:
         middle = (low + high) / 2
         if keeps_patterns(middle, at):

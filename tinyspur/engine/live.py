@@ -51,8 +51,9 @@ def live_part(theta: Parameters, spare: bool = False) -> Live:
     """Return theta without maps that have no weights and a negative bias under ReLU.
 
     With `spare` each layer keeps the one of them whose bias is nearest to 0: no other one of that
-    layer is activated by a smaller move of the parameters. A layer keeps one at least. Theta itself
-    is returned where layers are of other kinds than convolutions without groups, dense ones and
+    layer is activated by a smaller move of the parameters. What those that are left out would do
+    once they are active is lost. A layer keeps one at least, the last one all. Theta itself is
+    returned where layers are of other kinds than convolutions without groups, dense ones and
     poolings, where poolings make other numbers of 0, and where numbers are not finite.
     """
     check_points(None, theta)
@@ -65,7 +66,8 @@ def live_part(theta: Parameters, spare: bool = False) -> Live:
             kept.append(kept[-1])
             continue
         keep = np.ones(net.shapes[layer][0], bool)
-        if plain and net.activation_of(layer) == ReLU() and layer in theta.b:
+        hidden = layer < net.depth and layer in theta.b
+        if plain and hidden and net.activation_of(layer) == ReLU():
             keep = ~_dead(host, layer)
             if not keep.all() and (spare or not keep.any()):
                 keep[np.where(keep, -np.inf, host.b[layer]).argmax()] = True

@@ -29,7 +29,7 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
     On the host one thread for each core works on them, or within `one_thread` this thread alone.
     BLAS is kept to one thread meanwhile, also for a single item, so that no bit of a result depends
     on the number of cores. At most as many results wait as there are cores. A function that itself
-    runs items in order does so on its own thread.
+    runs items in order does so on its own thread; it must not do so on threads that it starts.
     """
     if xp is not np:
         yield from map(function, items)
@@ -42,7 +42,7 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
         if WORKERS == 1 or _ALONE.get() or len(first) < 2:
             yield from map(function, items)
             return
-        pool = _pool(WORKERS)
+        pool, here = _pool(WORKERS), os.getpid()
         try:
             for item in items:  # in a copy of this context, where np.errstate is the same
                 context = contextvars.copy_context()
@@ -53,9 +53,10 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for result in waiting:
-                result.cancel()
-            wait(waiting)
+            if os.getpid() == here:  # a child has none of its parent's threads
+                for result in waiting:
+                    result.cancel()
+                wait(waiting)
 
 
 @functools.cache

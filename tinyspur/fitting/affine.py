@@ -16,7 +16,7 @@ from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, Squared
 from ..engine.plain import plain_on_host
 from ..errors import AssumptionError
 from ..shown import Shown
-from .gram_sums import gram_sum
+from .gram_sums import block_sum, gram_sum
 
 NEWTON_STEPS = 500
 GRADIENT_GOAL = 1e-12
@@ -24,6 +24,7 @@ LOGIT_LIMIT = 1e4
 LEAST_CURVATURE = 1e-200
 MET = 1e-12  # a target counts as met up to this share of the terms that the output is summed from
 WELL = 1e-10  # of a scaled Gram matrix: the least 1 / condition number with which it is used
+SMALLEST_LENGTH = 1e-140  # of a feature whose square is no subnormal number
 REFINED = 4  # times that what is left of the targets is fitted
 CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
 
@@ -153,7 +154,7 @@ def _by_normal_equations(
 
     gram = gram_sum(block, len(x))
     lengths = np.sqrt(np.diag(gram))
-    if not (np.isfinite(lengths).all() and lengths.min() > 0):
+    if not (np.isfinite(lengths).all() and lengths.min() > SMALLEST_LENGTH):
         return None
     gram /= lengths
     gram /= lengths[:, None]
@@ -163,13 +164,18 @@ def _by_normal_equations(
     least, _ = scipy.linalg.lapack.dpocon(factor, abs(gram).sum(axis=0).max())
     if not (least > WELL and lengths.min() * np.sqrt(least) > rounding):
         return None
-    found = np.zeros((x.shape[1], y.shape[1]))
+    weights, y = np.zeros((len(gram), y.shape[1])), y - y.mean(axis=0)
+
+    def left(rows: slice) -> np.ndarray:
+        z = block(rows)
+        return z.T @ (y[rows] - z @ weights)
+
     for _ in range(REFINED):
-        left = y - x @ found
-        left -= left.mean(axis=0)
-        sums = (left.T @ x - np.outer(left.sum(axis=0), mean)).T[used] / lengths[:, None]
+        sums = block_sum(left, len(x)) / lengths[:, None]
         step = scipy.linalg.cho_solve((factor, False), sums, check_finite=False)
-        found[used] += step / lengths[:, None]
+        weights += step / lengths[:, None]
+    found = np.zeros((x.shape[1], y.shape[1]))
+    found[used] = weights
     return found, len(gram)
 
 

@@ -20,9 +20,19 @@ def gram_sum(block: Callable[[slice], np.ndarray], samples: int) -> np.ndarray:
     The order of the sum does not depend on the number of cores; see `gram_terms`.
     """
 
+    def product(rows: slice) -> np.ndarray:
+        z = block(rows)
+        return z.T @ z
+
+    return block_sum(product, samples)
+
+
+def block_sum(function: Callable[[slice], np.ndarray], samples: int) -> np.ndarray:
+    """Return the sum of a function of rows over all samples, in the order of `gram_sum`."""
+
     def part(start: int) -> np.ndarray:
         ends = range(start, min(start + ROWS * TOGETHER, samples), ROWS)
-        return _total(z.T @ z for z in (block(slice(n, min(n + ROWS, samples))) for n in ends))
+        return _total(function(slice(n, min(n + ROWS, samples))) for n in ends)
 
     return _total(in_order(part, range(0, samples, ROWS * TOGETHER), np))
 
