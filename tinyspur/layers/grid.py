@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -143,22 +143,22 @@ class Grid(NamedTuple):
             )
         )
 
-    def read(self, images: Array, taps: Sequence[slice] | None = None, fill: float = 0) -> Array:
-        """Return what taps read of images (C, *map_shape, N), as a view (*taps, C, *output, N).
+    def read(self, images: Array, fill: float = 0) -> Array:
+        """Return what all taps read of images (C, *map_shape, N), as a view (*taps, C, *output, N).
 
         In the padding they read `fill`. The view is valid until this thread asks for the next one.
         """
-        return self._moved(self._padded(images, self._spans(taps or self.taps), fill), taps)
+        return self._moved(self._padded(images, self._reach(), fill))
 
     def zeros(self, like: Array, channels: int, samples: int) -> tuple[Array, Array]:
         """Return zeros for padded images, and the view of them that `read` would return."""
-        lengths = [high - low for low, high in self._spans(self.taps)]
+        lengths = [high - low for low, high in self._reach()]
         padded = namespace(like).zeros((channels, *lengths, samples), dtype=like.dtype)
-        return padded, self._moved(padded, None)
+        return padded, self._moved(padded)
 
     def inner(self, padded: Array) -> Array:
         """Return the images (C, *map_shape, N) that are inside the padded ones of `zeros`."""
-        spans, lengths = self._spans(self.taps), self.map_shape
+        spans, lengths = self._reach(), self.map_shape
         inside = [
             slice(max(0, -low), min(high, n) - low)
             for (low, high), n in zip(spans, lengths, strict=True)
@@ -251,24 +251,20 @@ class Grid(NamedTuple):
         flat = np.ravel_multi_index(tuple(np.where(inside, read, 0)), self.map_shape)
         return np.where(inside, flat, -1)
 
-    def _spans(self, taps: Sequence[slice]) -> list[tuple[int, int]]:
+    def _reach(self) -> list[tuple[int, int]]:
         """Return the first entry that is read in each direction, and the one after the last."""
-        found = []
-        for count, some, s, low, step in zip(
-            self.output_shape, taps, self.stride, self.before, self.dilation, strict=True
-        ):
-            first = some.start * step - low
-            found.append((first, first + (count - 1) * s + (some.stop - 1 - some.start) * step + 1))
-        return found
+        return [
+            (-low, (count - 1) * s + (k - 1) * step + 1 - low)
+            for _, count, k, s, low, _, step in zip(*self, strict=True)
+        ]
 
-    def _moved(self, padded: Array, taps: Sequence[slice] | None) -> Array:
+    def _moved(self, padded: Array) -> Array:
         """Return what is read of padded images."""
         channel, *steps, sample = padded.strides
-        counts = (some.stop - some.start for some in taps or self.taps)
         apart = (k * step for k, step in zip(self.dilation, steps, strict=True))
         return namespace(padded).lib.stride_tricks.as_strided(
             padded,
-            (*counts, len(padded), *self.output_shape, padded.shape[-1]),
+            (*self.size, len(padded), *self.output_shape, padded.shape[-1]),
             (*apart, channel, *(s * n for s, n in zip(self.stride, steps, strict=True)), sample),
         )
 
