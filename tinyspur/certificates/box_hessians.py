@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ..engine.floats import EPSILON, gamma, slack
-from ..engine.held import Held
+from ..engine.held import Held, HeldKink
 from ..engine.held_steps import Members
 from ..engine.losses import AbsoluteLoss, SquaredLoss
 from ..engine.sweeps import patches_of
@@ -68,6 +68,29 @@ def second_order(held: Held, box: Box, coordinates: np.ndarray) -> Second:
     for some in in_order(part, blocks, np):
         total.add_sum(some)
     return Second(total.found(), rows_of_Z)
+
+
+def gradients_of(
+    held: Held, box: Box, kinks: Sequence[HeldKink], coordinates: np.ndarray
+) -> Enclosure:
+    """Enclose the gradients of v of some kinks in chosen coordinates, (kinks, q).
+
+    No unit needs to be held at these, and none is but for those of `held`.
+    """
+    x, asked = held.data.x.reshape(len(held.data), -1), held.at_kinks(kinks)
+    samples, widest = (
+        np.unique([k.samples[0] for k in kinks]),
+        max(map(held.net.rows, range(held.net.depth + 1))),
+    )
+    rows = Enclosure(*(np.zeros((len(kinks), len(coordinates))) for _ in range(2)))
+    size = max(1, LARGEST // (widest * max(len(coordinates), 1)))
+    for start in range(0, len(samples), size):
+        some = samples[start : start + size]
+        columns = np.ascontiguousarray(x[some].T, dtype=np.float64)
+        trace, _ = forward(held, box, columns, members_of(held, some))
+        for step, below, moved in sweep(held, trace, coordinates):
+            _take(rows, step.layer, members_of(asked, some), below, moved)
+    return rows
 
 
 class Moved(NamedTuple):
@@ -290,7 +313,7 @@ def _add_bends(total: _Sum, bends: Enclosure, moved: Moved) -> None:
 
 def _add_curvature(total: _Sum, held: Held, o: Enclosure, y: np.ndarray, moved: Enclosure) -> None:
     """Add what the curvature of the loss contributes."""
-    if isinstance(held.loss, SquaredLoss):
+    if type(held.loss) is SquaredLoss:
         total.add_square(moved, 1 / len(held.data))
         return
     if not isinstance(held.loss, AbsoluteLoss):

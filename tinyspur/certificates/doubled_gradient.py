@@ -16,7 +16,7 @@ import numpy as np
 from ..engine.floats import EPSILON, SMALLEST, gamma, slack
 from ..engine.held import Held
 from ..engine.held_steps import HeldStep, steps
-from ..engine.losses import SquaredLoss
+from ..engine.losses import FixedSumLoss, SquaredLoss
 from ..engine.parameters import Parameters
 from ..layers import DenseMatrix
 from .boxes import members_of
@@ -134,7 +134,7 @@ def doubled_gradient(
     """
     net, count = held.net, len(held.data)
     plain = all(not W.selects and W.trained is W for W in theta.W.values())
-    if type(held.loss) is not SquaredLoss or not plain:
+    if not isinstance(held.loss, SquaredLoss) or not plain:
         return None
     if not all(sigma.piecewise_linear for sigma in net.activations):
         return None
@@ -151,9 +151,20 @@ def doubled_gradient(
                 at = some.units[some.first], some.columns[some.first]
                 for part, into in zip(z[step.layer - 1], values, strict=True):
                     into[some.which[some.first]] = part[at]
-        delta = divided(plus(o[-1], as_it_is(-y[:, rows])), count)
+        residuals = plus(o[-1], as_it_is(-y[:, rows]))
+        if isinstance(held.loss, FixedSumLoss):
+            residuals = plus(residuals, _summed(residuals))
+        delta = divided(residuals, count)
         total = plus(total, _backward(theta, trace, members, o[:-1], delta, multipliers))
     return total.enclosure(), values.enclosure()
+
+
+def _summed(o: Doubled) -> Doubled:
+    """Return the sum of all rows."""
+    total = as_it_is(np.zeros(o.high.shape[1:]))
+    for k in range(len(o.high)):
+        total = plus(total, Doubled(*(part[k] for part in o)))
+    return total
 
 
 def _forward(trace: list[HeldStep]) -> tuple[list[Doubled], list[Doubled]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..engine.backend import Array, namespace
 from ..engine.floats import SMALLEST, gamma
-from ..engine.losses import KNOWN, AbsoluteLoss, CrossEntropy, HuberLoss, Loss
+from ..engine.losses import KNOWN, AbsoluteLoss, CrossEntropy, FixedSumLoss, HuberLoss, Loss
 from .enclosed_functions import exp, log
 from .enclosures import QUIET, Enclosure, between, exact, sound
 
@@ -72,6 +72,8 @@ def loss_curvature(loss: Loss, o: Enclosure, y: Array, d: Enclosure | Array) -> 
         p = softmax(o)
         weighted = p * d
         return (weighted - p * weighted.sum(axis=0)) * _total(y)
+    if isinstance(loss, FixedSumLoss):
+        return loss.curvature(o, y, d)
     return d
 
 

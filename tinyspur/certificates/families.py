@@ -21,6 +21,10 @@ WORDS = {  # of a kind: all of it, and what it does to one coordinate
         "weights of {units} with fewer samples than weights",
         "fewer samples than weights, {where}",
     ),
+    "few values": (
+        "weights around {units} that few values depend on",
+        "few values depend on it, around {where}",
+    ),
     "exchange": ("exchanges between {units}", "exchange between {where}"),
     "dependent inputs": ("dependent inputs of {units}", "inputs that are dependent, {where}"),
     "parallel": ("linear ways of {units} beside shortcuts", "beside a shortcut, {where}"),
@@ -30,6 +34,7 @@ WORDS = {  # of a kind: all of it, and what it does to one coordinate
     "reads nothing": ("weights that read only inactive units or zeros", "reads nothing but 0"),
 }
 KINDS = tuple(WORDS)
+IDLE = "dead", "unread", "reads nothing"  # those of coordinates without influence
 
 
 class Symmetry(NamedTuple):
@@ -60,6 +65,10 @@ class Family(Shown):
     def dimension(self) -> int:
         """Return how many coordinates can be chosen freely."""
         return len(self.symmetries)
+
+    def of_kinds(self, *kinds: str) -> set[int]:
+        """Return the coordinates that symmetries of some kinds move."""
+        return {n for n, one in self.symmetries.items() if one.kind in kinds}
 
     @property
     def kinds(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ with frozen parts f - f*. On the way v_K stays 0, since d v/ds is linear in v; s
 G of L, with multipliers that follow d lambda_k/ds = -c_k: differentiate grad L . xi = sum_k c_k v_k
 where v_K = 0, then dG/ds = -(D xi)^T G. And L stays as it is, since dL/ds = G . xi = 0. How far
 m(f) is from theta* follows from Xi_frozen over the box, see `Coordinates.flow`; the generators are
-those of `generators`, `interpolations`, `streams` and `parallel`.
+those of `generators`, `interpolations`, `submersions`, `streams` and `parallel`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from .interpolations import Interpolation, exchanges, interpolation
 from .parallel import parallel_ways
 from .sizes import powers_of_two
 from .streams import Generator, incoming, levels_of, stream_symmetries
+from .submersions import Submersion, submersions
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Coordinates:
     sizes: np.ndarray
     rows: np.ndarray
     generators: tuple[Generator, ...]
-    interpolations: tuple[Interpolation, ...]
+    interpolations: tuple[Interpolation | Submersion, ...]
     family: Family
 
     @property
@@ -111,7 +112,8 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     idle = np.flatnonzero(~_supported(held, reaches))
     taken = np.zeros(net.size, dtype=bool)
     taken[idle] = True
-    labels = EqualKinks(theta, data, held).labels
+    equal = EqualKinks(theta, data, held)
+    labels = equal.labels
     levels = levels_of(held, theta)
     generators, interpolations = stream_symmetries(held, levels) + parallel_ways(held, levels), []
     for layer in reaches:
@@ -122,6 +124,7 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
                 interpolations.append(found)
             elif layer == 1:
                 generators += dependent_inputs(held, reaches[layer], t, taken)
+    interpolations += submersions(held, reaches, equal, taken, theta)
     box = Box(theta, net.zeros(), exact(np.zeros(len(held.kinks))))
     parts = [(one, _interpolated(one, held, box)) for one in interpolations]
     parts = [(one, part) for one, part in parts if part is not None]
@@ -148,7 +151,7 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
 
 
 def row_symmetries(
-    generators: Sequence[Generator], interpolations: Sequence[Interpolation]
+    generators: Sequence[Generator], interpolations: Sequence[Interpolation | Submersion]
 ) -> list[Symmetry]:
     """Return the symmetry that each row of `fields` belongs to."""
     found = [one.symmetry for one in generators]
@@ -181,7 +184,10 @@ def _why_idle(
 
 
 def fields(
-    generators: Sequence[Generator], interpolations: Sequence[Interpolation], held: Held, box: Box
+    generators: Sequence[Generator],
+    interpolations: Sequence[Interpolation | Submersion],
+    held: Held,
+    box: Box,
 ) -> Enclosure | None:
     """Return the generators over a box, one in each row, (rows, p); None where one has none."""
     parts = [_interpolated(one, held, box) for one in interpolations]
@@ -216,8 +222,10 @@ def _generated(generators: Sequence[Generator], box: Box) -> Enclosure:
     return Enclosure(middle, radius)
 
 
-def _interpolated(one: Interpolation, held: Held, box: Box) -> Enclosure | None:
+def _interpolated(one: Interpolation | Submersion, held: Held, box: Box) -> Enclosure | None:
     """Return the generators of an interpolation over a box, one in each row, or None."""
+    if isinstance(one, Submersion):
+        return one.fields(held, box)
     vector, radii = box.theta.vector, box.radii.vector
     X, shares = exact(np.zeros((0, len(one.rest)))), _shares(one, box)
     if len(one.solved):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from .certificate import Certificate, in_float64, round_down, round_up
 from .enclosed_algebra import positive_bound
 from .enclosures import Enclosure, exact
 from .families import Family
+from .fixed_sums import FixedSum, fixed_sum
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
 from .rounding import risk_rounding
 from .stationary import (
@@ -49,6 +50,9 @@ class StrictCertificate(Certificate):
     related to it by what the `frozen` coordinates stand for, see `certificates.free`; the `idle`
     ones have no influence.
 
+    Where the loss is the squared one and all targets have one sum, all that is shown of the network
+    without its last output, whose parameters `follow` from the others, see `fixed_sums`.
+
     `family` says why each coordinate is frozen or idle: which symmetries lead from theta* to the
     points with the same outputs.
 
@@ -69,6 +73,7 @@ class StrictCertificate(Certificate):
     free: int = 0
     frozen: int = 0
     idle: int = 0
+    follow: int = 0
     family: Family | None = None
     eigenvalue: float = 0.0
     inside: float = math.inf
@@ -115,7 +120,9 @@ class StrictCertificate(Certificate):
         inside = f"multipliers inside their bounds by a share of {round_down(self.inside)}, "
         return [
             f"kinks {self.kinks} (at {self.held} places), free coordinates {self.free}, "
-            f"frozen {self.frozen}, without influence {self.idle}",
+            f"frozen {self.frozen}, without influence {self.idle}"
+            + f", {self.follow} of the last output follow from its sum with others"
+            * bool(self.follow),
             str(self.family),
             f"least eigenvalue at least {round_down(self.eigenvalue)}, "
             f"{inside * bool(self.kinks)}margin {self.margin:.3g}, "
@@ -144,11 +151,44 @@ def certify_strict(
     theta = in_float64(theta, np)
     if not np.isfinite(theta.net.forward(theta, data.x)).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
-    for some in candidates(theta, data, loss) if kinks is None else (kinks,):
-        found = _at_kinks(theta, data, loss, some, kinks is not None)
+    fewer = fixed_sum(theta, data, loss)
+    problem = (theta, data, loss) if fewer is None else fewer[:3]
+    for some in candidates(*problem) if kinks is None else (kinks,):
+        found = _at_kinks(*problem, some, kinks is not None)
         if found.holds:
             break
-    return found
+    return found if fewer is None else _with_last_output(found, fewer, data, loss)
+
+
+def _with_last_output(
+    found: StrictCertificate, fewer: FixedSum, data: TrainingSet, loss: Loss
+) -> StrictCertificate:
+    """Return the certificate at the given point from that without its last output."""
+    theta, outputs, family = fewer.given, fewer.given.net.shapes[-1][0], found.family
+    if family is not None:
+        family = fewer.lifted_family(family)
+        idle = found.idle + family.dimension - found.family.dimension
+        follow = theta.net.size - found.free - found.frozen - idle
+        found = replace(found, family=family, idle=idle, follow=follow)
+    if not found.holds:
+        return found
+    off = fewer.off(family)
+    radius = (found.radius - off / outputs * slack(2)) * outputs / (2 * (outputs - 1)) / slack(4)
+    if not radius > 0:
+        obstacle = f"the outputs do not sum to what the targets do, as numbers are off by {off:.2g}"
+        return replace(found, holds=False, radius=0.0, distance=math.inf, obstacle=obstacle)
+    return replace(
+        found,
+        radius=radius,
+        distance=(off + (outputs - 1) * found.distance) * slack(4),
+        delta=_above(theta, data, loss, found.risk[0]),
+    )
+
+
+def _above(theta: Parameters, data: TrainingSet, loss: Loss, risk: float) -> float:
+    """Return by how much R(theta) may be above a risk."""
+    highest = theta.net.risk(theta, data, loss) + risk_rounding(theta, data, loss)
+    return max(0.0, float(np.nextafter(highest - risk, math.inf)))
 
 
 def _at_kinks(
@@ -185,12 +225,11 @@ def _at_kinks(
             f"is not shown as far as here, as {growth.obstacle}"
         )
         return _undecided(far, **counts)
-    highest = theta.net.risk(theta, data, loss) + risk_rounding(theta, data, loss)
     return StrictCertificate(
         holds=True,
         radius=radius,
         distance=distance,
-        delta=max(0.0, float(np.nextafter(highest - risk[0], math.inf))),
+        delta=_above(theta, data, loss, risk[0]),
         **counts,
     )
 

@@ -19,6 +19,7 @@ from ..certificates.boxes import Box, members_of
 from ..certificates.certificate import in_float64
 from ..certificates.enclosures import exact
 from ..certificates.families import Symmetry
+from ..certificates.fixed_sums import fixed_sum
 from ..certificates.free import Coordinates, choose_coordinates, fields
 from ..certificates.strict import StrictCertificate, certify_strict
 from ..datasets.samples import TrainingSet
@@ -34,6 +35,7 @@ from ..layers import SelectionMatrix
 from ..shown import Shown
 from .settle import Settled
 
+BENT = "parallel", "few values"  # kinds whose fields change along themselves
 HALVINGS = 40  # of the distance, and of the length of a way
 
 
@@ -105,10 +107,13 @@ def move_along(
     kinds = known if kinds is None else [kinds] if isinstance(kinds, str) else list(kinds)
     if not kinds or not set(kinds) <= set(known):
         raise ValueError(f"kinds: expected some of {known}, got {kinds}")
-    start, held = in_float64(theta, np), Held(theta.net, data, loss, found.kinks)
-    outputs = _outputs(start, data, loss)
+    start = in_float64(theta, np)
+    fewer, outputs = fixed_sum(start, data, loss), _outputs(start, data, loss)
+    first, *problem = (start, data, loss) if fewer is None else fewer[:3]
+    held = Held(first.net, *problem, found.kinks)
     for n in range(HALVINGS):
-        point = _moved(held, start, 0.5**n * distance, np.random.default_rng(seed), set(kinds))
+        point = _moved(held, first, 0.5**n * distance, np.random.default_rng(seed), set(kinds))
+        point = point if fewer is None else fewer.lifted(point)
         after = certify_strict(point, data, loss, found.kinks)
         moved = float(abs(point.vector - start.vector).max())
         if moved and after.holds and _meet(before.risk, after.risk):
@@ -147,7 +152,7 @@ def _moved(
         along = _scaled if scales else _translated
         for point in along(held, coordinates, symmetry, now, distance, rng):
             near = abs(point.vector - start.vector).max() <= distance
-            if symmetry.kind == "parallel":
+            if symmetry.kind in BENT:
                 near = near and _same_outputs(held, now, point)
             if near and (scales or units.kept(_Units.of(held, point))):
                 now = point

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import entr
 
 from ..certificates.families import Family
+from ..certificates.fixed_sums import fixed_sum
 from ..certificates.free import choose_coordinates
 from ..certificates.strict import StrictCertificate, certify_strict
 from ..console import Bar, step
@@ -30,7 +31,7 @@ from .training import descend
 FIRST, CHUNKS = 200, 20  # L-BFGS steps in a row, and how often, before the first Newton step
 SLOW = 1e-4  # of the risk: L-BFGS steps in a row that lower it by less are the last
 LARGEST = 10_000  # parameters: the Hessian is a dense matrix
-GROWN = 100  # times what they were at the first Newton step: the parameters seem to grow for ever
+GROWN = 10_000  # times what they were at first: the parameters seem to grow for ever
 ON_BOUND = 1e-8  # of the distance between the bounds: a multiplier that is nearer counts as on it
 MANY, IN_VAIN, GROWING = 100, 1e-5, 1.05  # steps in which R falls by less and parameters grow more
 NOTHING = 1e-26  # of the targets' mean square: a squared loss below is 0 up to rounding
@@ -58,7 +59,9 @@ class Settled(Shown):
     the Hessian is 0, all of which symmetries explain: `symmetries` are those that are known, where
     the gradient is 0. `residual` is the largest entry of the
     gradient, multipliers included, and `eigenvalue` the least one that is not 0 of the Hessian on
-    the tangent space of the kinks, after so many `steps`. `reason` says why it ended.
+    the tangent space of the kinks, after so many `steps`. `reason` says why it ended. With the
+    squared loss and targets of one sum they are those without the last output, which follows from
+    it.
 
     `certificate` is the proof of all that, flat directions included, where it was tried: the point
     `holds` where an exact strict local minimum is within `distance` of theta, and no point within
@@ -180,27 +183,33 @@ def settle(
         )
     text = progress if isinstance(progress, str) else "settling"
     end, start = time.monotonic() + seconds, theta.to(np, np.float64)
+    fewer = fixed_sum(start, data, loss)
+    problem = (start, data, loss) if fewer is None else fewer[:3]
     risk_before = theta.net.risk(start, data, loss)
     with step(text, steps) if progress else nullcontext(Bar()) as bar:
-        found, reason, taken = _searched(start, data, loss, steps, end, bar)
-    risk = theta.net.risk(found.state.theta, data, loss)
+        found, reason, taken = _searched(*problem, steps, end, bar)
+    point = found.state.theta if fewer is None else fewer.lifted(found.state.theta)
+    risk = theta.net.risk(point, data, loss)
     if not risk <= risk_before * (1 + 1e-14):
-        here = KinkedNewton(start, data, loss)
-        found, reason, risk = here.polished(), NO_LOWER, risk_before
+        here = KinkedNewton(*problem)
+        found, reason, risk, point = here.polished(), NO_LOWER, risk_before, start
         found = found._replace(state=here.state)
     settled, certificate = reason == SETTLED, None
     try:
-        certificate = _certificate(found, data, loss) if settled else None
+        certificate = _certificate(point, data, loss, found.state.kinks) if settled else None
     except KeyboardInterrupt:
         reason = f"{reason}; the proof was {INTERRUPTED}"
     state, firm = found.state, found.eigenvalues[abs(found.eigenvalues) > NULL * found.size]
+    symmetries = _symmetries(found, *problem[1:]) if found.stationary else None
+    if symmetries and fewer is not None:
+        symmetries = fewer.lifted_family(symmetries)
     return Settled(
-        state.theta.to(namespace(theta.vector)),
+        point.to(namespace(theta.vector)),
         settled,
         reason,
         risk_before,
         risk,
-        float(abs(state.theta.vector - start.vector).max()),
+        float(abs(point.vector - start.vector).max()),
         tuple(state.kinks),
         state.multipliers,
         found.low,
@@ -208,15 +217,16 @@ def settle(
         found.residual,
         float(firm.min(initial=math.inf)),
         found.flat,
-        _symmetries(found, data, loss) if found.stationary else None,
+        symmetries,
         taken,
         certificate,
     )
 
 
-def _certificate(found: Conditions, data: TrainingSet, loss: Loss) -> StrictCertificate | None:
+def _certificate(
+    theta: Parameters, data: TrainingSet, loss: Loss, kinks: list[HeldKink]
+) -> StrictCertificate | None:
     """Return the proof at a point, or None for networks and losses that it is not for."""
-    theta, kinks = found.state.theta, found.state.kinks
     if not StrictCertificate.applies(theta, loss):
         return None
     return certify_strict(theta, data, loss, kinks)
@@ -293,7 +303,7 @@ def _least_risk(data: TrainingSet, loss: Loss) -> tuple[float, float, str]:
     if type(loss) is CrossEntropy:
         least = float(entr(data.y).sum(axis=1).mean())
         return least, ENTROPY * max(least, 1e-3), FITTED if (data.y > 0).all() else NEVER
-    nothing = NOTHING * float((data.y**2).mean()) if type(loss) is SquaredLoss else 0.0
+    nothing = NOTHING * float((data.y**2).mean()) if isinstance(loss, SquaredLoss) else 0.0
     return 0.0, nothing, GLOBAL
 
 

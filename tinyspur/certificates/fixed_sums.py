@@ -1,0 +1,113 @@
+"""The squared loss of targets with one sum, as one-hot labels have: one output less.
+
+Let h be what the last layer reads, a dense one with weights A, biases b and m outputs, u = sum_j
+A_j, c = sum_j b_j, and S what the targets of each sample sum to. Then
+
+    R(theta) = R(Pi theta) + sum_i (u . h_i + c - S)^2 / (2 m N),
+
+where Pi takes u / m off each row of A and (c - S) / m off each bias, so that outputs sum to S. A
+minimum among points with u = 0 and c = S is therefore one of R. Among them the last residual is
+minus the sum of the others: what counts is a network without the last output, with `FixedSumLoss`.
+
+There are directions without change that no symmetry of R explains, as they need u = 0: units that
+two outputs read with opposite weights are read by one.
+
+Rows move by at most 2 (m - 1) / m times what all numbers do under Pi, and by |u| / m, |c - S| / m.
+Columns of A that read 0 throughout may be as they are.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from ..datasets.samples import TrainingSet
+from ..engine.losses import FixedSumLoss, Loss, SquaredLoss
+from ..engine.parameters import Parameters
+from ..layers import Dense
+from .families import IDLE, Family
+
+
+class FixedSum(NamedTuple):
+    """A point of a network without its last output, data and loss, for those that were `given`."""
+
+    theta: Parameters
+    data: TrainingSet
+    loss: Loss
+    given: Parameters
+    total: Fraction
+
+    @property
+    def coordinates(self) -> np.ndarray:
+        """Return which coordinates of the network that was given those of this one are."""
+        full, own = (point.net.slots[point.net.depth] for point in (self.given, self.theta))
+        biases = full.weights.stop + np.arange(own.biases)
+        return np.concatenate([np.arange(own.weights.stop), biases])
+
+    def lifted(self, theta: Parameters) -> Parameters:
+        """Return the point with the last output, so that the outputs sum to the targets' sum.
+
+        Weights that read 0 for all samples are those that were given.
+        """
+        net, full = theta.net, self.given.copy()
+        full.vector[self.coordinates] = theta.vector
+        W, b = (part[net.depth] for part in (full.W, full.b))
+        x = np.ascontiguousarray(self.data.x.reshape(len(self.data), -1).T, dtype=np.float64)
+        read = net.layer_output(theta, x, net.depth - 1).any(axis=1)
+        W.weights[-1, read] = -W.weights[:-1, read].sum(axis=0)
+        b[-1] = float(self.total - sum(map(Fraction, b[:-1].tolist())))
+        return full
+
+    def lifted_family(self, family: Family) -> Family:
+        """Return the family in the coordinates of the network that was given.
+
+        Where weights of an output read nothing but 0, so do those of the last one.
+        """
+        own, slot = self.coordinates, self.given.net.slots[self.given.net.depth]
+        inputs, last = slot.shape[1], slot.weights.stop - slot.shape[1]
+        found = {int(own[n]): symmetry for n, symmetry in family.symmetries.items()}
+        idle = family.of_kinds(*IDLE)
+        found |= {last + k: found[slot.start + k] for k in range(inputs) if slot.start + k in idle}
+        return Family(dict(sorted(found.items())))
+
+    def off(self, family: Family) -> float:
+        """Return a bound of |u| where it counts, by the lifted family, and |c - S|."""
+        net, idle = self.given.net, family.of_kinds(*IDLE)
+        W, b = (part[net.depth] for part in (self.given.W, self.given.b))
+        sums = [sum(map(Fraction, b.tolist()), -self.total)]
+        for n, column in enumerate(W.weights.T.tolist(), start=net.slots[net.depth].start):
+            if n not in idle:
+                sums.append(sum(map(Fraction, column)))
+        return float(np.nextafter(float(max(map(abs, sums))), np.inf))
+
+
+def fixed_sum(theta: Parameters, data: TrainingSet, loss: Loss) -> FixedSum | None:
+    """Return the problem without the last output, None where it is not for that.
+
+    It is for the squared loss, two outputs or more of a dense layer with biases, and targets that
+    sum to exactly the same number for each sample.
+    """
+    net = theta.net
+    last, outputs = net.layers[-1], data.y.shape[1]
+    plain = type(last) is Dense and last.bias and net.activation_at(net.depth) is None
+    if type(loss) is not SquaredLoss or not plain or outputs < 2:
+        return None
+    sums = {sum(map(Fraction, row)) for row in data.y[:2].tolist()}
+    if len(sums) == 1:
+        different = np.unique(np.sort(data.y, axis=1), axis=0)
+        sums = {sum(map(Fraction, row)) for row in different.tolist()}
+    if len(sums) > 1:
+        return None
+    fewer = type(net)(
+        net.input_shape,
+        [*net.layers[:-1], Dense(outputs - 1)],
+        net.activation,
+        net.memory_budget,
+    )
+    found = FixedSum(
+        fewer.zeros(), TrainingSet(data.x, data.y[:, :-1]), FixedSumLoss(), theta, sums.pop()
+    )
+    found.theta.vector[:] = theta.vector[found.coordinates]
+    return found
