@@ -12,6 +12,7 @@ import tinyspur as ts
 from tinyspur.certificates.assumptions import check_at_point
 from tinyspur.certificates.exact_fits import check_exact, exact_minimum
 from tinyspur.certificates.exact_kinks import exact_kinked_minimum
+from tinyspur.certificates.fixed_sums import fixed_sum
 from tinyspur.certificates.rounding import risk_rounding, rounded_risk
 from tinyspur.certificates.stationary import candidates, find_stationary, near_kinks
 from tinyspur.constructions import isolated
@@ -53,6 +54,7 @@ OF_A_POINT = {  # (theta, data, loss)
     "certify_strict": ts.certify_strict,
     "candidates": lambda t, data, loss: next(candidates(t, data, loss)),
     "check_at_point": check_at_point,
+    "fixed_sum": fixed_sum,
     "certify_relays": lambda t, data, loss: ts.certify_relays(t, data, loss, 1),
     "coordinate_rates": coordinate_rates,
     "check_exact": check_exact,

@@ -235,6 +235,24 @@ def rank_of_outputs(theta, data, softmax=False):
     return int((sizes > 1e-7 * sizes[0]).sum())
 
 
+def test_few_values_explain_what_no_symmetry_does():
+    """Of a layer that is active for few samples, and of linear units that read fewer ones."""
+    theta, held = problem(Network((1, 4), (Dense(3), Dense(2), Dense(1))), 40, 0)
+    theta.b[1][:], theta.b[2][:] = 3, 0
+    z = theta.net.layer_output(theta, held.data.x[:, 0].T, 1).T @ theta.W[2].weights.T
+    theta.b[2][:] = -np.sort(z, axis=0)[-3:-1].mean(axis=0)  # active for two samples each
+    found = check_fields(theta, held)
+    assert found.family.kinds["few values"] > 0
+    assert len(found.free) == rank_of_outputs(theta, held.data) == 5
+    net = Network((1, 4), (Dense(2), Dense(4), Dense(5), Dense(3)), ReLU(0.1))
+    theta, held = problem(net, 80, 0)
+    theta.b[2][:3] += 100  # linear, and fewer than two inputs and a constant need
+    theta.b[3][:] -= 100 * theta.W[3].weights[:, :3].sum(axis=1)
+    found = check_fields(theta, held)
+    assert found.family.kinds["few values"] > 0
+    assert len(found.free) == rank_of_outputs(theta, held.data)
+
+
 def test_a_dead_unit_has_no_influence():
     theta, held = problem(Network((1, 3), (Dense(3), Dense(2))), 40, 0)
     theta.b[1][1] = -100

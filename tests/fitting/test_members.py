@@ -71,11 +71,20 @@ def nearly_equal_units():
     return theta, held
 
 
+def above_rarely_active_units():
+    theta, held = problem((Dense(3), Dense(2), Dense(1)), (1, 4), 40)
+    theta.b[1][:], theta.b[2][:] = 3, 0
+    z = theta.net.layer_output(theta, held.data.x[:, 0].T, 1).T @ theta.W[2].weights.T
+    theta.b[2][:] = -np.sort(z, axis=0)[-3:-1].mean(axis=0)  # active for two samples each
+    return theta, held
+
+
 CASES = {
     "scaling": lambda: problem((Conv(3), AveragePool(2), Dense(4), Dense(2)), (1, 4, 4), 9),
     "mixing": active_units,
     "shift": active_units,
     "few samples": rarely_active_unit,
+    "few values": above_rarely_active_units,
     "exchange": nearly_equal_units,
     "dependent inputs": equal_inputs,
     "parallel": lambda: problem(

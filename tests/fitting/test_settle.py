@@ -289,7 +289,7 @@ def test_flat_directions_that_no_symmetry_explains_are_counted():
     assert found.risk == pytest.approx(28 / 9, abs=1e-13)
 
 
-@pytest.mark.parametrize(("factor", "steps"), [(11.0, 2), (1.001, 100)])
+@pytest.mark.parametrize(("factor", "steps"), [(101.0, 2), (1.001, 100)])
 def test_a_search_is_given_up_where_parameters_only_grow(monkeypatch, factor, steps):
     """A step of this search multiplies all parameters by a factor, as if that were lower."""
 

@@ -25,6 +25,7 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.losses import FixedSumLoss, Loss, SquaredLoss
+from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..layers import Dense
 from .families import IDLE, Family
@@ -87,8 +88,10 @@ def fixed_sum(theta: Parameters, data: TrainingSet, loss: Loss) -> FixedSum | No
     """Return the problem without the last output, None where it is not for that.
 
     It is for the squared loss, two outputs or more of a dense layer with biases, and targets that
-    sum to exactly the same number for each sample.
+    sum to exactly the same number for each sample. Raises ValueError for a point or data of another
+    network.
     """
+    check_at(theta, data, loss)
     net = theta.net
     last, outputs = net.layers[-1], data.y.shape[1]
     plain = type(last) is Dense and last.bias and net.activation_at(net.depth) is None

@@ -50,6 +50,8 @@ from .sizes import powers_of_two
 from .streams import Generator, incoming, levels_of, stream_symmetries
 from .submersions import Submersion, submersions
 
+LAST = 2.0**-10  # of the length of other rows: those of the general kinds, which are taken last
+
 
 @dataclass(frozen=True)
 class Coordinates:
@@ -131,11 +133,12 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     interpolations = [one for one, _ in parts]
     rows = _stacked([_generated(generators, box), *(part for _, part in parts)])
     sizes = next(iter(reaches.values())).sizes
-    chosen, frozen = _independent(rows.middle, taken, sizes)
+    symmetries = row_symmetries(generators, interpolations)
+    last = np.array([one.kind == "few values" for one in symmetries], dtype=bool)
+    chosen, frozen = _independent(rows.middle, taken, sizes, last)
     free = np.ones(net.size, dtype=bool)
     free[idle] = free[frozen] = False
     named = _named(rows.middle[np.ix_(chosen, frozen)])
-    symmetries = row_symmetries(generators, interpolations)
     reasons = {int(f): symmetries[chosen[row]] for f, row in zip(frozen, named, strict=True)}
     reasons |= dict(_why_idle(held, reaches, idle))
     return Coordinates(
@@ -292,12 +295,13 @@ def _read_rows(held: Held, box: Box, one: Interpolation) -> Enclosure:
 
 
 def _independent(
-    rows: np.ndarray, taken: np.ndarray, sizes: np.ndarray
+    rows: np.ndarray, taken: np.ndarray, sizes: np.ndarray, last: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return independent rows of the generators, and as many coordinates that they all cross.
 
-    Which rows are independent is decided in the units of the parameters' `sizes`. Coordinates are
-    preferred that are large as they are: a move by rho counts little there.
+    Which rows are independent is decided in the units of the parameters' `sizes`; those that are
+    `last` count where the others leave something. Coordinates are preferred that are large as they
+    are: a move by rho counts little there.
     """
     columns = np.flatnonzero(~taken)
     rows = rows[:, columns]
@@ -307,9 +311,10 @@ def _independent(
     if not len(used) or not len(columns):
         return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
     relative = relative[used] / lengths[used][:, None]
-    _, R, order = scipy.linalg.qr(relative.T, mode="economic", pivoting=True)
-    diagonal = abs(np.diag(R))
-    chosen = order[: int((diagonal > INDEPENDENT * diagonal[0]).sum())]
+    share = np.where(last[used], LAST, 1.0)
+    _, R, order = scipy.linalg.qr((relative * share[:, None]).T, mode="economic", pivoting=True)
+    order, diagonal = order[: len(R)], abs(np.diag(R))
+    chosen = order[diagonal > INDEPENDENT * share[order]]
     rows, relative = rows[used[chosen]], relative[chosen]
     for some in (rows / np.linalg.norm(rows, axis=1)[:, None], relative):
         crossed = scipy.linalg.qr(some, mode="r", pivoting=True)[1][: len(chosen)]

@@ -34,6 +34,8 @@ from .generators import INDEPENDENT, Reach
 from .sizes import powers_of_two
 from .streams import downstream, incoming, outgoing
 
+RESTORING = 6  # Newton steps
+
 
 @dataclass(frozen=True)
 class Submersion:
@@ -64,6 +66,18 @@ class Submersion:
         rows.middle[np.arange(len(self.rest)), self.rest] = 1
         rows.middle[:, self.solved], rows.radius[:, self.solved] = -X.middle.T, X.radius.T
         return rows
+
+    def restored(self, held: Held, theta: Parameters, point: Parameters) -> Parameters:
+        """Return the point with the solved coordinates at which the values are those at theta."""
+        both = held.at_kinks(tuple(dict.fromkeys([*held.kinks, *self.values])))
+        which = [both.kinks.index(kink) for kink in self.values]
+        before, scale = both.values(theta)[which], self.sizes[self.solved]
+        for _ in range(RESTORING):
+            J = held.jacobian(point, self.values)[:, self.solved] * scale
+            step = np.linalg.lstsq(J, before - both.values(point)[which])[0] * scale
+            point = point.copy()
+            point.vector[self.solved] += step
+        return point
 
 
 def submersions(

@@ -22,6 +22,7 @@ from ..certificates.families import Symmetry
 from ..certificates.fixed_sums import fixed_sum
 from ..certificates.free import Coordinates, choose_coordinates, fields
 from ..certificates.strict import StrictCertificate, certify_strict
+from ..certificates.submersions import Submersion
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
 from ..engine.held import Held, HeldKink
@@ -190,7 +191,11 @@ def _translated(
     largest = float(abs(d).max())
     for n in range(HALVINGS if largest else 0):
         for sign in (1, -1):
-            yield Parameters(theta.net, theta.vector + sign * distance * 0.5**n * (d / largest))
+            point = Parameters(theta.net, theta.vector + sign * distance * 0.5**n * (d / largest))
+            for one in parts[1]:
+                if isinstance(one, Submersion):
+                    point = one.restored(held, theta, point)
+            yield point
 
 
 def _scaled(

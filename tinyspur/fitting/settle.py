@@ -152,15 +152,15 @@ def settle(
 
     L-BFGS steps until these get hardly lower, then at most `steps` Newton steps for a convex model
     in which all kinks that are near may be met at once; no new one is begun after so many
-    `seconds`, the proof not counted. It gives up where the parameters grow to 100 times their size,
-    or by 5 % in 100 steps that lower the risk by less than 1e-5 of it. The risk never ends higher
-    than it began, but for rounding. Where the conditions of a strict local minimum hold, up to
-    rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the host,
-    with the Hessian as a dense matrix: some 3,000 parameters are the most that is quick. `progress`
-    shows on stderr how far it is, after a text of yours if it is one. Ctrl-C ends the search: the
-    best point comes back, and `reason` says so. Raises ValueError for more than 10,000 parameters,
-    for settings out of range, for piecewise linear activations of your own, leaky ReLU with a slope
-    of 1 or more, and where the risk at theta is not finite.
+    `seconds`, the proof not counted. It gives up where the parameters grow to 10,000 times their
+    size, or by 5 % in 100 steps that lower the risk by less than 1e-5 of it. The risk never ends
+    higher than it began, but for rounding. Where the conditions of a strict local minimum hold, up
+    to rounding, it tries to prove it, see `certify_strict`. All is computed in float64, on the
+    host, with the Hessian as a dense matrix: some 3,000 parameters are the most that is quick.
+    `progress` shows on stderr how far it is, after a text of yours if it is one. Ctrl-C ends the
+    search: the best point comes back, and `reason` says so. Raises ValueError for more than 10,000
+    parameters, for settings out of range, for piecewise linear activations of your own, leaky ReLU
+    with a slope of 1 or more, and where the risk at theta is not finite.
 
     A hinge is fitted to five samples; its knot stays at x = 0, although no gradient vanishes there:
 
