@@ -253,6 +253,16 @@ def test_few_values_explain_what_no_symmetry_does():
     assert len(found.free) == rank_of_outputs(theta, held.data)
 
 
+@pytest.mark.parametrize("biases", range(8))
+def test_few_values_of_linear_units_count_the_constant_only_where_there_are_biases(biases):
+    with_biases = [bool(biases & 1 << n) for n in range(3)]
+    layers = [Dense(n, bias) for n, bias in zip((2, 4, 3), with_biases, strict=True)]
+    theta, held = problem(Network((1, 3), [*layers, Dense(2)], ReLU(0.1)), 60, 0)
+    theta.vector[:] = abs(theta.vector)
+    held.data.x[:] = abs(held.data.x)  # all units are active, so all outputs are affine
+    assert len(check_fields(theta, held).free) >= rank_of_outputs(theta, held.data)
+
+
 def test_a_dead_unit_has_no_influence():
     theta, held = problem(Network((1, 3), (Dense(3), Dense(2))), 40, 0)
     theta.b[1][1] = -100

@@ -218,14 +218,14 @@ class _Sums:
                 yield slopes, np.flatnonzero(which.reshape(-1) == n)
 
     def _coordinates(self, units: tuple[int, ...]) -> np.ndarray:
-        """Return the weights and biases of the units, what reads them, and the biases above if no
-        sample has only slopes of 0.
+        """Return the weights and biases of the units, what reads them, and, where units have
+        biases, those above if no sample has only slopes of 0.
         """
         layer, above, held = self.at.step.layer, self.above.step, self.held
         parts = [incoming(held, layer, u) for u in units]
         parts += [outgoing(held, above.W, above.layer, u).ravel() for u in units]
         slot = held.net.slots[above.layer]
-        if self.pieces[list(units)].any(axis=0).all():
+        if self.at.step.b is not None and self.pieces[list(units)].any(axis=0).all():
             parts.append(np.arange(slot.weights.stop, slot.all.stop))
         P = np.concatenate(parts)
         return P[~self.taken[P]]
