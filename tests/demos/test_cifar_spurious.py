@@ -1163,7 +1163,7 @@ def test_a_damaged_npz_is_refused(name, program, small):
 
 
 def test_pixels_near_the_limits_of_float64_end_whole_or_with_nothing(program, tmp_path):
-    for brightness in (1e150, 1e200, 1e300):
+    for brightness in (1e150, 1e300):
         images, labels = images_and_labels()
         np.savez(tmp_path / "huge.npz", images=brightness * images, labels=labels)
         run = program("--data", tmp_path / "huge.npz", *QUICK, out=tmp_path / str(brightness))
