@@ -4,8 +4,13 @@ Elsewhere the header says that they do not.
 """
 
 import functools
+import gc
 import os
+import signal
 import sys
+
+# What is imported and collected is kept: to look for garbage among it takes a third of the time.
+gc.disable()
 
 # The arrays are small: a second thread costs more than it gives, and much more on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -74,6 +79,17 @@ def special_functions(request, monkeypatch):
     """Take those of the stand-in for a device in all tests but those of a device."""
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setitem(sys.modules, "cupyx.scipy.special", strict_device.special)
+
+
+def pytest_configure():
+    """Let tests raise Ctrl-C, which a shell has ignored by what it starts in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header():

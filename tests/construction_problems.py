@@ -114,14 +114,14 @@ def by_hand(theta, pair, data, loss, m, k):
     return v, w, u.numpy()[:, k]
 
 
-def all_splits(theta, pair, data, loss, m, k, width):
-    """Yield a split for each gap of map m that is wider than `width` of the range."""
+def all_splits(theta, pair, data, loss, m, k, width, every=1):
+    """Yield a split for each gap of map m that is wider than `width` of the range, or for some."""
     v, w, u = by_hand(theta, pair, data, loss, m, k)
     values = np.unique(v)
     some = split_data(theta, pair, data, loss)
-    for low, high in itertools.pairwise(values):
-        if high - low <= width * (values[-1] - values[0]):
-            continue
+    wide = width * (values[-1] - values[0])
+    gaps = [(low, high) for low, high in itertools.pairwise(values) if high - low > wide]
+    for low, high in gaps[::every]:
         eta = (low + high) / 2
         above = v[0] > eta
         yield replace(

@@ -1,5 +1,6 @@
 """The README's network and points on images of 7 x 7 pixels, around which the tests look."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ def build(net, data, variant, dtype=np.float64):
     return find_spurious_minimum(theta.to(np, dtype), pair, data, LOSS, variant=variant)
 
 
+@functools.cache
 def readme_example():
     """Return the network, the data, theta_1 and the points of both variants."""
     images = datasets.bundled().subset(200, seed=0)

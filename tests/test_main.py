@@ -94,9 +94,7 @@ def test_version_where_nothing_is_installed(run, monkeypatch):
 
 
 def test_the_module_runs(run):
-    done = run_python("-m", "tinyspur", *POINT, *QUICK)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == run(*POINT, *QUICK).text
-    wrong = run_python("-m", "tinyspur", "inspect", "missing.npz")
-    assert wrong.returncode == 2
-    assert wrong.stderr.splitlines() == [run("inspect", "missing.npz").errors.strip()]
+    options = ["certify", "random.npz", *POINT[2:], *QUICK]
+    done = run_python("-m", "tinyspur", *options)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == run(*options).text

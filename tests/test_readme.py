@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import tinyspur
+from tinyspur import __main__ as command
 
 ROOT = Path(__file__).resolve().parent.parent
 STATEMENTS = ["Statement of the paper", "function", "test"]
@@ -121,6 +122,10 @@ def options_of(program):
 @functools.cache
 def options_of_module(module, *words):
     """Return the same of python -m module, with the words of a command of it before options."""
+    if module == "tinyspur":  # `test_main` runs it as a process
+        with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as end:
+            command.main([*words, "--help"])
+        return long_options(printed.getvalue()) if not end.value.code else None
     ran = subprocess.run(
         [sys.executable, "-m", module, *words, "--help"],
         capture_output=True,

@@ -4,6 +4,7 @@ import block_problems
 import numpy as np
 import pytest
 from certificate_problems import LAYOUTS
+from shared import in_turn
 from strict_problems import kinks_feeding_kinks
 
 from tinyspur.certificates.box_hessians import second_order
@@ -47,14 +48,19 @@ def check_inside(found, value):
     assert (off <= SLACK * (1 + abs(value))).all()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("sigma", [ReLU(), ReLU(0.2), Tanh(), GELU()], ids=str)
+@in_turn(
+    pytest.mark.parametrize("layout", LAYOUTS),
+    pytest.mark.parametrize("sigma", [ReLU(), ReLU(0.2), Tanh(), GELU()], ids=str),
+    draws=2,
+)
 def test_gradients_hessians_and_signals_are_in_their_enclosures(layout, sigma):
     check_enclosures(*problem(layout, sigma, LOSSES[list(LAYOUTS).index(layout) % 4]))
 
 
-@pytest.mark.parametrize("kind", block_problems.KINDS)
-@pytest.mark.parametrize("slope", [0.0, 0.2])
+@in_turn(
+    pytest.mark.parametrize("kind", block_problems.KINDS),
+    pytest.mark.parametrize("slope", [0.0, 0.2]),
+)
 def test_in_blocks_and_after_all_layers_they_are_in_their_enclosures(kind, slope):
     loss = LOSSES[list(block_problems.KINDS).index(kind) % 4]
     check_enclosures(*block_problems.problem(kind, slope, loss, seed=1))

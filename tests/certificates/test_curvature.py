@@ -399,7 +399,7 @@ def test_nothing_within_the_radius_is_lower_to_another_optimiser():
 
 
 def test_far_enough_away_there_are_lower_points():
-    for sigma, widths in SMALL:
+    for sigma, widths in (SMALL[0], SMALL[-1]):
         theta, data = certified(sigma, widths)
         c = certify_curvature(theta, data, SQUARED)
         assert c.radius < 2
@@ -654,9 +654,12 @@ def test_hessians_of_both_signs_are_refused_and_something_lower_is_near(sigma, w
     assert_saddle(theta, data)
 
 
-@pytest.mark.parametrize("size", [1e-9, 1e-3])
-@pytest.mark.parametrize("what", ["x", "1"])
-@pytest.mark.parametrize(("sigma", "widths"), SMALL, ids=str)
+@in_turn(
+    pytest.mark.parametrize("size", [1e-9, 1e-3]),
+    pytest.mark.parametrize("what", ["x", "1"]),
+    pytest.mark.parametrize(("sigma", "widths"), SMALL, ids=str),
+    draws=2,
+)
 def test_residuals_that_are_not_orthogonal_are_refused(sigma, widths, what, size):
     theta, data = certified(sigma, widths)
     hats = np.c_[data.x[:, 0], np.ones(24)]

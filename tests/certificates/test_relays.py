@@ -109,7 +109,7 @@ def test_near_theta_the_risk_is_that_of_the_layers_below_with_a_free_dense_layer
     """The identity behind the proof, R(theta') = R_sub(lower', V', c'), at random points."""
     theta, pair, data, _ = nonlinear(layers)
     rng = np.random.default_rng(5)
-    for _ in range(5):
+    for _ in range(2):
         near = Parameters(theta.net, theta.vector + 1e-3 * rng.normal(size=theta.vector.size))
         found = certify_relays(near, data, LOSS, pair.lower)
         assert found.structure
@@ -191,7 +191,7 @@ def test_a_max_pooling_that_selects_the_same_for_all_samples_is_affine(lower):
     assert found.evidence_only
     assert (found.active, found.dead) == ((20, 16) if lower == 2 else (4, 0))
     rng = np.random.default_rng(5)
-    for _ in range(5):
+    for _ in range(2):
         near = Parameters(theta.net, theta.vector + 1e-3 * rng.normal(size=theta.vector.size))
         found = certify_relays(near, data, LOSS, lower)
         assert found.structure

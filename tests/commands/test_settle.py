@@ -52,11 +52,11 @@ def test_a_point_at_no_minimum_is_told_what_may_come_next(run, trained):
 
 
 def test_without_time_the_best_point_is_written_and_not_called_a_minimum(run, trained):
-    problem = ("random.npz", "--data", "certified_data.npz")
+    problem = ("trained.npz", "--data", "trained_data.npz")
     done = run("settle", *problem, "--steps", 1, report=True)
     assert done.status == 1
     assert done.report["certificate"] is done.report["risk_interval"] is None
-    assert ts.load_point("settled.npz").net == ts.load_point("random.npz").net
+    assert ts.load_point("settled.npz").net == ts.load_point("trained.npz").net
     assert "local minimum" not in done.text
 
 

@@ -62,7 +62,7 @@ def test_theta_prime_keeps_every_output_and_has_the_slope_of_the_split(loss, see
     for m in pair.relayed:
         b = theta.b[pair.below][m]
         for k in range(3):
-            for split in all_splits(theta, pair, data, loss, m, k, width=4e-3):
+            for split in all_splits(theta, pair, data, loss, m, k, width=4e-3, every=4):
                 prime = equal_risk_point(theta, pair, split)
                 close(theta.net.forward(prime, data.x), outputs)
                 close(theta.net.risk(prime, data, loss), risk)
@@ -77,7 +77,7 @@ def test_theta_prime_keeps_every_output_and_has_the_slope_of_the_split(loss, see
                     abs((up - down) / (2 * h) - split.slope) <= 1e-5 * abs(split.slope) + rounding
                 )
                 cases[bool(split.threshold >= -b)] += 1
-    assert min(cases.values()) >= 20
+    assert min(cases.values()) >= 10
 
 
 @over_seeds
@@ -138,7 +138,7 @@ def test_the_literal_theta_prime_keeps_the_risk_with_one_output(seed):
     outputs = theta.net.forward(theta, data.x)
     cases = {True: 0, False: 0}
     for m in pair.relayed:
-        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3):
+        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3, every=3):
             prime = equal_risk_point(theta, pair, split, "literal")
             close(theta.net.forward(prime, data.x), outputs)
             case = bool(split.threshold >= -theta.b[pair.below][m])
@@ -149,7 +149,7 @@ def test_the_literal_theta_prime_keeps_the_risk_with_one_output(seed):
             )
             assert (up - down) / (2 * h) == pytest.approx(split.slope, rel=1e-5, abs=1e-10)
             cases[case] += 1
-    assert min(cases.values()) >= 10
+    assert min(cases.values()) >= 5
 
 
 @over_seeds
@@ -163,7 +163,7 @@ def test_the_literal_theta_prime_changes_the_other_outputs_where_a_bias_was_rais
     for m in pair.relayed:
         b = theta.b[pair.below][m]
         for k in range(3):
-            for split in all_splits(theta, pair, data, SQUARED, m, k, width=4e-3):
+            for split in all_splits(theta, pair, data, SQUARED, m, k, width=4e-3, every=4):
                 prime = equal_risk_point(theta, pair, split, "literal")
                 found = theta.net.forward(prime, data.x)
                 close(found[:, k], outputs[:, k])
@@ -182,6 +182,6 @@ def test_the_literal_theta_prime_keeps_every_output_where_no_bias_is_raised():
     theta.b[pair.below][:] = 50
     outputs = theta.net.forward(theta, data.x)
     for m in pair.relayed:
-        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3):
+        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3, every=3):
             prime = equal_risk_point(theta, pair, split, "literal")
             close(theta.net.forward(prime, data.x), outputs)

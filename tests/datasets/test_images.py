@@ -430,14 +430,3 @@ def test_readers_of_data_import_neither_networks_nor_anything_above_them():
     lowest = [f"tinyspur.engine{name}" for name in ("", ".backend", ".plain")]
     used = ["tinyspur.console", *inside, *lowest, "tinyspur.files"]
     assert done.stdout.split() == ["4000", *used]
-
-
-def test_the_package_has_the_data_sets_and_imports_what_downloads_only_for_a_download():
-    program = (
-        "import sys\n"
-        "import tinyspur as ts\n"
-        "print(ts.datasets.bundled())\n"
-        "print(*{'pooch', 'requests'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == (f"{datasets.bundled()}\n\n", "")

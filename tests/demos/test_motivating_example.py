@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from shared import ROOT, run_here, run_python
+from shared import ROOT, run_here
 
 PROGRAM = ROOT / "demos" / "motivating_example.py"
 
@@ -19,19 +19,19 @@ def least_risk(samples, groups):
     return (np.concatenate(residuals) ** 2).sum() / 2 / samples
 
 
-def test_the_program_draws_three_fits_and_says_what_holds(tmp_path):
-    ran = run_python(PROGRAM, "--samples", 24, "--out", tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert not ran.stderr
-    heads = re.findall(r"Figure 1\((.)\): (\d) groups, (\w+) auxiliary .*R = (\S+)", ran.stdout)
+def test_the_program_draws_three_fits_and_says_what_holds(tmp_path, capsys):
+    ran = run_here(PROGRAM, capsys, "--samples", 24, "--out", tmp_path)
+    assert ran.returncode == 0, ran.err
+    assert not ran.err
+    heads = re.findall(r"Figure 1\((.)\): (\d) groups, (\w+) auxiliary .*R = (\S+)", ran.out)
     assert [head[:2] for head in heads] == [("a", "2"), ("b", "3"), ("c", "4")]
     assert heads[0][2] == "no"
     assert "1" in [head[2] for head in heads[1:]]
     risks = [float(head[3]) for head in heads]
     assert risks[1:] == pytest.approx([least_risk(24, 3), least_risk(24, 4)], rel=1e-5)
     assert risks == sorted(risks, reverse=True)
-    printed = re.findall(r"max-min as printed: (.*)", ran.stdout)
-    gates = re.findall(r"gates: +(.*)", ran.stdout)
+    printed = re.findall(r"max-min as printed: (.*)", ran.out)
+    gates = re.findall(r"gates: +(.*)", ran.out)
     assert gates == [f"certified local minimum, {K} pattern classes" for K in (2, 3, 4)]
     assert printed[0] == gates[0]
     assert any(words.startswith("not certified") for words in printed)

@@ -11,8 +11,13 @@ TOUR = Path(__file__).resolve().parents[2] / "demos" / "tour.ipynb"
 
 @pytest.fixture(scope="module")
 def cells():
-    """Return the cells of code after a run in a fresh kernel; a cell that fails raises."""
+    """Return the cells of code after a run in a fresh kernel; a cell that fails raises.
+
+    Two trainings are followed, not six.
+    """
     notebook = nbformat.read(TOUR, as_version=4)
+    [trainings] = [cell for cell in notebook.cells if "in range(6)]" in cell.source]
+    trainings.source = trainings.source.replace("in range(6)]", "in range(2)]")
     NotebookClient(notebook, timeout=300).execute()
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 

@@ -50,7 +50,7 @@ def test_what_is_finished_is_kept_after_ctrl_c_and_no_worker_is_left(tmp_path):
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += f"sys.path.insert(0, {str(PROGRAM.parent)!r}); import trained_minima as program; "
     code += "sys.exit(program.main())"
-    options = ["--problems", "teacher-6", "--runs", "200", "--workers", "2", "--out", str(tmp_path)]
+    options = ["--problems", "teacher-6", "--runs", "200", "--workers", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "-c", code, *options],
         env=os.environ | {"PYTHONPATH": str(ROOT)},

@@ -87,11 +87,11 @@ def rows_for(draw):
 
 @pytest.fixture
 def drawn(saved):
-    """Return what draws one row of panels: the figure's axes and its pixels, from above."""
+    """Return what draws one row of panels: the figure's axes and its `pixels`, from above."""
 
-    def call(draw, *row):
-        figure, path = saved(draw, [row])
-        return figure.axes, matplotlib.image.imread(path)[..., :3]
+    def call(draw, *row, pixels=True):
+        figure, path = saved(draw, [row], rendered=pixels)
+        return figure.axes, matplotlib.image.imread(path)[..., :3] if pixels else None
 
     return call
 
@@ -225,7 +225,7 @@ def test_level_sets_are_orange_where_the_risk_is_lower(drawn, repaired, literal)
 def test_one_level_parts_the_colours(drawn):
     plateau = np.where(abs(TICKS) < 0.6, 0, -BOWL)
     row = [panel(BOWL), panel(SADDLE), panel(-BOWL), panel(plateau), panel(0 * BOWL)]
-    axes, _ = drawn(draw_level_sets, *row)
+    axes, _ = drawn(draw_level_sets, *row, pixels=False)
     for ax, shown in zip(axes, row, strict=True):
         heights, bands = shown.landscape.risks - 2, filled(ax)
         lower, levels = heights[shown.landscape.lower], bands.levels
@@ -250,7 +250,7 @@ def test_one_level_parts_the_colours(drawn):
 
 def test_levels_on_both_sides_are_labelled(drawn):
     for scale in (1, 4e3):
-        [ax], _ = drawn(draw_level_sets, panel(scale * SADDLE))
+        [ax], _ = drawn(draw_level_sets, panel(scale * SADDLE), pixels=False)
         labels = [text.replace("\N{MINUS SIGN}", "-") for text in words(ax)]
         assert not any("e" in label for label in labels)
         found = np.array(labels, dtype=float)
@@ -271,7 +271,7 @@ def test_a_plateau_of_zero_is_not_orange(drawn):
     lower = TICKS[1:-1] < 0.05 * 12 - 1
     assert orange[lower].mean() > 0.8  # the others are under words
     assert not orange[~lower].any()
-    [ax], _ = drawn(draw_surfaces, panel(heights))
+    [ax], _ = drawn(draw_surfaces, panel(heights), pixels=False)
     [surface] = ax.collections
     assert is_orange(surface.get_facecolor()[:, :3]).sum() == 12 * 40
 
@@ -311,7 +311,7 @@ def test_dips_of_lines_within_rounding_are_not_orange(drawn):
 
 def test_an_escape_within_rounding_does_not_go_down(drawn):
     escape = landscape([-0.05 * TICKS], rounding=0.06, lines=True)
-    [ax], _ = drawn(draw_lines, panel([TICKS**2], lines=True, escape=escape))
+    [ax], _ = drawn(draw_lines, panel([TICKS**2], lines=True, escape=escape), pixels=False)
     [line] = [line for line in ax.lines if line.get_label() == "escape"]
     np.testing.assert_allclose(line.get_ydata(), np.maximum(-0.05 * TICKS, 0), atol=1e-15)
 
@@ -343,7 +343,7 @@ def test_an_edge_that_is_lower_is_orange_on_the_surface(edge, drawn):
 def test_each_cell_of_a_surface_has_the_colour_of_its_lowest_corner(drawn):
     heights = BOWL.copy()
     heights[2, 5] = -0.2
-    [ax], _ = drawn(draw_surfaces, panel(heights))
+    [ax], _ = drawn(draw_surfaces, panel(heights), pixels=False)
     [surface] = ax.collections
     assert len(surface.get_facecolor()) == 64
     assert is_orange(surface.get_facecolor()[:, :3]).sum() == 4  # those that meet in the point
@@ -353,7 +353,7 @@ def test_each_cell_of_a_surface_has_the_colour_of_its_lowest_corner(drawn):
 def test_the_lowest_end_of_a_surface_is_in_front(end, drawn):
     heights = BOWL.copy()
     heights[end] = -0.1
-    [ax], _ = drawn(draw_surfaces, panel(heights))
+    [ax], _ = drawn(draw_surfaces, panel(heights), pixels=False)
     floor = {
         (i, j): proj3d.proj_transform(TICKS[i], TICKS[j], -0.1, ax.get_proj())[1]
         for i in (0, -1)
@@ -364,7 +364,7 @@ def test_the_lowest_end_of_a_surface_is_in_front(end, drawn):
 
 def test_surfaces_have_the_heights_of_the_risks(drawn):
     row = [panel(SADDLE), panel(1e-5 * SADDLE, 1e-3, symbol=THETA_PRIME)]
-    (ax, small), _ = drawn(draw_surfaces, *row)
+    (ax, small), _ = drawn(draw_surfaces, *row, pixels=False)
     assert words(ax) == ["(a) $\\theta$: some words\nheight $R - R(\\theta)$"]
     assert words(small) == ["(b) $\\theta'$: some words\nheight $R - R(\\theta')$ [$10^{-5}$]"]
     assert [ax.get_xlabel(), ax.get_ylabel()] == ["along across", "along up"]
@@ -417,7 +417,7 @@ def test_lines_are_cut_at_zero_at_any_scale(scale, drawn):
 def test_what_falls_below_zero_fills_a_fifth_at_least(drawn):
     steep = panel([100 * TICKS**2, -(TICKS**2)], lines=True)
     even = panel([2 * TICKS**2, -(TICKS**2)], lines=True)
-    (ax, other), _ = drawn(draw_lines, steep, even)
+    (ax, other), _ = drawn(draw_lines, steep, even, pixels=False)
     low, high = ax.get_ylim()
     assert low <= -1
     assert -low / (high - low) >= 0.2
@@ -426,7 +426,7 @@ def test_what_falls_below_zero_fills_a_fifth_at_least(drawn):
 
 def test_titles_count_what_is_lower(drawn):
     some = panel(SADDLE, rounding=1e-3)
-    (bowl, saddle), _ = drawn(draw_level_sets, panel(BOWL), some)
+    (bowl, saddle), _ = drawn(draw_level_sets, panel(BOWL), some, pixels=False)
     assert bowl.get_title(loc="left") == "(a) $\\theta$: some words\n0 of 81 points are lower"
     count = (SADDLE < -1e-3).sum()
     assert 0 < count < 81
@@ -436,7 +436,7 @@ def test_titles_count_what_is_lower(drawn):
     row = [panel(lines[:1], lines=True), panel(lines, lines=True, rounding=1e-3)]
     row.append(panel(lines[[0, 1, 0]], lines=True, escape=landscape(lines[2:3], lines=True)))
     row.append(panel(lines[[0]], lines=True, escape=landscape(lines[1:2], lines=True)))
-    axes, _ = drawn(draw_lines, *row)
+    axes, _ = drawn(draw_lines, *row, pixels=False)
     assert [found_in_title(ax) for ax in axes] == [
         "0 of 1 lines lead lower",
         "2 of 4 lines lead lower",
@@ -452,12 +452,12 @@ def test_the_heights_are_above_the_point_of_the_panel(symbol, drawn):
     lines = {"lines": True, "symbol": symbol}
     escape = landscape([-TICKS], lines=True)
     row = [panel([TICKS], **lines), panel([TICKS], escape=escape, **lines)]
-    axes, _ = drawn(draw_lines, *row)
+    axes, _ = drawn(draw_lines, *row, pixels=False)
     difference = rf"$R - R({symbol.strip('$')})$"
     assert [ax.get_ylabel() for ax in axes] == [difference] * 2
-    [ax], _ = drawn(draw_surfaces, panel(SADDLE, symbol=symbol))
+    [ax], _ = drawn(draw_surfaces, panel(SADDLE, symbol=symbol), pixels=False)
     assert words(ax) == [f"(a) {symbol}: some words\nheight {difference}"]
-    [ax], _ = drawn(draw_level_sets, panel(SADDLE, symbol=symbol))
+    [ax], _ = drawn(draw_level_sets, panel(SADDLE, symbol=symbol), pixels=False)
     assert ax.get_title(loc="left").startswith(f"(a) {symbol}: some words\n")
 
 
@@ -468,7 +468,7 @@ def test_the_certified_radius_is_an_outline_or_words(drawn):
     cases = {None: "none", 0.5: "outline", 0.99: "outline", 1.01: "words", 30.0: "words"}
     row = [panel(BOWL, certified=None if size is None else size * square) for size in cases]
     row.append(panel(BOWL, certified=square * [0.9, 8]))  # it leaves the plane upwards only
-    axes, _ = drawn(draw_level_sets, *row)
+    axes, _ = drawn(draw_level_sets, *row, pixels=False)
     for ax, shown, expected in zip(axes, row, [*cases.values(), "outline"], strict=True):
         assert (INSIDE in words(ax)) == (expected == "words")
         assert bool(dashed(ax)) == (ax.get_legend() is not None) == (expected == "outline")
@@ -478,13 +478,15 @@ def test_the_certified_radius_is_an_outline_or_words(drawn):
             np.testing.assert_array_equal(line.get_xydata(), [*outline, outline[0]])
             [label] = ax.get_legend().get_texts()
             assert label.get_text() == "certified radius"
-    axes, _ = drawn(draw_level_sets, *[panel(BOWL, certified=r * square) for r in (0.02, 0.01)])
+    axes, _ = drawn(
+        draw_level_sets, *[panel(BOWL, certified=r * square) for r in (0.02, 0.01)], pixels=False
+    )
     assert [(TOO_SMALL in words(ax), len(dashed(ax))) for ax in axes] == [(False, 1), (True, 0)]
     lines = [TICKS**2] * 3
     row = [panel(lines, lines=True)]
     ends = ([1.1, 1.2, 9], [1.1, 0.9, 9], [0.1, 0.2, 0.3], [1e-3, 0.2, 0.3])
     row += [panel(lines, lines=True, certified=np.array(end)) for end in ends]
-    axes, _ = drawn(draw_lines, *row)
+    axes, _ = drawn(draw_lines, *row, pixels=False)
     assert [INSIDE in words(ax) for ax in axes] == [False, True, False, False, False]
     assert [TOO_SMALL in words(ax) for ax in axes] == [False, False, False, False, True]
     found = [[line.get_xdata()[0] for line in dashed(ax)] for ax in axes]
@@ -495,17 +497,17 @@ def test_all_is_within_the_radius_where_the_corners_are(drawn):
     diamond = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])  # its corners are outside the plane
     slanted = diamond @ [[3, 2], [2, 3]]  # two corners of the plane are within
     row = [panel(BOWL, certified=outline) for outline in (1.9 * diamond, slanted, 2.1 * diamond)]
-    axes, _ = drawn(draw_level_sets, *row)
+    axes, _ = drawn(draw_level_sets, *row, pixels=False)
     assert [INSIDE in words(ax) for ax in axes] == [False, False, True]
     assert [len(dashed(ax)) for ax in axes] == [1, 1, 0]
 
 
 def test_the_words_about_the_radius_are_those_of_the_paper_s_figures(drawn, repaired):
     for row, expected in zip(repaired.level_sets, ([0, 0, 0], [1, 0, 1]), strict=True):
-        axes, _ = drawn(draw_level_sets, *row)
+        axes, _ = drawn(draw_level_sets, *row, pixels=False)
         assert [INSIDE in words(ax) for ax in axes] == expected
         assert [bool(dashed(ax)) for ax in axes] == [not sum(expected), 0, not sum(expected)]
-    axes, _ = drawn(draw_lines, *repaired.lines[0])
+    axes, _ = drawn(draw_lines, *repaired.lines[0], pixels=False)
     assert [INSIDE in words(ax) for ax in axes] == [1, 0, 1]
 
 
@@ -520,7 +522,7 @@ def tick_numbers(axis):
 
 @pytest.mark.parametrize(
     ("extent", "power"),
-    [(1.0, 0), (0.2, 0), (0.02, -2), (3e-3, -3), (5e-7, -7), (50, 0), (900, 0), (2e4, 4)],
+    [(0.2, 0), (0.02, -2), (5e-7, -7), (900, 0), (2e4, 4)],
 )
 def test_labels_have_the_power_of_ten(extent, power, drawn):
     lines = extent * np.stack([TICKS**2, TICKS])
@@ -528,7 +530,7 @@ def test_labels_have_the_power_of_ten(extent, power, drawn):
         (draw_level_sets, panel(SADDLE, extent)),
         (draw_lines, panel(lines, extent, lines=True, rounding=0)),
     ):
-        [ax], _ = drawn(draw, shown)
+        [ax], _ = drawn(draw, shown, pixels=False)
         unit = rf" [$10^{{{power}}}$]" if power else ""
         up = "$R - R(\\theta)$" if draw is draw_lines else "distance along up"
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("distance along across" + unit, up + unit)
@@ -541,7 +543,7 @@ def test_labels_have_the_power_of_ten(extent, power, drawn):
 
 def test_an_arrow_shows_the_escape_in_its_plane(drawn, literal):
     plane = literal.level_sets[0][1]
-    axes, _ = drawn(draw_level_sets, plane, panel(BOWL))
+    axes, _ = drawn(draw_level_sets, plane, panel(BOWL), pixels=False)
     arrows = [[t for t in ax.texts if isinstance(t, Annotation)] for ax in axes]
     assert [len(found) for found in arrows] == [1, 0]
     [[arrow], _] = arrows
@@ -598,8 +600,10 @@ FLAT_PLANES = {
 
 
 @pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
-@pytest.mark.parametrize("draw", [draw_level_sets, draw_surfaces], ids=["level sets", "surfaces"])
-@pytest.mark.parametrize("heights", FLAT_PLANES.values(), ids=FLAT_PLANES)
+@in_turn(
+    pytest.mark.parametrize("heights", FLAT_PLANES.values(), ids=FLAT_PLANES),
+    pytest.mark.parametrize("draw", [draw_level_sets, draw_surfaces], ids=["sets", "surfaces"]),
+)
 def test_planes_with_little_to_see_are_drawn(heights, draw, drawn):
     [ax], picture = drawn(draw, panel(heights))
     cells = draw is draw_level_sets and len(heights) == 2
@@ -612,8 +616,10 @@ def test_planes_with_little_to_see_are_drawn(heights, draw, drawn):
 
 
 @pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
-@pytest.mark.parametrize("escape", [None, 0 * TICKS, TICKS**2, -TICKS], ids=lambda y: y is not None)
-@pytest.mark.parametrize("height", [0.0, 1.0])
+@in_turn(
+    pytest.mark.parametrize("escape", [None, 0 * TICKS, TICKS**2, -TICKS], ids=range(4)),
+    pytest.mark.parametrize("height", [0.0, 1.0]),
+)
 def test_lines_with_little_to_see_are_drawn(height, escape, drawn):
     more = {} if escape is None else {"escape": landscape([escape], lines=True)}
     [ax], picture = drawn(draw_lines, panel([0 * TICKS, height * TICKS**2], lines=True, **more))
@@ -697,7 +703,7 @@ def test_the_title_of_narrow_axes_takes_two_lines():
 
 def test_few_lines_are_drawn_stronger_than_many(drawn):
     few, many = panel([TICKS**2] * 2, lines=True), panel([TICKS**2] * 60, lines=True)
-    axes, _ = drawn(draw_lines, few, many)
+    axes, _ = drawn(draw_lines, few, many, pixels=False)
     assert [ax.collections[0].get_alpha() for ax in axes] == [1.0, 0.3]
 
 

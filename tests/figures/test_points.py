@@ -109,7 +109,8 @@ def test_maps_of_one_dimension_are_drawn_as_strips(saved):
     data = TrainingSet(rng.normal(size=(60, 1, 6)), rng.normal(size=(60, 2)))
     net = Network((1, 6), [Conv(3), Conv(5), Conv(6), Dense(2)])
     found = build(net, data, "repaired")
-    figure, path = saved(draw_spurious_minimum, found, *risk_along_bias(found, data, LOSS, 5))
+    along = risk_along_bias(found, data, LOSS, 5)
+    figure, path = saved(draw_spurious_minimum, found, *along, rendered=True)
     assert [shown(ax).shape for ax in figure.axes[4:7]] == [(1, 6)] * 3
     words = figure.subfigs[0].subfigs[1].get_supxlabel()
     assert "the first 6 rows and columns of each block are drawn" in words

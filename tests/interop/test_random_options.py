@@ -140,7 +140,7 @@ def own_patterns(theta, x):
 
 
 @pytest.mark.parametrize("directions", [1, 2])
-@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
 @given(data=st.data(), seed=st.integers(0, 99))
 def test_all_options_together_are_those_of_pytorch(directions, data, seed):
     net, rng = data.draw(networks(directions)), np.random.default_rng(seed)

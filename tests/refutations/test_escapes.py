@@ -1,5 +1,7 @@
 """Escapes: saddles are left, at first or second order, and nothing is found at a minimum."""
 
+import itertools
+
 import numpy as np
 import pytest
 import strict_device
@@ -184,7 +186,7 @@ def test_at_a_global_minimum_an_unused_map_is_no_escape():
 
 @in_turn(
     pytest.mark.parametrize("stationary", ["subnetwork", "whole"]),
-    pytest.mark.parametrize("seed", range(3)),
+    pytest.mark.parametrize("seed", range(2)),
 )
 def test_over_a_nonlinear_subnetwork_the_literal_point_is_left_at_first_order(seed, stationary):
     theta, data = nonlinear_literal(seed, stationary)
@@ -295,7 +297,7 @@ CERTIFIED = {
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_within_the_radius_of_a_certified_point_nothing_is_found(kind, dtype):
     make, loss = CERTIFIED[kind]
-    for seed in range(5 if dtype is np.float64 else 2):
+    for seed in range(2 if dtype is np.float64 else 1):
         theta, data = make(seed)
         certificate = certify_cell(theta, data, loss)
         assert certificate.holds
@@ -399,29 +401,33 @@ def test_same_seed_same_escape():
 def test_escapes_from_the_kink_stay_in_the_ball():
     points = {"second": small_literal(SQUARED), "first": nonlinear_literal(0, "whole")}
     for order, (theta, data) in points.items():
-        for radius in np.random.default_rng(0).uniform(1e-5, 1e-4, 3):
+        for radius in (2e-5, 7e-5) if order == "second" else (5e-5,):
             escape = find_escape(theta, data, SQUARED, radius, starts=1, iterations=1)
             assert escape.kind == f"kink, {order} order"
             assert 0.2 * radius < escape.distance <= radius
 
 
 def test_a_device_finds_the_same_escapes():
-    for theta, data in (small_literal(SQUARED), nonlinear_literal()):
-        device = theta.to(strict_device)
-        on_host = find_escape(theta, data, SQUARED, 1e-2, 2, 1)
-        on_device = find_escape(device, data, SQUARED, 1e-2, 2, 1)
-        assert on_device.kind == on_host.kind
-        assert isinstance(on_device.theta.vector, strict_device.ndarray)
-        assert on_device.theta.vector.get() == pytest.approx(on_host.theta.vector, abs=1e-9)
-        one, other = (kink_escape(point, data, SQUARED) for point in (theta, device))
-        assert other.derivative == pytest.approx(one.derivative, rel=1e-9)
-        for (d, rate), (_, expected) in zip(
-            first_order_directions(device, data, SQUARED),
-            first_order_directions(theta, data, SQUARED),
-            strict=True,
-        ):
-            assert rate == pytest.approx(expected, rel=1e-9)
-            assert one_sided_derivative(device, d, data, SQUARED) == rate
+    theta, data = small_literal(SQUARED)
+    on_host = find_escape(theta, data, SQUARED, 1e-2, 1, 1)
+    on_device = find_escape(theta.to(strict_device), data, SQUARED, 1e-2, 1, 1)
+    assert on_device.kind == on_host.kind
+    assert isinstance(on_device.theta.vector, strict_device.ndarray)
+    assert on_device.theta.vector.get() == pytest.approx(on_host.theta.vector, abs=1e-9)
+
+
+def test_a_device_finds_the_same_directions():
+    theta, data = nonlinear_literal()
+    device = theta.to(strict_device)
+    one, other = (kink_escape(point, data, SQUARED) for point in (theta, device))
+    assert other.derivative == pytest.approx(one.derivative, rel=1e-9)
+    for (d, rate), (_, expected) in zip(
+        itertools.islice(first_order_directions(device, data, SQUARED), 4),
+        itertools.islice(first_order_directions(theta, data, SQUARED), 4),
+        strict=True,
+    ):
+        assert rate == pytest.approx(expected, rel=1e-9)
+        assert one_sided_derivative(device, d, data, SQUARED) == rate
 
 
 # Refusals

@@ -97,11 +97,11 @@ def test_the_ends_are_those_of_pytorchs_hessian_without_the_rescalings(name, los
     rest = q[:, len(tangents) :]
     values = np.linalg.eigvalsh(rest.T @ H @ rest)
     size = abs(values).max()
-    for found in both_ways(theta, data, loss):
+    dense, lanczos = both_ways(theta, data, loss)
+    for found in (dense, lanczos):
         assert found.largest.value == pytest.approx(values[-1], abs=1e-8 * size)
         assert found.smallest.value == pytest.approx(values[0], abs=1e-8 * size)
     sizes = abs(np.linalg.eigvalsh(H))
-    dense, lanczos = both_ways(theta, data, loss)
     assert dense.nullity == (sizes <= 1e-9 * sizes.max()).sum()
     assert (lanczos.nullity, lanczos.explained) == (None, None)
     assert dense.explained <= dense.nullity
@@ -314,9 +314,9 @@ def test_the_gradient_is_measured_by_those_of_the_samples(loss):
     samples = [twin_gradient(theta, TrainingSet(data.x[[i]], data.y[[i]]), loss) for i in range(20)]
     rms = np.sqrt(np.mean([(g**2).sum() for g in samples]))
     quick = {"dense_up_to": 0, "lanczos_products": 1}
-    found = [gather_evidence(theta, data, loss, seed=seed, **quick) for seed in range(60)]
+    found = [gather_evidence(theta, data, loss, seed=seed, **quick) for seed in range(20)]
     scales = np.array([one.gradient_scale for one in found])
-    assert np.sqrt((scales**2).mean()) == pytest.approx(rms, rel=0.08)
+    assert np.sqrt((scales**2).mean()) == pytest.approx(rms, rel=0.12)
     assert abs(scales / rms - 1).mean() < 0.25
     norm = np.linalg.norm(twin_gradient(theta, data, loss))
     assert found[0].gradient_norm == pytest.approx(norm)
@@ -441,13 +441,15 @@ def test_evidence_never_passes_for_a_proof():
 # Types and devices
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "one layer"])
-def test_evidence_on_a_device_is_that_of_numpy(name, device):
-    sizes = (0, 1000) if len(name) % 2 else (1000, 0)  # without and with all of the Hessian
-    for loss, dense_up_to in zip((SquaredLoss(), CrossEntropy()), sizes, strict=True):
-        theta, data = random_point(NETWORKS[name], loss, 7)
-        expected = gather_evidence(theta, data, loss, dense_up_to=dense_up_to)
-        agree(gather_evidence(theta.to(device), data, loss, dense_up_to=dense_up_to), expected)
+@in_turn(
+    pytest.mark.parametrize("name", [name for name in NETWORKS if name != "one layer"]),
+    pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr),
+    pytest.mark.parametrize("dense_up_to", [0, 1000]),  # without and with all of the Hessian
+)
+def test_evidence_on_a_device_is_that_of_numpy(name, loss, dense_up_to, device):
+    theta, data = random_point(NETWORKS[name], loss, 4)
+    expected = gather_evidence(theta, data, loss, dense_up_to=dense_up_to)
+    agree(gather_evidence(theta.to(device), data, loss, dense_up_to=dense_up_to), expected)
 
 
 def test_single_precision_is_taken_for_the_numbers_that_it_holds():

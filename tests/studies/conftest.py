@@ -6,7 +6,7 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from shared import ROOT, load_program
+from shared import ROOT, Pickling, load_program
 
 from tinyspur.studies import findings as compared
 
@@ -24,8 +24,11 @@ def audited(tmp_path_factory):
     search = functools.partial(compared.find_escape, starts=2, iterations=10)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         patch.setattr(program, "audit", kept)
+        patch.setattr(program, "processes", Pickling)
         patch.setattr(compared, "find_escape", search)
-        status = program.main(["--samples", "200", "--seed", "1", "--out", str(out)])
+        status = program.main(
+            ["--samples", "200", "--seed", "1", "--workers", "2", "--out", str(out)]
+        )
     return SimpleNamespace(status=status, findings=found, printed=said.getvalue(), out=out)
 
 

@@ -7,7 +7,7 @@ from math import comb
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from shared import ROOT, SQUARED, load_program, random_set, run_here, run_python, twin_risk
+from shared import ROOT, SQUARED, Pickling, load_program, random_set, run_here, twin_risk
 
 from tinyspur.certificates import certify_strict
 from tinyspur.console import silent
@@ -212,19 +212,20 @@ def test_no_partitions_are_refused():
 # The program
 
 
-def test_the_program_writes_arrays_and_figure(tmp_path):
-    options = ["--minima", 60, "--starts", 2, "--workers", 2, "--out", tmp_path]
-    ran = run_python(PROGRAM, *options)
-    assert ran.returncode == 0, ran.stderr
-    assert "60 certified local minima of 60 partitions" in ran.stdout
-    assert "2 trainings" in ran.stdout
+def test_the_program_writes_arrays_and_figure(tmp_path, capsys, monkeypatch):
+    program = load_program(PROGRAM)
+    monkeypatch.setattr(program, "processes", Pickling)
+    options = ["--minima", 30, "--starts", 2, "--workers", 2, "--out", tmp_path]
+    assert program.main([*map(str, options)]) == 0
+    printed = capsys.readouterr().out
+    assert "30 certified local minima of 30 partitions" in printed
+    assert "2 trainings" in printed
     names = ["atlas.npz", "atlas.png", "atlas.results"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    program = load_program(PROGRAM)
     data = program.surface(30, 0)
     with np.load(tmp_path / "atlas.npz", allow_pickle=False) as file:
         atlas = dict(file)
-    assert atlas["labels"].shape == (60, 30)
+    assert atlas["labels"].shape == (30, 30)
     for n, labels in enumerate(atlas["labels"]):
         assert atlas["risks"][n] == pytest.approx(group_risk(data, labels), rel=1e-7, abs=1e-12)
     assert atlas["certified"].all()

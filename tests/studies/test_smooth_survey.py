@@ -1,14 +1,17 @@
 """The survey of activations and widths: its rows, its lines, its program."""
 
+import io
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from shared import ROOT, SQUARED, load_program, run_python
+from shared import ROOT, SQUARED, Pickling, load_program
 
 from tinyspur import datasets
 from tinyspur.certificates.curvature import certify_curvature
@@ -33,7 +36,9 @@ def options_of(settings):
 def main(*options):
     """Run the program in this process; return its exit status."""
     try:
-        return load_program(PROGRAM).main([*map(str, options)])
+        program = load_program(PROGRAM)
+        program.processes = Pickling
+        return program.main([*map(str, options)])
     except SystemExit as end:
         return end.code
 
@@ -42,8 +47,10 @@ def main(*options):
 def images(tmp_path_factory):
     """The program on images: what it printed, its folder, its JSON."""
     out = tmp_path_factory.mktemp("images")
-    ran = run_python(PROGRAM, *options_of(SMALL), "--hidden", 4, 3, "--widths", 1, 50, "--out", out)
-    assert ran.returncode == 0, ran.stderr
+    options = [*options_of(SMALL), "--hidden", 4, 3, "--widths", 1, 50, "--out", out]
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(io.StringIO()) as errors:
+        assert main(*options) == 0, errors.getvalue()
+    ran = SimpleNamespace(stdout=printed.getvalue(), stderr=errors.getvalue())
     return ran, out, json.loads((out / FILES[0]).read_text())
 
 

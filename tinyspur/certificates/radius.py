@@ -85,6 +85,8 @@ def shrink(radius: float, at: Chunk) -> float:
     high = min([radius, *map(float, all_to_numpy(least))])  # a bias alone moves z by rho
     if high in (0, np.inf) or keeps_patterns(high, at):
         return high
+    if not keeps_patterns(1e-300, at):
+        return 0.0
     low = high / 2
     while low >= 1e-300 and not keeps_patterns(low, at):
         high, low = low, low / 2
