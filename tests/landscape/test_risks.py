@@ -167,6 +167,7 @@ print(len(found.get_sublevel_tree().leaves))
 """
 
 
+@pytest.mark.landscaper
 def test_a_scan_is_read_by_landscaper(tmp_path):
     """In an environment of its own, as it needs NumPy 1; of the rest it takes ours where it can."""
     theta = Network((1, 1), [Dense(1)]).zeros()
