@@ -57,7 +57,7 @@ ACTIVATIONS: tuple[tuple[str, Activation], ...] = (
     ("ELU", ELU()),
     ("sine", Sine()),
     ("arctan", Arctan()),
-    ("swish, 2", Swish(2.0)),
+    ("swish, beta=2", Swish(2.0)),
 )
 RESULTS = "smooth_activations.results"  # what is done, from which the same command goes on
 WIDTHS = (1, 3, 10, 30, 100, 300, 1000)

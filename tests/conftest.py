@@ -1,6 +1,6 @@
-"""Fixtures that several files use; tests that need a device run where CuPy finds one.
+"""Fixtures that several files use; tests that need what isn't there are left out.
 
-Elsewhere the header says that they do not.
+That is a device that CuPy finds, or a version of Python. The header says so.
 """
 
 import functools
@@ -92,15 +92,22 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def reasons():
+    """Return the marks of the tests that are left out, and why."""
+    python = "it needs Python before 3.13" if sys.version_info >= (3, 13) else None
+    found = {"gpu": obstacle(), "landscaper": python}
+    return {mark: reason for mark, reason in found.items() if reason}
+
+
 def pytest_report_header():
     """Say that tests are left out, and why."""
-    reason = obstacle()
-    return f"gpu tests deselected: {reason}" if reason else None
+    return [f"{mark} tests deselected: {reason}" for mark, reason in reasons().items()]
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out the tests marked ``gpu`` if there is no device."""
-    left_out = [item for item in items if item.get_closest_marker("gpu")]
-    if left_out and obstacle():
+    """Leave out the tests with a mark whose needs aren't met."""
+    marks = reasons()
+    left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
+    if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -206,10 +206,12 @@ def test_labels_as_targets_get_the_hint_to_one_hot_and_vectors_that_to_the_input
     labels = words(ts.linear_minimum, NET, SETS["labels"], LOSS)
     assert labels == "targets: expected (N, 3), got (40, 1); give labels as one_hot(labels)"
     vectors = words(ts.linear_minimum, NET, SETS["vectors"], LOSS)
-    hint = "vectors (N, 4) are inputs (1, 4)"
+    hint = "in that shape they are x.reshape(-1, 1, 2, 2)"
     assert vectors == f"inputs: expected (N, 1, 2, 2), got (40, 1, 4); {hint}"
     given = words(NET.forward, THETA, X.reshape(40, 4))
     assert given == f"inputs: expected (N, 1, 2, 2), got (40, 4); {hint}"
+    three = words(NET.forward, THETA, X.reshape(40, 4)[:, :3])
+    assert three.endswith("got (40, 3); vectors (N, 3) are inputs (1, 3)")
 
 
 def test_one_image_and_images_without_channels_or_with_channels_last_get_a_hint_that_helps():
@@ -219,6 +221,8 @@ def test_one_image_and_images_without_channels_or_with_channels_last_get_a_hint_
         (net, inputs[0], "one input is x[None]"),
         (net, np.moveaxis(inputs, 1, -1), "with channels last they are np.moveaxis(x, -1, 1)"),
         (NET, inputs[0], "without channels they are x[:, None]"),
+        (NET, inputs[:, 0].reshape(5, 4), "in that shape they are x.reshape(-1, 1, 2, 2)"),
+        (ts.Network((1, 12), [ts.Dense(1)]), inputs, "in that shape they are x.reshape(-1, 1, 12)"),
     ):
         said = words(one.forward, one.zeros(), x)
         assert said.endswith(f", got {x.shape}; {hint}")

@@ -160,7 +160,20 @@ def read_arrays(path: str | Path, wanted: Container[str] | None = None) -> dict[
             raise ValueError("a file of another kind, or a damaged one")
         file.seek(0)
         with np.load(file, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files if wanted is None or key in wanted}
+            return {
+                key: _plain(arrays, key) for key in arrays.files if wanted is None or key in wanted
+            }
+
+
+def _plain(arrays: Mapping[str, np.ndarray], key: str) -> np.ndarray:
+    try:
+        return arrays[key]
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        raise ValueError(
+            f"pickled objects as {key!r}; strings are saved as .astype(str)"
+        ) from error
 
 
 def _open_npz(path: str | Path) -> IO[bytes]:

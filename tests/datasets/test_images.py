@@ -218,8 +218,8 @@ def test_load_npz(sample, tmp_path):
         ({"labels": np.zeros((3, 2), int)}, ["(3,)", "(3, 2)"]),
         ({"labels": np.array([1, 2, 4]), "class_names": np.array(["a", "b"])}, ["0 to 1"]),
         ({"images": np.zeros((3, 1, 2, 2), np.int64)}, ["int64"]),
-        ({"images": np.array([None, 1, 2])}, ["plain arrays", "allow_pickle"]),
-        ({"labels": np.array([0, 1, None])}, ["plain arrays", "allow_pickle"]),
+        ({"images": np.array([None, 1, 2])}, ["plain arrays", "pickled objects"]),
+        ({"labels": np.array([0, 1, None])}, ["plain arrays", "pickled objects"]),
         ({"labels": np.array([0, -2, 1])}, ["-2 in sample 1"]),
         ({"labels": np.array([-1, -2, -1])}, ["-1 in sample 0"]),
         ({"labels": np.array([0, 1])}, ["(3,)", "(2,)"]),
@@ -231,7 +231,7 @@ def test_load_npz(sample, tmp_path):
         ({"class_names": np.array(["a", "b"])}, ["0 to 1", "2 in sample 1"]),
         ({"class_names": np.array([1, 2, 3])}, ["class_names", "int64"]),
         ({"class_names": np.array("abc")}, ["class_names", "()"]),
-        ({"class_names": np.array(["a", None])}, ["plain arrays", "allow_pickle"]),
+        ({"class_names": np.array(["a", None])}, ["plain arrays", "pickled objects"]),
     ],
 )
 def test_load_npz_refuses(tmp_path, arrays, words):
@@ -313,6 +313,32 @@ def test_whole_labels_of_any_type_are_the_same_labels(kind, tmp_path):
     found = load_npz(npz(tmp_path / "own.npz", labels=labels.astype(kind)))
     assert found.labels.dtype == np.int64 and np.array_equal(found.labels, labels)
     assert found.class_names == ("0", "1") and found.notes == ()
+
+
+def test_floats_of_8_bits_are_taken_as_they_are_and_the_notes_say_so(tmp_path):
+    for pixels, note in (
+        (PICTURES.astype(float), ("255 are taken as they are, not divided by 255",)),
+        (PICTURES / 255, ()),
+        (PICTURES - 100.0, ()),
+        (PICTURES, ()),
+    ):
+        found = load_npz(npz(tmp_path / "own.npz", images=pixels))
+        assert found.images.dtype == pixels.dtype and np.array_equal(found.images, pixels)
+        assert tuple(said.split("up to ")[-1] for said in found.notes) == note
+
+
+def test_objects_and_one_hot_labels_get_a_hint_that_helps(tmp_path):
+    strings = np.array(["cat", "ant", "cat"], object)
+    with pytest.raises(ValueError, match=r"got pickled objects as 'labels'; .* \.astype\(str\)$"):
+        load_npz(npz(tmp_path / "own.npz", labels=strings))
+    assert len(load_npz(npz(tmp_path / "own.npz", labels=strings.astype(str))).class_names) == 2
+    labels = np.eye(3)[[0, 2, 1]]
+    with pytest.raises(
+        ValueError, match=r"\(3, 3\); if they are one-hot, labels\.argmax\(axis=1\)$"
+    ):
+        load_npz(npz(tmp_path / "own.npz", labels=labels))
+    found = load_npz(npz(tmp_path / "own.npz", labels=labels.argmax(axis=1)))
+    assert found.labels.tolist() == [0, 2, 1]
 
 
 def test_load_npz_refuses_other_files(tmp_path):

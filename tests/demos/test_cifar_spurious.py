@@ -1120,7 +1120,7 @@ BAD_IMAGES = {
     "too many labels": ["labels", "(151,)"],
     "negative label": ["-1", "sample 23"],
     "fractional labels": ["labels", "float64"],
-    "pickled": ["allow_pickle"],
+    "pickled": ["pickled objects as 'images'"],
 }
 
 

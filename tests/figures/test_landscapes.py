@@ -291,6 +291,28 @@ def test_what_rounding_alone_makes_lower_is_not_orange(drawn):
             assert found_in_title(beyond) == "4 of 81 points are lower"
 
 
+def test_the_line_that_parts_the_colours_follows_the_risk_and_not_the_cells(drawn):
+    slope = TICKS[:, None] + 0.4 * TICKS
+    [ax], picture = drawn(draw_level_sets, panel(slope, rounding=0.33))
+    [line] = [c for c in ax.collections if isinstance(c, ContourSet) and len(c.levels) == 1]
+    x, y = np.concatenate([path.vertices for path in line.get_paths()]).T
+    np.testing.assert_allclose(x + 0.4 * y, line.levels[0], atol=1e-12)
+    assert -0.4 < line.levels[0] < -0.33
+    assert not is_orange(colours_at(picture, ax, -0.25, 0.1)).any()
+    assert is_orange(colours_at(picture, ax, -0.45, 0.1)).any()
+
+
+def test_lines_are_orange_below_what_rounding_explains(drawn):
+    falls = -TICKS
+    [ax], picture = drawn(draw_lines, panel([falls], lines=True, rounding=0.5))
+    for collection in (c for c in ax.collections if isinstance(c, LineCollection)):
+        np.testing.assert_array_equal(collection.get_segments()[0][:, 1], falls)
+    pixels, rows = region(picture, ax)
+    cut = ax.transData.transform((0, -0.5))[1]
+    assert is_orange(pixels[rows < cut - 3]).any() and not is_orange(pixels[rows > cut + 3]).any()
+    assert is_purple(pixels[rows > cut + 3]).any() and not is_purple(pixels[rows < cut - 3]).any()
+
+
 def test_dips_of_lines_within_rounding_are_not_orange(drawn):
     dips = TICKS**2 - 0.2 * (TICKS > 0)
     (below, beyond), picture = drawn(

@@ -1,5 +1,7 @@
 """The figure of theta and theta' shows entries of their matrices, and the risk between them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -91,6 +93,14 @@ def test_the_curve_is_the_risk_less_that_of_theta(found, saved):
     assert ax.get_xlim() == pytest.approx((steps[0], steps[-1]))
     name = {found.pair.reserved[0]: "A", found.pair.reserved[1]: "B"}[found.lower.map]
     assert ax.get_xlabel().endswith(f"of map {found.lower.map} ({name})")
+
+
+@pytest.mark.parametrize("decrease", [-1e-6, 0.0, 1e-6])
+def test_a_point_that_is_not_lower_beyond_rounding_is_not_called_lower(decrease, found, saved):
+    lower = replace(found.lower, decrease=decrease, rounding=2e-6)
+    figure, _ = saved(draw_spurious_minimum, replace(found, lower=lower), STEPS, STEPS)
+    said = [label for label in lines(figure.axes[16]) if "lower" in label]
+    assert said == ["no lower point: R is not lower beyond rounding"]
 
 
 def test_both_risks_and_what_is_drawn_are_in_words(found, saved):

@@ -124,8 +124,11 @@ def test_the_same_in_other_words_is_the_same_network(name):
 
 
 OTHER = {
-    "ReLU6": (nn.ReLU6(), r"module 'new' \(ReLU6\(\)\): expected one of .*, got (relu6|hardtanh)$"),
-    "Mish": (nn.Mish(), r"module 'new' \(Mish\(\)\): expected one of .*, got mish$"),
+    "ReLU6": (
+        nn.ReLU6(),
+        r"module 'new' \(ReLU6\(\)\): expected a convolution, .*, got (relu6|hardtanh)$",
+    ),
+    "Mish": (nn.Mish(), r"module 'new' \(Mish\(\)\): expected a convolution, .*, got mish$"),
     "PReLU": (nn.PReLU(), "module 'new' .*, got prelu$"),
     "GELU by tanh": (nn.GELU("tanh"), "module 'new' .*: expected approximate none, got tanh$"),
     "softmax": (nn.Softmax(1), "'new' .* below softmax: leave it out, CrossEntropy has it$"),

@@ -101,7 +101,7 @@ MODULES = {
     "TorchScript": (scripted(), r"^model .*expected a module of Python's, got one of TorchScript$"),
     "a module of another kind": (
         sequence(sequence(conv(2, 3, 1), sequence(nn.PReLU()))),
-        r"^module '0\.1\.0' \(PReLU\(num_par.*\): expected one of .*conv2d, .*, got prelu$",
+        r"^module '0\.1\.0' \(PReLU\(num_par.*\): expected a convolution, .*tanh\), got prelu$",
     ),
     "layer norm": (cnn(first=nn.LayerNorm(8)), r"^module 'first' .*, got layer_norm$"),
     "training mode": (
@@ -114,7 +114,7 @@ MODULES = {
     ),
     "a hook that changes outputs": (
         hooked(lambda out: 2 * out),
-        r"^line .* of test_refused_models.py, `.*`, in module 'upper': expected one of .*, got mul",
+        r"^line .* of test_refused_models.py, `.*`, in module 'upper': expected a .*, got mul",
     ),
     "weight norm": (normed(), r"^module 'lower' \(Param.*a parametrization of weight: "),
     "weight norm by a hook": (
@@ -355,14 +355,17 @@ FORWARDS = {
     "a branch by values": (branching, "expected no use of the values of a tensor, got __bool__"),
     "a choice by values": (
         lambda m, x: m.top(torch.where((y := m.conv(x)) > 0, y, 0 * y)),
-        "expected one of .*, got (gt|where)",
+        "expected a convolution, .*, got (gt|where)",
     ),
     "other programs": (by_numpy, "expected no use of the values of a tensor, got numpy"),
     "maps at the end": (lambda m, x: m.conv(x), r"^model: expected nn.Flatten\(\) at the end"),
-    "two outputs": (lambda m, x: (m.top(m.conv(x)), x), "^model: expected one tensor of outputs"),
+    "two outputs": (
+        lambda m, x: (m.top(m.conv(x)), x),
+        "^model: expected one tensor of outputs that depend on the inputs, got a tuple$",
+    ),
     "a constant output": (
         lambda m, x: m.small.bias.expand(len(x), 4),
-        "^model: expected one tensor",
+        "^model: expected one tensor of outputs that depend on the inputs, got one that does not$",
     ),
     "the input": (lambda m, x: x.flatten(1), "^model: network: expected at least one layer"),
     "an error": (lambda m, x: {}["no"], "^model: expected one that runs .*KeyError 'no'"),

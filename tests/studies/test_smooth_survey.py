@@ -23,7 +23,7 @@ from tinyspur.studies.smooth_survey import STEPS, moved_targets, risks_along, su
 PROGRAM = ROOT / "demos" / "smooth_activations.py"
 FILES = ["smooth_activations.json", "smooth_activations.png", "smooth_widths.png"]
 RESULTS = "smooth_activations.results"
-NAMES = ["sigmoid", "tanh", "softplus", "SiLU", "GELU", "ELU", "sine", "arctan", "swish, 2"]
+NAMES = ["sigmoid", "tanh", "softplus", "SiLU", "GELU", "ELU", "sine", "arctan", "swish, beta=2"]
 SPECS = ["sigmoid", "tanh", "softplus", "silu", "gelu", "elu", "sine", "arctan", "swish"]
 VERDICTS = ("  spurious local minimum", "  local minimum, not shown to be spurious")
 SMALL = {"samples": 40, "dimensions": 2, "directions": 4, "starts": 1, "iterations": 50}
@@ -75,7 +75,7 @@ def test_the_program_prints_a_row_for_each_activation_and_each_width(images):
     assert lines[0] == "40 inputs of dimension 2, hidden layers [4, 3]"
     assert lines[10] == "one hidden layer, tanh"
     rows = lines[1:10] + lines[11:13]
-    assert [row[:12].strip() for row in rows] == [*NAMES, "width 1", "width 50"]
+    assert [row[:14].strip() for row in rows] == [*NAMES, "width 1", "width 50"]
     for row in rows:
         assert "R 1 " in row
         assert "lowest of 4 lines R" in row
@@ -226,7 +226,7 @@ def test_a_survey_has_a_row_for_each_network(rows):
         assert row.found.certificate.holds
         assert row.verdict == "spurious local minimum"
         assert row.reached < 0.9
-        assert str(row).startswith(f"{row.name:<12}a ")
+        assert str(row).startswith(f"{row.name:<14}a ")
         assert json.loads(json.dumps(row.as_dict())) == row.as_dict()
     assert rows[2].reached < 1e-20
 

@@ -44,7 +44,10 @@ class Dataset:
         if images.ndim != 4 or images.size == 0:
             raise ValueError(f"expected images of shape (N, C, H, W), none 0, got {images.shape}")
         if images.dtype != np.uint8 and not floating:
-            raise ValueError(f"expected uint8 or floating images, got dtype {images.dtype}")
+            raise ValueError(
+                f"expected uint8 or floating images, got dtype {images.dtype}; "
+                "pixels 0 to 255 are images.astype(np.uint8)"
+            )
         bad = np.count_nonzero(~np.isfinite(images), axis=(1, 2, 3)) if floating else np.zeros(1)
         if bad.any():
             raise ValueError(
@@ -52,7 +55,9 @@ class Dataset:
                 f"the first of them in sample {bad.nonzero()[0][0]}"
             )
         if labels.shape != (len(images),):
-            raise ValueError(f"expected labels of shape ({len(images)},), got {labels.shape}")
+            one_hot = labels.ndim == 2 and len(labels) == len(images)
+            hint = "; if they are one-hot, labels.argmax(axis=1)" * one_hot
+            raise ValueError(f"expected labels of shape ({len(images)},), got {labels.shape}{hint}")
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"expected integer labels, got dtype {labels.dtype}")
         if not names or not all(isinstance(name, str) for name in names):
@@ -167,7 +172,8 @@ def load_npz(path: str | os.PathLike) -> Dataset:
     4 of them, or 1 on square images, with more than 4 rows and columns. Labels are whole numbers,
     also as floats or bool, or strings, and may be (N, 1). Strings, -1 and 1, and labels > 0 are
     numbered: their values are the names of the classes, unless there are K `class_names` and labels
-    up to K. The data set's `notes` say so. ValueError if the file is damaged, holds pickles, lacks
+    up to K. The data set's `notes` say so, and where floating pixels go from 0 to more than 1, as
+    only uint8 is divided by 255. ValueError if the file is damaged, holds pickles, lacks
     an array or is no valid `Dataset`, OSError if it cannot be opened.
     """
     path = Path(path).expanduser()
@@ -181,6 +187,7 @@ def load_npz(path: str | os.PathLike) -> Dataset:
                 raise ValueError(f"expected an array {key!r}, got {type(array).__name__}")
         images, labels = arrays["images"], arrays["labels"]
         images, notes = _with_channels_first(images)
+        notes += _scale(images)
         labels = labels[:, 0] if labels.shape[1:] == (1,) else labels
         labels, names, note = _from_zero(_plain_labels(labels), arrays.get("class_names"))
         notes += note
@@ -204,6 +211,13 @@ def _with_channels_first(images: np.ndarray) -> tuple[np.ndarray, tuple[str, ...
         return images, ()
     first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     return first, (f"images {images.shape} are read as (N, H, W, C), channels last",)
+
+
+def _scale(images: np.ndarray) -> tuple[str, ...]:
+    """Return in words that floating pixels from 0 to more than 1, as of 8 bits, are not scaled."""
+    if images.dtype.kind != "f" or not images.size or not images.min() >= 0 or images.max() <= 1:
+        return ()
+    return (f"floating pixels up to {images.max():.6g} are taken as they are, not divided by 255",)
 
 
 def _plain_labels(labels: np.ndarray) -> np.ndarray:

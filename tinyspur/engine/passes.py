@@ -304,7 +304,11 @@ def _hint(given: tuple[int, ...], expected: tuple[int, ...]) -> str:
         return "; with channels last they are np.moveaxis(x, -1, 1)"
     if channels == 1 and given[1:] == (*positions,):
         return "; without channels they are x[:, None]"
-    if len(given) == 2 or (len(given) == 3 and given[1] == 1):
+    vectors = len(given) == 2 or (len(given) == 3 and given[1] == 1)
+    flat = channels == len(positions) == 1
+    if (vectors or flat) and np.prod(given[1:]) == np.prod(expected):
+        return f"; in that shape they are x.reshape(-1, {', '.join(map(str, expected))})"
+    if vectors:
         return f"; vectors (N, {given[-1]}) are inputs (1, {given[-1]})"
     return ""
 

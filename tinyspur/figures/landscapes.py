@@ -1,7 +1,7 @@
 """Figures of landscapes: level sets, lines through a point, surfaces.
 
-The figures show the risk less the risk of the point in the middle. Orange means lower, and is used
-for nothing else. An escape is black.
+The figures show the risk less the risk of the point in the middle. Orange means lower by more than
+rounding, and is used for nothing else. An escape is black.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ UP, DOWN = 9, 4  # levels above and below; their distances from 0 grow as square
 WIDTH = 7.2  # inches of a page's text
 SMALL, LARGE = 6.5, 7.5  # points of fonts
 FEWEST = 9  # points along a side of a plane for contours; between fewer they'd show false islands
-CONTOURS = "Contours: the risk less that of the point in the middle; each panel has its own shades"
+CONTOURS = (
+    "Contours: the risk less that of the point in the middle, orange where it is lower by more "
+    "than rounding; each panel has its own shades"
+)
 INSIDE = "all within the certified radius"
 TOO_SMALL = "the certified radius is too small to be seen"
 SEEN = 0.016  # of the way to the end of the axes: less is hidden by the dot in the middle
@@ -94,10 +97,10 @@ def plot_landscape(
 ) -> Axes:
     """Draw the risks of a plane, less that of the point in the middle; return the axes.
 
-    Purple is higher and orange lower; a black line parts them. With a certificate of the point in
-    the middle, a dashed line shows where its radius ends: within it nothing is lower, up to the
-    certificate's `delta`. Of fewer than 9 x 9 risks each is a cell of its own: contours between
-    so few would show islands that aren't there.
+    Orange is lower by more than rounding, purple is not; a black line parts them. With a
+    certificate of the point in the middle, a dashed line shows where its radius ends: within it
+    nothing is lower, up to the certificate's `delta`. Of fewer than 9 x 9 risks each is a cell of
+    its own: contours between so few would show islands that aren't there.
 
     Draws in `ax`, or in a new figure of pyplot, which a notebook or ``pyplot.show()`` shows. Writes
     a PNG or PDF to `path`, if given. Raises ValueError for lines, for risks that are not finite,
@@ -120,8 +123,8 @@ def plot_lines(
 ) -> Axes:
     """Draw the risks on lines through a point, less that of the point; return the axes.
 
-    Parts that are lower are orange. With a certificate of the point, what is between the dashed
-    lines is within its radius on every line. Else as `plot_landscape`.
+    Orange is lower by more than rounding. With a certificate of the point, what is between the
+    dashed lines is within its radius on every line. Else as `plot_landscape`.
     """
     return _plot("plot_lines", landscape, certificate, ax, path)
 
@@ -206,19 +209,24 @@ def _difference(panel: Panel) -> str:
 
 
 def _heights(landscape: Landscape) -> np.ndarray:
-    """Return the risks less that in the middle, and 0 where a risk is lower only by rounding."""
+    """Return the risks less that in the middle; 0 at least where none is lower beyond rounding."""
     heights = landscape.risks - landscape.centre
-    return np.where(landscape.lower, heights, np.maximum(heights, 0))
+    return heights if landscape.lower.any() else np.maximum(heights, 0)
 
 
-def _levels(heights: np.ndarray) -> tuple[np.ndarray, ListedColormap, BoundaryNorm]:
-    """Return the levels and the colours between them; one level separates what is lower from 0."""
+def _levels(landscape: Landscape) -> tuple[np.ndarray, ListedColormap, BoundaryNorm]:
+    """Return the levels and the colours between them; one level parts what is lower from the rest.
+
+    It lies between the highest of the lower risks and what rounding may explain.
+    """
+    heights, lower = _heights(landscape), landscape.lower
     low, high = float(heights.min()), max(float(heights.max()), 0.0)
     up = (high or 1.0) * (np.arange(1, UP + 1) / UP) ** 2
-    down = low * (np.arange(DOWN, 0, -1) / DOWN) ** 2 if low < 0 else np.zeros(0)
-    middle = float(heights[heights < 0].max()) / 2 if low < 0 else 0.0
-    levels = np.concatenate([np.minimum(down, 2 * middle), [middle], up])
-    levels = np.unique(levels)
+    middle, down = 0.0, np.zeros(0)
+    if lower.any():
+        middle = float(heights[lower].max() - landscape.rounding) / 2
+        down = middle + (low - middle) * (np.arange(DOWN, 0, -1) / DOWN) ** 2
+    levels = np.unique(np.concatenate([down, [middle], up]))
     below = int((levels < middle).sum())
     colors = [_shade(LOWER, n / DOWN) for n in range(below, 0, -1)]
     colors += [_shade(HIGHER, n / UP) for n in range(len(levels) - 1 - below)]
@@ -237,7 +245,7 @@ def _level_sets(ax: Axes, panel: Panel) -> None:
     landscape, heights = panel.landscape, _heights(panel.landscape)
     if min(heights.shape) < 2:
         raise ValueError(f"level sets: expected 2 x 2 points or more, got {heights.shape}")
-    levels, colors, norm = _levels(heights)
+    levels, colors, norm = _levels(landscape)
     grid = landscape.alpha, landscape.beta, heights.T
     contours = min(heights.shape) >= FEWEST
     if contours:
@@ -314,11 +322,12 @@ def _lines(ax: Axes, panel: Panel) -> None:
     alpha, heights = panel.landscape.alpha, _heights(panel.landscape)
     low, high = float(heights.min()), float(heights.max())
     strength = min(1.0, max(0.3, FEW / len(heights)))
-    for end, color in ((2 * high, HIGHER), (2 * low, LOWER)):  # drawn twice, each time cut off at 0
+    cut = -panel.landscape.rounding if low < 0 else 0.0
+    for end, color in ((2 * high, HIGHER), (2 * low, LOWER)):  # drawn twice, each time cut off
         segments = [np.c_[alpha, y] for y in heights]
         style = {"linewidths": 0.35 + strength / 2, "alpha": strength}
         lines = LineCollection(segments, colors=color, **style)
-        half = Rectangle((alpha[0], 0.0), np.ptp(alpha), end)
+        half = Rectangle((alpha[0], cut), np.ptp(alpha), end - cut)
         clip = half.get_patch_transform() + ax.transData
         ax.add_collection(lines).set_clip_path(half.get_path(), clip)
     if panel.escape is not None:
@@ -355,7 +364,7 @@ def _surface(ax: Axes, panel: Panel, side: int) -> str:
     landscape, heights = panel.landscape, _heights(panel.landscape)
     if min(heights.shape) < 2:
         raise ValueError(f"surface: expected 2 x 2 points or more, got {heights.shape}")
-    _, colors, norm = _levels(heights)
+    _, colors, norm = _levels(landscape)
     lowest = np.lib.stride_tricks.sliding_window_view(heights, (2, 2)).min(axis=(2, 3))
     shades = colors(norm(np.pad(lowest, ((0, 1), (0, 1)), mode="edge")))
     x, y = np.meshgrid(landscape.alpha, landscape.beta, indexing="ij")

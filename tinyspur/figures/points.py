@@ -151,7 +151,8 @@ def _draw_curve(ax: Axes, found: SpuriousMinimum, steps: np.ndarray, risks: np.n
     ax.plot(inside, inside * split.slope, "--", color="C1", lw=1.2, label=slope)
     ax.plot(0, found.theta_prime_risk - found.risk, "o", ms=9, color="k", label=r"$\theta'$")
     words = f"lower point: R lower by {lower.decrease:.3g}"
-    words += "" if lower.decrease > lower.rounding else ", which may be rounding"
+    if lower.decrease <= lower.rounding:
+        words = "no lower point: R is not lower beyond rounding"
     ax.plot(lower.step, lower.risk - found.risk, "v", ms=10, color="C3", label=words)
     name = dict(zip(found.pair.reserved, "AB", strict=True)).get(lower.map, "relay")
     ax.set_xlabel(rf"change of the bias $b^{{{lower.layer}}}$ of map {lower.map} ({name})")

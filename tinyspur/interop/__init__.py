@@ -217,7 +217,10 @@ def _read(model: nn.Module, given: nn.Module, shape: tuple[int, ...]) -> Paramet
     with naming("model:"):
         last = run.number_of(out) if isinstance(out, torch.Tensor) else None
     if last is None:
-        raise ValueError("model: expected one tensor of outputs that depend on the inputs")
+        got = "one that does not" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+        raise ValueError(
+            f"model: expected one tensor of outputs that depend on the inputs, got {got}"
+        )
     layers, weights = Reading(model, given, run, shape, dtype).network(last)
     with naming("model:"):
         if len(out.shape) > 2 and out[0].numel() > len(out[0]):

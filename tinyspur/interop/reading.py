@@ -144,9 +144,10 @@ class Reading:
                 raise ValueError(
                     f"expected a model that ends below {name}: leave it out, CrossEntropy has it"
                 )
-            known = {*LAYERS, *ACTIVATIONS, *SHAPES, *WHOLE, "add", "batch_norm", "pad"}
-            known = ", ".join(sorted(known))
-            raise ValueError(f"expected one of {known}, got {name}")
+            raise ValueError(
+                "expected a convolution, pooling, linear layer, batch normalisation, sum, new "
+                f"shape or activation ({', '.join(sorted(ACTIVATIONS))}), got {name}"
+            )
         return Value((*first.trail, Item(layer, numbers)), made, call.shape, alone)
 
     def _layer(self, first: Value, call: Call) -> tuple[Layer, list[np.ndarray]]:

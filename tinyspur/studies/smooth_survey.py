@@ -70,7 +70,7 @@ class SmoothRow(Shown):
         c, not_finite = self.found.certificate, int((~np.isfinite(self.lines)).sum())
         besides = f" ({not_finite} of {self.lines.size} risks not finite)" * bool(not_finite)
         return (
-            f"{self.name:<12}a {self.found.expansion_point:+.2f}  R {c.risk:.3g}  "
+            f"{self.name:<14}a {self.found.expansion_point:+.2f}  R {c.risk:.3g}  "
             f"lambda_min(H) {c.hessian:8.2g}  lambda_min(M) {c.moment:8.2g}  "
             f"radius {c.radius:8.1e}  lowest of {len(self.lines)} lines R"
             f"{self.lowest - c.risk:+.0e}{besides}  elsewhere {self.reached:.1e}  {self.verdict}"
