@@ -278,7 +278,7 @@ def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
             parts += loss.subgradients(o, y[:, rows], rounding[-1])
         patterns = patterns_of(trace)
         at = Chunk(magnitudes, trace, rounding, cut, margins_of(trace))
-        counts = at.counted()
+        counts = at.counted
         shown = all_to_numpy([cut[None], *(patterns[n] * some for n, some in counts.items())])
         kept = not radius or (radius < np.inf and keeps_patterns(radius, at))  # and any below
         kinks = at_kink(at.margins, rounding, counts)
