@@ -14,7 +14,7 @@ from ..fitting.gram_sums import gram_sum, gram_terms
 from .enclosed_algebra import doubled_product, doubled_residual
 from .enclosures import WIDER, Enclosure, concatenate, exact
 
-BLOCK = 4 * 10**6  # features that are split for doubled precision at a time
+BLOCK = 10**6  # features that are split for doubled precision at a time, on each core
 
 
 @dataclass(frozen=True, eq=False)
