@@ -15,6 +15,7 @@ from .enclosed_algebra import doubled_product, doubled_residual
 from .enclosures import WIDER, Enclosure, concatenate, exact
 
 BLOCK = 10**6  # features that are split for doubled precision at a time, on each core
+TOGETHER = 4  # of these that are part of one sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +69,14 @@ class Samples:
 
     def sums(self, g: np.ndarray) -> Enclosure:
         """Return sum_i g_i z_i^T, (d_y, k), in doubled precision."""
-        total = exact(np.zeros((len(g), self.z.shape[1])))
-        parts = in_order(lambda rows: doubled_product(g[:, rows], self.z[rows]), self._whole(), np)
-        for part in parts:
-            total = total + part
+        k = self.z.shape[1]
+        total, width = exact(np.zeros((len(g), k))), -(-k // TOGETHER)
+        for rows in self.blocks(max(1, TOGETHER * BLOCK // k)):  # few: each sum rounds
+            columns = [slice(n, n + width) for n in range(0, k, width)]
+            parts = in_order(
+                lambda some, rows=rows: doubled_product(g[:, rows], self.z[rows, some]), columns, np
+            )
+            total = total + concatenate(list(parts), axis=1)
         if not self.inexact.any():
             return total
         inexact = np.broadcast_to(self.inexact, self.z.shape)
