@@ -378,6 +378,6 @@ def _packed(patterns: list[np.ndarray]) -> list[bytes]:
     """Return for each sample all its patterns, (n_l, N) each, as one key."""
     bits = []
     for pattern in patterns:
-        packed = np.packbits(pattern, axis=0) if pattern.dtype == bool else pattern
-        bits.append(np.ascontiguousarray(packed.T).view(np.uint8))
+        rows = np.ascontiguousarray(pattern.T)
+        bits.append(np.packbits(rows, axis=1) if pattern.dtype == bool else rows.view(np.uint8))
     return [row.tobytes() for row in np.concatenate(bits, axis=1)]
