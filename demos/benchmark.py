@@ -1,7 +1,9 @@
 """Time the engine beside PyTorch on the same cores, and against explicit sparse matrices.
 
 Each row runs the two in turn and compares medians; forward passes and forward plus backward, with
-the fraction of the speed of a large matrix product. Needs PyTorch.
+the fraction of the speed of a large matrix product. Needs PyTorch. With --gpu only what a machine
+with a GPU shows in eight minutes: the tests that need one, the main program on CuPy, the paper's
+step beside PyTorch on the same GPU, memory and copies.
 """
 
 from __future__ import annotations
@@ -9,11 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import statistics
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from threadpoolctl import ThreadpoolController
 from tinyspur import datasets
 from tinyspur.console import exit_status, step
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.losses import SquaredLoss, one_hot
+from tinyspur.engine.losses import one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.threads import WORKERS, in_order
@@ -43,6 +43,8 @@ from tinyspur.layers import (
     Dense,
     MaxPoolingMatrix,
 )
+from tinyspur.studies.gpu_check import PAPER, check_gpu
+from tinyspur.studies.speed import BATCHES, LOSS, Row, in_turn, seconds, step_row
 
 WIDE = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))  # of 32 x 32
 LENET = ((1, 6, 32, 5, 1, 0), (6, 16, 14, 5, 1, 0))  # maps below, maps, side, size, stride, padding
@@ -55,52 +57,9 @@ RESNET += (
 )
 POOLINGS = (("max", 6, 28, 2, 2, 0), ("max", 64, 32, 3, 2, 1), ("max", 16, 32, 3, 1, 1))
 POOLINGS += (("average", 6, 28, 2, 2, 0), ("average", 64, 32, 3, 2, 1), ("average", 64, 8, 8, 8, 0))
-PAPER = (64, 64, 128, 128, 256, 256, 256)  # maps of the paper's network
-SMALL = (4, 6, 6)  # and of the main program's
+SMALL = (4, 6, 6)  # maps of the main program's network
 SIDE, GEMM = 32, 2048
 MANY = 8  # times as many images for smaller layers
-BATCHES = (8, 16, 50, 100, 250, 500)  # of PyTorch, whose fastest counts
-LOSS = SquaredLoss()
-
-
-@dataclass(frozen=True)
-class Row:
-    """Median seconds of the engine and of what it is compared with, and the operations of one."""
-
-    name: str
-    dtype: str
-    seconds: float
-    other: float
-    flops: float
-
-    @property
-    def ratio(self) -> float:
-        """Return how many times faster than the other the engine is."""
-        return self.other / self.seconds
-
-    def text(self, peak: float) -> str:
-        """Return the row of the table; `peak` in operations per second."""
-        mine, other = (self.flops / s / 1e9 for s in (self.seconds, self.other))
-        share = self.flops / self.seconds / peak
-        return (
-            f"{self.name:<42}{self.dtype:>8}{1e3 * self.seconds:10.1f} ms{mine:8.0f}{other:8.0f}"
-            f"{self.ratio:8.2f}{share:8.0%}"
-        )
-
-
-def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of both, in turn, twice each time: the first run warms up.
-
-    Without it each would run while the other's threads still spin and its data fill the caches.
-    """
-    seconds: tuple[list, list] = ([], [])
-    for _ in range(repeats):
-        for function, found in zip((first, second), seconds, strict=True):
-            function()
-            start = time.perf_counter()
-            function()
-            found.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
 def convolution_rows(torch, shapes, dtype: type, batch: int, repeats: int) -> list[Row]:
@@ -178,28 +137,6 @@ def layer_rows(
     return rows
 
 
-def step_row(torch, name: str, net: Network, data: TrainingSet, dtype: type, repeats: int) -> Row:
-    """Return risk and gradient of a whole network; PyTorch with the fastest of some batch sizes."""
-    from tinyspur import interop
-
-    theta = Parameters(net, kaiming_start(net).vector.astype(dtype))
-    data = TrainingSet(data.x.astype(dtype), data.y.astype(dtype))
-    twin = interop.to_torch(theta)
-    x, y = torch.tensor(data.x), torch.tensor(data.y)
-
-    def other(batch: int) -> None:
-        for part in range(0, len(data), batch):
-            o = twin(x[part : part + batch])
-            ((o - y[part : part + batch]) ** 2).sum().div(2 * len(data)).backward()
-        twin.zero_grad()
-
-    batches = sorted({min(n, len(data)) for n in BATCHES})
-    times = [in_turn(partial(other, n), lambda: None, 3)[0] for n in batches]
-    fastest = partial(other, batches[int(np.argmin(times))])
-    seconds = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), fastest, repeats)
-    return Row(name, np.dtype(dtype).name, *seconds, training_flops(net, len(data), 1))
-
-
 def plane_rows(torch, net: Network, data: TrainingSet, dtype: type, steps: int) -> list[Row]:
     """Return a plane of steps x steps risks beside loss-landscapes and beside PyTorch in batches.
 
@@ -238,13 +175,6 @@ def plane_rows(torch, net: Network, data: TrainingSet, dtype: type, steps: int) 
     metric = metrics.Loss(mean, x, y)
     theirs = seconds(lambda: random_plane(twin, metric, 1, steps, "model", deepcopy_model=True))
     return [*rows, Row(f"{name}, loss-landscapes", kind, own[1], theirs, flops)]
-
-
-def seconds(function: Callable) -> float:
-    """Return the seconds that one call takes."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def sparse_rows(net: Network, data: TrainingSet, batch: int, repeats: int) -> list[Row]:
@@ -323,17 +253,24 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--batch", type=int, default=16, metavar="N", help="images of 32 x 32")
     option("--samples", type=int, default=4000, metavar="N", help="images of the small network")
     option("--plane", type=int, default=11, metavar="N", help="of N x N risks, once each")
+    option("--gpu", action="store_true", help="only what a GPU shows, see above")
     option("--json", type=Path, metavar="FILE", help="to write the table to")
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Measure, print and write."""
+def run(options: argparse.Namespace) -> int:
+    """Measure, print and write; return 1 if a part of --gpu failed."""
     for name in ("repeats", "batch", "plane"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name}: expected 1 or more, got {getattr(options, name)}")
     if options.json is not None:
-        check_outputs(options.json.parent, {options.json.name: ["peaks", "rows"]})
+        keys = ["gpu"] if options.gpu else ["peaks", "rows"]
+        check_outputs(options.json.parent, {options.json.name: keys})
+    if options.gpu:
+        found = check_gpu(Path(__file__).resolve().parents[1])
+        if options.json is not None:
+            write_json(options.json, {"gpu": found})
+        return int(any("failed" in part for part in found.values()))
     try:
         import torch
     except ImportError as error:
@@ -379,6 +316,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json is not None:
         table = [asdict(row) | {"ratio": row.ratio} for row in rows]
         write_json(options.json, {"cores": WORKERS, "blas": blas(), "peaks": peaks, "rows": table})
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,11 @@ from tinyspur.constructions.embedding import embed, linear_subnetwork, subnetwor
 from tinyspur.constructions.exact_points import exact
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.relayed_pair import VARIANTS
-from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias
+from tinyspur.constructions.spurious import (
+    SpuriousMinimum,
+    find_spurious_minimum,
+    risk_along_bias,
+)
 from tinyspur.constructions.witnesses import revive
 from tinyspur.datasets.duplicates import find_duplicates
 from tinyspur.datasets.samples import TrainingSet
@@ -80,6 +84,7 @@ LANDSCAPES = {  # defaults of --figures
 EXACT = {"loss": ["squared"], "variant": ["repaired"], "theta": ["linear", "nontrivial"]}
 REPORT, CHECKPOINT, FIGURES = "report.json", "checkpoint.npz", "figures"
 CURVE = 33  # points of the curve along a bias
+DESCENT, BRIEF, MANY = 12, 3, 10_000  # steps of the descent, and with over so many images
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -127,7 +132,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--dtype", choices=["float64", "float32"], default="float64", help="of theta")
     option("--backend", choices=["auto", "numpy", "cupy"], default="auto", help="arrays")
     option("--seed", type=int, default=0, help="of all random choices")
-    option("--descend", type=int, default=12, metavar="STEPS", help="of L-BFGS; 0 for none")
+    text = f"of L-BFGS; 0 for none (default: {DESCENT}, {BRIEF} with over {MANY:,} images)"
+    option("--descend", type=int, metavar="STEPS", help=text)
     text = "theta, theta' and the lower point as fractions, too (pixels are k/256)"
     option("--exact", action="store_true", help=text)
     option("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")
@@ -174,8 +180,9 @@ def check(options: argparse.Namespace) -> None:
     bounds = {"seed": 0, "descend": 0, "polish": 0, "epochs": 1, "batch_size": 1}
     bounds |= {"grid": 3, "directions": 1, "isolated": 1}
     for name, least in bounds.items():
-        if getattr(options, name) < least:
-            flag, value = name.replace("_", "-"), getattr(options, name)
+        value = getattr(options, name)
+        if value is not None and value < least:
+            flag = name.replace("_", "-")
             raise ValueError(f"--{flag}: expected {least} or more, got {value}")
     Adam(options.learning_rate, options.weight_decay)
     if options.resume:
@@ -266,10 +273,12 @@ def theta_1(options, net: Network, training_set, loss, xp) -> Parameters | None:
     return None
 
 
-def shorter_witness(theta: Parameters, training_set, loss, pair, seed: int) -> Escape | None:
+def shorter_witness(found: SpuriousMinimum, training_set, loss, seed: int) -> Escape | None:
     """Return a lower point that uses a dead map; None where the risk is flat along its weights."""
     try:
-        return revive(theta, training_set, loss, pair.upper, pair.reserved[0], seed)
+        map = found.pair.upper, found.pair.reserved[0]
+        known = found.risk, found.risk_rounding
+        return revive(found.theta, training_set, loss, *map, seed, known)
     except AssumptionError:
         return None
 
@@ -352,7 +361,7 @@ def run(options: argparse.Namespace) -> None:
         print(fractions)
     if options.variant == "repaired":
         with stages("witness", "reviving a dead map"):
-            witness = shorter_witness(theta, training_set, loss, pair, options.seed)
+            witness = shorter_witness(found, training_set, loss, options.seed)
         if witness is not None and witness.decrease > witness.rounding:
             print(f"shorter witness that theta is not global, {witness}")
     with stages("curve", "risk along the bias"):
@@ -362,10 +371,12 @@ def run(options: argparse.Namespace) -> None:
             line = Lines.between(theta, found.escape.theta, CURVE, margin=0.5)
             along = scan(line, training_set, loss)
     descended = None
-    if options.descend:
+    if (downhill := options.descend) is None:
+        downhill = BRIEF if len(dataset) > MANY else DESCENT
+    if downhill:
         text, lower = "L-BFGS from the lower point", found.lower.theta
-        with stages("descent", text, options.descend) as bar:
-            descended = descend(lower, training_set, loss, options.descend, stepping(bar))
+        with stages("descent", text, downhill) as bar:
+            descended = descend(lower, training_set, loss, downhill, stepping(bar))
 
     with stages("files", f"writing to {options.out}"):
         summary = settings | findings_of(found, descended, training_set, loss)
@@ -385,7 +396,7 @@ def run(options: argparse.Namespace) -> None:
     if descended is not None:
         risk = summary["points"]["descended"]["risk"]
         print(
-            f"descent: R = {risk:.9g} after at most {options.descend} L-BFGS steps from the lower "
+            f"descent: R = {risk:.9g} after at most {downhill} L-BFGS steps from the lower "
             f"point, lower than theta by {found.risk - risk:.3g}"
         )
     if options.figures:

@@ -278,7 +278,7 @@ def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
             parts += loss.subgradients(o, y[:, rows], rounding[-1])
         patterns = patterns_of(trace)
         at = Chunk(magnitudes, trace, rounding, cut, margins_of(trace))
-        counts = at.counted()
+        counts = at.counted
         shown = all_to_numpy([cut[None], *(patterns[n] * some for n, some in counts.items())])
         kept = not radius or (radius < np.inf and keeps_patterns(radius, at))  # and any below
         kinks = at_kink(at.margins, rounding, counts)
@@ -378,6 +378,6 @@ def _packed(patterns: list[np.ndarray]) -> list[bytes]:
     """Return for each sample all its patterns, (n_l, N) each, as one key."""
     bits = []
     for pattern in patterns:
-        packed = np.packbits(pattern, axis=0) if pattern.dtype == bool else pattern
-        bits.append(np.ascontiguousarray(packed.T).view(np.uint8))
+        rows = np.ascontiguousarray(pattern.T)
+        bits.append(np.packbits(rows, axis=1) if pattern.dtype == bool else rows.view(np.uint8))
     return [row.tobytes() for row in np.concatenate(bits, axis=1)]

@@ -158,10 +158,10 @@ def spread(sigma: Activation, z: Array, o: Array, errors: Array) -> Array:
         found = activated(sigma, Enclosure(z.astype(np.float64), errors.astype(np.float64)))
         return (abs(o - found.middle) + found.radius) * WIDER
     xp, slope, unit = namespace(z), float(sigma.slope), np.finfo(z.dtype)
+    if not slope:  # nothing rounds
+        return errors if xp is np and z.min(initial=0) >= 0 else xp.where(z < -errors, 0.0, errors)
     off = xp.where(z > errors, errors, max(1.0, slope) * errors)
     off = xp.where(z < -errors, slope * errors, off)
-    if not slope:
-        return off  # nothing rounds
     rounding = 2 * float(unit.eps) * abs(slope * z) + 4 * float(unit.smallest_subnormal)
     return (off + (z != 0) * rounding) * (1 + 8 * float(unit.eps))
 

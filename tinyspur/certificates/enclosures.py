@@ -275,15 +275,16 @@ def product_radius(
     xp, share, reach = namespace(size), gamma(terms, size.dtype), size + radius
     factors = [magnitude.weights, None if radii is None else radii.weights, reach]
     smallest = _underflow(*(some for some in factors if some is not None))
-    grown = radius + share * size
+    grown = share * size
+    grown += radius
     if xp is not np or smallest:
-        grown = grown + smallest * (size > 0)
+        grown += smallest * (size > 0)
     off = magnitude @ grown
     if radii is not None:
         off += radii @ reach
-    off = off + 2 * terms * smallest  # a product may be a view that is read-only
-    off *= 1 + 2 * share
-    return off
+    if xp is not np or smallest:
+        off = off + 2 * terms * smallest
+    return off * (1 + 2 * share)
 
 
 def _underflow(*sizes: Array) -> Array | float:
@@ -293,5 +294,12 @@ def _underflow(*sizes: Array) -> Array | float:
     """
     smallest = float(np.finfo(sizes[-1].dtype).smallest_subnormal)
     small = smallest**0.3
-    found = [((some > 0) & (some < small)).any() for some in sizes]
+    found = [_has_between(some, small) for some in sizes]
     return namespace(sizes[-1]).where(functools.reduce(operator.or_, found), smallest, 0.0)
+
+
+def _has_between(sizes: Array, small: float) -> Array | bool:
+    """Return whether one of these is above 0 and below `small`."""
+    if namespace(sizes) is np and sizes.min(initial=np.inf) >= small:
+        return False
+    return ((sizes > 0) & (sizes < small)).any()

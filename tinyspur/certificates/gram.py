@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..engine.floats import EPSILON, SMALLEST, gamma
+from ..engine.threads import in_order
 from ..fitting.gram_sums import gram_sum, gram_terms
 from .enclosed_algebra import doubled_product, doubled_residual
 from .enclosures import WIDER, Enclosure, concatenate, exact
 
-BLOCK = 4 * 10**6  # features that are split for doubled precision at a time
+BLOCK = 10**6  # features that are split for doubled precision at a time, on each core
+TOGETHER = 4  # of these that are part of one sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +69,21 @@ class Samples:
 
     def sums(self, g: np.ndarray) -> Enclosure:
         """Return sum_i g_i z_i^T, (d_y, k), in doubled precision."""
-        total = exact(np.zeros((len(g), self.z.shape[1])))
-        for rows in self._whole():
-            total = total + doubled_product(g[:, rows], self.z[rows])
+        k = self.z.shape[1]
+        total, width = exact(np.zeros((len(g), k))), -(-k // TOGETHER)
+        for rows in self.blocks(max(1, TOGETHER * BLOCK // k)):  # few: each sum rounds
+            columns = [slice(n, n + width) for n in range(0, k, width)]
+            parts = in_order(
+                lambda some, rows=rows: doubled_product(g[:, rows], self.z[rows, some]), columns, np
+            )
+            total = total + concatenate(list(parts), axis=1)
         if not self.inexact.any():
             return total
         inexact = np.broadcast_to(self.inexact, self.z.shape)
         return total.wider(abs(g) @ inexact * (1 + 2 * gamma(len(self))))
 
     def _joined(self, function: Callable[[Samples], Enclosure]) -> Enclosure:
-        parts = [function(self.of(rows)) for rows in self._whole()]
+        parts = list(in_order(lambda rows: function(self.of(rows)), self._whole(), np))
         return parts[0] if len(parts) == 1 else concatenate(parts, axis=1)
 
     def _whole(self) -> Iterator[slice]:

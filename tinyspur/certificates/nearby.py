@@ -7,7 +7,7 @@ distance of the stored ones: the point with these parameters is exactly a local 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
 from ..engine.passes import Step, steps
+from ..engine.threads import in_order
 from ..layers import BlockMatrix, Dense
 from .class_fits import LARGEST, ClassFit, class_fit
 from .enclosed_algebra import doubled_product, two_sum
@@ -26,6 +27,7 @@ from .enclosures import WIDER, Enclosure, concatenate, exact, inexact, product
 from .gram import Samples
 
 SPARSE = 4  # entries of a row up to which, on average, a matrix is sparse
+TOGETHER = 512  # columns that a core works on together
 EQUATIONS = 1500  # for the weights of a layer that are solved together
 
 
@@ -154,14 +156,19 @@ def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
     max |D| e / (1 - e).
     """
     used = (M.middle != 0).any(axis=1) | (M.radius != 0).any(axis=1)
-    M = M[used]
+    M = M if used.all() else M[used]
     if len(M) < M.shape[1] or not np.isfinite(M.middle).all():
         return None
     Q = _left_inverse(M.middle)
     if Q is None:
         return None
-    E = np.eye(len(Q)) - _times(Q, M)
-    e = float(E.magnitude.sum(axis=0).max()) * (1 + 2 * gamma(len(E)))
+    times, identity = _products(Q), np.eye(len(Q))
+
+    def largest_sum(columns: slice) -> float:
+        E = identity[:, columns] - times(M[:, columns])
+        return float(E.magnitude.sum(axis=0).max())
+
+    e = max(in_order(largest_sum, _columns(len(Q)), np)) * (1 + 2 * gamma(len(Q)))
     if not e < 1:
         return None
     more = D.magnitude.max(axis=1, keepdims=True) * (e / (1 - e) * WIDER)
@@ -193,15 +200,24 @@ def _is_sparse(M: np.ndarray) -> bool:
     return np.count_nonzero(M) <= SPARSE * len(M)
 
 
-def _times(Q: np.ndarray, M: Enclosure) -> Enclosure:
-    """Return Q M; that of layers which only relay has few entries."""
+def _columns(count: int) -> list[slice]:
+    """Return slices of columns that are worked on together."""
+    return [slice(n, min(n + TOGETHER, count)) for n in range(0, count, TOGETHER)]
+
+
+def _products(Q: np.ndarray) -> Callable[[Enclosure], Enclosure]:
+    """Return the function Q M of M; a Q of layers that only relay has few entries."""
     if not _is_sparse(Q):
-        return exact(Q) @ M
+        return lambda M: exact(Q) @ M
     few = scipy.sparse.csr_array(Q)
-    terms = int(np.diff(few.indptr).max(initial=0)) + 2
+    sizes, terms = abs(few), int(np.diff(few.indptr).max(initial=0)) + 2
     share = gamma(terms)
-    off = abs(few) @ inexact(abs(M.middle), M.radius, share) + 2 * terms * SMALLEST
-    return Enclosure(few @ M.middle, off * (1 + 2 * share))
+
+    def product(M: Enclosure) -> Enclosure:
+        off = sizes @ inexact(abs(M.middle), M.radius, share) + 2 * terms * SMALLEST
+        return Enclosure(few @ M.middle, off * (1 + 2 * share))
+
+    return product
 
 
 # What a pattern makes of the layers
@@ -225,6 +241,12 @@ def _stored_map(theta: Parameters, trace: list[Step]) -> Enclosure:
 
 def _upwards(theta: Parameters, trace: list[Step], basis: Enclosure, layer: int) -> Enclosure:
     """Return (H x, 1) for the columns (x, 1) of a basis, H what is active up to o^{layer-1}."""
+    parts = [basis[:, some] for some in _columns(basis.shape[1])]
+    moved = in_order(lambda part: _moved_up(theta, trace, part, layer), parts, np)
+    return concatenate(list(moved), axis=1)
+
+
+def _moved_up(theta: Parameters, trace: list[Step], basis: Enclosure, layer: int) -> Enclosure:
     v, c = basis[:-1], basis[-1:]
     for step in trace[theta.net.leading_poolings : layer - 1]:
         v = _product(step, v)

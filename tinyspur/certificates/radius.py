@@ -5,21 +5,38 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from ..engine.architecture import Architecture
 from ..engine.backend import Array, all_to_numpy, namespace
-from ..engine.floats import slack
+from ..engine.floats import EPSILON, slack
 from ..engine.parameters import Parameters
-from ..engine.passes import Step, unread
+from ..engine.passes import Step
 from ..engine.threads import scratch
 
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
 
-class Chunk(NamedTuple):
+class Fixed(NamedTuple):
+    """What the check of a layer's pattern needs that is the same for every rho.
+
+    `free` are the samples (N,) for which the pattern does not count, `inexact` bounds the rounding
+    errors of what the layer reads, `sums` are S (a + inexact), None without weights. A unit's z may
+    move by less than `room`, and the `share` of its move goes on; None where all of it does.
+    """
+
+    free: Array
+    inexact: Array | None
+    sums: Array | None
+    room: Array | None
+    share: Array | None
+
+
+@dataclass(eq=False)
+class Chunk:
     """A pass of some samples at theta, with |theta|, bounds of the rounding errors of each z, the
     `highest_dead_layer` of each sample, below which nothing counts, and the margins.
     """
@@ -30,15 +47,43 @@ class Chunk(NamedTuple):
     cut: Array
     margins: dict[int, Array]
 
+    @functools.cached_property
     def counted(self) -> dict[int, Array]:
         """Return for each layer with a pattern which samples it counts for, (N,)."""
         return counted(self.magnitudes.net, self.cut)
 
-    def active(self, step: Step) -> Array:
-        """Return where z > 0 before a kink, or where the pattern of the layer does not count."""
-        units = (step.z > 0) | ~self.counted().get(step.layer, self.cut <= step.layer)
-        units[step.W.rows :] = True  # what a residual block keeps
-        return units
+    @functools.cached_property
+    def fixed(self) -> list[Fixed]:
+        """Return what is the same for every rho, for each layer up to the last with a pattern."""
+        found: list[Fixed] = []
+        inexact, last = None, max(self.magnitudes.net.pattern_layers, default=0)
+        for step, rounding in zip(self.trace[:last], self.rounding, strict=False):
+            sums = room = share = None
+            counts = self.counted.get(step.layer, self.cut <= step.layer)
+            if step.W.weights is not None:
+                reach = abs(step.below)
+                if inexact is not None:
+                    reach += inexact
+                sums = step.W.support_sums(reach)
+            if step.kinked:
+                with np.errstate(invalid="ignore"):
+                    room = (step.heights - rounding) * (1 - 2 * EPSILON)
+                share = self._share(step, counts)
+                if share is not None:
+                    slope = step.activation.slope
+                    rounding = rounding * share if slope == 0 else max(1.0, slope) * rounding
+            found.append(Fixed(~counts, inexact, sums, room, share))
+            inexact = rounding
+        return found
+
+    def _share(self, step: Step, counts: Array) -> Array | None:
+        """Return 1 where z > 0 or the pattern does not count, and the slope elsewhere."""
+        active = (step.z > 0) | ~counts
+        active[step.W.rows :] = True  # what a residual block keeps
+        xp, slope = namespace(active), step.activation.slope
+        if xp is np and active.all():
+            return None
+        return active if slope == 0 else xp.where(active, 1.0, slope)
 
 
 def highest_dead_layer(trace: list[Step], rounding: list[Array]) -> Array:
@@ -79,7 +124,7 @@ def counted(net: Architecture, cut: Array) -> dict[int, Array]:
 def shrink(radius: float, at: Chunk) -> float:
     """Return the largest rho <= radius found to keep the patterns of these samples too."""
     xp = namespace(at.trace[0].below)
-    counts = at.counted()
+    counts = at.counted
     kinked = [s.layer for s in at.trace if s.kinked]
     least = [xp.where(counts[n], at.margins[n], np.inf).min() for n in kinked]
     high = min([radius, *map(float, all_to_numpy(least))])  # a bias alone moves z by rho
@@ -119,36 +164,31 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
     e = |W| d + rho S (a + d) + rho, S the support of the trainable entries. The rounding errors of
     z are added, and those of this computation itself.
     """
-    xp, d, inexact = namespace(at.trace[0].below), None, None
-    last, counts = max(at.magnitudes.net.pattern_layers, default=0), at.counted()
+    xp, d = namespace(at.trace[0].below), None
     grow = slack(2 * sum(W.shape[1] + 4 for W in at.magnitudes.W.values()))
-    for step, rounding in zip(at.trace[:last], at.rounding, strict=False):
-        W, below, free = step.W, step.below, ~counts.get(step.layer, at.cut <= step.layer)
+    for step, fixed in zip(at.trace, at.fixed, strict=False):
+        W, below, free, use = step.W, step.below, fixed.free, f"radius {step.layer % 2}"
         if W.selects and d is not None:
-            change = xp.where(d > 0, d * grow + inexact, 0)
+            change = xp.where(d > 0, d * grow + fixed.inexact, 0)
             yield (free | (W.gaps(below, d == 0, change) > 0)).all()
-        e = scratch(step.z.shape, step.z, f"radius {step.layer % 2}")
         if d is None:
+            e = scratch(step.z.shape, step.z, use)
             e[...] = 0
         else:
-            e[...] = at.magnitudes.W[step.layer].at(below).brief_product(d, "radius product")
+            e = at.magnitudes.W[step.layer].at(below).brief_product(d, use)
         if W.selects and d is not None:  # where the selection may change
             e = xp.where(free, W @ d, e)
         if W.weights is not None:
-            reach = scratch(below.shape, below, "radius reach")
-            xp.abs(below, out=reach)
-            if d is not None:
-                reach += inexact
-                reach += d
+            sums = fixed.sums if d is None else fixed.sums + W.support_sums(d)
             maps = e[: W.rows].reshape(W.maps_out, W.positions_out, -1)
-            maps += rho * W.support_sums(reach) + (0 if step.b is None else rho)
-            if step.b is None:
-                free = free | unread(W, step.b, reach)
+            maps += rho * sums + (0 if step.b is None else rho)
+            if step.b is None:  # a unit that reads nothing but zeros is 0 for all parameters
+                nothing = xp.zeros(e.shape, dtype=bool)
+                nothing[: W.rows].reshape(maps.shape)[...] = sums == 0
+                free = free | nothing
         if step.kinked:
             still = False if step.b is not None else e == 0
-            yield (free | still | (e * grow + rounding < step.heights)).all()
-            active, slope = at.active(step), step.activation.slope
-            active = active | free
-            e *= active if slope == 0 else xp.where(active, 1.0, slope)
-            rounding = rounding * active if slope == 0 else max(1.0, slope) * rounding
-        d, inexact = e, rounding
+            yield (free | still | (e * grow < fixed.room)).all()
+            if fixed.share is not None:
+                e *= fixed.share
+        d = e

@@ -91,6 +91,18 @@ def rounded_risk(theta: Parameters, data: TrainingSet, loss: Loss) -> tuple[floa
     return float(np.mean(values)), mean_rounding(loss, o, data.y.T, values, errors)
 
 
+def risk_of_outputs(
+    o: np.ndarray, errors: np.ndarray, data: TrainingSet, loss: Loss
+) -> tuple[float, float]:
+    """Return the risk of float64 outputs that may be off by `errors`, and a bound of its error.
+
+    Both are (d_y, N), as `enclosed_outputs` returns them.
+    """
+    y = np.ascontiguousarray(data.y.T, np.float64)
+    values = loss.value(o, y)
+    return float(np.mean(values)), mean_rounding(loss, o, y, values, errors)
+
+
 def _seen(
     theta: Parameters, x: np.ndarray, function: Callable = lambda rows, o: o[0]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -83,6 +83,7 @@ def split_data(
     rule: str = "steepest",
     map: int | None = None,
     output: int | None = None,
+    outputs: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> DataSplit:
     """Return a threshold eta with S(eta) != 0 strictly inside a gap of the values v of a map.
 
@@ -90,20 +91,21 @@ def split_data(
     all outputs are tried unless one is given: the steepest gap of all, or the largest threshold. S
     counts as zero where its enclosure contains 0, for the values v and the weights w as computed. A
     gap is passed over, too, where all that the risk can fall by in it, |S| times half its width for
-    a convex loss, is rounding: of weights that a fit leaves instead of 0, say. Raises ValueError
+    a convex loss, is rounding: of weights that a fit leaves instead of 0, say. `outputs` are what
+    `enclosed_outputs` returns for theta in float64, where it is known. Raises ValueError
     for a map, an output or a rule that does not exist, AssumptionError where no gap is left.
     """
     check_at(theta, data, loss)
     check_pair(pair, theta)
-    outputs = theta.net.shapes[-1][0]
+    width = theta.net.shapes[-1][0]
     if rule not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")
     if output is not None:
-        output = whole_number("output unit", output, 0, outputs - 1)
+        output = whole_number("output unit", output, 0, width - 1)
     maps = pair.divisible if map is None else (map,)
-    chosen = list(range(outputs)) if output is None else [output]
+    chosen = list(range(width)) if output is None else [output]
     theta = theta.to(namespace(theta.vector), np.float64)
-    o, errors = enclosed_outputs(theta, data.x)
+    o, errors = enclosed_outputs(theta, data.x) if outputs is None else outputs
     y = np.ascontiguousarray(data.y.T, np.float64)
     u, losses = loss.gradient(o, y), loss.value(o, y)
     off, least = sums_rounding(loss, o, errors, y, u), mean_rounding(loss, o, y, losses, errors)

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
-from ..certificates.rounding import rounded_risk
+from ..certificates.rounding import enclosed_outputs, risk_of_outputs, rounded_risk
 from ..datasets.duplicates import Duplicates
 from ..datasets.samples import TrainingSet
-from ..engine.backend import Array, to_numpy
-from ..engine.live import live_part
+from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
+from ..engine.live import Live, is_plain, live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
+from ..engine.passes import neurons
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
 from ..shown import Shown
@@ -37,11 +38,13 @@ class SpuriousMinimum(Shown):
     """theta with its certificate, theta', the lower point, and the escape from theta if any.
 
     `duplicates` counts the samples whose features at the upper convolution of the pair are equal.
+    Rounding errors may explain up to `risk_rounding` of the `risk` of theta.
     """
 
     theta: Parameters
     pair: RelayedPair
     risk: float
+    risk_rounding: float
     certificate: CellCertificate | RelayCertificate
     split: DataSplit
     theta_prime: Parameters
@@ -108,14 +111,18 @@ def find_spurious_minimum(
     check_pair(pair, theta)
     with stage("certificate", "certifying theta"):
         duplicates = Duplicates.of(identical_features(theta, data.x, pair.upper), data.y)
-        before = rounded_risk(theta, data, loss)
+        outputs = enclosed_outputs(theta.to(namespace(theta.vector), np.float64), data.x)
+        if theta.vector.dtype == np.float64:
+            before = risk_of_outputs(*outputs, data, loss)
+        else:
+            before = rounded_risk(theta, data, loss)
         certificate = certify_cell(theta, data, loss)
         if not certificate.proves and variant == "repaired":  # then what the subnetwork hands on
             certificate = certify_relays(theta, data, loss, pair.lower, seed)
     with stage("split", "splitting the data, building theta' and the lower point"):
         best, most = None, -np.inf
         try:
-            for start, split in _splits(theta, pair, data, loss, rule, output):
+            for start, split in _splits(theta, pair, data, loss, rule, output, outputs):
                 prime = equal_risk_point(start, pair, split, variant)
                 lower = lower_point(start, prime, pair, split, data, loss, before)
                 sure = lower.decrease - lower.rounding
@@ -135,18 +142,20 @@ def find_spurious_minimum(
         with stage("escape", "escaping from the kink"), unless_none:
             escape = kink_escape(theta, data, loss, seed=seed)
     return SpuriousMinimum(
-        theta, pair, before[0], certificate, split, prime, prime_risk, lower, duplicates, escape
+        theta, pair, *before, certificate, split, prime, prime_risk, lower, duplicates, escape
     )
 
 
-def _splits(theta, pair, data, loss, rule, output) -> Iterator[tuple[Parameters, DataSplit]]:
+def _splits(
+    theta, pair, data, loss, rule, output, outputs
+) -> Iterator[tuple[Parameters, DataSplit]]:
     """Yield theta with its split by `rule` and by the other one, and perturbed points with theirs.
 
     A loss with kinks need not fall at the rate S(eta), so that one split may fail.
     """
     for each in sorted(SPLITS, key=lambda name: name != rule):
         try:
-            split = split_data(theta, pair, data, loss, each, output=output)
+            split = split_data(theta, pair, data, loss, each, None, output, outputs)
         except AssumptionError:
             continue
         yield theta, split
@@ -169,16 +178,49 @@ def risk_along_bias(
     steps = np.linspace(-reach, reach, points)
     layer, maps = perturbed_biases(found.theta, found.pair, found.split)
     live = live_part(found.theta_prime)
-    net, y = live.point.net, found.theta.net.targets(found.theta, data, loss)
-    own, moved = np.searchsorted(live.kept[layer], maps).tolist(), []
+    point, y = live.point, found.theta.net.targets(found.theta, data, loss)
+    net, dense, rest = point.net, found.pair.dense, point.copy()
+    maps = np.searchsorted(live.kept[layer], maps)
+    track, moved = _reached(point, layer, maps, dense), []
+    for m in track.kept[dense - 1]:
+        rest.W[dense].outgoing(int(m))[...] = 0
+    own = np.isin(track.kept[layer], maps)
     for step in steps:
-        moved.append(live.point.copy())
-        moved[-1].b[layer][own] += float(step)
+        moved.append(track.point.copy())
+        biases = moved[-1].b[layer]
+        biases += namespace(biases).asarray(own * step, dtype=biases.dtype)
 
     def chunk(rows: slice, columns: Array) -> np.ndarray:
-        below = net.layer_output(live.point, columns, layer - 1)  # is the same for all steps
-        outputs = (net.layer_output(point, below, net.depth, layer - 1) for point in moved)
-        return np.stack([to_numpy(loss.value(o, y[:, rows])) for o in outputs])
+        below = net.layer_output(point, columns, layer - 1)  # is the same for all steps
+        same = rest.W[dense] @ net.layer_output(rest, below, dense - 1, layer - 1)
+        read, losses = track.point.W[layer] @ below, []
+        for each in moved:
+            _, o = neurons(each, layer, read.copy())
+            o = each.net.layer_output(each, o, dense - 1, layer)
+            _, o = neurons(rest, dense, same + each.W[dense] @ o)
+            losses.append(loss.value(net.layer_output(rest, o, net.depth, dense), y[:, rows]))
+        return np.stack(all_to_numpy(losses))
 
-    losses = np.concatenate(list(net.over(live.point, data.x, chunk)), axis=1)
+    losses = np.concatenate(list(net.over(point, data.x, chunk)), axis=1)
     return steps, losses.mean(axis=1)
+
+
+def _reached(theta: Parameters, layer: int, maps: np.ndarray, last: int) -> Live:
+    """Return theta with, from `layer` to below `last`, only maps that those of `layer` reach.
+
+    With all maps where one of these reads others too.
+    """
+    net = theta.net
+    kept = [np.arange(shape[0]) for shape in net.shapes]
+    kept[layer] = maps
+    if not all(is_plain(net, n) for n in range(1, net.depth + 1)):
+        return Live.all(theta)
+    for n in range(layer + 1, last):
+        kept[n] = kept[n - 1]
+        if n in net.slots:
+            used = to_numpy(theta.W[n].weights)
+            used = used.reshape(*used.shape[:2], -1).any(axis=2)
+            kept[n] = np.flatnonzero(used[:, kept[n - 1]].any(axis=1))
+            if not kept[n].size or np.delete(used, kept[n - 1], axis=1)[kept[n]].any():
+                return Live.all(theta)
+    return Live.of(theta, kept)

@@ -19,6 +19,7 @@ from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
+from ..engine.passes import neurons
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, measure_escape, random_unit
 from ..shown import Shown
@@ -112,14 +113,21 @@ def lower_point(
 
 
 def revive(
-    theta: Parameters, data: TrainingSet, loss: Loss, layer: int, map: int, seed: int = 0
+    theta: Parameters,
+    data: TrainingSet,
+    loss: Loss,
+    layer: int,
+    map: int,
+    seed: int = 0,
+    before: tuple[float, float] | None = None,
 ) -> Escape:
     """Return a lower point that uses a dead map.
 
     First the outgoing weights are set to zero and the incoming ones to random numbers, which
     changes no output; then the risk falls along minus its derivative in the outgoing weights.
     A witness that theta is spurious for any network with a dead
-    map, not a refutation of its minimality: the distance is not small. Raises AssumptionError for a
+    map, not a refutation of its minimality: the distance is not small. The decrease is counted from
+    `before` as in `lower_point`. Raises AssumptionError for a
     map that some sample activates, or where the derivative vanishes.
     """
     check_at(theta, data, loss)
@@ -148,15 +156,18 @@ def revive(
     own = int(np.searchsorted(live.kept[layer], map))
     downhill = small.zeros(like=theta.vector)
     chosen, _ = outgoing(downhill, layer, own)
-    chosen[...] = -outgoing(small.gradient(start, data, loss), layer, own)[0]
+    if above == net.depth:  # the outputs are affine in the step
+        slope, o = _read_slope(start, own, data, loss)
+    else:
+        slope = outgoing(small.gradient(start, data, loss), layer, own)[0]
+    chosen[...] = -slope
     largest = float(abs(chosen).max())
     if largest == 0:
         raise AssumptionError(f"the risk is flat along the outgoing weights of map {map}")
     move = downhill / largest
 
-    if above == net.depth:  # the outputs are affine in the step
+    if above == net.depth:
         y = data.y.T
-        o = to_numpy(small.forward(start, data.x)).T
         rate = to_numpy(small.forward(start + move, data.x)).T - o
 
         def risk(step: float) -> float:
@@ -169,7 +180,30 @@ def revive(
 
     step = float(scipy.optimize.minimize_scalar(risk, bracket=(0.0, 0.1 * largest)).x)
     point = live.widened(start + step * move)
-    return measure_escape(theta, point, "revived map", step, data, loss)
+    return measure_escape(theta, point, "revived map", step, data, loss, before=before)
+
+
+def _read_slope(
+    theta: Parameters, map: int, data: TrainingSet, loss: Loss
+) -> tuple[Array, np.ndarray]:
+    """Return the gradient in what the last layer reads a map with, (d_y, P), and outputs (d_y, N).
+
+    It is (1/N) sum_i g_i o_i^T, g the gradient of the loss and o the map; outputs are on the host.
+    """
+    net, last = theta.net, theta.net.depth
+    W, y, total = theta.W[last], net.targets(theta, data, loss), 0.0
+    own = slice(map * W.positions_in, (map + 1) * W.positions_in)
+
+    def chunk(rows: slice, columns: Array) -> tuple[Array, np.ndarray]:
+        below = net.layer_output(theta, columns, last - 1)
+        _, o = neurons(theta, last, W @ below)
+        return loss.gradient(o, y[:, rows]) @ below[own].T, to_numpy(o)
+
+    outputs = []
+    for part, o in net.over(theta, data.x, chunk):
+        total = total + part
+        outputs.append(o)
+    return total / len(data), np.concatenate(outputs, axis=1)
 
 
 def _activated(theta: Parameters, x: np.ndarray, layer: int, map: int) -> int:

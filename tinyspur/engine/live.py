@@ -40,6 +40,15 @@ class Live:
         kept = tuple(np.arange(shape[0]) for shape in theta.net.shapes)
         return cls(theta, theta, kept, slice(None))
 
+    @classmethod
+    def of(cls, theta: Parameters, kept: list[np.ndarray]) -> Live:
+        """Return theta with the `kept` maps alone, each layer's numbers, the input's first."""
+        net = theta.net
+        layers = [_with_maps(*pair) for pair in zip(net.chain, kept[1:], strict=True)]
+        small = Network(net.input_shape, layers, net.activation, net.memory_budget)
+        places = namespace(theta.vector).asarray(_places(net, kept))
+        return cls(theta, Parameters(small, theta.vector[places]), tuple(kept), places)
+
     def widened(self, point: Parameters) -> Parameters:
         """Return `whole` with the numbers of another point of the smaller network in its places."""
         wide = self.whole.copy()
@@ -59,7 +68,7 @@ def live_part(theta: Parameters, spare: bool = False) -> Live:
     check_points(None, theta)
     net, host = theta.net, theta.to(np)
     kept, dropped = [np.arange(net.shapes[0][0])], False
-    plain = all(_is_plain(net, layer) for layer in range(1, net.depth + 1))
+    plain = all(is_plain(net, layer) for layer in range(1, net.depth + 1))
     plain = plain and bool(np.isfinite(host.vector).all())
     for layer in range(1, net.depth + 1):
         if layer not in net.slots:
@@ -73,15 +82,10 @@ def live_part(theta: Parameters, spare: bool = False) -> Live:
                 keep[np.where(keep, -np.inf, host.b[layer]).argmax()] = True
         dropped = dropped or not keep.all()
         kept.append(np.flatnonzero(keep))
-    if not dropped:
-        return Live.all(theta)
-    layers = [_with_maps(*pair) for pair in zip(net.chain, kept[1:], strict=True)]
-    small = Network(net.input_shape, layers, net.activation, net.memory_budget)
-    places = namespace(theta.vector).asarray(_places(net, kept))
-    return Live(theta, Parameters(small, theta.vector[places]), tuple(kept), places)
+    return Live.of(theta, kept) if dropped else Live.all(theta)
 
 
-def _is_plain(net: Network, layer: int) -> bool:
+def is_plain(net: Network, layer: int) -> bool:
     """Return whether the layer hands on nothing of a map that is 0."""
     kind, sigma = net.chain[layer - 1], net.activation_of(layer)
     if type(kind) in POOLINGS:

@@ -78,9 +78,14 @@ def measure_escape(
     data: TrainingSet,
     loss: Loss,
     derivative: float | None = None,
+    before: tuple[float, float] | None = None,
 ) -> Escape:
-    """Evaluate a point near theta and return it with its distance and its decrease."""
-    before, off = rounded_risk(theta, data, loss)
+    """Evaluate a point near theta and return it with its distance and its decrease.
+
+    The decrease is counted from `before`, a risk and a bound of its error, by default those of
+    theta.
+    """
+    risk, off = rounded_risk(theta, data, loss) if before is None else before
     after, off_after = rounded_risk(nearby, data, loss)
     move = nearby.vector.astype(np.float64) - theta.vector.astype(np.float64)
     return Escape(
@@ -89,7 +94,7 @@ def measure_escape(
         distance=float(abs(move).max()),
         length=float((move**2).sum()) ** 0.5,
         risk=after,
-        decrease=before - after,
+        decrease=risk - after,
         rounding=off + off_after,
         theta=nearby,
         derivative=derivative,
@@ -265,7 +270,8 @@ def random_unit(
     z = point.net.filter_responses(point, layer, filters, x)
     z = z.reshape(len(filters), W.positions_out, -1)[row][0]
     beta = -float(np.median(z[z.std(axis=1).argmax()])) if layer in theta.b else 0.0
-    return d, beta, z + beta
+    z += beta
+    return d, beta, z
 
 
 # Any escape within a radius

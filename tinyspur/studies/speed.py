@@ -1,0 +1,116 @@
+"""Times of the engine beside those of PyTorch, on the same cores or on the same GPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import numpy as np
+
+from ..datasets.samples import TrainingSet
+from ..engine.losses import SquaredLoss
+from ..engine.network import Network
+from ..engine.parameters import Parameters
+from ..fitting.cost import training_flops
+from ..fitting.training import kaiming_start
+
+BATCHES = (8, 16, 50, 100, 250, 500)  # of PyTorch, whose fastest counts
+LOSS = SquaredLoss()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median seconds of the engine and of what it is compared with, and the operations of one."""
+
+    name: str
+    dtype: str
+    seconds: float
+    other: float
+    flops: float
+
+    @property
+    def ratio(self) -> float:
+        """Return how many times faster than the other the engine is."""
+        return self.other / self.seconds
+
+    def text(self, peak: float) -> str:
+        """Return the row of the table; `peak` in operations per second."""
+        mine, other = (self.flops / s / 1e9 for s in (self.seconds, self.other))
+        share = self.flops / self.seconds / peak
+        return (
+            f"{self.name:<42}{self.dtype:>8}{1e3 * self.seconds:10.1f} ms{mine:8.0f}{other:8.0f}"
+            f"{self.ratio:8.2f}{share:8.0%}"
+        )
+
+
+def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[float, float]:
+    """Return the median seconds of both, in turn, twice each time: the first run warms up.
+
+    Without it each would run while the other's threads still spin and its data fill the caches.
+    """
+    seconds: tuple[list, list] = ([], [])
+    for _ in range(repeats):
+        for function, found in zip((first, second), seconds, strict=True):
+            function()
+            start = time.perf_counter()
+            function()
+            found.append(time.perf_counter() - start)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def seconds(function: Callable) -> float:
+    """Return the seconds that one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def finish(xp: ModuleType) -> None:
+    """Wait until the device of `xp`, if it has one, has done all that it was asked for."""
+    if xp is not np:
+        xp.cuda.Device().synchronize()
+
+
+def step_row(
+    torch,
+    name: str,
+    net: Network,
+    data: TrainingSet,
+    dtype: type,
+    repeats: int,
+    xp: ModuleType = np,
+) -> Row:
+    """Return risk and gradient of a whole network; PyTorch with the fastest of some batch sizes.
+
+    With CuPy as `xp` both are on the GPU.
+    """
+    from .. import interop
+
+    theta = Parameters(net, kaiming_start(net).vector.astype(dtype))
+    data = TrainingSet(data.x.astype(dtype), data.y.astype(dtype))
+    place = "cpu" if xp is np else "cuda"
+    twin = interop.to_torch(theta).to(place)
+    x, y = (torch.tensor(part).to(place) for part in (data.x, data.y))
+    theta = theta.to(xp)
+
+    def mine() -> None:
+        net.risk_and_gradient(theta, data, LOSS)
+        finish(xp)
+
+    def other(batch: int) -> None:
+        for part in range(0, len(data), batch):
+            o = twin(x[part : part + batch])
+            ((o - y[part : part + batch]) ** 2).sum().div(2 * len(data)).backward()
+        twin.zero_grad()
+        if xp is not np:
+            torch.cuda.synchronize()
+
+    batches = sorted({min(n, len(data)) for n in BATCHES})
+    times = [in_turn(partial(other, n), lambda: None, 3)[0] for n in batches]
+    fastest = partial(other, batches[int(np.argmin(times))])
+    seconds = in_turn(mine, fastest, repeats)
+    return Row(name, np.dtype(dtype).name, *seconds, training_flops(net, len(data), 1))
