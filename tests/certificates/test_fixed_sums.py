@@ -155,3 +155,28 @@ def test_weights_that_read_only_zeros_stay_as_they_are():
     assert found.holds and found.distance < 1e-10
     dead = (~found.theta.net.patterns(found.theta, data.x)[1].any(axis=0)).sum()
     assert dead and found.certificate.idle == 7 * dead  # five weights and biases, and two above
+
+
+def test_the_family_has_what_may_be_added_to_all_outputs():
+    """Outputs of two linear functions have four numbers, whatever the parameters are."""
+    rng = np.random.default_rng(0)
+    net, x = Network((1, 1), (Dense(3), Dense(2)), ReLU(0.1)), rng.normal(size=(30, 1, 1))
+    labels = (x[:, 0, 0] + rng.normal(size=30) > 0).astype(int)
+    theta, data = Parameters(net, rng.normal(size=net.size)), TrainingSet(x, one_hot(labels, 2))
+    theta.b[1][:] += 10
+    found = settle(theta, data, SQUARED)
+    certificate = found.certificate
+    assert found.holds and certificate.family.dimension == net.size - 4
+    parts = certificate.free, certificate.frozen, certificate.idle, certificate.follow
+    assert parts == (2, net.size - 4, 0, 2)
+
+
+def test_the_search_starts_where_the_risk_is_no_higher():
+    """Not where the outputs but the last one are: there the last one may have fitted alone."""
+    theta, data = problem(3)
+    fewer = fixed_sum(theta, data, SQUARED)
+    projected = fewer.projected()
+    before = theta.net.risk(theta, data, SQUARED)
+    after = fewer.theta.net.risk(projected, fewer.data, fewer.loss)
+    apart = ((theta.net.forward(theta, data.x).sum(axis=1) - 1) ** 2).mean() / (2 * 3)
+    assert after == pytest.approx(before - apart, rel=1e-12)

@@ -230,3 +230,14 @@ def test_equal_patches_and_samples_without_active_units_are_members_of_one_kink(
     found = zip(background.units - 3, background.samples, strict=True)
     assert {(int(p), int(n)) for p, n in found} == places
     assert equal.kink(2, 1, 2).samples.tolist() == [0, 1, 2]
+
+
+def test_entries_that_tie_are_on_the_map_and_not_in_the_padding():
+    net = Network((1, 3), [Conv(1, 1), MaxPool(3, 1, padding=1), Dense(1)])
+    theta, data = net.zeros(), TrainingSet([[1.0, 1.5, 0.5]], [0.0])
+    theta.vector[:] = 1.0
+    held = Held(net, data, SquaredLoss())
+    o = held.forward(theta)[2].o[0]
+    tie = EqualKinks(theta, data, held).tie(2, theta.W[2], o, 0, 1, 0)
+    assert tie.units.tolist() == [0, 1]
+    assert [sorted(pair) for pair in tie.pairs.tolist()] == [[0, 1], [0, 1]]

@@ -10,7 +10,8 @@ minimum among points with u = 0 and c = S is therefore one of R. Among them the 
 minus the sum of the others: what counts is a network without the last output, with `FixedSumLoss`.
 
 There are directions without change that no symmetry of R explains, as they need u = 0: units that
-two outputs read with opposite weights are read by one.
+two outputs read with opposite weights are read by one. And there are those with u != 0: n is added
+to the weights and biases of all outputs, where n . (h_i, 1) = 0 for all samples.
 
 Rows move by at most 2 (m - 1) / m times what all numbers do under Pi, and by |u| / m, |c - S| / m.
 Columns of A that read 0 throughout may be as they are.
@@ -18,17 +19,26 @@ Columns of A that read 0 throughout may be as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 
 from ..datasets.samples import TrainingSet
+from ..engine.held import Held, HeldKink
 from ..engine.losses import FixedSumLoss, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..layers import Dense
+from .boxes import Box, forward, members_of
+from .enclosed_algebra import enclose_inverse
+from .enclosures import Enclosure, exact
 from .families import IDLE, Family
+from .free import choose_coordinates, fields, named, row_symmetries
+from .generators import INDEPENDENT
+from .sizes import powers_of_two
 
 
 class FixedSum(NamedTuple):
@@ -47,6 +57,22 @@ class FixedSum(NamedTuple):
         biases = full.weights.stop + np.arange(own.biases)
         return np.concatenate([np.arange(own.weights.stop), biases])
 
+    @property
+    def _x(self) -> np.ndarray:
+        return np.ascontiguousarray(self.data.x.reshape(len(self.data), -1).T, dtype=np.float64)
+
+    def projected(self) -> Parameters:
+        """Return the point without the last output of Pi theta, where the risk is no higher.
+
+        Weights that read 0 for all samples are those that were given.
+        """
+        net, point = self.theta.net, self.theta.copy()
+        W, b = self.given.W[net.depth].weights, self.given.b[net.depth]
+        read = net.layer_output(point, self._x, net.depth - 1).any(axis=1)
+        point.W[net.depth].weights[:, read] -= W[:, read].sum(axis=0) / len(b)
+        point.b[net.depth][:] -= (b.sum() - float(self.total)) / len(b)
+        return point
+
     def lifted(self, theta: Parameters) -> Parameters:
         """Return the point with the last output, so that the outputs sum to the targets' sum.
 
@@ -55,8 +81,7 @@ class FixedSum(NamedTuple):
         net, full = theta.net, self.given.copy()
         full.vector[self.coordinates] = theta.vector
         W, b = (part[net.depth] for part in (full.W, full.b))
-        x = np.ascontiguousarray(self.data.x.reshape(len(self.data), -1).T, dtype=np.float64)
-        read = net.layer_output(theta, x, net.depth - 1).any(axis=1)
+        read = net.layer_output(theta, self._x, net.depth - 1).any(axis=1)
         W.weights[-1, read] = -W.weights[:-1, read].sum(axis=0)
         b[-1] = float(self.total - sum(map(Fraction, b[:-1].tolist())))
         return full
@@ -72,6 +97,69 @@ class FixedSum(NamedTuple):
         idle = family.of_kinds(*IDLE)
         found |= {last + k: found[slot.start + k] for k in range(inputs) if slot.start + k in idle}
         return Family(dict(sorted(found.items())))
+
+    def whole_family(
+        self, family: Family, kinks: Sequence[HeldKink], data: TrainingSet, distance: float
+    ) -> Family | None:
+        """Return the lifted family with what may be added to all outputs, around a minimum.
+
+        As many weights and biases of the last output as there are sums of (h, 1) that are 0 within
+        `distance`: no more, as the others are independent, and no fewer, as fields of the network
+        that was given move as many u. None where either is not shown.
+        """
+        net = self.given.net
+        slot, free = net.slots[net.depth], np.ones(net.size, dtype=bool)
+        free[list(family.symmetries)] = False
+        where = np.arange(slot.shape[1] * slot.shape[0]).reshape(slot.shape[0], -1) + slot.start
+        biases = slot.weights.stop + np.arange(slot.biases)
+        where = np.hstack([where, biases[:, None]])  # (outputs, weights + 1)
+        columns = np.flatnonzero(free[where[-1]])
+        independent, rest = self._independent(columns, kinks, distance)
+        if not independent or not len(rest):
+            return family if independent else None
+        held = Held(net, data, SquaredLoss(), kinks)
+        full = choose_coordinates(held, self.given, data)
+        radii = Parameters(net, np.full(net.size, distance))
+        box = Box(self.given, radii, exact(np.zeros(len(kinks))))
+        rows = fields(full.generators, full.interpolations, held, box)
+        if rows is None or len(rows.middle) < len(rest):
+            return None
+        rows = rows * (1 / powers_of_two(abs(rows.middle / full.sizes).max(axis=1)))[:, None]
+        moved = sum((rows[:, row] for row in where[1:, rest]), rows[:, where[0, rest]])
+        moved = moved * (1 / full.sizes[where[-1, rest]])
+        order = scipy.linalg.qr(moved.middle.T, mode="r", pivoting=True)[1][: len(rest)]
+        if enclose_inverse(moved[order]) is None:
+            return None
+        symmetries = row_symmetries(full.generators, full.interpolations)
+        found = dict(family.symmetries)
+        for n, k in zip(where[-1, rest], named(moved.middle[order]), strict=True):
+            found[int(n)] = symmetries[order[k]]
+        return Family(dict(sorted(found.items())))
+
+    def _independent(
+        self, columns: np.ndarray, kinks: Sequence[HeldKink], distance: float
+    ) -> tuple[bool, np.ndarray]:
+        """Return whether all but some columns of (h, 1) are shown to be independent, and these."""
+        net, x = self.theta.net, self._x
+        held = Held(net, self.data, self.loss, kinks)
+        h = net.layer_output(self.theta, x, net.depth - 1)
+        A = np.vstack([h, np.ones(len(self.data))])[columns].T
+        A = A / powers_of_two(abs(A).max(axis=0))
+        _, R, order = scipy.linalg.qr(A, mode="economic", pivoting=True)
+        sizes = abs(np.diag(R))
+        rank = int((sizes > INDEPENDENT * sizes[0]).sum())
+        own, rest = order[:rank], order[rank:]
+        some = np.sort(scipy.linalg.qr(A[:, own].T, mode="r", pivoting=True)[1][:rank])
+        radii = Parameters(net, np.full(net.size, distance))
+        box = Box(self.theta, radii, exact(np.zeros(len(kinks))))
+        samples = np.ascontiguousarray(x[:, some])
+        trace, kept = forward(held, box, samples, members_of(held, some))
+        middle, radius = (
+            np.vstack([part, np.full(rank, last)])[columns[own]].T
+            for part, last in ((trace[-1].below.middle, 1.0), (trace[-1].below.radius, 0.0))
+        )
+        found = Enclosure(middle, radius) * (1 / powers_of_two(abs(middle).max(axis=0)))
+        return kept and enclose_inverse(found) is not None, columns[rest]
 
     def off(self, family: Family) -> float:
         """Return a bound of |u| where it counts, by the lifted family, and |c - S|."""

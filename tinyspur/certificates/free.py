@@ -138,8 +138,8 @@ def choose_coordinates(held: Held, theta: Parameters, data: object) -> Coordinat
     chosen, frozen = _independent(rows.middle, taken, sizes, last)
     free = np.ones(net.size, dtype=bool)
     free[idle] = free[frozen] = False
-    named = _named(rows.middle[np.ix_(chosen, frozen)])
-    reasons = {int(f): symmetries[chosen[row]] for f, row in zip(frozen, named, strict=True)}
+    moving = named(rows.middle[np.ix_(chosen, frozen)])
+    reasons = {int(f): symmetries[chosen[row]] for f, row in zip(frozen, moving, strict=True)}
     reasons |= dict(_why_idle(held, reaches, idle))
     return Coordinates(
         np.flatnonzero(free),
@@ -163,7 +163,7 @@ def row_symmetries(
     return found
 
 
-def _named(rows: np.ndarray) -> np.ndarray:
+def named(rows: np.ndarray) -> np.ndarray:
     """Return a row for each column of a regular matrix, each once, with an entry that is not 0."""
     sizes = abs(rows / abs(rows).max(axis=1, initial=1e-300)[:, None])
     return scipy.optimize.linear_sum_assignment(np.log(sizes.T + 1e-200), maximize=True)[1]

@@ -154,14 +154,19 @@ def certify_strict(
     fewer = fixed_sum(theta, data, loss)
     problem = (theta, data, loss) if fewer is None else fewer[:3]
     for some in candidates(*problem) if kinks is None else (kinks,):
-        found = _at_kinks(*problem, some, kinks is not None)
+        at = find_stationary(*problem, some, kinks is not None)
+        found = _undecided(at) if isinstance(at, str) else _certified(at, *problem)
         if found.holds:
             break
-    return found if fewer is None else _with_last_output(found, fewer, data, loss)
+    return found if fewer is None else _with_last_output(found, fewer, at, data, loss)
 
 
 def _with_last_output(
-    found: StrictCertificate, fewer: FixedSum, data: TrainingSet, loss: Loss
+    found: StrictCertificate,
+    fewer: FixedSum,
+    at: Stationary | str,
+    data: TrainingSet,
+    loss: Loss,
 ) -> StrictCertificate:
     """Return the certificate at the given point from that without its last output."""
     theta, outputs, family = fewer.given, fewer.given.net.shapes[-1][0], found.family
@@ -173,14 +178,23 @@ def _with_last_output(
     if not found.holds:
         return found
     off = fewer.off(family)
+    distance = (off + (outputs - 1) * found.distance) * slack(4)
     radius = (found.radius - off / outputs * slack(2)) * outputs / (2 * (outputs - 1)) / slack(4)
     if not radius > 0:
         obstacle = f"the outputs do not sum to what the targets do, as numbers are off by {off:.2g}"
         return replace(found, holds=False, radius=0.0, distance=math.inf, obstacle=obstacle)
+    whole = fewer.whole_family(family, at.held.kinks, data, distance)
+    if whole is None:
+        obstacle = "whether all outputs have a flat direction in common is not decided"
+        return replace(found, holds=False, radius=0.0, distance=math.inf, obstacle=obstacle)
+    more = whole.dimension - family.dimension
     return replace(
         found,
         radius=radius,
-        distance=(off + (outputs - 1) * found.distance) * slack(4),
+        family=whole,
+        frozen=found.frozen + more,
+        follow=found.follow - more,
+        distance=distance,
         delta=_above(theta, data, loss, found.risk[0]),
     )
 
@@ -191,13 +205,10 @@ def _above(theta: Parameters, data: TrainingSet, loss: Loss, risk: float) -> flo
     return max(0.0, float(np.nextafter(highest - risk, math.inf)))
 
 
-def _at_kinks(
-    theta: Parameters, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink], fixed: bool
+def _certified(
+    found: Stationary, theta: Parameters, data: TrainingSet, loss: Loss
 ) -> StrictCertificate:
-    """Return the certificate with units held at these kinks, all of them if they are `fixed`."""
-    found = find_stationary(theta, data, loss, kinks, fixed)
-    if isinstance(found, str):
-        return _undecided(found)
+    """Return the certificate of theta by a stationary point that seems to be near."""
     counts = _counts(found)
     if not members_are_equal(found.held, found.theta):
         return _undecided("the members of a kink are not the same function of theta", **counts)

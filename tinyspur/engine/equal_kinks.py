@@ -115,7 +115,7 @@ class EqualKinks:
         if first == second or first == 0 or o[a, sample] == 0 or o[b, sample] == 0:
             return None
         pooling = W.inner
-        windows, values = pooling.windows(tokens[W.read]), pooling.windows(o[W.read], -np.inf)
+        windows, values = pooling.windows(tokens[W.read], -1), pooling.windows(o[W.read], -np.inf)
         rows = pooling.windows(np.arange(len(o))[W.read, None], -1)[..., 0]
         inside = np.zeros(values.shape[1], dtype=bool)
         positions = self.net.positions(layer)

@@ -184,7 +184,7 @@ def settle(
     text = progress if isinstance(progress, str) else "settling"
     end, start = time.monotonic() + seconds, theta.to(np, np.float64)
     fewer = fixed_sum(start, data, loss)
-    problem = (start, data, loss) if fewer is None else fewer[:3]
+    problem = (start, data, loss) if fewer is None else (fewer.projected(), *fewer[1:3])
     risk_before = theta.net.risk(start, data, loss)
     with step(text, steps) if progress else nullcontext(Bar()) as bar:
         found, reason, taken = _searched(*problem, steps, end, bar)
