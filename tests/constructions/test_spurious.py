@@ -52,6 +52,22 @@ def test_the_risk_along_the_bias_passes_through_theta_prime(loss):
     assert np.sign(risks[5] - risks[3]) == np.sign(found.split.slope)
 
 
+def test_the_risk_along_the_bias_is_the_networks_where_the_moved_map_meets_others():
+    net = network((1, 4, 4), (2, 4, 4), 3)
+    data = random_pixels(net, SQUARED, 20, seed=0)
+    theta, pair = linear_minimum(net, data, SQUARED)
+    found = find_spurious_minimum(theta, pair, data, SQUARED)
+    others = set(range(4)) - {found.lower.map}
+    for target, source in [(found.lower.map, min(others)), (max(others), found.lower.map)]:
+        prime = found.theta_prime.copy()
+        prime.W[pair.upper].weights[target, source] += 0.25
+        steps, risks = risk_along_bias(replace(found, theta_prime=prime), data, SQUARED, 3)
+        for step, risk in zip(steps, risks, strict=True):
+            point = moved(prime, found.lower.layer, found.lower.map, step)
+            close(risk, net.risk(point, data, SQUARED))
+        assert np.ptp(risks) > 0
+
+
 @over_losses
 @over_rules
 @over_seeds

@@ -423,6 +423,15 @@ def test_more_convolutions_put_the_pair_at_the_top(program, small):
     check_figure(run.out / "figure.png")
 
 
+def test_many_images_take_fewer_steps_down(program, small, demo, monkeypatch):
+    monkeypatch.setattr(demo, "MANY", 10)
+    monkeypatch.setattr(demo, "BRIEF", 2)
+    said = program("--data", small).printed
+    assert "after at most 2 L-BFGS steps from the lower point" in said
+    said = program("--data", small, "--descend", 1).printed
+    assert "after at most 1 L-BFGS steps from the lower point" in said
+
+
 def test_without_descent_no_descended_point_is_written(program, small):
     run = program("--data", small, "--descend", 0)
     check_spurious(run)

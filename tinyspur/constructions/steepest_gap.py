@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..engine.threads import in_order
 from .split_terms import TIE, tie_of
 
 BINS = 2**14  # of the values of a map; at most 2^14, since keys have 16 bits
@@ -35,28 +36,34 @@ def steepest_gaps(
     v is (P, N), w (outputs, P), u (outputs, N); an |S| up to the output's `noise` counts as zero.
     Values that are closer than `tie_of(v)` have no gap between them.
     """
-    bins, N = _Bins(v), v.shape[1]
-    for w_k, u_k, zero in zip(w, u, noise, strict=True):
-        sums = bins.sums(w_k, u_k)
-        equal, total = sums[..., 0].sum(axis=0), sums.sum(axis=(0, 2))
-        above = np.append(np.cumsum(total[:0:-1])[::-1], 0)  # N S between a bin and the next
-        # N S starts at above + total, ends at above, and goes up and down by `way` in between.
-        way = abs(equal) + abs(sums[..., 1]).sum(axis=0)
-        bounds = (abs(2 * above + total) + way)[bins.occupied] / 2
-        found, reached = None, N * zero
-        # First the bins that may exceed all |S| between bins. Some of those may be ties and no
-        # gaps: then the bins that may exceed what was found.
-        for least in ((1 - TIE) * abs(above[bins.occupied]).max(), 0):
-            chosen = bounds > max(least, reached)
-            if not chosen.any():
-                continue
-            bounds[chosen] = 0
-            values, slopes, gaps = _inside(bins, chosen, w_k, u_k, equal, above)
-            n = np.where(gaps, abs(slopes), -1).argmax()
-            if gaps[n] and abs(slopes[n]) > reached:
-                reached = abs(slopes[n])
-                found = values[n], values[n + 1], slopes[n] / N
-        yield found
+    bins = _Bins(v)
+    yield from in_order(lambda each: _steepest(bins, *each), zip(w, u, noise, strict=True), np)
+
+
+def _steepest(
+    bins: _Bins, w: np.ndarray, u: np.ndarray, noise: float
+) -> tuple[float, float, float] | None:
+    """Return the gap of one output."""
+    N, sums = len(u), bins.sums(w, u)
+    equal, total = sums[..., 0].sum(axis=0), sums.sum(axis=(0, 2))
+    above = np.append(np.cumsum(total[:0:-1])[::-1], 0)  # N S between a bin and the next
+    # N S starts at above + total, ends at above, and goes up and down by `way` in between.
+    way = abs(equal) + abs(sums[..., 1]).sum(axis=0)
+    bounds = (abs(2 * above + total) + way)[bins.occupied] / 2
+    found, reached = None, N * noise
+    # First the bins that may exceed all |S| between bins. Some of those may be ties and no gaps:
+    # then the bins that may exceed what was found.
+    for least in ((1 - TIE) * abs(above[bins.occupied]).max(), 0):
+        chosen = bounds > max(least, reached)
+        if not chosen.any():
+            continue
+        bounds[chosen] = 0
+        values, slopes, gaps = _inside(bins, chosen, w, u, equal, above)
+        n = np.where(gaps, abs(slopes), -1).argmax()
+        if gaps[n] and abs(slopes[n]) > reached:
+            reached = abs(slopes[n])
+            found = values[n], values[n + 1], slopes[n] / N
+    return found
 
 
 def _inside(
