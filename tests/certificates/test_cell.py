@@ -98,7 +98,6 @@ def reference(theta, data, loss):
     over_layouts,
     over_activations,
     pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"]),
-    draws=2,
 )
 def test_classes_and_stationarity_are_those_of_pytorch(layout, activation, loss):
     theta, data = random_point(net_of(layout, activation), samples=13, seed=3)

@@ -226,8 +226,7 @@ def test_spare_maps_below_the_pair_are_dead():
     close(outputs_of(theta, data.x), outputs_of(phi, data.x), 1e-11)
 
 
-@over_cases
-@over_variants
+@in_turn(over_cases, over_variants)
 def test_a_subnetwork_that_is_all_relayed_has_no_more_maps_than_there_is_room_for(name, variant):
     net, lower = net_of(name), lower_of(name)
     whole, narrow = (subnetwork(net, lower, variant, every) for every in (False, True))
