@@ -123,15 +123,19 @@ RULES = ("steepest", "largest")
 over_rules = pytest.mark.parametrize("rule", RULES)
 # The cross-entropy in every third case; with one output it would fit the one class exactly.
 PAIRS = [
-    pytest.param(name, loss, id=f"{name}-{loss.name}")
+    (name, ENTROPY if n % 3 == 0 and layers[-1] != Dense(1) else SQUARED)
     for n, (name, (_, layers, _)) in enumerate(CASES.items())
-    for loss in (SQUARED, ENTROPY)
-    if loss is SQUARED or (n % 3 == 0 and layers[-1] != Dense(1))
 ]
-over_pairs = pytest.mark.parametrize(("name", "loss"), PAIRS)
-over_random_points = pytest.mark.parametrize(
-    ("name", "loss"), [*PAIRS, *((name, loss) for name in BELOW for loss in (SQUARED, ENTROPY))]
-)
+
+
+def over_points(pairs):
+    """Run a test on each of these networks with its loss."""
+    ids = [f"{name}-{loss.name}" for name, loss in pairs]
+    return pytest.mark.parametrize(("name", "loss"), pairs, ids=ids)
+
+
+over_pairs = over_points(PAIRS)
+over_random_points = over_points([*PAIRS, *zip(BELOW, (SQUARED, ENTROPY), strict=True)])
 over_cases = pytest.mark.parametrize("name", CASES)
 over_variants = pytest.mark.parametrize("variant", ["repaired", "literal"])
 

@@ -18,6 +18,7 @@ from certificate_problems import (
     over_activations,
     over_certified_points,
     over_layouts,
+    over_some_certified_points,
     patterns_of,
     torch_patterns,
     two_groups,
@@ -98,7 +99,6 @@ def reference(theta, data, loss):
     over_layouts,
     over_activations,
     pytest.mark.parametrize("loss", [SQUARED, ENTROPY], ids=["squared", "cross-entropy"]),
-    draws=2,
 )
 def test_classes_and_stationarity_are_those_of_pytorch(layout, activation, loss):
     theta, data = random_point(net_of(layout, activation), samples=13, seed=3)
@@ -262,15 +262,14 @@ def summary(certificate):
 def test_the_memory_budget_does_not_matter(layout, activation):
     theta, data = random_point(net_of(layout, activation), samples=9, seed=6)
     expected = certify_cell(theta, data, SQUARED)
-    for budget in (1, 10_000):
-        found = certify_cell(with_budget(theta, budget), data, SQUARED)
-        assert summary(found) == summary(expected)
-        assert found.margin == pytest.approx(expected.margin, rel=1e-9)
-        assert found.stationarity == pytest.approx(expected.stationarity, rel=1e-9)
-        assert found.radius == pytest.approx(expected.radius, rel=0.02)
+    found = certify_cell(with_budget(theta, 1), data, SQUARED)
+    assert summary(found) == summary(expected)
+    assert found.margin == pytest.approx(expected.margin, rel=1e-9)
+    assert found.stationarity == pytest.approx(expected.stationarity, rel=1e-9)
+    assert found.radius == pytest.approx(expected.radius, rel=0.02)
 
 
-@over_certified_points
+@over_some_certified_points
 def test_the_memory_budget_does_not_matter_where_the_certificate_holds(theta, data, loss):
     found = certify_cell(with_budget(theta, 1), data, loss)
     assert found.proves
@@ -282,7 +281,7 @@ def permuted(data, seed=0):
     return TrainingSet(data.x[order], data.y[order])
 
 
-@over_certified_points
+@over_some_certified_points
 def test_the_order_of_the_samples_does_not_matter_where_it_holds(theta, data, loss):
     expected, found = (certify_cell(theta, d, loss) for d in (data, permuted(data)))
     assert summary(found) == summary(expected)
@@ -308,7 +307,7 @@ def rescaled_points(theta):
         yield rescale(theta, layer, 8.0, target=theta.W[layer].maps_out - 1)
 
 
-@over_certified_points
+@over_some_certified_points
 def test_rescaling_keeps_the_certificate(theta, data, loss):
     expected = certify_cell(theta, data, loss)
     for point in rescaled_points(theta):

@@ -285,8 +285,13 @@ def perturbed(theta, rho, rng, corner):
     return Parameters(theta.net, theta.vector + rho * (np.sign(moves) if corner else moves))
 
 
-@pytest.mark.parametrize("rho", [1e-4, 1e-2, 0.3])
-@pytest.mark.parametrize("widths", [(3, 2), (3, 2, 1), (2, 3, 3, 2), (3, 2, 2, 2, 2, 1)], ids=str)
+@in_turn(
+    pytest.mark.parametrize("rho", [1e-4, 1e-2, 0.3]),
+    pytest.mark.parametrize(
+        "widths", [(3, 2), (3, 2, 1), (2, 3, 3, 2), (3, 2, 2, 2, 2, 1)], ids=str
+    ),
+    draws=2,
+)
 def test_no_hessian_in_reach_differs_by_more_than_the_row_sums_allow(widths, rho):
     for seed, sigma in enumerate(KNOWN):
         rng = np.random.default_rng(seed)
@@ -658,7 +663,6 @@ def test_hessians_of_both_signs_are_refused_and_something_lower_is_near(sigma, w
     pytest.mark.parametrize("size", [1e-9, 1e-3]),
     pytest.mark.parametrize("what", ["x", "1"]),
     pytest.mark.parametrize(("sigma", "widths"), SMALL, ids=str),
-    draws=2,
 )
 def test_residuals_that_are_not_orthogonal_are_refused(sigma, widths, what, size):
     theta, data = certified(sigma, widths)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from exact_attacks import ExactRisk, arb
+from shared import in_turn
 
 from tinyspur.certificates.boxes import Box, first_order
 from tinyspur.certificates.doubled_gradient import doubled_gradient
@@ -44,8 +45,7 @@ def problem(case, slope=0.0):
     return Held(net, data, SquaredLoss(), kinks), theta, np.array([0.3, -0.1])
 
 
-@pytest.mark.parametrize("case", NETS)
-@pytest.mark.parametrize("slope", [0.0, 0.1])
+@in_turn(pytest.mark.parametrize("case", NETS), pytest.mark.parametrize("slope", [0.0, 0.1]))
 def test_it_is_that_of_differences_in_a_thousand_bits(case, slope):
     held, theta, multipliers = problem(case, slope)
     risk = ExactRisk(held.net, held.data, held.loss)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.optimize
+from shared import in_turn
 
 import tinyspur as ts
 from tinyspur.errors import AssumptionError
@@ -84,8 +85,10 @@ def test_the_smallest_minimum_at_a_kink_is_found_to_the_last_digit(outgoing, tmp
     assert "multipliers of 1 kink(s)" in proved(points, tmp_path / "proof.json")
 
 
-@pytest.mark.parametrize("slope, dead, copies", [(0.0, 0, 0), (0.0, 2, 3), (0.1, 0, 3)])
-@pytest.mark.parametrize("seed", [0, 1])
+@in_turn(
+    pytest.mark.parametrize("slope, dead, copies", [(0.0, 0, 0), (0.0, 2, 3), (0.1, 0, 3)]),
+    pytest.mark.parametrize("seed", [0, 1]),
+)
 def test_planted_minima_at_kinks_are_found_and_proved(seed, slope, dead, copies, tmp_path):
     theta, data, kinks = planted(seed, slope, dead, copies)
     points = ts.exact(theta, data, LOSS)

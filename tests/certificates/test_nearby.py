@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from certificate_problems import ENTROPY, SQUARED, gate, two_groups
 from exact_fits import exact_fit
+from shared import in_turn
 
 from tinyspur.certificates import certify_cell
 from tinyspur.certificates.enclosures import Enclosure, exact
@@ -51,16 +52,18 @@ def test_gates_are_near_an_exact_minimum(depth, loss):
     assert certificate.distance < 1e-10
 
 
-@over_losses
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [Conv(4), Conv(4), Conv(4), Dense(4), Dense(3)],
-        [Conv(8), AveragePool(2), Conv(8), Conv(8), Dense(3)],
-        [AveragePool(2), Conv(4), Conv(4), Conv(4), Dense(3)],
-        [MaxPool(2), Conv(4), Conv(4), Conv(4), Dense(3)],
-    ],
-    ids=str,
+@in_turn(
+    over_losses,
+    pytest.mark.parametrize(
+        "layers",
+        [
+            [Conv(4), Conv(4), Conv(4), Dense(4), Dense(3)],
+            [Conv(8), AveragePool(2), Conv(8), Conv(8), Dense(3)],
+            [AveragePool(2), Conv(4), Conv(4), Conv(4), Dense(3)],
+            [MaxPool(2), Conv(4), Conv(4), Conv(4), Dense(3)],
+        ],
+        ids=str,
+    ),
 )
 def test_linear_minima_are_near_an_exact_one(layers, loss):
     data = soft(np.random.default_rng(0), (1, 4, 4))
@@ -70,8 +73,7 @@ def test_linear_minima_are_near_an_exact_one(layers, loss):
     assert certificate.distance < min(1e-9, certificate.radius / 2)
 
 
-@over_losses
-@pytest.mark.parametrize("slope", [0, 0.1])
+@in_turn(over_losses, pytest.mark.parametrize("slope", [0, 0.1]))
 def test_spurious_pairs_are_near_exact_minima(slope, loss):
     """The finer one has a class of a single sample, whose target is met."""
     rng = np.random.default_rng(1)

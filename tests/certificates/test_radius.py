@@ -15,7 +15,7 @@ from certificate_problems import (
     same_patterns,
     stationary_in_each_class,
 )
-from shared import random_point, twin_of
+from shared import in_turn, random_point, twin_of
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.relays import rescale
@@ -112,8 +112,7 @@ def nearest_flip(theta, x, aligned):
     return nearest
 
 
-@over_layouts
-@pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)])
+@in_turn(over_layouts, pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)]))
 def test_no_pattern_changes_within_the_radius(layout, activation, seed):
     theta, data = random_point(net_of(layout, activation), seed=seed)
     certificate = certify_cell(theta, data, SQUARED)
@@ -133,8 +132,7 @@ def test_no_pattern_changes_within_the_radius(layout, activation, seed):
         assert same_patterns(theta, reach * move, data.x, expected)
 
 
-@over_layouts
-@pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)])
+@in_turn(over_layouts, pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)]))
 def test_the_radius_is_within_a_factor_of_the_nearest_other_pattern(layout, activation, seed):
     theta, data = random_point(net_of(layout, activation), seed=seed)
     radius = certify_cell(theta, data, SQUARED).radius

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import strict_device
-from shared import random_set
+from shared import in_turn, random_set
 
 from tinyspur import (
     AveragePool,
@@ -81,8 +81,9 @@ def test_a_nontrivial_subnetwork_is_a_proof_too(isolated):
     assert found.classes == isolated + 1
 
 
-@pytest.mark.parametrize("layers", [TOP, POOLED])
-@pytest.mark.parametrize("seed", range(3))
+@in_turn(
+    pytest.mark.parametrize("layers", [TOP, POOLED]), pytest.mark.parametrize("seed", range(3))
+)
 def test_without_a_certified_subnetwork_there_is_evidence_only(layers, seed):
     theta, pair, data, phi = nonlinear(layers, seed)
     found = certify_relays(theta, data, LOSS, pair.lower)

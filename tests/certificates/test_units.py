@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from shared import in_turn
 from strict_problems import SQUARED, noisy_teacher
 
 from tinyspur.certificates.sizes import balance, parameter_sizes
@@ -42,11 +43,14 @@ def sizes_of(theta, data):
     return parameter_sizes(theta, steps(theta, data.x[:, 0].T))
 
 
-@pytest.mark.parametrize("power", [-60, -30, 30, 60])
-@pytest.mark.parametrize(
-    "which",
-    [{"inputs": ALL}, {"inputs": FIRST}, {"outputs": 1}, {"units": FIRST}, {"units": ALL}],
-    ids=["all inputs", "one input", "outputs", "one unit", "all units"],
+@in_turn(
+    pytest.mark.parametrize("power", [-60, -30, 30, 60]),
+    pytest.mark.parametrize(
+        "which",
+        [{"inputs": ALL}, {"inputs": FIRST}, {"outputs": 1}, {"units": FIRST}, {"units": ALL}],
+        ids=["all inputs", "one input", "outputs", "one unit", "all units"],
+    ),
+    draws=2,
 )
 def test_a_minimum_is_proved_in_any_units(minimum, which, power):
     theta, data = in_units(minimum, **{key: 2.0 ** (power * value) for key, value in which.items()})

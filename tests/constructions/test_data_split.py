@@ -143,8 +143,10 @@ def first_groups(v, u):
     return np.array(found)
 
 
-@pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("quantised", [False, True], ids=["generic", "ties"])
+@in_turn(
+    pytest.mark.parametrize("seed", range(6)),
+    pytest.mark.parametrize("quantised", [False, True], ids=["generic", "ties"]),
+)
 def test_the_largest_threshold_is_that_of_the_lemma(seed, quantised):
     theta, pair, data, _ = random_embedding(seed, quantised=quantised)
     for m in pair.relayed:

@@ -58,8 +58,7 @@ def test_the_linear_minimum_computes_the_affine_fit(case, loss, variant):
     assert theta.vector.dtype == np.float64
 
 
-@over_linear
-@over_losses
+@in_turn(over_linear, over_losses)
 def test_the_repaired_linear_minimum_is_certified(case, loss):
     theta, pair, data, _ = linear_case(case, loss)
     assert theta.net.risk(theta, data, loss) > 1e-6

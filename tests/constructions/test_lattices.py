@@ -4,7 +4,15 @@ import itertools
 
 import numpy as np
 import pytest
-from shared import SQUARED, outputs_of, random_direction, random_set, twin_gradient, twin_of
+from shared import (
+    SQUARED,
+    in_turn,
+    outputs_of,
+    random_direction,
+    random_set,
+    twin_gradient,
+    twin_of,
+)
 
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.lattices import (
@@ -86,9 +94,12 @@ def test_the_example_of_figure_2_has_the_sets_of_the_paper():
     assert np.allclose(lattice(x[:, None]), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("samples", [24, 60])
-@pytest.mark.parametrize("groups", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("direction", [1.0, -0.5])
+@in_turn(
+    pytest.mark.parametrize("samples", [24, 60]),
+    pytest.mark.parametrize("groups", [1, 2, 3, 5, 8]),
+    pytest.mark.parametrize("direction", [1.0, -0.5]),
+    draws=2,
+)
 def test_max_min_is_the_connected_function_everywhere(samples, groups, direction):
     for seed in range(5):
         data = random_set((1, 1), samples, 1, seed=seed)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from shared import twin_risk
+from shared import in_turn, twin_risk
 
 from tinyspur import (
     AssumptionError,
@@ -56,8 +56,10 @@ def test_where_every_sum_vanishes_the_perturbed_point_still_leads_lower(name, lo
     assert before - lower == pytest.approx(found.lower.decrease, rel=1e-6)
 
 
-@pytest.mark.parametrize("rule", ["steepest", "largest"])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+@in_turn(
+    pytest.mark.parametrize("rule", ["steepest", "largest"]),
+    pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4]),
+)
 def test_weights_that_are_rounding_give_no_split_and_moved_ones_gain_at_any_scale(scale, rule):
     half = scale * np.random.default_rng(1).random((60, 1, 4, 4))
     y = one_hot(np.arange(60) % 2, 2)

@@ -181,8 +181,11 @@ def separates(groups, x):
     return (places == groups.labels).all() and not np.isin(along, groups.thresholds).any()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
-@pytest.mark.parametrize("seed", range(3))
+@in_turn(
+    pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6]),
+    pytest.mark.parametrize("seed", range(3)),
+    draws=2,
+)
 def test_labels_in_any_order_along_an_unknown_direction_are_found(count, seed):
     rng = np.random.default_rng(seed)
     x, direction = rng.normal(size=(60, 1, 4)), rng.normal(size=4)
@@ -783,8 +786,9 @@ def affine(weights, bias, hidden):
     return theta
 
 
-@pytest.mark.parametrize("hidden", [False, True])
-@pytest.mark.parametrize("seed", range(4))
+@in_turn(
+    pytest.mark.parametrize("hidden", [False, True]), pytest.mark.parametrize("seed", range(4))
+)
 def test_least_deviations_are_certified_and_nothing_near_them_is(seed, hidden):
     rng = np.random.default_rng(seed)
     data = random_set((1, 3), 25, 2, seed=seed)

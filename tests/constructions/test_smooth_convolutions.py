@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from shared import close, refuses
+from shared import close, in_turn, refuses
 
 from tinyspur import (
     AveragePool,
@@ -61,8 +61,9 @@ def problem(name, sigma):
     return net, smooth_minimum(net, x)
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("sigma", [Tanh(), Sigmoid()])
+@in_turn(
+    pytest.mark.parametrize("name", KINDS), pytest.mark.parametrize("sigma", [Tanh(), Sigmoid()])
+)
 def test_the_minimum_is_certified_and_attacks_find_nothing_lower(name, sigma):
     net, found = problem(name, sigma)
     certificate, theta, data = found.certificate, found.theta, found.data

@@ -17,7 +17,7 @@ from construction_problems import (
     random_embedding,
     small_problem,
 )
-from shared import close, outputs_of, random_pixels, refuses, twin_of
+from shared import close, in_turn, outputs_of, random_pixels, refuses, twin_of
 
 from tinyspur.constructions.data_split import split_data
 from tinyspur.constructions.embedding import embed, linear_minimum, linear_subnetwork, subnetwork
@@ -68,9 +68,7 @@ def test_the_risk_along_the_bias_is_the_networks_where_the_moved_map_meets_other
         assert np.ptp(risks) > 0
 
 
-@over_losses
-@over_rules
-@over_seeds
+@in_turn(over_losses, over_rules, over_seeds, draws=2)
 def test_the_repaired_point_is_a_spurious_local_minimum(loss, rule, seed):
     theta, pair, data = small_problem(loss, seed)
     found = find_spurious_minimum(theta, pair, data, loss, rule=rule)
@@ -85,9 +83,7 @@ def test_the_repaired_point_is_a_spurious_local_minimum(loss, rule, seed):
         assert str(line) in str(found)
 
 
-@over_losses
-@over_rules
-@over_seeds
+@in_turn(over_losses, over_rules, over_seeds, draws=2)
 def test_in_a_bootstrap_sample_equal_samples_count_as_one_with_the_sum_of_their_u(loss, rule, seed):
     theta, pair, once = small_problem(loss, seed)
     net, drawn = theta.net, np.random.default_rng(seed).integers(len(once), size=2 * len(once))

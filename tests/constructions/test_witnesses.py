@@ -145,8 +145,7 @@ def test_the_literal_point_is_a_saddle(loss, seed):
     assert curvatures[0] == pytest.approx(curvatures[1], rel=0.05)
 
 
-@over_losses
-@over_seeds
+@in_turn(over_losses, over_seeds)
 def test_the_same_move_does_not_lower_the_risk_at_the_repaired_point(loss, seed):
     net = network((1, 4, 4), (2, 4, 4), 3)
     data = random_pixels(net, loss, 60, seed)

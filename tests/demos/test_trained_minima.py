@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 from matplotlib.image import imread
-from shared import ROOT, load_program
+from shared import ROOT, Pickling, load_program
 
 from tinyspur.studies.trained_problems import teacher
 
@@ -20,6 +20,7 @@ PROGRAM = ROOT / "demos" / "trained_minima.py"
 @pytest.fixture
 def program(monkeypatch):
     program = load_program(PROGRAM)
+    monkeypatch.setattr(program, "processes", Pickling)
     monkeypatch.setattr(
         program, "PROBLEMS", {f"teacher-{n}": partial(teacher, n, 40) for n in (2, 3)}
     )

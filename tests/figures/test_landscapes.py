@@ -173,8 +173,7 @@ def test_the_same_numbers_give_the_same_bytes(draw, name, start, tmp_path):
     assert (tmp_path / name).read_bytes() != first
 
 
-@over_figures
-@pytest.mark.parametrize("name", ["figure.svg", "figure", "figure.png.txt"])
+@in_turn(over_figures, pytest.mark.parametrize("name", ["figure.svg", "figure", "figure.png.txt"]))
 def test_other_kinds_of_files_are_refused(draw, name, tmp_path):
     with pytest.raises(
         ValueError, match=rf"a name with \.png or \.pdf, got '.*{re.escape(name)}'$"
@@ -655,8 +654,7 @@ def test_lines_with_little_to_see_are_drawn(height, escape, drawn):
         np.testing.assert_array_equal(black[0].get_ydata(), escape)
 
 
-@over_figures
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@in_turn(over_figures, pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf]))
 def test_risks_that_are_not_finite_are_refused(draw, value, tmp_path):
     lines = draw is draw_lines
     heights = np.stack([TICKS**2, TICKS]) if lines else BOWL.copy()

@@ -62,7 +62,7 @@ def outcome(seed):
         return model, x, str(error)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_a_random_model_is_its_network_or_refused_in_known_words(seed):
     model, x, theta = outcome(seed)
     if isinstance(theta, str):
@@ -77,4 +77,4 @@ def test_a_random_model_is_its_network_or_refused_in_known_words(seed):
 
 
 def test_most_random_models_come_in():
-    assert sum(not isinstance(outcome(seed)[2], str) for seed in range(60)) > 20
+    assert sum(not isinstance(outcome(seed)[2], str) for seed in range(40)) > 20

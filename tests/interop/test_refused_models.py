@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interop_problems import Written, cnn
+from shared import in_turn
 from torch import nn
 from torch.nn.utils import prune
 
@@ -439,8 +440,10 @@ LINE = r"line \d+ of .*, `.*`"
 PLACE = rf"^(model|model: network|module '\w+' .*|{LINE}|{LINE}, in module '\w+'): expected "
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", FORWARDS)
+@in_turn(
+    pytest.mark.parametrize("dtype", [torch.float32, torch.float64]),
+    pytest.mark.parametrize("name", FORWARDS),
+)
 def test_a_forward_pass_is_refused_and_the_error_names_the_line_or_the_module(name, dtype):
     way, message = FORWARDS[name]
     torch.manual_seed(0)

@@ -16,6 +16,7 @@ from landscape_problems import (
     same_bits,
     samples,
 )
+from shared import in_turn
 
 from tinyspur.engine.activations import ReLU
 from tinyspur.engine.backend import select, to_numpy
@@ -50,13 +51,15 @@ def device(request):
     return strict_device if request.param == "stand-in" else select("cupy").xp
 
 
-@pytest.mark.parametrize("budget", [1, 2**26])
-@pytest.mark.parametrize(
-    ("name", "loss"),
-    [
-        *(("dense", LOSSES[0]), ("images", LOSSES[1]), ("series", LOSSES[2])),
-        *(("leading", LOSSES[3]), ("smooth", LOSSES[0]), ("no dense", LOSSES[1])),
-    ],
+@in_turn(
+    pytest.mark.parametrize("budget", [1, 2**26]),
+    pytest.mark.parametrize(
+        ("name", "loss"),
+        [
+            *(("dense", LOSSES[0]), ("images", LOSSES[1]), ("series", LOSSES[2])),
+            *(("leading", LOSSES[3]), ("smooth", LOSSES[0]), ("no dense", LOSSES[1])),
+        ],
+    ),
 )
 def test_risks_on_a_device_are_those_of_numpy(name, loss, budget, device):
     net = network(name, budget)

@@ -18,6 +18,7 @@ from landscape_problems import (
     risks_are_pytorchs,
     samples,
 )
+from shared import in_turn
 
 from tinyspur.certificates.rounding import risk_rounding
 from tinyspur.engine.parameters import Parameters
@@ -26,8 +27,7 @@ from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
 
 
-@pytest.mark.parametrize("only", ["weights", "biases", "all"])
-@over_networks
+@in_turn(pytest.mark.parametrize("only", ["weights", "biases", "all"]), over_networks, draws=2)
 def test_where_only_upper_layers_move_the_layers_below_are_shared(name, only, work):
     net = network(name)
     data, (passes, products) = samples(net), work
@@ -67,8 +67,10 @@ def test_no_point_is_evaluated_twice_and_none_is_left_out(work):
         assert set(seen) == expected | {theta.vector.tobytes()}
 
 
-@pytest.mark.parametrize("loss", LOSSES[:2], ids=lambda loss: loss.name)
-@pytest.mark.parametrize("name", ["dense", "images", "leading"])
+@in_turn(
+    pytest.mark.parametrize("loss", LOSSES[:2], ids=lambda loss: loss.name),
+    pytest.mark.parametrize("name", ["dense", "images", "leading"]),
+)
 def test_risks_do_not_depend_on_the_chunks(name, loss):
     data = samples(network(name), 40)
     found, chunks = [], []

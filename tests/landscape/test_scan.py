@@ -18,6 +18,7 @@ from landscape_problems import (
     risks_are_pytorchs,
     samples,
 )
+from shared import in_turn
 
 from tinyspur import find_spurious_minimum
 from tinyspur.datasets.samples import TrainingSet
@@ -26,16 +27,14 @@ from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
 
 
-@over_losses
-@over_networks
+@in_turn(over_losses, over_networks)
 def test_risks_on_a_plane_are_pytorchs(name, loss):
     net = network(name)
     where = Plane(point(net), (point(net, 1), point(net, 2)), [-1.0, 0.0, 0.4], [0.0, 0.3, 2.0])
     risks_are_pytorchs(where, samples(net), loss)
 
 
-@over_losses
-@over_networks
+@in_turn(over_losses, over_networks)
 def test_risks_on_lines_are_pytorchs(name, loss):
     net = network(name)
     data = samples(net)

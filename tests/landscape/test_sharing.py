@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from landscape_problems import LOSS, Recorder, problem, same_bits
+from shared import in_turn
 
 from tinyspur.engine import executors
 from tinyspur.landscape import job
@@ -62,8 +63,9 @@ def nowhere(path):
     raise FileNotFoundError(path)
 
 
-@pytest.mark.parametrize("dying", [0.0, 0.1])
-@pytest.mark.parametrize("workers", [1, 2, 5])
+@in_turn(
+    pytest.mark.parametrize("dying", [0.0, 0.1]), pytest.mark.parametrize("workers", [1, 2, 5])
+)
 def test_in_whatever_order_workers_answer_or_die_the_bits_are_the_same(workers, dying, monkeypatch):
     where, data, expected = problem()
     for seed in range(8):

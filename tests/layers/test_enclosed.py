@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from shared import in_turn
 
 import tinyspur as ts
 from tinyspur.certificates.box_hessians import second_order
@@ -95,8 +96,10 @@ def test_enclosed_products_with_transposes_hold_the_exact_ones(layers):
             assert ((fractions(one.low) <= true) & (true <= fractions(one.high))).all()
 
 
-@over_networks
-@pytest.mark.parametrize("sigma", [ts.ReLU(0.25), ts.Tanh()], ids=["leaky", "tanh"])
+@in_turn(
+    over_networks,
+    pytest.mark.parametrize("sigma", [ts.ReLU(0.25), ts.Tanh()], ids=["leaky", "tanh"]),
+)
 def test_hessians_over_a_box_hold_those_of_products(layers, sigma):
     theta, data = problem(layers, sigma=sigma)
     theta.vector += np.random.default_rng(3).normal(size=theta.net.size) / 64

@@ -293,8 +293,10 @@ CERTIFIED = {
 }
 
 
-@pytest.mark.parametrize("kind", CERTIFIED)
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@in_turn(
+    pytest.mark.parametrize("kind", CERTIFIED),
+    pytest.mark.parametrize("dtype", [np.float64, np.float32]),
+)
 def test_within_the_radius_of_a_certified_point_nothing_is_found(kind, dtype):
     make, loss = CERTIFIED[kind]
     for seed in range(2 if dtype is np.float64 else 1):
@@ -376,8 +378,10 @@ def test_a_point_of_a_smooth_network_is_left_and_a_saddle_too(sigma, dtype):
     assert twin_risk(escape.theta, data, SQUARED) < twin_risk(saddle, data, SQUARED)
 
 
-@over_layouts
-@pytest.mark.parametrize(("loss", "dtype"), [(SQUARED, np.float64), (ENTROPY, np.float32)])
+@in_turn(
+    over_layouts,
+    pytest.mark.parametrize(("loss", "dtype"), [(SQUARED, np.float64), (ENTROPY, np.float32)]),
+)
 def test_a_point_that_is_not_stationary_is_left_within_any_radius(layout, loss, dtype):
     theta, data = point_of(layout, 0.0, loss, 2)
     theta = theta.to(np, dtype)

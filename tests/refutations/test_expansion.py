@@ -45,7 +45,6 @@ from tinyspur.refutations.expansion import (
     over_layouts,
     over_activations,
     over_losses,
-    draws=2,
 )
 def test_the_derivative_at_kinks_is_the_limit_of_difference_quotients(layout, slope, loss):
     kinks = list(Network(*LAYOUTS[layout]).active_layers)
@@ -330,7 +329,6 @@ def test_without_kinks_the_rates_are_the_gradient_and_no_kink_is_left(sigma):
     over_layouts,
     over_activations,
     over_losses,
-    draws=2,
 )
 def test_coordinate_rates_are_one_sided_derivatives(layout, slope, loss):
     for kinked in Network(*LAYOUTS[layout]).active_layers:

@@ -15,6 +15,7 @@ multipliers are, and all v_K. Such Q and P are
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -91,7 +92,9 @@ def submersions(
     found = []
     some = (*_layers(held, reaches, taken), *_maps(held, reaches, taken))
     for symmetry, places, kinks, P in (*some, *_units(held, reaches, taken)):
-        values = [*_distinct(equal, symmetry.layer, places), *kinks]
+        most = len(P) - len(kinks)  # one more than there may be
+        values = list(itertools.islice(_distinct(equal, symmetry.layer, places), max(most, 0)))
+        values += kinks
         if not 0 < len(values) < len(P):
             continue
         sizes = next(iter(reaches.values())).sizes
@@ -173,6 +176,9 @@ class _Sums:
         self.held, self.at, self.above, self.taken = held, at, above, taken
         self.units = np.flatnonzero(at.matters.any(axis=1)).tolist()
         self.pieces = np.where(np.isnan(at.slopes), 2.0, at.slopes)
+        _, numbers = np.unique(self.pieces, return_inverse=True)  # a bit or two each
+        self.numbers = numbers.reshape(self.pieces.shape)
+        self.readers = above.matters.astype(float)
         self.read = reads(at.step.W, at.step.below)[0, :, 0]  # (weights + 1, N)
         self.kinks = [kink for kink in held.kinks if kink.layer == at.step.layer]
         self.known: dict[tuple[int, ...], int] = {}
@@ -182,16 +188,18 @@ class _Sums:
         key = tuple(sorted(units))
         if key not in self.known:
             columns, count = len(self._columns(key)), sum(k.map in key for k in self.kinks)
-            for _, members in self._classes(key):
-                readers = self.above.matters[:, members].sum(axis=1)
-                count += int(np.minimum(readers, columns).sum())
+            which, some = self._classes(key)
+            sizes = np.stack([np.bincount(which, row, len(some)) for row in self.readers])
+            count += int(np.minimum(sizes[:, some], columns).sum())
             self.known[key] = len(self._coordinates(key)) - count
         return self.known[key]
 
     def of(self, units: tuple[int, ...]) -> Few:
         """Return the values that some units add up to, and the coordinates that these depend on."""
         columns, places = self._columns(units), np.zeros_like(self.above.matters)
-        for _, members in self._classes(units):
+        which, classes = self._classes(units)
+        for n in np.flatnonzero(classes):
+            members = np.flatnonzero(which == n)
             for j, counts in enumerate(self.above.matters[:, members]):
                 some = members[counts]
                 if len(some) > len(columns):
@@ -210,12 +218,15 @@ class _Sums:
         own = [~self.taken[incoming(self.held, self.at.step.layer, u)] for u in units]
         return np.flatnonzero(np.any(own, axis=0))
 
-    def _classes(self, units: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the slopes that the units have for samples, and these, but where all are 0."""
-        patterns, which = np.unique(self.pieces[list(units)], axis=1, return_inverse=True)
-        for n, slopes in enumerate(patterns.T):
-            if slopes.any():
-                yield slopes, np.flatnonzero(which.reshape(-1) == n)
+    def _classes(self, units: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Return a number for the slopes that the units have for each sample, (N,), and for each
+        number whether these are not all 0.
+        """
+        which = np.zeros(self.numbers.shape[1], dtype=int)
+        for row in self.numbers[list(units)]:  # numbered anew, so that none is large
+            which = np.unique(which * (self.numbers.max() + 1) + row, return_inverse=True)[1]
+        first = np.unique(which, return_index=True)[1]
+        return which, self.pieces[list(units)][:, first].any(axis=0)
 
     def _coordinates(self, units: tuple[int, ...]) -> np.ndarray:
         """Return the weights and biases of the units, what reads them, and, where units have
