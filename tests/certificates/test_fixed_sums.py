@@ -169,6 +169,12 @@ def test_the_family_has_what_may_be_added_to_all_outputs():
     assert found.holds and certificate.family.dimension == net.size - 4
     parts = certificate.free, certificate.frozen, certificate.idle, certificate.follow
     assert parts == (2, net.size - 4, 0, 2)
+    slopes, biases = found.theta.W[1].weights[:, 0], found.theta.b[1]
+    n = np.cross(slopes, biases)  # n h is 0
+    theta = found.theta.copy()
+    theta.W[2].weights[:] += n / abs(n).max()
+    other = certify_strict(theta, data, SQUARED)
+    assert other.holds and other.family.dimension == net.size - 4
 
 
 def test_the_search_starts_where_the_risk_is_no_higher():
