@@ -169,10 +169,15 @@ def test_the_family_has_what_may_be_added_to_all_outputs():
     assert found.holds and certificate.family.dimension == net.size - 4
     parts = certificate.free, certificate.frozen, certificate.idle, certificate.follow
     assert parts == (2, net.size - 4, 0, 2)
+    slopes, biases = found.theta.W[1].weights[:, 0], found.theta.b[1]
+    n = np.cross(slopes, biases)  # n h is 0
+    theta = found.theta.copy()
+    theta.W[2].weights[:] += n / abs(n).max()
+    other = certify_strict(theta, data, SQUARED)
+    assert other.holds and other.family.dimension == net.size - 4
 
 
 def test_the_search_starts_where_the_risk_is_no_higher():
-    """Not where the outputs but the last one are: there the last one may have fitted alone."""
     theta, data = problem(3)
     fewer = fixed_sum(theta, data, SQUARED)
     projected = fewer.projected()
@@ -180,3 +185,11 @@ def test_the_search_starts_where_the_risk_is_no_higher():
     after = fewer.theta.net.risk(projected, fewer.data, fewer.loss)
     apart = ((theta.net.forward(theta, data.x).sum(axis=1) - 1) ** 2).mean() / (2 * 3)
     assert after == pytest.approx(before - apart, rel=1e-12)
+
+
+def test_what_is_added_to_all_outputs_is_taken_off_before_the_search(classified):
+    found, data = classified
+    theta = found.theta.copy()
+    theta.W[2].weights[:] += np.random.default_rng(0).normal(size=4)
+    again = settle(theta, data, SQUARED)
+    assert again.holds and again.theta.vector == pytest.approx(found.theta.vector, abs=1e-9)

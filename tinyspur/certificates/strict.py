@@ -51,7 +51,8 @@ class StrictCertificate(Certificate):
     ones have no influence.
 
     Where the loss is the squared one and all targets have one sum, all that is shown of the network
-    without its last output, whose parameters `follow` from the others, see `fixed_sums`.
+    without its last output, whose parameters `follow` from the others, see `fixed_sums`; of the
+    network as it is only where numbers that are added to all outputs cancel, so they do not follow.
 
     `family` says why each coordinate is frozen or idle: which symmetries lead from theta* to the
     points with the same outputs.
@@ -152,13 +153,26 @@ def certify_strict(
     if not np.isfinite(theta.net.forward(theta, data.x)).all():
         raise ValueError("certificate: expected finite outputs, got NaN or infinite ones")
     fewer = fixed_sum(theta, data, loss)
-    problem = (theta, data, loss) if fewer is None else fewer[:3]
-    for some in candidates(*problem) if kinks is None else (kinks,):
-        at = find_stationary(*problem, some, kinks is not None)
-        found = _undecided(at) if isinstance(at, str) else _certified(at, *problem)
+    if fewer is None:
+        return _first(theta, data, loss, kinks)[0]
+    found, at = _first(*fewer[:3], kinks)
+    lifted = _with_last_output(found, fewer, at, data, loss)
+    if lifted.holds or not found.holds:
+        return lifted
+    whole, _ = _first(theta, data, loss, kinks)
+    return whole if whole.holds else lifted
+
+
+def _first(
+    theta: Parameters, data: TrainingSet, loss: Loss, kinks: Sequence[HeldKink] | None
+) -> tuple[StrictCertificate, Stationary | str]:
+    """Return the first certificate that holds or the last one, and what it is of."""
+    for some in candidates(theta, data, loss) if kinks is None else (kinks,):
+        at = find_stationary(theta, data, loss, some, kinks is not None)
+        found = _undecided(at) if isinstance(at, str) else _certified(at, theta, data, loss)
         if found.holds:
             break
-    return found if fewer is None else _with_last_output(found, fewer, at, data, loss)
+    return found, at
 
 
 def _with_last_output(
