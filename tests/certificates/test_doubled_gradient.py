@@ -1,17 +1,18 @@
 """The gradient of doubled precision is that of differences in 1,000 bits, but for one rounding."""
 
+import flint
 import numpy as np
 import pytest
 from exact_attacks import ExactRisk, arb
 from shared import in_turn
 
 from tinyspur.certificates.boxes import Box, first_order
-from tinyspur.certificates.doubled_gradient import doubled_gradient
+from tinyspur.certificates.doubled_gradient import Doubled, doubled_gradient, exponential, quotient
 from tinyspur.certificates.enclosures import exact
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import Identity, ReLU, Tanh
 from tinyspur.engine.held import Held, HeldKink
-from tinyspur.engine.losses import AbsoluteLoss, SquaredLoss
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, SquaredLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Scale
@@ -61,6 +62,51 @@ def test_it_is_that_of_differences_in_a_thousand_bits(case, slope):
         assert found.radius[n] <= 1.2e-16 * abs(found.middle[n]) + 1e-26
     assert (abs(values.middle - plain.values.middle) <= plain.values.radius).all()
     assert found.radius.max() < 0.1 * plain.gradient.radius.max()
+
+
+SIZES = [0.0, 5e-324, 1e-300, 1e-16, 0.34657359, np.log(2), 1.0, 36.7, 708.4, 744.5, 745.2, 1e300]
+
+
+def test_exponentials_and_quotients_hold_thirty_digits():
+    rng = np.random.default_rng(0)
+    x = -np.concatenate([SIZES, 10 ** rng.uniform(-9, 3, 80)])
+    low = x * rng.uniform(-(2.0**-54), 2.0**-54, len(x))
+    flint.ctx.prec = 6000
+    found = exponential(Doubled(x, low, 0 * x))
+    b = Doubled(0.5 + abs(rng.normal(size=len(x))), 1e-17 * rng.normal(size=len(x)), 0 * x)
+    ratios = quotient(found, b)
+    for n in range(len(x)):
+        power = (arb(x[n]) + arb(low[n])).exp()
+        ratio = (arb(found.high[n]) + arb(found.low[n])) / (arb(b.high[n]) + arb(b.low[n]))
+        for exactly, part in ((power, found), (ratio, ratios)):
+            off = exactly - arb(part.high[n]) - arb(part.low[n])
+            assert abs(off) <= arb(part.radius[n])
+        assert found.radius[n] < 1e-26 * found.high[n] + 1e-300
+
+
+def test_the_gradient_of_the_cross_entropy_is_that_of_a_thousand_bits():
+    rng, net = np.random.default_rng(0), Network((1, 2), [Dense(4)])
+    y = np.concatenate([one_hot([0, 1, 2, 3, 0], 4), one_hot([1, 2], 4, smoothing=0.1)])
+    data = TrainingSet(rng.normal(size=(7, 1, 2)), y)
+    theta = Parameters(net, 10 * rng.normal(size=net.size))
+    theta.b[1][3] = -2000  # its share is 0 up to far below the smallest number
+    found, _ = doubled_gradient(Held(net, data, CrossEntropy()), theta, np.zeros(0))
+    flint.ctx.prec = 6000
+    x = [[arb(v) for v in row] + [arb(1)] for row in data.x[:, 0]]
+    rows = [[arb(v) for v in [*w, b]] for w, b in zip(theta.W[1].weights, theta.b[1], strict=True)]
+    total = [[arb(0)] * 3 for _ in range(4)]
+    for sample, targets in zip(x, data.y, strict=True):
+        powers = [
+            sum((a * b for a, b in zip(row, sample, strict=True)), arb(0)).exp() for row in rows
+        ]
+        whole = sum(powers, arb(0)) / sum((arb(t) for t in targets), arb(0))
+        for k, power in enumerate(powers):
+            delta = (power / whole - arb(targets[k])) / 7
+            total[k] = [a + delta * b for a, b in zip(total[k], sample, strict=True)]
+    expected = [v for row in total for v in row[:2]] + [row[2] for row in total]
+    for n, value in enumerate(expected):
+        assert abs(value - arb(found.middle[n])) <= arb(found.radius[n])
+    assert (found.radius <= 1.2e-16 * abs(found.middle) + 1e-26).all()
 
 
 def test_other_networks_have_none():

@@ -2,13 +2,15 @@
 
 Where the least eigenvalue of the Hessian is 1e-9, rounding errors of 1e-14 of the gradient move the
 stationary point by 1e-5. So all numbers are sums of two here, with a bound of what is missing. For
-the squared loss and piecewise linear activations, off max poolings and residual blocks.
+the squared loss, the cross-entropy and piecewise linear activations, off max poolings and residual
+blocks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from ..engine.floats import EPSILON, SMALLEST, gamma, slack
 from ..engine.held import Held
 from ..engine.held_steps import HeldStep, steps
-from ..engine.losses import FixedSumLoss, SquaredLoss
+from ..engine.losses import CrossEntropy, FixedSumLoss, Loss, SquaredLoss
 from ..engine.parameters import Parameters
 from ..layers import DenseMatrix
 from .boxes import members_of
@@ -25,6 +27,9 @@ from .enclosures import QUIET, Enclosure, sound
 
 SPLIT = 2.0**27 + 1
 SAMPLES = 256  # at a time
+LN_2 = 0.6931471805592082, 7.371002565167799e-13  # 40 bits and the rest, but for 2e-31
+HALVED, TERMS = 8, 10  # exp x is the power 2^8 of exp(x / 2^8), a sum of so many terms
+LEAST = -2000.0  # exp x is 0 below, but for less than the smallest number
 
 
 class Doubled(NamedTuple):
@@ -73,6 +78,56 @@ def divided(a: Doubled, n: np.ndarray | float) -> Doubled:
     low = ((a.high - product) - off + a.low) / n
     rounded = 8 * EPSILON * (abs(off) + abs(a.low) + abs(a.high - product)) / n + 4 * SMALLEST
     return Doubled(high, low, (a.radius / n + rounded) * slack(4))
+
+
+def product(a: Doubled, b: Doubled) -> Doubled:
+    """Return the products of numbers."""
+    high, off = two_product(a.high, b.high)
+    first, second = a.high * b.low, a.low * b.high
+    size = abs(off) + abs(first) + abs(second)
+    missing = a.size * b.radius + a.radius * b.size + abs(a.low * b.low)
+    rounded = 4 * EPSILON * size + 8 * SMALLEST
+    return Doubled(high, off + (first + second), (missing + rounded) * slack(6))
+
+
+def quotient(a: Doubled, b: Doubled) -> Doubled:
+    """Return the quotients of numbers, by those that are 1/2 or more."""
+    first = a.high / b.high
+    rest = plus(a, by_numbers(b, -first))
+    second = (rest.high + rest.low) / b.high
+    share = 4 * EPSILON + 2 * (abs(b.low) + b.radius)  # of b that is not in b.high, b >= 1/2
+    missing = rest.radius / b.high + abs(second) * share + 4 * SMALLEST
+    return Doubled(first, second, missing * (1 + 2 * share))
+
+
+def exponential(x: Doubled) -> Doubled:
+    """Return exp x of numbers up to about 0.
+
+    With k the nearest whole number to x / log 2 it is 2^k exp(x - k log 2). What remains is divided
+    by 2^8, and the sum of its powers / n!, but for 1, squared eight times: s becomes 2 s + s^2.
+    """
+    x = Doubled(np.maximum(x.high, LEAST), np.where(x.high < LEAST, 0.0, x.low), x.radius)
+    k = np.rint(x.high / math.log(2))
+    r = plus(x, as_it_is(-k * LN_2[0]))  # nothing rounds
+    r = plus(r, by_numbers(as_it_is(np.full_like(k, -LN_2[1])), k))
+    share = 2.0**-HALVED
+    r = Doubled(r.high * share, r.low * share, (r.radius + 2e-31 * abs(k)) * share + 4 * SMALLEST)
+    total = as_it_is(np.zeros_like(k))
+    for n in range(TERMS, 0, -1):
+        total = product(plus(total, _inverse_factorial(n)), r)
+    total = Doubled(*total[:2], total.radius + 1e-36)  # r^11 / 11! and beyond, |r| < 0.00136
+    for _ in range(HALVED):
+        total = plus(Doubled(*(2 * part for part in total)), product(total, total))
+    total = plus(total, as_it_is(np.ones_like(k)))
+    powers = [np.ldexp(part, k.astype(int)) for part in total]
+    return Doubled(*powers[:2], powers[2] * slack(1) + 4 * SMALLEST)
+
+
+def _inverse_factorial(n: int) -> Doubled:
+    """Return 1 / n!."""
+    high = 1 / math.factorial(n)
+    low = float(Fraction(1, math.factorial(n)) - Fraction(high))
+    return Doubled(np.array(high), np.array(low), np.array(abs(low) * EPSILON))
 
 
 def two_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +189,7 @@ def doubled_gradient(
     """
     net, count = held.net, len(held.data)
     plain = all(not W.selects and W.trained is W for W in theta.W.values())
-    if not isinstance(held.loss, SquaredLoss) or not plain:
+    if not isinstance(held.loss, SquaredLoss | CrossEntropy) or not plain:
         return None
     if not all(sigma.piecewise_linear for sigma in net.activations):
         return None
@@ -151,12 +206,20 @@ def doubled_gradient(
                 at = some.units[some.first], some.columns[some.first]
                 for part, into in zip(z[step.layer - 1], values, strict=True):
                     into[some.which[some.first]] = part[at]
-        residuals = plus(o[-1], as_it_is(-y[:, rows]))
-        if isinstance(held.loss, FixedSumLoss):
-            residuals = plus(residuals, _summed(residuals))
-        delta = divided(residuals, count)
+        delta = divided(_loss_gradient(held.loss, o[-1], y[:, rows]), count)
         total = plus(total, _backward(theta, trace, members, o[:-1], delta, multipliers))
     return total.enclosure(), values.enclosure()
+
+
+def _loss_gradient(loss: Loss, o: Doubled, y: np.ndarray) -> Doubled:
+    """Return the gradient of the loss in the outputs."""
+    targets, minus = as_it_is(y), as_it_is(-y)
+    if isinstance(loss, CrossEntropy):
+        powers = exponential(plus(o, as_it_is(-o.high.max(axis=0, keepdims=True))))
+        p = quotient(powers, _summed(powers))
+        return plus(product(p, _summed(targets)), minus)
+    residuals = plus(o, minus)
+    return plus(residuals, _summed(residuals)) if isinstance(loss, FixedSumLoss) else residuals
 
 
 def _summed(o: Doubled) -> Doubled:
