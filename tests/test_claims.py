@@ -33,6 +33,7 @@ SAID = {  # an option's default in the table, where it isn't the number or word 
     "any": None,
     "see below": None,
     "at most 4,000; all with `paper`": None,
+    "12; 3 with over 10,000 images": None,
     "one for each core": None,
     "all": None,
 }

@@ -92,13 +92,13 @@ def rounded_risk(theta: Parameters, data: TrainingSet, loss: Loss) -> tuple[floa
 
 
 def risk_of_outputs(
-    o: np.ndarray, errors: np.ndarray, data: TrainingSet, loss: Loss
+    o: np.ndarray, errors: np.ndarray, targets: np.ndarray, loss: Loss
 ) -> tuple[float, float]:
     """Return the risk of float64 outputs that may be off by `errors`, and a bound of its error.
 
-    Both are (d_y, N), as `enclosed_outputs` returns them.
+    Both are (d_y, N), as `enclosed_outputs` returns them, and the targets (N, d_y).
     """
-    y = np.ascontiguousarray(data.y.T, np.float64)
+    y = np.ascontiguousarray(targets.T, np.float64)
     values = loss.value(o, y)
     return float(np.mean(values)), mean_rounding(loss, o, y, values, errors)
 

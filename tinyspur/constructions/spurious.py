@@ -113,7 +113,7 @@ def find_spurious_minimum(
         duplicates = Duplicates.of(identical_features(theta, data.x, pair.upper), data.y)
         outputs = enclosed_outputs(theta.to(namespace(theta.vector), np.float64), data.x)
         if theta.vector.dtype == np.float64:
-            before = risk_of_outputs(*outputs, data, loss)
+            before = risk_of_outputs(*outputs, data.y, loss)
         else:
             before = rounded_risk(theta, data, loss)
         certificate = certify_cell(theta, data, loss)
