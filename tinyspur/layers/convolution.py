@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,14 +68,12 @@ class Conv(Layer):
         return (self.maps, below[0] // self.groups, *self.grid(below).size)
 
     def matrix(self, below: Shape, weights: Array) -> ConvolutionMatrix:
-        return ConvolutionMatrix(
-            weights, below[1:], self.stride, self.padding, self.dilation, self.groups
-        )
+        return ConvolutionMatrix.on(self.grid(below), weights, self.groups)
 
     def grid(self, below: Shape) -> Grid:
         """Return where the filters lie on maps of this shape, or raise ValueError."""
         _, size = maps_of(below)
-        return Grid.of(size, self.kernel, self.stride, self.padding, self.dilation)
+        return _grid(size, self.kernel, self.stride, self.padding, self.dilation)
 
     @staticmethod
     def torch_classes(directions: int) -> tuple[type[nn.Module], ...]:
@@ -110,3 +109,6 @@ class Conv(Layer):
         """Return the layer that a call of PyTorch's with these arguments is, or ValueError."""
         options = given.kernel_size, given.stride, given.padding, given.dilation
         return cls(given.out_channels, *options, given.groups, given.bias is not None)
+
+
+_grid = functools.lru_cache(maxsize=256, typed=True)(Grid.of)  # each point of a network asks

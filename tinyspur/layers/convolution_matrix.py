@@ -118,9 +118,7 @@ class ConvolutionMatrix(WeightMatrix):
     def T(self) -> WeightMatrix:
         if self._strided:
             return TransposedMatrix(self)
-        xp, grouped = namespace(self.weights), self._grouped()  # (G, T / G, C / G, *k)
-        flipped = xp.flip(grouped.swapaxes(1, 2), tuple(range(3, grouped.ndim)))
-        filters = flipped.reshape(self.maps_in, -1, *self.grid.size)
+        filters = _turned(self.weights, self.groups)
         return ConvolutionMatrix.on(self.grid.transposed, filters, self.groups)
 
     @property
@@ -132,10 +130,6 @@ class ConvolutionMatrix(WeightMatrix):
     @property
     def _strided(self) -> bool:
         return set(self.grid.stride) != {1}
-
-    def _grouped(self) -> Array:
-        """Return the filters by groups, (G, T / G, C / G, *k)."""
-        return self.weights.reshape(self.groups, -1, *self.weights.shape[1:])
 
     def _channels(self, t: int) -> slice:
         """Return the maps below that map t reads."""
@@ -158,7 +152,7 @@ class ConvolutionMatrix(WeightMatrix):
         if (T := self.T)._used() != T._all():  # some to skip
             return super().pullback(delta, o)
         back, gradient = T._pass(delta, o)  # <delta, W @ o> = <o, W.T @ delta>
-        return T.with_weights(gradient).T.weights, back
+        return _turned(gradient, self.groups), back
 
     def gathered(self, o: Array) -> Array:
         xp = namespace(o)
@@ -301,6 +295,14 @@ class ConvolutionMatrix(WeightMatrix):
         for top in range(0, count, height):
             strip = slice(top, min(count, top + height))
             yield lowered(self.grid, images, box, strip), strip
+
+
+def _turned(filters: Array, groups: int) -> Array:
+    """Return the filters (T, C / groups, *k) of the transposed convolution, (C, T / groups, *k)."""
+    (T, C, *kernel), G = filters.shape, groups
+    grouped = filters.reshape(G, T // G, C, *kernel).swapaxes(1, 2)
+    backward = (slice(None),) * 3 + (slice(None, None, -1),) * len(kernel)
+    return grouped[backward].reshape(G * C, T // G, *kernel)
 
 
 def _flat(filters: Array) -> Array:

@@ -25,6 +25,12 @@ class Span(NamedTuple):
         """Return whether all windows read on the map."""
         return self.windows == slice(0, self.count)
 
+    @property
+    def outside(self) -> list[slice]:
+        """Return which windows do not read on the map, before and after those that do."""
+        ends = (0, self.windows.start), (self.windows.stop, self.count)
+        return [slice(*some) for some in ends if some[0] < some[1]]
+
 
 def on_map(length: int, start: int, step: int, count: int) -> Span:
     """Return what is on a map of so many entries where window p reads entry start + p * step."""

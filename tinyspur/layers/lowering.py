@@ -6,8 +6,10 @@ once for each tap along the other directions, and serves all rows of the output 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,36 +25,74 @@ def lowered(grid: Grid, images: Array, taps: Sequence[slice], rows: slice) -> Ar
     `images` is (C, *map_shape, N), taps are those in a box, columns those of one row of the output.
     The patches are valid until the same thread asks for the next ones, which overwrites them.
     """
-    along, *others = taps
-    C, (length, *_), N = len(images), grid.map_shape, images.shape[-1]
-    s, step, widths = grid.stride[0], grid.dilation[0], grid.output_shape[1:]
-    count, k = rows.stop - rows.start, along.stop - along.start
-    start = rows.start * s + along.start * step - grid.before[0]
-    spans = [grid.spans(axis, some) for axis, some in enumerate(others, 1)]
-    if (
-        k == 1
-        and widths == grid.map_shape[1:]
-        and all(some == [_all(n)] for some, n in zip(spans, widths, strict=True))
-    ):
-        here = on_map(length, start, s, count)
-        if here.windows == slice(0, count):  # patches are what is there already
-            return images[:, here.read].reshape(C, count, -1).swapaxes(0, 1)
+    C, N, count = len(images), images.shape[-1], rows.stop - rows.start
+    box = tuple((some.start, some.stop) for some in taps)
+    plan = _plan(grid, box, rows.start, rows.stop)
+    if plan.there is not None:
+        return images[:, plan.there].reshape(C, count, -1).swapaxes(0, 1)
+    window, widths = plan.shape[1:], grid.output_shape[1:]
+    found = scratch((*plan.shape, C, *widths, N), images, "patches")
+    for place in plan.padding:
+        found[place] = 0
+    for place, read in plan.copies:
+        found[place] = images[read].swapaxes(0, 1)
+    row, columns = math.prod(window) * C, math.prod(widths) * N
+    size, k = found.itemsize, box[0][1] - box[0][0]
+    return namespace(images).lib.stride_tricks.as_strided(
+        found, (count, k * row, columns), (plan.apart * row * columns * size, columns * size, size)
+    )
+
+
+class _Plan(NamedTuple):
+    """Where patches come from, for any images of a grid.
+
+    `shape` is (lines, *taps along the others), and `apart` how many lines lie between the patches
+    of two rows. Where the patches are rows of the images as they are, these are `there`.
+    """
+
+    shape: tuple[int, ...]
+    apart: int
+    there: slice | None
+    padding: list[tuple]
+    copies: list[tuple[tuple, tuple]]
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(grid: Grid, box: tuple[tuple[int, int], ...], top: int, bottom: int) -> _Plan:
+    """Return the plan of the patches of the rows top..bottom - 1, for the taps in a box."""
+    (low, high), *others = box
+    count, k, s, step = bottom - top, high - low, grid.stride[0], grid.dilation[0]
+    length, start = grid.map_shape[0], top * s + low * step - grid.before[0]
+    spans = [grid.spans(axis, slice(*some)) for axis, some in enumerate(others, 1)]
     apart = lines_apart(grid, k)
     if step == 1 and s <= k:
         lines = [on_map(length, start, 1, (count - 1) * s + k)]
     else:
         lines = [on_map(length, start + n * step, s, count) for n in range(k)]
-    shape = (sum(line.count for line in lines), *map(len, spans), C, *widths, N)
-    found = scratch(shape, images, "patches")
+    shape = (sum(line.count for line in lines), *map(len, spans))
+    widths = grid.output_shape[1:]
+    if (
+        k == 1
+        and lines[0].whole
+        and widths == grid.map_shape[1:]
+        and all(some == [_all(n)] for some, n in zip(spans, widths, strict=True))
+    ):
+        return _Plan(shape, apart, lines[0].read, [], [])
+    every, padding, copies = slice(None), [], []
     for n, line in enumerate(lines):
-        for tap in np.ndindex(*map(len, spans)):
-            place = found[(slice(n, None, len(lines)), *tap)]
-            _put(place, images, [line, *_at(spans, tap)])
-    row, columns = math.prod(map(len, spans)) * C, math.prod(widths) * N
-    size = found.itemsize
-    return namespace(images).lib.stride_tricks.as_strided(
-        found, (count, k * row, columns), (apart * row * columns * size, columns * size, size)
-    )
+        first = range(shape[0])[n :: len(lines)]
+        padding += [(_of(first, outside),) for outside in line.outside]
+        for tap in np.ndindex(*shape[1:]):
+            at = [some[j] for some, j in zip(spans, tap, strict=True)]
+            if all(span.windows.start < span.windows.stop for span in (line, *at)):
+                place = _of(first, line.windows), *tap, every, *(span.windows for span in at)
+                copies.append((place, (every, line.read, *(span.read for span in at))))
+    for axis, some in enumerate(spans):
+        for j, span in enumerate(some):
+            tap, before = [every] * len(spans), [every] * axis
+            tap[axis] = j
+            padding += [(every, *tap, every, *before, outside) for outside in span.outside]
+    return _Plan(shape, apart, None, padding, copies)
 
 
 def lines_apart(grid: Grid, k: int) -> int:
@@ -84,7 +124,7 @@ def raised(grid: Grid, filters: Array, delta: Array, images: Array, rows: int) -
             start = first + j * grid.stride[0]
             lines = images[:, start : start + len(some) * grid.stride[0] : grid.stride[0]]
             for tap in np.ndindex(*kernel):
-                places = _at(spans, tap)
+                places = [some[n] for some, n in zip(spans, tap, strict=True)]
                 part = lines[(slice(None), slice(None), *(some.read for some in places))]
                 every = (slice(None), *tap, slice(None), *(some.windows for some in places))
                 part += share[every].swapaxes(0, 1)
@@ -116,16 +156,14 @@ def _rows_before(columns: Array, some: range, M: int) -> Array:
     if M == 1:
         return columns[:, some.start : some.stop].swapaxes(0, 1)
     kept = scratch((len(some) + M - 1, T, n), columns, "rows")
-    _put(kept, columns, [on_map(count, some.start - M + 1, 1, len(kept))])
+    here = on_map(count, some.start - M + 1, 1, len(kept))
+    for outside in here.outside:
+        kept[outside] = 0
+    kept[here.windows] = columns[:, here.read].swapaxes(0, 1)
     size = n * kept.itemsize
     return xp.lib.stride_tricks.as_strided(
         kept, (len(some), M * T, n), (T * size, size, kept.itemsize)
     )
-
-
-def _at(spans: list[list[Span]], tap: tuple[int, ...]) -> list[Span]:
-    """Return where a tap reads in each direction."""
-    return [some[n] for some, n in zip(spans, tap, strict=True)]
 
 
 def _all(n: int) -> Span:
@@ -133,13 +171,7 @@ def _all(n: int) -> Span:
     return Span(slice(0, n), slice(0, n, 1), n)
 
 
-def _put(place: Array, images: Array, spans: list[Span]) -> None:
-    """Write what windows read of images (C, *map_shape, N) to place (windows, C, *windows, N)."""
-    for axis, span in enumerate(spans):
-        before = (slice(None),) * (axis + (axis > 0))  # maps are after the first direction
-        if not span.whole:
-            place[(*before, slice(0, span.windows.start))] = 0
-            place[(*before, slice(span.windows.stop, None))] = 0
-    rows, *others = (span.windows for span in spans)
-    read = images[(slice(None), *(span.read for span in spans))]
-    place[(rows, slice(None), *others)] = read.swapaxes(0, 1)
+def _of(numbers: range, some: slice) -> slice:
+    """Return as a slice some of numbers that ascend."""
+    found = numbers[some]
+    return slice(found.start, found.stop, found.step)
