@@ -1,9 +1,9 @@
 """Time the engine beside PyTorch on the same cores, and against explicit sparse matrices.
 
 Each row runs the two in turn and compares medians; forward passes and forward plus backward, with
-the fraction of the speed of a large matrix product. Needs PyTorch. With --gpu only what a machine
-with a GPU shows in eight minutes: the tests that need one, the main program on CuPy, the paper's
-step beside PyTorch on the same GPU, memory and copies.
+the fractions of the speeds of a large matrix product and of a large copy. Needs PyTorch. With --gpu
+only what a machine with a GPU shows in eight minutes: the tests that need one, the main program on
+CuPy, the paper's step beside PyTorch on the same GPU, memory and copies.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,6 +32,7 @@ from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
+from tinyspur.engine.passes import CACHED, even_slices
 from tinyspur.engine.threads import WORKERS, in_order
 from tinyspur.files import check_outputs, write_json
 from tinyspur.fitting.cost import training_flops
@@ -44,7 +47,18 @@ from tinyspur.layers import (
     MaxPoolingMatrix,
 )
 from tinyspur.studies.gpu_check import PAPER, check_gpu
-from tinyspur.studies.speed import BATCHES, LOSS, Row, in_turn, seconds, step_row
+from tinyspur.studies.speed import (
+    BATCHES,
+    LOSS,
+    Row,
+    activation_bytes,
+    bandwidth,
+    in_turn,
+    peak,
+    seconds,
+    step_row,
+    streamed,
+)
 
 WIDE = ((3, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256))  # of 32 x 32
 LENET = ((1, 6, 32, 5, 1, 0), (6, 16, 14, 5, 1, 0))  # maps below, maps, side, size, stride, padding
@@ -58,7 +72,7 @@ RESNET += (
 POOLINGS = (("max", 6, 28, 2, 2, 0), ("max", 64, 32, 3, 2, 1), ("max", 16, 32, 3, 1, 1))
 POOLINGS += (("average", 6, 28, 2, 2, 0), ("average", 64, 32, 3, 2, 1), ("average", 64, 8, 8, 8, 0))
 SMALL = (4, 6, 6)  # maps of the main program's network
-SIDE, GEMM = 32, 2048
+SIDE = 32
 MANY = 8  # times as many images for smaller layers
 
 
@@ -102,15 +116,14 @@ def layer_rows(
     dtype=None,
 ) -> list[Row]:
     """Return forward, and forward plus backward, of one layer and of its twin."""
-    rng, dtype = np.random.default_rng(0), dtype or W.weights.dtype
-    part = max(1, batch // (2 * WORKERS))  # images that a thread takes at a time
+    rng, dtype = np.random.default_rng(0), np.dtype(dtype or W.weights.dtype)
     o, delta = (rng.standard_normal((batch, n)).astype(dtype) for n in W.shape[::-1])
     x = torch.tensor(o.reshape(batch, C, side, side), requires_grad=True)
     y = torch.tensor(delta).reshape(twin(x).shape)
-    chunks = [
-        tuple(np.ascontiguousarray(v[n : n + part].T) for v in (o, delta))
-        for n in range(0, batch, part)
-    ]
+    image, below = sum(W.shape) * dtype.itemsize, W.shape[1] * dtype.itemsize
+    # Chunks as in a pass, for each thread at least two.
+    parts = even_slices(batch, max(1, min(CACHED // (2 * image), batch // (2 * WORKERS))))
+    chunks = [tuple(np.ascontiguousarray(v[some].T) for v in (o, delta)) for some in parts]
 
     def both(chunk):
         columns, slopes = chunk
@@ -127,21 +140,24 @@ def layer_rows(
         twin(x).backward(y)
 
     flops, rows = batch * W.shape[0] * W.fan_in * (2 if weights else 1), []
-    for what, function, other, times in (
-        ("forward", lambda chunk: W @ chunk[0], torch_forward, 1),
-        ("and back", both, torch_both, 3 if weights else 2),
+    for what, function, other, times, moved in (
+        ("forward", lambda chunk: W @ chunk[0], torch_forward, 1, image),
+        ("and back", both, torch_both, 3 if weights else 2, 2 * image + below),
     ):
-        mine = lambda function=function: list(in_order(function, chunks, np))  # noqa: E731
+        mine = partial(streamed, function, chunks)
         seconds = in_turn(mine, other, repeats)
-        rows.append(Row(f"{name}, {what}", np.dtype(dtype).name, *seconds, times * flops))
+        rows.append(Row(f"{name}, {what}", dtype.name, *seconds, times * flops, batch * moved))
     return rows
 
 
-def plane_rows(torch, net: Network, data: TrainingSet, dtype: type, steps: int) -> list[Row]:
+def plane_rows(
+    torch, net: Network, data: TrainingSet, dtype: type, steps: int, landscaper: Path | None = None
+) -> list[Row]:
     """Return a plane of steps x steps risks beside loss-landscapes and beside PyTorch in batches.
 
     Each is evaluated once: a plane is long. loss-landscapes takes all images at once, its way; in
-    batches it is the same loop with PyTorch's fastest batch size.
+    batches it is the same loop with PyTorch's fastest batch size, as is what landscaper is given,
+    which the Python `landscaper` has.
     """
     from tinyspur import interop
 
@@ -164,17 +180,58 @@ def plane_rows(torch, net: Network, data: TrainingSet, dtype: type, steps: int) 
     times = [in_turn(partial(loop, n, 2), lambda: None, 2)[0] for n in BATCHES]
     batch = BATCHES[int(np.argmin(times))]
     flops = training_flops(net, len(data), 1) / 3 * steps**2
+    moved = 2 * activation_bytes(theta, data) * steps**2
     name, kind = f"plane of {steps} x {steps} risks", np.dtype(dtype).name
     scan(replace(plane, alpha=plane.alpha[:1]), data, LOSS)
-    own = [seconds(lambda: scan(plane, data, LOSS)) for _ in range(2)]
-    rows = [Row(f"{name}, PyTorch in {batch}s", kind, own[0], seconds(lambda: loop(batch)), flops)]
+    rows = []
+
+    def add(beside: str, theirs: Callable[[], float]) -> None:
+        own = seconds(lambda: scan(plane, data, LOSS))
+        rows.append(Row(f"{name}, {beside}", kind, own, theirs(), flops, moved))
+
+    add(f"PyTorch in {batch}s", lambda: seconds(lambda: loop(batch)))
+    if landscaper is not None:
+        add("landscaper", lambda: landscaper_seconds(torch, landscaper, twin, x, y, batch, steps))
     try:
         from loss_landscapes import metrics, random_plane  # as in version 3
     except ImportError:
         return rows
     metric = metrics.Loss(mean, x, y)
-    theirs = seconds(lambda: random_plane(twin, metric, 1, steps, "model", deepcopy_model=True))
-    return [*rows, Row(f"{name}, loss-landscapes", kind, own[1], theirs, flops)]
+    scanned = partial(random_plane, twin, metric, 1, steps, "model", deepcopy_model=True)
+    add("loss-landscapes", lambda: seconds(scanned))
+    return rows
+
+
+LANDSCAPER = """
+import sys, time, torch
+from landscaper.compute import compute_loss_landscape
+model, x, y, batch, steps, threads = torch.load(sys.argv[1], weights_only=False)
+torch.set_num_threads(threads)
+mean = torch.nn.MSELoss()
+
+@torch.no_grad()
+def risk(model, data):
+    parts = zip(x.split(batch), y.split(batch))
+    return sum(float(mean(model(a), b)) * len(a) for a, b in parts) / len(x)
+
+directions = [[torch.randn_like(p) for p in model.parameters()] for _ in range(2)]
+for n in (2, steps):
+    start = time.perf_counter()
+    compute_loss_landscape(model, None, directions, risk, n, 0.1, 2, "cpu")
+    print(time.perf_counter() - start)
+"""
+
+
+def landscaper_seconds(torch, python: Path, model, x, y, batch: int, steps: int) -> float:
+    """Return the seconds of landscaper 1.3 for a plane of that model's risks, by its own Python."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt"
+        torch.save((model, x, y, batch, steps, torch.get_num_threads()), path)
+        command = [python, "-c", LANDSCAPER, path]
+        ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        raise RuntimeError(f"landscaper: {(ran.stderr.strip() or 'no message').splitlines()[-1]}")
+    return float(ran.stdout.split()[-1])
 
 
 def sparse_rows(net: Network, data: TrainingSet, batch: int, repeats: int) -> list[Row]:
@@ -208,12 +265,19 @@ def sparse_rows(net: Network, data: TrainingSet, batch: int, repeats: int) -> li
     mine = lambda: list(in_order(lambda part: W @ part, chunks, np))  # noqa: E731
     single = in_turn(mine, lambda: entries @ o, repeats)
     flops, name = training_flops(net, len(data), 1), f"small network, {len(data)} images"
+    moved, image = activation_bytes(theta, data), 8 * sum(W.shape)
     risk = in_turn(lambda: net.risk(theta, data, LOSS), forward, repeats)
     both = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), step, repeats)
     return [
-        Row(f"convolution {C}-{T}, forward, CSR", "float64", *single, 2 * entries.nnz * batch),
-        Row(f"{name}, risk, CSR", "float64", *risk, flops / 3),
-        Row(f"{name}, step, CSR", "float64", *both, flops),
+        Row(
+            f"convolution {C}-{T}, forward, CSR",
+            "float64",
+            *single,
+            2 * entries.nnz * batch,
+            batch * image,
+        ),
+        Row(f"{name}, risk, CSR", "float64", *risk, flops / 3, 2 * moved),
+        Row(f"{name}, step, CSR", "float64", *both, flops, 5 * moved),
     ]
 
 
@@ -235,13 +299,6 @@ def blas() -> str:
     return " ".join(str(own[0].get(key, "")) for key in keys) if own else "BLAS unknown"
 
 
-def peak(dtype: type, repeats: int) -> float:
-    """Return the operations per second of large matrix products, one on each core."""
-    A = np.ones((GEMM, GEMM), dtype)
-    products = lambda: list(in_order(lambda _: A @ A, range(2 * WORKERS), np))  # noqa: E731
-    return 4 * WORKERS * GEMM**3 / in_turn(products, lambda: None, repeats)[0]
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
@@ -253,6 +310,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     option("--batch", type=int, default=16, metavar="N", help="images of 32 x 32")
     option("--samples", type=int, default=4000, metavar="N", help="images of the small network")
     option("--plane", type=int, default=11, metavar="N", help="of N x N risks, once each")
+    option(
+        "--landscaper",
+        type=Path,
+        metavar="PYTHON",
+        help="of an environment with landscaper 1.3 and PyTorch, for a row beside it",
+    )
     option("--gpu", action="store_true", help="only what a GPU shows, see above")
     option("--json", type=Path, metavar="FILE", help="to write the table to")
     return parser.parse_args(arguments)
@@ -264,7 +327,7 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name}: expected 1 or more, got {getattr(options, name)}")
     if options.json is not None:
-        keys = ["gpu"] if options.gpu else ["peaks", "rows"]
+        keys = ["gpu"] if options.gpu else ["peaks", "bandwidth", "rows"]
         check_outputs(options.json.parent, {options.json.name: keys})
     if options.gpu:
         found = check_gpu(Path(__file__).resolve().parents[1])
@@ -286,36 +349,38 @@ def run(options: argparse.Namespace) -> int:
     paper = Network(colours.x.shape[1:], [*map(Conv, PAPER), Dense(10)])
     little = Network(small.x.shape[1:], [*map(Conv, SMALL), Dense(10)])
     print(f"{WORKERS} cores, {blas()}; GFLOP/s of the engine and of PyTorch (CSR in the last rows)")
-    columns = f"{'median':>13}{'engine':>8}{'other':>8}{'ratio':>8}{'of peak':>8}"
+    columns = f"{'median':>13}{'engine':>8}{'other':>8}{'ratio':>8}{'product':>8}{'memory':>8}"
     print(f"{'':<42}{'':>8}{columns}", flush=True)
-    rows, peaks = [], {}
+    rows, peaks, copied = [], {}, bandwidth(options.repeats)
+    print(f"{'copy':<42}{'':>8}{copied / 1e9:10.1f} GB/s", flush=True)
     for dtype in (np.float64, np.float32):
         kind = np.dtype(dtype).name
         top = peaks[kind] = peak(dtype, options.repeats)
         print(f"{'matrix product':<42}{kind:>8}{'':>13}{top / 1e9:8.0f}", flush=True)
         with step(f"timing in {kind}"):
             wide = [(C, T, SIDE, 3, 1, 1) for C, T in WIDE]
-            found = convolution_rows(torch, wide, dtype, options.batch, options.repeats)
             many = MANY * options.batch, options.repeats
-            found += convolution_rows(torch, LENET + RESNET, dtype, *many)
+            found = convolution_rows(torch, (*wide[:1], *LENET, *RESNET), dtype, *many)
+            found += convolution_rows(torch, wide[1:], dtype, options.batch, options.repeats)
             found += pooling_rows(torch, dtype, *many)
             for name, net, data in (
                 (f"paper's network, batch {options.batch}, step", paper, colours),
                 (f"small network, {len(small)} images, step", little, small),
             ):
                 found.append(step_row(torch, name, net, data, dtype, options.repeats))
-            found += plane_rows(torch, little, small, dtype, options.plane)
-        print("\n".join(row.text(top) for row in found), flush=True)
+            found += plane_rows(torch, little, small, dtype, options.plane, options.landscaper)
+        print("\n".join(row.text(top, copied) for row in found), flush=True)
         rows += found
     if not any("loss-landscapes" in row.name for row in rows):
         print("no row for loss-landscapes: its version 3 is not installed")
     with step("timing sparse matrices"):
         found = sparse_rows(little, small, options.batch, options.repeats)
-    print("\n".join(row.text(peaks["float64"]) for row in found))
+    print("\n".join(row.text(peaks["float64"], copied) for row in found))
     rows += found
     if options.json is not None:
         table = [asdict(row) | {"ratio": row.ratio} for row in rows]
-        write_json(options.json, {"cores": WORKERS, "blas": blas(), "peaks": peaks, "rows": table})
+        speeds = {"cores": WORKERS, "blas": blas(), "peaks": peaks, "bandwidth": copied}
+        write_json(options.json, speeds | {"rows": table})
     return 0
 
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from shared import ROOT, load_program
 
+from tinyspur.studies import speed
+
 PROGRAM = ROOT / "demos" / "benchmark.py"
 
 
@@ -17,7 +19,8 @@ def benchmark():
 def test_every_row_is_measured_and_written(benchmark, tmp_path, capsys, monkeypatch):
     """With narrower convolutions, smaller products and fewer threads than a user measures."""
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    monkeypatch.setattr(benchmark, "GEMM", 64)
+    monkeypatch.setattr(speed, "GEMM", 64)
+    monkeypatch.setattr(speed, "COPIED", 64)
     monkeypatch.setattr(benchmark, "MANY", 1)
     monkeypatch.setattr(benchmark, "PAPER", (2, 2, 3, 3, 4, 4, 4))
     narrow = tuple((min(C, 3), T // 16) for C, T in benchmark.WIDE)

@@ -15,35 +15,42 @@ from ..datasets.samples import TrainingSet
 from ..engine.losses import SquaredLoss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
+from ..engine.threads import WORKERS, in_order
 from ..fitting.cost import training_flops
 from ..fitting.training import kaiming_start
 
 BATCHES = (8, 16, 50, 100, 250, 500)  # of PyTorch, whose fastest counts
 LOSS = SquaredLoss()
+GEMM, COPIED = 2048, 2**24  # rows of the products, numbers of the copies, that measure the machine
 
 
 @dataclass(frozen=True)
 class Row:
-    """Median seconds of the engine and of what it is compared with, and the operations of one."""
+    """Median seconds of the engine and of what it is compared with, and what one run takes.
+
+    `bytes` are those of inputs, outputs and their derivatives, each written or read once for each
+    layer that does: what has to come from memory where the caches are small.
+    """
 
     name: str
     dtype: str
     seconds: float
     other: float
     flops: float
+    bytes: float
 
     @property
     def ratio(self) -> float:
         """Return how many times faster than the other the engine is."""
         return self.other / self.seconds
 
-    def text(self, peak: float) -> str:
-        """Return the row of the table; `peak` in operations per second."""
+    def text(self, peak: float, bandwidth: float) -> str:
+        """Return the row of the table; operations and bytes per second are at most these."""
         mine, other = (self.flops / s / 1e9 for s in (self.seconds, self.other))
-        share = self.flops / self.seconds / peak
+        product, memory = self.flops / self.seconds / peak, self.bytes / self.seconds / bandwidth
         return (
             f"{self.name:<42}{self.dtype:>8}{1e3 * self.seconds:10.1f} ms{mine:8.0f}{other:8.0f}"
-            f"{self.ratio:8.2f}{share:8.0%}"
+            f"{self.ratio:8.2f}{product:8.0%}{memory:8.0%}"
         )
 
 
@@ -60,6 +67,26 @@ def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[float, flo
             function()
             found.append(time.perf_counter() - start)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def streamed(function: Callable, chunks: list) -> None:
+    """Run on all threads as a pass does, which keeps what one chunk gives until the next."""
+    for _ in in_order(function, chunks, np):
+        pass
+
+
+def peak(dtype: type, repeats: int) -> float:
+    """Return the operations per second of large matrix products, one on each core."""
+    A = np.ones((GEMM, GEMM), dtype)
+    products = lambda: list(in_order(lambda _: A @ A, range(2 * WORKERS), np))  # noqa: E731
+    return 4 * WORKERS * GEMM**3 / in_turn(products, lambda: None, repeats)[0]
+
+
+def bandwidth(repeats: int) -> float:
+    """Return the bytes per second that copies of large arrays read and write, one on each core."""
+    arrays = [(np.zeros(COPIED), np.ones(COPIED)) for _ in range(WORKERS)]
+    copies = partial(streamed, lambda pair: np.copyto(*pair), arrays)
+    return 2 * WORKERS * arrays[0][0].nbytes / in_turn(copies, lambda: None, repeats)[0]
 
 
 def seconds(function: Callable) -> float:
@@ -113,4 +140,11 @@ def step_row(
     times = [in_turn(partial(other, n), lambda: None, 3)[0] for n in batches]
     fastest = partial(other, batches[int(np.argmin(times))])
     seconds = in_turn(mine, fastest, repeats)
-    return Row(name, np.dtype(dtype).name, *seconds, training_flops(net, len(data), 1))
+    flops, moved = training_flops(net, len(data), 1), 5 * activation_bytes(theta, data)
+    return Row(name, np.dtype(dtype).name, *seconds, flops, moved)
+
+
+def activation_bytes(theta: Parameters, data: TrainingSet) -> int:
+    """Return the bytes of o^0..o^L: a risk moves them twice, a gradient three more times."""
+    net = theta.net
+    return len(data) * sum(map(net.rows, range(net.depth + 1))) * theta.vector.dtype.itemsize
