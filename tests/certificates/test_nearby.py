@@ -1,9 +1,11 @@
 """Near a certified point there is an exact local minimum, no farther than the bound."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from certificate_problems import ENTROPY, SQUARED, gate, two_groups
-from exact_fits import exact_fit
+from exact_fits import exact_fit, fractions_of, solve
 from shared import in_turn
 
 from tinyspur.certificates import certify_cell
@@ -157,3 +159,24 @@ def test_a_bound_through_a_left_inverse_is_one():
     M[:, 2] = M[:, 1]
     assert through_inverse(exact(D), exact(M)) is None
     assert through_inverse(exact(D), exact(M[:2])) is None
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-500, 2.0**500])
+def test_a_bound_through_a_sparse_inverse_holds_for_all_nearby_matrices(scale):
+    """In rationals, for a matrix of few entries as layers that only relay have it."""
+    rng = np.random.default_rng(5)
+    M = np.zeros((12, 10))
+    M[rng.permutation(12)[:10], np.arange(10)] = scale * rng.uniform(1, 2, 10)
+    used = M.any(axis=1)
+    M[np.flatnonzero(used)[:3], 4] += scale / 8
+    D, radius = rng.normal(size=(2, 10)), 1e-9 * abs(M)
+    bound = through_inverse(exact(D), Enclosure(M, radius))
+    rows = np.flatnonzero(used)
+    for sign in (-1, 1):
+        near = (M + sign * radius)[rows]  # square: the change is D times its inverse
+        for n, change in enumerate(solve(fractions_of(near.T), fractions_of(D.T))):
+            for k, exactly in enumerate(change):
+                middle, off = bound.middle[k, rows[n]], bound.radius[k, rows[n]]
+                assert abs(exactly - Fraction(middle)) <= Fraction(off)
+    assert bound.radius.max() < 1e-6 * abs(bound.middle).max()
+    assert not bound.middle[:, ~used].any()

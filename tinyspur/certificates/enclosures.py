@@ -234,9 +234,12 @@ def _matrix_product(A: Enclosure, B: Enclosure) -> Enclosure:
     """Return an enclosure of A B: its radius is |A| r_B + r_A (|B| + r_B) + gamma |A| |B|."""
     xp, share = namespace(A.middle), gamma(A.shape[-1])
     middle = A.middle @ B.middle
-    off = abs(A.middle) @ inexact(abs(B.middle), B.radius, share)
+    size, sizes = abs(A.middle), abs(B.middle)
+    off = share * (size @ sizes)
+    if xp is not np or B.radius.any():
+        off = off + size @ B.radius
     if xp is not np or A.radius.any():
-        off = off + A.radius @ (abs(B.middle) + B.radius)
+        off = off + A.radius @ (sizes + B.radius)
     rows, columns = A._somewhere().any(axis=-1), B._somewhere().any(axis=max(-2, -B.middle.ndim))
     if A.middle.ndim > 1 and B.middle.ndim > 1:
         rows, columns = rows[..., None], columns[..., None, :]

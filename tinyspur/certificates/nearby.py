@@ -162,21 +162,38 @@ def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
     Q = _left_inverse(M.middle)
     if Q is None:
         return None
+    e = _sparse_error(Q, M) if _is_sparse(Q) and _is_sparse(M.radius) else _error(Q, M)
+    if not e < 1:
+        return None
+    more = D.magnitude.max(axis=1, keepdims=True) * (e / (1 - e) * WIDER)
+    change = _products(Q.T)(D.wider(more).T).T
+    shape = len(D), len(used)
+    found = Enclosure(np.zeros(shape), np.zeros(shape))
+    found.middle[:, used], found.radius[:, used] = change.middle, change.radius
+    return found
+
+
+def _error(Q: np.ndarray, M: Enclosure) -> float:
+    """Return a bound of the largest column sum of |I - Q M|."""
     times, identity = _products(Q), np.eye(len(Q))
 
     def largest_sum(columns: slice) -> float:
         E = identity[:, columns] - times(M[:, columns])
         return float(E.magnitude.sum(axis=0).max())
 
-    e = max(in_order(largest_sum, _columns(len(Q)), np)) * (1 + 2 * gamma(len(Q)))
-    if not e < 1:
-        return None
-    more = D.magnitude.max(axis=1, keepdims=True) * (e / (1 - e) * WIDER)
-    change = D.wider(more) @ exact(Q)
-    shape = len(D), len(used)
-    found = Enclosure(np.zeros(shape), np.zeros(shape))
-    found.middle[:, used], found.radius[:, used] = change.middle, change.radius
-    return found
+    return max(in_order(largest_sum, _columns(len(Q)), np)) * (1 + 2 * gamma(len(Q)))
+
+
+def _sparse_error(Q: np.ndarray, M: Enclosure) -> float:
+    """Return the same for matrices of few entries."""
+    few, middle, radius = map(scipy.sparse.csr_array, (Q, M.middle, M.radius))
+    sizes, terms = abs(few), int(np.diff(few.indptr).max(initial=0)) + 2
+    share, size = gamma(terms), abs(middle)
+    size.data = size.data * share + SMALLEST
+    E = abs(scipy.sparse.eye_array(len(Q), format="csr") - few @ middle)
+    off = (sizes @ (size + radius)).sum(axis=0) * (1 + 2 * share)
+    found = E.sum(axis=0) * (1 + 2 * EPSILON) + off + 2 * len(Q) * terms * SMALLEST
+    return float(found.max()) * (1 + 2 * gamma(len(Q)))
 
 
 def _left_inverse(M: np.ndarray) -> np.ndarray | None:
