@@ -22,6 +22,8 @@ from .threads import in_order
 
 CACHED = 20 * 2**20  # bytes of activations of a chunk: more would leave the caches
 FEWEST = 8  # the fewest samples of a chunk, if the budget allows as many
+SHARED = 4 * 2**20  # bytes of activations that are worth a thread of their own
+AT_LEAST = 4  # chunks where there is as much to share
 
 
 class Step(NamedTuple):
@@ -316,8 +318,9 @@ def _hint(given: tuple[int, ...], expected: tuple[int, ...]) -> str:
 def _slices(theta: Parameters, x: np.ndarray) -> list[slice]:
     net = theta.net
     sample = 2 * sum(map(net.rows, range(net.depth + 1))) * theta.vector.dtype.itemsize
-    size = max(1, min(net.memory_budget // sample, max(CACHED // sample, FEWEST)))
-    return even_slices(len(x), size)
+    size = min(net.memory_budget // sample, max(CACHED // sample, FEWEST))
+    shared = max(-(-len(x) // AT_LEAST), SHARED // sample)
+    return even_slices(len(x), max(1, min(size, shared)))
 
 
 def even_slices(count: int, size: int) -> list[slice]:
