@@ -104,6 +104,12 @@ class Architecture:
         """Return the matrix W^l with these weights."""
         return matrix_of(self.chain[layer - 1], self.states[layer - 1], weights)
 
+    @cached_property
+    def without_weights(self) -> Mapping[int, WeightMatrix]:
+        """Return, by layer, the matrices that are the same at all points."""
+        layers = range(1, self.depth + 1)
+        return MappingProxyType({n: self.matrix(n, None) for n in layers if n not in self.slots})
+
     def __reduce__(self) -> tuple:
         return type(self), (self.input_shape, self.layers, self.activation, self.memory_budget)
 

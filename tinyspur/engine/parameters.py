@@ -66,13 +66,13 @@ class Parameters:
         matrices: dict[int, WeightMatrix] = {}
         biases: dict[int, Array] = {}
         for layer in range(1, net.depth + 1):
-            weights = None
-            if layer in net.slots:
-                slot = net.slots[layer]
-                weights = vector[slot.weights].reshape(slot.shape)
-                if slot.biases:
-                    biases[layer] = vector[slot.weights.stop : slot.all.stop]
-            matrices[layer] = net.matrix(layer, weights)
+            slot = net.slots.get(layer)
+            if slot is None:
+                matrices[layer] = net.without_weights[layer]
+                continue
+            matrices[layer] = net.matrix(layer, vector[slot.weights].reshape(slot.shape))
+            if slot.biases:
+                biases[layer] = vector[slot.weights.stop : slot.all.stop]
         parts = {"net": net, "vector": vector}
         parts |= {"W": Matrices("W", net, matrices), "b": Biases("b", net, biases)}
         vars(self).update(parts)
@@ -202,7 +202,7 @@ class ByLayer(Mapping[int, Part]):
         self._name, self._net, self._parts = name, net, parts
 
     def __getitem__(self, layer: int) -> Part:
-        number, depth = whole(layer), self._net.depth
+        number, depth = layer if type(layer) is int else whole(layer), self._net.depth
         if number in self._parts:
             return self._parts[number]
         if number is not None and 1 <= number <= depth:

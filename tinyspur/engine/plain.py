@@ -25,6 +25,8 @@ def plain_array(name: str, values: object) -> Array:
     array([[1., 2.],
            [3., 4.]])
     """
+    if type(values) is np.ndarray and values.dtype in FLOATS:
+        return values
     array = values if is_array(values) else _on_host(name, values)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name}: expected plain real numbers, got {_kind(values, array)}")
