@@ -81,6 +81,13 @@ def special_functions(request, monkeypatch):
         monkeypatch.setitem(sys.modules, "cupyx.scipy.special", strict_device.special)
 
 
+@pytest.fixture(autouse=True)
+def one_thread_of_pytorch():
+    """Expect that PyTorch still has one after a test: more slow down all that follow."""
+    yield
+    assert torch.get_num_threads() == 1
+
+
 def pytest_configure():
     """Let tests raise Ctrl-C, which a shell has ignored by what it starts in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
