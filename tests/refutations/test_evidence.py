@@ -446,6 +446,17 @@ def test_evidence_never_passes_for_a_proof():
     )
 
 
+def test_the_report_of_evidence_that_overflows_has_no_number_there():
+    theta, data, _ = saddle()
+    found = gather_evidence(theta, data, SquaredLoss())
+    lost = RitzValue(-np.inf, np.nan)
+    found = dataclasses.replace(found, smallest=lost, curvature_rounding=np.inf)
+    whole = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert whole["smallest"] == {"value": None, "residual": None}
+    assert whole["curvature_rounding"] is None
+    assert whole["largest"]["value"] == found.largest.value
+
+
 # Types and devices
 
 
