@@ -9,16 +9,13 @@ from matplotlib.figure import Figure
 def figure_of(path, draw, *what, rendered=False):
     """Return the figure that draw(path, what) saves, and its path.
 
-    The figure has the dots of the file, which has no content unless it has to be `rendered`.
+    Nothing is laid out or written unless it has to be `rendered`.
     """
     seen, save = [], Figure.savefig
 
     def savefig(figure, *args, dpi, **options):
         seen.append((figure, dpi))
-        if rendered:
-            return save(figure, *args, dpi=dpi, **options)
-        figure.set_dpi(dpi)
-        return figure.draw_without_rendering()
+        return save(figure, *args, dpi=dpi, **options) if rendered else None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
