@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
 
 # What is imported and collected is kept: to look for garbage among it takes a third of the time.
 gc.disable()
@@ -26,6 +27,10 @@ pytest.register_assert_rewrite("command_line", "matrix_problems", "shared")
 import command_line
 
 torch.set_num_threads(1)
+
+# What tests share has no examples of its own: to look for some would import it a second time.
+HERE = Path(__file__).parent
+collect_ignore = [path.name for path in HERE.glob("*.py") if not path.name.startswith("test_")]
 
 
 @pytest.fixture
