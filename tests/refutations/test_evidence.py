@@ -317,7 +317,7 @@ def test_the_defect_is_that_of_the_tangents():
 
 @pytest.mark.parametrize("loss", [SquaredLoss(), CrossEntropy()], ids=repr)
 def test_the_gradient_is_measured_by_those_of_the_samples(loss):
-    theta, data = random_point(NETWORKS["2-D"], loss, 20)
+    theta, data = random_point(Network((1, 3), [Dense(3), Dense(2)]), loss, 20)
     samples = [twin_gradient(theta, TrainingSet(data.x[[i]], data.y[[i]]), loss) for i in range(20)]
     rms = np.sqrt(np.mean([(g**2).sum() for g in samples]))
     quick = {"dense_up_to": 0, "lanczos_products": 1}
