@@ -338,8 +338,8 @@ def run(options: argparse.Namespace) -> int:
         import torch
     except ImportError as error:
         raise RuntimeError(f"the benchmark needs PyTorch: {error}") from error
-    torch.set_num_threads(WORKERS)
     images = datasets.bundled().subset(options.samples, 0)
+    torch.set_num_threads(WORKERS)
     small = TrainingSet(images.pixels(), one_hot(images.labels, images.classes))
     rng = np.random.default_rng(0)
     colours = TrainingSet(

@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+from pathlib import Path
 
 # What is imported and collected is kept: to look for garbage among it takes a third of the time.
 gc.disable()
@@ -26,6 +27,10 @@ pytest.register_assert_rewrite("command_line", "matrix_problems", "shared")
 import command_line
 
 torch.set_num_threads(1)
+
+# What tests share has no examples of its own: to look for some would import it a second time.
+HERE = Path(__file__).parent
+collect_ignore = [path.name for path in HERE.glob("*.py") if not path.name.startswith("test_")]
 
 
 @pytest.fixture
@@ -79,6 +84,13 @@ def special_functions(request, monkeypatch):
     """Take those of the stand-in for a device in all tests but those of a device."""
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setitem(sys.modules, "cupyx.scipy.special", strict_device.special)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_of_pytorch():
+    """Expect that PyTorch still has one after a test: more slow down all that follow."""
+    yield
+    assert torch.get_num_threads() == 1
 
 
 def pytest_configure():

@@ -1,5 +1,7 @@
 """Points at kinks, literal ones and certified ones, and a direction at each."""
 
+import functools
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -51,6 +53,7 @@ def direction_at(theta, rng):
     return Parameters(theta.net, rng.normal(size=theta.net.size))
 
 
+@functools.cache
 def small_literal(loss, seed=0):
     """Return the literal theta of a CNN with a linear subnetwork, and data."""
     net = Network((1, 4, 4), [Conv(2), Conv(4), Conv(4), Dense(3)])
@@ -59,6 +62,7 @@ def small_literal(loss, seed=0):
     return linear_minimum(net, data, loss, "literal")[0], data
 
 
+@functools.cache
 def nonlinear_literal(seed=0, stationary="subnetwork"):
     """Return the literal theta over a random subnetwork that is stationary, and data (E2).
 
@@ -93,6 +97,7 @@ def smooth_point(layout, sigma, loss, seed=0, samples=6):
     return Parameters(net, theta.vector), data
 
 
+@functools.cache
 def certified_linear(kind, loss, seed):
     rng = np.random.default_rng(seed)
     shape, maps = {"conv": ((1, 3, 3), (1, 3, 3)), "channels": ((2, 5), (3, 4, 5))}[kind]

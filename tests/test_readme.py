@@ -126,6 +126,8 @@ def options_of_module(module, *words):
         with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as end:
             command.main([*words, "--help"])
         return long_options(printed.getvalue()) if not end.value.code else None
+    if importlib.util.find_spec(module) is None:
+        return None
     ran = subprocess.run(
         [sys.executable, "-m", module, *words, "--help"],
         capture_output=True,

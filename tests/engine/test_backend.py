@@ -306,7 +306,7 @@ def test_deep_networks_on_a_device_are_those_of_numpy(cleared, pooling, activati
     pytest.mark.parametrize(
         ("budget", "chunks"), [(2**26, 1), (1, 5)], ids=["one chunk", "chunks"]
     ),
-    draws=6,
+    draws=3,
 )
 def test_transfers_grow_with_chunks_and_not_with_layers(
     budget, chunks, kind, convolutions, pooling, activation, cleared
@@ -334,7 +334,7 @@ def test_transfers_grow_with_chunks_and_not_with_layers(
     pytest.mark.parametrize(
         ("budget", "chunks"), [(2**26, 1), (1, 5)], ids=["one chunk", "chunks"]
     ),
-    draws=3,
+    draws=2,
 )
 def test_transfers_of_a_certificate_do_not_grow_with_layers(
     budget, chunks, convolutions, pooling, kind, monkeypatch
@@ -371,10 +371,9 @@ def test_transfers_of_a_bound_of_decreases_do_not_grow_with_layers(pooling):
         assert (count.to_device, count.to_host) == (1, 1)
 
 
-@pytest.mark.parametrize("kind", ["squared", "soft"])
-def test_certificates_on_a_device_are_those_of_numpy(points, kind):
+def test_certificates_on_a_device_are_those_of_numpy(points):
     host, there = points
-    data, loss = training_set(host.net, kind)
+    data, loss = training_set(host.net, ("squared", "soft")[host.net.size % 2])
     expected, found = (certify_cell(theta, data, loss) for theta in (host, there))
     assert (found.holds, found.classes, found.kinks) == (
         expected.holds,

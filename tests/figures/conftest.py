@@ -1,31 +1,37 @@
 """What the tests of figures share: to look into a figure that was drawn to a file."""
 
+import functools
+
 import pytest
 from matplotlib.figure import Figure
 
 
-@pytest.fixture
-def saved(tmp_path, monkeypatch):
-    """Return what draws: ``saved(draw, what)`` is the figure that draw(path, what) saves, its path.
+def figure_of(path, draw, *what, rendered=False):
+    """Return the figure that draw(path, what) saves, and its path.
 
-    The figure has the dots of the file, which has no content unless it has to be `rendered`.
+    Nothing is laid out or written unless it has to be `rendered`.
     """
+    seen, save = [], Figure.savefig
 
-    def call(draw, *what, rendered=False):
-        seen, save = [], Figure.savefig
+    def savefig(figure, *args, dpi, **options):
+        seen.append((figure, dpi))
+        return save(figure, *args, dpi=dpi, **options) if rendered else None
 
-        def savefig(figure, *args, dpi, **options):
-            seen.append((figure, dpi))
-            if rendered:
-                return save(figure, *args, dpi=dpi, **options)
-            figure.set_dpi(dpi)
-            return figure.draw_without_rendering()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        draw(path, *what)
+    [(figure, dpi)] = seen
+    figure.set_dpi(dpi)
+    return figure, path
 
-        with monkeypatch.context() as patch:
-            patch.setattr(Figure, "savefig", savefig)
-            draw(tmp_path / "drawn.png", *what)
-        [(figure, dpi)] = seen
-        figure.set_dpi(dpi)
-        return figure, tmp_path / "drawn.png"
 
-    return call
+@pytest.fixture
+def saved(tmp_path):
+    """Return what draws, see `figure_of`."""
+    return functools.partial(figure_of, tmp_path / "drawn.png")
+
+
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    """The same, for figures that several tests look at."""
+    return functools.partial(figure_of, tmp_path_factory.mktemp("figures") / "drawn.png")

@@ -543,7 +543,7 @@ def tick_numbers(axis):
 
 @pytest.mark.parametrize(
     ("extent", "power"),
-    [(0.2, 0), (0.02, -2), (5e-7, -7), (900, 0), (2e4, 4)],
+    [(0.02, -2), (5e-7, -7), (900, 0)],
 )
 def test_labels_have_the_power_of_ten(extent, power, drawn):
     lines = extent * np.stack([TICKS**2, TICKS])

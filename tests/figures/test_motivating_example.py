@@ -35,9 +35,9 @@ def fits():
     return found
 
 
-@pytest.fixture
-def axes(fits, saved):
-    figure, _ = saved(draw_motivating_example, fits)
+@pytest.fixture(scope="module")
+def axes(fits, saved_once):
+    figure, _ = saved_once(draw_motivating_example, fits)
     return figure.axes
 
 

@@ -58,6 +58,7 @@ def test_each_finding_has_a_panel_with_both_curves_and_verdicts(saved):
 def test_the_statements_of_a_row_are_at_one_height(saved):
     small, large = finding("E1", -1e-6 * TICKS, TICKS), finding("E2", -TICKS, TICKS)
     figure, _ = saved(draw_audit, [small, large])
+    figure.draw_without_rendering()
     heights = [ax._left_title.get_window_extent().y0 for ax in figure.axes[:2]]
     assert heights[0] == heights[1]
 
@@ -73,7 +74,7 @@ def test_what_falls_below_zero_has_half_of_its_panel(saved):
 
 def test_no_title_touches_the_axis_above(saved):
     figure, _ = saved(draw_audit, [finding(f"E{n}", -TICKS, TICKS) for n in range(8)])
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for above, below in zip(figure.axes[:4], figure.axes[4:8], strict=True):
         label = above.xaxis.label.get_window_extent()
         assert below.title.get_window_extent().y1 < label.y0 or not below.get_title()

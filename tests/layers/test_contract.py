@@ -322,13 +322,10 @@ def test_rescaling_keeps_outputs_and_its_tangents_are_flat(layer, below, slope):
     pytest.mark.parametrize("slope", [0.0, 0.2]),
 )
 def test_no_pattern_changes_within_the_radius(layer, below, slope):
-    rng, largest = np.random.default_rng(7), 0.0
-    for seed in range(2):
-        theta, data = problem(layer, below, ts.ReLU(slope), samples=2, seed=seed)
-        net, radius = theta.net, certify_cell(theta, data, ts.SquaredLoss()).radius
-        largest = max(largest, radius)
-        before = patterns_of(theta, data.x)
-        for _ in range(5):
-            move = radius * rng.choice([-1.0, 1.0], size=net.size)
-            assert same_patterns(theta, move, data.x, before)
-    assert largest > 0
+    rng = np.random.default_rng(7)
+    theta, data = problem(layer, below, ts.ReLU(slope), samples=2, seed=0)
+    radius, before = certify_cell(theta, data, ts.SquaredLoss()).radius, patterns_of(theta, data.x)
+    assert radius > 0
+    for _ in range(5):
+        move = radius * rng.choice([-1.0, 1.0], size=theta.net.size)
+        assert same_patterns(theta, move, data.x, before)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from shared import ROOT, Pickling, load_program
 
+from tinyspur.refutations import escapes
 from tinyspur.studies import findings as compared
 
 
@@ -26,6 +27,7 @@ def audited(tmp_path_factory):
         patch.setattr(program, "audit", kept)
         patch.setattr(program, "processes", Pickling)
         patch.setattr(compared, "find_escape", search)
+        patch.setattr(escapes, "TRIALS", 1)
         status = program.main(
             ["--samples", "200", "--seed", "1", "--workers", "2", "--out", str(out)]
         )

@@ -149,19 +149,19 @@ def test_the_figures_show_something_in_every_panel(images, name):
     for row in np.array_split(picture, rows):
         for panel in np.array_split(row, columns, axis=1):
             assert panel.std() > 0.05
-    colours = {tuple(c) for c in (picture.reshape(-1, 3) * 255).round().astype(int)}
-    assert (0x00, 0x72, 0xB2) in colours  # the minimum
-    assert (0xD5, 0x5E, 0x00) in colours  # what is lower
+    colours = (picture * 255).round().astype(int)
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # the minimum, and what is lower
+        assert (colours == colour).all(axis=-1).any()
 
 
 def test_random_inputs_are_normal_and_follow_the_seed(tmp_path, monkeypatch):
     quick = options_of(SMALL | {"directions": 1, "iterations": 3})
     reports = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # slow
     for seed, folder in ((0, "a"), (0, "b"), (1, "c")):
         out = tmp_path / folder
         assert main("--data", "random", *quick, "--seed", seed, "--widths", 2, "--out", out) == 0
         reports.append(json.loads((out / FILES[0]).read_text()))
-        monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # slow
     assert reports[0] == reports[1] != reports[2]
     for seed, report in ((0, reports[0]), (1, reports[2])):
         x = np.random.default_rng(seed).standard_normal((40, 1, 2))

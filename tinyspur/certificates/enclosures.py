@@ -223,7 +223,7 @@ def _of_number(number: float, xp: ModuleType) -> Enclosure:
 def sound(middle: Array, radius: Array) -> Enclosure:
     """Return the enclosure, with an infinite radius where either is not finite."""
     xp = namespace(middle)
-    if xp is np and math.isfinite(np.sum(middle) + np.sum(radius)):
+    if xp is np and math.isfinite(middle.sum() + radius.sum()):
         return Enclosure(middle, radius)
     known = xp.isfinite(middle) & xp.isfinite(radius)
     return Enclosure(xp.where(known, middle, 0.0), xp.where(known, radius, math.inf))

@@ -93,9 +93,15 @@ class Evidence(Shown):
         return _ratio(self.gradient_norm, self.gradient_scale)
 
     def as_dict(self) -> dict:
-        """Return what the report of a run holds; `margin` is None where there are no kinks."""
-        margin = self.margin if math.isfinite(self.margin) else None
-        return {**asdict(self), "margin": margin, "relative_gradient": self.relative_gradient}
+        """Return what the report of a run holds: None for what is not finite.
+
+        That is `margin` where there are no kinks, and what overflows.
+        """
+        whole = {**asdict(self), "relative_gradient": self.relative_gradient}
+        for part in (whole, whole["largest"], whole["smallest"]):
+            floats = {key: value for key, value in part.items() if isinstance(value, float)}
+            part.update({key: None for key, v in floats.items() if not math.isfinite(v)})
+        return whole
 
     def __str__(self) -> str:
         largest, smallest = self.largest, self.smallest

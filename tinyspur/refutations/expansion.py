@@ -146,8 +146,8 @@ class _Line:
             if W.selects:
                 z += self._largest(W, o, sure)
             else:
-                z += [product(W, o[1]), product(W, o[2])]
-            if W.weights is not None:
+                z += [_moved(W, term) for term in o[1:]]
+            if W.weights is not None and self.direction.W[step.layer].weights.any():
                 D = self.direction.W[step.layer].trained
                 z[1:] = z[1] + product(D, o[0]), z[2] + product(D, o[1])
             if step.b is not None:
@@ -261,6 +261,13 @@ class _Line:
 
     def _unsure(self, doubt: Array, sizes: Array) -> None:
         self.unsure = max(self.unsure, float(namespace(sizes).where(doubt, sizes, 0.0).max()))
+
+
+def _moved(W: WeightMatrix, term: Enclosure) -> Enclosure:
+    """Return W @ term, of which nothing is computed below the layers that move: it is 0."""
+    if term.middle.any() or term.radius.any():
+        return product(W, term)
+    return exact(namespace(term.middle).zeros((W.shape[0], term.shape[1])))
 
 
 def _own(W: WeightMatrix, z: list[Enclosure]) -> list[Enclosure]:
