@@ -1,6 +1,7 @@
 """What several test files use: oracles in PyTorch, random points and data, checks, programs."""
 
 import copy
+import functools
 import importlib.util
 import json
 import math
@@ -88,18 +89,30 @@ def torch_log_cosh(z):
 
 def twin_of(theta):
     """Return the network in PyTorch, described by JSON; it knows the activation log cosh."""
-    spec = theta.net.spec
+    return _new_twin(json.dumps(theta.net.spec)).load(theta.arrays())
+
+
+def _new_twin(description):
+    spec = json.loads(description)
     own = spec["activation"]["name"] == LOG_COSH.name
     if own:
         spec["activation"] = {"name": "tanh"}
-    twin = torch_twin.Twin(json.dumps(spec)).load(theta.arrays())
+    twin = torch_twin.Twin(spec)
     if own:
         twin.activation = torch_log_cosh
     return twin
 
 
+_the_twin = functools.lru_cache(maxsize=100)(_new_twin)
+
+
+def _loaded_twin(theta):
+    """Return the one twin of all points of a network, with these numbers until it has others."""
+    return _the_twin(json.dumps(theta.net.spec)).load(theta.arrays())
+
+
 def outputs_of(theta, x):
-    return twin_of(theta)(x).detach().numpy()
+    return _loaded_twin(theta)(x).detach().numpy()
 
 
 def torch_risk(outputs, y, loss):
@@ -115,7 +128,7 @@ def twin_risk(theta, data, loss=SQUARED):
 
 def twin_gradient(theta, data, loss=SQUARED):
     """Return the gradient of the risk, in the order of the vector of all parameters."""
-    twin = twin_of(theta)
+    twin = _loaded_twin(theta)
     risk = torch_risk(twin(data.x), data.y, loss)
     parts = torch.autograd.grad(risk, list(twin.arrays().values()))
     return torch.cat([part.flatten() for part in parts]).numpy()
@@ -123,7 +136,7 @@ def twin_gradient(theta, data, loss=SQUARED):
 
 def twin_hessian(theta, data, loss=SQUARED):
     """Return the Hessian of the risk by double backward, in the order of the vector."""
-    twin = twin_of(theta)
+    twin = _loaded_twin(theta)
     parameters = list(twin.arrays().values())
     risk = torch_risk(twin(data.x), data.y, loss)
     first = torch.autograd.grad(risk, parameters, create_graph=True)
