@@ -241,4 +241,5 @@ def certified_points():
 
 CERTIFIED = list(certified_points())
 over_certified_points = pytest.mark.parametrize(("theta", "data", "loss"), CERTIFIED)
+over_few_certified_points = pytest.mark.parametrize(("theta", "data", "loss"), CERTIFIED[1::4])
 over_some_certified_points = pytest.mark.parametrize(("theta", "data", "loss"), CERTIFIED[::2])

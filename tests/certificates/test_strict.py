@@ -53,7 +53,7 @@ def test_no_point_within_the_radius_is_lower_in_exact_arithmetic(slope):
     found = certify_strict(theta, data, SQUARED)
     assert found.holds and found.kinks == 1
     least = Fraction(found.risk[0]) if slope else AT_KINK
-    for near in corners(theta, found.radius * BELOW, 60):
+    for near in corners(theta, found.radius * BELOW, 24):
         assert exact_risk(near, data) >= least
     towards = settle(moved(theta, [0.3, 0.2, 0, 0.1]), data, SQUARED).theta.vector - theta.vector
     for d in (towards, -towards, *np.eye(4)):
@@ -69,7 +69,7 @@ def test_equal_kinks_count_as_one_of_all_samples_and_positions():
     found = certify_strict(theta, data, SQUARED)
     assert found.holds and (found.kinks, found.held) == (1, 13)
     assert Fraction(found.risk[0]) <= AT_KINK <= Fraction(found.risk[1])
-    for near in corners(theta, found.radius * BELOW, 40):
+    for near in corners(theta, found.radius * BELOW, 16):
         assert exact_risk(near, data) >= AT_KINK
 
 
@@ -140,7 +140,7 @@ def test_an_exact_smooth_minimum_of_relu_is_enclosed():
     found = certify_strict(theta, data, SQUARED)
     assert found.holds and found.kinks == 0 and found.classes == 2
     assert Fraction(found.risk[0]) <= risk <= Fraction(found.risk[1])
-    for near in corners(theta, found.radius * BELOW, 60):
+    for near in corners(theta, found.radius * BELOW, 24):
         assert exact_risk(near, data) >= risk
 
 

@@ -50,7 +50,6 @@ def sizes_of(theta, data):
         [{"inputs": ALL}, {"inputs": FIRST}, {"outputs": 1}, {"units": FIRST}, {"units": ALL}],
         ids=["all inputs", "one input", "outputs", "one unit", "all units"],
     ),
-    draws=2,
 )
 def test_a_minimum_is_proved_in_any_units(minimum, which, power):
     theta, data = in_units(minimum, **{key: 2.0 ** (power * value) for key, value in which.items()})
