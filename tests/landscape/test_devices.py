@@ -64,10 +64,10 @@ def device(request):
 def test_risks_on_a_device_are_those_of_numpy(name, loss, budget, device):
     net = network(name, budget)
     theta, a, b = (point(net, seed) for seed in range(3))
-    data = samples(net, 3)
+    data = samples(net, 2)
     for host in (
-        Plane.through(theta, a, b, 3),
-        Lines.between(a, b, 4),
+        Plane.through(theta, a, b, 2),
+        Lines.between(a, b, 3),
         Lines.random(theta, 2, 0, "filter", steps=3),
     ):
         expected, found = (scan(where, data, loss) for where in (host, moved_to(host, device)))
