@@ -39,6 +39,8 @@ LAYOUTS = {
 ACTIVATIONS = {"relu": ReLU(), "leaky": ReLU(0.2)}
 
 over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
+over_even_layouts = pytest.mark.parametrize("layout", list(LAYOUTS)[::2])
+over_odd_layouts = pytest.mark.parametrize("layout", list(LAYOUTS)[1::2])
 
 over_activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 

@@ -1,5 +1,7 @@
 """The radius of a certificate is sound and not tiny: no pattern changes within it."""
 
+import functools
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -11,6 +13,7 @@ from certificate_problems import (
     net_of,
     over_certified_points,
     over_layouts,
+    over_some_certified_points,
     patterns_of,
     same_patterns,
     stationary_in_each_class,
@@ -112,10 +115,16 @@ def nearest_flip(theta, x, aligned):
     return nearest
 
 
+@functools.cache
+def certified(layout, activation, seed):
+    """Return a random point, its data and its certificate."""
+    theta, data = random_point(net_of(layout, activation), seed=seed)
+    return theta, data, certify_cell(theta, data, SQUARED)
+
+
 @in_turn(over_layouts, pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)]))
 def test_no_pattern_changes_within_the_radius(layout, activation, seed):
-    theta, data = random_point(net_of(layout, activation), seed=seed)
-    certificate = certify_cell(theta, data, SQUARED)
+    theta, data, certificate = certified(layout, activation, seed)
     least = min(
         float(z.detach().abs().min()) for z in twin_of(theta).preactivations(data.x).values()
     )
@@ -134,8 +143,8 @@ def test_no_pattern_changes_within_the_radius(layout, activation, seed):
 
 @in_turn(over_layouts, pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)]))
 def test_the_radius_is_within_a_factor_of_the_nearest_other_pattern(layout, activation, seed):
-    theta, data = random_point(net_of(layout, activation), seed=seed)
-    radius = certify_cell(theta, data, SQUARED).radius
+    theta, data, certificate = certified(layout, activation, seed)
+    radius = certificate.radius
     distance = nearest_flip(theta, data.x, list(aligned_moves(theta, data.x, each=4)))
     # The entries of a gap count as if they moved apart as fast as each can alone.
     assert radius < distance < (8 if theta.net.max_layers else 5) * radius
@@ -171,7 +180,7 @@ def test_no_move_within_the_radius_lowers_the_risk(theta, data, loss):
                 assert theta.net.risk(moved, data, loss) >= floor
 
 
-@over_certified_points
+@over_some_certified_points
 def test_descent_within_the_radius_does_not_lower_the_risk(theta, data, loss):
     radius = certify_cell(theta, data, loss).radius
     risk = theta.net.risk(theta, data, loss)

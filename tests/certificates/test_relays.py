@@ -250,7 +250,7 @@ def test_poolings_of_the_input_are_no_relays():
 
 
 def test_it_runs_on_a_device():
-    theta, pair, data, _ = nonlinear()
+    theta, pair, data, _ = nonlinear([Conv(1), Conv(3), Conv(3), Dense(3)])
     expected = certify_relays(theta, data, LOSS, pair.lower)
     found = certify_relays(theta.to(strict_device), data, LOSS, pair.lower)
     assert (found.active, found.dead, found.margin) == (

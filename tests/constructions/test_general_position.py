@@ -24,8 +24,8 @@ from pairs_anywhere import (
     net_of,
     over_cases,
     over_pairs,
-    over_random_points,
     over_rules,
+    over_some_random_points,
     over_variants,
     pooled_input,
     random_problem,
@@ -330,7 +330,7 @@ def check_theta_prime(theta, pair, data, loss, split, hand):
     assert np.array_equal(moved.vector, lower.theta.vector)
 
 
-@over_random_points
+@over_some_random_points
 def test_theta_prime_of_a_random_point_keeps_every_output_in_both_cases(name, loss):
     theta, pair, data, _ = random_problem(name, loss, NEGATIVE if loss is SQUARED else PIXELS)
     cases = set()

@@ -105,8 +105,8 @@ CASES = {  # layers, inputs, samples, flat directions, seed
         (200, 5, 0),
     ),
     "two hidden layers": (
-        ([Dense(5), Dense(4), Dense(1)], (1, 5), ReLU(), SquaredLoss()),
-        (200, None, 1),
+        ([Dense(3), Dense(2), Dense(1)], (1, 2), ReLU(), SquaredLoss()),
+        (20, None, 1),
     ),
     "Huber loss": (([Dense(4), Dense(2)], (1, 4), ReLU(0.1), HuberLoss(0.5)), (200, 4, 0)),
     "cross-entropy": (([Dense(4), Dense(3)], (1, 3), ReLU(), CrossEntropy()), (200, None, 0)),
