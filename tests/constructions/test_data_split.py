@@ -86,7 +86,6 @@ def test_the_split_of_a_given_map_and_output_is_what_it_says(loss, rule, seed, q
     over_rules,
     over_seeds,
     pytest.mark.parametrize("quantised", [False, True], ids=["generic", "ties"]),
-    draws=2,
 )
 def test_the_best_split_over_maps_and_outputs_is_taken(rule, seed, quantised):
     theta, pair, data, _ = random_embedding(seed, quantised=quantised)
