@@ -398,9 +398,6 @@ def test_a_device_finds_the_same_points(name, problem, rule):
     assert isinstance(lower_there.theta.vector, strict_device.ndarray)
     close(lower_there.theta.vector.get(), lower.theta.vector, 1e-11)
     close(lower_there.risk, lower.risk, 1e-11)
-    certificates = [certify_cell(p, data, SQUARED) for p in (theta, there)]
-    assert certificates[0].holds == certificates[1].holds
-    assert certificates[0].classes == certificates[1].classes
 
 
 @in_turn(
