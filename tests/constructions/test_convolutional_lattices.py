@@ -10,6 +10,7 @@ import torch
 import torch_twin
 
 from tinyspur.certificates import certify_cell
+from tinyspur.constructions import convolutional_lattices
 from tinyspur.constructions.convolutional_lattices import convolutional_lattice, patch_sums
 from tinyspur.constructions.piecewise_linear import Groups
 from tinyspur.datasets.samples import TrainingSet
@@ -284,7 +285,8 @@ def test_what_it_does_not_fit_is_refused():
         patch_sums([3], data.x, np.ones(5))
 
 
-def test_groups_that_a_max_pooling_does_not_put_in_order_are_refused():
+def test_groups_that_a_max_pooling_does_not_put_in_order_are_refused(monkeypatch):
+    monkeypatch.setattr(convolutional_lattices, "STARTS", 1)  # whatever the fits are
     rng = np.random.default_rng(0)
     data = TrainingSet(rng.normal(size=(24, 1, 4, 4)), rng.normal(size=(24, 1)))
     p, stack = np.ones(9), [3, MaxPool(2)]
