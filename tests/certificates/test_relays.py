@@ -183,7 +183,7 @@ def under_max_pooling(last=()):
     return theta, data
 
 
-@pytest.mark.parametrize("lower", [2, 3, 4])
+@pytest.mark.parametrize("lower", [2, 4])
 def test_a_max_pooling_that_selects_the_same_for_all_samples_is_affine(lower):
     theta, data = under_max_pooling()
     rng = np.random.default_rng(5)
