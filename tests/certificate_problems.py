@@ -39,6 +39,8 @@ LAYOUTS = {
 ACTIVATIONS = {"relu": ReLU(), "leaky": ReLU(0.2)}
 
 over_layouts = pytest.mark.parametrize("layout", LAYOUTS)
+over_even_layouts = pytest.mark.parametrize("layout", list(LAYOUTS)[::2])
+over_odd_layouts = pytest.mark.parametrize("layout", list(LAYOUTS)[1::2])
 
 over_activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 
@@ -241,4 +243,5 @@ def certified_points():
 
 CERTIFIED = list(certified_points())
 over_certified_points = pytest.mark.parametrize(("theta", "data", "loss"), CERTIFIED)
+over_few_certified_points = pytest.mark.parametrize(("theta", "data", "loss"), CERTIFIED[1::4])
 over_some_certified_points = pytest.mark.parametrize(("theta", "data", "loss"), CERTIFIED[::2])

@@ -1,5 +1,6 @@
 """Points of [CNN] that the tests of its constructions share: random subnetworks, linear minima."""
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -31,7 +32,17 @@ def network(shape, maps, outputs, kernel=3):
     return Network(shape, [*(Conv(t, kernel) for t in maps), Dense(outputs)])
 
 
-def random_embedding(
+def random_embedding(*options, **others):
+    """Return theta, its relays, the data and a random nonlinear subnetwork below the relays.
+
+    The points are copies, which a test may change.
+    """
+    theta, pair, data, phi = _random_embedding(*options, **others)
+    return theta.copy(), pair, data, phi.copy()
+
+
+@functools.cache
+def _random_embedding(
     seed,
     loss=SQUARED,
     outputs=3,
@@ -41,7 +52,7 @@ def random_embedding(
     variant="repaired",
     quantised=False,
 ):
-    """Return theta, its relays, the data and a random nonlinear subnetwork below the relays.
+    """Build them.
 
     `quantised`: small whole numbers, so that values tie exactly and nothing is rounded.
     """
@@ -145,6 +156,7 @@ def moved(theta, layer, target, step):
     return point
 
 
+@functools.cache
 def small_problem(loss, seed=0, outputs=3, variant="repaired"):
     net = network((1, 4, 4), (2, 4, 4), outputs)
     data = random_pixels(net, loss, 50, seed)

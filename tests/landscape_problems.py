@@ -1,6 +1,5 @@
 """Networks, data and scans that the tests of landscapes share."""
 
-import json
 import math
 import multiprocessing
 import multiprocessing.forkserver
@@ -9,8 +8,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 import pytest
-import torch
-import torch_twin
+from shared import twin_risk
 
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU, Softplus, Tanh
@@ -54,13 +52,6 @@ def samples(net, n=7, seed=0):
     rng = np.random.default_rng(seed)
     width = math.prod(net.shapes[-1])
     return TrainingSet(rng.normal(size=(n, *net.input_shape)), rng.dirichlet(np.ones(width), n))
-
-
-def twin_risk(theta, data, loss):
-    twin = torch_twin.Twin(json.dumps(theta.net.spec)).load(theta.arrays())
-    with torch.no_grad():
-        delta = getattr(loss, "delta", 1.0)
-        return float(torch_twin.risk(twin(data.x), data.y, loss.name, delta))
 
 
 def moved(theta, *moves):

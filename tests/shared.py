@@ -89,28 +89,31 @@ def torch_log_cosh(z):
 
 def twin_of(theta):
     """Return the network in PyTorch, described by JSON; it knows the activation log cosh."""
-    spec = theta.net.spec
+    return _new_twin(json.dumps(theta.net.spec)).load(theta.arrays())
+
+
+def _new_twin(description):
+    spec = json.loads(description)
     own = spec["activation"]["name"] == LOG_COSH.name
     if own:
         spec["activation"] = {"name": "tanh"}
-    twin = torch_twin.Twin(json.dumps(spec)).load(theta.arrays())
+    twin = torch_twin.Twin(spec)
     if own:
         twin.activation = torch_log_cosh
     return twin
 
 
-@functools.cache
-def network_of(spec):
-    return torch_twin.Twin(spec)
+_the_twin = functools.lru_cache(maxsize=100)(_new_twin)
 
 
-@torch.no_grad()
+def _loaded_twin(theta):
+    """Return the one twin of all points of a network, with these numbers until it has others."""
+    return _the_twin(json.dumps(theta.net.spec)).load(theta.arrays())
+
+
 def outputs_of(theta, x):
     """Return the outputs of the twin; networks that are alike are built once."""
-    spec = theta.net.spec
-    if spec["activation"]["name"] == LOG_COSH.name:
-        return twin_of(theta)(x).numpy()
-    return network_of(json.dumps(spec)).load(theta.arrays())(x).numpy()
+    return _loaded_twin(theta)(x).detach().numpy()
 
 
 def torch_risk(outputs, y, loss):
@@ -126,7 +129,7 @@ def twin_risk(theta, data, loss=SQUARED):
 
 def twin_gradient(theta, data, loss=SQUARED):
     """Return the gradient of the risk, in the order of the vector of all parameters."""
-    twin = twin_of(theta)
+    twin = _loaded_twin(theta)
     risk = torch_risk(twin(data.x), data.y, loss)
     parts = torch.autograd.grad(risk, list(twin.arrays().values()))
     return torch.cat([part.flatten() for part in parts]).numpy()
@@ -134,7 +137,7 @@ def twin_gradient(theta, data, loss=SQUARED):
 
 def twin_hessian(theta, data, loss=SQUARED):
     """Return the Hessian of the risk by double backward, in the order of the vector."""
-    twin = twin_of(theta)
+    twin = _loaded_twin(theta)
     parameters = list(twin.arrays().values())
     risk = torch_risk(twin(data.x), data.y, loss)
     first = torch.autograd.grad(risk, parameters, create_graph=True)

@@ -14,13 +14,15 @@ from tinyspur.layers import Conv, Dense
 
 @pytest.fixture(scope="package")
 def images():
-    dataset = datasets.bundled().subset(1000, 0)
-    return TrainingSet(dataset.pixels(), one_hot(dataset.labels, dataset.classes))
+    """Return the bundled images in half the size."""
+    dataset = datasets.bundled().subset(400, 0)
+    pixels = dataset.pixels().reshape(400, 1, 14, 2, 14, 2).mean(axis=(3, 5))
+    return TrainingSet(pixels, one_hot(dataset.labels, dataset.classes))
 
 
 @pytest.fixture(scope="package")
 def image_net():
-    return Network((1, 28, 28), [Conv(4), Conv(6), Conv(6), Dense(10)])
+    return Network((1, 14, 14), [Conv(4), Conv(6), Conv(6), Dense(10)])
 
 
 @pytest.fixture(scope="package")

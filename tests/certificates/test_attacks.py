@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from exact_attacks import arb, attack
+from settled_points import SETTLED
 from strict_problems import at_kink, noisy_teacher
 
 from tinyspur.certificates.stationary import near_kinks
@@ -14,7 +15,6 @@ from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.members import move_along
 from tinyspur.fitting.settle import settle
-from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Residual, Scale
 
 ATTACKS = 12
@@ -28,21 +28,20 @@ CASES = {
 }
 
 
-def settled(case):
+def at_case(case):
+    """Return the point of a case, its data and its loss."""
     shape, layers, activation, loss, seed = CASES[case]
     net = Network(shape, layers, activation)
     data = noisy_teacher(net, 20, seed, type(loss) is CrossEntropy)
-    return settle(kaiming_start(net, seed), data, loss), data, loss
+    return Parameters(net, SETTLED[case]), data, loss
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_attacks_find_nothing_lower(case):
-    found, data, loss = settled(case)
-    assert found.holds
-    check_attacks(found, data, loss)
+    check_attacks(*at_case(case))
 
 
-LAYERS = {  # and the seeds of data and start
+LAYERS = {  # and the seeds of their data
     "scale": ((1, 4), [Conv(2, bias=False), Scale(), AveragePool(4), Dense(1)], 0),
     "activation after an average pooling": (
         (1, 4),
@@ -73,19 +72,12 @@ LAYERS = {  # and the seeds of data and start
 def test_attacks_find_nothing_lower_in_networks_of_other_layers(case):
     shape, layers, seed = LAYERS[case]
     net = Network(shape, layers)
-    data, loss = noisy_teacher(net, 60, seed), SquaredLoss()
-    found = settle(kaiming_start(net, seed), data, loss)
-    assert found.holds and found.kinks
-    check_attacks(found, data, loss, 8)
+    theta, data = Parameters(net, SETTLED[case]), noisy_teacher(net, 60, seed)
+    assert check_attacks(theta, data, SquaredLoss(), 8).kinks
 
 
-NEAR = {  # a network and its slope, the seed of its data, and a point that is near a minimum
-    "residual": (
-        ((1, 2), [Dense(2), Residual([Dense(2), Dense(2)]), Dense(2)], ReLU(0.1)),
-        2,
-        """0.27 -0.40 -1.14 -3.31 0.24 2.65 1.29 1.62 -1.06 0.37 -0.10 -0.38 0.22 -1.00 -0.47 -0.63
-        -0.94 0.93 -1.16 2.38 1.01 2.89 -3.01 -3.61""",
-    ),
+DEEPER = {  # a network and its slope, and the seed of its data
+    "residual": (((1, 2), [Dense(2), Residual([Dense(2), Dense(2)]), Dense(2)], ReLU(0.1)), 2),
     "residual, with a stride and a shortcut": (
         (
             (1, 4),
@@ -93,8 +85,6 @@ NEAR = {  # a network and its slope, the seed of its data, and a point that is n
             ReLU(0.1),
         ),
         0,
-        """0.45 -2.78 0.98 -0.64 -1.92 -0.94 -1.25 2.45 2.46 0.48 -0.60 -1.41 -3.20 -1.99 -0.24
-        -0.70 -0.24 -2.08 -1.88 1.70""",
     ),
     "as LeNet": (
         (
@@ -103,33 +93,37 @@ NEAR = {  # a network and its slope, the seed of its data, and a point that is n
             ReLU(),
         ),
         2,
-        """0.54 1.77 0.79 -0.86 -0.45 0.68 -0.02 0.99 -1.53 0.05 1.16 1.02 -0.88 -0.11 -0.56 -0.59
-        0.12 0.45 1.51 -0.15 -0.70 -0.70 1.28""",
     ),
 }
 
 
-@pytest.mark.parametrize("case", NEAR)
-def test_residual_networks_and_lenets_settle_at_kinks_and_attacks_find_nothing_lower(case):
-    network, seed, numbers = NEAR[case]
+@pytest.mark.parametrize("case", DEEPER)
+def test_attacks_find_nothing_lower_at_kinks_of_residual_networks_and_lenets(case):
+    network, seed = DEEPER[case]
     net = Network(*network)
-    data, loss = noisy_teacher(net, 150 if case == "as LeNet" else 80, seed), SquaredLoss()
-    start = Parameters(net, np.array(numbers.split(), dtype=float))
-    found = settle(start, data, loss)
-    assert found.holds and found.kinks and found.family.kinds["scaling"] >= 3
-    check_attacks(found, data, loss, 8)
+    theta, data = (
+        Parameters(net, SETTLED[case]),
+        noisy_teacher(net, 150 if case == "as LeNet" else 80, seed),
+    )
+    proved = check_attacks(theta, data, SquaredLoss(), 8)
+    assert proved.kinks and proved.family.kinds["scaling"] >= 3
 
 
-def check_attacks(found, data, loss, count=ATTACKS):
-    """Check that no attack finds a lower point, and that the risk is in its interval."""
-    lowest, risk = attack(found.theta, found.kinks, data, loss, found.radius, count)
+def check_attacks(theta, data, loss, count=ATTACKS):
+    """Check that a point is proved and no attack finds a lower one; return the proof."""
+    kinks = near_kinks(theta, data, loss, 1e-9)
+    proved = certify_strict(theta, data, loss, kinks)
+    assert proved.holds
+    lowest, risk = attack(theta, kinks, data, loss, proved.radius, count)
     assert lowest > -1e-22
-    low, high = found.risk_interval
+    low, high = proved.risk
     assert arb(low) <= risk <= arb(high)
+    return proved
 
 
 def test_attacks_find_nothing_lower_around_other_members_of_a_family():
-    found, data, loss = settled("cross-entropy")
+    theta, data, loss = at_case("cross-entropy")
+    found = settle(theta, data, loss)
     member = move_along(found, data, loss, distance=3)
     assert member.moved > 1
     radius = member.certificate.radius

@@ -17,7 +17,10 @@ from certificate_problems import (
     net_of,
     over_activations,
     over_certified_points,
+    over_even_layouts,
+    over_few_certified_points,
     over_layouts,
+    over_odd_layouts,
     over_some_certified_points,
     patterns_of,
     torch_patterns,
@@ -60,7 +63,7 @@ def test_the_literal_point_of_the_images_is_not_certified(images, image_literal)
     }
     assert {(layer, t) for layer in (2, 3) for t in (0, 1)} <= everywhere
     assert (2, pair.relay_of(0)) not in everywhere
-    assert all(kink.locations == 784 for kink in certificate.kinks)
+    assert all(kink.locations == 196 for kink in certificate.kinks)
     assert "layer 2 maps 0, 1" in str(certificate)
     assert "does not hold" in str(certificate)
 
@@ -260,7 +263,7 @@ def summary(certificate):
 
 @in_turn(over_layouts, over_activations)
 def test_the_memory_budget_does_not_matter(layout, activation):
-    theta, data = random_point(net_of(layout, activation), samples=9, seed=6)
+    theta, data = random_point(net_of(layout, activation), samples=4, seed=6)
     expected = certify_cell(theta, data, SQUARED)
     found = certify_cell(with_budget(theta, 1), data, SQUARED)
     assert summary(found) == summary(expected)
@@ -269,7 +272,7 @@ def test_the_memory_budget_does_not_matter(layout, activation):
     assert found.radius == pytest.approx(expected.radius, rel=0.02)
 
 
-@over_some_certified_points
+@over_few_certified_points
 def test_the_memory_budget_does_not_matter_where_the_certificate_holds(theta, data, loss):
     found = certify_cell(with_budget(theta, 1), data, loss)
     assert found.proves
@@ -290,21 +293,22 @@ def test_the_order_of_the_samples_does_not_matter_where_it_holds(theta, data, lo
     assert found.radius == pytest.approx(expected.radius, rel=1e-9)
 
 
-@over_layouts
+@over_even_layouts
 def test_the_order_of_the_samples_does_not_matter(layout):
-    theta, data = random_point(net_of(layout, "relu"), samples=20, seed=7)
+    theta, data = random_point(net_of(layout, "relu"), samples=9, seed=7)
     expected, found = (certify_cell(theta, d, SQUARED) for d in (data, permuted(data)))
     assert summary(found) == summary(expected)
     assert found.stationarity == pytest.approx(expected.stationarity, rel=1e-10)
 
 
 def rescaled_points(theta):
-    """Yield points with the same outputs: each layer, and one map of each layer, rescaled."""
-    layers = theta.net.layers
+    """Return points with the same outputs: all layers, and one map of each layer, rescaled."""
+    layers, wholly, partly = theta.net.layers, theta, theta
     last = max(n for n, layer in enumerate(layers, 1) if isinstance(layer, Conv | Dense))
-    for layer in (layer for layer in theta.net.active_layers if layer < last):
-        yield rescale(theta, layer, 0.25)
-        yield rescale(theta, layer, 8.0, target=theta.W[layer].maps_out - 1)
+    for n, layer in enumerate(layer for layer in theta.net.active_layers if layer < last):
+        wholly = rescale(wholly, layer, 0.25 if n % 2 else 8.0)
+        partly = rescale(partly, layer, 8.0, target=theta.W[layer].maps_out - 1)
+    return wholly, partly
 
 
 @over_some_certified_points
@@ -317,7 +321,7 @@ def test_rescaling_keeps_the_certificate(theta, data, loss):
         assert found.radius > 0
 
 
-@over_layouts
+@over_odd_layouts
 def test_rescaling_keeps_classes_and_stationarity(layout):
     theta, data = random_point(net_of(layout, "leaky"), samples=10, seed=9)
     expected = certify_cell(theta, data, SQUARED)
@@ -451,7 +455,7 @@ def test_a_dead_network_at_the_best_constant_is_certified(layers, loss):
     assert certificate.classes == 1
     risk = theta.net.risk(theta, data, loss)
     rng = np.random.default_rng(0)
-    for move in rng.choice([-1.0, 1.0], (50, theta.net.size)):
+    for move in rng.choice([-1.0, 1.0], (12, theta.net.size)):
         near = Parameters(theta.net, theta.vector + certificate.radius * move)
         assert theta.net.risk(near, data, loss) >= risk * (1 - 1e-14)
 
@@ -484,7 +488,7 @@ def test_equal_biases_above_a_dead_layer_are_no_tie(layers):
     assert certificate.holds
     assert certificate.classes == 1
     risk = alone.risk(theta, data, SQUARED)
-    for move in rng.choice([-1.0, 1.0], (50, alone.size)):
+    for move in rng.choice([-1.0, 1.0], (12, alone.size)):
         near = Parameters(alone, theta.vector + certificate.radius * move)
         assert alone.risk(near, data, SQUARED) >= risk * (1 - 1e-14)
 

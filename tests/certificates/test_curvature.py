@@ -166,7 +166,6 @@ over_small = pytest.mark.parametrize(("sigma", "widths"), SMALL, ids=str)
         [(5, 3), (1, 1), (4, 3, 2), (2, 5, 3, 2), (3, 3, 1, 4, 1), (2, 3, 4, 3, 2, 2)],
         ids=str,
     ),
-    draws=2,
 )
 def test_the_hessians_of_the_outputs_are_those_of_pytorch(sigma, widths):
     rng = np.random.default_rng(len(widths))
@@ -290,7 +289,6 @@ def perturbed(theta, rho, rng, corner):
     pytest.mark.parametrize(
         "widths", [(3, 2), (3, 2, 1), (2, 3, 3, 2), (3, 2, 2, 2, 2, 1)], ids=str
     ),
-    draws=2,
 )
 def test_no_hessian_in_reach_differs_by_more_than_the_row_sums_allow(widths, rho):
     for seed, sigma in enumerate(KNOWN):
@@ -305,7 +303,7 @@ def test_no_hessian_in_reach_differs_by_more_than_the_row_sums_allow(widths, rho
                 at.row_sums(k, rho, reach) - at.row_sums(k, 0.0, reach) for k in range(widths[-1])
             ]
         assert isinstance(sigma, ELU) or np.isfinite(bounds).all()
-        for trial in range(4):
+        for trial in range(2):
             near = perturbed(theta, rho, rng, corner=trial % 2)
             z = theta.b[1] + rho * reach * rng.choice([-1, 1], widths[0])
             after = torch_output_hessians(near, z)
@@ -320,7 +318,7 @@ def test_row_sums_are_not_far_from_what_some_parameters_reach(sigma):
     at, before = ConstantOutputs(theta), output_hessians(theta)[0]
     bound = (at.row_sums(0, rho, reach) - at.row_sums(0, 0.0, reach))[0]
     seen = 0.0
-    for trial in range(200):
+    for trial in range(60):
         near = perturbed(theta, rho, rng, corner=True)
         z = theta.b[1] + rho * reach * (-1) ** trial
         seen = max(seen, abs(torch_output_hessians(near, z)[0] - before).max())
@@ -379,10 +377,10 @@ def test_nothing_within_the_radius_is_lower(sigma, widths, seed):
     theta, data = certified(sigma, widths, seed)
     c, rng = certify_curvature(theta, data, SQUARED), np.random.default_rng(seed)
     assert c.radius > 0
-    for trial in range(40):
+    for trial in range(20):
         near = perturbed(theta, c.radius, rng, corner=trial % 2)
         assert near.net.risk(near, data, SQUARED) >= c.risk * (1 - 1e-13)
-    assert find_escape(theta, data, SQUARED, c.radius, starts=3, iterations=30, seed=seed) is None
+    assert find_escape(theta, data, SQUARED, c.radius, starts=2, iterations=30, seed=seed) is None
 
 
 def test_nothing_within_the_radius_is_lower_to_another_optimiser():
@@ -396,7 +394,7 @@ def test_nothing_within_the_radius_is_lower_to_another_optimiser():
         return rise / scale, c.radius * slope / scale
 
     rng = np.random.default_rng(0)
-    for _ in range(5):
+    for _ in range(2):
         found = scipy.optimize.minimize(
             risk, rng.uniform(-1, 1, theta.net.size), jac=True, bounds=[(-1, 1)] * theta.net.size
         )
@@ -408,7 +406,7 @@ def test_far_enough_away_there_are_lower_points():
         theta, data = certified(sigma, widths)
         c = certify_curvature(theta, data, SQUARED)
         assert c.radius < 2
-        assert find_escape(theta, data, SQUARED, 6.0, starts=6, iterations=200) is not None
+        assert find_escape(theta, data, SQUARED, 6.0, starts=3, iterations=100) is not None
 
 
 def test_the_radius_has_no_sense_of_the_scale_of_the_outputs():
@@ -539,13 +537,13 @@ def test_an_output_without_residuals_may_bend_as_it_likes():
     c = certify_curvature(theta, TrainingSet(x, y), SQUARED)
     assert c.holds, c
     assert c.hessian == pytest.approx(np.linalg.eigvalsh(output_hessians(theta)[0])[0])
-    assert find_escape(theta, TrainingSet(x, y), SQUARED, c.radius) is None
+    assert find_escape(theta, TrainingSet(x, y), SQUARED, c.radius, starts=2) is None
     y[:, 1] -= e[:, 0]
     assert not certify_curvature(theta, TrainingSet(x, y), SQUARED).holds
 
 
 def test_parameters_on_a_device_have_the_certificate_of_the_host():
-    for sigma, widths in SMALL:
+    for sigma, widths in SMALL[2:5]:
         theta, data = certified(sigma, widths)
         there = theta.to(strict_device)
         assert isinstance(there.vector, strict_device.ndarray)
@@ -591,7 +589,7 @@ def test_negative_definite_both_is_a_minimum_too(widths):
     again = certify_curvature(theta, data, SQUARED)
     assert again.holds
     assert (again.hessian, again.moment, again.radius) == (c.hessian, c.moment, c.radius)
-    assert find_escape(theta, data, SQUARED, again.radius) is None
+    assert find_escape(theta, data, SQUARED, again.radius, starts=2) is None
 
 
 def test_outputs_may_have_signs_of_their_own():
@@ -601,7 +599,7 @@ def test_outputs_may_have_signs_of_their_own():
     y = data.y * [1, -1, 1]
     c = certify_curvature(theta, TrainingSet(data.x, y), SQUARED)
     assert c.holds
-    assert find_escape(theta, TrainingSet(data.x, y), SQUARED, c.radius) is None
+    assert find_escape(theta, TrainingSet(data.x, y), SQUARED, c.radius, starts=2) is None
     assert np.linalg.eigvalsh(twin_hessian(theta, TrainingSet(data.x, y)))[0] > -1e-12
 
 
@@ -625,7 +623,7 @@ def assert_saddle(theta, data):
     assert abs(twin_gradient(theta, data)).max() < 1e-12
     values = np.linalg.eigvalsh(twin_hessian(theta, data))
     assert values[0] < -1e-4 * values[-1]
-    found = find_escape(theta, data, SQUARED, 0.02, starts=5)
+    found = find_escape(theta, data, SQUARED, 0.02, starts=2)
     assert found is not None
     risks = [twin_risk(t, data) for t in (theta, found.theta)]
     assert risks[1] < risks[0]
@@ -680,8 +678,8 @@ def test_residuals_that_are_not_orthogonal_are_refused(sigma, widths, what, size
     lost = widths[-1] * size**2 * (fitted**2).sum() / 48
     assert lost * (1 - 1e-6) <= c.delta <= lost * (1 + 1e-3) + 1e-25
     if size > 1e-6:
-        assert find_escape(theta, data, SQUARED, 0.02) is not None
-        inside = find_escape(theta, data, SQUARED, c.radius)
+        assert find_escape(theta, data, SQUARED, 0.02, starts=1) is not None
+        inside = find_escape(theta, data, SQUARED, c.radius, starts=2)
         assert 0 < inside.decrease <= c.delta
 
 
@@ -744,7 +742,7 @@ def test_moments_without_full_rank_are_refused():
 @pytest.mark.parametrize("dimension", [1, 2, 3])
 def test_moments_that_are_zero_up_to_rounding_prove_nothing(dimension):
     escapes = 0
-    for seed in range(5):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         x = inputs(rng, 24, dimension)
         theta = network(Sigmoid(), (2, 1), dimension).zeros()
@@ -758,7 +756,7 @@ def test_moments_that_are_zero_up_to_rounding_prove_nothing(dimension):
         data = data_for(theta, x, e[:, None])
         c = certify_curvature(theta, data, SQUARED)
         assert not c.holds, f"seed {seed}: {c}"
-        escapes += find_escape(theta, data, SQUARED, 0.3) is not None
+        escapes += find_escape(theta, data, SQUARED, 0.3, starts=2) is not None
     assert escapes  # some of these are not minima
 
 
@@ -784,13 +782,13 @@ def test_at_the_kink_of_elu_nothing_is_proved(alpha):
     theta = network(ELU(alpha), (1, 1), 1).zeros()
     theta.W[2].weights[...] = 1
     data = data_for(theta, x.reshape(5, 1, 1), e[:, None])
-    assert find_escape(theta, data, SQUARED, 0.01, starts=8) is not None
+    assert find_escape(theta, data, SQUARED, 0.01, starts=3) is not None
     c = certify_curvature(theta, data, SQUARED)
     assert not c.holds, c
 
 
 def test_a_certificate_that_holds_has_a_radius():
-    for shift in 10.0 ** np.arange(0, 9):
+    for shift in 10.0 ** np.arange(0, 9, 2):
         theta, data = certified(Softplus(), (3, 2, 1))
         x = data.x + shift
         flat = np.c_[np.ones(24), x[:, 0]]
@@ -1011,7 +1009,7 @@ def test_the_exact_minimum_is_one_in_60_digits(seed):
         best = b2 + y.sum() / 8 - constant  # the biases of theta*
         assert abs(best - b2)[0] <= c.distance
         least = risk(W1, b1, W2, best)
-        for trial in range(60):
+        for trial in range(24):
             size = c.radius * 10.0 ** (-2 * (trial % 12))
             moves = [exact(size * rng.uniform(-1, 1, part.shape)) for part in parts]
             if trial % 2:  # the outputs stay close, so that what is left is of second order

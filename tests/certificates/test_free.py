@@ -48,8 +48,7 @@ def check_fields(theta, held):
     """Check that outputs move at second order along all fields, and not at all with idle ones."""
     found, rows = fields_at(theta, held)
     before, x = theta.net.forward(theta, held.data.x), held.data.x
-    for row in rows.middle:
-        d = row / max(1.0, abs(row).max())
+    for d in in_few_sums(rows.middle):
         moves = [theta.net.forward(moved(theta, t * d), x) - before for t in (STEP, -STEP)]
         first = (moves[0] - moves[1]) / (2 * STEP)
         if isinstance(held.loss, CrossEntropy):
@@ -59,6 +58,15 @@ def check_fields(theta, held):
     d[found.idle] = STEP
     assert (theta.net.forward(moved(theta, d), x) == before).all()
     return found
+
+
+def in_few_sums(rows, count=8):
+    """Yield the rows, where they are many a few sums of all of them with random signs."""
+    rows = rows / np.maximum(1, abs(rows).max(axis=1, initial=0))[:, None]
+    if len(rows) > count:
+        rows = np.random.default_rng(0).choice([-1.0, 1.0], (count, len(rows))) @ rows
+    for row in rows:
+        yield row / max(1.0, abs(row).max())
 
 
 def moved(theta, d):
@@ -212,11 +220,14 @@ def test_the_softmax_has_a_field_for_each_weight_that_all_outputs_share():
     assert (len(found.free), len(found.frozen)) == (12, 4)
 
 
-@pytest.mark.parametrize(
-    "layers", [(Dense(3), Dense(2)), (Dense(4), Dense(3), Dense(2)), (Dense(5), Dense(1))]
+@in_turn(
+    pytest.mark.parametrize(
+        "layers", [(Dense(3), Dense(2)), (Dense(4), Dense(3), Dense(2)), (Dense(5), Dense(1))]
+    ),
+    pytest.mark.parametrize("slope", [0.0, 0.2]),
+    pytest.mark.parametrize("seed", range(3)),
+    draws=2,
 )
-@pytest.mark.parametrize("slope", [0.0, 0.2])
-@pytest.mark.parametrize("seed", range(3))
 def test_what_is_frozen_explains_all_flat_directions(layers, slope, seed):
     theta, held = problem(Network((1, 3), layers, ReLU(slope)), 80, seed)
     found = choose_coordinates(held, theta, held.data)
@@ -253,7 +264,7 @@ def test_few_values_explain_what_no_symmetry_does():
     assert len(found.free) == rank_of_outputs(theta, held.data)
 
 
-@pytest.mark.parametrize("biases", range(8))
+@pytest.mark.parametrize("biases", [0, 3, 5, 6, 7])
 def test_few_values_of_linear_units_count_the_constant_only_where_there_are_biases(biases):
     with_biases = [bool(biases & 1 << n) for n in range(3)]
     layers = [Dense(n, bias) for n, bias in zip((2, 4, 3), with_biases, strict=True)]
@@ -281,7 +292,7 @@ def test_a_unit_that_is_active_on_few_samples_has_as_many_free_weights():
     assert len(found.free) == rank_of_outputs(theta, held.data)
 
 
-@pytest.mark.parametrize("power", [-100, -50, 50, 100])
+@pytest.mark.parametrize("power", [-100, 50])
 def test_weights_of_few_samples_are_frozen_in_any_units_of_the_inputs(power):
     theta, held = problem(Network((1, 6), (Dense(2), Dense(1))), 4, 0)
     plain, units = choose_coordinates(held, theta, held.data), np.ones(6)
@@ -516,6 +527,6 @@ def test_a_sum_with_a_tie_above_is_not_scaled():
 def test_units_that_a_pooling_of_a_block_adds_to_themselves_are_not_exchanged():
     block = Residual([AveragePool(1, activation=ReLU())], activation=Identity())
     net = Network((1, 2), [Conv(3, 2, padding="valid"), block, Dense(1)], ReLU(0.25))
-    for seed in range(5):
+    for seed in range(3):
         theta, held = problem(net, 6, seed)
         assert "exchange" not in check_fields(theta, held).family.kinds

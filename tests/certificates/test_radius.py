@@ -1,5 +1,7 @@
 """The radius of a certificate is sound and not tiny: no pattern changes within it."""
 
+import functools
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -11,6 +13,7 @@ from certificate_problems import (
     net_of,
     over_certified_points,
     over_layouts,
+    over_some_certified_points,
     patterns_of,
     same_patterns,
     stationary_in_each_class,
@@ -49,8 +52,8 @@ def test_the_radius_for_the_images_is_close_to_the_nearest_other_pattern(images,
     theta, certificate = image_minimum
     brightest = images.x.reshape(len(images), -1).sum(axis=1).argmax()
     x = images.x[[brightest]]
-    assert not patterns_of(theta, x)[:, 4 * 784 : 5 * 784].any()  # the reserved map A, dead
-    aligned = list(aligned_moves(theta, x, {layer: range(0, 784, 3) for layer in (1, 2, 3)}))
+    assert not patterns_of(theta, x)[:, 4 * 196 : 5 * 196].any()  # the reserved map A, dead
+    aligned = list(aligned_moves(theta, x, {layer: range(0, 196, 3) for layer in (1, 2, 3)}))
     assert {layer for layer, _, _ in aligned} == {1, 2, 3}
     assert all(
         same_patterns(theta, ALMOST * certificate.radius * move, x, patterns_of(theta, x))
@@ -112,10 +115,16 @@ def nearest_flip(theta, x, aligned):
     return nearest
 
 
+@functools.cache
+def certified(layout, activation, seed):
+    """Return a random point, its data and its certificate."""
+    theta, data = random_point(net_of(layout, activation), seed=seed)
+    return theta, data, certify_cell(theta, data, SQUARED)
+
+
 @in_turn(over_layouts, pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)]))
 def test_no_pattern_changes_within_the_radius(layout, activation, seed):
-    theta, data = random_point(net_of(layout, activation), seed=seed)
-    certificate = certify_cell(theta, data, SQUARED)
+    theta, data, certificate = certified(layout, activation, seed)
     least = min(
         float(z.detach().abs().min()) for z in twin_of(theta).preactivations(data.x).values()
     )
@@ -124,8 +133,8 @@ def test_no_pattern_changes_within_the_radius(layout, activation, seed):
     rng = np.random.default_rng(seed)
     reach, size = ALMOST * certificate.radius, theta.net.size
     moves = [signs * sign for _, _, signs in aligned_moves(theta, data.x) for sign in (1, -1)]
-    moves += list(rng.choice([-1.0, 1.0], (15, size)))
-    for move in rng.uniform(-1, 1, (8, size)):
+    moves += list(rng.choice([-1.0, 1.0], (8, size)))
+    for move in rng.uniform(-1, 1, (4, size)):
         moves.append(move / abs(move).max())
     for move in moves:
         assert abs(move).max() == 1
@@ -134,9 +143,9 @@ def test_no_pattern_changes_within_the_radius(layout, activation, seed):
 
 @in_turn(over_layouts, pytest.mark.parametrize(("activation", "seed"), [("relu", 0), ("leaky", 1)]))
 def test_the_radius_is_within_a_factor_of_the_nearest_other_pattern(layout, activation, seed):
-    theta, data = random_point(net_of(layout, activation), seed=seed)
-    radius = certify_cell(theta, data, SQUARED).radius
-    distance = nearest_flip(theta, data.x, list(aligned_moves(theta, data.x, each=8)))
+    theta, data, certificate = certified(layout, activation, seed)
+    radius = certificate.radius
+    distance = nearest_flip(theta, data.x, list(aligned_moves(theta, data.x, each=4)))
     # The entries of a gap count as if they moved apart as fast as each can alone.
     assert radius < distance < (8 if theta.net.max_layers else 5) * radius
 
@@ -165,13 +174,13 @@ def test_no_move_within_the_radius_lowers_the_risk(theta, data, loss):
     floor = risk - 1e-13 * risk
     rng, size = np.random.default_rng(0), theta.net.size
     for scale in (1, 1e-2):
-        for _ in range(20):
+        for _ in range(8):
             for move in (rng.uniform(-1, 1, size), rng.choice([-1.0, 1.0], size)):
                 moved = Parameters(theta.net, theta.vector + scale * radius * move)
                 assert theta.net.risk(moved, data, loss) >= floor
 
 
-@over_certified_points
+@over_some_certified_points
 def test_descent_within_the_radius_does_not_lower_the_risk(theta, data, loss):
     radius = certify_cell(theta, data, loss).radius
     risk = theta.net.risk(theta, data, loss)
@@ -191,7 +200,7 @@ def test_descent_within_the_radius_does_not_lower_the_risk(theta, data, loss):
             jac=True,
             method="L-BFGS-B",
             bounds=[(-1, 1)] * net.size,
-            options={"ftol": 0, "gtol": 0, "maxiter": 60},
+            options={"ftol": 0, "gtol": 0, "maxiter": 25},
         )
         assert found.fun >= risk - 1e-13 * risk
         assert found.fun <= risk_and_gradient(start)[0]

@@ -82,7 +82,7 @@ def test_a_nontrivial_subnetwork_is_a_proof_too(isolated):
 
 
 @in_turn(
-    pytest.mark.parametrize("layers", [TOP, POOLED]), pytest.mark.parametrize("seed", range(3))
+    pytest.mark.parametrize("layers", [TOP, POOLED]), pytest.mark.parametrize("seed", range(2))
 )
 def test_without_a_certified_subnetwork_there_is_evidence_only(layers, seed):
     theta, pair, data, phi = nonlinear(layers, seed)
@@ -110,12 +110,11 @@ def test_near_theta_the_risk_is_that_of_the_layers_below_with_a_free_dense_layer
     """The identity behind the proof, R(theta') = R_sub(lower', V', c'), at random points."""
     theta, pair, data, _ = nonlinear(layers)
     rng = np.random.default_rng(5)
-    for _ in range(2):
-        near = Parameters(theta.net, theta.vector + 1e-3 * rng.normal(size=theta.vector.size))
-        found = certify_relays(near, data, LOSS, pair.lower)
-        assert found.structure
-        expected = near.net.risk(near, data, LOSS)
-        assert found.point.net.risk(found.point, data, LOSS) == pytest.approx(expected, rel=1e-11)
+    near = Parameters(theta.net, theta.vector + 1e-3 * rng.normal(size=theta.vector.size))
+    found = certify_relays(near, data, LOSS, pair.lower)
+    assert found.structure
+    expected = near.net.risk(near, data, LOSS)
+    assert found.point.net.risk(found.point, data, LOSS) == pytest.approx(expected, rel=1e-11)
 
 
 def test_literal_relays_are_at_the_kink():
@@ -184,25 +183,21 @@ def under_max_pooling(last=()):
     return theta, data
 
 
-@pytest.mark.parametrize("lower", [2, 3, 4])
+@pytest.mark.parametrize("lower", [2, 4])
 def test_a_max_pooling_that_selects_the_same_for_all_samples_is_affine(lower):
     theta, data = under_max_pooling()
-    found = certify_relays(theta, data, LOSS, lower)
-    assert found.structure
-    assert found.evidence_only
-    assert (found.active, found.dead) == ((20, 16) if lower == 2 else (4, 0))
     rng = np.random.default_rng(5)
-    for _ in range(2):
-        near = Parameters(theta.net, theta.vector + 1e-3 * rng.normal(size=theta.vector.size))
-        found = certify_relays(near, data, LOSS, lower)
-        assert found.structure
-        expected = near.net.risk(near, data, LOSS)
-        assert found.point.net.risk(found.point, data, LOSS) == pytest.approx(expected, rel=1e-11)
+    near = Parameters(theta.net, theta.vector + 1e-3 * rng.normal(size=theta.vector.size))
+    found = certify_relays(near, data, LOSS, lower)
+    assert found.structure and found.evidence_only
+    expected = near.net.risk(near, data, LOSS)
+    assert found.point.net.risk(found.point, data, LOSS) == pytest.approx(expected, rel=1e-11)
     theta.b[1][:] = 50  # one class: its best affine map is a proof
     x = np.column_stack([data.x.reshape(len(data), -1), np.ones(len(data))])
     residuals = data.y - x @ np.linalg.lstsq(x, data.y)[0]
     fitted = TrainingSet(data.x, theta.net.forward(theta, data.x) - residuals)
     found = certify_relays(theta, fitted, LOSS, lower)
+    assert (found.active, found.dead) == ((20, 16) if lower == 2 else (4, 0))
     assert found.proves and not found.evidence_only
     assert found.radius == certify_cell(theta, fitted, LOSS).radius > 0
 
@@ -255,7 +250,7 @@ def test_poolings_of_the_input_are_no_relays():
 
 
 def test_it_runs_on_a_device():
-    theta, pair, data, _ = nonlinear()
+    theta, pair, data, _ = nonlinear([Conv(1), Conv(3), Conv(3), Dense(3)])
     expected = certify_relays(theta, data, LOSS, pair.lower)
     found = certify_relays(theta.to(strict_device), data, LOSS, pair.lower)
     assert (found.active, found.dead, found.margin) == (

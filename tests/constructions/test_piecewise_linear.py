@@ -184,7 +184,6 @@ def separates(groups, x):
 @in_turn(
     pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6]),
     pytest.mark.parametrize("seed", range(3)),
-    draws=2,
 )
 def test_labels_in_any_order_along_an_unknown_direction_are_found(count, seed):
     rng = np.random.default_rng(seed)
@@ -387,7 +386,6 @@ DENSE = {  # input, groups, outputs, widths above the first dense layer, spare u
 @in_turn(
     of_losses,
     pytest.mark.parametrize("name", DENSE),
-    draws=2,
 )
 def test_dense_networks_are_at_the_fits_of_all_groups_and_certified(name, loss):
     shape, count, outputs, above, spare = DENSE[name]
@@ -423,7 +421,6 @@ CONVOLUTIONS = {
 @in_turn(
     of_losses,
     pytest.mark.parametrize("name", CONVOLUTIONS),
-    draws=2,
 )
 def test_convolutions_relay_the_image_to_the_gates(name, loss):
     shape, below, size = CONVOLUTIONS[name]
@@ -462,8 +459,10 @@ def test_largest_gaps_labels_and_refinements_serve_as_groups():
         check_gated(gated_minimum(net, data, SQUARED, groups), data, SQUARED, groups)
 
 
-@of_losses
-@pytest.mark.parametrize(("scale", "shift"), [(1e3, 0.0), (1.0, 100.0), (1.0, -1e3)])
+@in_turn(
+    of_losses,
+    pytest.mark.parametrize(("scale", "shift"), [(1e3, 0.0), (1.0, 100.0), (1.0, -1e3)]),
+)
 def test_inputs_of_other_sizes_are_certified_too(scale, shift, loss):
     data = random_set((1, 3), 60, loss=loss, seed=1)
     data = TrainingSet(scale * data.x + shift, data.y)
@@ -502,7 +501,7 @@ def test_within_the_certified_radius_nothing_lowers_the_risk(shape, layers, loss
     )
     patterns = {layer: z > 0 for layer, z in twin_of(theta).preactivations(data.x).items()}
     risks = []
-    for n in range(60):
+    for n in range(18):
         move = rng.uniform(-1, 1, net.size)
         if n % 3 == 1:
             move = np.sign(move)  # a corner of the cell
@@ -527,12 +526,12 @@ def test_the_certificate_is_the_same_on_a_device():
         assert there.radius == pytest.approx(here.radius, rel=1e-12)
 
 
-@of_losses
+@pytest.mark.parametrize("loss", LOSSES[:3], ids=lambda loss: loss.name)
 def test_images_in_three_groups_along_their_first_principal_component(loss):
-    images = datasets.bundled().subset(450, seed=0)
+    images = datasets.bundled().subset(210 if loss is ABSOLUTE else 450, seed=0)
     pixels = images.pixels().reshape(-1, 1, 4, 7, 4, 7).mean(axis=(3, 5))
     data = TrainingSet(pixels, one_hot(images.labels, images.classes, smoothing=0.1))
-    flat = pixels.reshape(450, 16)
+    flat = pixels.reshape(len(pixels), 16)
     direction = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)[2][0]
     groups = Groups.equal(data.x, direction, 3)
     net = Network((1, 4, 4), [Conv(4), AveragePool(2), Dense(32), Dense(12), Dense(10)])
@@ -665,7 +664,6 @@ def test_targets_of_another_width_than_the_outputs_are_refused(outputs):
         [((1, 3), [], []), ((1, 2), [], [3, 2]), ((1, 4, 2), [Conv(5), AveragePool(2)], [2])],
         ids=["two layers", "four layers", "pooling"],
     ),
-    draws=2,
 )
 def test_one_network_holds_the_groups_and_a_refinement_of_lower_risk(
     shape, below, above, count, loss
@@ -787,7 +785,7 @@ def affine(weights, bias, hidden):
 
 
 @in_turn(
-    pytest.mark.parametrize("hidden", [False, True]), pytest.mark.parametrize("seed", range(4))
+    pytest.mark.parametrize("hidden", [False, True]), pytest.mark.parametrize("seed", range(2))
 )
 def test_least_deviations_are_certified_and_nothing_near_them_is(seed, hidden):
     rng = np.random.default_rng(seed)
@@ -834,7 +832,7 @@ def test_gates_with_one_map_off_its_fit_are_not_certified():
         assert twin_risk(moved, data, ABSOLUTE) > start
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.integers(1, 3))
 def test_among_the_vertices_exactly_the_best_are_certified(seed, samples, features):
     """Integers: many ties, and targets that more maps meet than need to."""
@@ -855,7 +853,7 @@ def test_among_the_vertices_exactly_the_best_are_certified(seed, samples, featur
 
 @pytest.mark.parametrize("scale", [1e-2, 1e-4])
 def test_least_deviations_from_small_features_are_certified(scale):
-    for seed in range(10):
+    for seed in range(3):
         data = random_set((1, 3), 60, seed=seed)
         data = TrainingSet(scale * data.x, data.y)
         groups = Groups.equal(data.x, np.ones(3), 3)
@@ -865,13 +863,13 @@ def test_least_deviations_from_small_features_are_certified(scale):
 
 def test_least_deviations_of_images_are_certified():
     """Many features, of different sizes, and groups that miss classes: most targets are met."""
-    images = datasets.bundled().subset(600, seed=0)
+    images = datasets.bundled().subset(300, seed=0)
     pixels = images.pixels().reshape(-1, 1, 7, 4, 7, 4).mean(axis=(3, 5))
     data = TrainingSet(pixels, one_hot(images.labels, images.classes, smoothing=0.1))
-    flat = pixels.reshape(600, 49)
+    flat = pixels.reshape(300, 49)
     direction = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)[2][0]
-    groups = Groups.equal(data.x, direction, 4)
-    theta = gated_minimum(Network((1, 7, 7), [Dense(43), Dense(10)]), data, ABSOLUTE, groups)
+    groups = Groups.equal(data.x, direction, 3)
+    theta = gated_minimum(Network((1, 7, 7), [Dense(32), Dense(10)]), data, ABSOLUTE, groups)
     assert certify_cell(theta, data, ABSOLUTE).holds
 
 
@@ -916,7 +914,6 @@ def test_large_errors_of_the_outputs_are_no_excuse(constant):
             ((1, 4, 4), [Conv(1), Conv(4), AveragePool(2), Dense(14), Dense(2)]),
         ],
     ),
-    draws=2,
 )
 def test_leaky_gates_are_certified_too(slope, K, shape, layers):
     rng = np.random.default_rng(K)

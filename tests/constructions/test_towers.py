@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pairs_anywhere import NEGATIVE, SQUARED, P, over_cases, over_variants, random_problem, run
-from shared import close
+from shared import close, in_turn
 
 from tinyspur import Conv, Dense, Network
 from tinyspur.constructions.towers import Tower
@@ -28,8 +28,7 @@ def track_matrices(theta, tower, track, source):
         columns = rows
 
 
-@over_cases
-@over_variants
+@in_turn(over_cases, over_variants)
 def test_a_towers_matrix_is_the_product_of_explicit_matrices(name, variant):
     theta, pair, _, _ = random_problem(name, variant=variant)
     tower, net = pair.tower, theta.net
@@ -69,8 +68,7 @@ def test_the_constants_are_what_an_input_of_zeros_leaves_behind(name):
     assert pair.kappa_lower == 1 - reads
 
 
-@over_cases
-@pytest.mark.parametrize("spread", [True, False])
+@in_turn(over_cases, pytest.mark.parametrize("spread", [True, False]))
 def test_the_dense_layer_reads_an_affine_function_of_the_maps_below(name, spread):
     """In whatever tracks they go up, with values of both signs; without copies, of their means."""
     _, pair, _, _ = random_problem(name, variant="repaired" if spread else "literal")

@@ -36,7 +36,7 @@ from tinyspur.refutations.escapes import kink_escape
     over_rules,
     over_seeds,
     pytest.mark.parametrize("kind", ["linear", "nonlinear"]),
-    draws=3,
+    draws=2,
 )
 def test_the_lower_point_is_strictly_lower(loss, rule, seed, kind):
     if kind == "linear":
@@ -126,8 +126,7 @@ def test_only_dead_maps_are_revived():
         revive(one, data, SQUARED, pair.below, 1)
 
 
-@over_losses
-@over_seeds
+@in_turn(over_losses, over_seeds)
 def test_the_literal_point_is_a_saddle(loss, seed):
     net = network((1, 4, 4), (2, 4, 4), 3)
     data = random_pixels(net, loss, 60, seed)

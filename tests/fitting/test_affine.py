@@ -114,7 +114,6 @@ def test_least_squares_leaves_no_gradient(kind):
     pytest.mark.parametrize(
         "loss", [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), HuberLoss()], ids=repr
     ),
-    draws=2,
 )
 def test_the_rank_is_that_of_the_features(kind, loss):
     x, y = regression(kind)
@@ -203,7 +202,7 @@ def by_brute_force(x, y):
     return min(abs(features @ coefficients - y).mean() for coefficients in maps)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     samples=st.integers(1, 8),
@@ -230,8 +229,10 @@ SCALES = {  # factor and shift of x, factor and shift of y
 }
 
 
-@pytest.mark.parametrize("name", SCALES)
-@pytest.mark.parametrize("loss", [AbsoluteLoss(), HuberLoss(), HuberLoss(0.1)], ids=repr)
+@in_turn(
+    pytest.mark.parametrize("name", SCALES),
+    pytest.mark.parametrize("loss", [AbsoluteLoss(), HuberLoss(), HuberLoss(0.1)], ids=repr),
+)
 def test_scales_and_shifts_change_no_robust_fit(name, loss):
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(50, 4)), rng.normal(size=(50, 2))
@@ -385,7 +386,6 @@ def by_many_starts(x, y, loss):
 @in_turn(
     pytest.mark.parametrize("kind", [kind for kind in RANKS if kind != "no features"]),
     pytest.mark.parametrize("loss", SMOOTH, ids=lambda loss: f"{loss.name}{vars(loss) or ''}"),
-    draws=2,
 )
 def test_newtons_method_reaches_the_risk_of_another_method_and_leaves_no_gradient(kind, loss):
     x, y = regression(kind)
@@ -707,7 +707,7 @@ def small_problems(draw):
     return x, rng.multinomial(draws, np.ones(classes) / classes, size=samples) / draws
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(small_problems())
 @example(WITHOUT_MINIMISER["an overlap at one point"])
 def test_a_fit_is_found_exactly_where_there_is_one(problem):
@@ -751,9 +751,9 @@ def test_softmax_regression_on_averages_of_the_bundled_images(images):
 
 
 def test_the_hard_labels_of_the_bundled_images_are_separable(images):
-    x, labels = images
+    x, labels = (part[:1500] for part in images)
     with pytest.raises(AssumptionError, match="Smooth the labels") as caught:
-        fit_affine(x.reshape(4000, 784), one_hot(labels, 10), CrossEntropy())
+        fit_affine(x.reshape(1500, 784), one_hot(labels, 10), CrossEntropy())
     assert int(re.search(r"after (\d+) Newton steps", str(caught.value))[1]) <= 50
 
 

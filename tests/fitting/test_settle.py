@@ -1,5 +1,6 @@
 """Settling: known minima at kinks are reached, and where it settles the risk grows on all sides."""
 
+import functools
 import math
 
 import numpy as np
@@ -98,24 +99,43 @@ def test_absolute_loss_regression_ends_where_the_linear_program_does():
 
 # Minima that training leads to
 
-CASES = [
-    ([Dense(5), Dense(1)], (1, 4), ReLU(), SquaredLoss(), 5, 0),
-    ([Dense(5), Dense(4), Dense(1)], (1, 5), ReLU(), SquaredLoss(), None, 1),
-    ([Dense(4), Dense(3), Dense(2)], (1, 4), ReLU(0.1), HuberLoss(0.5), 7, 0),
-    ([Dense(4), Dense(3)], (1, 3), ReLU(), CrossEntropy(), None, 0),
-    ([Conv(2), AveragePool(2), Dense(2)], (1, 4, 4), ReLU(), SquaredLoss(), None, 0),
-    ([Conv(2), MaxPool(2), Dense(2)], (1, 4, 4), ReLU(), SquaredLoss(), None, 0),
-    ([Dense(3), Dense(1)], (1, 3), Tanh(), SquaredLoss(), 0, 0),
-]
+CASES = {  # layers, inputs, samples, flat directions, seed
+    "one hidden layer": (
+        ([Dense(5), Dense(1)], (1, 4), ReLU(), SquaredLoss()),
+        (200, 5, 0),
+    ),
+    "two hidden layers": (
+        ([Dense(3), Dense(2), Dense(1)], (1, 2), ReLU(), SquaredLoss()),
+        (20, None, 1),
+    ),
+    "Huber loss": (([Dense(4), Dense(2)], (1, 4), ReLU(0.1), HuberLoss(0.5)), (200, 4, 0)),
+    "cross-entropy": (([Dense(4), Dense(3)], (1, 3), ReLU(), CrossEntropy()), (200, None, 0)),
+    "average pooling": (
+        ([Conv(2), AveragePool(2), Dense(2)], (1, 4), ReLU(), SquaredLoss()),
+        (100, None, 0),
+    ),
+    "max pooling": (
+        ([Conv(2), MaxPool(2), Dense(1)], (1, 4), ReLU(), SquaredLoss()),
+        (100, None, 4),
+    ),
+    "smooth": (([Dense(3), Dense(1)], (1, 3), Tanh(), SquaredLoss()), (200, 0, 0)),
+}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[2]} {case[3]}")
-def test_where_it_settles_the_risk_grows_on_all_sides(case):
-    layers, shape, activation, loss, flat, seed = case
+@functools.cache
+def settled(case):
+    """Return what settles, where it started, the data, the loss and the flat directions."""
+    (layers, shape, activation, loss), (samples, flat, seed) = CASES[case]
     net = Network(shape, layers, activation)
-    data = noisy_teacher(net, 200, seed, type(loss) is CrossEntropy)
+    data = noisy_teacher(net, samples, seed, type(loss) is CrossEntropy)
     start = kaiming_start(net, seed)
-    found = settle(start, data, loss)
+    return settle(start, data, loss), start, data, loss, flat
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_where_it_settles_the_risk_grows_on_all_sides(case):
+    found, start, data, loss, flat = settled(case)
+    net, activation = start.net, start.net.activation
     assert found.settled, found.reason
     assert found.risk == net.risk(found.theta, data, loss) < net.risk(start, data, loss)
     assert found.residual < 1e-12 and found.eigenvalue > 0
@@ -129,18 +149,14 @@ def test_where_it_settles_the_risk_grows_on_all_sides(case):
 
 
 def test_ties_of_max_pooling_are_met():
-    net = Network((1, 4, 4), [Conv(2), MaxPool(2), Dense(2)])
-    data = noisy_teacher(net, 200, 4)
-    found = settle(kaiming_start(net, 4), data, SquaredLoss())
-    assert found.settled
+    found, _, data, *_ = settled("max pooling")
     ties = [kink for kink in found.kinks if kink.pairs is not None]
     assert ties
-    below = net.layer_output(found.theta, data.x.reshape(200, -1).T, 1)
+    below = found.theta.net.layer_output(found.theta, data.x.reshape(len(data), -1).T, 1)
     for tie in ties:
         (a, b), n = tie.pairs[0], tie.samples[0]
         assert below[a, n] == pytest.approx(below[b, n], abs=1e-13)
         assert below[a, n] > 0
-    risk_around(found.theta, data, SquaredLoss(), found.kinks)
 
 
 def test_units_that_repeat_are_one_kink():
@@ -247,9 +263,7 @@ def test_a_step_that_is_too_long_for_a_bent_valley_is_brought_back_to_its_bottom
 
 
 def test_a_start_that_is_a_minimum_is_left_where_it_is():
-    net = Network((1, 4), [Dense(5), Dense(1)])
-    data = noisy_teacher(net, 200, 0)
-    first = settle(kaiming_start(net, 0), data, SquaredLoss())
+    first, _, data, *_ = settled("one hidden layer")
     again = settle(first.theta, data, SquaredLoss())
     assert again.settled and again.moved < 1e-12
     assert len(again.kinks) == len(first.kinks)

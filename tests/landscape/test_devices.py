@@ -64,10 +64,10 @@ def device(request):
 def test_risks_on_a_device_are_those_of_numpy(name, loss, budget, device):
     net = network(name, budget)
     theta, a, b = (point(net, seed) for seed in range(3))
-    data = samples(net, 3)
+    data = samples(net, 2)
     for host in (
-        Plane.through(theta, a, b, 3),
-        Lines.between(a, b, 4),
+        Plane.through(theta, a, b, 2),
+        Lines.between(a, b, 3),
         Lines.random(theta, 2, 0, "filter", steps=3),
     ):
         expected, found = (scan(where, data, loss) for where in (host, moved_to(host, device)))
@@ -107,7 +107,7 @@ def test_a_scan_on_a_device_resumes_and_runs_in_threads(device, tmp_path):
 )
 def test_transfers_of_a_scan_grow_with_blocks_and_chunks_and_not_with_layers(loss, pooling):
     found = {}
-    for convolutions in (1, 3):
+    for convolutions in (1, 2):
         for budget in (1, 2**26):
             layers = [Conv(2), *pooling] * convolutions
             net = Network((1, 8), [*layers, Dense(3)], ReLU(), budget)

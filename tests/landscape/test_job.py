@@ -27,7 +27,7 @@ from tinyspur.landscape.planes import Lines, Plane
 from tinyspur.landscape.scan import scan
 
 
-@in_turn(pytest.mark.parametrize("only", ["weights", "biases", "all"]), over_networks, draws=2)
+@in_turn(pytest.mark.parametrize("only", ["weights", "biases", "all"]), over_networks)
 def test_where_only_upper_layers_move_the_layers_below_are_shared(name, only, work):
     net = network(name)
     data, (passes, products) = samples(net), work
@@ -72,15 +72,15 @@ def test_no_point_is_evaluated_twice_and_none_is_left_out(work):
     pytest.mark.parametrize("name", ["dense", "images", "leading"]),
 )
 def test_risks_do_not_depend_on_the_chunks(name, loss):
-    data = samples(network(name), 40)
+    data = samples(network(name), 20)
     found, chunks = [], []
     seven = 7 * 16 * sum(map(math.prod, network(name).shapes))  # bytes for as many samples
     for budget in (1, seven, 2**30):
         net = network(name, budget)
         theta = point(net)
         chunks.append(len(list(net.chunks(theta, data.x))))
-        found.append(scan(Plane.random(theta, 1, "filter", steps=5), data, loss))
-    assert chunks[0] == 40 > chunks[1] > chunks[2] == 1
+        found.append(scan(Plane.random(theta, 1, "filter", steps=3), data, loss))
+    assert chunks[0] == 20 > chunks[1] > chunks[2] == 1
     for other in found[:2]:
         assert np.allclose(other.risks, found[2].risks, rtol=1e-12, atol=0)
         assert other.centre == pytest.approx(found[2].centre, rel=1e-12)

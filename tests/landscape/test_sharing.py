@@ -68,7 +68,7 @@ def nowhere(path):
 )
 def test_in_whatever_order_workers_answer_or_die_the_bits_are_the_same(workers, dying, monkeypatch):
     where, data, expected = problem()
-    for seed in range(8):
+    for seed in range(4):
         simulated = Simulated(workers, seed, monkeypatch, dying)
         executor = Recorder(simulated)
         same_bits(scan(where, data, LOSS, executor), expected)
@@ -83,7 +83,7 @@ def test_in_whatever_order_workers_answer_or_die_the_bits_are_the_same(workers, 
 
 def test_what_a_new_worker_was_given_waits_for_the_data(monkeypatch):
     where, data, expected = problem()
-    for seed in range(8):
+    for seed in range(5):
         simulated = Simulated(1, seed, monkeypatch, dead=20)
         executor = Recorder(simulated)
         same_bits(scan(where, data, LOSS, executor), expected)

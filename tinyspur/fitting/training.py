@@ -224,10 +224,10 @@ def descend(
     best: list = [np.inf, theta.copy()]
 
     def risk_and_gradient(vector: np.ndarray) -> tuple[float, np.ndarray]:
-        point = Parameters(net, xp.asarray(vector, dtype=dtype))
+        point = Parameters(net, xp.array(vector, dtype=dtype))
         risk, gradient = evaluated(point)
         if risk < best[0]:
-            best[:] = risk, point.copy()
+            best[:] = risk, point
         return risk, to_numpy(gradient.vector).astype(np.float64)
 
     here = nullcontext(lambda point: net.risk_and_gradient(point, data, loss))
