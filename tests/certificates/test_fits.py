@@ -291,3 +291,12 @@ def test_sums_over_blocks_of_samples_are_those_over_all(monkeypatch):
     A = [[sum(a * b for a, b in zip(u, v, strict=True)) for v in A] for u in A]
     best = solve(A, fractions_of(G.middle.T))
     assert holds(found.T, np.zeros((3, 2)), best)
+
+
+@pytest.mark.parametrize("scale", [2.0**-40, 1.0, 2.0**60])
+def test_a_tiny_sum_times_an_inverse_is_enclosed(scale):
+    """In rationals, for features of one kind: A is their number times the square of their size."""
+    z = np.full((3, 1), scale)
+    G = np.array([[5e-324], [-1e-310]])
+    found = GramInverse.of(Samples(z, EXACT, np.ones((1, 3)), z)).times(exact(G))
+    assert holds(found, np.zeros((2, 1)), [[Fraction(g) / (3 * Fraction(scale) ** 2)] for [g] in G])
