@@ -72,6 +72,7 @@ class Conv(Layer):
 
     def grid(self, below: Shape) -> Grid:
         """Return where the filters lie on maps of this shape, or raise ValueError."""
+        self.check()  # 2.0 would be taken for the 2 that has been asked for
         _, size = maps_of(below)
         return _grid(size, self.kernel, self.stride, self.padding, self.dilation)
 
@@ -111,4 +112,4 @@ class Conv(Layer):
         return cls(given.out_channels, *options, given.groups, given.bias is not None)
 
 
-_grid = functools.lru_cache(maxsize=256, typed=True)(Grid.of)  # each point of a network asks
+_grid = functools.lru_cache(maxsize=256)(Grid.of)  # each point of a network asks
