@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from ..engine.floats import EPSILON, SMALLEST, gamma
-from ..engine.threads import in_order
+from ..engine.threads import in_order, one_thread
 from ..fitting.gram_sums import gram_sum, gram_terms
 from .enclosed_algebra import doubled_product, doubled_residual
 from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, sound
@@ -166,11 +166,15 @@ def _lengths(z: np.ndarray, roots: np.ndarray) -> np.ndarray:
 
 
 def _inverse(A: np.ndarray) -> np.ndarray | None:
-    """Return the inverse of a symmetric A by Cholesky's factors, or None; half the work of LU's."""
-    factor, failed = scipy.linalg.lapack.dpotrf(A.T, clean=False)
-    if failed:
-        return None
-    P, failed = scipy.linalg.lapack.dpotri(factor, overwrite_c=True)
+    """Return the inverse of a symmetric A by Cholesky's factors, or None; half the work of LU's.
+
+    On one thread: LAPACK's have so little to do between two meetings that they wait for each other.
+    """
+    with one_thread():
+        factor, failed = scipy.linalg.lapack.dpotrf(A.T, clean=False)
+        if failed:
+            return None
+        P, failed = scipy.linalg.lapack.dpotri(factor, overwrite_c=True)
     if failed:
         return None
     P = P.T  # whose lower triangle it is
