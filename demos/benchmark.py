@@ -202,9 +202,9 @@ def plane_rows(
     return rows
 
 
-LANDSCAPER = """
-import sys, time, torch
-from landscaper.compute import compute_loss_landscape
+NEEDED = "from landscaper.compute import compute_loss_landscape; import torch; print('ready')"
+LANDSCAPER = f"""{NEEDED}
+import sys, time
 model, x, y, batch, steps, threads = torch.load(sys.argv[1], weights_only=False)
 torch.set_num_threads(threads)
 mean = torch.nn.MSELoss()
@@ -227,11 +227,19 @@ def landscaper_seconds(torch, python: Path, model, x, y, batch: int, steps: int)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pt"
         torch.save((model, x, y, batch, steps, torch.get_num_threads()), path)
-        command = [python, "-c", LANDSCAPER, path]
-        ran = subprocess.run(command, capture_output=True, text=True)
-    if ran.returncode:
-        raise RuntimeError(f"landscaper: {(ran.stderr.strip() or 'no message').splitlines()[-1]}")
-    return float(ran.stdout.split()[-1])
+        return float(printed(python, LANDSCAPER, path).split()[-1])
+
+
+def printed(python: Path, program: str, *arguments: Path) -> str:
+    """Return what a program prints that runs with landscaper; RuntimeError if it does not run."""
+    try:
+        ran = subprocess.run([python, "-c", program, *arguments], capture_output=True, text=True)
+    except OSError as error:
+        raise RuntimeError(f"--landscaper: expected a Python, got {error}") from error
+    if ran.returncode or not ran.stdout:
+        said = (ran.stderr.strip() or "no message").splitlines()[-1]
+        raise RuntimeError(f"--landscaper: expected a Python with landscaper, got {said}")
+    return ran.stdout
 
 
 def sparse_rows(net: Network, data: TrainingSet, batch: int, repeats: int) -> list[Row]:
@@ -265,17 +273,11 @@ def sparse_rows(net: Network, data: TrainingSet, batch: int, repeats: int) -> li
     mine = lambda: list(in_order(lambda part: W @ part, chunks, np))  # noqa: E731
     single = in_turn(mine, lambda: entries @ o, repeats)
     flops, name = training_flops(net, len(data), 1), f"small network, {len(data)} images"
-    moved, image = activation_bytes(theta, data), 8 * sum(W.shape)
+    moved, work = activation_bytes(theta, data), (2 * entries.nnz * batch, 8 * sum(W.shape) * batch)
     risk = in_turn(lambda: net.risk(theta, data, LOSS), forward, repeats)
     both = in_turn(lambda: net.risk_and_gradient(theta, data, LOSS), step, repeats)
     return [
-        Row(
-            f"convolution {C}-{T}, forward, CSR",
-            "float64",
-            *single,
-            2 * entries.nnz * batch,
-            batch * image,
-        ),
+        Row(f"convolution {C}-{T}, forward, CSR", "float64", *single, *work),
         Row(f"{name}, risk, CSR", "float64", *risk, flops / 3, 2 * moved),
         Row(f"{name}, step, CSR", "float64", *both, flops, 5 * moved),
     ]
@@ -338,6 +340,8 @@ def run(options: argparse.Namespace) -> int:
         import torch
     except ImportError as error:
         raise RuntimeError(f"the benchmark needs PyTorch: {error}") from error
+    if options.landscaper is not None:
+        printed(options.landscaper, NEEDED)
     images = datasets.bundled().subset(options.samples, 0)
     torch.set_num_threads(WORKERS)
     small = TrainingSet(images.pixels(), one_hot(images.labels, images.classes))

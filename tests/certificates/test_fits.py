@@ -13,6 +13,7 @@ from exact_fits import (
     fractions_of,
     solve,
 )
+from threadpoolctl import threadpool_limits
 
 from tinyspur.certificates import gram
 from tinyspur.certificates.class_fits import class_fit, distinct_columns, independent_columns
@@ -291,3 +292,21 @@ def test_sums_over_blocks_of_samples_are_those_over_all(monkeypatch):
     A = [[sum(a * b for a, b in zip(u, v, strict=True)) for v in A] for u in A]
     best = solve(A, fractions_of(G.middle.T))
     assert holds(found.T, np.zeros((3, 2)), best)
+
+
+@pytest.mark.parametrize("scale", [2.0**-40, 1.0, 2.0**60])
+def test_a_tiny_sum_times_an_inverse_is_enclosed(scale):
+    """In rationals, for features of one kind: A is their number times the square of their size."""
+    z = np.full((3, 1), scale)
+    G = np.array([[5e-324], [-1e-310]])
+    found = GramInverse.of(Samples(z, EXACT, np.ones((1, 3)), z)).times(exact(G))
+    assert holds(found, np.zeros((2, 1)), [[Fraction(g) / (3 * Fraction(scale) ** 2)] for [g] in G])
+
+
+def test_an_inverse_has_the_same_bits_for_any_number_of_threads():
+    z = np.random.default_rng(0).normal(size=(150, 50))
+    samples, found = Samples(z, EXACT, np.ones((1, 150)), z), []
+    for threads in (1, 2):
+        with threadpool_limits(threads, user_api="blas"):
+            found.append(GramInverse.of(samples).P.tobytes())
+    assert found[0] == found[1]

@@ -180,3 +180,17 @@ def test_a_bound_through_a_sparse_inverse_holds_for_all_nearby_matrices(scale):
                 assert abs(exactly - Fraction(middle)) <= Fraction(off)
     assert bound.radius.max() < 1e-6 * abs(bound.middle).max()
     assert not bound.middle[:, ~used].any()
+
+
+def test_a_bound_through_an_inverse_holds_where_its_share_underflows():
+    M = 100 * np.eye(6) + 1  # of entries enough that it is not taken to be sparse
+    bound = through_inverse(exact(np.full((1, 6), 1e-323)), Enclosure(M, M / 16) * 2.0**-540)
+    for near in (15 / 16 * M, 17 / 16 * M):
+        change = 1e-323 * 2.0**540 * np.linalg.inv(near).sum(axis=0)
+        assert (abs(change - bound.middle) <= bound.radius).all()
+
+
+def test_a_bound_through_a_sparse_inverse_that_overflows_says_that_nothing_is_known():
+    bound = through_inverse(exact(np.array([[1e300, 1.0]])), exact(np.diag([1e-300, 1.0])))
+    assert (bound.middle == [0, 1]).all()
+    assert bound.radius[0, 0] == np.inf > bound.radius[0, 1]

@@ -1,6 +1,7 @@
 """The benchmark runs, and its table says what its file says."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -48,3 +49,14 @@ def test_a_number_that_is_too_small_is_refused_in_one_line(option, benchmark, ca
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("python", ["none", sys.executable])
+def test_a_python_without_landscaper_is_refused_before_anything_is_timed(
+    python, benchmark, tmp_path, capsys
+):
+    assert benchmark.main(["--landscaper", str(tmp_path / python)]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: --landscaper: expected a Python")
+    assert printed.err.count("\n") == 1
+    assert not printed.out

@@ -207,6 +207,13 @@ def test_a_stride_that_is_no_positive_whole_number_is_refused(stride):
         Network((1, 5), [Conv(1, 3, stride)])
 
 
+@pytest.mark.parametrize("kernel", [(2.0, 1), (2, True), np.array([2, 1]), {2: 1}])
+def test_a_layer_takes_no_option_because_it_took_an_equal_one_before(kernel):
+    assert Conv(2, (2, 1)).output_shape((1, 5, 5)) == (2, 5, 5)
+    with pytest.raises(ValueError, match="expected positive whole numbers"):
+        Conv(2, kernel).output_shape((1, 5, 5))
+
+
 def test_a_convolution_is_printed_with_what_was_given():
     assert repr(Conv(2)) == "Conv(maps=2, kernel=3)"
     assert repr(Conv(2, 5, 3)) == "Conv(maps=2, kernel=5, stride=3)"

@@ -273,6 +273,13 @@ def test_the_spec_of_a_block_names_what_is_not_usual():
     )
 
 
+def test_a_block_of_max_pooling_counts_the_entries_that_it_has_for_any_input():
+    net = Network((1, 4), [Conv(2), Residual([MaxPool(3, stride=1, padding=1)]), Dense(1)])
+    block, o = net.zeros().W[2], np.arange(8.0)[:, None]
+    assert repr(block) == "BlockMatrix(16 x 8, MaxPoolingMatrix 8 x 8, 8 carried, 16 nonzeros)"
+    assert np.count_nonzero(block.at(o).toarray()) == block.nnz == block.at(o).nnz
+
+
 @over_networks
 def test_points_of_blocks_are_saved_and_loaded(net, tmp_path):
     theta = point(net)

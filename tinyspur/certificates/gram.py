@@ -10,10 +10,10 @@ import numpy as np
 import scipy.linalg
 
 from ..engine.floats import EPSILON, SMALLEST, gamma
-from ..engine.threads import in_order
+from ..engine.threads import in_order, one_thread
 from ..fitting.gram_sums import gram_sum, gram_terms
 from .enclosed_algebra import doubled_product, doubled_residual
-from .enclosures import WIDER, Enclosure, concatenate, exact
+from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, sound
 
 BLOCK = 10**6  # features that are split for doubled precision at a time, on each core
 TOGETHER = 4  # of these that are part of one sum
@@ -141,11 +141,13 @@ class GramInverse(NamedTuple):
         d = float(E.max()) * (1 + 4 * gamma(k))
         return cls(scale, P, d / (1 - d) * WIDER) if d < 1 else None
 
+    @np.errstate(**QUIET)
     def times(self, G: Enclosure) -> Enclosure:
         """Return G A^-1, G (d_y, k)."""
         found = Enclosure(G.middle * self.scale, G.radius * self.scale + SMALLEST) @ self.P
-        more = self.share * found.magnitude.max(axis=1, keepdims=True)
-        return Enclosure(found.middle * self.scale, (found.radius + more) * self.scale * WIDER)
+        more = self.share * found.magnitude.max(axis=1, keepdims=True) + SMALLEST
+        radius = (found.radius + more) * self.scale * WIDER + 2 * SMALLEST
+        return sound(found.middle * self.scale, radius)
 
     def spread(self, length: np.ndarray) -> np.ndarray:
         """Return bounds of |sum_i e_i sqrt(c_i) z_i^T A^-1|, e of `length` (d_y,): (d_y, k).
@@ -164,11 +166,15 @@ def _lengths(z: np.ndarray, roots: np.ndarray) -> np.ndarray:
 
 
 def _inverse(A: np.ndarray) -> np.ndarray | None:
-    """Return the inverse of a symmetric A by Cholesky's factors, or None; half the work of LU's."""
-    factor, failed = scipy.linalg.lapack.dpotrf(A.T, clean=False)
-    if failed:
-        return None
-    P, failed = scipy.linalg.lapack.dpotri(factor, overwrite_c=True)
+    """Return the inverse of a symmetric A by Cholesky's factors, or None; half the work of LU's.
+
+    On one thread: LAPACK's have so little to do between two meetings that they wait for each other.
+    """
+    with one_thread():
+        factor, failed = scipy.linalg.lapack.dpotrf(A.T, clean=False)
+        if failed:
+            return None
+        P, failed = scipy.linalg.lapack.dpotri(factor, overwrite_c=True)
     if failed:
         return None
     P = P.T  # whose lower triangle it is

@@ -23,7 +23,7 @@ from ..engine.threads import in_order
 from ..layers import BlockMatrix, Dense
 from .class_fits import LARGEST, ClassFit, class_fit
 from .enclosed_algebra import doubled_product, two_sum
-from .enclosures import WIDER, Enclosure, concatenate, exact, inexact, product
+from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, inexact, product, sound
 from .gram import Samples
 
 SPARSE = 4  # entries of a row up to which, on average, a matrix is sparse
@@ -148,6 +148,7 @@ def _of_features(fit: ClassFit) -> Enclosure | None:
     return found
 
 
+@np.errstate(**QUIET)
 def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
     """Return D'' with D'' M = D, D (d, k) and M (n, k); None where none is shown to exist.
 
@@ -165,7 +166,8 @@ def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
     e = _sparse_error(Q, M) if _is_sparse(Q) and _is_sparse(M.radius) else _error(Q, M)
     if not e < 1:
         return None
-    more = D.magnitude.max(axis=1, keepdims=True) * (e / (1 - e) * WIDER)
+    largest = D.magnitude.max(axis=1, keepdims=True)
+    more = largest * (e / (1 - e) * WIDER) + SMALLEST * (largest > 0)  # Q may be large
     change = _products(Q.T)(D.wider(more).T).T
     shape = len(D), len(used)
     found = Enclosure(np.zeros(shape), np.zeros(shape))
@@ -232,7 +234,7 @@ def _products(Q: np.ndarray) -> Callable[[Enclosure], Enclosure]:
 
     def product(M: Enclosure) -> Enclosure:
         off = sizes @ inexact(abs(M.middle), M.radius, share) + 2 * terms * SMALLEST
-        return Enclosure(few @ M.middle, off * (1 + 2 * share))
+        return sound(few @ M.middle, off * (1 + 2 * share))
 
     return product
 

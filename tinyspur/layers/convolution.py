@@ -68,12 +68,16 @@ class Conv(Layer):
         return (self.maps, below[0] // self.groups, *self.grid(below).size)
 
     def matrix(self, below: Shape, weights: Array) -> ConvolutionMatrix:
-        return ConvolutionMatrix.on(self.grid(below), weights, self.groups)
+        return ConvolutionMatrix.on(self._grid(below), weights, self.groups)
 
     def grid(self, below: Shape) -> Grid:
         """Return where the filters lie on maps of this shape, or raise ValueError."""
+        self.check()  # 2.0 would be taken for the 2 that has been asked for
+        return self._grid(below)
+
+    def _grid(self, below: Shape) -> Grid:
         _, size = maps_of(below)
-        return _grid(size, self.kernel, self.stride, self.padding, self.dilation)
+        return _grid_of(size, self.kernel, self.stride, self.padding, self.dilation)
 
     @staticmethod
     def torch_classes(directions: int) -> tuple[type[nn.Module], ...]:
@@ -111,4 +115,4 @@ class Conv(Layer):
         return cls(given.out_channels, *options, given.groups, given.bias is not None)
 
 
-_grid = functools.lru_cache(maxsize=256, typed=True)(Grid.of)  # each point of a network asks
+_grid_of = functools.lru_cache(maxsize=256)(Grid.of)  # each point of a network asks

@@ -323,7 +323,10 @@ class BlockMatrix(WeightMatrix):
 
     @property
     def nnz(self) -> int:
-        return int(self.tocsr().nnz)
+        if not self.selects:
+            return int(self.tocsr().nnz)
+        kept = 0 if self.alone else self.shape[0] - self.rows
+        return self.own_matrix.nnz + self.rows * (self.added is not None) + kept
 
     def gradient(self, delta: Array, o: Array) -> Array:
         return self.own_matrix.gradient(delta[: self.rows], o[self.read])
