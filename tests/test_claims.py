@@ -164,13 +164,20 @@ def test_the_layers_that_are_timed_are_those_of_the_benchmark():
         f"{kind} pooling, size {size}, stride {stride}, of {maps} maps of {side} × {side}"
         for kind, maps, side, size, stride, _ in benchmark.POOLINGS
     ]
+    first, *wide = ((C, T, benchmark.SIDE, 3, 1, 1) for C, T in benchmark.WIDE)
     names += [
         f"convolution {below}-{maps}, {size} × {size} of {side} × {side}"
         + f", stride {stride}" * (stride > 1)
-        for below, maps, side, size, stride, _ in (*benchmark.LENET, *benchmark.RESNET)
+        for below, maps, side, size, stride, _ in (
+            *(first, *benchmark.LENET, *benchmark.RESNET),
+            *wide,
+        )
     ]
     assert [row[0] for row in rows] == names
-    assert all(0.1 < float(number) < 1000 for row in rows for number in row[1:])
+    for _, *ratios, milliseconds, product, copy, forward, both in rows:
+        assert all(0.1 < float(ratio) < 100 for ratio in (*ratios, forward, both))
+        assert 0.1 < float(milliseconds) < 10_000
+        assert all(0 <= int(share.removesuffix(" %")) <= 100 for share in (product, copy))
 
 
 @pytest.mark.parametrize(
