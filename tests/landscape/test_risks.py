@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from landscape_problems import LOSS, network, point, same_bits, samples
+from shared import ROOT, load_program
 
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.network import Network
@@ -197,3 +198,6 @@ def test_a_scan_is_read_by_landscaper(tmp_path):
     assert [float(number) for number in places.split()] == [0.5, 0.5, -1.0, -1.0]
     assert found.risks[3, 3] == found.risks.min() and found.risks[0, 0] == found.risks.max()
     assert int(leaves) >= 1
+    model, x = torch.nn.Linear(1, 1), torch.zeros(4, 1)  # the benchmark's row beside it
+    benchmark = load_program(ROOT / "demos" / "benchmark.py")
+    assert benchmark.landscaper_seconds(torch, python, model, x, x, 2, 3) > 0
