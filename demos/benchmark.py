@@ -24,7 +24,6 @@ if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
     signal.signal(signal.SIGINT, lambda *_: os._exit(os.write(2, b"interrupted\n") and 130))
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from tinyspur import datasets
 from tinyspur.console import exit_status, step
@@ -33,7 +32,7 @@ from tinyspur.engine.losses import one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.engine.passes import CACHED, even_slices
-from tinyspur.engine.threads import WORKERS, in_order
+from tinyspur.engine.threads import WORKERS, blas, in_order
 from tinyspur.files import check_outputs, write_json
 from tinyspur.fitting.cost import training_flops
 from tinyspur.fitting.training import kaiming_start
@@ -293,14 +292,6 @@ def entries_gradient(W, delta: np.ndarray, o: np.ndarray) -> np.ndarray:
     return found
 
 
-def blas() -> str:
-    """Return NumPy's BLAS and which of its kernels it takes here."""
-    found = [library for library in ThreadpoolController().info() if library["user_api"] == "blas"]
-    own = [library for library in found if "numpy" in library["filepath"]] or found
-    keys = ("internal_api", "version", "architecture")
-    return " ".join(str(own[0].get(key, "")) for key in keys) if own else "BLAS unknown"
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
@@ -352,7 +343,8 @@ def run(options: argparse.Namespace) -> int:
     )
     paper = Network(colours.x.shape[1:], [*map(Conv, PAPER), Dense(10)])
     little = Network(small.x.shape[1:], [*map(Conv, SMALL), Dense(10)])
-    print(f"{WORKERS} cores, {blas()}; GFLOP/s of the engine and of PyTorch (CSR in the last rows)")
+    kernels = " ".join(blas().get(key, "") for key in ("internal_api", "version", "architecture"))
+    print(f"{WORKERS} cores, {kernels}; GFLOP/s of the engine and of PyTorch (CSR in the last rows)")
     columns = f"{'median':>13}{'engine':>8}{'other':>8}{'ratio':>8}{'product':>8}{'memory':>8}"
     print(f"{'':<42}{'':>8}{columns}", flush=True)
     rows, peaks, copied = [], {}, bandwidth(options.repeats)
@@ -383,7 +375,7 @@ def run(options: argparse.Namespace) -> int:
     rows += found
     if options.json is not None:
         table = [asdict(row) | {"ratio": row.ratio} for row in rows]
-        speeds = {"cores": WORKERS, "blas": blas(), "peaks": peaks, "bandwidth": copied}
+        speeds = {"cores": WORKERS, "blas": kernels, "peaks": peaks, "bandwidth": copied}
         write_json(options.json, speeds | {"rows": table})
     return 0
 

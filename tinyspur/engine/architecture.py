@@ -31,7 +31,7 @@ from .activations import Activation, Identity, ReLU, activation_named
 from .backend import Array, namespace
 from .plain import whole
 
-MEMORY_BUDGET = 64 * 2**20  # bytes of activations that a thread may hold at once during a pass
+MEMORY_BUDGET = 128 * 2**20  # bytes of activations that a thread may hold at once during a pass
 
 
 @dataclass(frozen=True, repr=False)

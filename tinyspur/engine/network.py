@@ -78,10 +78,9 @@ class Network(Architecture):
     ) -> tuple[float, Parameters]:
         """Return R(theta) and its gradient by backpropagation; a kink counts as inactive."""
         y = self.targets(theta, data, loss)
-        overwrite = all(type(sigma) is ReLU for sigma in self.activations)
 
         def chunk(rows: slice, columns: Array) -> tuple[Array, Array]:
-            trace = list(passes.steps(theta, columns, overwrite))
+            trace = list(passes.steps(theta, columns, self._overwrites))
             o, part = trace[-1].o, self.zeros(like=theta.vector)
             passes.add_gradient(trace, loss.gradient(o, y[:, rows]), part)
             return loss.value(o, y[:, rows]), part.vector
@@ -106,7 +105,8 @@ class Network(Architecture):
         y = self.targets(theta, data, loss)
 
         def chunk(rows: slice, columns: Array) -> Array:
-            trace, product = list(passes.steps(theta, columns)), self.zeros(like=theta.vector)
+            trace = list(passes.steps(theta, columns, self._overwrites))
+            product = self.zeros(like=theta.vector)
             o, moved = trace[-1].o, passes.moves(trace, direction)
             delta = loss.gradient(o, y[:, rows])
             change = loss.curvature(o, y[:, rows], moved[-1].o)
@@ -180,6 +180,11 @@ class Network(Architecture):
             theta, x, lambda _, o: (W @ self.layer_output(theta, o, layer - 1))[: W.rows]
         )
         return np.concatenate([to_numpy(part) for part in parts], axis=1)
+
+    @property
+    def _overwrites(self) -> bool:
+        """Return whether all that derivatives need of z^l can be read off o^l, see `neurons`."""
+        return all(type(sigma) is ReLU for sigma in self.activations)
 
     def targets(self, theta: Parameters, data: TrainingSet, loss: Loss) -> Array:
         """Return the targets as columns (d_y, N), on the device of `theta`, checked."""

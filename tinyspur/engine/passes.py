@@ -101,11 +101,16 @@ def unread(W: WeightMatrix, b: Array | None, size: Array) -> Array:
 
 
 def steps(theta: Parameters, columns: Array, overwrite: bool = False) -> Iterator[Step]:
-    """Yield the steps of a pass, for l = 1..L; `columns` (n_0, N) are the inputs."""
+    """Yield the steps of a pass, for l = 1..L; `columns` (n_0, N) are the inputs.
+
+    With `overwrite`, see `neurons`, those below the last hold until this thread's next such pass.
+    """
     o = columns
     for layer, W in theta.W.items():
         below = o
-        z, o = neurons(theta, layer, W @ below, overwrite)
+        brief = overwrite and layer < theta.net.depth
+        products = W.brief_product(below, f"trace {layer}") if brief else W @ below
+        z, o = neurons(theta, layer, products, overwrite)
         b = theta.b.get(layer)
         yield Step(layer, W, b, below, z, o, theta.net.activation_at(layer))
 
@@ -158,21 +163,26 @@ class Move(NamedTuple):
 
 
 def moves(trace: list[Step], direction: Parameters) -> list[Move]:
-    """Return for each step how it moves along `direction`."""
+    """Return for each step how it moves along `direction`, until this thread's next such call."""
     found: list[Move] = []
     for step in trace:
-        below = found[-1].o if found else None
-        xp, sigma, bend = namespace(step.z), step.activation, None
-        move = xp.zeros_like(step.z) if below is None else step.matrix @ below
-        if step.W.weights is not None:
-            move += direction.W[step.layer].trained @ step.below
+        below, sigma, bend = found[-1].o if found else None, step.activation, None
+        own, use = direction.W[step.layer].trained, f"moved {step.layer}"
+        if below is not None:
+            move = step.matrix.brief_product(below, use)
+            if own.weights is not None:
+                move += own.brief_product(step.below, "moves")
+        elif own.weights is not None:
+            move = own.brief_product(step.below, use)
+        else:
+            move = namespace(step.z).zeros_like(step.z)
         if step.b is not None:
             maps = step.W.by_map(move)
             maps += direction.b[step.layer][:, None]
         if sigma is not None:
             if not sigma.piecewise_linear:
                 bend = sigma.second_derivative(step.z) * move
-            move = move * step.slopes
+            move *= step.slopes
         found.append(Move(below, move, bend))
     return found
 
@@ -208,7 +218,7 @@ def add_hessian_product(
         if step.layer > 1:
             change = W.T @ change
             if W.weights is not None:
-                change += direction.W[step.layer].trained.T @ delta
+                change += direction.W[step.layer].trained.T.brief_product(delta, "moves")
             delta = W.T @ delta
 
 

@@ -110,6 +110,14 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
+@functools.cache
+def blas() -> dict[str, object]:
+    """Return what threadpoolctl says of NumPy's BLAS; nothing where it knows none."""
+    found = [library for library in _blas().info() if library["user_api"] == "blas"]
+    own = [library for library in found if "numpy" in library["filepath"]]
+    return next(iter(own or found), {})
+
+
 _KEPT = threading.local()
 
 

@@ -15,7 +15,7 @@ from .grid import Grid
 from .layer import is_positive
 from .lowering import lines_apart, lowered, raised
 from .matrix import TransposedMatrix, WeightMatrix
-from .wide_products import outer, product
+from .wide_products import add_outer, product
 
 STRIP_BYTES = 3 * 2**20  # patches that a convolution holds at once: small enough for the caches
 
@@ -239,7 +239,7 @@ class ConvolutionMatrix(WeightMatrix):
                 if multiply:
                     product(filters[maps], patches, rows[maps, strip].swapaxes(0, 1))
                 if delta is not None:
-                    total[maps] += outer(delta[maps, strip].swapaxes(0, 1), patches)
+                    add_outer(delta[maps, strip].swapaxes(0, 1), patches, total[maps])
         return (
             out.reshape(self.shape[0], -1) if multiply else None,
             None if total is None else xp.moveaxis(total.reshape(T, *kernel, C), -1, 1),

@@ -12,7 +12,6 @@ from ..engine.backend import Array, namespace, to_numpy
 from ..engine.plain import plain_array
 from .layer import Layer, Shape, check_bias, is_positive
 from .matrix import WeightMatrix
-from .wide_products import outer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +95,7 @@ class DenseMatrix(WeightMatrix):
         return int((self.weights != 0).sum())
 
     def gradient(self, delta: Array, o: Array) -> Array:
-        return outer(delta, o)
+        return delta @ o.T
 
     def gathered(self, o: Array) -> Array:
         return o[:, None]

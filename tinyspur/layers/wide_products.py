@@ -5,37 +5,56 @@ from __future__ import annotations
 import numpy as np
 
 from ..engine.backend import Array, namespace
+from ..engine.threads import blas, scratch
 
-SMALL = 10**6  # multiplications up to which OpenBLAS takes its kernels for small matrices
+SMALL = 10**6  # multiplications up to which OpenBLAS takes its AVX-512 kernels for small matrices
 SHORTEST = 256  # columns below which more and smaller products cost more than they save
+FEW = 8  # rows below which OpenBLAS without AVX-512 is faster with one vector at a time
+BLOCK = 2**19  # bytes of columns that all of these vectors meet while they are in the caches
 
 
 def product(A: Array, B: Array, out: Array) -> None:
     """Write A @ B to `out`, for each of a stack of B (..., k, n) or for one; A is (m, k)."""
-    parts = _parts(len(A), B)
-    if parts > 1:
-        B, out = _blocks(B, parts), _blocks(out, parts)
+    few = FEW if B.itemsize == 8 else FEW // 2  # in float32 4 and 6 rows are as fast as vectors
+    vectors = len(A) < few and _without_avx512(B)
+    B, out = _split(_parts(len(A), B, vectors), B, out)
+    if vectors:
+        A, B, out = A[:, None], B[..., None, :, :], out[..., None, :]
     namespace(B).matmul(A, B, out=out)
 
 
-def outer(A: Array, B: Array) -> Array:
-    """Return A @ B.T, the sum over many columns of A (..., m, n) and B (..., k, n), over stacks."""
-    parts = _parts(A.shape[-2], B)
-    if parts > 1:
-        A, B = _blocks(A, parts), _blocks(B, parts)
-    found = A @ B.swapaxes(-1, -2)
-    return found.sum(axis=tuple(range(found.ndim - 2))) if found.ndim > 2 else found
+def add_outer(A: Array, B: Array, total: Array) -> None:
+    """Add A @ B.T to `total` (m, k), for all of a stack of A (..., m, n) and of B (..., k, n)."""
+    vectors = A.shape[-2] < FEW and _without_avx512(B)
+    A, B = _split(_parts(A.shape[-2], B, vectors), A, B)
+    found = scratch((*A.shape[:-1], B.shape[-2]), B, "products")
+    if vectors:
+        np.matmul(B[..., None, :, :], A[..., None], out=found[..., None])
+    else:
+        namespace(B).matmul(A, B.swapaxes(-1, -2), out=found)
+    one = found.size == total.size
+    total += found.reshape(total.shape) if one else found.sum(axis=tuple(range(found.ndim - 2)))
 
 
-def _parts(rows: int, B: Array) -> int:
+def _without_avx512(B: Array) -> bool:
+    """Return whether products are on the host, by OpenBLAS's kernels for AVX2."""
+    return namespace(B) is np and blas().get("architecture") in ("Haswell", "Zen")
+
+
+def _parts(rows: int, B: Array, vectors: bool) -> int:
     """Return into how many products of equally many columns it is cheapest to split this one."""
-    columns = B.shape[-1]
-    parts = -(-rows * B.shape[-2] * columns // SMALL)
+    k, columns = B.shape[-2:]
+    if vectors:
+        parts = -(-k * columns * B.itemsize // BLOCK)
+    else:
+        parts = 1 if _without_avx512(B) else -(-rows * k * columns // SMALL)
     if namespace(B) is not np or not 1 < parts <= columns // SHORTEST:
         return 1
     return next((n for n in range(parts, 2 * parts) if columns % n == 0), 1)
 
 
-def _blocks(X: Array, parts: int) -> Array:
-    """Return the columns of X (..., rows, parts * size) as a view (..., parts, rows, size)."""
-    return X.reshape(*X.shape[:-1], parts, -1).swapaxes(-3, -2)
+def _split(parts: int, *matrices: Array) -> tuple[Array, ...]:
+    """Return the columns of each X (..., rows, parts * size) as a view (..., parts, rows, size)."""
+    if parts == 1:
+        return matrices
+    return tuple(X.reshape(*X.shape[:-1], parts, -1).swapaxes(-3, -2) for X in matrices)
