@@ -40,6 +40,20 @@ def test_an_error_in_a_thread_is_raised(monkeypatch):
     assert list(threads.in_order(str, range(5), np)) == list("01234")
 
 
+def test_results_before_an_error_come_first_whoever_works(monkeypatch):
+    monkeypatch.setattr(threads, "WORKERS", 3)
+
+    def slow(item):
+        time.sleep(0.01 * (item % 3))
+        return 1 // (5 - item)
+
+    found = []
+    with pytest.raises(ZeroDivisionError):
+        for result in threads.in_order(slow, range(9), np):
+            found.append(result)
+    assert found == [0, 0, 0, 0, 1]
+
+
 def test_what_a_thread_runs_in_order_it_runs_alone(monkeypatch):
     monkeypatch.setattr(threads, "WORKERS", 2)
     inner = lambda n: list(threads.in_order(lambda k: (n, k), range(4), np))  # noqa: E731

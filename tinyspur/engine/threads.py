@@ -10,7 +10,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -26,10 +26,11 @@ KEPT_BYTES = 12 * 2**20  # what a thread keeps at most for each use
 def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
     """Yield function(item) for all items, in their order.
 
-    On the host one thread for each core works on them, or within `one_thread` this thread alone.
-    BLAS is kept to one thread meanwhile, also for a single item, so that no bit of a result depends
-    on the number of cores. At most as many results wait as there are cores. A function that itself
-    runs items in order does so on its own thread; it must not do so on threads that it starts.
+    On the host this thread and one more for each other core work on them, or within `one_thread`
+    this thread alone. BLAS is kept to one thread meanwhile, also for a single item, so that no bit
+    of a result depends on the number of cores. At most one result more waits than there are cores.
+    A function that itself runs items in order does so on its own thread; it must not do so on
+    threads that it starts.
     """
     if xp is not np:
         yield from map(function, items)
@@ -37,26 +38,56 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
     items = iter(items)
     first = list(itertools.islice(items, 2))
     items = itertools.chain(first, items)
-    waiting: deque = deque()
+    waiting: deque[_Task] = deque()
     with _ONE_THREAD:
         if WORKERS == 1 or _ALONE.get() or len(first) < 2:
             yield from map(function, items)
             return
-        pool, here = _pool(WORKERS), os.getpid()
+        here = os.getpid()
         try:
-            for item in items:  # in a copy of this context, where np.errstate is the same
-                context = contextvars.copy_context()
-                context.run(_ALONE.set, True)
-                waiting.append(pool.submit(context.run, function, item))
+            for item in items:
+                waiting.append(_Task(function, item))
                 if len(waiting) > WORKERS:
-                    yield waiting.popleft().result()
+                    yield _next(waiting)
             while waiting:
-                yield waiting.popleft().result()
+                yield _next(waiting)
         finally:
             if os.getpid() == here:  # a child has none of its parent's threads
-                for result in waiting:
-                    result.cancel()
-                wait(waiting)
+                wait([task.result for task in waiting if not task.result.cancel()])
+
+
+class _Task:
+    """An item that a thread of the pool works on, unless the calling thread does it before."""
+
+    def __init__(self, function: Callable, item: object):
+        self.work = functools.partial(contextvars.copy_context().run, _alone, function, item)
+        self.result = _pool(WORKERS - 1).submit(self.work)
+
+    def do_here(self) -> bool:
+        """Return whether no thread had begun: then it is done now."""
+        if not self.result.cancel():
+            return False
+        self.result = Future()
+        try:
+            self.result.set_result(self.work())
+        except Exception as error:
+            self.result.set_exception(error)
+        return True
+
+
+def _next(waiting: deque[_Task]) -> object:
+    """Return the result of the first task, and work on any of them until it is there."""
+    task = waiting.popleft()
+    task.do_here()
+    while not task.result.done() and any(other.do_here() for other in waiting):
+        pass
+    return task.result.result()
+
+
+def _alone(function: Callable, item: object) -> object:
+    """Return function(item), in a context where passes run on the calling thread alone."""
+    _ALONE.set(True)
+    return function(item)
 
 
 @functools.cache
