@@ -344,7 +344,7 @@ def run(options: argparse.Namespace) -> int:
     paper = Network(colours.x.shape[1:], [*map(Conv, PAPER), Dense(10)])
     little = Network(small.x.shape[1:], [*map(Conv, SMALL), Dense(10)])
     kernels = " ".join(blas().get(key, "") for key in ("internal_api", "version", "architecture"))
-    print(f"{WORKERS} cores, {kernels}; GFLOP/s of the engine and of PyTorch (CSR in the last rows)")
+    print(f"{WORKERS} cores, {kernels}; GFLOP/s: engine, PyTorch (CSR in the last rows)")
     columns = f"{'median':>13}{'engine':>8}{'other':>8}{'ratio':>8}{'product':>8}{'memory':>8}"
     print(f"{'':<42}{'':>8}{columns}", flush=True)
     rows, peaks, copied = [], {}, bandwidth(options.repeats)
