@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from ..engine.floats import EPSILON, SMALLEST, gamma
-from ..engine.threads import in_order, one_thread
+from ..engine.threads import in_order, one_thread, scratch
 from ..fitting.gram_sums import gram_sum, gram_terms
 from .enclosed_algebra import doubled_product, doubled_residual
 from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, sound
@@ -18,6 +18,7 @@ from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, sound
 BLOCK = 10**6  # features that are split for doubled precision at a time, on each core
 TOGETHER = 4  # of these that are part of one sum
 COPIED = 256  # rows of an inverse that are copied from its other triangle at a time
+COLUMNS = 512  # of a product with an inverse that a core computes at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,13 @@ class GramInverse(NamedTuple):
         scale = 2.0 ** -np.round(np.log2(lengths))
         if np.ptp(np.log2(scale)) > 400:
             return None
-        A = gram_sum(lambda rows: samples.z[rows] * scale * roots[rows], len(samples))
+
+        def scaled(rows: slice) -> np.ndarray:
+            z = samples.z[rows]
+            found = np.multiply(z, scale, out=scratch(z.shape, scale, "scaled"))
+            return found if weights is None else np.multiply(found, roots[rows], out=found)
+
+        A = gram_sum(scaled, len(samples))
         lengths, more = lengths * scale, np.zeros(k)
         if samples.inexact.any():
             more = _lengths(np.broadcast_to(samples.inexact, samples.z.shape), roots) * scale
@@ -133,12 +140,16 @@ class GramInverse(NamedTuple):
         if P is None:
             return None
         terms = gram_terms(len(samples)) + 8 * (weights is not None)
-        share, off = gamma(terms) + gamma(k), A @ P
-        off.ravel()[:: k + 1] -= 1
-        E, sizes = np.abs(off, out=off).sum(axis=0), np.abs(P, out=A)
-        E += (share * lengths.sum() + more.sum()) * ((lengths + more) @ sizes)
-        E += lengths.sum() * (more @ sizes)
-        d = float(E.max()) * (1 + 4 * gamma(k))
+        share = gamma(terms) + gamma(k)
+        reach = (share * lengths.sum() + more.sum()) * (lengths + more) + lengths.sum() * more
+
+        def largest_sum(columns: slice) -> float:
+            off = A @ P[:, columns]
+            off[columns].ravel()[:: off.shape[1] + 1] -= 1
+            return float((abs(off).sum(axis=0) + reach @ abs(P[:, columns])).max())
+
+        blocks = (slice(n, n + COLUMNS) for n in range(0, k, COLUMNS))
+        d = max(in_order(largest_sum, blocks, np)) * (1 + 4 * gamma(k))
         return cls(scale, P, d / (1 - d) * WIDER) if d < 1 else None
 
     @np.errstate(**QUIET)

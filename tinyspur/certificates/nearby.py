@@ -157,13 +157,16 @@ def through_inverse(D: Enclosure, M: Enclosure) -> Enclosure | None:
     max |D| e / (1 - e).
     """
     used = (M.middle != 0).any(axis=1) | (M.radius != 0).any(axis=1)
-    M = M if used.all() else M[used]
-    if len(M) < M.shape[1] or not np.isfinite(M.middle).all():
+    n, k = int(used.sum()), M.shape[1]
+    if n < k or not np.isfinite(M.middle).all():
         return None
-    Q = _left_inverse(M.middle)
-    if Q is None:
-        return None
-    e = _sparse_error(Q, M) if _is_sparse(Q) and _is_sparse(M.radius) else _error(Q, M)
+    if n == k and _is_sparse(M.middle) and _is_sparse(M.radius):
+        middle, radius = (scipy.sparse.csr_array(part)[used] for part in (M.middle, M.radius))
+        Q, e = _sparse_inverse(middle, radius)
+    else:
+        M = M if used.all() else M[used]
+        Q = _left_inverse(M.middle)
+        e = np.inf if Q is None else _error(Q, M)
     if not e < 1:
         return None
     largest = D.magnitude.max(axis=1, keepdims=True)
@@ -186,27 +189,32 @@ def _error(Q: np.ndarray, M: Enclosure) -> float:
     return max(in_order(largest_sum, _columns(len(Q)), np)) * (1 + 2 * gamma(len(Q)))
 
 
-def _sparse_error(Q: np.ndarray, M: Enclosure) -> float:
-    """Return the same for matrices of few entries."""
-    few, middle, radius = map(scipy.sparse.csr_array, (Q, M.middle, M.radius))
-    sizes, terms = abs(few), int(np.diff(few.indptr).max(initial=0)) + 2
+def _sparse_inverse(
+    middle: scipy.sparse.csr_array, radius: scipy.sparse.csr_array
+) -> tuple[np.ndarray | scipy.sparse.csr_array | None, float]:
+    """Return a float inverse of a matrix of few entries, or None, and the bound of `_error`."""
+    try:
+        factors = scipy.sparse.linalg.splu(middle.tocsc())
+    except RuntimeError:  # it is singular
+        return None, np.inf
+    n = middle.shape[0]
+    parts = [factors.solve(np.eye(n)[:, some]) for some in _columns(n)]
+    few = scipy.sparse.hstack([scipy.sparse.csc_array(part) for part in parts], format="csr")
+    terms = int(np.diff(few.indptr).max(initial=0)) + 2
     share, size = gamma(terms), abs(middle)
     size.data = size.data * share + SMALLEST
-    E = abs(scipy.sparse.eye_array(len(Q), format="csr") - few @ middle)
-    off = (sizes @ (size + radius)).sum(axis=0) * (1 + 2 * share)
-    found = E.sum(axis=0) * (1 + 2 * EPSILON) + off + 2 * len(Q) * terms * SMALLEST
-    return float(found.max()) * (1 + 2 * gamma(len(Q)))
+    E = abs(scipy.sparse.eye_array(n, format="csr") - few @ middle)
+    off = (abs(few) @ (size + radius)).sum(axis=0) * (1 + 2 * share)
+    found = E.sum(axis=0) * (1 + 2 * EPSILON) + off + 2 * n * terms * SMALLEST
+    return few, float(found.max()) * (1 + 2 * gamma(n))
 
 
 def _left_inverse(M: np.ndarray) -> np.ndarray | None:
     """Return a float left inverse of M (n, k), or None."""
     if len(M) == M.shape[1]:
         try:
-            if _is_sparse(M):
-                Q = scipy.sparse.linalg.splu(scipy.sparse.csc_array(M)).solve(np.eye(len(M)))
-            else:
-                Q = np.linalg.inv(M)
-        except (np.linalg.LinAlgError, RuntimeError):  # M is singular
+            Q = np.linalg.inv(M)
+        except np.linalg.LinAlgError:  # M is singular
             return None
         return Q if np.isfinite(Q).all() else None
     q, r = np.linalg.qr(M)
@@ -224,9 +232,9 @@ def _columns(count: int) -> list[slice]:
     return [slice(n, min(n + TOGETHER, count)) for n in range(0, count, TOGETHER)]
 
 
-def _products(Q: np.ndarray) -> Callable[[Enclosure], Enclosure]:
+def _products(Q: np.ndarray | scipy.sparse.csr_array) -> Callable[[Enclosure], Enclosure]:
     """Return the function Q M of M; a Q of layers that only relay has few entries."""
-    if not _is_sparse(Q):
+    if not scipy.sparse.issparse(Q) and not _is_sparse(Q):
         return lambda M: exact(Q) @ M
     few = scipy.sparse.csr_array(Q)
     sizes, terms = abs(few), int(np.diff(few.indptr).max(initial=0)) + 2
