@@ -60,24 +60,27 @@ class Classes(NamedTuple):
         if not theta.net.size:
             return self.slack
         rho = max(rho, LEAST)
-        total, net = self.slack, theta.net
+        net = theta.net
+
+        def chunk(rows: slice, columns: Array) -> float:
+            a, c = self.features[:, rows], self.constants[rows]
+            d = namespace(a).zeros_like(a)
+            for step in list(steps(theta, columns))[net.leading_poolings :]:
+                W = abs(step.matrix)
+                reach, a, d = a + d, W @ a, W @ d
+                shape = (W.maps_out, W.positions_out, -1)
+                maps, moved = (v[: W.rows].reshape(shape) for v in (a, d))
+                if W.weights is not None:
+                    moved += rho * W.support_sums(reach)
+                if step.b is not None:
+                    maps += abs(step.b)[:, None, None] * c
+                    moved += rho * c
+                if step.kinked:
+                    a, d = a * step.slopes, d * step.slopes
+            return float((self.outputs[:, rows] * d).sum())
+
         with np.errstate(over="ignore", invalid="ignore"):
-            for rows, columns in net.chunks(theta, self.x):
-                a, c = self.features[:, rows], self.constants[rows]
-                d = namespace(a).zeros_like(a)
-                for step in list(steps(theta, columns))[net.leading_poolings :]:
-                    W = abs(step.matrix)
-                    reach, a, d = a + d, W @ a, W @ d
-                    shape = (W.maps_out, W.positions_out, -1)
-                    maps, moved = (v[: W.rows].reshape(shape) for v in (a, d))
-                    if W.weights is not None:
-                        moved += rho * W.support_sums(reach)
-                    if step.b is not None:
-                        maps += abs(step.b)[:, None, None] * c
-                        moved += rho * c
-                    if step.kinked:
-                        a, d = a * step.slopes, d * step.slopes
-                total += float((self.outputs[:, rows] * d).sum())
+            total = sum(net.over(theta, self.x, chunk), self.slack)
         terms = sum(W.shape[1] + 4 for W in theta.W.values()) + self.outputs.size
         return total * slack(2 * terms)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..datasets.samples import TrainingSet
-from ..engine.backend import all_to_numpy, namespace, to_numpy
+from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters, check_points
@@ -150,17 +150,22 @@ def certify_relays(
     always: dict[int, np.ndarray] = {}  # the least
     live = False  # neurons of the layer below that are not 0 for some sample
     magnitudes = abs(theta)
-    for _, columns in net.chunks(theta, data.x):
+
+    def chunk(_: slice, columns: Array) -> tuple:
         trace = list(steps(theta, columns))
         rounding = preactivation_rounding(magnitudes, trace, np.float64)
         margins, patterns = margins_of(trace), patterns_of(trace)
-        counter.add(*at_kink({layer: margins[layer] for layer in relaying}, rounding))
+        kinks = at_kink({layer: margins[layer] for layer in relaying}, rounding)
         relayed = all_to_numpy(patterns[layer] for layer in relaying)
-        for layer, pattern in zip(relaying, relayed, strict=True):
-            high, low = pattern.max(axis=1), pattern.min(axis=1)
+        ends = [(pattern.max(axis=1), pattern.min(axis=1)) for pattern in relayed]
+        return kinks, ends, to_numpy((trace[lower - 1].below != 0).any(axis=1))
+
+    for kinks, ends, here in net.over(theta, data.x, chunk):
+        counter.add(*kinks)
+        for layer, (high, low) in zip(relaying, ends, strict=True):
             ever[layer] = np.maximum(ever.get(layer, high), high)
             always[layer] = np.minimum(always.get(layer, low), low)
-        live = live | to_numpy((trace[lower - 1].below != 0).any(axis=1))
+        live = live | here
     rows = to_numpy(net.affine_map(theta, data.x[0], lower - 1))
     sub = Network(
         net.input_shape,

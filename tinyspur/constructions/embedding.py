@@ -239,8 +239,8 @@ def first_features(net: Network, x: np.ndarray) -> np.ndarray:
     theta, layer = net.zeros(), net.leading_poolings
     features, read = flattened(as_inputs(net, x)), first_read(net)
     if layer:
-        found = [net.layer_output(theta, o, layer).T for _, o in net.chunks(theta, x)]
-        features = np.concatenate(found)
+        found = net.over(theta, x, lambda _, o: net.layer_output(theta, o, layer).T)
+        features = np.concatenate(list(found))
     return features if read is None else np.where(read, features, 0)
 
 
@@ -264,8 +264,10 @@ def _least(phi: Parameters, x: np.ndarray, layer: int) -> float:
     if phi.net.activation_of(n) == ReLU():
         return 0.0
     rows = math.prod(phi.net.shapes[layer])
-    outputs = (phi.net.layer_output(phi, o, layer)[:rows] for _, o in phi.net.chunks(phi, x))
-    return min(0.0, *(float(o.min()) for o in outputs))
+    return min(
+        0.0,
+        *phi.net.over(phi, x, lambda _, o: float(phi.net.layer_output(phi, o, layer)[:rows].min())),
+    )
 
 
 def _check_subnetwork(phi: Network, net: Network, lower: int, variant: str) -> None:
@@ -290,11 +292,12 @@ def _live_maps(phi: Parameters, x: np.ndarray) -> tuple[int, ...]:
     if below <= net.leading_poolings:
         return tuple(range(net.input_shape[0]))
     if n is None or net.activation_of(n + 1) != ReLU():
-        live = False
-        for _, columns in net.chunks(phi, x):
+
+        def used(_: slice, columns: Array) -> np.ndarray:
             o = net.layer_output(phi, columns, below)
-            live = live | to_numpy((o.reshape(net.shapes[below][0], -1) != 0).any(axis=1))
-        return tuple(int(t) for t in np.flatnonzero(live))
+            return to_numpy((o.reshape(net.shapes[below][0], -1) != 0).any(axis=1))
+
+        return tuple(int(t) for t in np.flatnonzero(np.any(list(net.over(phi, x, used)), axis=0)))
     live = live_part(phi)
     maps = len(live.kept[n + 1])
 

@@ -54,10 +54,13 @@ def perturb_read_weights(
     along = (tower.matrix @ sums if tower.pooled else sums) / np.linalg.norm(sums)
     track = tower.columns(pair.relay_of(m))
     read = np.concatenate(
-        [
-            along @ to_numpy(net.layer_output(theta, columns, tower.last)[track])
-            for _, columns in net.chunks(theta, data.x)
-        ]
+        list(
+            net.over(
+                theta,
+                data.x,
+                lambda _, o: along @ to_numpy(net.layer_output(theta, o, tower.last)[track]),
+            )
+        )
     )
     move.W[pair.dense].weights[k, track] = along
     move.b[pair.dense][k] = -read.mean()  # the output keeps its mean, so that R rises less

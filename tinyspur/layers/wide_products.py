@@ -9,17 +9,13 @@ from ..engine.threads import blas, scratch
 
 SMALL = 10**6  # multiplications up to which OpenBLAS takes its AVX-512 kernels for small matrices
 SHORTEST = 256  # columns below which more and smaller products cost more than they save
-FEW = 8  # rows below which OpenBLAS without AVX-512 is faster with one vector at a time
-BLOCK = 2**19  # bytes of columns that all of these vectors meet while they are in the caches
+FEW = 8  # rows below which OpenBLAS without AVX-512 sums columns faster row by row
+BLOCK = 2**19  # bytes of columns that all of these rows meet while they are in the caches
 
 
 def product(A: Array, B: Array, out: Array) -> None:
     """Write A @ B to `out`, for each of a stack of B (..., k, n) or for one; A is (m, k)."""
-    few = FEW if B.itemsize == 8 else FEW // 2  # in float32 4 and 6 rows are as fast as vectors
-    vectors = len(A) < few and _without_avx512(B)
-    B, out = _split(_parts(len(A), B, vectors), B, out)
-    if vectors:
-        A, B, out = A[:, None], B[..., None, :, :], out[..., None, :]
+    B, out = _split(_parts(len(A), B), B, out)
     namespace(B).matmul(A, B, out=out)
 
 
@@ -41,7 +37,7 @@ def _without_avx512(B: Array) -> bool:
     return namespace(B) is np and blas().get("architecture") in ("Haswell", "Zen")
 
 
-def _parts(rows: int, B: Array, vectors: bool) -> int:
+def _parts(rows: int, B: Array, vectors: bool = False) -> int:
     """Return into how many products of equally many columns it is cheapest to split this one."""
     k, columns = B.shape[-2:]
     if vectors:

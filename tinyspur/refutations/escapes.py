@@ -21,7 +21,7 @@ from ..certificates.assumptions import estimated
 from ..certificates.rounding import rounded_risk
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
-from ..engine.backend import namespace, to_numpy
+from ..engine.backend import Array, namespace, to_numpy
 from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
@@ -118,10 +118,13 @@ def first_order_directions(
     """
     check_at(theta, data, loss)
     net, xp, theta = theta.net, namespace(theta.vector), in_float64(theta)
-    rng, top = np.random.default_rng(seed), 0
-    for _, columns in net.chunks(theta, data.x):
+    rng = np.random.default_rng(seed)
+
+    def highest(_: slice, columns: Array) -> int:
         tied = kinks_of(theta, columns)[1]
-        top = max([top, *(layer for layer in tied if bool(tied[layer].any()))])
+        return max((layer for layer in tied if bool(tied[layer].any())), default=0)
+
+    top = max(net.over(theta, data.x, highest))
     both = [coordinate_rates(theta, data, loss, active) for active in (False, True) if top]
     for layer in (layer for layer in net.slots if layer <= top):
         here = net.zeros(like=theta.vector)

@@ -17,7 +17,7 @@ import scipy.sparse
 from ..certificates.assumptions import check_at_point
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
-from ..engine.backend import namespace, to_numpy
+from ..engine.backend import Array, namespace, to_numpy
 from ..engine.floats import EPSILON
 from ..engine.losses import Loss
 from ..engine.network import check_at
@@ -348,11 +348,12 @@ def _gradient_scale(theta: Parameters, data: TrainingSet, loss: Loss, rng) -> fl
 
 def _margin(theta: Parameters, data: TrainingSet) -> float:
     """Return the least |z| or half gap (max pooling), infinite where there is no pattern."""
-    net, least = theta.net, math.inf
-    for _, columns in net.chunks(theta, data.x):
+
+    def least(_: slice, columns: Array) -> float:
         found = margins(list(steps(theta, columns))).values()
-        least = min([least, *(float(m.min()) for m in found)])
-    return least
+        return min((float(m.min()) for m in found), default=math.inf)
+
+    return min(theta.net.over(theta, data.x, least))
 
 
 def _ratio(part: float, whole: float) -> float:

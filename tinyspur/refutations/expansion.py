@@ -8,6 +8,7 @@ arithmetic is within their bounds. Of losses and activations of users the bounds
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -127,13 +128,19 @@ class _Line:
 
         Of what rounding can't tell from a kink, wherever that is if `sure`, else at the kink.
         """
-        found = []
-        for rows, columns in self.theta.net.chunks(self.theta, self.data.x):
-            o, y = self._outputs(columns, sure), self.y[:, rows]
-            slopes = self._loss_slopes(o, y, sure)
+
+        def chunk(rows: slice, columns: Array) -> tuple[list[Enclosure], _Line]:
+            here, y = copy.copy(self), self.y[:, rows]  # its own, since threads see kinks together
+            o = here._outputs(columns, sure)
+            slopes = here._loss_slopes(o, y, sure)
             bent = loss_curvature(self.loss, o[0], y, o[1])
             terms = slopes[0] * o[1], slopes[1] * o[2] + bent * o[1] * 0.5
-            found.append([term.sum(axis=0).sum() for term in terms])
+            return [term.sum(axis=0).sum() for term in terms], here
+
+        found = []
+        for terms, here in self.theta.net.over(self.theta, self.data.x, chunk):
+            found.append(terms)
+            self.unsure, self.kinked = max(self.unsure, here.unsure), self.kinked or here.kinked
         first, second = (sum(parts[1:], parts[0]) for parts in zip(*found, strict=True))
         return first / len(self.data), second / len(self.data)
 
@@ -291,8 +298,10 @@ def coordinate_rates(
     check_at(theta, data, loss)
     theta = in_float64(theta)
     net, xp = theta.net, namespace(theta.vector)
-    y, up, down = net.targets(theta, data, loss), *(net.zeros(like=theta.vector) for _ in "+-")
-    for rows, columns in net.chunks(theta, data.x):
+    y = net.targets(theta, data, loss)
+
+    def chunk(rows: slice, columns: Array) -> tuple[Parameters, Parameters]:
+        up, down = (net.zeros(like=theta.vector) for _ in "+-")
         trace, tied = kinks_of(theta, columns)
         delta = loss.gradient(trace[-1].o, y[:, rows]) / len(data)
         for step in reversed(trace):
@@ -314,6 +323,12 @@ def coordinate_rates(
                         biases += W.by_map(raised).sum(axis=1)
             if step.layer > 1:
                 delta = W.T @ (delta + kinked if active else delta)
+        return up, down
+
+    up, down = (net.zeros(like=theta.vector) for _ in "+-")
+    for more in net.over(theta, data.x, chunk):
+        for rates, part in zip((up, down), more, strict=True):
+            rates.vector += part.vector
     return up, down
 
 
