@@ -155,9 +155,10 @@ def test_an_interrupted_pass_leaves_nothing_running(monkeypatch):
     def function(n):
         if n:  # on this thread, since the other one has the first
             here.set()
-            time.sleep(20)
+            time.sleep(10)
         running.set()
         here.wait(20)
+        time.sleep(0.1)  # until it sleeps
         signal.pthread_kill(main, signal.SIGINT)
         time.sleep(0.2)
         running.clear()
