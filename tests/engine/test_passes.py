@@ -55,6 +55,50 @@ class TwiceReLU(ReLU):
         return 2 * super().derivative(z)
 
 
+class Composed(SquaredLoss):
+    """A user's loss, that runs passes of another network before it answers."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def gradient(self, o, y):
+        self.run()
+        return super().gradient(o, y)
+
+    def curvature(self, o, y, d):
+        self.run()
+        return super().curvature(o, y, d)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("sigma", [ReLU(), ReLU(0.1), Tanh()], ids=repr)
+def test_a_loss_may_run_passes(sigma, workers, monkeypatch):
+    monkeypatch.setattr(engine_threads, "WORKERS", workers)
+    rng = np.random.default_rng(0)
+    nets = [Network((1, 6), [Conv(n), Conv(3), Conv(4), Dense(1)], sigma, 3000) for n in (2, 3)]
+    (theta, v, data), (phi, w, other) = (
+        (
+            Parameters(net, rng.normal(size=net.size)),
+            Parameters(net, rng.normal(size=net.size)),
+            TrainingSet(rng.normal(size=(30, 1, 6)), rng.normal(size=30)),
+        )
+        for net in nets
+    )
+
+    def run():
+        nets[1].risk_and_gradient(phi, other, SquaredLoss())
+        nets[1].hessian_product(phi, w, other, SquaredLoss())
+
+    found, known = (
+        (
+            nets[0].gradient(theta, data, loss).vector,
+            nets[0].hessian_product(theta, v, data, loss).vector,
+        )
+        for loss in (Composed(run), SquaredLoss())
+    )
+    assert np.array_equal(found, known)
+
+
 @pytest.mark.parametrize("sigma", [ReLU(), ReLU(0.1), TwiceReLU(), Tanh()], ids=repr)
 def test_passes_that_overwrite_compute_what_the_layers_do(sigma):
     net = Network((2, 4, 4), [Conv(3), MaxPool(2), Conv(2), AveragePool(2), Dense(3)], sigma)

@@ -1,8 +1,12 @@
 """Passes run on all cores, and leave everything else as it was."""
 
+import contextlib
+import gc
 import os
 import signal
+import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -88,3 +92,99 @@ def test_a_child_lets_go_of_what_its_parent_runs(monkeypatch):
         os._exit(0 if list(threads.in_order(str, range(3), np)) == list("012") else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert list(found) == list(range(1, 9))
+
+
+def test_what_was_done_here_is_not_held_by_threads_that_are_busy(monkeypatch):
+    monkeypatch.setattr(threads, "WORKERS", 2)
+    free, begun, freed = threading.Event(), threading.Event(), []
+
+    def hold(n):
+        begun.set()
+        free.wait(20)
+
+    other = threading.Thread(target=lambda: list(threads.in_order(hold, range(2), np)))
+    other.start()  # it and the one thread of the pool are busy now
+    while not (begun.is_set() and threads._pool(1)._work_queue.empty()):
+        time.sleep(0.001)
+    for early in (False, True):
+        held = threading.local()  # which can be watched
+        freed.append(weakref.ref(held))
+        found = threads.in_order(lambda n, held=held: n, range(5), np)
+        assert next(found) == 0
+        del held
+        assert early or list(found) == [1, 2, 3, 4]
+        found.close()
+        del found
+    gc.collect()
+    alive = [ref() for ref in freed]
+    free.set()
+    other.join()
+    assert alive == [None, None]
+
+
+def test_an_error_lets_go_of_what_its_function_had(monkeypatch):
+    monkeypatch.setattr(threads, "WORKERS", 2)
+    freed = []
+
+    def fail(n):
+        held = threading.local()
+        freed.append(weakref.ref(held))
+        raise ValueError("expected")
+
+    gc.disable()
+    try:
+        for _ in range(20):
+            with contextlib.suppress(ValueError):
+                list(threads.in_order(fail, range(3), np))
+        time.sleep(0.1)  # a thread of the pool may be about to let go
+        alive = [ref for ref in freed if ref()]
+    finally:
+        gc.enable()
+    assert freed and not alive
+
+
+def test_an_interrupted_pass_leaves_nothing_running(monkeypatch):
+    monkeypatch.setattr(threads, "WORKERS", 2)
+    main, running, here = threading.get_ident(), threading.Event(), threading.Event()
+
+    def items():
+        yield from (0, 1)
+        running.wait(20)
+        yield 2
+
+    def function(n):
+        if n:  # on this thread, since the other one has the first
+            here.set()
+            time.sleep(10)
+        running.set()
+        here.wait(20)
+        time.sleep(0.1)  # until it sleeps
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.2)
+        running.clear()
+
+    with pytest.raises(KeyboardInterrupt):
+        list(threads.in_order(function, items(), np))
+    assert not running.is_set() and not threads._ONE_THREAD.inside
+
+
+def test_an_interrupt_before_blas_is_limited_counts_no_pass(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threads, "_blas", interrupted)
+        list(threads.in_order(str, range(3), np))
+    assert not threads._ONE_THREAD.inside
+
+
+def test_what_a_thread_keeps_is_bounded():
+    def sizes():
+        for n in range(40):
+            threads.scratch((2**20,), np.zeros(1), f"use {n}")
+            yield sum(memory.nbytes for memory in threads._KEPT.held.values())
+
+    assert 2**25 < max(sizes()) <= threads.KEPT_IN_ALL
+    kept = threads.scratch((8,), np.zeros(1), "again")
+    assert np.shares_memory(kept, threads.scratch((4,), np.zeros(1), "again"))
+    threads._KEPT.held.clear()

@@ -21,6 +21,7 @@ from .backend import Array, namespace
 
 WORKERS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 KEPT_BYTES = 12 * 2**20  # what a thread keeps at most for each use
+KEPT_IN_ALL = 64 * 2**20  # and for all uses together, which are more the deeper a network is
 
 
 def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
@@ -35,6 +36,7 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
     if xp is not np:
         yield from map(function, items)
         return
+    function = functools.partial(_inside, function)
     items = iter(items)
     first = list(itertools.islice(items, 2))
     items = itertools.chain(first, items)
@@ -53,15 +55,26 @@ def in_order(function: Callable, items: Iterable, xp: ModuleType) -> Iterator:
                 yield _next(waiting)
         finally:
             if os.getpid() == here:  # a child has none of its parent's threads
-                wait([task.result for task in waiting if not task.result.cancel()])
+                wait([task.result for task in waiting if not task.cancel()])
 
 
 class _Task:
-    """An item that a thread of the pool works on, unless the calling thread does it before."""
+    """An item that a thread of the pool works on, unless the calling thread does it before.
+
+    The pool may be busy for long with other passes, and has what it was given until then: so it is
+    given `work`, which is empty as soon as somebody else has begun.
+    """
 
     def __init__(self, function: Callable, item: object):
-        self.work = functools.partial(contextvars.copy_context().run, _alone, function, item)
-        self.result = _pool(WORKERS - 1).submit(self.work)
+        self.work = [functools.partial(contextvars.copy_context().run, _alone, function, item)]
+        self.result = _pool(WORKERS - 1).submit(lambda work=self.work: work.pop()())
+
+    def cancel(self) -> bool:
+        """Return whether nobody had begun: then nobody will."""
+        if not self.result.cancel():
+            return False
+        self.work.clear()
+        return True
 
     def do_here(self) -> bool:
         """Return whether no thread had begun: then it is done now."""
@@ -69,25 +82,34 @@ class _Task:
             return False
         self.result = Future()
         try:
-            self.result.set_result(self.work())
+            self.result.set_result(self.work.pop()())
         except Exception as error:
             self.result.set_exception(error)
+            self = None  # which the error would hold, and be held by
         return True
 
 
 def _next(waiting: deque[_Task]) -> object:
     """Return the result of the first task, and work on any of them until it is there."""
-    task = waiting.popleft()
-    task.do_here()
-    while not task.result.done() and any(other.do_here() for other in waiting):
+    while not waiting[0].result.done() and any(map(_Task.do_here, waiting)):
         pass
-    return task.result.result()
+    wait([waiting[0].result])  # if this is interrupted, it still counts as one that runs
+    return waiting.popleft().result.result()
 
 
 def _alone(function: Callable, item: object) -> object:
     """Return function(item), in a context where passes run on the calling thread alone."""
     _ALONE.set(True)
     return function(item)
+
+
+def _inside(function: Callable, item: object) -> object:
+    """Return function(item); what this thread has in `scratch` elsewhere stays as it is."""
+    _KEPT.inside += 1
+    try:
+        return function(item)
+    finally:
+        _KEPT.inside -= 1
 
 
 @functools.cache
@@ -118,10 +140,9 @@ class _OneThread:
 
     def __enter__(self) -> None:
         with self.lock:
-            self.inside += 1
-            if self.inside == 1:
+            if not self.inside:
                 self.limit = _blas().limit(limits=1, user_api="blas")
-                self.limit.__enter__()
+            self.inside += 1  # last, for it may be interrupted before
 
     def __exit__(self, *error: object) -> None:
         with self.lock:
@@ -149,17 +170,32 @@ def blas() -> dict[str, object]:
     return next(iter(own or found), {})
 
 
-_KEPT = threading.local()
+class _Kept(threading.local):
+    """What a thread keeps for each use, and how many functions it runs one inside the other."""
+
+    def __init__(self):
+        self.held: dict[tuple[int, str], np.ndarray] = {}
+        self.inside = 0
+
+
+_KEPT = _Kept()
 
 
 def scratch(shape: tuple[int, ...], like: Array, use: str, dtype: np.dtype | None = None) -> Array:
-    """Return memory for one `use`: on the host what this thread had before, if large enough."""
+    """Return memory for one `use`: on the host what this thread had before, if large enough.
+
+    A function that runs inside another one, see `in_order`, has memory of its own: a pass may use
+    a loss that runs passes.
+    """
     xp, dtype = namespace(like), like.dtype if dtype is None else dtype
     if xp is not np:
         return xp.empty(shape, dtype=dtype)
-    held, needed = getattr(_KEPT, use, None), math.prod(shape) * dtype.itemsize
+    kept, key, needed = _KEPT.held, (_KEPT.inside, use), math.prod(shape) * dtype.itemsize
+    held = kept.get(key)
     if held is None or held.nbytes < needed:
         held = np.empty(needed, np.uint8)
         if needed <= KEPT_BYTES:
-            setattr(_KEPT, use, held)
+            kept[key] = held
+            if sum(memory.nbytes for memory in kept.values()) > KEPT_IN_ALL:
+                kept.clear()
     return held[:needed].view(dtype).reshape(shape)
