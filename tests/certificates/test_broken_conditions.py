@@ -4,13 +4,14 @@ from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
+from settled_points import SETTLED
 from strict_problems import SQUARED, at_kink, exact_risk, kinks_feeding_kinks, moved
 
 from tinyspur.certificates import growth
 from tinyspur.certificates.boxes import Box, first_order
 from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.growth import Growth, box_around, couplings, exists, rooms
-from tinyspur.certificates.stationary import find_stationary, near_kinks
+from tinyspur.certificates.stationary import find_stationary, members_are_equal, near_kinks
 from tinyspur.certificates.strict import certify_strict, inside_by
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import ReLU
@@ -18,7 +19,7 @@ from tinyspur.engine.held import Held
 from tinyspur.engine.losses import AbsoluteLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import Dense
+from tinyspur.layers import Conv, Dense, MaxPool
 
 
 def kinks_of(theta, data):
@@ -121,6 +122,31 @@ def test_a_point_off_theta_star_in_a_frozen_coordinate_has_a_smaller_radius():
     off[frozen] = here / 2
     assert 0 < radius(moved(at.theta, off)) < 0.8 * here
     assert radius(moved(at.theta, 4 * off)) == 0
+
+
+def test_members_of_another_map_or_with_other_ties_are_refused():
+    theta, data = at_kink()
+    [kink] = kinks_of(theta, data)
+    found = certify_strict(theta, data, SQUARED, [replace(kink, map=1)])
+    assert not found.holds and "not the same function" in found.obstacle
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 1, 4))
+    data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
+    net = Network((1, 4), (Conv(2), MaxPool(2), Dense(1)))
+    theta = Parameters(net, SETTLED["ties of max poolings"])
+    kinks = kinks_of(theta, data)
+    first, second = (n for n, kink in enumerate(kinks) if kink.pairs is not None and kink.map == 0)
+    both = [
+        np.concatenate([getattr(kinks[n], name) for n in (first, second)])
+        for name in ("units", "samples", "pairs")
+    ]
+    assert certify_strict(theta, data, SQUARED, kinks).holds
+    units, samples, pairs = both
+    joined = replace(kinks[first], units=units, samples=samples, pairs=pairs)
+    others = [kink for n, kink in enumerate(kinks) if n not in (first, second)]
+    at = find_stationary(theta, data, SQUARED, kinks, True)
+    assert members_are_equal(at.held, at.theta)
+    assert not members_are_equal(Held(net, data, SQUARED, [joined, *others]), at.theta)
 
 
 # The lemma of `growth`: where one of its conditions fails at a point of the box it does not hold

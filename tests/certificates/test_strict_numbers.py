@@ -5,6 +5,7 @@ In particular a lower point is known that is hardly farther than the radius.
 
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 from strict_problems import AT_KINK, SQUARED, at_kink, exact_risk, moved
@@ -206,6 +207,28 @@ def test_a_second_minimum_may_be_within_the_distance_but_not_within_the_radius()
     assert exact_risk(other, data) == Fraction(1, 6)
     assert Fraction(found.risk[0]) <= Fraction(2, 3) <= Fraction(found.risk[1])
     assert found.radius < 3 / X < abs(other.vector - theta.vector).max() <= found.distance
+
+
+def test_a_set_that_is_repeated_has_the_same_numbers():
+    """In several blocks of samples, too."""
+    once, often = (certify_strict(*at_kink(repeats), SQUARED) for repeats in (1, 800))
+    assert often.holds and often.held == 800
+    for name in ("radius", "eigenvalue", "inside", "margin"):
+        assert getattr(often, name) == pytest.approx(getattr(once, name), rel=1e-6)
+    assert Fraction(often.risk[0]) <= AT_KINK <= Fraction(often.risk[1])
+
+
+@pytest.mark.parametrize("mean", [0.1, 0.3, -0.7])
+def test_a_minimum_that_rounding_hides_is_within_the_distance(mean):
+    """With tanh w the mean of two targets; residuals of up to 2^13 are off by 1e-12."""
+    net, y = of_one_layer(Tanh()), [8192 + mean, -8192 + mean]
+    with mpmath.workdps(50):
+        minimum = mpmath.atanh((mpmath.mpf(y[0]) + mpmath.mpf(y[1])) / 2)
+        theta = Parameters(net, np.array([float(minimum) + 1e-9]))
+        found = certify_strict(theta, numbers([1, 1], y), SQUARED, kinks=())
+        assert found.holds and abs(minimum - theta.vector[0]) <= found.distance < 2e-9
+        at = find_stationary(theta, numbers([1, 1], y), SQUARED, [], True)
+        assert abs(minimum - at.theta.vector[0]) <= exists(at).free_radius[0]
 
 
 def test_where_the_gradient_has_no_zero_none_is_shown_to_be_near():
