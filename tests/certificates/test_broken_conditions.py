@@ -186,6 +186,20 @@ def test_a_multiplier_that_is_hardly_known_is_not_inside():
     assert not found.holds(0.01) and found.obstacle.startswith("a multiplier may leave")
 
 
+def test_a_held_unit_that_gives_something_may_push_its_multiplier_out():
+    """With s(z) = z / 2 for z < 0: 6 lambda = 64 must be above 6 C / 2 = 32 (64 b / 2 + 15 / 8),
+    the mean on the way from b = 0; that ends at b = 1 / 256.
+    """
+    net = Network((1, 1), (Dense(1), Dense(1)), ReLU(0.5))
+    residuals = np.array([0, -7 / 4, 15 / 8, 5 / 8, -3 / 4, 0])
+    x, theta = np.arange(-2.0, 4)[:, None, None], Parameters(net, np.array([1 / 64, 0, 64, 0]))
+    data = TrainingSet(x, net.forward(theta, x) - residuals[:, None])
+    assert certify_strict(theta, data, SQUARED).kinks == 1
+    found = growth_at(theta, data)
+    assert found.holds(2.0**-16)
+    assert not found.holds(1.25 / 256) and found.obstacle.startswith("a multiplier may leave")
+
+
 def test_the_minimum_itself_is_in_the_box():
     theta, data = without_biases(1.0)
     assert growth_at(theta, data, free_radius=np.array([0.5])).holds(0.2)
