@@ -10,7 +10,7 @@ from strict_problems import SQUARED, at_kink, exact_risk, kinks_feeding_kinks, m
 from tinyspur.certificates import growth
 from tinyspur.certificates.boxes import Box, first_order
 from tinyspur.certificates.enclosures import exact
-from tinyspur.certificates.growth import Growth, box_around, couplings, exists, rooms
+from tinyspur.certificates.growth import Growth, box_around, couplings, exists, penalised, rooms
 from tinyspur.certificates.stationary import find_stationary, members_are_equal, near_kinks
 from tinyspur.certificates.strict import certify_strict, inside_by
 from tinyspur.datasets.samples import TrainingSet
@@ -213,6 +213,24 @@ def test_what_follows_a_frozen_weight_stays_in_the_box():
     found = growth_at(theta, data)
     assert found.holds(0.1) and not found.holds(0.5)
     assert found.obstacle == "the frozen coordinates do not follow from the others beyond"
+
+
+def test_weights_of_squares_leave_what_a_kink_has_of_room(monkeypatch):
+    """At x = 1 it is v = w + b: by moves of r it becomes 2 r, half of it by the frozen one."""
+    theta, data = at_kink()
+    data, seen = TrainingSet(data.x + 1, data.y), []
+    found = growth_at(moved(theta, [0, -1, 0, 0]), data)
+    assert found.at.coordinates.frozen.tolist()[0] in (0, 1)
+    found.weights = np.full(1, 1e9)
+
+    def noted(H, Z, weights):
+        seen.append(weights)
+        return penalised(H, Z, weights)
+
+    monkeypatch.setattr(growth, "penalised", noted)
+    r = 2.0**-10
+    found.holds(r)
+    assert 0.9 / 6 < seen[0] * 2 * r / 2 <= 1 / 6  # lambda = 1 / 6 and C - lambda = 1 / 6
 
 
 def test_kinks_of_units_that_feed_others_take_of_their_room(monkeypatch):
