@@ -1,16 +1,24 @@
 """What is enclosed over a box of parameters holds at its points."""
 
+from types import SimpleNamespace
+
 import block_problems
 import numpy as np
 import pytest
 from certificate_problems import LAYOUTS
 from shared import in_turn
-from strict_problems import kinks_feeding_kinks
+from strict_problems import at_kink, kinks_feeding_kinks
 
 from tinyspur.certificates.box_hessians import second_order
-from tinyspur.certificates.boxes import Box, first_order, signal_bounds
+from tinyspur.certificates.boxes import LARGEST, Box, first_order, signal_bounds
 from tinyspur.certificates.enclosures import Enclosure, exact
-from tinyspur.certificates.growth import couplings, penalised, shares
+from tinyspur.certificates.growth import (
+    box_around,
+    couplings,
+    multiplier_rates,
+    penalised,
+    shares,
+)
 from tinyspur.certificates.stationary import find_stationary, near_kinks
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import GELU, ReLU, Tanh
@@ -130,7 +138,74 @@ def test_signals_are_bounded():
         assert (abs(gradient) <= bound.sum(axis=1) * (1 + 1e-12)).all()
 
 
+def test_pieces_of_the_first_of_many_samples_count():
+    net, x = Network((1, 1), (Dense(1, activation=ReLU()),)), np.ones((LARGEST + 1, 1, 1))
+    x[0] = -0.5
+    held = Held(net, TrainingSet(x, np.ones((len(x), 1))), SquaredLoss())
+    for reach, kept in ((0.3, True), (0.4, False)):  # z is 1/2 and may be off by 3/2 times that
+        radii = Parameters(net, np.full(2, reach))
+        box = Box(Parameters(net, np.ones(2)), radii, exact(np.zeros(0)))
+        assert first_order(held, box).kept == kept
+
+
+@pytest.mark.parametrize(("loss", "corner"), [(AbsoluteLoss(), 0), (HuberLoss(2.0), 2)])
+@pytest.mark.parametrize("side", [1, -1])
+def test_pieces_of_the_loss_are_kept_up_to_its_corners(loss, corner, side):
+    net = Network((1, 1), (Dense(1, bias=False),))
+    for off, kept in ((0.3, True), (0.2, False), (-0.2, False), (-0.3, True)):
+        y = np.array([[1 - side * corner - off]])
+        held = Held(net, TrainingSet(np.ones((1, 1, 1)), y), loss)
+        box = Box(
+            Parameters(net, np.ones(1)), Parameters(net, np.full(1, 0.25)), exact(np.zeros(0))
+        )
+        assert first_order(held, box).kept == kept
+
+
 # The lemma's parts
+
+
+def test_couplings_are_sums_over_ways_that_pass_no_other_held_unit():
+    rng = np.random.default_rng(0)
+    net = Network((1, 2), [Dense(3), Dense(3), Dense(2), Dense(1)], ReLU(0.2))
+    theta = Parameters(net, rng.normal(size=net.size))
+    data = TrainingSet(rng.normal(size=(5, 1, 2)), np.zeros((5, 1)))
+    places = [(1, 0), (1, 2), (2, 1), (3, 0)]
+    kinks = [HeldKink(layer, unit, np.array([unit]), np.array([3])) for layer, unit in places]
+    held = Held(net, data, SquaredLoss(), kinks)
+    sizes, thin = [abs(theta.W[layer].weights) for layer in range(1, 5)], np.zeros(4)
+    slopes, o = [], data.x[3, 0].copy()
+    for layer in range(1, 4):
+        z = theta.W[layer].weights @ o + theta.b[layer]
+        slopes.append(np.where(z > 0, 1, 0.2))
+        for at, unit in places:
+            if at == layer:
+                slopes[-1][unit], z[unit] = 0, 0
+        o = z * slopes[-1]
+    expected = np.zeros((4, 4))
+    expected[2, :2] = sizes[1][1, [0, 2]]
+    expected[3, 2] = sizes[2][0, 1]
+    expected[3, :2] = (sizes[2][0] * slopes[1]) @ sizes[1][:, [0, 2]]
+    for reach in (0.0, 1e-3):
+        box = Box(theta, Parameters(net, np.full(net.size, reach)), exact(thin))
+        found = couplings(SimpleNamespace(held=held), box)
+        far = theta.copy()  # with weights as large as they can be in the box
+        for layer in range(1, 5):
+            far.W[layer].weights += reach * np.sign(far.W[layer].weights)
+        farther = far.W[2].weights[1, [0, 2]], far.W[3].weights[0, 1]
+        assert (found[2, :2] >= abs(farther[0])).all() and found[3, 2] >= abs(farther[1])
+        assert (found >= expected).all() and (found <= expected + 10 * reach + 1e-12).all()
+
+
+def test_multipliers_of_a_family_move_no_faster_than_their_rates():
+    """With w from 1 to 1 + t the multiplier of `at_kink`, 1 / 6, becomes 1 / (6 + 6 t)."""
+    theta, data = at_kink()
+    kinks = near_kinks(theta, data, SquaredLoss(), 1e-9)
+    at = find_stationary(theta, data, SquaredLoss(), kinks, False)
+    for t in (1e-6, 0.1):
+        box = box_around(at, np.full(3, 2 * t), t, np.full(1, t))
+        [rate] = multiplier_rates(at, box, at.coordinates.flow(at.held, box))
+        moves = [abs(1 / (6 + 6 * s) - 1 / 6) for s in (t, -t)]
+        assert max(moves) <= rate * t <= (1 + 20 * t) * max(moves) * (1 + 1e-4)
 
 
 def test_couplings_bound_what_a_kink_does_to_those_above():

@@ -4,17 +4,22 @@ from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
+from settled_points import SETTLED
 from strict_problems import SQUARED, at_kink, exact_risk, kinks_feeding_kinks, moved
 
+from tinyspur.certificates import growth
+from tinyspur.certificates.boxes import Box, first_order
 from tinyspur.certificates.enclosures import exact
-from tinyspur.certificates.growth import Growth, box_around, exists, rooms
-from tinyspur.certificates.stationary import find_stationary, near_kinks
+from tinyspur.certificates.growth import Growth, box_around, couplings, exists, penalised, rooms
+from tinyspur.certificates.stationary import find_stationary, members_are_equal, near_kinks
 from tinyspur.certificates.strict import certify_strict, inside_by
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import ReLU
+from tinyspur.engine.held import Held
 from tinyspur.engine.losses import AbsoluteLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import Dense
+from tinyspur.layers import Conv, Dense, MaxPool
 
 
 def kinks_of(theta, data):
@@ -117,6 +122,147 @@ def test_a_point_off_theta_star_in_a_frozen_coordinate_has_a_smaller_radius():
     off[frozen] = here / 2
     assert 0 < radius(moved(at.theta, off)) < 0.8 * here
     assert radius(moved(at.theta, 4 * off)) == 0
+
+
+def test_members_of_another_map_or_with_other_ties_are_refused():
+    theta, data = at_kink()
+    [kink] = kinks_of(theta, data)
+    found = certify_strict(theta, data, SQUARED, [replace(kink, map=1)])
+    assert not found.holds and "not the same function" in found.obstacle
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 1, 4))
+    data = TrainingSet(x, np.sin(2 * x[:, 0, :1]) + x[:, 0, 1:2])
+    net = Network((1, 4), (Conv(2), MaxPool(2), Dense(1)))
+    theta = Parameters(net, SETTLED["ties of max poolings"])
+    kinks = kinks_of(theta, data)
+    first, second = (n for n, kink in enumerate(kinks) if kink.pairs is not None and kink.map == 0)
+    both = [
+        np.concatenate([getattr(kinks[n], name) for n in (first, second)])
+        for name in ("units", "samples", "pairs")
+    ]
+    assert certify_strict(theta, data, SQUARED, kinks).holds
+    units, samples, pairs = both
+    joined = replace(kinks[first], units=units, samples=samples, pairs=pairs)
+    others = [kink for n, kink in enumerate(kinks) if n not in (first, second)]
+    at = find_stationary(theta, data, SQUARED, kinks, True)
+    assert members_are_equal(at.held, at.theta)
+    assert not members_are_equal(Held(net, data, SQUARED, [joined, *others]), at.theta)
+
+
+# The lemma of `growth`: where one of its conditions fails at a point of the box it does not hold
+
+
+def growth_at(theta, data, **changes):
+    """Return the growth around an exact minimum, with changes of what is proved of it."""
+    at = find_stationary(theta, data, SQUARED, kinks_of(theta, data), True)
+    proved = exists(at)._replace(**changes)
+    found = Growth(proved, at.theta)
+    found.weights = found.choose_weights(np.full(len(at.multipliers), 1 / 6), 0.5)
+    return found
+
+
+def without_biases(*values):
+    """Return s(w x), or a s(w x), and samples at 1 and -8: the first one's target 1 is met."""
+    last = Dense(1, bias=False, activation=ReLU() if len(values) == 1 else None)
+    net = Network((1, 1), (*[Dense(1, bias=False)] * (len(values) - 1), last))
+    data = TrainingSet(np.array([[[1.0]], [[-8]]]), np.array([[1.0], [2]]))
+    return Parameters(net, np.array(values)), data
+
+
+def test_multipliers_that_follow_a_frozen_weight_must_stay_inside():
+    """At w = a = 1 - r and c = -r it is 6 lambda = 1 / w for the minimum, 6 C = a (c + 2)."""
+    found = growth_at(*at_kink())
+    assert found.at.coordinates.frozen.tolist() == [0]
+    for r, inside in ((0.01, True), (0.25, False)):
+        assert ((1 - r) * (2 - r) > 1 / (1 - r)) == inside
+        assert found.holds(r) == inside
+    assert found.obstacle.startswith("a multiplier may leave its bounds beyond, of")
+
+
+def test_a_multiplier_that_is_hardly_known_is_not_inside():
+    theta, data = at_kink()
+    assert growth_at(theta, data, multiplier_radius=np.array([0.1])).holds(0.01)
+    found = growth_at(theta, data, multiplier_radius=np.array([0.17]))  # it is 1 / 6
+    assert not found.holds(0.01) and found.obstacle.startswith("a multiplier may leave")
+
+
+def test_a_held_unit_that_gives_something_may_push_its_multiplier_out():
+    """With s(z) = z / 2 for z < 0: 6 lambda = 64 must be above 6 C / 2 = 32 (64 b / 2 + 15 / 8),
+    the mean on the way from b = 0; that ends at b = 1 / 256.
+    """
+    net = Network((1, 1), (Dense(1), Dense(1)), ReLU(0.5))
+    residuals = np.array([0, -7 / 4, 15 / 8, 5 / 8, -3 / 4, 0])
+    x, theta = np.arange(-2.0, 4)[:, None, None], Parameters(net, np.array([1 / 64, 0, 64, 0]))
+    data = TrainingSet(x, net.forward(theta, x) - residuals[:, None])
+    assert certify_strict(theta, data, SQUARED).kinks == 1
+    found = growth_at(theta, data)
+    assert found.holds(2.0**-16)
+    assert not found.holds(1.25 / 256) and found.obstacle.startswith("a multiplier may leave")
+
+
+def test_the_minimum_itself_is_in_the_box():
+    theta, data = without_biases(1.0)
+    assert growth_at(theta, data, free_radius=np.array([0.5])).holds(0.2)
+    found = growth_at(theta, data, free_radius=np.array([1.1]))
+    assert not found.holds(0.2) and found.obstacle.startswith("a unit")
+
+
+def test_what_follows_a_frozen_weight_stays_in_the_box():
+    """With w = 1/2 it is a = 2, which is farther than 3/2 times as far as to first order."""
+    theta, data = without_biases(1.0, 1.0)
+    found = growth_at(theta, data)
+    assert found.holds(0.1) and not found.holds(0.5)
+    assert found.obstacle == "the frozen coordinates do not follow from the others beyond"
+
+
+def test_weights_of_squares_leave_what_a_kink_has_of_room(monkeypatch):
+    """At x = 1 it is v = w + b: by moves of r it becomes 2 r, half of it by the frozen one."""
+    theta, data = at_kink()
+    data, seen = TrainingSet(data.x + 1, data.y), []
+    found = growth_at(moved(theta, [0, -1, 0, 0]), data)
+    assert found.at.coordinates.frozen.tolist()[0] in (0, 1)
+    found.weights = np.full(1, 1e9)
+
+    def noted(H, Z, weights):
+        seen.append(weights)
+        return penalised(H, Z, weights)
+
+    monkeypatch.setattr(growth, "penalised", noted)
+    r = 2.0**-10
+    found.holds(r)
+    assert 0.9 / 6 < seen[0] * 2 * r / 2 <= 1 / 6  # lambda = 1 / 6 and C - lambda = 1 / 6
+
+
+def test_kinks_of_units_that_feed_others_take_of_their_room(monkeypatch):
+    theta, data = kinks_feeding_kinks()
+    before = certify_strict(theta, data, SQUARED, kinks_of(theta, data)).radius
+
+    def more(*arguments):
+        return 1e6 * couplings(*arguments)
+
+    monkeypatch.setattr(growth, "couplings", more)
+    assert certify_strict(theta, data, SQUARED, kinks_of(theta, data)).radius < before / 10
+
+
+def test_a_box_with_a_second_stationary_point_is_not_one_of_exactly_one():
+    """From 0.4 a step of Newton's method leads to 1; there is another minimum at -1/4."""
+    theta, data = without_biases(1.0)
+    at = find_stationary(theta, data, SQUARED, [], True)
+    found = exists(at._replace(theta=moved(theta, [-0.1])))
+    assert 0.1 <= found.free_radius[0] < 1
+    found = exists(at._replace(theta=moved(theta, [-0.7])))
+    assert isinstance(found, str) and "a unit may change its pattern on the way" in found
+
+
+def test_signals_at_held_units_are_those_of_all_that_the_units_may_give():
+    """C_k = a (a s(b) + c - y) / 6 of `at_kink`, where held units give 0 and released ones s(b)."""
+    theta, data = at_kink()
+    held, radii = Held(theta.net, data, SQUARED, kinks_of(theta, data)), theta.net.zeros()
+    radii.b[1][:] = 0.3
+    box = Box(theta, radii, exact(np.array([1 / 6])))
+    signals = [first_order(held, box, released).signals for released in (False, True)]
+    assert 2 / 6 - 1e-12 < signals[0].low[0] < signals[0].high[0] < 2 / 6 + 1e-12
+    assert signals[1].low[0] <= 2 / 6 and 2.3 / 6 <= signals[1].high[0] < 2.31 / 6
 
 
 def test_signals_of_0_leave_no_room_and_are_no_division_by_0():

@@ -3,11 +3,22 @@
 import flint
 import numpy as np
 import pytest
+from exact_algebra import fractions
 from exact_attacks import ExactRisk, arb
 from shared import in_turn
 
 from tinyspur.certificates.boxes import Box, first_order
-from tinyspur.certificates.doubled_gradient import Doubled, doubled_gradient, exponential, quotient
+from tinyspur.certificates.doubled_gradient import (
+    Doubled,
+    by_numbers,
+    divided,
+    doubled_gradient,
+    exponential,
+    multiplied,
+    plus,
+    product,
+    quotient,
+)
 from tinyspur.certificates.enclosures import exact
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.activations import Identity, ReLU, Tanh
@@ -62,6 +73,37 @@ def test_it_is_that_of_differences_in_a_thousand_bits(case, slope):
         assert found.radius[n] <= 1.2e-16 * abs(found.middle[n]) + 1e-26
     assert (abs(values.middle - plain.values.middle) <= plain.values.radius).all()
     assert found.radius.max() < 0.1 * plain.gradient.radius.max()
+
+
+def far_off(rng, shape):
+    """Return numbers in (1/2, 2) that are off by up to 1/8, and the largest and least ones."""
+    found = Doubled(
+        rng.uniform(0.7, 1.7, shape), rng.uniform(0, 2**-20, shape), np.full(shape, 0.1)
+    )
+    high, low, radius = (fractions(part) for part in found)
+    return found, [high + low + radius, high + low - radius]
+
+
+@pytest.mark.parametrize("slices", [False, True])
+def test_results_hold_what_comes_of_the_largest_and_the_least_numbers(slices):
+    rng = np.random.default_rng(0)
+    (a, ends_of_a), (b, ends_of_b) = (far_off(rng, (4, 4)) for _ in range(2))
+    factors, matmul = rng.uniform(1, 2, (4, 4)), (lambda a, b: a @ b) if slices else np.matmul
+    cases = [
+        (plus(a, b), lambda a, b: a + b),
+        (product(a, b), lambda a, b: a * b),
+        (multiplied(matmul, a, b, 4), lambda a, b: a @ b),
+        (quotient(a, b), lambda a, b: a / b),
+        (by_numbers(a, factors), lambda a, _: a * fractions(factors)),
+        (divided(a, 3.0), lambda a, _: a / 3),
+    ]
+    for found, f in cases:
+        middle, radius = fractions(found.high) + fractions(found.low), fractions(found.radius)
+        for some in ends_of_a:
+            for other in ends_of_b:
+                assert (abs(f(some, other) - middle) <= radius).all()
+        enclosed = found.enclosure()
+        assert (abs(fractions(enclosed.middle) - middle) + radius <= enclosed.radius).all()
 
 
 SIZES = [0.0, 5e-324, 1e-300, 1e-16, 0.34657359, np.log(2), 1.0, 36.7, 708.4, 744.5, 745.2, 1e300]

@@ -41,14 +41,14 @@ LARGEST = 3000  # parameters: the Hessian is a dense matrix
 class StrictCertificate(Certificate):
     """The strict certificate: the risk grows in all directions that change what is computed.
 
-    With the kinks K at which units are held, L = R_0 + sum_k lambda_k v_k: there is exactly one
-    theta* within `distance` of theta, in the `free` coordinates, the others being as stored, where
-    grad L = 0 and v_K = 0; each multiplier is inside its bounds alpha C_k < lambda_k < C_k; and the
-    Hessian of L is positive definite on {d : grad v_K . d = 0}. The certificate `holds` where that
-    is proved, and that no point within max-norm distance `radius` of theta, in all coordinates, has
-    a lower risk than theta* (see `certificates.growth`). Points with the same outputs as theta* are
-    related to it by what the `frozen` coordinates stand for, see `certificates.free`; the `idle`
-    ones have no influence.
+    With the kinks K at which units are held, L = R_0 + sum_k lambda_k v_k: in a box of the
+    multipliers and the `free` coordinates, which is within `distance` of theta, the others being as
+    stored, there is exactly one point theta* with grad L = 0 and v_K = 0; each multiplier is inside
+    its bounds alpha C_k < lambda_k < C_k; and the Hessian of L is positive definite on {d : grad
+    v_K . d = 0}. The certificate `holds` where that is proved, and that no point within max-norm
+    distance `radius` of theta, in all coordinates, has a lower risk than theta* (see
+    `certificates.growth`). Points with the same outputs as theta* are related to it by what the
+    `frozen` coordinates stand for, see `certificates.free`; the `idle` ones have no influence.
 
     Where the loss is the squared one and all targets have one sum, all that is shown of the network
     without its last output, whose parameters `follow` from the others, see `fixed_sums`; of the
@@ -60,8 +60,9 @@ class StrictCertificate(Certificate):
     `kinks` is the number of different ones, `held` that of all units and samples that are held,
     `eigenvalue` a lower bound of the least eigenvalue of the Hessian on the tangent space, `inside`
     one of how far the multipliers are inside their bounds, relative to C_k, `risk` encloses R at
-    theta*. `margin` is the least |z| of units that are not held, `stationarity` the largest entry
-    of grad L at theta in the free coordinates relative to the largest parameter move it asks for.
+    theta*. At the point in floats around which the box is, `margin` is the least |z| of units that
+    are not held, but those that are 0, and `stationarity` the largest entry of grad L in the free
+    coordinates.
     """
 
     holds: bool
