@@ -31,9 +31,8 @@ class Certificate(Shown, ABC):
 
     P2 holds with P1 too. `classes` counts the activation patterns of the samples, `margin` is how
     far the units are from another one, `stationarity` how far the point is from being stationary,
-    relative to the gradients' size. `assumes` says what is taken from objects of users without
-    proof. Of a certificate that is `evidence_only` a part is proved, and for the rest there is
-    evidence.
+    as its kind measures that. `assumes` says what is taken from objects of users without proof. Of
+    a certificate that is `evidence_only` a part is proved, and for the rest there is evidence.
 
     A kind of certificate is a frozen dataclass in a module of its own, with these fields or
     properties, `require`, `words` and `lines`.
