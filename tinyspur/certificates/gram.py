@@ -145,11 +145,11 @@ class GramInverse(NamedTuple):
 
         def largest_sum(columns: slice) -> float:
             off = A @ P[:, columns]
-            off[columns].ravel()[:: off.shape[1] + 1] -= 1
+            off[columns] -= np.eye(off.shape[1])
             return float((abs(off).sum(axis=0) + reach @ abs(P[:, columns])).max())
 
         blocks = (slice(n, n + COLUMNS) for n in range(0, k, COLUMNS))
-        d = max(in_order(largest_sum, blocks, np)) * (1 + 4 * gamma(k))
+        d = float(np.max(list(in_order(largest_sum, blocks, np)))) * (1 + 4 * gamma(k))  # or NaN
         return cls(scale, P, d / (1 - d) * WIDER) if d < 1 else None
 
     @np.errstate(**QUIET)

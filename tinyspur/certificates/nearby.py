@@ -186,7 +186,8 @@ def _error(Q: np.ndarray, M: Enclosure) -> float:
         E = identity[:, columns] - times(M[:, columns])
         return float(E.magnitude.sum(axis=0).max())
 
-    return max(in_order(largest_sum, _columns(len(Q)), np)) * (1 + 2 * gamma(len(Q)))
+    sums = list(in_order(largest_sum, _columns(len(Q)), np))
+    return float(np.max(sums)) * (1 + 2 * gamma(len(Q)))  # NaN where one is
 
 
 def _sparse_inverse(
