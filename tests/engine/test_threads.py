@@ -173,7 +173,7 @@ def test_an_interrupt_before_blas_is_limited_counts_no_pass(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(threads, "_blas", interrupted)
+        patch.setattr(threads, "_controller", interrupted)
         list(threads.in_order(str, range(3), np))
     assert not threads._ONE_THREAD.inside
 

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.linalg
 
 from ..engine.floats import EPSILON, SMALLEST, gamma
-from ..engine.threads import in_order, one_thread, scratch
+from ..engine.threads import in_order, one_thread
 from ..fitting.gram_sums import gram_sum, gram_terms
 from .enclosed_algebra import doubled_product, doubled_residual
 from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, sound
@@ -126,13 +126,7 @@ class GramInverse(NamedTuple):
         scale = 2.0 ** -np.round(np.log2(lengths))
         if np.ptp(np.log2(scale)) > 400:
             return None
-
-        def scaled(rows: slice) -> np.ndarray:
-            z = samples.z[rows]
-            found = np.multiply(z, scale, out=scratch(z.shape, scale, "scaled"))
-            return found if weights is None else np.multiply(found, roots[rows], out=found)
-
-        A = gram_sum(scaled, len(samples))
+        A = gram_sum(lambda rows: samples.z[rows] * scale * roots[rows], len(samples))
         lengths, more = lengths * scale, np.zeros(k)
         if samples.inexact.any():
             more = _lengths(np.broadcast_to(samples.inexact, samples.z.shape), roots) * scale

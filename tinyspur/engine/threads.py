@@ -141,7 +141,7 @@ class _OneThread:
     def __enter__(self) -> None:
         with self.lock:
             if not self.inside:
-                self.limit = _blas().limit(limits=1, user_api="blas")
+                self.limit = _controller().limit(limits=1, user_api="blas")
             self.inside += 1  # last, for it may be interrupted before
 
     def __exit__(self, *error: object) -> None:
@@ -158,14 +158,14 @@ if hasattr(os, "register_at_fork"):  # a child has none of the parent's threads 
 
 
 @functools.cache
-def _blas() -> ThreadpoolController:
+def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
 @functools.cache
 def blas() -> dict[str, object]:
     """Return what threadpoolctl says of NumPy's BLAS; nothing where it knows none."""
-    found = [library for library in _blas().info() if library["user_api"] == "blas"]
+    found = [library for library in _controller().info() if library["user_api"] == "blas"]
     own = [library for library in found if "numpy" in library["filepath"]]
     return next(iter(own or found), {})
 
