@@ -6,16 +6,17 @@ from fractions import Fraction
 import hypothesis
 import numpy as np
 import pytest
+import scipy.linalg
 import strict_device
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tinyspur.certificates import enclosed_algebra
 from tinyspur.certificates.enclosed_algebra import (
     doubled_product,
     doubled_residual,
     enclose_inverse,
-    gram,
     largest_eigenvalue,
     least_eigenvalue,
     positive_bound,
@@ -310,13 +311,29 @@ def test_a_positive_bound_is_found_of_badly_scaled_matrices_too():
     assert positive_bound(exact(-correlated)) == positive_bound(exact(np.ones((2, 2)))) == 0
 
 
-def test_gram_matrices_are_enclosed():
-    A = np.random.default_rng(0).normal(size=(7, 5)) * 10.0 ** np.arange(-3, 2)
-    found, B = gram(A), np.vectorize(Fraction)(A)
-    for i, j in np.ndindex(5, 5):
-        value = sum(B[:, i] * B[:, j])
-        assert abs(value - Fraction(found.middle[i, j])) <= Fraction(found.radius[i, j])
-    assert (found.radius <= 1e-14 * np.sqrt(np.outer(*[(A**2).sum(axis=0)] * 2))).all()
+@pytest.mark.parametrize("shift", [0.5, -3.0, 1e-3])
+def test_what_a_factor_misses_is_bounded_block_by_block(shift, monkeypatch):
+    """In rationals, for the factor that LAPACK finds."""
+    B = np.random.default_rng(0).normal(size=(9, 7)) * 10.0 ** np.array([-3, -2, -1, 0, 0, 0, 1])
+    A = B.T @ B + np.eye(7)
+    R = fractions(scipy.linalg.lapack.dpotrf(A - shift * np.eye(7))[0])
+    missed = fractions(A) - R.T.dot(R) - fractions(np.eye(7)) * Fraction(shift)
+    least, found = np.linalg.norm(missed.astype(float), 2) * (1 - 1e-9), []
+    for rows in (3, 512):
+        monkeypatch.setattr(enclosed_algebra, "TOGETHER", rows)
+        found.append(enclosed_algebra._off_factored(exact(A), shift))
+        wider = enclosed_algebra._off_factored(Enclosure(A, np.full((7, 7), 1e-9)), shift)
+        assert 7e-9 * (1 - 1e-9) < wider < 7.1e-9  # for a change of 1e-9 in all entries
+    assert 0 < least <= min(found) and max(found) < 1e-14 * np.trace(A)
+
+
+def test_a_least_eigenvalue_near_which_one_is_told_is_below_all_and_within_a_tenth():
+    B = np.random.default_rng(1).normal(size=(12, 8))
+    A, least = B.T @ B, np.linalg.eigvalsh(B.T @ B)[0]
+    assert least_eigenvalue(exact(A)) * (1 - 1e-9) > least_eigenvalue(exact(A), least) > 0.89 * least
+    told = least_eigenvalue(exact(A), 1.5 * least)  # too much: the next shift is tried
+    assert 0 < told < 0.5 * least
+    assert not least_eigenvalue(exact(A - 2 * least * np.eye(8)), least) > 0
 
 
 def test_a_device_gives_what_the_host_gives():

@@ -13,10 +13,13 @@ import scipy.linalg
 
 from ..engine.backend import Array, namespace, to_numpy
 from ..engine.floats import EPSILON, SMALLEST, gamma
+from ..engine.threads import in_order, one_thread
 from .enclosures import QUIET, WIDER, Enclosure, exact, sound
 
 REFINEMENTS = 2  # of a solution, with residuals of doubled precision
 ATTEMPTS = 8  # at a shift below an eigenvalue, each one eight times as far
+NEAR = 0.1  # share of an eigenvalue that is about known by which the first shift is below it
+TOGETHER = 512  # rows that a core works on together
 ZERO = -9999  # the exponent of 0
 
 
@@ -180,20 +183,24 @@ def positive_definite(A: Enclosure) -> bool:
     return False
 
 
-def least_eigenvalue(A: Enclosure) -> float:
+def least_eigenvalue(A: Enclosure, near: float | None = None) -> float:
     """Return a proved lower bound of all eigenvalues of all symmetric matrices in A (n, n).
 
     A - s I = R^T R + D for a shift s and a float Cholesky factor R, hence no eigenvalue is below
     s - |D|_2, D enclosed (the residual in place of the bound of Rump, BIT 46, 2006). The shift is
-    taken just below the least eigenvalue that LAPACK finds. -inf where nothing is shown.
+    taken just below the least eigenvalue that LAPACK finds, or, where `near` is about that of a
+    positive definite A, up to a tenth below it. -inf where nothing is shown.
     """
     A = _on_host(A)
     if not np.isfinite(A.radius).all():
         return -math.inf
-    eigenvalues = np.linalg.eigvalsh(A.middle)
-    step = 4 * gamma(len(A)) * float(abs(eigenvalues).max())
+    if near is None:
+        eigenvalues = np.linalg.eigvalsh(A.middle)
+        near, step = float(eigenvalues[0]), 4 * gamma(len(A)) * float(abs(eigenvalues).max())
+    else:
+        step = NEAR * near + 4 * gamma(len(A)) * float(np.trace(A.middle))
     for _ in range(ATTEMPTS):
-        shift = float(eigenvalues[0]) - step
+        shift = near - step
         rest = _off_factored(A, shift)
         if rest is not None:
             return float((exact(np.array(shift)) - exact(np.array(rest))).low)
@@ -220,22 +227,35 @@ def _scale(A: Enclosure) -> np.ndarray | None:
     return np.ldexp(1.0, -(np.frexp(diagonal)[1] // 2)) if (diagonal > 0).all() else None
 
 
+@np.errstate(**QUIET)
 def _off_factored(A: Enclosure, shift: float) -> float | None:
-    """Return a bound of |A - shift I - R^T R|_2 for a float Cholesky factor R, None without one."""
-    shifted = exact(shift * np.eye(len(A)))
-    try:
-        R = scipy.linalg.cholesky(A.middle - shifted.middle)
-    except np.linalg.LinAlgError:
+    """Return a bound of |A - shift I - R^T R|_2 for a float Cholesky factor R, None without one.
+
+    The rounding errors of R^T R are bounded by Cauchy's inequality.
+    """
+    n, diagonal = len(A), np.arange(len(A))
+    shifted = A.middle.copy()
+    shifted[diagonal, diagonal] -= shift
+    with one_thread():  # see `in_order`
+        R, failed = scipy.linalg.lapack.dpotrf(shifted.T, overwrite_a=True)
+    if failed or not np.isfinite(np.diag(R)).all():
         return None
-    return spectral_bound((A - shifted - gram(R)).magnitude)
+    share, D = gamma(n + 2), np.empty((n, n))
+    lengths = np.sqrt(np.einsum("ij,ij->j", R, R)) * (1 + 2 * share) + SMALLEST**0.5
 
+    @np.errstate(**QUIET)
+    def enter(start: int) -> None:
+        rows, end = slice(start, start + TOGETHER), min(start + TOGETHER, n)
+        some = A.middle[rows, start:] - R[:end, rows].T @ R[:end, start:]  # R is 0 below that
+        some[diagonal[: end - start], diagonal[: end - start]] -= shift
+        off = share * lengths[rows, None] * lengths[start:] + 4 * n * SMALLEST
+        off = (abs(some) + A.radius[rows, start:] + off) * (1 + 8 * EPSILON)
+        D[rows, start:], D[end:, rows] = off, off[:, end - start :].T
 
-def gram(A: np.ndarray) -> Enclosure:
-    """Return an enclosure of A^T A, A (m, n), with the rounding errors by Cauchy's inequality."""
-    share = gamma(len(A) + 2)
-    lengths = np.sqrt((A**2).sum(axis=0)) * (1 + 2 * share) + SMALLEST**0.5
-    off = share * lengths[:, None] * lengths + 4 * len(A) * SMALLEST
-    return sound(A.T @ A, off * WIDER)
+    for _ in in_order(enter, range(0, n, TOGETHER), np):
+        pass
+    D[diagonal, diagonal] += 2 * EPSILON * abs(shift)
+    return spectral_bound(D)
 
 
 def largest_eigenvalue(A: Enclosure) -> float:
@@ -247,9 +267,9 @@ def spectral_bound(D: np.ndarray) -> float:
     """Return an upper bound of the spectral norms of symmetric matrices of entries up to D.
 
     It is at most max_i (D v)_i / v_i for any v > 0 (Collatz and Wielandt): v is that of a few power
-    iterations.
+    iterations. D itself need not be symmetric.
     """
-    D, v = np.maximum(D, D.T), np.ones(len(D))
+    v = np.ones(len(D))
     for _ in range(3):
         v = D @ v
         if not 0 < v.min() <= v.max() < math.inf:

@@ -182,8 +182,7 @@ def _newton_step(
         return (loss.curvature(o, samples.y, move) @ samples.z).ravel()
 
     def unbent(G: np.ndarray) -> np.ndarray:
-        scale = found.inverse.scale
-        return (G.reshape(F.shape) * scale @ found.inverse.P * scale).ravel()
+        return found.inverse.solve(G.reshape(F.shape)).ravel()
 
     hessian, inverse = (
         scipy.sparse.linalg.LinearOperator((F.size, F.size), f, dtype=float) for f in (bent, unbent)

@@ -12,13 +12,12 @@ import scipy.linalg
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.threads import in_order, one_thread
 from ..fitting.gram_sums import gram_sum, gram_terms
-from .enclosed_algebra import doubled_product, doubled_residual
+from .enclosed_algebra import doubled_product, doubled_residual, least_eigenvalue
 from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, sound
 
 BLOCK = 10**6  # features that are split for doubled precision at a time, on each core
 TOGETHER = 4  # of these that are part of one sum
-COPIED = 256  # rows of an inverse that are copied from its other triangle at a time
-COLUMNS = 512  # of a product with an inverse that a core computes at a time
+ITERATED, ITERATIONS = 8, 4  # vectors, and how often, to come near the least eigenvalue
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,89 +102,98 @@ class Samples:
 class GramInverse(NamedTuple):
     """What bounds G A^-1 for A = sum_i c_i z_i z_i^T, features (N, k) scaled by powers of two.
 
-    A float inverse `P`, and `share`: for any row v, v A^-1 is v P up to share max |v P|.
+    `gram` is A as it is summed up, with Cholesky's float `factor`; |A - gram| and the rounding
+    errors of X gram for |X| <= 1 are at most `rows` @ `columns`, (k, 2) and (2, k), and no
+    eigenvalue of A is below `least`.
     """
 
     scale: np.ndarray
-    P: np.ndarray
-    share: float
+    gram: np.ndarray
+    factor: np.ndarray
+    rows: np.ndarray
+    columns: np.ndarray
+    least: float
 
     @classmethod
     def of(cls, samples: Samples, weights: np.ndarray | None = None) -> GramInverse | None:
         """Return it for weights c (N,), 1 by default; None where A is not shown to be regular.
 
-        |A - fl(A)| is at most gamma |z_j| |z_k|, by Cauchy and Schwarz. With E = I - A P and the
-        largest column sum d < 1 of |E|, A^-1 = P (I - E)^-1, and the share is d / (1 - d).
+        With lengths l of the columns, off by m, |A - fl(A)|_jk is at most gamma (l + m)_j (l + m)_k
+        + m_j (l + m)_k + l_j m_k, by Cauchy and Schwarz.
         """
-        k, roots = samples.z.shape[1], np.ones((len(samples), 1))
-        if weights is not None:
-            roots = np.sqrt(weights)[:, None]
-        lengths = _lengths(samples.z, roots)
+        roots = None if weights is None else np.sqrt(weights)[:, None]
+        lengths = _lengths(samples.z, weights)
         if not (np.isfinite(lengths).all() and (lengths > 1e-100).all()):
             return None
         scale = 2.0 ** -np.round(np.log2(lengths))
         if np.ptp(np.log2(scale)) > 400:
             return None
-        A = gram_sum(lambda rows: samples.z[rows] * scale * roots[rows], len(samples))
-        lengths, more = lengths * scale, np.zeros(k)
-        if samples.inexact.any():
-            more = _lengths(np.broadcast_to(samples.inexact, samples.z.shape), roots) * scale
-        P = _inverse(A)
-        if P is None:
+
+        def scaled(rows: slice) -> np.ndarray:
+            z = samples.z[rows] * scale
+            return z if roots is None else z * roots[rows]
+
+        A = gram_sum(scaled, len(samples))
+        with one_thread():  # LAPACK's have so little to do between two meetings that they wait
+            factor, failed = scipy.linalg.lapack.dpotrf(A.T, clean=False)
+        if failed or not np.isfinite(np.diag(factor)).all():
             return None
-        terms = gram_terms(len(samples)) + 8 * (weights is not None)
-        share = gamma(terms) + gamma(k)
-        reach = (share * lengths.sum() + more.sum()) * (lengths + more) + lengths.sum() * more
+        lengths, more = lengths * scale, np.zeros(len(A))
+        if samples.inexact.any():
+            more = _lengths(np.broadcast_to(samples.inexact, samples.z.shape), weights) * scale
+        whole, terms = lengths + more, gram_terms(len(samples)) + 8 * (weights is not None)
+        rows = np.stack([(gamma(terms) + gamma(len(A))) * whole + more, lengths], axis=1) * WIDER
+        columns = np.stack([whole, more])
+        lengths = np.linalg.norm(rows, axis=0) @ np.linalg.norm(columns, axis=1)
+        off = float(lengths) * (1 + 4 * gamma(len(A)))
+        known = Enclosure(A, np.broadcast_to(np.zeros(1), A.shape))
+        least = (least_eigenvalue(known, _near_least(factor)) - off) * (1 - EPSILON)
+        return cls(scale, A, factor, rows, columns, least) if least > 0 else None
 
-        def largest_sum(columns: slice) -> float:
-            off = A @ P[:, columns]
-            off[columns] -= np.eye(off.shape[1])
-            return float((abs(off).sum(axis=0) + reach @ abs(P[:, columns])).max())
-
-        blocks = (slice(n, n + COLUMNS) for n in range(0, k, COLUMNS))
-        d = float(np.max(list(in_order(largest_sum, blocks, np)))) * (1 + 4 * gamma(k))  # or NaN
-        return cls(scale, P, d / (1 - d) * WIDER) if d < 1 else None
+    def solve(self, G: np.ndarray) -> np.ndarray:
+        """Return about G A^-1, G (d_y, k)."""
+        return _solve(self.factor, (G * self.scale).T).T * self.scale
 
     @np.errstate(**QUIET)
     def times(self, G: Enclosure) -> Enclosure:
-        """Return G A^-1, G (d_y, k)."""
-        found = Enclosure(G.middle * self.scale, G.radius * self.scale + SMALLEST) @ self.P
-        more = self.share * found.magnitude.max(axis=1, keepdims=True) + SMALLEST
-        radius = (found.radius + more) * self.scale * WIDER + 2 * SMALLEST
-        return sound(found.middle * self.scale, radius)
+        """Return G A^-1, G (d_y, k).
+
+        It differs from any X by (G - X A) A^-1, whose rows are at most as long as those of G - X A
+        over `least`.
+        """
+        middle, radius = G.middle * self.scale, G.radius * self.scale + SMALLEST
+        X, k = _solve(self.factor, middle.T).T, len(self.gram)
+        left = abs(middle - X @ self.gram) * WIDER + radius + 2 * k * SMALLEST
+        left = left + abs(X) @ self.rows @ self.columns
+        largest = left.max(axis=1, keepdims=True)  # above 0
+        length = largest * np.linalg.norm(left / largest, axis=1, keepdims=True)
+        off = length / self.least * (1 + 4 * gamma(k)) * self.scale + SMALLEST
+        return sound(X * self.scale, (off + SMALLEST) * WIDER)
 
     def spread(self, length: np.ndarray) -> np.ndarray:
         """Return bounds of |sum_i e_i sqrt(c_i) z_i^T A^-1|, e of `length` (d_y,): (d_y, k).
 
         The square of an entry is at most |e|^2 times the diagonal entry of A^-1.
         """
-        diagonal = np.diag(self.P) + self.share * abs(self.P).max(axis=1)
-        return np.outer(length, np.sqrt(diagonal) * self.scale) * (1 + 4 * EPSILON)
+        return np.outer(length, self.scale / np.sqrt(self.least)) * (1 + 4 * EPSILON)
 
 
-def _lengths(z: np.ndarray, roots: np.ndarray) -> np.ndarray:
-    """Return upper bounds of the lengths of the columns of roots * z, (N, 1) and (N, k)."""
+def _lengths(z: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Return upper bounds of the lengths of the columns of z (N, k), rows times sqrt(weights)."""
     with np.errstate(over="ignore"):
-        squares = np.einsum("ij,ij,i->j", z, z, roots[:, 0] ** 2)
+        squares = np.einsum("ij,ij,i->j", z, z, np.ones(len(z)) if weights is None else weights)
     return np.sqrt(squares) * (1 + gamma(len(z) + 4))
 
 
-def _inverse(A: np.ndarray) -> np.ndarray | None:
-    """Return the inverse of a symmetric A by Cholesky's factors, or None; half the work of LU's.
+def _near_least(factor: np.ndarray) -> float:
+    """Return about the least eigenvalue, by a few inverse iterations with Cholesky's factor."""
+    V = np.random.default_rng(0).standard_normal((len(factor), ITERATED))
+    for _ in range(ITERATIONS):
+        V = np.linalg.qr(_solve(factor, V))[0]
+    return 1 / float(np.linalg.norm(_solve(factor, V), 2))
 
-    On one thread: LAPACK's have so little to do between two meetings that they wait for each other.
-    """
+
+def _solve(factor: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """Return about A^-1 B for Cholesky's factor of A."""
     with one_thread():
-        factor, failed = scipy.linalg.lapack.dpotrf(A.T, clean=False)
-        if failed:
-            return None
-        P, failed = scipy.linalg.lapack.dpotri(factor, overwrite_c=True)
-    if failed:
-        return None
-    P = P.T  # whose lower triangle it is
-    for n in range(0, len(P), COPIED):
-        some = slice(n, n + COPIED)
-        P[some, n + COPIED :] = P[n + COPIED :, some].T
-        corner = np.tril(P[some, some])
-        P[some, some] = corner + np.tril(corner, -1).T
-    return P if np.isfinite(np.diag(P)).all() else None
+        return scipy.linalg.lapack.dpotrs(factor, B)[0]
