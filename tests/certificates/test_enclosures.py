@@ -330,7 +330,9 @@ def test_what_a_factor_misses_is_bounded_block_by_block(shift, monkeypatch):
 def test_a_least_eigenvalue_near_which_one_is_told_is_below_all_and_within_a_tenth():
     B = np.random.default_rng(1).normal(size=(12, 8))
     A, least = B.T @ B, np.linalg.eigvalsh(B.T @ B)[0]
-    assert least_eigenvalue(exact(A)) * (1 - 1e-9) > least_eigenvalue(exact(A), least) > 0.89 * least
+    assert (
+        least_eigenvalue(exact(A)) * (1 - 1e-9) > least_eigenvalue(exact(A), least) > 0.89 * least
+    )
     told = least_eigenvalue(exact(A), 1.5 * least)  # too much: the next shift is tried
     assert 0 < told < 0.5 * least
     assert not least_eigenvalue(exact(A - 2 * least * np.eye(8)), least) > 0

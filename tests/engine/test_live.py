@@ -8,7 +8,7 @@ import tinyspur as ts
 from tinyspur.certificates import certify_cell
 from tinyspur.certificates.rounding import risk_rounding, rounded_risk
 from tinyspur.engine.activations import ReLU, Tanh
-from tinyspur.engine.live import live_part
+from tinyspur.engine.live import Live, live_part
 from tinyspur.fitting.training import descend
 
 LOSS = ts.SquaredLoss()
@@ -52,13 +52,14 @@ def test_another_point_of_the_smaller_network_is_put_in_its_places():
     np.testing.assert_allclose(other.net.forward(other, data.x), expected, atol=1e-13)
 
 
-def test_the_spare_map_is_the_one_that_is_activated_first():
+def test_the_idle_map_of_a_layer_is_the_one_that_is_activated_first():
     theta, _ = point()
     theta.b[1][[1, 3]] = -0.5, -0.25
     theta.W[3].weights[...], theta.b[3][...] = 0, -np.arange(1.0, 6.0)
-    live = live_part(theta, spare=True)
-    assert live.kept[1].tolist() == [0, 2, 3]
-    assert live.kept[3].tolist() == [0] == live_part(theta).kept[3].tolist()
+    live = live_part(theta)
+    assert live.kept[3].tolist() == [0]  # a layer keeps one
+    assert live.idle == {1: -0.25, 3: -2.0, 5: theta.b[5][DEAD[5]].max()}
+    assert not Live.all(theta).idle
 
 
 @pytest.mark.parametrize(
@@ -99,15 +100,14 @@ def test_a_descent_leaves_dead_maps_as_they_are():
     assert moved[live.places].any() and moved.sum() == moved[live.places].sum()
 
 
-def test_the_radius_counts_dead_maps_that_are_left_out(monkeypatch):
+@pytest.mark.parametrize(("layer", "maps"), [(1, [1, 3]), (3, [0, 2])])
+def test_the_radius_counts_dead_maps_that_are_left_out(layer, maps, monkeypatch):
     theta, data = point()
-    theta.b[1][[1, 3]] = -1e-10, -1e-9  # these are activated first
+    theta.b[layer][maps] = -1e-10, -1e-9  # these are activated first
     found = certify_cell(theta, data, LOSS)
-    monkeypatch.setattr(
-        "tinyspur.certificates.cell.live_part", lambda theta, spare: live_part(theta).all(theta)
-    )
+    monkeypatch.setattr("tinyspur.certificates.cell.live_part", Live.all)
     whole = certify_cell(theta, data, LOSS)
-    assert 0 < found.radius < 1e-10
+    assert found.margin == 1e-10 > found.radius > 0
     assert found.radius == pytest.approx(whole.radius, rel=0.02)
     assert (found.margin, found.classes) == (whole.margin, whole.classes)
 
@@ -129,6 +129,17 @@ def test_outputs_of_the_last_layer_are_never_left_out():
     data = ts.TrainingSet([[1, 2], [2, 1]], [[1, 1, 0], [1, 0, 1]])
     assert live_part(theta).point == theta
     assert rounded_risk(theta, data, LOSS)[0] == net.risk(theta, data, LOSS)
+
+
+def test_maps_that_poolings_hand_on_to_the_outputs_are_never_left_out():
+    net = ts.Network((1, 6), [ts.Conv(4), ts.Conv(2), ts.AveragePool(2), ts.MaxPool(3)])
+    theta = net.zeros()
+    theta.W[1].weights[0], theta.W[2].weights[0, 0] = 1, 1
+    theta.b[1][...], theta.b[2][...] = (1, -1, -2, -3), (1, -1)
+    data = ts.TrainingSet(np.arange(12.0).reshape(2, 1, 6), [[1, 1], [1, 0]])
+    assert [kept.tolist() for kept in live_part(theta).kept] == [[0], [0], [0, 1], [0, 1], [0, 1]]
+    assert live_part(theta).idle == {1: -1.0}
+    assert rounded_risk(theta, data, LOSS)[0] == net.risk(theta, data, LOSS) > 0
 
 
 def test_below_a_dead_layer_every_dead_map_counts():

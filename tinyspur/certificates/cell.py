@@ -20,6 +20,7 @@ from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
+from ..engine.threads import in_order
 from ..fitting.affine import stationary_subgradient
 from .assumptions import assumed, check_loss
 from .certificate import Certificate, in_float64, round_down, round_up
@@ -142,11 +143,11 @@ def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertif
     """
     check_at(theta, data, loss)
     CellCertificate.require(theta, loss)
-    live = live_part(in_float64(theta), spare=True)  # has the same radius and the same G_s
-    seen = _look(live.point, data, loss)
+    live = live_part(in_float64(theta))  # has the same G_s
+    seen = _look(live, data, loss)
     if seen.dead.any():  # maps below a dead layer may be activated within the radius, all of them
         live = Live.all(live.whole)
-        seen = _look(live.point, data, loss)
+        seen = _look(live, data, loss)
     theta = live.point
     check_loss(loss, seen.o, data.y.T)
     found = _class_gradients(seen, data, loss)
@@ -262,7 +263,8 @@ class _Seen(NamedTuple):
         return hats
 
 
-def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
+def _look(live: Live, data: TrainingSet, loss: Loss) -> _Seen:
+    theta, idle = live.point, live.idle
     net, magnitudes = theta.net, abs(theta)
     y, first = net.targets(theta, data, loss), net.leading_poolings
 
@@ -277,14 +279,15 @@ def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
         if hasattr(loss, "subgradients"):
             parts += loss.subgradients(o, y[:, rows], rounding[-1])
         patterns = patterns_of(trace)
-        at = Chunk(magnitudes, trace, rounding, cut, margins_of(trace))
+        at = Chunk(magnitudes, trace, rounding, cut, margins_of(trace), idle)
         counts = at.counted
         shown = all_to_numpy([cut[None], *(patterns[n] * some for n, some in counts.items())])
         kept = not radius or (radius < np.inf and keeps_patterns(radius, at))  # and any below
         kinks = at_kink(at.margins, rounding, counts)
         return all_to_numpy(parts), shown[0][0], _packed(shown), kinks, None if kept else at
 
-    found, keys, dead, radius, counter = [], [], [], np.inf, KinkCounter(net)
+    radius = min((-bias for bias in idle.values()), default=np.inf)
+    found, keys, dead, counter = [], [], [], KinkCounter(net, radius)
     for parts, cut, packed, kinks, at in net.over(theta, data.x, chunk):
         found.append(parts)
         keys += packed
@@ -298,16 +301,26 @@ def _look(theta: Parameters, data: TrainingSet, loss: Loss) -> _Seen:
     x, inexact = data.x.reshape(len(data), -1), np.zeros((len(data), 1))
     if first:
         x, inexact, *rest = rest[0].T, np.pad(rest[1].T, ((0, 0), (0, 1))), *rest[2:]
-    if (read := first_read(net)) is not None:
-        x = np.where(read, x, 0)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     classes = np.array([numbers[key] for key in keys])
     order = np.argsort(classes, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
-    hats = np.concatenate([x, np.ones((len(x), 1))], axis=1)
-    return _Seen(
-        o, inexact_o, g, errors, rest, hats, inexact, groups, np.concatenate(dead), radius, counter
-    )
+    dead, hats = np.concatenate(dead), _with_ones(x, first_read(net))
+    return _Seen(o, inexact_o, g, errors, rest, hats, inexact, groups, dead, radius, counter)
+
+
+def _with_ones(x: np.ndarray, read: np.ndarray | None) -> np.ndarray:
+    """Return features (N, n) with a 1 at the end, and 0 for those that nothing reads."""
+    hats = np.empty((len(x), x.shape[1] + 1))
+
+    def fill(start: int) -> None:
+        rows = slice(start, start + BLOCK)
+        hats[rows, :-1] = x[rows] if read is None else np.where(read, x[rows], 0)
+        hats[rows, -1] = 1
+
+    for _ in in_order(fill, range(0, len(x), BLOCK), np):
+        pass
+    return hats
 
 
 class _ClassGradients(NamedTuple):

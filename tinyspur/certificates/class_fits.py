@@ -25,7 +25,7 @@ from .gram import Samples
 LARGEST = 2 * 10**8  # numbers of a matrix up to which it is enclosed
 WIDEST = 4500  # features up to which their Gram matrix is inverted
 BITS = 10  # behind the point, of coefficients of columns that depend on others
-FIRST = 256  # samples that mostly tell all columns apart
+FIRST = 256  # samples that mostly tell all columns apart, and those that are not constant
 DEPENDENT = 1e-9  # a column counts as dependent up to this share of its length
 
 
@@ -116,7 +116,8 @@ def distinct_columns(hats: np.ndarray, inexact: np.ndarray) -> tuple[np.ndarray,
     """
     n = hats.shape[1] - 1
     sure = ~np.broadcast_to(inexact.any(axis=0), n + 1)
-    constant = (hats == hats[0]).all(axis=0) & sure
+    constant = (hats[:FIRST] == hats[0]).all(axis=0) & sure
+    constant[constant] = (hats[:, constant] == hats[0, constant]).all(axis=0)
     numbers = identical(hats[:FIRST].T)
     if numbers.max() < n:  # some may be copies
         numbers = identical(hats.T)

@@ -21,6 +21,7 @@ ATTEMPTS = 8  # at a shift below an eigenvalue, each one eight times as far
 NEAR = 0.1  # share of an eigenvalue that is about known by which the first shift is below it
 TOGETHER = 512  # rows that a core works on together
 ZERO = -9999  # the exponent of 0
+MODERATE = 400  # exponents up to which products of two powers of two are far from the largest
 
 
 # Products of doubled precision
@@ -53,13 +54,15 @@ def doubled_residual(y: Array, A: Array, B: Array) -> Enclosure:
 def in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
     """Return two arrays whose sum is A @ B up to the third."""
     xp, n = namespace(A), A.shape[1]
-    exponents_A, exponents_B = _exponents(A), _exponents(B)
-    inner = (exponents_B.max(axis=1) - exponents_A.max(axis=0)) // 2  # balances the terms of sums
-    rows = (exponents_A + inner).max(axis=1)
-    columns = (exponents_B - inner[:, None]).max(axis=0)
+    most_A, most_B = _exponents(abs(A).max(axis=0)), _exponents(abs(B).max(axis=1))
+    used = (most_A > ZERO) & (most_B > ZERO)
+    if xp is not np or not used.all():  # what is multiplied with zeros alone does not count
+        A, B = xp.where(used, A, 0.0), xp.where(used[:, None], B, 0.0)
+    inner = xp.where(used, (most_B - most_A) // 2, 0)  # balances the terms of sums
+    rows, columns = _row_exponents(A, inner), _row_exponents(B.T, -inner)
     somewhere = (A != 0).any(axis=1)[:, None] & (B != 0).any(axis=0)
-    A = xp.ldexp(A, inner - rows[:, None])  # no entry is larger than 1
-    B = xp.ldexp(B, -inner[:, None] - columns)
+    A = _shifted(A, -rows, inner)  # no entry is larger than 1
+    B = _shifted(B, -inner, -columns)
     bits = (55 - math.ceil(math.log2(n))) // 2  # n products of slices sum to at most 2^53 units
     (A1, A2, A3), (B1, B2, B3) = slices(A, bits), slices(B, bits)
     high, low = two_sum(A1 @ B1, A1 @ B2)
@@ -77,6 +80,27 @@ def in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
     return xp.ldexp(high, back), xp.ldexp(low, back), off
 
 
+def _row_exponents(A: Array, shifts: Array) -> Array:
+    """Return e with |A| 2^shifts < 2^e for each row of A (m, n)."""
+    sizes, largest = abs(A), 2.0**MODERATE
+    if namespace(A) is np and np.abs(shifts).max(initial=0) <= MODERATE:
+        most = sizes.max(axis=1)
+        if (((1 / largest <= most) & (most <= largest)) | (most == 0)).all():
+            sizes *= np.ldexp(1.0, shifts)
+            return _exponents(sizes.max(axis=1))
+    return (_exponents(A) + shifts).max(axis=1)
+
+
+def _shifted(A: Array, rows: Array, columns: Array) -> Array:
+    """Return A times 2^rows and 2^columns, rounded once where that underflows."""
+    xp = namespace(A)
+    if xp is not np or np.abs(rows).max() + np.abs(columns).max() > 2 * MODERATE:
+        return xp.ldexp(A, rows[:, None] + columns)
+    powers = np.empty_like(A)  # in the same order
+    np.multiply(np.ldexp(1.0, rows)[:, None], np.ldexp(1.0, columns), out=powers)
+    return np.multiply(A, powers, out=powers)
+
+
 def _exponents(A: Array) -> Array:
     """Return e with |A| < 2^e, entry by entry."""
     xp = namespace(A)
@@ -87,12 +111,15 @@ def slices(A: Array, bits: int) -> tuple[Array, Array, Array]:
     """Return A, |A| <= 1, as a sum of three, the first two multiples of 2^(1 - bits) and 2^(1 -
     2 bits) by at most 2^(bits - 1).
     """
-    found = []
-    for n in (1, 2):
-        shift = 1.5 * 2.0 ** (53 - n * bits)  # whose last place is 2^(1 - n bits)
-        found.append((A + shift) - shift)
-        A = A - found[-1]
-    return *found, A
+    first, rest = _split(A, 1.5 * 2.0 ** (53 - bits))  # whose last place is 2^(1 - bits)
+    return first, *_split(rest, 1.5 * 2.0 ** (53 - 2 * bits), out=rest)
+
+
+def _split(A: Array, shift: float, out: Array | None = None) -> tuple[Array, Array]:
+    """Return A rounded to multiples of the last place of a number, and what is left of it."""
+    part = A + shift
+    part -= shift
+    return part, namespace(A).subtract(A, part, out=out)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

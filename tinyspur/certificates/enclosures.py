@@ -287,7 +287,8 @@ def product_radius(
         off += radii @ reach
     if xp is not np or smallest:
         off = off + 2 * terms * smallest
-    return off * (1 + 2 * share)
+    off *= 1 + 2 * share
+    return off
 
 
 def _underflow(*sizes: Array) -> Array | float:

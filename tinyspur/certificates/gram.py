@@ -15,8 +15,9 @@ from ..fitting.gram_sums import gram_sum, gram_terms
 from .enclosed_algebra import doubled_product, doubled_residual, least_eigenvalue
 from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, sound
 
-BLOCK = 10**6  # features that are split for doubled precision at a time, on each core
-TOGETHER = 4  # of these that are part of one sum
+BLOCK = 250_000  # features that are split for doubled precision at a time, on each core
+TOGETHER = 16  # of these that are part of one sum
+COLUMNS = 64  # of features that are split at a time, at least
 ITERATED, ITERATIONS = 8, 4  # vectors, and how often, to come near the least eigenvalue
 
 
@@ -72,7 +73,7 @@ class Samples:
     def sums(self, g: np.ndarray) -> Enclosure:
         """Return sum_i g_i z_i^T, (d_y, k), in doubled precision."""
         k = self.z.shape[1]
-        total, width = exact(np.zeros((len(g), k))), -(-k // TOGETHER)
+        total, width = exact(np.zeros((len(g), k))), max(COLUMNS, -(-k // TOGETHER))
         for rows in self.blocks(max(1, TOGETHER * BLOCK // k)):  # few: each sum rounds
             columns = [slice(n, n + width) for n in range(0, k, width)]
             parts = in_order(

@@ -50,7 +50,7 @@ def at_kink(
         xp = namespace(some)
         if xp is not np or not some.all():
             margins = margins | {n: xp.where(some, margins[n], np.inf)}
-    ties = all_to_numpy(~(abs(z) > rounding[n - 1]) for n, z in margins.items())
+    ties = all_to_numpy(~(z > rounding[n - 1]) for n, z in margins.items())
     least = min(map(float, all_to_numpy(z.min() for z in margins.values())), default=np.inf)
     return least, {n: zero for n, zero in zip(margins, ties, strict=True) if zero.any()}
 
@@ -58,8 +58,8 @@ def at_kink(
 class KinkCounter:
     """Collects the least margin and which units sit at the kink, over chunks of samples."""
 
-    def __init__(self, net: Architecture):
-        self.net, self.margin = net, np.inf
+    def __init__(self, net: Architecture, margin: float = np.inf):
+        self.net, self.margin = net, margin
         self.locations: dict[tuple[int, int], np.ndarray] = {}
         self.samples: dict[tuple[int, int], int] = {}
 

@@ -199,8 +199,11 @@ def _sparse_inverse(
     except RuntimeError:  # it is singular
         return None, np.inf
     n = middle.shape[0]
-    parts = [factors.solve(np.eye(n)[:, some]) for some in _columns(n)]
-    few = scipy.sparse.hstack([scipy.sparse.csc_array(part) for part in parts], format="csr")
+
+    def inverted(some: slice) -> scipy.sparse.csc_array:
+        return scipy.sparse.csc_array(factors.solve(np.eye(n, some.stop - some.start, -some.start)))
+
+    few = scipy.sparse.hstack(list(in_order(inverted, _columns(n), np)), format="csr")
     terms = int(np.diff(few.indptr).max(initial=0)) + 2
     share, size = gamma(terms), abs(middle)
     size.data = size.data * share + SMALLEST

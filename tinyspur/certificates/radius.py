@@ -17,6 +17,7 @@ from ..engine.parameters import Parameters
 from ..engine.passes import Step
 from ..engine.threads import scratch
 
+FEW = 64  # units that are looked at first
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
 
@@ -38,7 +39,8 @@ class Fixed(NamedTuple):
 @dataclass(eq=False)
 class Chunk:
     """A pass of some samples at theta, with |theta|, bounds of the rounding errors of each z, the
-    `highest_dead_layer` of each sample, below which nothing counts, and the margins.
+    `highest_dead_layer` of each sample, below which nothing counts, and the margins. In some layers
+    theta has idle maps besides, without weights, the bias of each at most the number in `idle`.
     """
 
     magnitudes: Parameters
@@ -46,6 +48,7 @@ class Chunk:
     rounding: list[Array]
     cut: Array
     margins: dict[int, Array]
+    idle: dict[int, float]
 
     @functools.cached_property
     def counted(self) -> dict[int, Array]:
@@ -96,9 +99,9 @@ def highest_dead_layer(trace: list[Step], rounding: list[Array]) -> Array:
     for step, inexact in zip(trace, rounding, strict=True):
         nothing_kept = step.W.rows == step.W.shape[0]
         if step.kinked and step.activation.slope == 0 and nothing_kept:
-            dead = step.z.max(axis=0) < 0
-            if xp is not np or dead.any():
-                cut = xp.where(dead & (step.z < -inexact).all(axis=0), step.layer, cut)
+            few = step.z[:FEW]  # one that is not inactive settles it for most samples
+            if xp is not np or (few.max(axis=0) < 0).any():
+                cut = xp.where((step.z < -inexact).all(axis=0), step.layer, cut)
     return cut
 
 
@@ -173,7 +176,7 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
             yield (free | (W.gaps(below, d == 0, change) > 0)).all()
         if d is None:
             e = scratch(step.z.shape, step.z, use)
-            e[...] = 0
+            e[W.rows if W.weights is not None else 0 :] = 0
         else:
             e = at.magnitudes.W[step.layer].at(below).brief_product(d, use)
         if W.selects and d is not None:  # where the selection may change
@@ -181,7 +184,14 @@ def _kept_patterns(rho: float, at: Chunk) -> Iterator[Array]:
         if W.weights is not None:
             sums = fixed.sums if d is None else fixed.sums + W.support_sums(d)
             maps = e[: W.rows].reshape(W.maps_out, W.positions_out, -1)
-            maps += rho * sums + (0 if step.b is None else rho)
+            change = rho * sums + (0 if step.b is None else rho)
+            if d is None:
+                maps[...] = change
+            else:
+                maps += change
+            if step.layer in at.idle:  # nothing of d comes in
+                room = -at.idle[step.layer] * (1 - 2 * EPSILON)
+                yield (free | (change * grow < room)).all()
             if step.b is None:  # a unit that reads nothing but zeros is 0 for all parameters
                 nothing = xp.zeros(e.shape, dtype=bool)
                 nothing[: W.rows].reshape(maps.shape)[...] = sums == 0

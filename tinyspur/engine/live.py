@@ -49,6 +49,17 @@ class Live:
         places = namespace(theta.vector).asarray(_places(net, kept))
         return cls(theta, Parameters(small, theta.vector[places]), tuple(kept), places)
 
+    @property
+    def idle(self) -> dict[int, float]:
+        """Return for each layer the bias nearest to 0 of maps that are left out, all below 0.
+
+        No other one of these is activated by a smaller move of the parameters.
+        """
+        if self.point is self.whole:
+            return {}
+        out = {n: np.delete(b, self.kept[n]) for n, b in self.whole.to(np).b.items()}
+        return {n: float(b.max()) for n, b in out.items() if b.size}
+
     def widened(self, point: Parameters) -> Parameters:
         """Return `whole` with the numbers of another point of the smaller network in its places."""
         wide = self.whole.copy()
@@ -56,14 +67,12 @@ class Live:
         return wide
 
 
-def live_part(theta: Parameters, spare: bool = False) -> Live:
+def live_part(theta: Parameters) -> Live:
     """Return theta without maps that have no weights and a negative bias under ReLU.
 
-    With `spare` each layer keeps the one of them whose bias is nearest to 0: no other one of that
-    layer is activated by a smaller move of the parameters. What those that are left out would do
-    once they are active is lost. A layer keeps one at least, the last one all. Theta itself is
-    returned where layers are of other kinds than convolutions without groups, dense ones and
-    poolings, where poolings make other numbers of 0, and where numbers are not finite.
+    A layer keeps one at least, whose bias is nearest to 0, and the last with weights all. Theta
+    itself is returned where layers are of other kinds than convolutions without groups, dense ones
+    and poolings, where poolings make other numbers of 0, and where numbers are not finite.
     """
     check_points(None, theta)
     net, host = theta.net, theta.to(np)
@@ -75,11 +84,11 @@ def live_part(theta: Parameters, spare: bool = False) -> Live:
             kept.append(kept[-1])
             continue
         keep = np.ones(net.shapes[layer][0], bool)
-        hidden = layer < net.depth and layer in theta.b
+        hidden = layer < max(net.slots) and layer in theta.b
         if plain and hidden and net.activation_of(layer) == ReLU():
             keep = ~_dead(host, layer)
-            if not keep.all() and (spare or not keep.any()):
-                keep[np.where(keep, -np.inf, host.b[layer]).argmax()] = True
+            if not keep.any():
+                keep[host.b[layer].argmax()] = True
         dropped = dropped or not keep.all()
         kept.append(np.flatnonzero(keep))
     return Live.of(theta, kept) if dropped else Live.all(theta)

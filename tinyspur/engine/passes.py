@@ -257,20 +257,23 @@ def margins(trace: list[Step]) -> dict[int, Array]:
     inactive under ReLU, and where z is 0 for all parameters.
     """
     found, moves = {}, None  # `moves` is 0 where o is the same for all parameters nearby
-    for step in trace:
+    for step, above in zip(trace, [*trace[1:], None], strict=True):
         if step.W.selects and moves is not None:
             found[step.layer] = step.W.gaps(step.below, still=moves == 0) / 2
-        xp = namespace(step.z)
+        xp, biased = namespace(step.z), step.b is not None  # then every unit moves
         if step.W.weights is None:
             moves = None if moves is None else step.W @ moves
         else:
             below, moves = moves, xp.ones_like(step.z)
-            if step.b is None:
+            if not biased:
                 reach = abs(step.below) if below is None else abs(step.below) + below
                 moves = xp.where(unread(step.W, step.b, reach), 0.0, moves)
         if step.kinked and moves is not None:
-            found[step.layer] = xp.where(moves == 0, np.inf, step.heights)
-            moves = xp.where(step.z < 0, step.slopes * moves, moves)
+            found[step.layer] = (
+                step.heights if biased else xp.where(moves == 0, np.inf, step.heights)
+            )
+            if above is not None and (above.W.weights is None or above.b is None):  # that read it
+                moves = xp.where(step.z < 0, step.slopes * moves, moves)
     return found
 
 

@@ -209,12 +209,16 @@ class ConvolutionMatrix(WeightMatrix):
         if (maps, channels, *box) == self._all():
             return self._pass(o, use=use)[0]
         out = self._output(o, use)
-        out[...] = 0
+        rows, together = self._by_rows(out), isinstance(maps, slice)
+        for unused in (slice(maps.start), slice(maps.stop, None)) if together else [slice(None)]:
+            rows[unused] = 0
         if box:
             filters = _flat(self.weights[maps][(slice(None), channels, *box)])
-            rows = self._by_rows(out)
             for patches, strip in self._patches(self._images(o)[channels], box):
-                rows[maps, strip] = (filters @ patches).swapaxes(0, 1)
+                if together:
+                    product(filters, patches, rows[maps, strip].swapaxes(0, 1))
+                else:
+                    rows[maps, strip] = (filters @ patches).swapaxes(0, 1)
         return out.reshape(self.shape[0], -1)
 
     def _pass(
