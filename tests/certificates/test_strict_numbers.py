@@ -64,6 +64,16 @@ LOWER = {
         [-0.006],
         2.5,
     ),
+    # |tanh(4 w)| with w = 0 at the kink of the loss, where the Hessian is 0, and -8 tanh(w / 4)
+    "vertex": (
+        of_one_layer(Tanh()),
+        [0],
+        [4, *[1 / 4] * 8],
+        [0, *[100] * 8],
+        AbsoluteLoss(),
+        [0.49],
+        5,
+    ),
     "smooth": (
         of_one_layer(GELU()),
         [-0.26600424611488205],
@@ -82,7 +92,7 @@ def test_a_lower_point_is_hardly_farther_than_the_radius(case):
     theta = Parameters(net, np.array(values, dtype=float))
     data = numbers(x, y)
     found = certify_strict(theta, data, loss)
-    assert found.holds and found.kinks == (case in ("kink", "loss", "concave"))
+    assert found.holds and found.kinks == (case in ("kink", "loss", "concave", "vertex"))
     lower = net.risk(moved(theta, np.array(move)), data, loss)
     assert lower < found.risk[0] - 1e-6
     assert found.radius < max(np.abs(move)) < times * found.radius

@@ -328,7 +328,8 @@ class Growth:
         self.obstacle = "the Hessian may have an eigenvalue of 0 beyond"
         weights = self.weights.copy()
         moves = largest > 0  # v_k, and its square is to be outweighed
-        weights[moves] = np.minimum(weights[moves], 2 * mu[moves] / largest[moves]) / few
+        most = weights[moves] * (1 if len(self.tangents) else LARGEST)  # at a vertex any will do
+        weights[moves] = np.minimum(most, 2 * mu[moves] / largest[moves]) / few
         if not len(H):
             return True
         matrix = penalised(H, Z, weights)
