@@ -15,7 +15,7 @@ from .grid import Grid
 from .layer import is_positive
 from .lowering import lines_apart, lowered, raised
 from .matrix import TransposedMatrix, WeightMatrix
-from .wide_products import add_outer, product
+from .wide_products import add_outer, padded, product
 
 STRIP_BYTES = 3 * 2**20  # patches that a convolution holds at once: small enough for the caches
 
@@ -208,7 +208,7 @@ class ConvolutionMatrix(WeightMatrix):
         maps, channels, *box = self._used()
         if (maps, channels, *box) == self._all():
             return self._pass(o, use=use)[0]
-        out = self._output(o, use)
+        out = self._output(o, use, self.maps_out)
         rows, together = self._by_rows(out), isinstance(maps, slice)
         for unused in (slice(maps.start), slice(maps.stop, None)) if together else [slice(None)]:
             rows[unused] = 0
@@ -232,8 +232,9 @@ class ConvolutionMatrix(WeightMatrix):
         xp, (T, C, *kernel) = namespace(o), self.weights.shape
         out = total = None
         if multiply:
-            filters, out = _flat(self.weights), self._output(o, use)
-            rows = self._by_rows(out)
+            filters = _flat(self.weights) if self.groups > 1 else padded(_flat(self.weights), o)
+            out = self._output(o, use, len(filters))
+            rows = out.reshape(len(filters), self.output_map_shape[0], -1)
         if delta is not None:
             delta = self._by_rows(delta)
             total = xp.zeros((T, math.prod(kernel) * C), dtype=o.dtype)
@@ -241,17 +242,18 @@ class ConvolutionMatrix(WeightMatrix):
         for maps, channels in self._parts():
             for patches, strip in self._patches(images[channels], self.grid.taps):
                 if multiply:
-                    product(filters[maps], patches, rows[maps, strip].swapaxes(0, 1))
+                    written = maps if self.groups > 1 else slice(None)
+                    product(filters[written], patches, rows[written, strip].swapaxes(0, 1))
                 if delta is not None:
                     add_outer(delta[maps, strip].swapaxes(0, 1), patches, total[maps])
         return (
-            out.reshape(self.shape[0], -1) if multiply else None,
+            out[: self.maps_out].reshape(self.shape[0], -1) if multiply else None,
             None if total is None else xp.moveaxis(total.reshape(T, *kernel, C), -1, 1),
         )
 
-    def _output(self, o: Array, use: str | None) -> Array:
-        """Return memory (T, P * N) for W @ o: new, or that of `use`."""
-        xp, shape = namespace(o), (self.maps_out, self.positions_out * o.shape[1])
+    def _output(self, o: Array, use: str | None, maps: int) -> Array:
+        """Return memory (maps, P * N) for W @ o: new, or that of `use`."""
+        xp, shape = namespace(o), (maps, self.positions_out * o.shape[1])
         dtype = xp.result_type(self.weights.dtype, o.dtype)
         return xp.empty(shape, dtype=dtype) if use is None else scratch(shape, o, use, dtype)
 
