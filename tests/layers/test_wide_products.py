@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matrix_problems import whole
 
-from tinyspur.layers import wide_products
+from tinyspur.layers import ConvolutionMatrix, wide_products
 
 
 @pytest.mark.parametrize("kernels", ["Haswell", "SkylakeX"])
@@ -39,3 +39,33 @@ def test_products_over_stacks_are_summed(rows, kernels, monkeypatch):
     wide_products.add_outer(wide, overlapping, total)
     assert np.array_equal(out, np.einsum("mk,skn->smn", A, B))
     assert np.array_equal(total, np.einsum("smn,skn->mk", wide, B))
+
+
+@pytest.mark.parametrize("kernels", ["Haswell", "Zen", "SkylakeX"])
+def test_rows_of_zeros_are_added_where_they_cost_nothing(kernels, monkeypatch):
+    monkeypatch.setattr(wide_products, "blas", lambda: {"architecture": kernels})
+    more = {3: 4, 6: 8, 7: 8, 11: 12, 14: 16, 15: 16, 22: 24}
+    few = {rows: n for rows, n in more.items() if rows % 4 == 3}  # in float32
+    for dtype, known in ((np.float64, more), (np.float32, few)):
+        for rows in range(1, 25):
+            A = whole(np.random.default_rng(rows), rows, 9).astype(dtype)
+            found = wide_products.padded(A, A[0])
+            assert len(found) == (rows if kernels == "SkylakeX" else known.get(rows, rows))
+            assert np.array_equal(found[:rows], A) and not found[rows:].any()
+            assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("maps", [3, 6, 7])
+@pytest.mark.parametrize("kernels", ["Haswell", "SkylakeX"])
+def test_added_rows_are_no_maps(maps, kernels, monkeypatch):
+    monkeypatch.setattr(wide_products, "blas", lambda: {"architecture": kernels})
+    rng = np.random.default_rng(maps)
+    W = ConvolutionMatrix(whole(rng, maps, 2, 3, 3), (5, 4))
+    o, delta = whole(rng, 40, 6), whole(rng, 20 * maps, 6)
+    for found in (W @ o, W.brief_product(o, "these")):
+        assert found.shape == delta.shape and found.flags.c_contiguous
+        assert np.array_equal(found, W.tocsr() @ o)
+    change, back = W.pullback(delta, o)
+    assert np.array_equal(back, W.tocsr().T @ delta) and np.array_equal(
+        change, W.gradient(delta, o)
+    )
