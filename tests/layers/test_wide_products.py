@@ -44,7 +44,7 @@ def test_products_over_stacks_are_summed(rows, kernels, monkeypatch):
 @pytest.mark.parametrize("kernels", ["Haswell", "Zen", "SkylakeX"])
 def test_rows_of_zeros_are_added_where_they_cost_nothing(kernels, monkeypatch):
     monkeypatch.setattr(wide_products, "blas", lambda: {"architecture": kernels})
-    more = {3: 4, 6: 8, 7: 8, 11: 12, 14: 16, 15: 16, 22: 24}
+    more = {3: 4, 6: 8, 7: 8, 11: 12, 14: 16, 15: 16, 19: 20, 22: 24, 23: 24}
     few = {rows: n for rows, n in more.items() if rows % 4 == 3}  # in float32
     for dtype, known in ((np.float64, more), (np.float32, few)):
         for rows in range(1, 25):
