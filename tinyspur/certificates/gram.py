@@ -103,9 +103,9 @@ class Samples:
 class GramInverse(NamedTuple):
     """What bounds G A^-1 for A = sum_i c_i z_i z_i^T, features (N, k) scaled by powers of two.
 
-    `gram` is A as it is summed up, with Cholesky's float `factor`; |A - gram| and the rounding
-    errors of X gram for |X| <= 1 are at most `rows` @ `columns`, (k, 2) and (2, k), and no
-    eigenvalue of A is below `least`.
+    `gram` is A as it is summed up, with Cholesky's float `factor`. No entry of A is farther from it
+    than that of `rows` @ `columns`, (k, 2) and (2, k), which also bounds what rounds where it is
+    multiplied with a row of numbers up to 1. No eigenvalue of A is below `least`.
     """
 
     scale: np.ndarray
