@@ -353,8 +353,9 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
         if seen.subgradients:
             g[:, s] = stationary_subgradient(hats, low[:, s], high[:, s])
         G, terms = _summed(g[:, s], hats)
-        off = gamma(terms) * _summed_sizes(g[:, s], hats) + abs(g[:, s]) @ seen.inexact[s]
-        G, off = abs(G), (off + _summed_sizes(errors[:, s], hats)) * (1 + gamma(len(s) + 2))
+        sizes, off = np.split(_summed_sizes(np.concatenate([g[:, s], errors[:, s]]), hats), 2)
+        off = off + gamma(terms) * sizes + abs(g[:, s]) @ seen.inexact[s]
+        G, off = abs(G), off * (1 + gamma(len(s) + 2))
         if seen.subgradients:  # another choice may be better than the one that was found
             off = off + CHOSEN * _summed_sizes(np.maximum(abs(low), abs(high))[:, s], hats)
         ratios = np.divide(G, off, where=off > 0, out=np.where(G > 0, np.inf, 0.0))
@@ -383,8 +384,12 @@ def _summed(g: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, int]:
 
 def _summed_sizes(g: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return |g| @ |x| (d_y, n), summed by blocks."""
-    starts = range(0, len(x), BLOCK)
-    return sum(abs(g[:, n : n + BLOCK]) @ abs(x[n : n + BLOCK]) for n in starts)
+
+    def part(start: int) -> np.ndarray:
+        rows = slice(start, start + BLOCK)
+        return abs(g[:, rows]) @ abs(x[rows])
+
+    return sum(in_order(part, range(0, len(x), BLOCK), np))
 
 
 def _packed(patterns: list[np.ndarray]) -> list[bytes]:
