@@ -67,6 +67,15 @@ def test_least_squares_are_enclosed_wherever_one_starts(spread, moved):
     assert not holds(change, F + 1e-6, best)
 
 
+@pytest.mark.parametrize("loss", [SQUARED, HuberLoss(1e-150)], ids=repr)
+@pytest.mark.parametrize("size", [1e-155, 1e-170, 1e-290])
+def test_fits_of_tiny_targets_are_enclosed_though_their_squares_underflow(size, loss):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(15, 3)), rng.normal(size=(15, 2))
+    F, y = stored(x, y, SQUARED) * size, y * size
+    assert holds(change_of(loss, x, y, F), F, exact_fit(x, y))
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("moved", [0, 1e-9])
 def test_a_huber_fit_is_enclosed_on_its_piece(seed, moved):
@@ -217,6 +226,19 @@ def test_a_gram_matrix_that_may_be_singular_encloses_nothing():
     x = np.column_stack([np.arange(5.0), 3 * np.arange(5.0) + 1, np.ones(5)])
     assert GramInverse.of(Samples(x, EXACT, np.ones((1, 5)), x)) is None
     assert GramInverse.of(Samples(x[:, [0, 2]], EXACT, np.ones((1, 5)), x)) is not None
+
+
+def test_a_gram_matrix_of_columns_that_are_nearly_equal_is_regular():
+    z = np.random.default_rng(0).normal(size=(40, 20))
+    z[:, 0] = z[:, 1] + 2e-6 * np.random.default_rng(1).normal(size=len(z))
+    assert GramInverse.of(Samples(z, EXACT, z.T[:1], z)) is not None
+
+
+def test_weights_that_make_up_for_squares_that_underflow_are_not_decided():
+    z = np.array([[1e-165], [1e-99], [2e-99]])
+    samples = Samples(z, EXACT, np.ones((1, 3)), z)
+    assert GramInverse.of(samples, np.array([1e90, 1, 1])) is not None
+    assert GramInverse.of(samples, np.array([1e200, 1, 1])) is None
 
 
 @pytest.mark.parametrize("loss", [SQUARED, ENTROPY, ABSOLUTE, HuberLoss(0.3)], ids=repr)

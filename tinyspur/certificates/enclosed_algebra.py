@@ -225,7 +225,7 @@ def least_eigenvalue(A: Enclosure, near: float | None = None) -> float:
         eigenvalues = np.linalg.eigvalsh(A.middle)
         near, step = float(eigenvalues[0]), 4 * gamma(len(A)) * float(abs(eigenvalues).max())
     else:
-        step = NEAR * near + 4 * gamma(len(A)) * float(np.trace(A.middle))
+        step = NEAR * near + EPSILON * float(np.trace(A.middle))
     for _ in range(ATTEMPTS):
         shift = near - step
         rest = _off_factored(A, shift)
