@@ -326,10 +326,12 @@ def test_a_tiny_sum_times_an_inverse_is_enclosed(scale):
 
 
 def test_an_inverse_has_the_same_bits_for_any_number_of_threads():
-    z = np.random.default_rng(0).normal(size=(150, 50))
-    samples, found = Samples(z, EXACT, np.ones((1, 150)), z), []
+    rng, found = np.random.default_rng(0), []
+    z, G = rng.normal(size=(350, 300)), exact(rng.normal(size=(9, 300)))
+    samples = Samples(z, EXACT, np.ones((1, 350)), z)
     for threads in (1, 2):
         with threadpool_limits(threads, user_api="blas"):
             inverse = GramInverse.of(samples)
-            found.append((inverse.factor.tobytes(), inverse.least))
+            times = inverse.times(G)
+            found.append((inverse.factor.tobytes(), inverse.least, times.radius.tobytes()))
     assert found[0] == found[1]

@@ -159,6 +159,7 @@ class GramInverse(NamedTuple):
         """Return about G A^-1, G (d_y, k)."""
         return _solve(self.factor, (G * self.scale).T).T * self.scale
 
+    @one_thread()
     @np.errstate(**QUIET)
     def times(self, G: Enclosure) -> Enclosure:
         """Return G A^-1, G (d_y, k).
@@ -195,6 +196,7 @@ def _lengths(z: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     return np.sqrt(squares) * (1 + gamma(len(z) + 4))
 
 
+@one_thread()
 def _near_least(factor: np.ndarray) -> float:
     """Return about the least eigenvalue, by a few inverse iterations with Cholesky's factor."""
     V = np.random.default_rng(0).standard_normal((len(factor), ITERATED))
