@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from tinyspur.certificates import gram
 from tinyspur.certificates.class_fits import class_fit, distinct_columns, independent_columns
 from tinyspur.certificates.enclosures import exact
-from tinyspur.certificates.gram import GramInverse, Samples
+from tinyspur.certificates.gram import GramInverse, Samples, row_lengths
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.fitting import gram_sums
 from tinyspur.fitting.affine import fit_affine, stationary_subgradient
@@ -74,6 +74,15 @@ def test_fits_of_tiny_targets_are_enclosed_though_their_squares_underflow(size, 
     x, y = rng.normal(size=(15, 3)), rng.normal(size=(15, 2))
     F, y = stored(x, y, SQUARED) * size, y * size
     assert holds(change_of(loss, x, y, F), F, exact_fit(x, y))
+
+
+def test_lengths_are_bounds_for_numbers_of_any_size_and_infinite_where_one_is_not_known():
+    sizes = np.array([[3e-200, 4e-200], [5e-324, 5e-324], [0, 0], [3e200, 4e200], [3, 4]])
+    for row, length in zip(fractions_of(sizes), row_lengths(sizes).tolist(), strict=True):
+        square = sum(size**2 for size in row)
+        assert square <= Fraction(length) ** 2
+        assert Fraction(length) ** 2 <= square * (1 + Fraction(1e-14)) or length < 2e-323
+    assert row_lengths(np.array([[np.inf, 1.0], [np.nan, 1.0]])).tolist() == [np.inf, np.inf]
 
 
 @pytest.mark.parametrize("seed", range(3))

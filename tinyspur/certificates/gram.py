@@ -182,11 +182,13 @@ class GramInverse(NamedTuple):
         return np.outer(length, self.scale / np.sqrt(self.least)) * (1 + 4 * EPSILON) + SMALLEST
 
 
+@np.errstate(**QUIET)
 def row_lengths(sizes: np.ndarray) -> np.ndarray:
     """Return upper bounds of the lengths of rows (d_y, n) of numbers >= 0, also of tiny ones."""
     largest = np.maximum(sizes.max(axis=1), SMALLEST)
     lengths = largest * np.linalg.norm(sizes / largest[:, None], axis=1)
-    return lengths * (1 + 2 * gamma(sizes.shape[1])) + SMALLEST
+    lengths = lengths * (1 + 2 * gamma(sizes.shape[1])) + SMALLEST
+    return np.where(np.isfinite(lengths), lengths, np.inf)
 
 
 def _lengths(z: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
