@@ -22,6 +22,7 @@ from tinyspur.certificates.enclosed_algebra import (
     positive_bound,
     positive_definite,
     solve,
+    spectral_bound,
 )
 from tinyspur.certificates.enclosures import Enclosure, between, concatenate, exact, product
 from tinyspur.layers.dense import DenseMatrix
@@ -189,6 +190,9 @@ def test_what_overflows_is_not_known_and_the_rest_is():
     unknown = exact(np.array([np.nan, np.inf, 1.0]))
     assert unknown.radius.tolist() == [math.inf, math.inf, 0.0]
     assert (unknown * 0).radius[0] == math.inf
+    for number in (np.nan, np.inf):
+        for A, B in (([[number, 1.0]], [[0.0], [1.0]]), ([[0.0, 1.0]], [[number], [1.0]])):
+            assert doubled_product(np.array(A), np.array(B)).radius == math.inf
 
 
 def test_zeros_stay_exact():
@@ -297,6 +301,13 @@ def test_definiteness_is_shown_for_entries_of_any_size_and_never_for_what_is_sin
     assert not positive_definite(Enclosure(np.eye(2), np.full((2, 2), 0.5)))
     assert positive_definite(Enclosure(np.eye(2), np.full((2, 2), 0.49)))
     assert least_eigenvalue(Enclosure(np.eye(2), np.full((2, 2), np.inf))) == -math.inf
+
+
+def test_a_bound_of_spectral_norms_holds_for_subnormal_entries():
+    assert spectral_bound(np.zeros((3, 3))) == 0
+    for D in (np.full((2, 2), 1e-318), np.array([[1e-318, 5e-324], [5e-324, 0.0]])):
+        bound, D = Fraction(spectral_bound(D)), fractions(D)
+        assert bound >= D[0, 0] and (bound - D[0, 0]) * (bound - D[1, 1]) >= D[0, 1] ** 2
 
 
 def test_a_positive_bound_is_found_of_badly_scaled_matrices_too():

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from tinyspur.certificates import gram
 from tinyspur.certificates.class_fits import class_fit, distinct_columns, independent_columns
 from tinyspur.certificates.enclosures import exact
-from tinyspur.certificates.gram import GramInverse, Samples
+from tinyspur.certificates.gram import GramInverse, Samples, row_lengths
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.fitting import gram_sums
 from tinyspur.fitting.affine import fit_affine, stationary_subgradient
@@ -65,6 +65,24 @@ def test_least_squares_are_enclosed_wherever_one_starts(spread, moved):
     assert holds(change, F, best)
     assert change.radius.max() < 1e-14 * max(1, moved * 1e8) / spread**3
     assert not holds(change, F + 1e-6, best)
+
+
+@pytest.mark.parametrize("loss", [SQUARED, HuberLoss(1e-150)], ids=repr)
+@pytest.mark.parametrize("size", [1e-155, 1e-170, 1e-290])
+def test_fits_of_tiny_targets_are_enclosed_though_their_squares_underflow(size, loss):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(15, 3)), rng.normal(size=(15, 2))
+    F, y = stored(x, y, SQUARED) * size, y * size
+    assert holds(change_of(loss, x, y, F), F, exact_fit(x, y))
+
+
+def test_lengths_are_bounds_for_numbers_of_any_size_and_infinite_where_one_is_not_known():
+    sizes = np.array([[3e-200, 4e-200], [5e-324, 5e-324], [0, 0], [3e200, 4e200], [3, 4]])
+    for row, length in zip(fractions_of(sizes), row_lengths(sizes).tolist(), strict=True):
+        square = sum(size**2 for size in row)
+        assert square <= Fraction(length) ** 2
+        assert Fraction(length) ** 2 <= square * (1 + Fraction(1e-14)) or length < 2e-323
+    assert row_lengths(np.array([[np.inf, 1.0], [np.nan, 1.0]])).tolist() == [np.inf, np.inf]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -219,6 +237,19 @@ def test_a_gram_matrix_that_may_be_singular_encloses_nothing():
     assert GramInverse.of(Samples(x[:, [0, 2]], EXACT, np.ones((1, 5)), x)) is not None
 
 
+def test_a_gram_matrix_of_columns_that_are_nearly_equal_is_regular():
+    z = np.random.default_rng(0).normal(size=(40, 20))
+    z[:, 0] = z[:, 1] + 2e-6 * np.random.default_rng(1).normal(size=len(z))
+    assert GramInverse.of(Samples(z, EXACT, z.T[:1], z)) is not None
+
+
+def test_weights_that_make_up_for_squares_that_underflow_are_not_decided():
+    z = np.array([[1e-165], [1e-99], [2e-99]])
+    samples = Samples(z, EXACT, np.ones((1, 3)), z)
+    assert GramInverse.of(samples, np.array([1e90, 1, 1])) is not None
+    assert GramInverse.of(samples, np.array([1e200, 1, 1])) is None
+
+
 @pytest.mark.parametrize("loss", [SQUARED, ENTROPY, ABSOLUTE, HuberLoss(0.3)], ids=repr)
 def test_indicators_of_all_categories_depend_on_the_constant_exactly(loss):
     rng = np.random.default_rng(0)
@@ -304,10 +335,12 @@ def test_a_tiny_sum_times_an_inverse_is_enclosed(scale):
 
 
 def test_an_inverse_has_the_same_bits_for_any_number_of_threads():
-    z = np.random.default_rng(0).normal(size=(150, 50))
-    samples, found = Samples(z, EXACT, np.ones((1, 150)), z), []
+    rng, found = np.random.default_rng(0), []
+    z, G = rng.normal(size=(350, 300)), exact(rng.normal(size=(9, 300)))
+    samples = Samples(z, EXACT, np.ones((1, 350)), z)
     for threads in (1, 2):
         with threadpool_limits(threads, user_api="blas"):
             inverse = GramInverse.of(samples)
-            found.append((inverse.factor.tobytes(), inverse.least))
+            times = inverse.times(G)
+            found.append((inverse.factor.tobytes(), inverse.least, times.radius.tobytes()))
     assert found[0] == found[1]

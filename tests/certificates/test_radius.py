@@ -23,6 +23,7 @@ from shared import in_turn, random_point, twin_of
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.relays import rescale
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import ReLU
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.layers import AveragePool, Conv, Dense
@@ -204,6 +205,17 @@ def test_descent_within_the_radius_does_not_lower_the_risk(theta, data, loss):
         )
         assert found.fun >= risk - 1e-13 * risk
         assert found.fun <= risk_and_gradient(start)[0]
+
+
+def test_below_a_dead_layer_a_slope_above_1_counts_too():
+    """The layer below may move four times as much as its inputs, and what is dead comes alive."""
+    net = Network((1, 1), [Dense(1, activation=ReLU(4.0)), Dense(1), Dense(1)])
+    theta, move, data = net.zeros(), net.zeros(), TrainingSet(np.ones((1, 1)), np.ones(1))
+    theta.W[1].weights[...], theta.b[1][...], theta.W[2].weights[...] = 1, -2, 1  # z is -1 and -4
+    move.W[1].weights[...], move.b[1][...], move.W[2].weights[...], move.b[2][...] = 1, 1, -1, 1
+    radius, expected = certify_cell(theta, data, SQUARED).radius, patterns_of(theta, data.x)
+    assert same_patterns(theta, ALMOST * radius * move.vector, data.x, expected)
+    assert radius > 0.1
 
 
 def test_scaling_of_the_first_layer_scales_the_margin():

@@ -54,8 +54,9 @@ def doubled_residual(y: Array, A: Array, B: Array) -> Enclosure:
 def in_two(A: Array, B: Array) -> tuple[Array, Array, Array]:
     """Return two arrays whose sum is A @ B up to the third."""
     xp, n = namespace(A), A.shape[1]
-    most_A, most_B = _exponents(abs(A).max(axis=0)), _exponents(abs(B).max(axis=1))
-    used = (most_A > ZERO) & (most_B > ZERO)
+    size_A, size_B = abs(A).max(axis=0), abs(B).max(axis=1)
+    most_A, most_B = _exponents(size_A), _exponents(size_B)
+    used = ((size_A > 0) & (size_B > 0)) | ~xp.isfinite(size_A + size_B)
     if xp is not np or not used.all():  # what is multiplied with zeros alone does not count
         A, B = xp.where(used, A, 0.0), xp.where(used[:, None], B, 0.0)
     inner = xp.where(used, (most_B - most_A) // 2, 0)  # balances the terms of sums
@@ -225,7 +226,7 @@ def least_eigenvalue(A: Enclosure, near: float | None = None) -> float:
         eigenvalues = np.linalg.eigvalsh(A.middle)
         near, step = float(eigenvalues[0]), 4 * gamma(len(A)) * float(abs(eigenvalues).max())
     else:
-        step = NEAR * near + 4 * gamma(len(A)) * float(np.trace(A.middle))
+        step = NEAR * near + EPSILON * float(np.trace(A.middle))
     for _ in range(ATTEMPTS):
         shift = near - step
         rest = _off_factored(A, shift)
@@ -302,7 +303,8 @@ def spectral_bound(D: np.ndarray) -> float:
         if not 0 < v.min() <= v.max() < math.inf:
             return float(D.sum(axis=1).max()) * (1 + 2 * gamma(len(D)))
         v = v / v.max() + 1e-3
-    return float((D @ v / v).max()) * (1 + 2 * gamma(len(D)))
+    tiny = 1000 * len(D) * SMALLEST  # no v is below 1 / 1000
+    return float((D @ v / v).max()) * (1 + 2 * gamma(len(D))) + tiny
 
 
 def _on_host(A: Enclosure) -> Enclosure:

@@ -25,18 +25,13 @@ from .enclosed_algebra import solve, two_sum
 from .enclosed_functions import exp, log
 from .enclosures import WIDER, Enclosure, concatenate, exact
 from .exact import rational_solution
-from .gram import GramInverse, Samples
+from .gram import GramInverse, Samples, row_lengths
 
 STEPS = 200  # of conjugate gradients
 INSIDE = 1 - 1e-6  # subgradients below this may be corrected
 FEW = 12  # features up to which a vertex is solved for in fractions
 FRACTIONS = 50_000  # products of fractions up to which they are formed
 MET = 1e-9  # a target may be met up to this share of the terms that the output is summed from
-
-
-def _lengths(errors: np.ndarray) -> np.ndarray:
-    """Return upper bounds of the lengths of rows (d_y, N)."""
-    return np.linalg.norm(errors, axis=1) * (1 + gamma(errors.shape[1]))
 
 
 def squared_change(loss: SquaredLoss, F: np.ndarray, samples: Samples) -> Enclosure | None:
@@ -46,7 +41,7 @@ def squared_change(loss: SquaredLoss, F: np.ndarray, samples: Samples) -> Enclos
     inverse, r = GramInverse.of(samples), samples.residuals(F)
     if inverse is None:
         return None
-    return _inverted(inverse, samples.sums(r.middle), _lengths(r.radius))
+    return _inverted(inverse, samples.sums(r.middle), row_lengths(r.radius))
 
 
 def _inverted(inverse: GramInverse, G: Enclosure, rounding: np.ndarray) -> Enclosure:
@@ -65,7 +60,7 @@ def huber_change(loss: HuberLoss, F: np.ndarray, samples: Samples) -> Enclosure 
     if samples.z.shape[1] == 1 and (samples.y == samples.y[:, :1]).all():
         return exact(samples.y[:, :1]) - F
     g, inside = np.clip(r.middle, -loss.delta, loss.delta), abs(r.middle) < loss.delta
-    G, rounding = samples.sums(g), _lengths(r.radius * inside)
+    G, rounding = samples.sums(g), row_lengths(r.radius * inside)
     changes: list[Enclosure] = []
     inverses: dict[bytes, GramInverse | None] = {}
     for k, rows in enumerate(inside):
@@ -140,9 +135,9 @@ def _softmax_sums(F: np.ndarray, samples: Samples) -> SoftmaxSums | None:
     p = np.exp(shifted)
     p = p / p.sum(axis=0)
     share = 2 * o.radius.max(axis=0) + (2 * abs(shifted).max(axis=0) + 2 * d_y + 32) * EPSILON
-    if not (share.max() < 0.01 and p.min() > 1e-200):
-        return None
     total = y.sum(axis=0)
+    if not (share.max() < 0.01 and p.min() > 1e-200 and total.min() > 1e-50):
+        return None
     q = p * total
     largest = np.arange(d_y)[:, None] == p.argmax(axis=0)
     g = np.where(largest, 0.0, q - y)
@@ -160,8 +155,8 @@ def _softmax_sums(F: np.ndarray, samples: Samples) -> SoftmaxSums | None:
         return None
     G = samples.sums(g - largest * high) - samples.sums(largest * low)
     square = float((inverse.times(G).magnitude * G.magnitude).sum()) * (1 + gamma(G.middle.size))
-    rounding = math.sqrt(float((e * e / low_q).sum())) + float(np.linalg.norm(tiny / np.sqrt(c)))
-    rounding = rounding * (1 + gamma(e.size))
+    off = row_lengths((e / np.sqrt(low_q)).reshape(1, -1)) + row_lengths((tiny / np.sqrt(c))[None])
+    rounding = float(off[0]) * (1 + gamma(e.size))
     return SoftmaxSums(
         G.middle,
         inverse,

@@ -18,6 +18,7 @@ from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, sound
 BLOCK = 250_000  # features that are split for doubled precision at a time, on each core
 TOGETHER = 16  # of these that are part of one sum
 COLUMNS = 64  # of features that are split at a time, at least
+HEAVIEST = 1e100  # of weights: below it squares that underflow don't count
 ITERATED, ITERATIONS = 8, 4  # vectors, and how often, to come near the least eigenvalue
 
 
@@ -122,6 +123,8 @@ class GramInverse(NamedTuple):
         With lengths l of the columns, off by m, |A - fl(A)|_jk is at most gamma (l + m)_j (l + m)_k
         + m_j (l + m)_k + l_j m_k, by Cauchy and Schwarz.
         """
+        if weights is not None and not weights.max() < HEAVIEST:
+            return None
         roots = None if weights is None else np.sqrt(weights)[:, None]
         lengths = _lengths(samples.z, weights)
         if not (np.isfinite(lengths).all() and (lengths > 1e-100).all()):
@@ -143,10 +146,11 @@ class GramInverse(NamedTuple):
         if samples.inexact.any():
             more = _lengths(np.broadcast_to(samples.inexact, samples.z.shape), weights) * scale
         whole, terms = lengths + more, gram_terms(len(samples)) + 8 * (weights is not None)
-        rows = np.stack([(gamma(terms) + gamma(len(A))) * whole + more, lengths], axis=1) * WIDER
+        rows = np.stack([gamma(terms) * whole + more, lengths], axis=1) * WIDER
         columns = np.stack([whole, more])
-        lengths = np.linalg.norm(rows, axis=0) @ np.linalg.norm(columns, axis=1)
-        off = float(lengths) * (1 + 4 * gamma(len(A)))
+        off = np.linalg.norm(rows, axis=0) @ np.linalg.norm(columns, axis=1)
+        off = float(off) * (1 + 4 * gamma(len(A)))
+        rows[:, 0] += gamma(len(A)) * whole * WIDER
         known = Enclosure(A, np.broadcast_to(np.zeros(1), A.shape))
         least = (least_eigenvalue(known, _near_least(factor)) - off) * (1 - EPSILON)
         return cls(scale, A, factor, rows, columns, least) if least > 0 else None
@@ -155,6 +159,7 @@ class GramInverse(NamedTuple):
         """Return about G A^-1, G (d_y, k)."""
         return _solve(self.factor, (G * self.scale).T).T * self.scale
 
+    @one_thread()
     @np.errstate(**QUIET)
     def times(self, G: Enclosure) -> Enclosure:
         """Return G A^-1, G (d_y, k).
@@ -165,9 +170,7 @@ class GramInverse(NamedTuple):
         middle, radius = G.middle * self.scale, G.radius * self.scale + SMALLEST
         X, k = _solve(self.factor, middle.T).T, len(self.gram)
         left = abs(middle - X @ self.gram) * WIDER + radius + 2 * k * SMALLEST
-        left = left + abs(X) @ self.rows @ self.columns
-        largest = left.max(axis=1, keepdims=True)  # above 0
-        length = largest * np.linalg.norm(left / largest, axis=1, keepdims=True)
+        length = row_lengths(left + abs(X) @ self.rows @ self.columns)[:, None]
         off = length / self.least * (1 + 4 * gamma(k)) * self.scale + SMALLEST
         return sound(X * self.scale, (off + SMALLEST) * WIDER)
 
@@ -176,7 +179,16 @@ class GramInverse(NamedTuple):
 
         The square of an entry is at most |e|^2 times the diagonal entry of A^-1.
         """
-        return np.outer(length, self.scale / np.sqrt(self.least)) * (1 + 4 * EPSILON)
+        return np.outer(length, self.scale / np.sqrt(self.least)) * (1 + 4 * EPSILON) + SMALLEST
+
+
+@np.errstate(**QUIET)
+def row_lengths(sizes: np.ndarray) -> np.ndarray:
+    """Return upper bounds of the lengths of rows (d_y, n) of numbers >= 0, also of tiny ones."""
+    largest = np.maximum(sizes.max(axis=1), SMALLEST)
+    lengths = largest * np.linalg.norm(sizes / largest[:, None], axis=1)
+    lengths = lengths * (1 + 2 * gamma(sizes.shape[1])) + SMALLEST
+    return np.where(np.isfinite(lengths), lengths, np.inf)
 
 
 def _lengths(z: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
@@ -186,6 +198,7 @@ def _lengths(z: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     return np.sqrt(squares) * (1 + gamma(len(z) + 4))
 
 
+@one_thread()
 def _near_least(factor: np.ndarray) -> float:
     """Return about the least eigenvalue, by a few inverse iterations with Cholesky's factor."""
     V = np.random.default_rng(0).standard_normal((len(factor), ITERATED))

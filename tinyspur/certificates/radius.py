@@ -80,10 +80,11 @@ class Chunk:
         return found
 
     def _share(self, step: Step, counts: Array) -> Array | None:
-        """Return 1 where z > 0 or the pattern does not count, and the slope elsewhere."""
-        active = (step.z > 0) | ~counts
+        """Return 1 where z > 0, the slope elsewhere, and the larger where no pattern counts."""
+        slope, active = step.activation.slope, step.z > 0
+        active = active & counts if slope > 1 else active | ~counts
         active[step.W.rows :] = True  # what a residual block keeps
-        xp, slope = namespace(active), step.activation.slope
+        xp = namespace(active)
         if xp is np and active.all():
             return None
         return active if slope == 0 else xp.where(active, 1.0, slope)
