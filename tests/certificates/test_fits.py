@@ -334,6 +334,32 @@ def test_a_tiny_sum_times_an_inverse_is_enclosed(scale):
     assert holds(found, np.zeros((2, 1)), [[Fraction(g) / (3 * Fraction(scale) ** 2)] for [g] in G])
 
 
+@pytest.mark.parametrize("together", [2, 512])
+@pytest.mark.parametrize("apart", [1.0, 1e-3, 1e-5])
+def test_what_errors_add_is_bounded_by_the_diagonal_of_the_inverse(apart, together, monkeypatch):
+    """In rationals; e = (1, 0, ...) and others of length 1 come close to the bound."""
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(12, 5)) * 10.0 ** np.arange(-2, 3)
+    z[:, 1] = z[:, 0] * 3 + apart * z[:, 1]
+    weights = rng.uniform(0.1, 2, 12)
+    inverse = GramInverse.of(Samples(z, EXACT, np.ones((1, 12)), z), weights)
+    Z = np.array(fractions_of(z))
+    A = (Z.T * np.array(fractions_of(weights[None])[0])).dot(Z)
+    identity = fractions_of(np.eye(5))
+    true = np.array([solve(A.tolist(), identity)[j][j] for j in range(5)])
+    monkeypatch.setattr(gram, "TOGETHER", together)
+    sharp = inverse.spread(np.array([1.0, 2.0]), sharp=True)
+    monkeypatch.setattr(gram, "FEW", 0)
+    assert np.array_equal(inverse.spread(np.array([1.0, 2.0]), sharp=True), sharp)
+    wide = inverse.spread(np.array([1.0, 2.0]))
+    for j, entry in enumerate(true):
+        for n, length in enumerate((1, 2)):
+            square = entry * length**2
+            assert square <= Fraction(sharp[n, j]) ** 2
+            assert apart < 1e-4 or Fraction(sharp[n, j]) ** 2 < square * Fraction(1.001)
+            assert sharp[n, j] <= wide[n, j]
+
+
 def test_an_inverse_has_the_same_bits_for_any_number_of_threads():
     rng, found = np.random.default_rng(0), []
     z, G = rng.normal(size=(350, 300)), exact(rng.normal(size=(9, 300)))

@@ -99,7 +99,7 @@ def entropy_change(loss: CrossEntropy, F: np.ndarray, samples: Samples) -> Enclo
             centre, found = better, again
     if not found.size < 0.34 * found.least:
         return None
-    off = found.inverse.spread(np.full(len(F), found.size))
+    off = found.inverse.spread(np.full(len(F), found.size), sharp=True)
     return (exact(centre) - F).wider(off)
 
 

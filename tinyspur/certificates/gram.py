@@ -16,8 +16,10 @@ from .enclosed_algebra import doubled_product, doubled_residual, least_eigenvalu
 from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact, sound
 
 BLOCK = 250_000  # features that are split for doubled precision at a time, on each core
-TOGETHER = 16  # of these that are part of one sum
+SUMMED = 16  # of these that are part of one sum
 COLUMNS = 64  # of features that are split at a time, at least
+FEW = 1000  # features up to which the diagonal of an inverse takes hardly any time
+TOGETHER = 512  # columns of an inverse that a core works on together
 HEAVIEST = 1e100  # of weights: below it squares that underflow don't count
 ITERATED, ITERATIONS = 8, 4  # vectors, and how often, to come near the least eigenvalue
 
@@ -74,8 +76,8 @@ class Samples:
     def sums(self, g: np.ndarray) -> Enclosure:
         """Return sum_i g_i z_i^T, (d_y, k), in doubled precision."""
         k = self.z.shape[1]
-        total, width = exact(np.zeros((len(g), k))), max(COLUMNS, -(-k // TOGETHER))
-        for rows in self.blocks(max(1, TOGETHER * BLOCK // k)):  # few: each sum rounds
+        total, width = exact(np.zeros((len(g), k))), max(COLUMNS, -(-k // SUMMED))
+        for rows in self.blocks(max(1, SUMMED * BLOCK // k)):  # few: each sum rounds
             columns = [slice(n, n + width) for n in range(0, k, width)]
             parts = in_order(
                 lambda some, rows=rows: doubled_product(g[:, rows], self.z[rows, some]), columns, np
@@ -174,12 +176,35 @@ class GramInverse(NamedTuple):
         off = length / self.least * (1 + 4 * gamma(k)) * self.scale + SMALLEST
         return sound(X * self.scale, (off + SMALLEST) * WIDER)
 
-    def spread(self, length: np.ndarray) -> np.ndarray:
+    def spread(self, length: np.ndarray, sharp: bool = False) -> np.ndarray:
         """Return bounds of |sum_i e_i sqrt(c_i) z_i^T A^-1|, e of `length` (d_y,): (d_y, k).
 
-        The square of an entry is at most |e|^2 times the diagonal entry of A^-1.
+        The square of an entry is at most |e|^2 times the diagonal entry of A^-1. Unless it is to be
+        `sharp` that of many features is bounded by 1 / `least`, which takes no time.
         """
-        return np.outer(length, self.scale / np.sqrt(self.least)) * (1 + 4 * EPSILON) + SMALLEST
+        diagonal = np.full(len(self.gram), 1 / self.least)
+        if sharp or len(diagonal) <= FEW:
+            diagonal = np.minimum(diagonal, self._diagonal())
+        return np.outer(length, self.scale * np.sqrt(diagonal)) * (1 + 8 * EPSILON) + SMALLEST
+
+    def _diagonal(self) -> np.ndarray:
+        """Return upper bounds of the diagonal of A^-1.
+
+        For any P a column of A^-1 - P = A^-1 (I - A P) is at most as long as that of I - A P over
+        `least`.
+        """
+        k = len(self.gram)
+
+        @np.errstate(**QUIET)
+        def some(start: int) -> np.ndarray:
+            identity = np.eye(k, min(TOGETHER, k - start), -start)
+            P = _solve(self.factor, identity)
+            left = abs(identity - self.gram @ P) * WIDER + 2 * k * SMALLEST
+            off = row_lengths((left + self.rows @ (self.columns @ abs(P))).T) * (1 + 4 * gamma(k))
+            return P[range(start, start + P.shape[1]), range(P.shape[1])] + off / self.least
+
+        found = np.concatenate(list(in_order(some, range(0, k, TOGETHER), np)))
+        return np.where(found > 0, found, np.inf) * WIDER
 
 
 @np.errstate(**QUIET)
