@@ -145,7 +145,7 @@ def add_gradient(trace: list[Step], delta: Array, gradient: Parameters) -> None:
             biases += W.by_map(delta).sum(axis=1)
         weights = gradient.W[step.layer].weights
         if step.layer > 1:
-            change, delta = W.pullback(delta, step.below)
+            change, delta = W.pullback(delta, step.below, f"pulled {step.layer % 2}")
         else:
             change = W.gradient(delta, step.below)
         weights += change

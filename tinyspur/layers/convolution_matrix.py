@@ -146,12 +146,12 @@ class ConvolutionMatrix(WeightMatrix):
     def gradient(self, delta: Array, o: Array) -> Array:
         return self._pass(o, delta, multiply=False)[1]
 
-    def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
+    def pullback(self, delta: Array, o: Array, use: str | None = None) -> tuple[Array, Array]:
         if self._strided or self.maps_out > 2 * self.maps_in:  # patches of o are fewer
             return self.gradient(delta, o), self.adjoint(delta)
         if (T := self.T)._used() != T._all():  # some to skip
             return super().pullback(delta, o)
-        back, gradient = T._pass(delta, o)  # <delta, W @ o> = <o, W.T @ delta>
+        back, gradient = T._pass(delta, o, use=use)  # <delta, W @ o> = <o, W.T @ delta>
         return _turned(gradient, self.groups), back
 
     def gathered(self, o: Array) -> Array:

@@ -255,10 +255,11 @@ class WeightMatrix(ABC):
         """Return the derivative of <delta, W @ o> in `weights`, in the shape of `weights`."""
         raise TypeError(f"{type(self).__name__} has no weights")
 
-    def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
+    def pullback(self, delta: Array, o: Array, use: str | None = None) -> tuple[Array, Array]:
         """Return the derivatives of <delta, W @ o> in `weights` and in o: `gradient`, W.T @ delta.
 
-        A convolution gathers its patches once for both.
+        A convolution gathers its patches once for both. With `use` the latter may only hold until
+        this thread's next one for it, and must not be the delta of that.
         """
         return self.gradient(delta, o), self.T @ delta
 

@@ -331,8 +331,8 @@ class BlockMatrix(WeightMatrix):
     def gradient(self, delta: Array, o: Array) -> Array:
         return self.own_matrix.gradient(delta[: self.rows], o[self.read])
 
-    def pullback(self, delta: Array, o: Array) -> tuple[Array, Array]:
-        change, below = self.own_matrix.pullback(delta[: self.rows], o[self.read])
+    def pullback(self, delta: Array, o: Array, use: str | None = None) -> tuple[Array, Array]:
+        change, below = self.own_matrix.pullback(delta[: self.rows], o[self.read], use)
         return change, self._below(delta, below)
 
     def adjoint(self, delta: Array) -> Array:
