@@ -346,7 +346,6 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
         low, high = seen.subgradients
         slack = float(((high - low) * (abs(seen.o - data.y.T) + seen.inexact_o)).sum()) / len(data)
         errors = np.where(low < high, 0, errors)
-    constant = np.arange(seen.hats.shape[1]) == seen.hats.shape[1] - 1
     largest, worst, bounds = 0.0, (0.0, ""), []
     for s in seen.groups:
         hats = seen.features(s)
@@ -363,7 +362,7 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
         name = f"the class of sample {s[0]} ({len(s)} sample{'s' * (len(s) > 1)})"
         if ratios.max() > worst[0]:
             k, j = np.unravel_index(ratios.argmax(), ratios.shape)
-            column = "the constant" if constant[j] else f"feature {j}"
+            column = "the constant" if j == hats.shape[1] - 1 else f"feature {j}"
             share, times = G[k, j] / scale if scale else 0.0, float(ratios[k, j])
             where = f"in {name}, output {k}, {column}"
             said = f"{share:.2g} of the gradients, {times:.2g} times its rounding error, {where}"
