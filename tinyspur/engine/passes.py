@@ -7,6 +7,7 @@ looks up what lies below a layer, since a step knows what it read.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -133,6 +134,7 @@ def layer_output(theta: Parameters, columns: Array, layer: int, above: int = 0) 
 
 def add_gradient(trace: list[Step], delta: Array, gradient: Parameters) -> None:
     """Add to `gradient` the derivative of the losses in the parameters; `delta` is that in o^L."""
+    turns = itertools.cycle(("pulled", "pulled next"))  # none is written while it is read
     for step in reversed(trace):
         if step.activation is not None:
             delta = delta * step.slopes
@@ -145,7 +147,7 @@ def add_gradient(trace: list[Step], delta: Array, gradient: Parameters) -> None:
             biases += W.by_map(delta).sum(axis=1)
         weights = gradient.W[step.layer].weights
         if step.layer > 1:
-            change, delta = W.pullback(delta, step.below, f"pulled {step.layer % 2}")
+            change, delta = W.pullback(delta, step.below, next(turns))
         else:
             change = W.gradient(delta, step.below)
         weights += change
