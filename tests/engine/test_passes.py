@@ -14,7 +14,7 @@ from threadpoolctl import ThreadpoolController
 
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine import threads as engine_threads
-from tinyspur.engine.activations import GELU, ReLU, Tanh
+from tinyspur.engine.activations import GELU, Identity, ReLU, Tanh
 from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.losses import CrossEntropy, SquaredLoss, one_hot
 from tinyspur.engine.network import Network
@@ -23,7 +23,7 @@ from tinyspur.engine.passes import margins as margins_of
 from tinyspur.engine.passes import steps
 from tinyspur.engine.user_activations import SmoothActivation
 from tinyspur.fitting.training import kaiming_start
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, convolution_matrix
 
 # Steps
 
@@ -118,6 +118,28 @@ def test_passes_that_overwrite_compute_what_the_layers_do(sigma):
     assert abs((ends[0] - ends[1]) / 2 - gradient.vector @ step) <= 1e-12
     for before, after in zip(kept, (theta.vector, data.x, data.y), strict=True):
         assert np.array_equal(before, after)
+
+
+def test_gradients_are_pulled_back_through_convolutions_without_activations(monkeypatch):
+    """Row by row, where nothing lies between them that has memory of its own."""
+    monkeypatch.setattr(convolution_matrix, "STRIP_BYTES", 1)
+    rng = np.random.default_rng(1)
+    linear = [Conv(maps, activation=Identity()) for maps in (3, 4, 3, 3)]
+    net = Network((2, 5), [*linear[:2], MaxPool(1), *linear[2:], Dense(2)])
+    theta = Parameters(net, rng.normal(size=net.size))
+    x, y = rng.normal(size=(6, 2, 5)), rng.normal(size=(6, 2))
+    outputs = [x.reshape(6, -1).T]
+    for layer in range(1, net.depth + 1):
+        z = theta.W[layer].toarray() @ outputs[-1] if layer != 3 else outputs[-1]
+        own = theta.b.get(layer)
+        outputs.append(z if own is None else z + np.repeat(own, net.positions(layer))[:, None])
+    found, delta = net.gradient(theta, TrainingSet(x, y), SquaredLoss()), (outputs[-1] - y.T) / 6
+    for layer in range(net.depth, 0, -1):
+        if layer != 3:
+            W, below = theta.W[layer], outputs[layer - 1]
+            close(found.b[layer], delta.reshape(W.maps_out, -1).sum(axis=1))
+            close(found.W[layer].weights, W.gradient(delta, below))
+            delta = W.toarray().T @ delta
 
 
 def test_an_activation_of_the_users_may_keep_what_it_is_given_and_run_passes():
