@@ -52,6 +52,7 @@ from tinyspur.studies.speed import (
     Row,
     activation_bytes,
     bandwidth,
+    certificate_seconds,
     in_turn,
     peak,
     seconds,
@@ -373,10 +374,20 @@ def run(options: argparse.Namespace) -> int:
         found = sparse_rows(little, small, options.batch, options.repeats)
     print("\n".join(row.text(peaks["float64"], copied) for row in found))
     rows += found
+    shape = (5 * len(small) // 2, 3, SIDE, SIDE)
+    many = TrainingSet(rng.uniform(size=shape), one_hot(rng.integers(0, 10, shape[0]), 10))
+    with step("timing a certificate"):
+        net = Network(shape[1:], [*map(Conv, SMALL), Dense(10)])
+        times = certificate_seconds(net, many, min(options.repeats, 3))
+    certified = dict(zip(("samples", "certificate", "step"), (len(many), *times), strict=True))
+    print(
+        f"cell certificate, {len(many)} images of {SIDE} x {SIDE} x 3: {times[0]:.2f} s, "
+        f"{times[0] / times[1]:.1f} times a risk and gradient at that point"
+    )
     if options.json is not None:
         table = [asdict(row) | {"ratio": row.ratio} for row in rows]
         speeds = {"cores": WORKERS, "blas": kernels, "peaks": peaks, "bandwidth": copied}
-        write_json(options.json, speeds | {"rows": table})
+        write_json(options.json, speeds | {"rows": table, "certified": certified})
     return 0
 
 

@@ -23,6 +23,7 @@ def test_every_row_is_measured_and_written(benchmark, tmp_path, capsys, monkeypa
     monkeypatch.setattr(speed, "GEMM", 64)
     monkeypatch.setattr(speed, "COPIED", 64)
     monkeypatch.setattr(benchmark, "MANY", 1)
+    monkeypatch.setattr(benchmark, "SIDE", 4)
     monkeypatch.setattr(benchmark, "PAPER", (2, 2, 3, 3, 4, 4, 4))
     narrow = tuple((min(C, 3), T // 16) for C, T in benchmark.WIDE)
     monkeypatch.setattr(benchmark, "WIDE", tuple((C, T + n) for n, (C, T) in enumerate(narrow)))
@@ -41,6 +42,10 @@ def test_every_row_is_measured_and_written(benchmark, tmp_path, capsys, monkeypa
         assert row["flops"] > 0
         assert row["ratio"] == pytest.approx(row["other"] / row["seconds"])
         assert any(line.startswith(row["name"]) for line in lines)
+    found = report["certified"]
+    assert found["samples"] == 50 and found["step"] > 0
+    said = f"{found['certificate'] / found['step']:.1f} times a risk and gradient"
+    assert any(said in line for line in lines if line.startswith("cell certificate, 50 images"))
 
 
 @pytest.mark.parametrize("option", ["--repeats", "--batch", "--samples", "--plane"])

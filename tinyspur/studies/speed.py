@@ -11,6 +11,8 @@ from types import ModuleType
 
 import numpy as np
 
+from ..certificates.cell import certify_cell
+from ..constructions.embedding import embed, linear_subnetwork, subnetwork
 from ..datasets.samples import TrainingSet
 from ..engine.losses import SquaredLoss
 from ..engine.network import Network
@@ -148,3 +150,16 @@ def activation_bytes(theta: Parameters, data: TrainingSet) -> int:
     """Return the bytes of o^0..o^L: a risk moves them twice, a gradient three more times."""
     net = theta.net
     return len(data) * sum(map(net.rows, range(net.depth + 1))) * theta.vector.dtype.itemsize
+
+
+def certificate_seconds(net: Network, data: TrainingSet, repeats: int) -> tuple[float, float]:
+    """Return the seconds of the cell certificate of the linear theta, and of R and its gradient.
+
+    Raises RuntimeError where that does not prove a minimum nearby, P1.
+    """
+    theta, _ = embed(net, linear_subnetwork(subnetwork(net), data, LOSS), data.x)
+    found = certify_cell(theta, data, LOSS)
+    if found.proves != "P1":
+        raise RuntimeError(f"the certificate to be timed: expected P1, got: {found.words}")
+    step = partial(net.risk_and_gradient, theta, data, LOSS)
+    return in_turn(partial(certify_cell, theta, data, LOSS), step, repeats)
