@@ -22,6 +22,7 @@ def test_every_row_is_measured_and_written(benchmark, tmp_path, capsys, monkeypa
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(speed, "GEMM", 64)
     monkeypatch.setattr(speed, "COPIED", 64)
+    monkeypatch.setattr(speed, "WARM", 0.0)
     monkeypatch.setattr(benchmark, "MANY", 1)
     monkeypatch.setattr(benchmark, "SIDE", 4)
     monkeypatch.setattr(benchmark, "PAPER", (2, 2, 3, 3, 4, 4, 4))
@@ -65,3 +66,21 @@ def test_a_python_without_landscaper_is_refused_before_anything_is_timed(
     assert printed.err.startswith("error: --landscaper: expected a Python")
     assert printed.err.count("\n") == 1
     assert not printed.out
+
+
+def test_each_of_two_is_timed_after_it_ran_for_long_enough(monkeypatch):
+    """By a clock of our own: what spins for 30 ms after the other doubles no time."""
+    now, ran, other = [0.0], [], [0.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+
+    def first():
+        spins = now[0] < other[0] + 0.03
+        now[0] += 0.002 if spins else 0.001
+        ran.append(spins)
+
+    def second():
+        now[0] += 0.004
+        other[0] = now[0]
+
+    assert speed.in_turn(first, second, 3) == pytest.approx((0.001, 0.004))
+    assert any(ran)

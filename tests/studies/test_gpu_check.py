@@ -72,6 +72,7 @@ def test_a_step_on_a_device_waits_for_it(there, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, place: tensor)
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, place: module)
     monkeypatch.setattr(speed, "BATCHES", (2,))
+    monkeypatch.setattr(speed, "WARM", 0.0)
     net = gpu_check.Network((1, 3, 3), [gpu_check.Dense(2)])
     data = gpu_check.TrainingSet(np.ones((2, 1, 3, 3)), np.ones((2, 2)))
     row = speed.step_row(torch, "step", net, data, np.float32, 1, strict_device)

@@ -23,6 +23,7 @@ from ..fitting.training import kaiming_start
 
 BATCHES = (8, 16, 50, 100, 250, 500)  # of PyTorch, whose fastest counts
 LOSS = SquaredLoss()
+WARM = 0.05  # seconds of runs that are not counted before each one that is
 GEMM, COPIED = 2048, 2**24  # rows of the products, numbers of the copies, that measure the machine
 
 
@@ -57,18 +58,19 @@ class Row:
 
 
 def in_turn(first: Callable, second: Callable, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of both, in turn, twice each time: the first run warms up.
+    """Return the median seconds of both, in turn, each after runs of at least `WARM` seconds.
 
-    Without it each would run while the other's threads still spin and its data fill the caches.
+    Without them each would run while the other's threads still spin and its data fill the caches:
+    on two cores those of PyTorch double the time of what takes a few milliseconds.
     """
-    seconds: tuple[list, list] = ([], [])
+    times: tuple[list, list] = ([], [])
     for _ in range(repeats):
-        for function, found in zip((first, second), seconds, strict=True):
-            function()
-            start = time.perf_counter()
-            function()
-            found.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+        for function, found in zip((first, second), times, strict=True):
+            warm = seconds(function)
+            while warm < WARM:
+                warm += seconds(function)
+            found.append(seconds(function))
+    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def streamed(function: Callable, chunks: list) -> None:
