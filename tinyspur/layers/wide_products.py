@@ -8,7 +8,7 @@ from ..engine.backend import Array, namespace
 from ..engine.threads import blas, scratch
 
 SMALL = 10**6  # multiplications up to which OpenBLAS takes its AVX-512 kernels for small matrices
-SHORTEST = 256  # columns below which more and smaller products cost more than they save
+SHORTEST = {8: 256, 4: 64}  # columns, by the bytes of a number: fewer cost more than they save
 FEW = 8  # rows below which OpenBLAS without AVX-512 sums columns faster row by row
 BLOCK = 2**19  # bytes of columns that all of these rows meet while they are in the caches
 
@@ -56,7 +56,7 @@ def _parts(rows: int, B: Array, vectors: bool = False) -> int:
         parts = -(-k * columns * B.itemsize // BLOCK)
     else:
         parts = 1 if _without_avx512(B) else -(-rows * k * columns // SMALL)
-    if namespace(B) is not np or not 1 < parts <= columns // SHORTEST:
+    if namespace(B) is not np or not 1 < parts <= columns // SHORTEST[B.itemsize]:
         return 1
     return next((n for n in range(parts, 2 * parts) if columns % n == 0), 1)
 
