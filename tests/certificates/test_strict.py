@@ -1,6 +1,7 @@
 """The strict certificate: what it proves holds, in exact arithmetic; what is missing is refused."""
 
 import itertools
+import warnings
 from dataclasses import replace
 from fractions import Fraction
 
@@ -25,7 +26,7 @@ from tinyspur.certificates import certify, certify_strict, round_down
 from tinyspur.certificates.growth import exists
 from tinyspur.certificates.stationary import find_stationary, near_kinks
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import SMOOTH, ReLU, Tanh
+from tinyspur.engine.activations import GELU, SMOOTH, ReLU, Tanh
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
@@ -370,3 +371,15 @@ def test_certify_tries_the_strict_certificate_where_others_fail():
     assert found.verdict(0.1, 1e-15) == "spurious local minimum"
     assert "R(theta*) is between" in str(found)
     assert replace(found, holds=False, obstacle="so it is").words == "not certified, so it is"
+
+
+def test_a_proof_that_fails_far_from_any_point_warns_of_nothing():
+    """GELU is so flat where two of three samples are met that what a step may be overflows."""
+    net = Network((1, 1), (Dense(1, activation=GELU()),))
+    theta = Parameters(net, np.array([-2.087572643121998, -1.6562773443735481]))
+    x = np.array([-6.218857005976163, 1.8896841395595398, 6.536130014972614])[:, None, None]
+    y = net.forward(theta, x).reshape(-1, 1) + np.array([[0.0], [0.0], [-1.1141666334334677]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = certify_strict(theta, TrainingSet(x, y), AbsoluteLoss())
+    assert not found.holds and "no exact stationary point was shown" in found.obstacle

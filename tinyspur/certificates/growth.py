@@ -43,7 +43,7 @@ from .box_hessians import Second, second_order
 from .boxes import Box, First, first_order, forward, members_of, signal_bounds
 from .doubled_gradient import doubled_gradient
 from .enclosed_algebra import positive_definite, spectral_bound
-from .enclosures import Enclosure, exact, narrower
+from .enclosures import QUIET, Enclosure, exact, narrower
 from .free import Flow
 from .stationary import Stationary, tangent_basis
 from .streams import streams
@@ -80,6 +80,7 @@ def box_around(at: Stationary, free: np.ndarray, others: float, multipliers: np.
     return Box(at.theta, Parameters(at.theta.net, radii), Enclosure(at.multipliers, multipliers))
 
 
+@np.errstate(**QUIET)
 def exists(at: Stationary) -> Proved | str:
     """Prove that exactly one stationary point is near (Krawczyk), or say why not."""
     n, K = len(at.coordinates.free), len(at.held.kinks)
