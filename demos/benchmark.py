@@ -1,9 +1,10 @@
 """Time the engine beside PyTorch on the same cores, and against explicit sparse matrices.
 
 Each row runs the two in turn and compares medians; forward passes and forward plus backward, with
-the fractions of the speeds of a large matrix product and of a large copy. Needs PyTorch. With --gpu
-only what a machine with a GPU shows in eight minutes: the tests that need one, the main program on
-CuPy, the paper's step beside PyTorch on the same GPU, memory and copies.
+the fractions of the speeds of a large matrix product and of a large copy. The last line is that of
+a cell certificate, in risks and gradients. Needs PyTorch. With --gpu only what a machine with a GPU
+shows in eight minutes: the tests that need one, the main program on CuPy, the paper's step beside
+PyTorch on the same GPU, memory and copies.
 """
 
 from __future__ import annotations
@@ -379,7 +380,7 @@ def run(options: argparse.Namespace) -> int:
     with step("timing a certificate"):
         net = Network(shape[1:], [*map(Conv, SMALL), Dense(10)])
         times = certificate_seconds(net, many, min(options.repeats, 3))
-    certified = dict(zip(("samples", "certificate", "step"), (len(many), *times), strict=True))
+    certified = {"samples": len(many), "certificate": times[0], "step": times[1]}
     print(
         f"cell certificate, {len(many)} images of {SIDE} x {SIDE} x 3: {times[0]:.2f} s, "
         f"{times[0] / times[1]:.1f} times a risk and gradient at that point"

@@ -209,13 +209,12 @@ class ConvolutionMatrix(WeightMatrix):
         if (maps, channels, *box) == self._all():
             return self._pass(o, use=use)[0]
         out = self._output(o, use, self.maps_out)
-        rows, together = self._by_rows(out), isinstance(maps, slice)
-        for unused in (slice(maps.start), slice(maps.stop, None)) if together else [slice(None)]:
-            rows[unused] = 0
+        out[...] = 0
         if box:
+            rows = self._by_rows(out)
             filters = _flat(self.weights[maps][(slice(None), channels, *box)])
             for patches, strip in self._patches(self._images(o)[channels], box):
-                if together:
+                if isinstance(maps, slice):
                     product(filters, patches, rows[maps, strip].swapaxes(0, 1))
                 else:
                     rows[maps, strip] = (filters @ patches).swapaxes(0, 1)
