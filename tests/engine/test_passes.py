@@ -409,3 +409,17 @@ def test_the_memory_budget_bounds_the_activations_of_a_pass():
         held.append(sum(array.nbytes for array in {id(a): a for a in arrays}.values()))
     assert 1 < len(held) < 30
     assert max(held) <= 20_000
+
+
+def test_a_function_that_holds_more_gets_smaller_chunks():
+    layers, rng = [Conv(4), AveragePool(2), Dense(3)], np.random.default_rng(0)
+    net = Network((1, 8, 8), layers, memory_budget=60_000)
+    theta, x = Parameters(net, rng.normal(size=net.size)), rng.normal(size=(30, 1, 8, 8))
+
+    def sizes(held):
+        found = list(net.over(theta, x, lambda rows, columns: (rows, columns.shape[1]), held))
+        assert [rows.start for rows, _ in found[1:]] == [rows.stop for rows, _ in found[:-1]]
+        return [size for _, size in found]
+
+    one, three = sizes(1), sizes(3)
+    assert sum(one) == sum(three) == 30 and 1 < max(three) <= max(one) / 2

@@ -150,10 +150,14 @@ class Network(Architecture):
 
     # The pieces of a pass
 
-    def over(self, theta: Parameters, x: ArrayLike, function: Callable) -> Iterator:
-        """Yield function(rows, columns) for all `chunks` in their order, on all cores."""
+    def over(self, theta: Parameters, x: ArrayLike, function: Callable, held: int = 1) -> Iterator:
+        """Yield function(rows, columns) for all `chunks` in their order, on all cores.
+
+        Chunks are smaller by the factor `held`, for functions that hold so many times as much
+        memory as a pass.
+        """
         check_points(self, theta)
-        return passes.over(theta, x, function)
+        return passes.over(theta, x, function, held)
 
     def chunks(self, theta: Parameters, x: ArrayLike) -> Iterator[tuple[slice, Array]]:
         """Yield slices of samples and their columns (n_0, chunk), on the device of `theta`."""

@@ -282,12 +282,15 @@ def margins(trace: list[Step]) -> dict[int, Array]:
 # Samples in chunks
 
 
-def over(theta: Parameters, x: object, function: Callable) -> Iterator:
-    """Yield function(rows, columns) for all `chunks` in their order, see `in_order`."""
+def over(theta: Parameters, x: object, function: Callable, held: int = 1) -> Iterator:
+    """Yield function(rows, columns) for all `chunks` in their order, see `in_order`.
+
+    `held` is how many times as much memory as a pass the function needs for a sample.
+    """
     x = as_inputs(theta.net, x)
     return in_order(
         lambda rows: function(rows, _columns(theta, x, rows)),
-        _slices(theta, x),
+        _slices(theta, x, held),
         namespace(theta.vector),
     )
 
@@ -330,9 +333,9 @@ def _hint(given: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return ""
 
 
-def _slices(theta: Parameters, x: np.ndarray) -> list[slice]:
+def _slices(theta: Parameters, x: np.ndarray, held: int = 1) -> list[slice]:
     net = theta.net
-    sample = 2 * sum(map(net.rows, range(net.depth + 1))) * theta.vector.dtype.itemsize
+    sample = 2 * held * sum(map(net.rows, range(net.depth + 1))) * theta.vector.dtype.itemsize
     size = min(net.memory_budget // sample, max(CACHED // sample, FEWEST))
     shared = max(-(-len(x) // AT_LEAST), SHARED // sample)
     return even_slices(len(x), max(1, min(size, shared)))

@@ -36,6 +36,8 @@ from ..engine.parameters import Parameters, check_points
 from ..engine.passes import Step, margins, steps
 from ..layers import BlockMatrix, WeightMatrix
 
+HELD = 3  # times the memory of a pass: that of the terms of what a layer reads and gives
+
 
 class Expansion(NamedTuple):
     """R(theta + t d) = R(theta) + `first` t + `second` t^2 + O(t^3), and their rounding errors.
@@ -138,7 +140,7 @@ class _Line:
             return [term.sum(axis=0).sum() for term in terms], here
 
         found = []
-        for terms, here in self.theta.net.over(self.theta, self.data.x, chunk):
+        for terms, here in self.theta.net.over(self.theta, self.data.x, chunk, HELD):
             found.append(terms)
             self.unsure, self.kinked = max(self.unsure, here.unsure), self.kinked or here.kinked
         first, second = (sum(parts[1:], parts[0]) for parts in zip(*found, strict=True))
@@ -161,6 +163,8 @@ class _Line:
                 z[1] = z[1] + exact(W.spread(self.direction.b[step.layer])[:, None])
             if sigma is None:
                 o = z
+            elif not _moves(z[1:]):
+                o = [step.o, *z[1:]]
             elif sigma.piecewise_linear:
                 slopes = self._sides(_own(W, z), float(sigma.slope), 1.0, sure)
                 o = [step.o, *(slope * z_k for slope, z_k in zip(slopes, z[1:], strict=True))]
@@ -212,22 +216,29 @@ class _Line:
         The first of z[0], z[1], z[2] that is not 0 decides. Both are possible where it is not known
         which one that is, or, unless `sure`, where what may be 0 is taken for it, its sign.
         """
-        xp, slopes = namespace(z[0].middle), []
-        rises = known = lost = xp.zeros(z[0].shape, dtype=bool)
-        moves = (z[1].magnitude > 0) | (z[2].magnitude > 0)
-        for k, term in enumerate(z):
-            up, open_ = term.low > 0, ~(known | lost)
+        xp, up = namespace(z[0].middle), z[0].low > 0
+        moves = (z[1].middle != 0) | (z[1].radius > 0) | (z[2].middle != 0) | (z[2].radius > 0)
+        met = moves & ~up & (z[0].high >= 0)  # z[0] does not decide, and it matters which side
+        found = exact(xp.where(up, right, left))
+        if not bool(met.any()):
+            return [found, found]
+        self.kinked = True
+        size = z[0].magnitude[met]
+        left, right = (xp.broadcast_to(xp.asarray(side), met.shape)[met] for side in (left, right))
+        self._unsure(size > 0, size)
+        lost, rises, known = (size > 0) & sure, *(xp.zeros(size.shape, dtype=bool) for _ in "+-")
+        slopes = []
+        for k in (1, 2):
+            term, open_ = z[k][met], ~(known | lost)
+            up = term.low > 0
             rises, known = rises | (open_ & up), known | (open_ & (up | (term.high < 0)))
-            if k:
-                side = xp.where(rises, right, left)
-                other = xp.where(known, side, xp.where(rises, left, right))
-                slopes.append(between(xp.minimum(side, other), xp.maximum(side, other)))
-            elif bool(known.all()):
-                return [exact(xp.where(rises, right, left))] * 2
-            else:
-                self.kinked = self.kinked or bool((~known & moves).any())
-            doubt = moves & ~(known | lost) & (term.magnitude > 0)
-            if k < 2:
+            side = xp.where(rises, right, left)
+            other = xp.where(known, side, xp.where(rises, left, right))
+            here = between(xp.minimum(side, other), xp.maximum(side, other))
+            slopes.append(Enclosure(found.middle.copy(), found.radius.copy()))
+            slopes[-1].middle[met], slopes[-1].radius[met] = here.middle, here.radius
+            if k == 1:
+                doubt = ~(known | lost) & (term.magnitude > 0)
                 self._unsure(doubt, term.magnitude)
                 lost = lost | (doubt & sure)
         return slopes
@@ -272,9 +283,13 @@ class _Line:
 
 def _moved(W: WeightMatrix, term: Enclosure) -> Enclosure:
     """Return W @ term, of which nothing is computed below the layers that move: it is 0."""
-    if term.middle.any() or term.radius.any():
+    if _moves([term]):
         return product(W, term)
     return exact(namespace(term.middle).zeros((W.shape[0], term.shape[1])))
+
+
+def _moves(terms: list[Enclosure]) -> bool:
+    return any(bool(term.middle.any() or term.radius.any()) for term in terms)
 
 
 def _own(W: WeightMatrix, z: list[Enclosure]) -> list[Enclosure]:
