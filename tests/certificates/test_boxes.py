@@ -21,7 +21,7 @@ from tinyspur.certificates.growth import (
 )
 from tinyspur.certificates.stationary import find_stationary, near_kinks
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import GELU, ReLU, Tanh
+from tinyspur.engine.activations import GELU, Identity, ReLU, Tanh
 from tinyspur.engine.held import Held, HeldKink
 from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from tinyspur.engine.network import Network
@@ -161,6 +161,19 @@ def test_pieces_of_the_loss_are_kept_up_to_its_corners(loss, corner, side):
         assert first_order(held, box).kept == kept
 
 
+@pytest.mark.parametrize("tied", [0, 1])
+def test_a_choice_is_kept_up_to_where_another_entry_may_be_the_largest(tied):
+    """Of the entries 3, 3 or 0, and 5 / 2, which move by 3 r and 5 r / 2."""
+    net = Network((2, 3), (Conv(1, 1, bias=False, activation=Identity()), MaxPool(3), Dense(1)))
+    x = np.array([[[3.0, 3.0 * tied, 2], [0, 0, 0.5]]])
+    pair = HeldKink(2, 0, np.zeros(1, int), np.zeros(1, int), np.array([[0, 1]]))
+    held = Held(net, TrainingSet(x, np.ones((1, 1))), SquaredLoss(), [pair] if tied else [])
+    theta = Parameters(net, np.ones(net.size))
+    for reach, kept in ((0.9 / 11, True), (1.1 / 11, False)):
+        radii = Parameters(net, np.full(net.size, reach))
+        assert first_order(held, Box(theta, radii, exact(np.zeros(tied)))).kept == kept
+
+
 # The lemma's parts
 
 
@@ -194,6 +207,33 @@ def test_couplings_are_sums_over_ways_that_pass_no_other_held_unit():
         farther = far.W[2].weights[1, [0, 2]], far.W[3].weights[0, 1]
         assert (found[2, :2] >= abs(farther[0])).all() and found[3, 2] >= abs(farther[1])
         assert (found >= expected).all() and (found <= expected + 10 * reach + 1e-12).all()
+
+
+def test_couplings_pass_the_second_entry_of_a_tie_and_reach_both():
+    rng = np.random.default_rng(3)
+    net = Network((1, 4), [Conv(2, 1), Conv(2, 1), MaxPool(2), Dense(2), Dense(1)], ReLU(0.2))
+    theta, nothing = Parameters(net, rng.normal(size=net.size)), exact(np.zeros(3))
+    data = TrainingSet(rng.normal(size=(4, 1, 4)), np.zeros((4, 1)))
+    at = np.array([3])
+    kinks = [
+        HeldKink(1, 0, np.array([1]), at),
+        HeldKink(3, 0, np.array([0]), at, np.array([[0, 1]])),
+        HeldKink(4, 0, np.array([0]), at),
+    ]
+    held = Held(net, data, SquaredLoss(), kinks)
+    z = theta.W[1] @ data.x[3].T + np.repeat(theta.b[1], 4)[:, None]
+    o = np.where(z > 0, z, 0.2 * z)
+    o[1] = 0
+    z = theta.W[2] @ o + np.repeat(theta.b[2], 4)[:, None]
+    slopes = np.where(z > 0, 1, 0.2)[:, 0]
+    o = (z[:, 0] * slopes).reshape(2, 2, 2)
+    reads = slopes[[1, 5]] * abs(theta.W[2].weights[:, 0, 0])  # what the held unit moves of o^2
+    reads[1] *= o[1, 0].argmax() == 1  # chosen of the other map
+    up = abs(theta.W[4].weights[0, [0, 2]])
+    found = couplings(SimpleNamespace(held=held), Box(theta, net.zeros(), nothing))
+    expected = np.zeros((3, 3))
+    expected[1, 0], expected[2, 1], expected[2, 0] = reads[0], up[0], up @ reads
+    assert np.allclose(found, expected, rtol=1e-12) and (found >= expected).all()
 
 
 def test_multipliers_of_a_family_move_no_faster_than_their_rates():

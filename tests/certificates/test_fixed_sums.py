@@ -21,17 +21,17 @@ from tinyspur.layers import Conv, Dense
 SQUARED = SquaredLoss()
 
 
-def problem(classes=3, seed=0, samples=60, width=4):
-    """Return a random point and the data of a classification, with a unit that is dead."""
+def problem(classes=3, seed=0, samples=60, widths=(4,)):
+    """Return a random point and the data of a classification."""
     rng = np.random.default_rng(seed)
-    net = Network((1, 2, 2), (Dense(width), Dense(classes)), ReLU(0.1))
+    net = Network((1, 2, 2), (*map(Dense, widths), Dense(classes)), ReLU(0.1))
     x, labels = rng.normal(size=(samples, 1, 2, 2)), rng.integers(classes, size=samples)
     return Parameters(net, rng.normal(size=net.size)), TrainingSet(x, one_hot(labels, classes))
 
 
 def test_the_risk_is_that_without_the_last_output_and_the_squared_sum_of_residuals():
-    for classes in (2, 3, 5):
-        theta, data = problem(classes)
+    for classes, widths in ((2, (4,)), (3, (3, 4)), (5, (4,))):
+        theta, data = problem(classes, widths=widths)
         fewer = fixed_sum(theta, data, SQUARED)
         off = theta.net.forward(theta, data.x).sum(axis=1) - 1
         lifted = fewer.lifted(fewer.theta)
@@ -39,7 +39,8 @@ def test_the_risk_is_that_without_the_last_output_and_the_squared_sum_of_residua
         risk = fewer.theta.net.risk(fewer.theta, fewer.data, fewer.loss)
         assert risk == pytest.approx(theta.net.risk(lifted, data, SQUARED), rel=1e-13)
         projected = theta.copy()
-        W, b = projected.W[2].weights, projected.b[2]
+        W, b = (part[theta.net.depth] for part in (projected.W, projected.b))
+        W = W.weights
         W -= W.sum(axis=0) / classes
         b -= (b.sum() - 1) / classes
         apart = (off**2).sum() / (2 * classes * len(data))
@@ -146,7 +147,7 @@ def test_a_point_whose_outputs_sum_to_something_else_is_not_certified(classified
 
 
 def test_weights_that_read_only_zeros_stay_as_they_are():
-    theta, data = problem(2, width=3)
+    theta, data = problem(2, widths=(3,))
     theta = Parameters(Network((1, 2, 2), (Dense(3), Dense(2))), theta.vector)
     theta.b[1][1] = -100
     found = settle(theta, data, SQUARED)

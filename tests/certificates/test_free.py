@@ -280,6 +280,8 @@ def test_a_dead_unit_has_no_influence():
     found = choose_coordinates(held, theta, held.data)
     dead = set(found.idle.tolist())
     assert dead == {3, 4, 5, 10, 13, 16}  # its weights, its bias, and what reads it
+    assert found.family.of_kinds("dead") == {3, 4, 5, 10}
+    assert found.family.of_kinds("reads nothing") == {13, 16}
 
 
 def test_a_unit_that_is_active_on_few_samples_has_as_many_free_weights():
@@ -456,6 +458,43 @@ def test_the_gradient_is_zero_in_all_coordinates_where_it_is_in_the_free_ones():
     assert len(found.frozen) == 1
     assert abs(held.gradient(theta, multipliers).gradient).max() < 1e-15
     assert abs(rows.middle @ held.jacobian(theta).T).max() < 1e-15  # v_K stays 0
+
+
+@pytest.mark.parametrize("kind", EXPLAINED)
+def test_a_flow_moves_one_frozen_coordinate_at_a_time(kind):
+    """By e_f = sum_j c_fj xi_j in the frozen ones: the rates are the sums of |c_fj|, and of what
+    the free ones move by.
+    """
+    theta, held = block_problems.problem(kind, 0.2, None, 70, seed=0, kinks=False)
+    found, rows = fields_at(theta, held)
+    rows = rows.middle[found.rows]
+    flow = found.flow(held, Box(theta, theta.net.zeros(), exact(np.zeros(0))))
+    c = np.linalg.inv(rows[:, found.frozen])
+    for bound, expected in (
+        (flow.fields, abs(c).sum(axis=0)),
+        (flow.free, abs(c @ rows[:, found.free]).sum(axis=0)),
+    ):
+        assert bound == pytest.approx(expected, rel=1e-6, abs=1e-9)
+        assert (bound >= expected * (1 - 1e-9)).all()
+
+
+@pytest.mark.parametrize("kind", EXPLAINED)
+def test_fields_over_a_box_are_those_at_its_points(kind):
+    theta, held = block_problems.problem(kind, 0.2, None, 70, seed=0, kinks=False)
+    generators, rng = (
+        choose_coordinates(held, theta, held.data).generators,
+        np.random.default_rng(0),
+    )
+    reach = 0.3 * abs(theta.vector)
+    box = Box(theta, Parameters(theta.net, reach), exact(np.zeros(0)))
+    rows, tight = fields(generators, [], held, box), 0.0
+    for _ in range(20):
+        near = moved(theta, reach * rng.choice([-1.0, 1.0], theta.net.size))
+        here = fields(generators, [], held, Box(near, theta.net.zeros(), exact(np.zeros(0))))
+        off = abs(here.middle - rows.middle)
+        assert (off <= rows.radius + here.radius + 1e-12).all()
+        tight = np.maximum(tight, off)
+    assert (rows.radius.sum(axis=1) <= 2.5 * tight.sum(axis=1) + 1e-9).all()
 
 
 def test_a_frozen_coordinate_too_many_or_another_one_has_no_flow():
