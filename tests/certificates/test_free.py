@@ -481,16 +481,15 @@ def test_a_flow_moves_one_frozen_coordinate_at_a_time(kind):
 @pytest.mark.parametrize("kind", EXPLAINED)
 def test_fields_over_a_box_are_those_at_its_points(kind):
     theta, held = block_problems.problem(kind, 0.2, None, 70, seed=0, kinks=False)
-    generators, rng = (
-        choose_coordinates(held, theta, held.data).generators,
-        np.random.default_rng(0),
-    )
-    reach = 0.3 * abs(theta.vector)
+    generators = choose_coordinates(held, theta, held.data).generators
+    products = any(one.times is not None for one in generators)
+    assert products == (kind == "block in a block")
+    reach, rng, tight = 0.3 * abs(theta.vector), np.random.default_rng(0), 0.0
     box = Box(theta, Parameters(theta.net, reach), exact(np.zeros(0)))
-    rows, tight = fields(generators, [], held, box), 0.0
-    for _ in range(20):
-        near = moved(theta, reach * rng.choice([-1.0, 1.0], theta.net.size))
-        here = fields(generators, [], held, Box(near, theta.net.zeros(), exact(np.zeros(0))))
+    rows = fields(generators, [], held, box)
+    for d in (reach, -reach, *(reach * rng.choice([-1.0, 1.0], (20, theta.net.size)))):
+        near = Box(moved(theta, d), theta.net.zeros(), exact(np.zeros(0)))
+        here = fields(generators, [], held, near)
         off = abs(here.middle - rows.middle)
         assert (off <= rows.radius + here.radius + 1e-12).all()
         tight = np.maximum(tight, off)
