@@ -478,12 +478,16 @@ def test_a_flow_moves_one_frozen_coordinate_at_a_time(kind):
         assert (bound >= expected * (1 - 1e-9)).all()
 
 
-@pytest.mark.parametrize("kind", EXPLAINED)
+@pytest.mark.parametrize("kind", [*EXPLAINED, "products"])
 def test_fields_over_a_box_are_those_at_its_points(kind):
-    theta, held = block_problems.problem(kind, 0.2, None, 70, seed=0, kinks=False)
+    if kind == "products":
+        block = Residual([Dense(2, activation=Identity()), Dense(3)], activation=Identity())
+        theta, held = problem(Network((1, 3), [Dense(3), block, Dense(4)]), 40, 0)
+    else:
+        theta, held = block_problems.problem(kind, 0.2, None, 70, seed=0, kinks=False)
     generators = choose_coordinates(held, theta, held.data).generators
-    products = any(one.times is not None for one in generators)
-    assert products == (kind == "block in a block")
+    products = (np.minimum(one.source, one.times) for one in generators if one.times is not None)
+    assert any((both >= 0).any() for both in products) == (kind == "products")
     reach, rng, tight = 0.3 * abs(theta.vector), np.random.default_rng(0), 0.0
     box = Box(theta, Parameters(theta.net, reach), exact(np.zeros(0)))
     rows = fields(generators, [], held, box)
