@@ -155,6 +155,12 @@ def test_linear_ways_beside_a_shortcut_are_frozen():
         ([Residual([Dense(2), Dense(3)])], (2, 1), 0),  # the sum has several patterns
     ):
         assert parallel(Network((1, 3), [Dense(3), *layers, Dense(4)], sigma), change) == count
+    for shape, first, block in (  # convolutions of neighbours; a bent one
+        ((1, 5), Conv(2), [Conv(2, 1, activation=none), Conv(2)]),
+        ((1, 3), Dense(3), [Dense(2, activation=none), Dense(3, activation=sigma)]),
+    ):
+        net = Network(shape, [first, Residual(block, activation=none), Dense(4)], sigma)
+        assert parallel(net) == 0
     behind = [Dense(3), Residual([Dense(2), Dense(3)], activation=none), Dense(4)]
     assert parallel(Network((1, 3), behind, sigma), (2, 1)) == 3
     behind = [Conv(2), Residual([Conv(2, 3)], [Conv(2, 1)]), Dense(4)]
