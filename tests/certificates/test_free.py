@@ -211,6 +211,12 @@ def test_outputs_of_the_softmax_behind_an_activation_are_not_shifted():
     assert check_fields(theta, held).family.kinds["outputs"] == 7
 
 
+def test_outputs_of_the_softmax_behind_a_max_pooling_are_not_shifted():
+    layers = Conv(2), Conv(3, activation=Identity()), MaxPool(4)
+    theta, held = problem(Network((1, 4), layers), 20, 0, CrossEntropy())
+    assert "outputs" not in check_fields(theta, held).family.kinds
+
+
 def test_weights_that_read_sigmoids_of_0_have_an_influence():
     """A layer without biases gives 0 for the image that is 0, its sigmoid is 1/2."""
     net = Network((1, 2), (Dense(2, bias=False), Dense(1)), Sigmoid())
