@@ -12,6 +12,7 @@ from strict_problems import at_kink, kinks_feeding_kinks
 from tinyspur.certificates.box_hessians import second_order
 from tinyspur.certificates.boxes import LARGEST, Box, first_order, signal_bounds
 from tinyspur.certificates.enclosures import Enclosure, exact
+from tinyspur.certificates.free import choose_coordinates, fields
 from tinyspur.certificates.growth import (
     box_around,
     couplings,
@@ -246,6 +247,73 @@ def test_multipliers_of_a_family_move_no_faster_than_their_rates():
         [rate] = multiplier_rates(at, box, at.coordinates.flow(at.held, box))
         moves = [abs(1 / (6 + 6 * s) - 1 / 6) for s in (t, -t)]
         assert max(moves) <= rate * t <= (1 + 20 * t) * max(moves) * (1 + 1e-4)
+
+
+def mixed_units(samples=12, seed=0):
+    """Return a stationary point with a unit at its kink for a sample where another one is active.
+
+    Both are active for all others, so that the first one can be added to the second.
+    """
+    rng = np.random.default_rng(seed)
+    net = Network((1, 3), (Dense(2), Dense(1)))
+    x, theta = rng.normal(size=(samples, 1, 3)), Parameters(net, rng.normal(size=net.size))
+    z = x[:, 0] @ theta.W[1].weights.T
+    theta.b[1][:] = -z.min(axis=0) + (0, 3)  # the first is 0 for one sample
+    at = int(z[:, 0].argmin())
+    kinks = [HeldKink(1, 0, np.zeros(1, int), np.array([at]))]
+    theta.W[2].weights[:] = 0.1, 10
+    # Residuals and a multiplier with grad L = 0: it is linear in both.
+    o, columns = net.forward(theta, x), []
+    for n in range(samples):
+        held = Held(net, TrainingSet(x, o - np.eye(samples)[:, [n]]), SquaredLoss(), kinks)
+        columns.append(held.gradient(theta, np.zeros(1)).gradient)
+    columns.append(held.jacobian(theta)[0])
+    found = np.linalg.svd(np.array(columns).T)[2][-1]
+    data = TrainingSet(x, o - found[:-1, None])
+    return theta, Held(net, data, SquaredLoss(), kinks), found[-1:]
+
+
+def test_multipliers_of_units_that_are_mixed_move_no_faster_than_their_rates():
+    """Where b is added to a, the multiplier of a kink of b moves by what reaches a there."""
+    theta, held, multipliers = mixed_units()
+    net, coordinates = theta.net, choose_coordinates(held, theta, held.data)
+    assert (0, 1) not in [one.mixes[1:] for one in coordinates.generators if one.mixes]
+    assert (1, 0) in [one.mixes[1:] for one in coordinates.generators if one.mixes]
+    at = SimpleNamespace(held=held, coordinates=coordinates)
+    box = Box(theta, net.zeros(), exact(multipliers))
+    rows = fields(coordinates.generators, coordinates.interpolations, held, box)
+    rows = rows.middle[coordinates.rows]
+
+    def multiplier(point):
+        gradient, Z = held.gradient(point, np.zeros(1)).gradient, held.jacobian(point)
+        found, *_ = np.linalg.lstsq(Z.T, -gradient, rcond=None)
+        return found[0]
+
+    assert np.isclose(multiplier(theta), multipliers[0], rtol=1e-9)
+    moves, t = 0.0, 1e-6
+    for d in np.linalg.inv(rows[:, coordinates.frozen]) @ rows:
+        ends = [multiplier(Parameters(net, theta.vector + s * d)) for s in (t, -t)]
+        moves += abs(ends[0] - ends[1]) / (2 * t)
+    [rate] = multiplier_rates(at, box, coordinates.flow(held, box))
+    assert moves * (1 - 1e-6) <= rate <= 1.2 * moves
+
+
+def test_rates_of_multipliers_over_a_box_are_no_smaller_than_at_its_points():
+    theta, held, multipliers = mixed_units()
+    coordinates, rng = choose_coordinates(held, theta, held.data), np.random.default_rng(0)
+    at, largest = SimpleNamespace(held=held, coordinates=coordinates), 0.0
+
+    def rate(point, reach):
+        box = Box(point, Parameters(theta.net, reach), exact(multipliers))
+        [found] = multiplier_rates(at, box, coordinates.flow(held, box))
+        return found
+
+    reach = 1e-3 * abs(theta.vector)
+    bound = rate(theta, reach)
+    for _ in range(20):
+        near = Parameters(theta.net, theta.vector + reach * rng.choice([-1.0, 1.0], len(reach)))
+        largest = max(largest, rate(near, 0 * reach))
+    assert rate(theta, 0 * reach) < largest <= bound
 
 
 def test_couplings_bound_what_a_kink_does_to_those_above():

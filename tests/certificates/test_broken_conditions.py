@@ -10,7 +10,15 @@ from strict_problems import SQUARED, at_kink, exact_risk, kinks_feeding_kinks, m
 from tinyspur.certificates import growth
 from tinyspur.certificates.boxes import Box, first_order
 from tinyspur.certificates.enclosures import exact
-from tinyspur.certificates.growth import Growth, box_around, couplings, exists, penalised, rooms
+from tinyspur.certificates.growth import (
+    Growth,
+    box_around,
+    couplings,
+    exists,
+    multiplier_rates,
+    penalised,
+    rooms,
+)
 from tinyspur.certificates.stationary import find_stationary, members_are_equal, near_kinks
 from tinyspur.certificates.strict import certify_strict, inside_by
 from tinyspur.datasets.samples import TrainingSet
@@ -179,6 +187,19 @@ def test_multipliers_that_follow_a_frozen_weight_must_stay_inside():
     assert found.obstacle.startswith("a multiplier may leave its bounds beyond, of")
 
 
+def test_rates_of_multipliers_in_the_box_must_leave_them_where_they_are_expected(monkeypatch):
+    """They are expected at most 3/2 times as fast as at the minimum."""
+    found, factors = growth_at(*at_kink()), []
+
+    def faster(*arguments):
+        return factors.pop(0) * multiplier_rates(*arguments)
+
+    monkeypatch.setattr(growth, "multiplier_rates", faster)
+    for factor, holds in ((1.0, True), (1.4, True), (2.0, False)):
+        factors[:] = 1.0, factor
+        assert found.holds(0.01) == holds and not factors
+
+
 def test_a_multiplier_that_is_hardly_known_is_not_inside():
     theta, data = at_kink()
     assert growth_at(theta, data, multiplier_radius=np.array([0.1])).holds(0.01)
@@ -237,8 +258,10 @@ def test_kinks_of_units_that_feed_others_take_of_their_room(monkeypatch):
     theta, data = kinks_feeding_kinks()
     before = certify_strict(theta, data, SQUARED, kinks_of(theta, data)).radius
 
-    def more(*arguments):
-        return 1e6 * couplings(*arguments)
+    def more(at, box):
+        free = at.coordinates.free
+        assert not free.size or box.radii.vector[free].min() > 0
+        return 1e6 * couplings(at, box)
 
     monkeypatch.setattr(growth, "couplings", more)
     assert certify_strict(theta, data, SQUARED, kinks_of(theta, data)).radius < before / 10
