@@ -296,6 +296,13 @@ def test_multipliers_of_units_that_are_mixed_move_no_faster_than_their_rates():
         moves += abs(ends[0] - ends[1]) / (2 * t)
     [rate] = multiplier_rates(at, box, coordinates.flow(held, box))
     assert moves * (1 - 1e-6) <= rate <= 1.2 * moves
+    [sample], N = held.kinks[0].samples, len(held.data)
+    off = net.forward(theta, held.data.x)[sample] - held.data.y[sample]
+    reach = {0: abs(multipliers[0]), 1: abs(off[0]) * 10 / N}  # at unit 0 itself, and at the other
+    c = abs(np.linalg.inv(rows[:, coordinates.frozen])).sum(axis=0)
+    mixes = [coordinates.generators[n].mixes if n < 4 else None for n in coordinates.rows]
+    parts = [c[k] * reach[m[1]] for k, m in enumerate(mixes) if m is not None and m[2] == 0]
+    assert len(parts) == 2 and rate == pytest.approx(sum(parts), rel=1e-9)
 
 
 def test_rates_of_multipliers_over_a_box_are_no_smaller_than_at_its_points():

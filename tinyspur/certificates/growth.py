@@ -204,9 +204,7 @@ def couplings(at: Stationary, box: Box) -> np.ndarray:
             some = members.get(step.layer)
             if some is not None:
                 np.add.at(found[n], some.which, moved[some.units, 0])
-                if some.pairs is None:  # a held pooling still hands on its entry b
-                    moved[some.units] = 0
-            if step.activation is not None:
+            if step.activation is not None:  # with slopes of 0 where units are held
                 slopes = step.slopes
                 moved = moved * (slopes if isinstance(slopes, np.ndarray) else slopes.magnitude)
             moved = _down(step, moved)
