@@ -8,6 +8,7 @@ from settled_points import SETTLED
 from strict_problems import SQUARED, at_kink, exact_risk, kinks_feeding_kinks, moved
 
 from tinyspur.certificates import growth
+from tinyspur.certificates.box_hessians import second_order
 from tinyspur.certificates.boxes import Box, first_order
 from tinyspur.certificates.enclosures import exact
 from tinyspur.certificates.growth import (
@@ -228,6 +229,22 @@ def test_the_minimum_itself_is_in_the_box():
     assert not found.holds(0.2) and found.obstacle.startswith("a unit")
 
 
+def test_the_hessian_is_that_of_all_that_is_passed(monkeypatch):
+    theta, data = at_kink()
+    found = growth_at(theta, data, free_radius=np.full(3, 0.001))
+    free, r, boxes = found.at.coordinates.free, 0.01, []
+
+    def noted(held, box, coordinates):
+        boxes.append(box)
+        return second_order(held, box, coordinates)
+
+    monkeypatch.setattr(growth, "second_order", noted)
+    assert found.holds(r)
+    rates = multiplier_rates(found.at, boxes[0], found.at.coordinates.flow(found.at.held, boxes[0]))
+    assert boxes[0].radii.vector[free].min() >= 0.011 and boxes[0].radii.vector.min() >= r
+    assert (boxes[0].multipliers.radius >= rates * r).all()
+
+
 def test_what_follows_a_frozen_weight_stays_in_the_box():
     """With w = 1/2 it is a = 2, which is farther than 3/2 times as far as to first order."""
     theta, data = without_biases(1.0, 1.0)
@@ -286,6 +303,15 @@ def test_signals_at_held_units_are_those_of_all_that_the_units_may_give():
     signals = [first_order(held, box, released).signals for released in (False, True)]
     assert 2 / 6 - 1e-12 < signals[0].low[0] < signals[0].high[0] < 2 / 6 + 1e-12
     assert signals[1].low[0] <= 2 / 6 and 2.3 / 6 <= signals[1].high[0] < 2.31 / 6
+
+
+def test_a_leaky_unit_that_is_released_may_give_less_than_0():
+    """There s(-0.3) is -0.15 and s(0.3) is 0.3."""
+    theta, data = at_kink(slope=0.5)
+    held, radii = Held(theta.net, data, SQUARED, kinks_of(theta, data)), theta.net.zeros()
+    radii.b[1][:] = 0.3
+    C = first_order(held, Box(theta, radii, exact(np.array([1 / 6]))), True).signals
+    assert 1.84 / 6 < C.low[0] <= 1.85 / 6 and 2.3 / 6 <= C.high[0] < 2.31 / 6
 
 
 def test_signals_of_0_leave_no_room_and_are_no_division_by_0():

@@ -157,6 +157,7 @@ def test_linear_ways_beside_a_shortcut_are_frozen():
         assert parallel(Network((1, 3), [Dense(3), *layers, Dense(4)], sigma), change) == count
     for shape, first, block in (  # convolutions of neighbours; a bent one
         ((1, 5), Conv(2), [Conv(2, 1, activation=none), Conv(2)]),
+        ((1, 5), Conv(2), [Conv(2, 2, dilation=2, padding=1)]),
         ((1, 3), Dense(3), [Dense(2, activation=none), Dense(3, activation=sigma)]),
     ):
         net = Network(shape, [first, Residual(block, activation=none), Dense(4)], sigma)

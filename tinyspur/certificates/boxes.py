@@ -163,8 +163,8 @@ def forward(
             if some is not None and released:
                 reach = z.magnitude[some.units, some.columns]
                 half = reach * (0.5 + EPSILON)  # from 0 on, exactly, where alpha is 0
-                given = Enclosure(half, half)
-                o = _put(o, some, given.wider(sigma.slope * reach) if sigma.slope else given)
+                given = between(-sigma.slope * reach, reach)
+                o = _put(o, some, given if sigma.slope else Enclosure(half, half))
         elif sigma is not None:
             o, slopes = activated(sigma, z), activated(sigma, z, 1)
         biased = middle.b is not None
