@@ -7,6 +7,7 @@ import pytest
 from exact_attacks import ExactRisk
 from strict_problems import corners
 
+from tinyspur.certificates.families import Family
 from tinyspur.certificates.fixed_sums import fixed_sum
 from tinyspur.certificates.strict import certify_strict
 from tinyspur.datasets.samples import TrainingSet
@@ -136,14 +137,31 @@ def test_members_of_the_family_have_outputs_of_the_same_sum(classified):
 
 def test_a_point_whose_outputs_sum_to_something_else_is_not_certified(classified):
     found, data = classified
+    for n in (-1, found.theta.net.slots[2].weights.stop - 1):  # a bias, and a weight
+        theta = found.theta.copy()
+        theta.vector[n] += 1e-3
+        certificate = certify_strict(theta, data, SQUARED, found.kinks)
+        assert not certificate.holds and "do not sum to what the targets do" in certificate.obstacle
     theta = found.theta.copy()
-    theta.b[2][-1] += 1e-3
-    certificate = certify_strict(theta, data, SQUARED, found.kinks)
-    assert not certificate.holds and "do not sum to what the targets do" in certificate.obstacle
     theta.b[2][-1] = found.theta.b[2][-1] + found.radius / 4
     certificate = certify_strict(theta, data, SQUARED, found.kinks)
     assert certificate.holds and certificate.distance >= found.radius / 4
     assert certificate.radius < found.radius
+
+
+def test_nothing_may_be_added_to_all_outputs_only_where_features_stay_independent(classified):
+    found, data = classified
+    fewer = fixed_sum(found.theta, data, SQUARED)
+    own = certify_strict(fewer.theta, fewer.data, SQUARED, found.kinks).family
+    family = fewer.lifted_family(own)
+    assert fewer.whole_family(family, found.kinks, data, 1e-9) is not None
+    assert fewer.whole_family(family, found.kinks, data, 1.0) is None  # patterns may change
+    x = np.linspace(-1, 1, 9)[:, None, None]
+    data = TrainingSet(x, one_hot(np.arange(9) % 2, 2))
+    theta = Parameters(Network((1, 1), (Dense(1), Dense(2))), [0.5, 9, 1, -1, 0, 1])
+    fewer = fixed_sum(theta, data, SQUARED)
+    for distance, known in ((0.05, True), (0.6, False)):  # with the weight 0 it is constant
+        assert (fewer.whole_family(Family({}), [], data, distance) is not None) == known
 
 
 def test_weights_that_read_only_zeros_stay_as_they_are():
