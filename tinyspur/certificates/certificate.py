@@ -152,4 +152,5 @@ def round_down(value: float) -> str:
 def round_up(value: float) -> str:
     """Return a number >= 0 with two digits, never less than it is."""
     up = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
-    return f"{up.create_decimal_from_float(value):.2g}" if value < np.inf else "inf"
+    digits = ".1e" if 0 < value < 1e-4 else ".2g"
+    return f"{up.create_decimal_from_float(value):{digits}}" if value < np.inf else "inf"
