@@ -1209,7 +1209,7 @@ BAD_OPTIONS = {
     "no samples": (["--samples", "0"], ["1 to 150 samples, got 0"]),
     "fewer than no samples": (["--samples", "-3"], ["1 to 150 samples, got -3"]),
     "more samples than there are": (["--samples", "151"], ["1 to 150 samples, got 151"]),
-    "too few samples": (["--samples", "20"], ["R(theta) > 0 fails", "20 samples exactly"]),
+    "too few samples": (["--samples", "20"], ["error: an affine map fits all 20 samples"]),
     "an output too far": (["--output-unit", "3"], ["output unit", "0..2", "got 3"]),
     "a negative output": (["--output-unit", "-1"], ["output unit", "0..2", "got -1"]),
     "too few maps to reserve": (["--maps", "4", "2", "2"], ["too few maps", "at least 3"]),

@@ -118,8 +118,8 @@ def check_not_exact(residuals: np.ndarray, features: np.ndarray, y: np.ndarray) 
         if distinct < len(y):
             expected += f"; {distinct} of them differ"
     raise AssumptionError(
-        "R(theta) > 0 fails, or R is the entropy of soft targets: an affine map fits all "
-        f"{len(y)} samples exactly, so the minimum is global; expected {expected}"
+        f"an affine map fits all {len(y)} samples exactly, so the minimum is global (R(theta) > 0 "
+        f"fails, or with soft targets R is their entropy); expected {expected}"
     )
 
 
