@@ -7,13 +7,14 @@ lower point from `witnesses`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
 from ..certificates.rounding import enclosed_outputs, risk_of_outputs, rounded_risk
+from ..console import silent
 from ..datasets.duplicates import Duplicates
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
@@ -94,9 +95,9 @@ def find_spurious_minimum(
     rule: str = "steepest",
     output: int | None = None,
     seed: int = 0,
-    stage: Callable[[str, str], AbstractContextManager] = lambda name, text: nullcontext(),
+    stage: Callable[[str, str], AbstractContextManager] = silent,
 ) -> SpuriousMinimum:
-    """Certify theta, split the data, and build theta' and the lower point (Theorem 1).
+    """Certify theta, split the data, and build theta' and the lower point ([CNN] Theorem 1).
 
     Where the cell certificate of theta proves nothing, the relay certificate is tried. `theta` and
     `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and `output` go to
