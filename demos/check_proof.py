@@ -345,5 +345,5 @@ def main(files):
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    main(given) if {*given} - {"-h", "--help"} else sys.exit(print(__doc__) or 2 * (not given))
+    given, asked = sys.argv[1:], {"-h", "--help"} & {*sys.argv}
+    main(given) if given and not asked else sys.exit(sys.stderr.write(__doc__) and 2 * (not asked))
