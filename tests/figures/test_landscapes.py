@@ -691,7 +691,9 @@ def test_a_plane_is_plotted_with_the_radius_of_its_certificate(example, axes):
     d1, d2 = (d.vector for d in where.directions)
     for alpha, beta in dashed[::30]:
         assert abs(alpha * d1 + beta * d2).max() == pytest.approx(certificate.radius)
-    assert axes.get_title(loc="left").endswith("in the middle; 0 of 81 points are lower")
+    assert axes.get_title(loc="left") == f"R(θ) = {found.centre:.6g}; 0 of 81 points are lower"
+    for label, d in ((axes.get_xlabel(), "d_1"), (axes.get_ylabel(), "d_2")):
+        assert label.startswith(f"coefficient of ${d}$")  # which may have any length
     plot_landscape(found, ax=axes)
     assert len([line for line in axes.lines if line.get_linestyle() == "--"]) == 1
 
