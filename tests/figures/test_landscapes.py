@@ -445,6 +445,18 @@ def test_what_falls_below_zero_fills_a_fifth_at_least(drawn):
     assert other.get_ylim()[1] >= 2
 
 
+def test_what_falls_little_under_what_rises_high_is_seen_with_all_of_it(drawn):
+    heights = np.append(np.abs(TICKS), -1e-6)
+    shown = Landscape(np.append(TICKS, 2.0), None, heights[None], 0.0, 0.0)
+    [ax], picture = drawn(draw_lines, Panel(THETA, "some words", shown, ("across",)))
+    low, high = ax.get_ylim()
+    assert low <= -1e-6 and high >= 1
+    pixels, rows = region(picture, ax)
+    cut = ax.transData.transform((0, 0))[1]
+    below = rows < cut - 3
+    assert below.mean() > 0.1 and is_orange(pixels[below]).any()
+
+
 def test_titles_count_what_is_lower(drawn):
     some = panel(SADDLE, rounding=1e-3)
     (bowl, saddle), _ = drawn(draw_level_sets, panel(BOWL), some, pixels=False)

@@ -48,6 +48,7 @@ INSIDE = "all within the certified radius"
 TOO_SMALL = "the certified radius is too small to be seen"
 SEEN = 0.016  # of the way to the end of the axes: less is hidden by the dot in the middle
 SHORT = 2.9  # inches of axes: in narrower ones the title takes two lines
+HIGH = 100  # times as high as low: heights are drawn on a scale that has powers of ten
 FEW = 15  # lines that are drawn at full strength
 
 
@@ -329,10 +330,13 @@ def _lines(ax: Axes, panel: Panel) -> None:
         half = Rectangle((alpha[0], cut), np.ptp(alpha), end - cut)
         clip = half.get_patch_transform() + ax.transData
         ax.add_collection(lines).set_clip_path(half.get_path(), clip)
+    least = low
     if panel.escape is not None:
         escape = _heights(panel.escape)[0]
         ax.plot(panel.escape.alpha, escape, color="k", lw=1.4, label="escape")
-        least = abs(min(escape.min(), low)) or high or 1.0
+        least = min(escape.min(), low)
+    if panel.escape is not None or high > HIGH * -low > 0:
+        least = abs(least) or high or 1.0
         ax.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(least) - 1))
         ax.set_ylabel(_difference(panel), fontsize=LARGE)
     else:  # at least a fifth of the height is for what falls below 0
