@@ -26,7 +26,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from tinyspur.console import Stages, exit_status
+from tinyspur.console import Help, Stages, exit_status
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import SquaredLoss
 from tinyspur.engine.network import Network
@@ -48,9 +48,7 @@ def surface(samples: int, seed: int) -> TrainingSet:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     option = parser.add_argument
     option("--samples", type=int, default=30, metavar="N", help="of the surface")

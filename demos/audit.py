@@ -20,7 +20,7 @@ if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
 # The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from tinyspur.console import Stages, exit_status
+from tinyspur.console import Help, Stages, exit_status
 from tinyspur.figures.studies import draw_audit
 from tinyspur.files import check_outputs, write_json
 from tinyspur.records import kept_in
@@ -35,9 +35,7 @@ RESULTS = "audit.results"  # what is done, from which the same command goes on
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     parser.add_argument("--samples", type=int, default=300, metavar="N", help="images to use")
     parser.add_argument(

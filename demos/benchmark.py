@@ -27,7 +27,7 @@ if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
 import numpy as np
 
 from tinyspur import datasets
-from tinyspur.console import exit_status, step
+from tinyspur.console import Help, exit_status, step
 from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.losses import one_hot
 from tinyspur.engine.network import Network
@@ -296,9 +296,7 @@ def entries_gradient(W, delta: np.ndarray, o: np.ndarray) -> np.ndarray:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     option = parser.add_argument
     option("--repeats", type=int, default=7, metavar="N", help="of each pair, after a warm-up")

@@ -1,6 +1,5 @@
-"""Check proof files (tinyspur-proof-1) in fractions, with Python's standard library alone.
-It says what it checked and exits with 0, or names what fails first and exits with 1; without a file
-of JSON it exits with 2.
+"""check_proof.py FILE ... checks proof files (tinyspur-proof-1) in fractions, with Python alone.
+It exits with 0 and says what it checked, with 1 and what fails, or with 2 without a JSON file.
 """
 
 import json
@@ -346,4 +345,5 @@ def main(files):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:]) if sys.argv[1:] else sys.exit(print(__doc__, file=sys.stderr) or 2)
+    given, asked = sys.argv[1:], {"-h", "--help"} & {*sys.argv}
+    main(given) if given and not asked else sys.exit(sys.stderr.write(__doc__) and 2 * (not asked))

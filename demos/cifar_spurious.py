@@ -26,7 +26,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 from tinyspur import datasets
-from tinyspur.console import Bar, Stages, exit_status
+from tinyspur.console import Bar, Help, Stages, exit_status
 from tinyspur.constructions.data_split import SPLITS
 from tinyspur.constructions.embedding import embed, linear_subnetwork, subnetwork
 from tinyspur.constructions.exact_points import exact
@@ -87,20 +87,14 @@ CURVE = 33  # points of the curve along a bias
 DESCENT, BRIEF, MANY = 12, 3, 10_000  # steps of the descent, and with over so many images
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Names the defaults that there are."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        named = action.default is not None and action.default is not False
-        return super()._get_help_string(action) if named else action.help
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     option = parser.add_argument
-    option("--data", metavar="PATH", help="CIFAR-10 folder or archive, or an .npz (see above)")
+    option(
+        "--data", metavar="PATH", help="CIFAR-10 folder or archive, or an .npz of images and labels"
+    )
     option("--download", action="store_true", help="fetch CIFAR-10 into the cache folder first")
     option(
         "--samples",
@@ -117,7 +111,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     option("--label-smoothing", type=float, default=0.0, metavar="S", help="0 <= S < 1")
     option("--architecture", choices=ARCHITECTURES, default="small", help="3 x 3 convolutions")
-    option("--maps", type=int, nargs="+", default=SUPPRESS, help="other maps of the convolutions")
+    option(
+        "--maps",
+        type=int,
+        nargs="+",
+        default=SUPPRESS,
+        metavar="M",
+        help="other maps of the convolutions",
+    )
     option(
         "--theta",
         choices=["linear", "nontrivial", "trained"],

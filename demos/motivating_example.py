@@ -22,7 +22,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 from tinyspur.certificates import certify_cell
-from tinyspur.console import exit_status
+from tinyspur.console import Help, exit_status
 from tinyspur.constructions.lattices import Lattice, connected_pieces, lattice_network
 from tinyspur.constructions.piecewise_linear import Groups, fit_groups, gated_minimum
 from tinyspur.datasets.samples import TrainingSet
@@ -51,9 +51,7 @@ def meeting(data: TrainingSet, loss) -> Groups:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="of the curve")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="FOLDER", help="for files")

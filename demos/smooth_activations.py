@@ -29,7 +29,7 @@ import numpy as np
 
 from tinyspur import datasets
 from tinyspur.certificates.certificate import round_up
-from tinyspur.console import Stages, exit_status
+from tinyspur.console import Help, Stages, exit_status
 from tinyspur.engine.activations import (
     ELU,
     GELU,
@@ -74,17 +74,22 @@ def inputs(options: argparse.Namespace) -> np.ndarray:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     option = parser.add_argument
     option("--data", choices=("images", "random"), default="images", help="the inputs")
     option("--samples", type=int, default=100, metavar="N", help="of the inputs")
     option("--dimensions", type=int, default=5, metavar="d", help="of the inputs")
     option("--hidden", type=int, nargs="+", default=[7, 5, 4], metavar="n", help="hidden widths")
-    option("--widths", type=int, nargs="+", default=list(WIDTHS), metavar="n", help="for figure 2")
-    option("--directions", type=int, default=40, metavar="D", help="that are random")
+    option(
+        "--widths",
+        type=int,
+        nargs="+",
+        default=list(WIDTHS),
+        metavar="n",
+        help="of smooth_widths.png",
+    )
+    option("--directions", type=int, default=40, metavar="D", help="random lines from each minimum")
     option("--starts", type=int, default=3, metavar="S", help="of training")
     option("--iterations", type=int, default=500, metavar="K", help="of L-BFGS from each start")
     option("--workers", type=int, default=os.cpu_count(), metavar="W", help="processes")

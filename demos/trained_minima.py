@@ -23,7 +23,7 @@ if __name__ == "__main__" and callable(signal.getsignal(signal.SIGINT)):
 # The matrix products are small: a second BLAS thread gains little, and loses much on busy cores.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from tinyspur.console import Stages, exit_status
+from tinyspur.console import Help, Stages, exit_status
 from tinyspur.figures.studies import draw_trained_minima
 from tinyspur.files import check_outputs, write_json
 from tinyspur.studies.processes import processes
@@ -36,15 +36,12 @@ HERE = Path(__file__).resolve().parent
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     option = parser.add_argument
     names = list(PROBLEMS)
-    option(
-        "--problems", choices=names, nargs="+", default=names, metavar="P", help=", ".join(names)
-    )
+    text = f"some of {', '.join(names)} (default: all)"
+    option("--problems", choices=names, nargs="+", default=names, metavar="P", help=text)
     option("--runs", type=int, default=16, metavar="N", help="trainings of each problem")
     option("--workers", type=int, default=os.cpu_count(), metavar="W", help="processes")
     option("--seed", type=int, default=0, help="of the samples; starts have the seeds 0, 1, ...")

@@ -163,6 +163,7 @@ def test_targets_that_a_loss_is_not_defined_for_are_refused_in_the_same_words():
     data, loss = ts.TrainingSet(X, 2 * Y), ts.CrossEntropy()
     expected = words(NET.risk, THETA, data, loss)
     assert expected.startswith("cross-entropy: expected targets >= 0 that sum to 1, sample 0 has")
+    assert expected.endswith("; one_hot(labels, classes) makes such targets")
     for name, call in OF_A_NETWORK.items():
         assert (name, words(call, NET, data, loss)) == (name, expected)
     for name, call in OF_A_POINT.items():

@@ -137,9 +137,18 @@ def test_a_small_matrix_is_drawn_entry_by_entry():
     assert "DenseMatrix(2 x 3, 3 nonzeros)" in tags.text
     drawn = pixels(images(tags)[0])
     assert np.array_equal(drawn[..., 3] > 0, W.toarray() != 0)
-    assert (drawn[1, 1, 2] > drawn[1, 1, 0]) and (drawn[0, 2, 0] > drawn[0, 2, 2])  # blue, orange
+    assert (drawn[1, 1, 0] > drawn[1, 1, 2]) and (drawn[0, 2, 2] > drawn[0, 2, 0])  # red, blue
     assert drawn[0, 0, 3] < drawn[1, 1, 3] == 1
     assert images(tags)[0]["width"] == "12"
+
+
+@pytest.mark.parametrize("entry", [-2.0, 2.0])
+def test_a_matrix_has_the_same_colours_in_a_notebook_as_in_a_figure(entry):
+    W = DenseMatrix(np.array([[entry]]))
+    small = pixels(images(Tags(W._repr_html_()))[0])[0, 0]
+    image = ts.plot_matrix(W).axes[0].images[0]
+    drawn = image.cmap(image.norm(entry))
+    assert (small[0] > small[2]) == (drawn[0] > drawn[2])
 
 
 def test_lines_part_the_maps_of_a_picture():
@@ -190,6 +199,13 @@ def test_a_landscape_is_orange_where_it_is_lower_and_clear_where_it_is_not_finit
     drawn = pixels(images(Tags(land._repr_html_()))[0])
     assert (drawn[..., 3] > 0).tolist() == [[True, False, True], [False, False, True]]
     assert drawn[0, 0, 2] > drawn[0, 0, 0] and drawn[0, 2, 0] > drawn[0, 2, 2]
+
+
+def test_what_is_lower_by_rounding_only_is_not_orange():
+    risks = np.array([[2.0, 1.0 - 1e-12, 1.0 - 1e-8]])
+    land = Landscape(np.arange(1.0), np.arange(3.0), risks, 1.0, 1e-9)
+    drawn = pixels(images(Tags(land._repr_html_()))[0])
+    assert (drawn[..., 3] > 0).tolist() == [[True, False, True]]
 
 
 def test_numbers_that_are_all_zero_or_not_finite_are_drawn_clear():

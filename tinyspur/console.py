@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 import threading
@@ -30,6 +31,18 @@ def exit_status(run: Callable[[], int | None], after: Callable[[], str] = lambda
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """The help of a program, with the defaults that there are and that the texts don't name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default, text = action.default, action.help or ""
+        if default is None or default is False or "(default: " in text:
+            return text
+        if isinstance(default, list):
+            return f"{text} (default: {' '.join(map(str, default))})"
+        return super()._get_help_string(action)
 
 
 class Bar:

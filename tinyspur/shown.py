@@ -16,7 +16,9 @@ import numpy as np
 
 CELLS = 48  # of a picture in each direction
 LISTED = 10**7  # nonzeros of a matrix that are listed at most for a picture
-POSITIVE, NEGATIVE, LINE = (42, 125, 225), (232, 89, 12), (128, 128, 128)
+ENTRIES = (214, 56, 52), (42, 125, 225)  # above 0 red, below blue, as figures.plot_matrix has them
+RISKS = (140, 100, 210), (232, 89, 12)  # above 0 purple, below orange, as plot_landscape has them
+LINE = (128, 128, 128)
 
 
 class Shown:
@@ -53,17 +55,23 @@ def table(rows: Sequence[Sequence[str]], pictures: Sequence[str] = ()) -> str:
     return f"<table>{''.join(f'<tr>{row}</tr>' for row in found)}</table>"
 
 
-def picture(values: np.ndarray, words: str, scale: int = 4) -> str:
-    """Return numbers (rows, columns) as an image: blue above 0, orange below, large ones dense.
+def picture(
+    values: np.ndarray,
+    words: str,
+    scale: int = 4,
+    colours: tuple[tuple[int, int, int], ...] = ENTRIES,
+) -> str:
+    """Return numbers (rows, columns) as an image: red above 0, blue below, large ones dense.
 
-    Zeros are transparent, so are numbers that are not finite; infinite ones are grey lines.
+    Or in other `colours`, above and below 0. Zeros are transparent, so are numbers that are not
+    finite; infinite ones are grey lines.
     """
     import matplotlib.image
 
     known = np.where(np.isfinite(values), values, 0)
     strength = np.sqrt(abs(known) / (abs(known).max() or 1))
     pixels = np.zeros((*values.shape, 4), np.uint8)
-    pixels[..., :3] = np.where((known > 0)[..., None], POSITIVE, NEGATIVE)
+    pixels[..., :3] = np.where((known > 0)[..., None], *colours)
     pixels[..., 3] = np.where(known == 0, 0, 55 + 200 * strength)
     pixels[np.isinf(values)] = *LINE, 90
     file = io.BytesIO()
@@ -184,7 +192,8 @@ def network_html(net: Any) -> str:
 def landscape_html(landscape: Any) -> str:
     """Return what a landscape found, and its risks as a picture, orange where they are lower."""
     above = landscape.risks - landscape.centre
+    above = np.where((above < 0) & ~landscape.lower, 0, above)  # by rounding only
     above = above[np.ix_(*(np.arange(0, n, -(-n // (2 * CELLS))) for n in above.shape))]
-    words = "the risks less that at the centre: blue is higher, orange is lower"
-    drawn = picture(np.where(np.isfinite(above), above, np.nan), words)
+    words = "the risks less that at the centre: purple is higher, orange is lower"
+    drawn = picture(np.where(np.isfinite(above), above, np.nan), words, colours=RISKS)
     return block("Landscape", f"{landscape}\n{words}", drawn)

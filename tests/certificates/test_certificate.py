@@ -129,3 +129,8 @@ def test_a_radius_is_never_printed_larger_than_it_is(value):
 )
 def test_a_distance_is_never_printed_smaller_than_it_is(value):
     assert value <= float(round_up(value)) <= 1.1 * value
+
+
+def test_small_distances_are_printed_with_an_exponent_and_others_without():
+    printed = [round_up(value) for value in (0.0, 1.44e-8, 1.44e-6, 1.44e-5, 0.00144, 14.4)]
+    assert printed == ["0", "1.5e-8", "1.5e-6", "1.5e-5", "0.0015", "15"]

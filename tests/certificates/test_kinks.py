@@ -44,7 +44,7 @@ def test_a_dense_unit_at_the_kink_is_named():
     assert not certificate.holds
     assert (certificate.margin, certificate.radius) == (0, 0)
     assert certificate.stationarity == 0
-    assert "layer 2 map 1 (1 locations, 6 samples)" in str(certificate)
+    assert "layer 2 map 1 (1 location, 6 samples)" in str(certificate)
 
 
 @pytest.mark.parametrize("budget", [1, 2**26])
@@ -91,7 +91,7 @@ def test_equal_entries_are_a_kink_unless_both_are_inactive(activation):
     assert certificate.kinks == (Kink(2, 0, 1, 2), Kink(2, 1, 1, 2))
     assert (certificate.margin, certificate.radius, certificate.stationarity) == (0, 0, 0)
     assert not certificate.holds
-    assert "layer 2 maps 0, 1 (1 locations, 2 samples)" in str(certificate)
+    assert "layer 2 maps 0, 1 (1 location, 2 samples)" in str(certificate)
     theta, data = tied(True, activation)
     certificate = certify_cell(theta, data, SQUARED)
     leaky = activation == "leaky"  # there an inactive entry moves too

@@ -157,7 +157,7 @@ def test_the_search_for_a_minimum_falls_back_on_it():
     found = find_spurious_minimum(theta, pair, data, LOSS)
     assert found.certificate.kind == "relay"
     assert found.verdict == f"undecided: {found.certificate.words}"
-    assert found.verdict.endswith("relays from layer 2 on, evidence only")
+    assert found.verdict.endswith("relays from layer 2 on, evidence only of those below")
     assert "local minimum" not in found.verdict
     assert found.theta_prime_risk == pytest.approx(found.risk, rel=1e-12)
     assert found.lower.decrease > 0

@@ -47,8 +47,18 @@ def test_a_trained_point_settles_at_a_proved_minimum_with_kinks(run, trained):
 def test_a_point_at_no_minimum_is_told_what_may_come_next(run, trained):
     done = run("certify", "trained.npz", "--data", "trained_data.npz", "--no-evidence")
     assert done.status == 1
-    said = "next:    python -m tinyspur settle trained.npz goes on downhill from here"
+    words = ["settle", "trained.npz", "--data", "trained_data.npz"]
+    said = f"next:    python -m tinyspur {' '.join(words)} goes on downhill from here"
     assert done.lines[-2] == said
+    assert run(*words).status == 0
+    options = ("--loss", "huber", "--delta", "0.5", "--samples", "50", "--seed", "3")
+    done = run("certify", *words[1:], *options, "--no-evidence", "--no-search")
+    named = done.lines[-2].removeprefix("next:    python -m tinyspur ").split(" goes on")[0]
+    words = named.split()
+    assert dict(zip(words[2::2], words[3::2], strict=True)) == {
+        "--data": "trained_data.npz",
+        **dict(zip(options[::2], options[1::2], strict=True)),
+    }
 
 
 def test_without_time_the_best_point_is_written_and_not_called_a_minimum(run, trained):

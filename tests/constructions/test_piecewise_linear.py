@@ -158,16 +158,25 @@ def test_an_empty_group_is_refused_and_named(thresholds, empty):
 
 
 @pytest.mark.parametrize(
-    "direction", [[0.0, 0.0], [np.nan, 1.0], [np.inf, 1.0], [1.0], [1.0, 0.0, 0.0], []]
+    ("direction", "got"),
+    [
+        ([0.0, 0.0], "zeros"),
+        ([np.nan, 1.0], "NaN or infinite ones"),
+        ([np.inf, 1.0], "NaN or infinite ones"),
+        ([1.0], "1 numbers"),
+        ([1.0, 0.0, 0.0], "3 numbers"),
+        ([], "0 numbers"),
+    ],
 )
-def test_a_direction_of_another_size_or_without_one_is_refused(direction):
+def test_a_direction_of_another_size_or_without_one_is_refused(direction, got):
     x = np.arange(8.0).reshape(4, 2)
     for split in (
         lambda: Groups.at(x, direction, [1.0]),
         lambda: Groups.equal(x, direction, 2),
         lambda: Groups.gaps(x, direction, 2),
     ):
-        with pytest.raises(ValueError, match="expected a finite direction of 2 numbers, not all 0"):
+        expected = f"expected a finite direction of 2 numbers, not all 0, got {got}$"
+        with pytest.raises(ValueError, match=expected):
             split()
 
 

@@ -248,6 +248,8 @@ def test_unknown_names_are_refused():
     theta, pair, data = small_problem(SQUARED)
     with refuses(ValueError, "split: expected one of ('steepest', 'largest'), got 'best'"):
         split_data(theta, pair, data, SQUARED, "best")
+    with refuses(ValueError, "split: expected one of ('steepest', 'largest'), got 'best'"):
+        find_spurious_minimum(theta, pair, data, SQUARED, rule="best")
     split = split_data(theta, pair, data, SQUARED)
     expected = "variant: expected one of ('repaired', 'literal'), got 'Literal'"
     with refuses(ValueError, expected):

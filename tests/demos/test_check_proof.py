@@ -400,6 +400,8 @@ def test_the_program_is_one_short_file_that_imports_the_standard_library_alone(t
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\nproved\n") == len(PROOFS)
     assert run(program=program).returncode == 2  # without a file nothing is checked
+    asked = run("-h", program=program)
+    assert (asked.returncode, asked.stdout) == (0, "") and "check_proof.py FILE ..." in asked.stderr
 
 
 def test_the_program_says_what_it_checked_and_what_fails_first(tmp_path):

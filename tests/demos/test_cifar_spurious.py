@@ -153,7 +153,7 @@ REPORT_KEYS = {
     *("points", "split", "verdict", "seconds"),
 }
 POINT_KEYS = {
-    "theta": {"risk", "gradient_norm", "certificate", "file"},
+    "theta": {"risk", "gradient_norm", "certificate", "bounds", "file"},
     "theta_prime": {"risk", "risk_difference", "file"},
     "lower": {"risk", "decrease", "layer", "map", "step", "file"},
     "descended": {"risk", "file"},
@@ -190,6 +190,9 @@ def check_spurious(run):
     assert certificate["evidence_only"] is False
     assert certificate["margin"] > 0
     assert certificate["radius"] > 0
+    assert theta["bounds"]["proves"] == "P1"
+    assert 2 * theta["bounds"]["distance"] < certificate["radius"]
+    assert 0 <= theta["bounds"]["delta"] < lower["decrease"]
     assert theta["gradient_norm"] < 1e-8
     assert abs(prime["risk"] - theta["risk"]) <= 1e-12 * theta["risk"]
     assert prime["risk_difference"] == prime["risk"] - theta["risk"]
@@ -1206,7 +1209,7 @@ BAD_OPTIONS = {
     "no samples": (["--samples", "0"], ["1 to 150 samples, got 0"]),
     "fewer than no samples": (["--samples", "-3"], ["1 to 150 samples, got -3"]),
     "more samples than there are": (["--samples", "151"], ["1 to 150 samples, got 151"]),
-    "too few samples": (["--samples", "20"], ["R(theta) > 0 fails", "20 samples exactly"]),
+    "too few samples": (["--samples", "20"], ["error: an affine map fits all 20 samples"]),
     "an output too far": (["--output-unit", "3"], ["output unit", "0..2", "got 3"]),
     "a negative output": (["--output-unit", "-1"], ["output unit", "0..2", "got -1"]),
     "too few maps to reserve": (["--maps", "4", "2", "2"], ["too few maps", "at least 3"]),

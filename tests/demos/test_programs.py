@@ -44,6 +44,15 @@ def test_ctrl_c_ends_each_program_in_one_line_with_status_130(path, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_the_help_of_each_program_names_defaults_as_they_are_typed(path, capsys):
+    with pytest.raises(SystemExit):
+        load_program(path).parse(["-h"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: " in text
+    assert not re.findall(r"\(default: (?:None|False|\[)", text)
+
+
 COMMANDS = [*PROGRAMS, "-m tinyspur certify theta.npz"]
 ALIKE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
 ALIKE += (

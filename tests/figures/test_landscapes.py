@@ -445,6 +445,18 @@ def test_what_falls_below_zero_fills_a_fifth_at_least(drawn):
     assert other.get_ylim()[1] >= 2
 
 
+def test_what_falls_little_under_what_rises_high_is_seen_with_all_of_it(drawn):
+    heights = np.append(np.abs(TICKS), -1e-6)
+    shown = Landscape(np.append(TICKS, 2.0), None, heights[None], 0.0, 0.0)
+    [ax], picture = drawn(draw_lines, Panel(THETA, "some words", shown, ("across",)))
+    low, high = ax.get_ylim()
+    assert low <= -1e-6 and high >= 1
+    pixels, rows = region(picture, ax)
+    cut = ax.transData.transform((0, 0))[1]
+    below = rows < cut - 3
+    assert below.mean() > 0.1 and is_orange(pixels[below]).any()
+
+
 def test_titles_count_what_is_lower(drawn):
     some = panel(SADDLE, rounding=1e-3)
     (bowl, saddle), _ = drawn(draw_level_sets, panel(BOWL), some, pixels=False)
@@ -691,7 +703,9 @@ def test_a_plane_is_plotted_with_the_radius_of_its_certificate(example, axes):
     d1, d2 = (d.vector for d in where.directions)
     for alpha, beta in dashed[::30]:
         assert abs(alpha * d1 + beta * d2).max() == pytest.approx(certificate.radius)
-    assert axes.get_title(loc="left").endswith("in the middle; 0 of 81 points are lower")
+    assert axes.get_title(loc="left") == f"R(θ) = {found.centre:.6g}; 0 of 81 points are lower"
+    for label, d in ((axes.get_xlabel(), "d_1"), (axes.get_ylabel(), "d_2")):
+        assert label.startswith(f"coefficient of ${d}$")  # which may have any length
     plot_landscape(found, ax=axes)
     assert len([line for line in axes.lines if line.get_linestyle() == "--"]) == 1
 

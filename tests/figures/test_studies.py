@@ -183,6 +183,16 @@ def test_ends_of_trainings_are_drawn_by_their_risks_and_by_what_is_proved(saved)
     )
 
 
+def test_minima_without_kinks_are_counted_at_zero_among_whole_numbers(saved):
+    found = trained_minima()
+    ends = tuple(replace(end, kinks=0) for end in found.ends)
+    figure, _ = saved(draw_trained_minima, [replace(found, ends=ends)])
+    kinks = figure.axes[1]
+    assert [(bar.get_x() + 0.4, bar.get_height()) for bar in kinks.patches] == [(0, 2)]
+    ticks = [tick for tick in kinks.get_xticks() if kinks.get_xlim()[0] <= tick]
+    assert ticks[0] == 0 and all(tick == int(tick) for tick in ticks)
+
+
 def test_the_lowest_proved_minimum_without_a_lower_point_has_a_mark_of_its_own(saved):
     found = trained_minima()
     problem, ends = replace(found.problem, known=None), (found.ends[0], found.ends[2])
@@ -221,6 +231,17 @@ def test_a_risk_of_zero_is_drawn_at_the_floor(rows, tmp_path):
     for draw in (draw_activations, draw_widths):
         draw(tmp_path / "figure.png", zero)
         assert imread(tmp_path / "figure.png")[..., :3].std() > 0.05
+
+
+@pytest.mark.parametrize("reached", [0.5, 1e-31])
+def test_the_number_of_samples_is_named_inside_the_panel(rows, saved, reached):
+    shown = [replace(row, reached=reached) for row in rows]
+    left = saved(draw_widths, shown)[0].axes[0]
+    [words] = left.texts
+    assert words.get_text() == "N = 30 samples"
+    box, panel = words.get_window_extent(), left.get_window_extent()
+    assert panel.y0 < box.y0 and box.y1 < panel.y1
+    assert box.x1 < panel.x1  # the widest network has as many units as there are samples
 
 
 def test_the_figures_call_a_minimum_only_what_is_certified(rows, tmp_path, monkeypatch):

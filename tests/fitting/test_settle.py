@@ -1,5 +1,6 @@
 """Settling: known minima at kinks are reached, and where it settles the risk grows on all sides."""
 
+import dataclasses
 import functools
 import math
 
@@ -277,6 +278,18 @@ def test_a_search_that_is_broken_off_says_so_and_has_not_raised_the_risk():
     assert found.reason.startswith("still falling after 1 step")
     assert found.risk < net.risk(start, data, SquaredLoss())
     assert str(found).startswith("not settled: still falling after 1 step")
+
+
+def test_a_point_that_is_not_settled_does_not_say_that_multipliers_are_between_their_bounds():
+    net = Network((1, 1), [Dense(1), Dense(1)])
+    data = TrainingSet([[-2], [-1], [0], [1], [2]], [0, 0, -1, 1, 2])
+    found = settle(Parameters(net, [1.0, 0.1, 1.0, 0.0]), data, SquaredLoss())
+    assert found.settled and "with its multiplier between its bounds:" in str(found)
+    numbers = (found.low[0], found.multipliers[0], found.high[0])
+    assert " < ".join(f"{n:.3g}" for n in numbers) in str(found)
+    outside = dataclasses.replace(found, settled=False, multipliers=-found.high, certificate=None)
+    assert "its multiplier and the bounds that it needs to be between:" in str(outside)
+    assert f"sample 2: {-found.high[0]:.3g}, 0 and {found.high[0]:.3g}" in str(outside)
 
 
 def test_a_point_as_low_as_the_targets_allow_is_called_global():

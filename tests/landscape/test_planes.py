@@ -118,6 +118,16 @@ def test_a_line_between_two_points_ends_in_them():
     assert found.risks[0, 3] == pytest.approx(twin_risk(middle, data, LOSS), rel=1e-11)
 
 
+def test_by_default_the_given_points_are_among_those_of_a_line_and_of_a_plane():
+    theta, a, b = (point(network("dense"), seed) for seed in range(3))
+    assert {0.0, 1.0} <= {*Lines.between(theta, a).alpha}
+    b.vector[:] = theta.vector + b.vector - (b.vector @ a.vector) / (a.vector @ a.vector) * a.vector
+    a.vector[:] += theta.vector
+    plane = Plane.through(theta, a, b)  # a right angle: 0 <= alpha, beta <= 1
+    for ticks in (plane.alpha, plane.beta):
+        assert np.isclose(ticks, 0, atol=1e-15).any() and np.isclose(ticks, 1, atol=1e-15).any()
+
+
 @over_networks
 def test_within_ends_at_the_radius_in_the_maximum_norm(name):
     net = network(name)
@@ -230,4 +240,4 @@ def test_they_show_themselves_in_one_line():
     assert repr(plane) == f"Plane(3 x 3 points, alpha -0.5 to 0.5, beta -0.5 to 0.5, {theta})"
     assert repr(lines) == f"Lines(4 lines of 5 points, alpha -1 to 1, {theta})"
     between = repr(Lines.between(theta, 2 * theta))
-    assert between.startswith("Lines(1 line of 51 points, alpha -0.25 to 1.25, ")
+    assert between.startswith("Lines(1 line of 49 points, alpha -0.25 to 1.25, ")

@@ -44,6 +44,10 @@ CERTIFICATES = (
 def certify(theta: Parameters, data: TrainingSet, loss: Loss) -> Certificate:
     """Return the certificate for the network and the loss: the first kind of several that holds.
 
+    In turn that of `certify_cell`, for ReLU and leaky ReLU, of `certify_curvature`, for activations
+    with curvature, and of `certify_strict`, whose Hessian is a dense matrix. If none holds, it is
+    the first one that is for such a network, and says what is missing.
+
     Raises AssumptionError that says why where no kind of certificate applies, and ValueError where
     parameters or outputs are not finite.
     """

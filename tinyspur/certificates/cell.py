@@ -112,7 +112,7 @@ class CellCertificate(Certificate):
         lines = [
             f"pattern classes {self.classes}, margin {self.margin:.3g}, "
             f"radius {round_down(self.radius)}, stationarity {self.stationarity:.1e} "
-            f"({self.excess:.2g} of its rounding)",
+            f"({self.excess:.2g} times its rounding error)",
             *kink_lines(self.kinks),
         ]
         if self.zero:

@@ -100,9 +100,7 @@ class Certificate(Shown, ABC):
         """Return P1 and P2 as lines of text, with their numbers, and what they assume."""
         near = f"an exact local minimum is within {round_up(self.distance)}{self.changed}"
         below = f"no point within the radius is lower by more than {round_up(self.delta)}"
-        beside = "none is shown to be an exact local minimum"
-        if self.distance < math.inf:
-            beside = f"beside it {near}"
+        beside = near if self.distance < math.inf else "none is shown to be an exact local minimum"
         lines = {
             "P1": [f"P1: {near}", f"P2: {below}"],
             "P2": [f"P2: {below}; {beside}"],
@@ -152,4 +150,5 @@ def round_down(value: float) -> str:
 def round_up(value: float) -> str:
     """Return a number >= 0 with two digits, never less than it is."""
     up = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
-    return f"{up.create_decimal_from_float(value):.2g}" if value < np.inf else "inf"
+    digits = ".1e" if 0 < value < 1e-4 else ".2g"
+    return f"{up.create_decimal_from_float(value):{digits}}" if value < np.inf else "inf"

@@ -33,7 +33,7 @@ def kink_lines(kinks: tuple[Kink, ...]) -> list[str]:
     lines = ["at the kink:"] if kinks else []
     return lines + [
         f"  layer {layer} map{'s' * (len(maps) > 1)} {', '.join(maps)} "
-        f"({locations} locations, {samples} samples)"
+        f"({locations} location{'s' * (locations > 1)}, {samples} sample{'s' * (samples > 1)})"
         for (layer, locations, samples), maps in alike.items()
     ]
 

@@ -99,7 +99,7 @@ class RelayCertificate(Certificate):
         if self.holds:
             return f"certified local minimum, relays from layer {self.lower} on"
         if self.structure:
-            found = self.subnetwork.obstacle if self.proves else "evidence only"
+            found = self.subnetwork.obstacle if self.proves else "evidence only of those below"
             return f"not certified, relays from layer {self.lower} on, {found}"
         return f"not certified, no relays from layer {self.lower} on"
 

@@ -120,8 +120,9 @@ class StrictCertificate(Certificate):
         if not self.holds:
             return [f"not decided: {self.obstacle}"]
         inside = f"multipliers inside their bounds by a share of {round_down(self.inside)}, "
+        places = f" (at {self.held} places)" * (self.held > self.kinks)
         return [
-            f"kinks {self.kinks} (at {self.held} places), free coordinates {self.free}, "
+            f"kinks {self.kinks}{places}, free coordinates {self.free}, "
             f"frozen {self.frozen}, without influence {self.idle}"
             + f", {self.follow} of the last output follow from its sum with others"
             * bool(self.follow),

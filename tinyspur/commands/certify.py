@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 
 import numpy as np
 
-from ..certificates import Certificate, round_down, round_up
+from ..certificates import Certificate, StrictCertificate, round_down, round_up
 from ..certificates import certify as find_certificate
 from ..console import Stages
 from ..engine import backend
@@ -23,7 +24,15 @@ from ..refutations.escapes import (
     measure_escape,
 )
 from ..refutations.evidence import gather_evidence
-from .inputs import argument, load_data, loss_of, other_data, read_lower, read_point
+from .inputs import (
+    argument,
+    load_data,
+    loss_of,
+    other_data,
+    problem_words,
+    read_lower,
+    read_point,
+)
 from .proof import write_proof
 
 
@@ -141,8 +150,9 @@ def certify(options: argparse.Namespace) -> int:
     if proves and lower is not None and lower.decrease - lower.rounding > certificate.delta:
         print(f"P3: {lower}", flush=True)
     verdict, reason = judge(certificate, obstacle, lower or escape, downhill)
-    if proves != "P1" and length > 0 and theta.net.chain == theta.net.layers:
-        print(f"next:    python -m tinyspur settle {options.point} goes on downhill from here")
+    if proves != "P1" and length > 0 and StrictCertificate.applies(theta, loss):
+        words = shlex.join(["settle", str(options.point), *problem_words(options)])
+        print(f"next:    python -m tinyspur {words} goes on downhill from here")
     print(f"verdict: {verdict}: {reason}")
     if options.json is not None:
         report = {

@@ -62,6 +62,19 @@ def read_data(options: argparse.Namespace) -> TrainingSet | datasets.Dataset:
         return datasets.load_samples(options.data) or datasets.load(options.data)
 
 
+def problem_words(options: argparse.Namespace) -> list[str]:
+    """Return the options that name the data and the loss, as they are typed."""
+    usual = {"data": None, "samples": None, "loss": "squared", "delta": None}
+    usual |= {"label_smoothing": 0.0, "seed": 0}
+    given = {name: getattr(options, name) for name in usual}
+    return [
+        word
+        for name, value in given.items()
+        if value != usual[name]
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
 def check_fit(name: str, *parts: tuple[str, object, object]) -> None:
     """Raise ValueError unless the data fit the network; each part is (what, expected, found)."""
     for what, wanted, got in parts:

@@ -118,8 +118,8 @@ def check_not_exact(residuals: np.ndarray, features: np.ndarray, y: np.ndarray) 
         if distinct < len(y):
             expected += f"; {distinct} of them differ"
     raise AssumptionError(
-        "R(theta) > 0 fails, or R is the entropy of soft targets: an affine map fits all "
-        f"{len(y)} samples exactly, so the minimum is global; expected {expected}"
+        f"an affine map fits all {len(y)} samples exactly, so the minimum is global (R(theta) > 0 "
+        f"fails, or with soft targets R is their entropy); expected {expected}"
     )
 
 
@@ -224,7 +224,13 @@ def linear_minimum(
 ) -> tuple[Parameters, RelayedPair]:
     """Return theta with the linear subnetwork, in float64 on the host, and its relays.
 
-    `lower` is the first layer of the pair of convolutions, the topmost pair by default.
+    All convolutions hand the image on and the first dense layer is the optimal affine fit ([CNN]
+    Lemmas 1 and 6 to 8); two maps of each convolution of the pair are reserved for theta'. `lower`
+    is the first layer of this pair, the topmost one by default. The `variant` ``repaired`` is a
+    local minimum; ``literal``, as the paper prints it, is none (E1).
+
+    Raises ValueError for a network without a pair of convolutions, AssumptionError for too few
+    maps, for an affine map that fits the data exactly and where no optimal fit exists.
     """
     check_problem(net, data, loss)
     phi = linear_subnetwork(subnetwork(net, lower, variant), data, loss, variant)

@@ -366,9 +366,10 @@ def _along(x: ArrayLike, direction: ArrayLike) -> np.ndarray:
     """Return p . x for each sample; the same for samples that differ there by rounding only."""
     flat, p = flattened(x), _numbers(direction)
     if p.shape != flat.shape[1:] or not np.isfinite(p).all() or not p.any():
+        found = "NaN or infinite ones" if p.any() else "zeros"
         raise ValueError(
             f"groups: expected a finite direction of {flat.shape[1]} numbers, not all 0, got "
-            f"{np.shape(direction)}"
+            f"{found if p.shape == flat.shape[1:] else f'{len(p)} numbers'}"
         )
     along = flat @ p
     near = SAME * np.finfo(float).eps * float((abs(flat) @ abs(p)).max())

@@ -7,13 +7,14 @@ lower point from `witnesses`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..certificates import CellCertificate, RelayCertificate, certify_cell, certify_relays
 from ..certificates.rounding import enclosed_outputs, risk_of_outputs, rounded_risk
+from ..console import silent
 from ..datasets.duplicates import Duplicates
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
@@ -25,11 +26,11 @@ from ..engine.passes import neurons
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
 from ..shown import Shown
-from .data_split import SPLITS, DataSplit, split_data
+from .data_split import SPLITS, DataSplit, check_rule, split_data
 from .embedding import identical_features
 from .equal_risk import equal_risk_point
 from .perturbed_split import perturb_read_weights
-from .relayed_pair import RelayedPair, check_pair
+from .relayed_pair import RelayedPair, check_pair, check_variant
 from .witnesses import LowerPoint, lower_point, perturbed_biases
 
 
@@ -94,9 +95,9 @@ def find_spurious_minimum(
     rule: str = "steepest",
     output: int | None = None,
     seed: int = 0,
-    stage: Callable[[str, str], AbstractContextManager] = lambda name, text: nullcontext(),
+    stage: Callable[[str, str], AbstractContextManager] = silent,
 ) -> SpuriousMinimum:
-    """Certify theta, split the data, and build theta' and the lower point (Theorem 1).
+    """Certify theta, split the data, and build theta' and the lower point ([CNN] Theorem 1).
 
     Where the cell certificate of theta proves nothing, the relay certificate is tried. `theta` and
     `pair` are what `embed` or `linear_minimum` returned for `variant`; `rule` and `output` go to
@@ -105,10 +106,13 @@ def find_spurious_minimum(
     R(theta') is a little higher than R(theta), and the lower point is lower than theta. Samples
     with equal features lie on the same side of every threshold and count as one with the sum of
     their u. Literal: the escape from the kink, if any, is evaluated as well. `stage` is entered
-    around each part with its name and a text. Raises AssumptionError where no split exists.
+    around each part with its name and a text. Raises ValueError for a variant, a rule or an output
+    that does not exist, AssumptionError where no split does.
     """
     check_at(theta, data, loss)
     check_pair(pair, theta)
+    check_variant(variant)
+    check_rule(rule)
     with stage("certificate", "certifying theta"):
         duplicates = Duplicates.of(identical_features(theta, data.x, pair.upper), data.y)
         outputs = enclosed_outputs(theta.to(namespace(theta.vector), np.float64), data.x)

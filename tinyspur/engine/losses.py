@@ -99,7 +99,8 @@ class CrossEntropy:
         if wrong.size:
             raise ValueError(
                 "cross-entropy: expected targets >= 0 that sum to 1, "
-                f"sample {int(wrong[0])} has {y[:, int(wrong[0])].tolist()}"
+                f"sample {int(wrong[0])} has {y[:, int(wrong[0])].tolist()}; "
+                "one_hot(labels, classes) makes such targets"
             )
 
     def __repr__(self) -> str:

@@ -48,6 +48,7 @@ INSIDE = "all within the certified radius"
 TOO_SMALL = "the certified radius is too small to be seen"
 SEEN = 0.016  # of the way to the end of the axes: less is hidden by the dot in the middle
 SHORT = 2.9  # inches of axes: in narrower ones the title takes two lines
+HIGH = 100  # times as high as low: heights are drawn on a scale that has powers of ten
 FEW = 15  # lines that are drawn at full strength
 
 
@@ -95,10 +96,10 @@ def plot_landscape(
     *,
     path: str | Path | None = None,
 ) -> Axes:
-    """Draw the risks of a plane, less that of the point in the middle; return the axes.
+    """Draw the risks of a plane, less that of theta; return the axes.
 
     Orange is lower by more than rounding, purple is not; a black line parts them. With a
-    certificate of the point in the middle, a dashed line shows where its radius ends: within it
+    certificate of theta, which a dot marks, a dashed line shows where its radius ends: within it
     nothing is lower, up to the certificate's `delta`. Of fewer than 9 x 9 risks each is a cell of
     its own: contours between so few would show islands that aren't there.
 
@@ -109,7 +110,7 @@ def plot_landscape(
     >>> ticks = np.linspace(-1, 1, 21)
     >>> bowl = Landscape(ticks, ticks, ticks[:, None] ** 2 + ticks**2, 0.0, 0.0)
     >>> plot_landscape(bowl, ax=Figure().subplots()).get_title(loc="left")
-    'R = 0 in the middle; 0 of 441 points are lower'
+    'R(θ) = 0; 0 of 441 points are lower'
     """
     return _plot("plot_landscape", landscape, certificate, ax, path)
 
@@ -157,9 +158,8 @@ def _plot(
         certified = certificate.radius * landscape.unit_ball
     if path is not None:
         figure_kind(path)
-    panel = Panel(
-        r"$\theta$", "", landscape, ("$d_k$",) if lines else ("$d_1$", "$d_2$"), certified
-    )
+    axes, along = ("$d_k$",) if lines else ("$d_1$", "$d_2$"), "coefficient of"
+    panel = Panel(r"$\theta$", "", landscape, axes, certified, along=along)
     _check_finite(name, panel)
     if ax is None:
         ax = window(3.8, 3.5).subplots()
@@ -171,7 +171,7 @@ def _plot(
         found = f"{landscape.lower.sum()} of {landscape.risks.size} points are lower"
     ax.tick_params(labelsize=SMALL)
     after = "; " if ax.bbox.width / ax.figure.dpi >= SHORT else "\n"
-    set_title(ax, f"R = {landscape.centre:.6g} in the middle{after}{found}", LARGE)
+    set_title(ax, f"R(θ) = {landscape.centre:.6g}{after}{found}", LARGE)
     if path is not None:
         save_figure(path, ax.figure.figure, PAGE)
     return ax
@@ -281,7 +281,7 @@ def _level_sets(ax: Axes, panel: Panel) -> None:
     for axis, label, ticks in zip(
         (ax.xaxis, ax.yaxis), panel.axes, (landscape.alpha, landscape.beta), strict=True
     ):
-        _scale(axis, f"distance along {label}", ticks)
+        _scale(axis, f"{panel.along} {label}", ticks)
         if not contours:
             _show_cells(axis, ticks)
 
@@ -330,10 +330,13 @@ def _lines(ax: Axes, panel: Panel) -> None:
         half = Rectangle((alpha[0], cut), np.ptp(alpha), end - cut)
         clip = half.get_patch_transform() + ax.transData
         ax.add_collection(lines).set_clip_path(half.get_path(), clip)
+    least = low
     if panel.escape is not None:
         escape = _heights(panel.escape)[0]
         ax.plot(panel.escape.alpha, escape, color="k", lw=1.4, label="escape")
-        least = abs(min(escape.min(), low)) or high or 1.0
+        least = min(escape.min(), low)
+    if panel.escape is not None or high > HIGH * -low > 0:
+        least = abs(least) or high or 1.0
         ax.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(least) - 1))
         ax.set_ylabel(_difference(panel), fontsize=LARGE)
     else:  # at least a fifth of the height is for what falls below 0
@@ -350,7 +353,7 @@ def _lines(ax: Axes, panel: Panel) -> None:
     if ax.get_legend_handles_labels()[0]:
         loc = "upper center" if panel.escape is None else "lower left"
         ax.legend(loc=loc, fontsize=SMALL, framealpha=0.8, borderpad=0.3)
-    _scale(ax.xaxis, f"distance along {panel.axes[0]}", alpha)
+    _scale(ax.xaxis, f"{panel.along} {panel.axes[0]}", alpha)
     open_frame(ax)
 
 

@@ -222,7 +222,7 @@ def _draw_kinks(ax: Axes, minima: TrainedMinima) -> None:
     """Draw how many trainings end in proved minima with so many kinks."""
     kinks = [end.kinks for end in minima.ends if end.proved]
     ax.bar(*np.unique(kinks, return_counts=True), color=MINIMUM)
-    ax.set_xlim(-0.8, max(kinks, default=0) + 0.8)
+    ax.set_xlim(-0.8, max([*kinks, 4]) + 0.8)  # a few whole numbers, even if all are 0
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel("trainings")
@@ -298,8 +298,14 @@ def draw_widths(path: str | Path, rows: list[SmoothRow]) -> None:
         label="lowest risk found elsewhere",
     )
     left.axvline(samples, color="0.6", lw=1, ls=":")
+    last = samples >= max(widths)  # then the words are on its left
     left.annotate(
-        f"N = {samples} samples", (samples, 1e-12), xytext=(4, 0), textcoords="offset points"
+        f"N = {samples} samples",
+        (samples, 0.62),
+        xycoords=left.get_xaxis_transform(),  # at this share of the height
+        xytext=(-4 if last else 4, 0),
+        textcoords="offset points",
+        ha="right" if last else "left",
     )
     left.set_ylabel("empirical risk R")
     title = "The bad minimum stays, however wide the network" if proved else "Risks of both"

@@ -44,7 +44,7 @@ GLOBAL = "the risk is 0 up to rounding: a global minimum"
 FITTED = f"the risk is the least of all, the entropy of the targets, up to {ENTROPY:g}: global"
 NEVER = "the risk falls to the entropy of the targets as outputs grow for ever: no minimum"
 INTERRUPTED = "interrupted"
-NO_LOWER = "no lower point was found"
+NO_LOWER = "no lower point was found, which does not make a minimum: not decided"
 SETTLED = "the conditions of a local minimum hold, up to rounding"
 
 
@@ -123,9 +123,12 @@ class Settled(Shown):
             lines.append(f"symmetries known: {self.symmetries}")
         depth = self.theta.net.depth
         if self.kinks:
-            lines.append("at kinks, each with its multiplier between its bounds:")
+            words = ("between its bounds", "and the bounds that it needs to be between")
+            lines.append(f"at kinks, each with its multiplier {words[not self.settled]}:")
         for kink, *numbers in zip(self.kinks, self.low, self.multipliers, self.high, strict=True):
-            lines.append(f"  {_place(kink, depth)}: {' < '.join(f'{n:.3g}' for n in numbers)}")
+            low, found, high = (f"{number:.3g}" for number in numbers)
+            shown = f"{low} < {found} < {high}" if self.settled else f"{found}, {low} and {high}"
+            lines.append(f"  {_place(kink, depth)}: {shown}")
         found = [lines[0], *(f"  {line}" for line in lines[1:])]
         return "\n".join(found + ([str(self.certificate)] if self.certificate else []))
 

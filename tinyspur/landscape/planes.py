@@ -48,12 +48,13 @@ class Plane:
 
     @classmethod
     def through(
-        cls, origin: Parameters, a: Parameters, b: Parameters, steps: int = 51, margin: float = 0.25
+        cls, origin: Parameters, a: Parameters, b: Parameters, steps: int = 49, margin: float = 0.25
     ) -> Plane:
         """Return the plane of three points: `origin` at (0, 0), `a` at (1, 0), `b` at beta = 1.
 
         d_2 is the part of b - origin orthogonal to a - origin. The grid covers the three points
-        and `margin` times their range around them. Raises ValueError for points on one line.
+        and `margin` times their range around them; by default the ends of the ranges are on it.
+        Raises ValueError for points on one line.
         """
         same_network(origin, a, b)
         steps = whole_number("steps", steps)
@@ -147,8 +148,11 @@ class Lines:
         return cls(theta, directions, _ticks(extent, steps))
 
     @classmethod
-    def between(cls, a: Parameters, b: Parameters, steps: int = 51, margin: float = 0.25) -> Lines:
-        """Return the line through `a`, at alpha = 0, and `b`, at alpha = 1, and `margin` beyond."""
+    def between(cls, a: Parameters, b: Parameters, steps: int = 49, margin: float = 0.25) -> Lines:
+        """Return the line through `a`, at alpha = 0, and `b`, at alpha = 1, and `margin` beyond.
+
+        By default both are among the points; with other `steps` they need not be.
+        """
         same_network(a, b)
         steps = whole_number("steps", steps)
         move = Parameters(a.net, b.vector - a.vector)

@@ -49,7 +49,8 @@ class Point(NamedTuple):
 class Panel:
     """A part of a figure: the landscape around the point `symbol`, and what is known of it.
 
-    `axes` are the directions. `certified` is where the radius of a certificate ends: corners (n, 2)
+    `axes` are the directions, what is drawn `along` them a distance where their length is 1, or a
+    coefficient. `certified` is where the radius of a certificate ends: corners (n, 2)
     in a plane, or one alpha for each line; None without a certificate. `escape` is the place in a
     plane where an escape ends, or the line along it.
     """
@@ -60,6 +61,7 @@ class Panel:
     axes: tuple[str, ...]
     certified: np.ndarray | None = None
     escape: tuple[float, float] | Landscape | None = None
+    along: str = "distance along"
 
 
 class Figures(NamedTuple):

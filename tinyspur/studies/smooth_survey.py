@@ -63,6 +63,7 @@ class SmoothRow(Shown):
             "reached": self.reached,
             "lowest_along_directions": self.lowest,
             "certificate": self.found.certificate.as_dict(),
+            "bounds": self.found.certificate.bounds(),
             "verdict": self.verdict,
         }
 
