@@ -89,7 +89,6 @@ def findings_of(
             "risk": found.risk,
             "gradient_norm": float((gradient**2).sum()) ** 0.5,
             "certificate": found.certificate.as_dict(),
-            "bounds": found.certificate.bounds(),
             "file": "theta.npz",
         },
         "theta_prime": {
