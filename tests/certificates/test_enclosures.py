@@ -255,6 +255,9 @@ def test_matrices_that_may_be_singular_have_no_enclosed_inverse():
     for A in (exact(singular), exact(0 * singular), Enclosure(near, np.full((2, 2), 1e-9))):
         assert enclose_inverse(A) is None
         assert solve(A, exact(singular)) is None
+    for radius, known in ((0.99, True), (1.01, False), (1.5, False)):  # around 1
+        A = Enclosure(np.ones((1, 1)), np.full((1, 1), radius))
+        assert (enclose_inverse(A) is not None) == (solve(A, A) is not None) == known
     assert solve(exact(near), exact(singular)) is not None
 
 

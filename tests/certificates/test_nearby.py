@@ -10,7 +10,7 @@ from shared import in_turn
 
 from tinyspur.certificates import certify_cell
 from tinyspur.certificates.enclosures import Enclosure, exact
-from tinyspur.certificates.nearby import through_inverse
+from tinyspur.certificates.nearby import _downwards, _stored_map, _upwards, through_inverse
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.constructions.nontrivial import nontrivial_minimum
 from tinyspur.constructions.piecewise_linear import Groups, spurious_pair
@@ -19,8 +19,9 @@ from tinyspur.engine.activations import ReLU
 from tinyspur.engine.losses import AbsoluteLoss, HuberLoss
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
+from tinyspur.engine.passes import steps
 from tinyspur.fitting.affine import fit_affine
-from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Residual
 
 LOSSES = [SQUARED, ENTROPY, AbsoluteLoss(), HuberLoss(0.2)]
 over_losses = pytest.mark.parametrize("loss", LOSSES, ids=repr)
@@ -142,6 +143,57 @@ def test_layers_that_see_patterns_of_their_own_below_and_above_are_changed_toget
     certificate = certify_cell(theta, data, SQUARED)
     assert certificate.classes == 2
     assert certificate.distance < 1e-12
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [Dense(3), Dense(4), Dense(2)],
+        [Conv(2), AveragePool(2), Conv(3), Dense(2)],
+        [AveragePool(2), Dense(3), Residual([Dense(2), Dense(3)]), Dense(2)],
+    ],
+    ids=["dense", "convolutions", "block"],
+)
+def test_what_a_pattern_makes_of_the_layers_is_enclosed(layers, slope):
+    rng, powers = np.random.default_rng(3), slope == 0.5
+    net = Network((1, 6), layers, ReLU(slope))
+    vector = rng.normal(size=net.size) * 10.0 ** rng.integers(-3, 4, net.size)
+    vector = np.sign(vector) * 2.0 ** rng.integers(-3, 4, net.size) if powers else vector
+    theta, x = Parameters(net, vector), rng.normal(size=(6, 1))
+    trace, first = list(steps(theta, x)), net.leading_poolings
+    x = in_fractions(trace[first - 1].o if first else x)
+    up, columns = [x], [np.zeros_like(x)]  # what o^l is of (x, 1), and of (0, 1)
+    matrices = []
+    for step in trace[first:]:
+        W, at = in_fractions(step.matrix.toarray()), step.b is not None
+        b = in_fractions(step.W.spread(step.b)[:, None]) if at else 0
+        a = in_fractions(step.slopes) if step.activation is not None else 1
+        up.append(a * (W @ up[-1] + b))
+        columns.append(a * (W @ columns[-1] + b))
+        matrices.append((W, a))
+    F = _stored_map(theta, trace)
+    if not first:
+        assert_encloses(F @ exact(np.vstack([x.astype(float), [[1.0]]])), up[-1])
+    assert_encloses(F[:, -1:], columns[-1])
+    for layer in range(first + 1, net.depth + 1):
+        basis = np.vstack([x.astype(float), [[1.0]]]), np.vstack([abs(x.astype(float)), [[0.0]]])
+        found = _upwards(theta, trace, Enclosure(basis[0], 1e-16 * basis[1]), layer)
+        assert_encloses(found[:-1], up[layer - 1 - first])
+        U = in_fractions(np.eye(len(matrices[-1][0])))
+        for W, a in reversed(matrices[layer - first :]):
+            U = (U * a.T if isinstance(a, np.ndarray) else U) @ W
+        a = matrices[layer - first - 1][1]
+        assert_encloses(_downwards(trace, layer), U * a.T if isinstance(a, np.ndarray) else U)
+
+
+in_fractions = np.vectorize(Fraction, otypes=[object])
+
+
+def assert_encloses(found, values):
+    off = abs(in_fractions(found.middle) - values)
+    assert (off <= in_fractions(found.radius)).all()
+    assert (found.radius <= 1e-12 * (1 + abs(found.middle).max())).all()
 
 
 def test_a_bound_through_a_left_inverse_is_one():
