@@ -145,46 +145,49 @@ def test_layers_that_see_patterns_of_their_own_below_and_above_are_changed_toget
     assert certificate.distance < 1e-12
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.3, 0.5])
-@pytest.mark.parametrize(
-    "layers",
-    [
-        [Dense(3), Dense(4), Dense(2)],
-        [Conv(2), AveragePool(2), Conv(3), Dense(2)],
-        [AveragePool(2), Dense(3), Residual([Dense(2), Dense(3)]), Dense(2)],
-    ],
-    ids=["dense", "convolutions", "block"],
-)
-def test_what_a_pattern_makes_of_the_layers_is_enclosed(layers, slope):
-    rng, powers = np.random.default_rng(3), slope == 0.5
-    net = Network((1, 6), layers, ReLU(slope))
-    vector = rng.normal(size=net.size) * 10.0 ** rng.integers(-3, 4, net.size)
-    vector = np.sign(vector) * 2.0 ** rng.integers(-3, 4, net.size) if powers else vector
-    theta, x = Parameters(net, vector), rng.normal(size=(6, 1))
-    trace, first = list(steps(theta, x)), net.leading_poolings
-    x = in_fractions(trace[first - 1].o if first else x)
-    up, columns = [x], [np.zeros_like(x)]  # what o^l is of (x, 1), and of (0, 1)
-    matrices = []
+LAYERS = {
+    "dense": [Dense(3), Dense(4), Dense(2)],
+    "convolutions": [Conv(2), AveragePool(2), Conv(3), Dense(2)],
+    "block": [AveragePool(2), Dense(3), Residual([Dense(2), Dense(3)]), Dense(2)],
+    "sums of powers of two": [Dense(3), Dense(4), Dense(2)],
+    "relays": [Dense(6), Dense(6), Dense(6)],
+    "relays by powers of two": [Dense(6), Dense(6), Dense(6)],
+}
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_what_a_pattern_makes_of_the_layers_is_enclosed(kind, slope):
+    rng, net = np.random.default_rng(3), Network((1, 6), LAYERS[kind], ReLU(slope))
+    theta = Parameters(net, rng.normal(size=net.size) * 10.0 ** rng.integers(-3, 4, net.size))
+    for layer in net.slots if "relays" in kind else ():  # single products, or exact ones
+        scales = rng.normal(size=6) if kind == "relays" else 2.0 ** rng.integers(-3, 4, 6)
+        theta.W[layer].weights[:] = np.diag(scales)[rng.permutation(6)]
+    if "sums" in kind:
+        theta.W[2].weights[:] = 2.0 ** rng.integers(-3, 4, (4, 3))
+    trace, first = list(steps(theta, rng.normal(size=(6, 1)))), net.leading_poolings
+    x = rng.normal(size=(3 if first else 6, 4))
+    ones = np.array([[1.0, 0, 0.3, 1.0]])
+    up, constants, matrices = [in_fractions(x)], [0 * in_fractions(x[:, :1])], []
     for step in trace[first:]:
-        W, at = in_fractions(step.matrix.toarray()), step.b is not None
-        b = in_fractions(step.W.spread(step.b)[:, None]) if at else 0
-        a = in_fractions(step.slopes) if step.activation is not None else 1
-        up.append(a * (W @ up[-1] + b))
-        columns.append(a * (W @ columns[-1] + b))
-        matrices.append((W, a))
-    F = _stored_map(theta, trace)
-    if not first:
-        assert_encloses(F @ exact(np.vstack([x.astype(float), [[1.0]]])), up[-1])
-    assert_encloses(F[:, -1:], columns[-1])
-    for layer in range(first + 1, net.depth + 1):
-        basis = np.vstack([x.astype(float), [[1.0]]]), np.vstack([abs(x.astype(float)), [[0.0]]])
-        found = _upwards(theta, trace, Enclosure(basis[0], 1e-16 * basis[1]), layer)
-        assert_encloses(found[:-1], up[layer - 1 - first])
-        U = in_fractions(np.eye(len(matrices[-1][0])))
-        for W, a in reversed(matrices[layer - first :]):
-            U = (U * a.T if isinstance(a, np.ndarray) else U) @ W
-        a = matrices[layer - first - 1][1]
-        assert_encloses(_downwards(trace, layer), U * a.T if isinstance(a, np.ndarray) else U)
+        W, a = in_fractions(step.matrix.toarray()), 1
+        b = 0 if step.b is None else in_fractions(step.W.spread(step.b)[:, None])
+        if step.activation is not None:
+            a = in_fractions(step.slopes)
+        up.append(a * (W @ up[-1] + b * in_fractions(ones)))
+        constants.append(a * (W @ constants[-1] + b))
+        matrices.append((W, a * in_fractions(np.ones((len(W), 1)))))
+    found = _stored_map(theta, trace)
+    assert_encloses(found[:, -1:], constants[-1])
+    U, below = in_fractions(np.eye(2 if net.shapes[-1][0] == 2 else 6)), len(matrices)
+    for W, a in reversed(matrices):
+        U, below = U * a.T, below - 1
+        assert_encloses(_downwards(trace, first + below + 1), U)
+        U = U @ W
+    assert_encloses(found[:, :-1], U)
+    basis = Enclosure(np.vstack([x, ones]), np.vstack([1e-18 * abs(x), 0 * ones]))
+    for n in range(len(matrices)):
+        assert_encloses(_upwards(theta, trace, basis, first + n + 1)[:-1], up[n])
 
 
 in_fractions = np.vectorize(Fraction, otypes=[object])
