@@ -33,11 +33,12 @@ def soft(rng, shape, samples=60, outputs=3):
     return TrainingSet(rng.uniform(size=(samples, *shape)), y)
 
 
-def test_features_that_depend_on_each_other_up_to_rounding_have_no_minimum_nearby():
+@pytest.mark.parametrize(("factor", "start"), [(1.8, 32), (3, 0)], ids=["Fahrenheit", "thirds"])
+def test_features_that_depend_on_each_other_up_to_rounding_have_no_minimum_nearby(factor, start):
     """Degrees Celsius and Fahrenheit: the exact optimum has weights of 1e14."""
     rng = np.random.default_rng(0)
     celsius = rng.uniform(-10, 30, 40)
-    x, y = np.column_stack([celsius, 1.8 * celsius + 32]), rng.normal(size=(40, 1))
+    x, y = np.column_stack([celsius, factor * celsius + start]), rng.normal(size=(40, 1))
     fit = fit_affine(x, y, SQUARED)
     theta = Parameters(Network((1, 1, 2), [Dense(1)]), np.append(fit.weights, fit.bias))
     certificate = certify_cell(theta, TrainingSet(x.reshape(40, 1, 1, 2), y), SQUARED)
