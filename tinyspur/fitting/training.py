@@ -22,7 +22,7 @@ from ..engine.network import Network, check_at, check_network
 from ..engine.parameters import Parameters, check_points
 from ..engine.plain import whole_number
 from ..engine.shared_gradient import shared_gradient
-from ..files import keep, read_arrays, whole_file
+from ..files import check_file, keep, read_arrays, whole_file
 from ..layers import Scale
 from ..shown import Shown
 
@@ -113,6 +113,8 @@ def train(
     seed = whole_number("seed", seed, 0)
     if resume and checkpoint is None:
         raise ValueError("training: expected a checkpoint to resume from")
+    if checkpoint is not None:
+        check_file(checkpoint, "a checkpoint")
     net, xp = theta.net, namespace(theta.vector)
     run = {
         "network": net.spec,
