@@ -75,6 +75,12 @@ class DataSplit(Shown):
         )
 
 
+def check_rule(rule: object) -> None:
+    """Raise ValueError for what is no rule."""
+    if rule not in SPLITS:
+        raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")
+
+
 def split_data(
     theta: Parameters,
     pair: RelayedPair,
@@ -98,8 +104,7 @@ def split_data(
     check_at(theta, data, loss)
     check_pair(pair, theta)
     width = theta.net.shapes[-1][0]
-    if rule not in SPLITS:
-        raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")
+    check_rule(rule)
     if output is not None:
         output = whole_number("output unit", output, 0, width - 1)
     maps = pair.divisible if map is None else (map,)

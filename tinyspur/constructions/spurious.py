@@ -22,10 +22,11 @@ from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import neurons
+from ..engine.plain import real, whole_number
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
 from ..shown import Shown
-from .data_split import SPLITS, DataSplit, split_data
+from .data_split import SPLITS, DataSplit, check_rule, split_data
 from .embedding import identical_features
 from .equal_risk import equal_risk_point
 from .perturbed_split import perturb_read_weights
@@ -109,6 +110,7 @@ def find_spurious_minimum(
     """
     check_at(theta, data, loss)
     check_pair(pair, theta)
+    check_rule(rule)
     with stage("certificate", "certifying theta"):
         duplicates = Duplicates.of(identical_features(theta, data.x, pair.upper), data.y)
         outputs = enclosed_outputs(theta.to(namespace(theta.vector), np.float64), data.x)
@@ -171,8 +173,14 @@ def risk_along_bias(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return steps of the perturbed bias and the network's risk at each, starting from theta'.
 
-    The steps, zero among them for odd `points`, reach `width` times as far as the lower point.
+    The steps, zero among them for odd `points`, reach `width` > 0 times as far as the lower point.
     """
+    if not isinstance(found, SpuriousMinimum):
+        got = type(found).__name__
+        raise ValueError(f"found: expected what find_spurious_minimum returns, got a {got}")
+    points = whole_number("points", points)
+    if not 0 < real(width) < np.inf:
+        raise ValueError(f"width: expected a finite number > 0, got {width!r}")
     reach = width * (abs(found.lower.step) or (found.split.gap[1] - found.split.gap[0]) / 2)
     check_at(found.theta, data, loss)
     steps = np.linspace(-reach, reach, points)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .backend import Array, namespace, special
-from .plain import plain_on_host, whole_number
+from .plain import plain_on_host, real, whole_number
 
 NUMBERED = "number them by labels = np.unique(labels, return_inverse=True)[1]"
 
@@ -147,9 +147,9 @@ class HuberLoss:
     name = "huber"
 
     def __init__(self, delta: float = 1.0):
-        if not 0 < delta < float("inf"):
-            raise ValueError(f"Huber loss: expected a finite delta > 0, got {delta}")
-        self.delta = float(delta)
+        self.delta = real(delta)
+        if not 0 < self.delta < float("inf"):
+            raise ValueError(f"Huber loss: expected a finite delta > 0, got {delta!r}")
 
     def value(self, o: Array, y: Array) -> Array:
         """Return the loss of each sample, shape (N,)."""
@@ -235,9 +235,9 @@ def one_hot(labels: ArrayLike, classes: int | None = None, smoothing: float = 0.
     >>> one_hot([1], 2, smoothing=0.2)
     array([[0.1, 0.9]])
     """
-    smoothing = float(smoothing)
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"label smoothing: expected 0 <= s < 1, got {smoothing}")
+    s = real(smoothing)
+    if not 0 <= s < 1:
+        raise ValueError(f"label smoothing: expected 0 <= s < 1, got {smoothing!r}")
     numbers = _labels(labels)
     names = np.unique(numbers)
     found = whole_number("classes", len(names) if classes is None else classes)
@@ -247,7 +247,9 @@ def one_hot(labels: ArrayLike, classes: int | None = None, smoothing: float = 0.
             hint = f"give classes={names[-1] + 1}, or {hint}"
         got = f"{names[0]}..{names[-1]}"
         raise ValueError(f"labels: expected 0..{found - 1}, got {got}; {hint}")
-    return np.eye(found)[numbers] * (1 - smoothing) + smoothing / found
+    targets = np.full((len(numbers), found), s / found)
+    targets[np.arange(len(numbers)), numbers] = 1 - s + s / found
+    return targets
 
 
 def _labels(labels: object) -> np.ndarray:

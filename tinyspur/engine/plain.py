@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
+from numbers import Real
 
 import numpy as np
 
@@ -44,6 +46,27 @@ def number(name: str, value: object) -> float:
     if np.ndim(value):
         raise ValueError(f"{name}: expected a number, got an array {np.shape(value)}")
     return float(plain_array(name, value))
+
+
+def real(value: object) -> float:
+    """Return one real number as Python's, NaN for all else: no comparison holds for that.
+
+    >>> real(np.float32(0.5)), real("0.5"), real([0.5])
+    (0.5, nan, nan)
+    """
+    try:
+        return float(value) if isinstance(value, Real) else number("", value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def generator(seed: object) -> np.random.Generator:
+    """Return the random numbers of a seed; ValueError for what is none."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        expected = "a whole number, 0 or more, or a list of some"
+        raise ValueError(f"seed: expected {expected}, got {seed!r}") from error
 
 
 def plain_like(name: str, values: object, memory: Array) -> Array:
