@@ -65,8 +65,7 @@ def generator(seed: object) -> np.random.Generator:
     try:
         return np.random.default_rng(seed)
     except (TypeError, ValueError) as error:
-        expected = "a whole number, 0 or more, or a list of some"
-        raise ValueError(f"seed: expected {expected}, got {seed!r}") from error
+        raise ValueError(f"seed: expected a whole number, 0 or more, got {seed!r}") from error
 
 
 def plain_like(name: str, values: object, memory: Array) -> Array:
