@@ -380,6 +380,13 @@ def test_other_targets_of_the_cross_entropy_are_refused_and_the_first_is_named(w
         CrossEntropy().check_targets(y)
 
 
+def test_one_output_of_two_classes_gets_advice_that_holds():
+    labels = np.array([0, 1, 1])
+    with pytest.raises(ValueError, match=r"; two classes are two outputs, .* one_hot\(labels\)$"):
+        CrossEntropy().check_targets(labels[None].astype(float))
+    CrossEntropy().check_targets(one_hot(labels, 2).T)
+
+
 @pytest.mark.parametrize("loss", [SquaredLoss(), AbsoluteLoss(), HuberLoss()], ids=repr)
 def test_the_losses_of_regression_take_every_target(loss):
     loss.check_targets(np.array([[-3.0, 1e9]]))

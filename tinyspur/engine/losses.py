@@ -97,9 +97,10 @@ class CrossEntropy:
         xp = namespace(y)
         wrong = xp.flatnonzero((abs(y.sum(axis=0) - 1) > 1e-6) | (y < 0).any(axis=0))
         if wrong.size:
+            hint = "; two classes are two outputs, their targets one_hot(labels)" * (len(y) == 1)
             raise ValueError(
                 "cross-entropy: expected targets >= 0 that sum to 1, "
-                f"sample {int(wrong[0])} has {y[:, int(wrong[0])].tolist()}"
+                f"sample {int(wrong[0])} has {y[:, int(wrong[0])].tolist()}{hint}"
             )
 
     def __repr__(self) -> str:
