@@ -106,6 +106,13 @@ def test_an_option_that_makes_no_sense_is_refused_in_one_sentence(name):
             pytest.fail(f"{name} took {value!r}")
 
 
+@pytest.mark.parametrize("sample", ["a", 1.5, -1, 40, None, True])
+def test_a_sample_has_a_whole_number(sample):
+    groups = ts.Groups.equal(DATA.x, np.ones(4), 2)
+    with pytest.raises(ValueError, match=r"^groups: expected a sample in 0\.\.39, got "):
+        groups.refine(DATA.x, sample)
+
+
 @pytest.mark.parametrize("index", ["a", 1.5, -1, 4, None])
 def test_a_block_has_whole_numbers(index):
     with pytest.raises(IndexError, match=r"^expected a map in 0\.\.3, got "):

@@ -21,7 +21,7 @@ from ..engine.backend import to_numpy
 from ..engine.losses import Loss, check_loss
 from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
-from ..engine.plain import plain_on_host, whole_number
+from ..engine.plain import plain_on_host, whole, whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import AffineFit, fit_affine
 from ..layers import Dense
@@ -123,8 +123,8 @@ class Groups(Shown):
         Raises AssumptionError where another sample has the same place along the direction.
         """
         along = _along(x, self.direction)
-        if not 0 <= sample < len(along):
-            raise ValueError(f"groups: expected a sample in 0..{len(along) - 1}, got {sample}")
+        if whole(sample) not in range(len(along)):
+            raise ValueError(f"groups: expected a sample in 0..{len(along) - 1}, got {sample!r}")
         values = np.unique(along)
         n = int(np.searchsorted(values, along[sample]))
         if (along == along[sample]).sum() > 1:

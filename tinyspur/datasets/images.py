@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..engine.plain import whole
+from ..engine.plain import any_on_host, whole
 from ..files import as_path, naming, read_arrays
 from . import cifar10
 from .cifar10 import cache_folder
@@ -38,7 +38,8 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        images, labels = np.asarray(self.images), np.asarray(self.labels)
+        images = any_on_host("images", self.images)
+        labels = any_on_host("labels", self.labels)
         names = tuple(self.class_names)
         floating = np.issubdtype(images.dtype, np.floating)
         if images.ndim != 4 or images.size == 0:

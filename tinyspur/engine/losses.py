@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .backend import Array, namespace, special
-from .plain import plain_on_host, real, whole_number
+from .plain import is_array, plain_on_host, real, whole_number
 
 NUMBERED = "number them by labels = np.unique(labels, return_inverse=True)[1]"
 
@@ -202,6 +202,23 @@ def check_loss(loss: object) -> None:
     if isinstance(loss, type) or not hasattr(loss, "check_targets"):
         got = textwrap.shorten(repr(loss), 80)
         raise ValueError(f"loss: expected one as SquaredLoss(), got {got}")
+
+
+def values_at(loss: Loss, o: Array, y: Array) -> Array:
+    """Return l(o, y), shape (N,); ValueError where a loss of a user's returns something else."""
+    return _of_shape("value", loss.value(o, y), y.shape[1:])
+
+
+def gradient_at(loss: Loss, o: Array, y: Array) -> Array:
+    """Return the gradient in o, shape (d_y, N); ValueError as `values_at`."""
+    return _of_shape("gradient", loss.gradient(o, y), y.shape)
+
+
+def _of_shape(name: str, found: object, shape: tuple[int, ...]) -> Array:
+    if not is_array(found) or found.shape != shape:
+        got = found.shape if is_array(found) else f"a {type(found).__name__}"
+        raise ValueError(f"loss: expected {name}(o, y) to return an array {shape}, got {got}")
+    return found
 
 
 def loss_named(name: str) -> Loss:

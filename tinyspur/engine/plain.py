@@ -29,7 +29,7 @@ def plain_array(name: str, values: object) -> Array:
     """
     if type(values) is np.ndarray and values.dtype in FLOATS:
         return values
-    array = values if is_array(values) else _on_host(name, values)
+    array = values if is_array(values) else any_on_host(name, values)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name}: expected plain real numbers, got {_kind(values, array)}")
     native = array.dtype.newbyteorder("=")
@@ -85,8 +85,8 @@ def is_array(values: object) -> bool:
     return type(values) is getattr(module, "ndarray", None)
 
 
-def _on_host(name: str, values: object) -> np.ndarray:
-    """Return as a NumPy array what is none."""
+def any_on_host(name: str, values: object) -> np.ndarray:
+    """Return values of any type as a NumPy array; ValueError for what is none, or masked."""
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(f"{name}: expected plain real numbers, got a masked array")
     try:
