@@ -104,6 +104,7 @@ def scripted():
 
 MODULES = {
     "not a model": ([conv(2, 3, 1)], r"^model: expected a torch.nn.Module, got a list$"),
+    "numbers alone": (cnn().state_dict(), "got a OrderedDict: load a state dict into its model"),
     "a class": (nn.Linear, r"^model: expected a torch.nn.Module, got a type$"),
     "TorchScript": (scripted(), r"^model .*expected a module of Python's, got one of TorchScript$"),
     "a module of another kind": (

@@ -175,7 +175,8 @@ def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
     not all float32 or all float64.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model: expected a torch.nn.Module, got a {type(model).__name__}")
+        hint = ": load a state dict into its model first" * isinstance(model, dict)
+        raise ValueError(f"model: expected a torch.nn.Module, got a {type(model).__name__}{hint}")
     for place, module in model.named_modules():
         where = f"module '{place}'" if place else "model"
         with naming(f"{where} ({textwrap.shorten(repr(module), 90)}):"):
