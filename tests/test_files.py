@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from tinyspur.figures.style import save_figure
+from tinyspur.datasets import load_npz, load_samples
+from tinyspur.figures.style import figure_kind, save_figure
 from tinyspur.files import (
     check_outputs,
     check_replaceable,
@@ -72,6 +73,14 @@ def test_a_folder_of_the_same_name_is_not_replaced(tmp_path):
     assert (tmp_path / "file.txt").is_dir()
 
 
+def test_no_file_takes_the_place_of_a_pipe_or_a_device(tmp_path):
+    os.mkfifo(path := tmp_path / "report.json")
+    words = "expected a file that can be written, got a device or a pipe"
+    with pytest.raises(OSError, match=f"^{re.escape(str(path))}: {words}$"):
+        write_json(path, {"risk": 1.0})
+    assert path.is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_file_has_the_permissions_of_the_umask(tmp_path):
     before = os.umask(0o027)
     try:
@@ -118,6 +127,7 @@ def test_a_file_or_a_folder_in_place_of_the_other_is_named(tmp_path):
         ("file/new.txt", "a file in place of its folder"),
         ("file/new/new.txt", "a file in place of its folder"),
         ("folder", "a folder"),
+        (".", "a folder"),
     ):
         words = f"{tmp_path / name}: expected a file that can be written, got {got}"
         with pytest.raises(OSError, match=re.escape(words)), whole_file(tmp_path / name) as file:
@@ -270,8 +280,9 @@ def test_a_report_with_an_array_is_refused_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("path", [0, True, None, 2.5, ["a.npz"], b"a.npz"])
 def test_what_is_no_path_is_refused_and_not_taken_for_an_open_file(path):
     expected = f"path: expected a str or a Path, got a {type(path).__name__}"
-    with pytest.raises(ValueError, match=expected):
-        read_arrays(path)
+    for function in (read_arrays, figure_kind, load_npz, load_samples):
+        with pytest.raises(ValueError, match=expected):
+            function(path)
     with pytest.raises(ValueError, match=expected), whole_file(path):
         pass
 

@@ -20,6 +20,7 @@ from typing import IO
 import numpy as np
 
 MARK = "tinyspur"  # in figures: the program that wrote them
+WRITTEN = "a file that can be written"
 
 
 @contextmanager
@@ -43,10 +44,11 @@ def as_path(path: object) -> Path:
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file that gets the name `path` once it is complete; after an error nothing is left.
 
-    Raises an OSError that names `path` where it can't be written.
+    Raises an OSError that names `path` where it can't be written, or is a folder, device or pipe.
     """
     path = as_path(path)
     with naming_the_file(path):
+        check_file(path, WRITTEN)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
@@ -62,6 +64,15 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
             raise
 
 
+def check_file(path: str | Path, expected: str) -> None:
+    """Raise OSError for a folder, a device or a pipe: root could put a file in its place."""
+    path = as_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected {expected}, got a folder")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: expected {expected}, got a device or a pipe")
+
+
 @contextmanager
 def naming_the_file(path: Path) -> Iterator[None]:
     """Name `path` in the system's errors; others that are an OSError have words of their own."""
@@ -75,7 +86,7 @@ def naming_the_file(path: Path) -> Iterator[None]:
             got = "a file in place of its folder"
         elif isinstance(error, IsADirectoryError):
             got = "a folder"
-        raise type(error)(f"{path}: expected a file that can be written, got {got}") from error
+        raise type(error)(f"{path}: expected {WRITTEN}, got {got}") from error
 
 
 def kept_name(path: str | Path) -> Path:
@@ -126,9 +137,7 @@ def check_replaceable(path: str | Path, parts: Collection[str] = ()) -> None:
     path = Path(path)
     if not path.exists():
         return
-    if not path.is_file():
-        got = "a folder" if path.is_dir() else "a device or a pipe"
-        raise OSError(f"{path}: expected a file, got {got}")
+    check_file(path, "a file")
     own = set(parts) <= _parts(path) if parts else MARK.encode() in path.read_bytes()
     if path.stat().st_size and not own:
         raise FileExistsError(

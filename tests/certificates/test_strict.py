@@ -33,6 +33,7 @@ from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.settle import settle
 from tinyspur.fitting.training import kaiming_start
 from tinyspur.layers import AveragePool, Conv, Dense, MaxPool, Residual
+from tinyspur.refutations.descent import find_descent_direction
 
 BELOW = 1 - 1e-9
 
@@ -360,6 +361,18 @@ def test_other_networks_are_refused_in_words():
     data = TrainingSet(np.zeros((1, 1, 2)), np.zeros((1, 1)))
     with pytest.raises(ValueError, match="strict certificate: expected 1 to 3,000 parameters, got"):
         certify_strict(large.zeros(), data, SQUARED)
+
+
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+def test_numbers_too_large_for_derivatives_leave_it_undecided_and_no_direction_is_found():
+    net = Network((1, 4), (Dense(3), Dense(2)))
+    theta, rng = kaiming_start(net), np.random.default_rng(0)
+    data = TrainingSet(1e200 * rng.normal(size=(9, 1, 4)), rng.normal(size=(9, 2)))
+    found = certify_strict(theta, data, SQUARED)
+    assert found.words == "not certified, derivatives are too large for floating-point numbers"
+    assert not certify(theta, data, SQUARED).proves
+    with pytest.raises(ValueError, match=r"^descent direction: expected finite numbers"):
+        find_descent_direction(theta, data, SQUARED)
 
 
 def test_certify_tries_the_strict_certificate_where_others_fail():

@@ -310,6 +310,10 @@ BAD = [
     ([*POINT, "--seed", "-1"], "--seed: expected 0 or more, got -1"),
     ([*POINT, "--radius", "0"], "--radius: expected a finite number > 0, got 0"),
     ([*POINT, "--radius", "nan"], "--radius: expected a finite number > 0, got nan"),
+    (
+        [*POINT, "--json", "new.json", "--proof", "./new.json"],
+        "--proof: expected another file than --json, got new.json for both",
+    ),
     ([*POINT, "--json", "."], "--json: .: expected a file, got a folder"),
     ([*POINT, "--json", os.devnull], "--json: /dev/null: expected a file, got a device or a pipe"),
     ([*POINT, "--json", "text.npz/report.json"], "text.npz is not a folder"),

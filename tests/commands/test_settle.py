@@ -80,6 +80,10 @@ BAD = [
         ["settle", "random.npz", "--delta", "1"],
         "--delta: expected --loss huber, got --loss squared",
     ),
+    (
+        ["settle", "random.npz", "--out", "new.npz", "--json", "new.npz"],
+        "--json: expected another file than --out, got new.npz for both",
+    ),
     (["settle", "random.npz", "--out", "."], "--out: .: expected a file, got a folder"),
     (["settle", "random.npz", "--out", "text.npz"], "--out: text.npz: expected no file, or one of"),
 ]

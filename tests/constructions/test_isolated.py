@@ -149,6 +149,12 @@ def test_networks_that_cant_be_dead_are_refused(net, words):
         spurious_pair(net, data, SQUARED)
 
 
+def test_one_sample_cant_be_told_apart():
+    data = TrainingSet(np.ones((1, 1, 4)), np.ones((1, 2)))
+    with refuses(AssumptionError, "spurious pair: expected two samples or more, got 1"):
+        spurious_pair(NETWORKS["one hidden layer"], data, SQUARED)
+
+
 def test_equal_samples_cant_be_told_apart():
     net = NETWORKS["one hidden layer"]
     data = TrainingSet(np.ones((4, 1, 4)), np.arange(8.0).reshape(4, 2))

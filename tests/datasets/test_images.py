@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from data_files import (
     ALONE,
     ARCHIVE,
@@ -82,6 +83,21 @@ def test_pixels(dtype):
     assert pixels.max() == 1
     floats = images * 3.5 - 7
     np.testing.assert_array_equal(small(floats).pixels(dtype), floats.astype(dtype))
+
+
+def test_tensors_with_gradients_are_images_and_masked_arrays_are_not():
+    images, labels = torch.rand(5, 1, 4, 4, requires_grad=True), torch.arange(5)
+    found = Dataset("rows", images, labels, "abcde")
+    assert np.array_equal(found.images, images.detach().numpy())
+    masked = np.ma.masked_array(found.images, found.images > 0.5)
+    with pytest.raises(
+        ValueError, match=r"^images: expected plain real numbers, got a masked array"
+    ):
+        Dataset("rows", masked, labels, "abcde")
+    with pytest.raises(
+        ValueError, match=r"^labels: expected plain real numbers, got a masked array"
+    ):
+        Dataset("rows", images, np.ma.masked_array(labels, labels > 2), "abcde")
 
 
 def test_pixels_are_a_copy():

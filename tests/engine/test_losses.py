@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from tinyspur.certificates import certify
+from tinyspur.datasets.samples import TrainingSet
 from tinyspur.engine.backend import to_numpy
 from tinyspur.engine.losses import (
     AbsoluteLoss,
@@ -17,6 +19,9 @@ from tinyspur.engine.losses import (
     one_hot,
     softmax,
 )
+from tinyspur.engine.network import Network
+from tinyspur.fitting.training import kaiming_start
+from tinyspur.layers import Dense
 
 HUBERS = [HuberLoss(), HuberLoss(0.25), HuberLoss(20)]
 LOSSES = [SquaredLoss(), CrossEntropy(), AbsoluteLoss(), *HUBERS]
@@ -380,6 +385,13 @@ def test_other_targets_of_the_cross_entropy_are_refused_and_the_first_is_named(w
         CrossEntropy().check_targets(y)
 
 
+def test_one_output_of_two_classes_gets_advice_that_holds():
+    labels = np.array([0, 1, 1])
+    with pytest.raises(ValueError, match=r"; two classes are two outputs, .* one_hot\(labels\)$"):
+        CrossEntropy().check_targets(labels[None].astype(float))
+    CrossEntropy().check_targets(one_hot(labels, 2).T)
+
+
 @pytest.mark.parametrize("loss", [SquaredLoss(), AbsoluteLoss(), HuberLoss()], ids=repr)
 def test_the_losses_of_regression_take_every_target(loss):
     loss.check_targets(np.array([[-3.0, 1e9]]))
@@ -411,3 +423,34 @@ def test_losses_say_what_they_are():
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match=f"squared.*absolute, huber, got '{name}'"):
         loss_named(name)
+
+
+SHAPES = {  # what a user's loss returns for two outputs and five samples, and the words
+    "a mean": (lambda r: (r**2).mean(), "value(o, y) to return an array (5,), got a float64"),
+    "a sum of samples": (lambda r: (r**2).sum(axis=1), "an array (5,), got (2,)"),
+    "a list": (lambda r: (r**2).sum(axis=0).tolist(), "an array (5,), got a list"),
+}
+
+
+class Users(SquaredLoss):
+    """The squared loss, of a user's: `made`(o - y) takes the place of one of its functions."""
+
+    def __init__(self, name, made):
+        setattr(self, name, lambda o, y: made(o - y))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_loss_that_returns_another_shape_is_refused_in_words(name):
+    made, words = SHAPES[name]
+    net = Network((1, 3), [Dense(4), Dense(2)])
+    data = TrainingSet(np.ones((5, 3)), np.ones((5, 2)))
+    loss, theta = Users("value", made), kaiming_start(net)
+    for function in (net.risk, net.risk_and_gradient, certify):
+        with pytest.raises(ValueError, match=f"^loss: expected .*{re.escape(words)}$"):
+            function(theta, data, loss)
+    loss, words = Users("gradient", lambda r: r.sum(axis=0)), r"an array \(2, 5\), got \(5,\)$"
+    for function in (net.gradient, certify):
+        with pytest.raises(
+            ValueError, match=r"^loss: expected gradient\(o, y\) to return " + words
+        ):
+            function(theta, data, loss)

@@ -780,6 +780,16 @@ def test_values_that_are_not_finite_are_refused(loss, wrong):
             fit_affine(np.array(x)[:, None], np.array(y)[:, None], loss)
 
 
+@pytest.mark.parametrize("loss", [SquaredLoss(), HuberLoss()], ids=repr)
+def test_targets_whose_squares_are_no_numbers_are_refused(loss):
+    x, y = np.arange(5.0)[:, None], np.array([1.0, -2.0, 0.0, 1.0, 3.0])[:, None]
+    with pytest.raises(
+        ValueError, match=r"^fit: expected targets up to 1e\+140, got up to 3e\+200$"
+    ):
+        fit_affine(x, 1e200 * y, loss)
+    assert np.isfinite(fit_affine(x, 1e200 * y, AbsoluteLoss()).risk)
+
+
 def test_targets_that_are_no_distributions_are_refused_by_the_cross_entropy():
     with pytest.raises(ValueError, match="sample 1") as caught:
         fit_affine(np.zeros((2, 1)), np.array([[0.5, 0.5], [0.5, 0.6]]), CrossEntropy())

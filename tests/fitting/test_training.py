@@ -1,5 +1,6 @@
 """Descent lowers the risk, never ends above its start, and leaves its arguments alone."""
 
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -449,6 +450,17 @@ def test_a_training_keeps_the_type_of_its_start(dtype):
     assert trained.vector.dtype == dtype
     exact = train(kaiming_start(net), data, SquaredLoss(), 2)
     np.testing.assert_allclose(trained.vector, exact.vector, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [".", "pipe"])
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_first_epoch(name, tmp_path):
+    net, data = training_problem()
+    os.mkfifo(tmp_path / "pipe")
+    seen = []
+    settings = {"checkpoint": tmp_path / name, "progress": lambda *done: seen.append(done)}
+    with pytest.raises(OSError, match=r": expected a checkpoint, got a (folder|device or a pipe)$"):
+        train(kaiming_start(net), data, SquaredLoss(), 2, 16, **settings)
+    assert not seen and (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

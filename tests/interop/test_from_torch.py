@@ -154,6 +154,27 @@ def test_channels_last_and_frozen_weights_are_fine():
     close(theta.net.forward(theta, x), model(torch.tensor(x)).numpy(), 1e-12)
 
 
+def test_weights_may_be_buffers_and_say_the_type_as_parameters_do():
+    model, weight = Written(lambda m, x: F.linear(x.flatten(1), m.weight)), torch.randn(3, 32)
+    for name in ("conv", "other", "linear", "small"):
+        delattr(model, name)
+    model.register_buffer("weight", weight.double())
+    assert from_torch(model, (2, 4, 4)).vector.tobytes() == model.weight.numpy().tobytes()
+
+
+def test_models_come_in_and_go_out_on_the_host_whatever_the_default_device():
+    model = cnn(first=nn.BatchNorm2d(3)).double().eval()
+    torch.set_default_device("meta")
+    try:
+        again = to_torch(from_torch(model, (2, 8, 8)))
+    finally:
+        torch.set_default_device(None)
+    numbers = [*again.parameters(), *again.buffers()]
+    assert {tensor.device.type for tensor in numbers} == {"cpu"}
+    x = torch.randn(3, 2, 8, 8).double()
+    close(again(x).detach().numpy(), model(x).detach().numpy())
+
+
 # Forward passes of any form
 
 

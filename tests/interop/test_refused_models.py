@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from interop_problems import Written, cnn
-from shared import in_turn
+from shared import close, in_turn
 from torch import nn
 from torch.nn.utils import prune
 
@@ -22,6 +22,12 @@ conv, pool, sequence = nn.Conv2d, nn.MaxPool2d, nn.Sequential
 def filled(layer, value):
     with torch.no_grad():
         layer.bias[0] = value
+    return layer
+
+
+def scaled(layer, factor):
+    with torch.no_grad():
+        layer.weight *= factor
     return layer
 
 
@@ -98,6 +104,7 @@ def scripted():
 
 MODULES = {
     "not a model": ([conv(2, 3, 1)], r"^model: expected a torch.nn.Module, got a list$"),
+    "numbers alone": (cnn().state_dict(), "got a OrderedDict: load a state dict into its model"),
     "a class": (nn.Linear, r"^model: expected a torch.nn.Module, got a type$"),
     "TorchScript": (scripted(), r"^model .*expected a module of Python's, got one of TorchScript$"),
     "a module of another kind": (
@@ -189,7 +196,18 @@ MODULES = {
         cnn(top=sequence(nn.Linear(4, 3), nn.Softmax(1))),
         r"^module 'top.1' .* leave it out",
     ),
-    "half": (cnn().half(), r"^model: expected weights of float32 or float64, got torch.float16$"),
+    "half": (
+        cnn().half(),
+        r"^model: expected weights of float32 or .*, as after .double\(\), got torch.float16$",
+    ),
+    "too large": (
+        cnn(lower=scaled(conv(2, 3, 1), 1e30), upper=scaled(conv(3, 4, 5, padding=2), 1e30)),
+        "^model: expected finite outputs for random inputs of size 1, got NaN or infinity$",
+    ),
+    "normalised by the batch": (
+        cnn(first=nn.BatchNorm2d(3, track_running_stats=False)).eval(),
+        "^module 'first' .*: expected running statistics, got track_running_stats=False$",
+    ),
     "bfloat16": (cnn().bfloat16(), r"^model: expected weights of float32 .*, got torch.bfloat16$"),
     "mixed": (cnn(upper=conv(3, 4, 1).double()), r"^model: expected one that runs on .*float.*"),
     "NaN": (
@@ -212,6 +230,7 @@ SHAPES = {
         r"^input_shape: expected \(C, H, W\), \(C, W\) or \(d,\) of one sample, got 8$",
     ),
     "of a batch": ((5, 2, 8, 8), r"^input_shape: .*, got \(5, 2, 8, 8\)$"),
+    "a tensor": (torch.zeros(2, 8, 8), r"^input_shape: .*, got tensor\(\[\[\[0"),
     "empty": ((2, 0, 8), r"^input_shape: .*, got \(2, 0, 8\)$"),
     "nothing": ((), r"^input_shape: .*, got \(\)$"),
     "of floats": ((2, 8.0, 8), r"^input_shape: .*, got \(2, 8.0, 8\)$"),
@@ -239,6 +258,29 @@ def refused(model, shape, message):
 def test_the_model_is_refused_and_the_error_says_where_and_why(name):
     model, message = MODULES[name]
     refused(model, (2, 8, 8), message)
+
+
+def test_vectors_of_the_input_that_are_normalised_get_advice_that_holds():
+    norm, linear = nn.BatchNorm1d(4).double(), nn.Linear(4, 3).double()
+    with torch.no_grad():
+        for numbers in (norm.weight, norm.bias, norm.running_mean, norm.running_var.log_()):
+            numbers.normal_()
+        norm.running_var.exp_()
+    model = sequence(norm, linear).eval()
+    message = (
+        r"^module '0' .*: expected nn.Linear below it, got the inputs \(4,\): normalise the data"
+    )
+    refused(model, (4,), message + " instead, or fold it into the linear layer above$")
+    x = torch.randn(5, 4).double()
+    normed, expected = norm(x).detach().numpy(), model(x).detach().numpy()
+    theta = from_torch(linear, (4,))
+    close(theta.net.forward(theta, normed), expected)
+    with torch.no_grad():
+        factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        linear.bias += linear.weight @ (norm.bias - factor * norm.running_mean)
+        linear.weight *= factor
+    theta = from_torch(linear, (4,))
+    close(theta.net.forward(theta, x.numpy()), expected)
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -360,13 +402,21 @@ FORWARDS = {
     ),
     "other programs": (by_numpy, "expected no use of the values of a tensor, got numpy"),
     "maps at the end": (lambda m, x: m.conv(x), r"^model: expected nn.Flatten\(\) at the end"),
+    "a branch by equality": (
+        lambda m, x: m.top(m.conv(x) if torch.equal(x, x) else x),
+        "expected no use of the values of a tensor, got equal$",
+    ),
+    "a maximum and its place": (
+        lambda m, x: m.small(m.conv(x).flatten(2).max(2).values),
+        "expected one tensor with a row for each sample, got what max returns$",
+    ),
     "two outputs": (
         lambda m, x: (m.top(m.conv(x)), x),
         "^model: expected one tensor of outputs that depend on the inputs, got a tuple$",
     ),
     "a constant output": (
         lambda m, x: m.small.bias.expand(len(x), 4),
-        "^model: expected one tensor of outputs that depend on the inputs, got one that does not$",
+        "^model: expected one tensor of outputs that depend on .*, got one that does not, or that",
     ),
     "the input": (lambda m, x: x.flatten(1), "^model: network: expected at least one layer"),
     "an error": (lambda m, x: {}["no"], "^model: expected one that runs .*KeyError 'no'"),
@@ -393,7 +443,7 @@ FORWARDS = {
     "a maximum of maps": (lambda m, x: m.small(m.conv(x).amax(1)[:, 0, :3]), "the amax over posit"),
     "a mean of all": (
         lambda m, x: m.top(m.conv(x)) + x.mean(),
-        "expected .* for each sample by it",
+        "expected one tensor with a row for each sample, got what mean returns$",
     ),
     "circular padding": (
         lambda m, x: m.top(F.conv2d(F.pad(x, (1,) * 4, "circular"), m.conv.weight)),
@@ -421,7 +471,7 @@ FORWARDS = {
         "^model: expected layers whose outputs are the model's, got others",
     ),
     "noise": (lambda m, x: m.top((y := m.conv(x)) + torch.randn_like(y)), "got randn_like"),
-    "noise at the end": (lambda m, x: m.top(m.conv(x)) + torch.randn(4), "expected a sum of two"),
+    "noise at the end": (lambda m, x: m.top(m.conv(x)) + torch.randn(4), "got one and a constant$"),
     "other numbers": (
         lambda m, x: m.top(m.conv(x).double().float()),
         "expected torch.float32 throughout, got torch.float64 of double",

@@ -15,7 +15,7 @@ from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
 from ..engine.activations import Activation
 from ..engine.backend import to_numpy
 from ..engine.losses import KNOWN as KNOWN_LOSSES
-from ..engine.losses import Loss
+from ..engine.losses import Loss, gradient_at, values_at
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import steps
@@ -93,7 +93,7 @@ def check_loss(loss: Loss, o: np.ndarray, y: np.ndarray, seed: int = 0) -> None:
 
 
 def _check(loss: Loss, o: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> None:
-    value, slopes, unit = loss.value(o, y), [loss.gradient(o, y)], 16 * np.finfo(float).eps
+    value, slopes, unit = values_at(loss, o, y), [gradient_at(loss, o, y)], 16 * np.finfo(float).eps
     if hasattr(loss, "subgradients"):
         low, high = loss.subgradients(o, y, unit * (abs(o) + abs(y)))
         slopes += [low, high, np.where(rng.random(o.shape) < 0.5, low, high)]

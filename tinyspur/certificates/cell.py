@@ -14,7 +14,7 @@ from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
 from ..engine.floats import EPSILON, SMALLEST, gamma
 from ..engine.live import Live, live_part
-from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss
+from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss, gradient_at
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
@@ -272,7 +272,7 @@ def _look(live: Live, data: TrainingSet, loss: Loss) -> _Seen:
         trace = list(steps(theta, columns))
         rounding = preactivation_rounding(magnitudes, trace, np.float64)
         o, cut = trace[-1].o, highest_dead_layer(trace, rounding)
-        parts = [o, rounding[-1], loss.gradient(o, y[:, rows])]
+        parts = [o, rounding[-1], gradient_at(loss, o, y[:, rows])]
         parts.append(gradient_rounding(loss, o, y[:, rows], rounding[-1]))
         if first:
             parts += [trace[first - 1].o, rounding[first - 1]]

@@ -114,6 +114,8 @@ class Certificate(Shown, ABC):
         `delta`, too, is lower than the exact local minimum (P3): "spurious local minimum". With P2
         only it is "spurious up to" delta.
         """
+        if rounding < 0:
+            raise ValueError(f"verdict: expected a rounding error >= 0, got {rounding}")
         lower = decrease - rounding > self.delta
         if self.holds:
             found = "spurious local minimum" if lower else "local minimum, not shown to be spurious"

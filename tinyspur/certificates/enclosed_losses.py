@@ -15,7 +15,16 @@ import numpy as np
 
 from ..engine.backend import Array, namespace
 from ..engine.floats import SMALLEST, gamma
-from ..engine.losses import KNOWN, AbsoluteLoss, CrossEntropy, FixedSumLoss, HuberLoss, Loss
+from ..engine.losses import (
+    KNOWN,
+    AbsoluteLoss,
+    CrossEntropy,
+    FixedSumLoss,
+    HuberLoss,
+    Loss,
+    gradient_at,
+    values_at,
+)
 from .enclosed_functions import exp, log
 from .enclosures import QUIET, Enclosure, between, exact, sound
 
@@ -30,7 +39,7 @@ def loss_value(loss: Loss, o: Enclosure, y: Array) -> Enclosure:
     at, slopes = exact(o.middle), loss_gradient(loss, o, y)
     off = (exact(slopes.magnitude) * exact(o.radius)).sum(axis=0).magnitude
     if type(loss) not in KNOWN:
-        values = loss.value(o.middle, y)
+        values = values_at(loss, o.middle, y)
         return sound(values, off + gamma(len(y) + TERMS) * abs(values) + len(y) * SMALLEST)
     if not isinstance(loss, CrossEntropy):
         return loss.value(at, y).wider(off)
@@ -45,7 +54,7 @@ def loss_gradient(loss: Loss, o: Enclosure, y: Array) -> Enclosure:
     Where the absolute loss may be at its kink it is anything from -1 to 1.
     """
     if type(loss) not in KNOWN:
-        g = loss.gradient(o.middle, y)
+        g = gradient_at(loss, o.middle, y)
         off = _bent(loss, o.middle, y, o.radius) + gamma(TERMS) * abs(g) + SMALLEST * (g != 0)
         return sound(g, off)
     if isinstance(loss, CrossEntropy):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..datasets.samples import TrainingSet
+from ..engine import plain
 from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
 from ..engine.losses import Loss
 from ..engine.network import Network, check_at
@@ -139,8 +140,8 @@ def certify_relays(
     check_at(theta, data, loss)
     RelayCertificate.require(theta, loss)
     net, xp = theta.net, namespace(theta.vector)
-    if not 1 <= lower <= net.depth:
-        raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower}")
+    if plain.whole(lower) not in range(1, net.depth + 1):
+        raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower!r}")
     if any(layer.selects for layer in net.chain[lower - 1 : net.leading_poolings]):
         raise ValueError(f"relays: expected a layer above the poolings of the input, got {lower}")
     theta = in_float64(theta)

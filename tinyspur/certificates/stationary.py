@@ -308,6 +308,8 @@ def _newton(held: Held, theta: Parameters, rounds: int = 2) -> Stationary | str:
         seen = held.gradient(theta, multipliers)
         H, Z = held.hessian(theta, multipliers), held.jacobian(theta)
         F = np.concatenate([seen.gradient[free], seen.values])
+        if not (np.isfinite(F).all() and np.isfinite(H).all()):
+            return "derivatives are too large for floating-point numbers"
         within = H[np.ix_(free, free)], Z[:, free]
         if n == 0:
             scale = _scales(*within, sizes[free])

@@ -15,7 +15,7 @@ from ..engine import backend
 from ..engine.losses import SquaredLoss
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..files import check_outputs, write_json
+from ..files import write_json
 from ..refutations.descent import DescentDirection, find_descent_direction
 from ..refutations.escapes import (
     REACH,
@@ -25,7 +25,7 @@ from ..refutations.escapes import (
 )
 from ..refutations.evidence import gather_evidence
 from .inputs import (
-    argument,
+    check_output_files,
     load_data,
     loss_of,
     other_data,
@@ -42,14 +42,10 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--seed: expected 0 or more, got {options.seed}")
     if options.radius is not None and not 0 < options.radius < math.inf:
         raise ValueError(f"--radius: expected a finite number > 0, got {options.radius}")
-    if options.json is not None:
-        with argument("--json"):
-            check_outputs(options.json.parent, {options.json.name: ["certificate", "verdict"]})
-    if options.proof is not None:
-        if options.loss != SquaredLoss.name:
-            raise ValueError(f"--proof: expected --loss squared, got --loss {options.loss}")
-        with argument("--proof"):
-            check_outputs(options.proof.parent, {options.proof.name: ["format", "claim"]})
+    if options.proof is not None and options.loss != SquaredLoss.name:
+        raise ValueError(f"--proof: expected --loss squared, got --loss {options.loss}")
+    proof = options.proof, ["format", "claim"]
+    check_output_files({"--json": (options.json, ["certificate", "verdict"]), "--proof": proof})
 
 
 def judge(

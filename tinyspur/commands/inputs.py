@@ -18,7 +18,7 @@ from ..engine.losses import HuberLoss, Loss, loss_named, one_hot
 from ..engine.network import Network
 from ..engine.parameters import Parameters
 from ..engine.points import load_point
-from ..files import naming
+from ..files import check_outputs, naming
 
 
 @contextmanager
@@ -28,6 +28,22 @@ def argument(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise type(error)(f"{name}: {error}") from error
+
+
+def check_output_files(outputs: dict[str, tuple[Path | None, list[str]]]) -> None:
+    """Raise an error unless each argument names another file, which may be written.
+
+    Each has what `check_replaceable` knows an older one of its like by.
+    """
+    taken: dict[Path, str] = {}
+    for name, (path, parts) in outputs.items():
+        if path is None:
+            continue
+        with argument(name):
+            check_outputs(path.parent, {path.name: parts})
+        other = taken.setdefault(path.resolve(), name)
+        if other != name:
+            raise ValueError(f"{name}: expected another file than {other}, got {path} for both")
 
 
 def read_point(options: argparse.Namespace) -> Parameters:

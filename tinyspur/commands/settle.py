@@ -8,10 +8,10 @@ import math
 import numpy as np
 
 from ..engine.points import save_point
-from ..files import check_outputs, write_json
+from ..files import write_json
 from ..fitting.settle import INTERRUPTED
 from ..fitting.settle import settle as find_settled
-from .inputs import argument, load_data, loss_of, read_point
+from .inputs import check_output_files, load_data, loss_of, read_point
 
 
 def check(options: argparse.Namespace) -> None:
@@ -22,11 +22,8 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"--steps: expected 1 or more, got {options.steps}")
     if not options.seconds > 0:
         raise ValueError(f"--seconds: expected a number > 0, got {options.seconds}")
-    outputs = {"--out": (options.out, ["spec"]), "--json": (options.json, ["reason", "settled"])}
-    for name, (path, keys) in outputs.items():
-        if path is not None:
-            with argument(name):
-                check_outputs(path.parent, {path.name: keys})
+    report = options.json, ["reason", "settled"]
+    check_output_files({"--out": (options.out, ["spec"]), "--json": report})
 
 
 def settle(options: argparse.Namespace) -> int:

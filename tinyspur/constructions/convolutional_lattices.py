@@ -22,13 +22,13 @@ from ..datasets.samples import TrainingSet, check_data
 from ..engine.losses import Loss, check_loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
-from ..engine.plain import plain_on_host, vectors_as_samples
+from ..engine.plain import generator, plain_on_host, vectors_as_samples
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import AveragePoolingMatrix, Conv, Dense, Pooling, WeightMatrix
 from ..shown import Shown
 from .lattices import Lattice, trees
-from .piecewise_linear import Groups
+from .piecewise_linear import Groups, check_groups
 from .towers import MARGIN
 
 STARTS = 4  # filters that a fit below a max pooling begins with
@@ -94,6 +94,7 @@ def convolutional_lattice(
     check_data(data)
     check_loss(loss)
     stem = _Stem(layers, data.x)
+    check_groups(groups)
     if len(groups.labels) != len(data) or groups.direction.size != math.prod(stem.filter):
         raise ValueError(
             f"groups: expected {len(data)} samples along a filter {stem.filter}, got "
@@ -309,7 +310,7 @@ def _descend(stem: _Stem, y: np.ndarray, loss: Loss, seed: int) -> np.ndarray:
     L-BFGS starts from the constant fit, and from the optimum for the selection that a filter makes,
     of zeros and random ones, in coordinates u in which the features have unit covariance.
     """
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     directions = [np.zeros(stem.filter), *rng.standard_normal((STARTS - 1, *stem.filter))]
     features = [stem.features(w) for w in directions]
     fits = [fit_affine(phi, y, loss) for phi in (np.zeros_like(features[0]), *features)]

@@ -75,7 +75,7 @@ class DataSplit(Shown):
         )
 
 
-def check_rule(rule: str) -> None:
+def check_rule(rule: object) -> None:
     """Raise ValueError unless the rule of the split exists."""
     if rule not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {rule!r}")

@@ -23,6 +23,7 @@ from ..engine.losses import Loss
 from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters, check_points
 from ..engine.passes import as_inputs, steps
+from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import AveragePool, Conv, Dense, Layer, Pooling
@@ -351,7 +352,8 @@ def check_assumption_1(theta: Parameters, x: np.ndarray, layer: int | None = Non
     """
     check_points(None, theta)
     x = as_inputs(theta.net, x)
-    layer = theta.net.depth - 1 if layer is None else layer
+    depth = theta.net.depth
+    layer = depth - 1 if layer is None else whole_number("layer", layer, 0, depth)
     numbers = identical_features(theta, x, layer)
     _, firsts = np.unique(numbers, return_index=True)
     twins = np.setdiff1d(np.arange(len(x)), firsts)

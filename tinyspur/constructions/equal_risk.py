@@ -78,6 +78,8 @@ def equal_risk_point(
     """
     check_variant(variant)
     check_pair(pair, theta)
+    if not isinstance(split, DataSplit):
+        raise ValueError(f"split: expected what split_data returns, got a {type(split).__name__}")
     theta, eta, kappa = theta.copy(), split.threshold, pair.kappa_lower + pair.kappa_upper
     has_bias = pair.biased
     b = bias_below(theta, pair, split)

@@ -16,6 +16,7 @@ from ..engine.backend import to_numpy
 from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss
 from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
+from ..engine.plain import generator
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import Conv, ConvolutionMatrix, Residual, Scale, WeightMatrix
@@ -74,11 +75,13 @@ def isolating_point(
     """
     check_problem(net, data, loss)
     check_dead(net)
+    if len(data) < 2:
+        raise AssumptionError("spurious pair: expected two samples or more, got 1")
     x, first = first_features(net, data.x), net.leading_poolings + 1
     constant = fit_affine(np.zeros((len(data), 1)), data.y, loss).bias
     losses = loss.value(np.tile(constant[:, None], len(data)), data.y.T)
     W = net.zeros().W[first]
-    for p, responses in _apart(W, x, losses, np.random.default_rng(seed)):
+    for p, responses in _apart(W, x, losses, generator(seed)):
         values = np.sort(responses, axis=None)[-2:]
         threshold = float(values.mean())
         position, sample = np.unravel_index(responses.argmax(), responses.shape)

@@ -18,6 +18,7 @@ from ..datasets.samples import TrainingSet, check_data, flattened
 from ..engine.losses import Loss, check_loss
 from ..engine.network import Network
 from ..engine.parameters import Parameters
+from ..engine.plain import generator, whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from ..layers import Dense
@@ -85,6 +86,8 @@ def lattices_of(fit: PiecewiseFit, x: np.ndarray) -> list[Lattice]:
     Where the fits alone are no lattice on the samples x, each F_k gets steep pieces F_k - M (p.x -
     m_k) and F_k + M (p.x - m_{k-1}), which cut it off outside its group in any dimension.
     """
+    if not isinstance(fit, PiecewiseFit):
+        raise ValueError(f"fit: expected what fit_groups returns, got a {type(fit).__name__}")
     flat, groups, found = flattened(x), fit.groups, []
     for k in range(len(fit.fits[0].bias)):
         pieces = np.array([np.append(f.weights[k], f.bias[k]) for f in fit.fits])
@@ -250,7 +253,8 @@ def smallest_cases(
     check_loss(loss)
     if data.y.shape[1] != 1:
         raise ValueError(f"smallest case: expected one output, got {data.y.shape[1]}")
-    x, rng, found = flattened(data.x), np.random.default_rng(seed), {}
+    starts = whole_number("starts", starts)
+    x, rng, found = flattened(data.x), generator(seed), {}
     for start in range(2 * starts):
         maximum = bool(start % 2)
         along = x @ rng.standard_normal(x.shape[1])

@@ -13,7 +13,7 @@ from ..engine.activations import ReLU
 from ..engine.losses import Loss, SquaredLoss
 from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
-from ..engine.plain import whole_number
+from ..engine.plain import generator, whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import fit_affine
 from .embedding import (
@@ -65,8 +65,8 @@ def nontrivial_minimum(
     channels, *_ = net.input_shape
     if not isinstance(loss, SquaredLoss):
         raise AssumptionError(
-            "nontrivial minimum: expected the squared loss; with the cross-entropy the weight of "
-            "an isolated sample grows without end, so no minimiser exists"
+            f"nontrivial minimum: expected the squared loss, got {loss}; with the cross-entropy "
+            "the weight of an isolated sample grows without end, so no minimiser exists"
         )
     dense, repaired = first_dense(net), variant == "repaired"
     tower = Tower(net, net.leading_poolings + 1, dense - 1, repaired, offset=1)
@@ -135,7 +135,7 @@ def _isolate(
 
     The samples x are distinct; a filter that isolates such as occur `once`, (N,), goes first.
     """
-    rng, W = np.random.default_rng(seed), theta.W[tower.first]
+    rng, W = generator(seed), theta.W[tower.first]
     shape = W.weights.shape[1:]
     centre = np.zeros(shape)
     centre[(0, *middle_tap(theta, tower.first))] = 1

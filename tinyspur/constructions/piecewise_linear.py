@@ -21,7 +21,7 @@ from ..engine.backend import to_numpy
 from ..engine.losses import Loss, check_loss
 from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
-from ..engine.plain import plain_on_host, whole_number
+from ..engine.plain import plain_on_host, whole, whole_number
 from ..errors import AssumptionError
 from ..fitting.affine import AffineFit, fit_affine
 from ..layers import Dense
@@ -55,10 +55,8 @@ class Groups(Shown):
         thresholds = np.sort(plain_on_host("thresholds", thresholds).astype(np.float64).ravel())
         hit = np.isin(along, thresholds)
         if hit.any():
-            raise ValueError(
-                f"groups: expected no sample on a threshold, sample {hit.argmax()} is at "
-                f"{along[hit.argmax()]:g}"
-            )
+            place = f"sample {hit.argmax()} is at {along[hit.argmax()]:g}"
+            raise ValueError(f"groups: expected no sample on a threshold, {place}")
         labels = np.searchsorted(thresholds, along)
         sizes = np.bincount(labels, minlength=len(thresholds) + 1)
         if not sizes.all():
@@ -125,8 +123,8 @@ class Groups(Shown):
         Raises AssumptionError where another sample has the same place along the direction.
         """
         along = _along(x, self.direction)
-        if not 0 <= sample < len(along):
-            raise ValueError(f"groups: expected a sample in 0..{len(along) - 1}, got {sample}")
+        if whole(sample) not in range(len(along)):
+            raise ValueError(f"groups: expected a sample in 0..{len(along) - 1}, got {sample!r}")
         values = np.unique(along)
         n = int(np.searchsorted(values, along[sample]))
         if (along == along[sample]).sum() > 1:
@@ -164,6 +162,12 @@ class PiecewiseFit(Shown):
         return f"piecewise linear fit: {self.groups}, risk {self.risk:.9g}"
 
 
+def check_groups(groups: object) -> None:
+    """Raise ValueError for what are no groups, as their number."""
+    if not isinstance(groups, Groups):
+        raise ValueError(f"groups: expected Groups.equal(...), got a {type(groups).__name__}")
+
+
 def fit_groups(data: TrainingSet, groups: Groups, loss: Loss) -> PiecewiseFit:
     """Return the optimal affine map of each group ([PWL] (11)).
 
@@ -171,6 +175,7 @@ def fit_groups(data: TrainingSet, groups: Groups, loss: Loss) -> PiecewiseFit:
     """
     check_data(data)
     check_loss(loss)
+    check_groups(groups)
     if len(groups.labels) != len(data):
         raise ValueError(f"groups: expected those of {len(data)} samples, got {len(groups.labels)}")
     x, fits, risk = flattened(data.x), [], 0.0
@@ -198,6 +203,7 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
     a smooth activation.
     """
     check_problem(net, data, loss)
+    check_groups(groups)
     dense = first_dense(net)
     if dense == net.depth:
         raise ValueError(f"gates: expected a hidden dense layer below the last, got {net}")
@@ -299,13 +305,8 @@ def spurious_pair(
         coarse = constant_minimum(net, data, loss)
         fine, direction, threshold = isolating_point(net, data, loss)
         x = first_features(net, data.x)
-        return _pair(
-            coarse,
-            fine,
-            (Groups.at(x, direction, []), Groups.at(x, direction, [threshold])),
-            data,
-            loss,
-        )
+        groups = Groups.at(x, direction, []), Groups.at(x, direction, [threshold])
+        return _pair(coarse, fine, groups, data, loss)
     coarse = gated_minimum(net, data, loss, groups)
     x, losses = first_features(net, data.x), to_numpy(net.sample_losses(coarse, data, loss))
     for sample in np.argsort(-losses, kind="stable"):

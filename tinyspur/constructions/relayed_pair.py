@@ -9,6 +9,7 @@ import numpy as np
 from ..engine.activations import ReLU
 from ..engine.network import Network, check_network
 from ..engine.parameters import Parameters, check_points
+from ..engine.plain import whole
 from ..errors import AssumptionError
 from ..layers import Conv, Dense, Link, Scale
 from .paths import instead, kind_of
@@ -149,6 +150,8 @@ def pair_tower(net: Network, lower: int | None = None, variant: str = "repaired"
     check_network(net)
     check_variant(variant)
     lower = top_pair(net) if lower is None else lower
+    if whole(lower) is None:
+        raise ValueError(f"construction: expected a whole number as lower, got {lower!r}")
     upper = _upper(net, lower)
     if upper is None:
         pair = net.chain[lower - 1 : lower + 1] if lower > 0 else ()

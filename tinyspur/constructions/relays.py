@@ -12,6 +12,7 @@ from ..engine.activations import check_piecewise_linear
 from ..engine.backend import Array, namespace
 from ..engine.network import Network
 from ..engine.parameters import Parameters, check_points
+from ..engine.plain import real, whole
 from ..layers import Conv, Dense, Layer, Residual, Scale, chain_of
 
 
@@ -35,16 +36,17 @@ def rescale(theta: Parameters, layer: int, factor: float, target: int | None = N
     one reader that scales with it, see `Parameters.reader`.
     """
     check_points(None, theta)
-    if not 0 < factor < math.inf:
-        raise ValueError(f"rescale: expected a finite factor > 0, got {factor}")
+    if not 0 < real(factor) < math.inf:
+        raise ValueError(f"rescale: expected a finite factor > 0, got {factor!r}")
+    layer, factor, some = whole(layer), real(factor), whole(target)
     layers = tuple(n for n in theta.net.active_layers if n in theta.net.slots)
     if layer not in layers:
         raise ValueError(f"rescale: expected a layer in {layers}, got {layer}")
     check_piecewise_linear([theta.net.activation_of(layer)], "rescale")
     theta, count = theta.copy(), theta.W[layer].maps_out
-    if target is not None and target not in range(count):
-        raise ValueError(f"rescale: expected a map in 0..{count - 1}, got {target}")
-    maps = range(count) if target is None else [target]
+    if target is not None and some not in range(count):
+        raise ValueError(f"rescale: expected a map in 0..{count - 1}, got {target!r}")
+    maps = range(count) if target is None else [some]
     for t in maps:
         theta.W[layer].weights[t] *= factor
         if layer in theta.b:

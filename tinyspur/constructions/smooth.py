@@ -24,7 +24,7 @@ from ..engine.losses import SquaredLoss
 from ..engine.network import Network, check_network, check_problem
 from ..engine.parameters import Parameters
 from ..engine.passes import as_inputs
-from ..engine.plain import number
+from ..engine.plain import generator, number
 from ..errors import AssumptionError
 from ..fitting.training import descend, kaiming_start
 from ..layers import Dense, WeightMatrix
@@ -98,7 +98,7 @@ def smooth_minimum(
         raise ValueError(f"expansion point: expected a finite number, got {expansion_point!r}")
     if not (isinstance(risk, float | int) and 0 < risk < math.inf):
         raise ValueError(f"risk: expected a finite number > 0, got {risk!r}")
-    rng, sigma = np.random.default_rng(seed), net.activations[0]
+    rng, sigma = generator(seed), net.activations[0]
     a = _expansion_point(sigma) if a is None else a
     slope, bend = (float(f(np.array([a]))[0]) for f in (sigma.derivative, sigma.second_derivative))
     if abs(slope) < FLAT or abs(bend) < FLAT:
@@ -210,7 +210,7 @@ def interpolate(net: Network, data: TrainingSet, seed: int = 0) -> Parameters:
     best, least = None, math.inf
     for steepness in STEEPNESS:
         for hidden in (_stairs, _random_features):
-            theta = _fit_last(hidden(net, x, steepness, np.random.default_rng(seed)), once)
+            theta = _fit_last(hidden(net, x, steepness, generator(seed)), once)
             risk = net.risk(theta, data, LOSS) + risk_rounding(theta, data, LOSS)
             if best is None or np.nan_to_num(risk, nan=math.inf) < least:
                 best, least = theta, np.nan_to_num(risk, nan=math.inf)

@@ -23,6 +23,7 @@ from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import neurons
+from ..engine.plain import real, whole_number
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, kink_escape
 from ..shown import Shown
@@ -175,8 +176,14 @@ def risk_along_bias(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return steps of the perturbed bias and the network's risk at each, starting from theta'.
 
-    The steps, zero among them for odd `points`, reach `width` times as far as the lower point.
+    The steps, zero among them for odd `points`, reach `width` > 0 times as far as the lower point.
     """
+    if not isinstance(found, SpuriousMinimum):
+        got = type(found).__name__
+        raise ValueError(f"found: expected what find_spurious_minimum returns, got a {got}")
+    points = whole_number("points", points)
+    if not 0 < real(width) < np.inf:
+        raise ValueError(f"width: expected a finite number > 0, got {width!r}")
     reach = width * (abs(found.lower.step) or (found.split.gap[1] - found.split.gap[0]) / 2)
     check_at(found.theta, data, loss)
     steps = np.linspace(-reach, reach, points)

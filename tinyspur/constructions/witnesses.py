@@ -20,6 +20,7 @@ from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import neurons
+from ..engine.plain import generator, whole
 from ..errors import AssumptionError
 from ..refutations.escapes import Escape, measure_escape, random_unit
 from ..shown import Shown
@@ -132,10 +133,11 @@ def revive(
     """
     check_at(theta, data, loss)
     net = theta.net
-    known = layer in net.active_layers and layer in net.slots
-    if not known or not 0 <= map < net.shapes[layer][0]:
+    known = whole(layer) in net.active_layers and layer in net.slots
+    if not known or whole(map) not in range(net.shapes[layer][0]):
         raise ValueError(
-            f"revive: expected a map of a layer with weights and an activation, got {layer}, {map}"
+            "revive: expected a map of a layer with weights and an activation, got "
+            f"{layer!r}, {map!r}"
         )
     if net.activation_of(layer) != ReLU():
         sigma = net.activation_of(layer)
@@ -144,7 +146,7 @@ def revive(
         text = f"{active} samples activate it"
         raise AssumptionError(f"map {map} of layer {layer} is not dead: {text}")
     revived = theta.copy()
-    d, beta, _ = random_unit(theta, layer, map, data.x, np.random.default_rng(seed))
+    d, beta, _ = random_unit(theta, layer, map, data.x, generator(seed))
     weights = revived.W[layer].weights
     weights[map] = namespace(weights).asarray(d, dtype=weights.dtype)
     if layer in revived.b:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
-from ..engine.plain import whole
-from ..files import naming, read_arrays
+from ..engine.plain import any_on_host, whole
+from ..files import as_path, naming, read_arrays
 from . import cifar10
 from .cifar10 import cache_folder
 from .samples import TrainingSet, draw
@@ -38,7 +38,8 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        images, labels = np.asarray(self.images), np.asarray(self.labels)
+        images = any_on_host("images", self.images)
+        labels = any_on_host("labels", self.labels)
         names = tuple(self.class_names)
         floating = np.issubdtype(images.dtype, np.floating)
         if images.ndim != 4 or images.size == 0:
@@ -176,7 +177,7 @@ def load_npz(path: str | os.PathLike) -> Dataset:
     only uint8 is divided by 255. ValueError if the file is damaged, holds pickles, lacks
     an array or is no valid `Dataset`, OSError if it cannot be opened.
     """
-    path = Path(path).expanduser()
+    path = as_path(path).expanduser()
     arrays = read_arrays(path, ("images", "labels", "class_names"))
     with naming(f"{path}:"):
         for key in ("images", "labels"):
@@ -255,7 +256,7 @@ def load_samples(path: str | os.PathLike) -> TrainingSet | None:
     ValueError if it is damaged, holds x and y beside images and labels, or is no valid
     `TrainingSet`, OSError if it cannot be opened.
     """
-    path = Path(path).expanduser()
+    path = as_path(path).expanduser()
     if path.suffix.lower() != ".npz":
         return None
     arrays = read_arrays(path)
@@ -297,7 +298,7 @@ def find_cifar10(path: str | os.PathLike | None = None) -> Path | None:
     given = _given(path)
     if given is None:
         return cifar10.search(cache_folder())
-    where = Path(given).expanduser()
+    where = as_path(given).expanduser()
     found = cifar10.search(where)
     if found is None:
         error, got = ValueError, "another file (load reads an .npz of images, too)"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..engine.plain import plain_on_host, vectors_as_samples, whole
+from ..engine.plain import generator, plain_on_host, vectors_as_samples, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,6 +69,8 @@ def check_data(data: object) -> None:
 def flattened(x: object) -> np.ndarray:
     """Return samples x (N, ...) as rows of numbers (N, n), in float64."""
     x = plain_on_host("x", x).astype(np.float64, copy=False)
+    if not x.ndim:
+        raise ValueError(f"x: expected samples (N, ...), got one number, {x}")
     return x.reshape(len(x), -1)
 
 
@@ -81,6 +83,6 @@ def draw(total: int, samples: int, seed: int) -> np.ndarray:
     number = whole(samples)
     if number is None or not 1 <= number <= total:
         raise ValueError(f"expected 1 to {total} samples, got {samples!r}")
-    drawn = np.random.default_rng(seed).choice(total, size=number, replace=False)
+    drawn = generator(seed).choice(total, size=number, replace=False)
     drawn.sort()
     return drawn

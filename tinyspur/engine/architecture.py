@@ -29,7 +29,7 @@ from ..layers import (
 from ..shown import network_html
 from .activations import Activation, Identity, ReLU, activation_named
 from .backend import Array, namespace
-from .plain import whole
+from .plain import real, whole
 
 MEMORY_BUDGET = 128 * 2**20  # bytes of activations that a thread may hold at once during a pass
 
@@ -60,6 +60,8 @@ class Architecture:
             raise ValueError("network: expected at least one layer")
         if not isinstance(self.activation, Activation):
             raise ValueError(f"network: expected an activation as ReLU(), got {self.activation!r}")
+        if not real(self.memory_budget) > 0:
+            raise ValueError(f"memory_budget: expected bytes > 0, got {self.memory_budget!r}")
         self.shapes  # noqa: B018 - raises for layers that don't fit
         first = min(self.slots, default=self.depth + 1)
         for number in range(1, first):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .backend import Array, namespace, special
-from .plain import plain_on_host, whole_number
+from .plain import is_array, plain_on_host, real, whole_number
 
 NUMBERED = "number them by labels = np.unique(labels, return_inverse=True)[1]"
 
@@ -97,10 +97,12 @@ class CrossEntropy:
         xp = namespace(y)
         wrong = xp.flatnonzero((abs(y.sum(axis=0) - 1) > 1e-6) | (y < 0).any(axis=0))
         if wrong.size:
+            hint = "one_hot(labels, classes) makes such targets"
+            if len(y) == 1:
+                hint = "two classes are two outputs, their targets one_hot(labels)"
             raise ValueError(
                 "cross-entropy: expected targets >= 0 that sum to 1, "
-                f"sample {int(wrong[0])} has {y[:, int(wrong[0])].tolist()}; "
-                "one_hot(labels, classes) makes such targets"
+                f"sample {int(wrong[0])} has {y[:, int(wrong[0])].tolist()}; {hint}"
             )
 
     def __repr__(self) -> str:
@@ -148,9 +150,9 @@ class HuberLoss:
     name = "huber"
 
     def __init__(self, delta: float = 1.0):
-        if not 0 < delta < float("inf"):
-            raise ValueError(f"Huber loss: expected a finite delta > 0, got {delta}")
-        self.delta = float(delta)
+        self.delta = real(delta)
+        if not 0 < self.delta < float("inf"):
+            raise ValueError(f"Huber loss: expected a finite delta > 0, got {delta!r}")
 
     def value(self, o: Array, y: Array) -> Array:
         """Return the loss of each sample, shape (N,)."""
@@ -204,6 +206,23 @@ def check_loss(loss: object) -> None:
         raise ValueError(f"loss: expected one as SquaredLoss(), got {got}")
 
 
+def values_at(loss: Loss, o: Array, y: Array) -> Array:
+    """Return l(o, y), shape (N,); ValueError where a loss of a user's returns something else."""
+    return _of_shape("value", loss.value(o, y), y.shape[1:])
+
+
+def gradient_at(loss: Loss, o: Array, y: Array) -> Array:
+    """Return the gradient in o, shape (d_y, N); ValueError as `values_at`."""
+    return _of_shape("gradient", loss.gradient(o, y), y.shape)
+
+
+def _of_shape(name: str, found: object, shape: tuple[int, ...]) -> Array:
+    if not is_array(found) or found.shape != shape:
+        got = found.shape if is_array(found) else f"a {type(found).__name__}"
+        raise ValueError(f"loss: expected {name}(o, y) to return an array {shape}, got {got}")
+    return found
+
+
 def loss_named(name: str) -> Loss:
     """Return the loss called ``squared``, ``cross-entropy``, ``absolute`` or ``huber``.
 
@@ -236,9 +255,9 @@ def one_hot(labels: ArrayLike, classes: int | None = None, smoothing: float = 0.
     >>> one_hot([1], 2, smoothing=0.2)
     array([[0.1, 0.9]])
     """
-    smoothing = float(smoothing)
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"label smoothing: expected 0 <= s < 1, got {smoothing}")
+    s = real(smoothing)
+    if not 0 <= s < 1:
+        raise ValueError(f"label smoothing: expected 0 <= s < 1, got {smoothing!r}")
     numbers = _labels(labels)
     names = np.unique(numbers)
     found = whole_number("classes", len(names) if classes is None else classes)
@@ -248,7 +267,9 @@ def one_hot(labels: ArrayLike, classes: int | None = None, smoothing: float = 0.
             hint = f"give classes={names[-1] + 1}, or {hint}"
         got = f"{names[0]}..{names[-1]}"
         raise ValueError(f"labels: expected 0..{found - 1}, got {got}; {hint}")
-    return np.eye(found)[numbers] * (1 - smoothing) + smoothing / found
+    targets = np.full((len(numbers), found), s / found)
+    targets[np.arange(len(numbers)), numbers] = 1 - s + s / found
+    return targets
 
 
 def _labels(labels: object) -> np.ndarray:

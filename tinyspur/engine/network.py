@@ -19,7 +19,7 @@ from . import passes
 from .activations import ReLU, check_piecewise_linear
 from .architecture import Architecture
 from .backend import Array, all_to_numpy, namespace, to_numpy
-from .losses import Loss, check_loss
+from .losses import Loss, check_loss, gradient_at, values_at
 from .parameters import Parameters, check_points
 from .plain import float_type, is_array, plain_like, plain_on_host
 
@@ -65,7 +65,7 @@ class Network(Architecture):
         losses = self.over(
             theta,
             data.x,
-            lambda rows, o: loss.value(self.layer_output(theta, o, self.depth), y[:, rows]),
+            lambda rows, o: values_at(loss, self.layer_output(theta, o, self.depth), y[:, rows]),
         )
         return namespace(theta.vector).concatenate(list(losses))
 
@@ -82,8 +82,8 @@ class Network(Architecture):
         def chunk(rows: slice, columns: Array) -> tuple[Array, Array]:
             trace = list(passes.steps(theta, columns, self._overwrites))
             o, part = trace[-1].o, self.zeros(like=theta.vector)
-            passes.add_gradient(trace, loss.gradient(o, y[:, rows]), part)
-            return loss.value(o, y[:, rows]), part.vector
+            passes.add_gradient(trace, gradient_at(loss, o, y[:, rows]), part)
+            return values_at(loss, o, y[:, rows]), part.vector
 
         gradient, losses = self.zeros(like=theta.vector), []
         for values, part in self.over(theta, data.x, chunk):

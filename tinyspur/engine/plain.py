@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
+from numbers import Real
 
 import numpy as np
 
@@ -27,7 +29,7 @@ def plain_array(name: str, values: object) -> Array:
     """
     if type(values) is np.ndarray and values.dtype in FLOATS:
         return values
-    array = values if is_array(values) else _on_host(name, values)
+    array = values if is_array(values) else any_on_host(name, values)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name}: expected plain real numbers, got {_kind(values, array)}")
     native = array.dtype.newbyteorder("=")
@@ -44,6 +46,26 @@ def number(name: str, value: object) -> float:
     if np.ndim(value):
         raise ValueError(f"{name}: expected a number, got an array {np.shape(value)}")
     return float(plain_array(name, value))
+
+
+def real(value: object) -> float:
+    """Return one real number as Python's, NaN for all else: no comparison holds for that.
+
+    >>> real(np.float32(0.5)), real("0.5"), real([0.5])
+    (0.5, nan, nan)
+    """
+    try:
+        return float(value) if isinstance(value, Real) else number("", value)
+    except (ValueError, OverflowError):
+        return math.nan
+
+
+def generator(seed: object) -> np.random.Generator:
+    """Return the random numbers of a seed; ValueError for what is none."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"seed: expected a whole number, 0 or more, got {seed!r}") from error
 
 
 def plain_like(name: str, values: object, memory: Array) -> Array:
@@ -63,8 +85,8 @@ def is_array(values: object) -> bool:
     return type(values) is getattr(module, "ndarray", None)
 
 
-def _on_host(name: str, values: object) -> np.ndarray:
-    """Return as a NumPy array what is none."""
+def any_on_host(name: str, values: object) -> np.ndarray:
+    """Return values of any type as a NumPy array; ValueError for what is none, or masked."""
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(f"{name}: expected plain real numbers, got a masked array")
     try:

@@ -86,9 +86,9 @@ def check_derivatives(sigma: Activation, z: np.ndarray) -> None:
     for kind, function, derivative in zip(kinds, functions, functions[1:], strict=False):
         for values in (function(z), derivative(z)):
             if np.shape(values) != z.shape or not np.isfinite(values).all():
+                got = " ".join(np.array_repr(np.asarray(values)).split())
                 raise ValueError(
-                    f"{sigma}: expected finite values of the shape of z, {z.shape}, got "
-                    f"{np.array_repr(np.asarray(values))}"
+                    f"{sigma}: expected finite values of the shape of z, {z.shape}, got {got}"
                 )
         found, expected = derivative(z).ravel(), _differences(function, z, STEP / 4).ravel()
         wrong = ~(abs(found - expected) <= CHECKED_TO * (1 + abs(expected)))

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from ..engine.backend import to_numpy
 from ..engine.parameters import Parameters
+from ..engine.plain import real
 from ..layers import BlockMatrix, ConvolutionMatrix, DenseMatrix, WeightMatrix, is_positive
 from .style import ENTRIES, PAGE, NotebookFigure, figure_kind, save_figure, set_title, window
 
@@ -106,12 +107,11 @@ def plot_matrix(
     filters 3, 13 nonzeros)
     """
     if not isinstance(W, WeightMatrix):
-        raise ValueError(
-            f"plot_matrix: expected a weight matrix as theta.W[2], got {type(W).__name__}"
-        )
+        got = type(W).__name__
+        raise ValueError(f"plot_matrix: expected a weight matrix as theta.W[2], got {got}")
     if path is not None:
         figure_kind(path)
-    if limit is not None and not (limit > 0 and math.isfinite(limit)):
+    if limit is not None and not 0 < real(limit) < math.inf:
         raise ValueError(f"plot_matrix limit: expected a positive number, got {limit!r}")
     W = _own(W)
     if filters:

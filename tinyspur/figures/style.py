@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..files import MARK, whole_file
+from ..files import MARK, as_path, whole_file
 
 # Colours come in pairs that the colour-blind tell apart.
 HIGHER, LOWER = "#5e3c99", "#d95f02"  # purple and orange: risks around a point
@@ -49,7 +49,7 @@ def save_figure(path: str | Path, figure: Figure, dpi: int) -> None:
 
 def figure_kind(path: str | Path) -> str:
     """Return "png" or "pdf", or raise ValueError for a name that ends in neither."""
-    kind = Path(path).suffix.lower().removeprefix(".")
+    kind = as_path(path).suffix.lower().removeprefix(".")
     if kind not in ("png", "pdf"):
         raise ValueError(f"figure: expected a name with .png or .pdf, got '{path}'")
     return kind

@@ -26,6 +26,7 @@ MET = 1e-12  # a target counts as met up to this share of the terms that the out
 WELL = 1e-10  # of a scaled Gram matrix: the least 1 / condition number with which it is used
 SMALLEST_LENGTH = 1e-140  # of a feature whose square is no subnormal number
 REFINED = 4  # times that what is left of the targets is fitted
+LARGEST = 1e140  # target, so that sums of squares are finite
 CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
 
 
@@ -74,6 +75,9 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("fit: expected finite x and y, got NaN or infinite values")
     loss.check_targets(y.T)
+    largest = float(abs(y).max(initial=0))
+    if largest > LARGEST and not isinstance(loss, AbsoluteLoss):
+        raise ValueError(f"fit: expected targets up to {LARGEST:g}, got up to {largest:g}")
     mean, low, high = x.mean(axis=0), x.min(axis=0), x.max(axis=0)
     varies = np.maximum(high - mean, mean - low) > CONSTANT * np.maximum(high, -low)
     lengths = np.sqrt(np.einsum("ij,ij->j", x, x))

@@ -30,7 +30,7 @@ from ..engine.held_steps import steps
 from ..engine.losses import CrossEntropy, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
-from ..engine.plain import whole_number
+from ..engine.plain import real, whole_number
 from ..errors import AssumptionError
 from ..layers import SelectionMatrix
 from ..shown import Shown
@@ -94,8 +94,8 @@ def move_along(
     theta = found.theta
     check_at(theta, data, loss)
     seed = whole_number("seed", seed, 0)
-    if not 0 < distance < np.inf:
-        raise ValueError(f"move_along: expected a distance > 0, got {distance}")
+    if not 0 < real(distance) < np.inf:
+        raise ValueError(f"move_along: expected a distance > 0, got {distance!r}")
     before = found.certificate
     if before is None or not before.holds:
         raise ValueError(

@@ -21,7 +21,7 @@ from ..engine.held import Held, HeldKink
 from ..engine.losses import CrossEntropy, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
-from ..engine.plain import whole_number
+from ..engine.plain import real, whole_number
 from ..shown import Shown
 from .kink_model import split
 from .kinked_newton import KinkedNewton
@@ -177,8 +177,8 @@ def settle(
     """
     check_at(theta, data, loss)
     steps = whole_number("steps", steps)
-    if not seconds > 0:
-        raise ValueError(f"settle: expected seconds > 0, got {seconds}")
+    if not real(seconds) > 0:
+        raise ValueError(f"settle: expected seconds > 0, got {seconds!r}")
     if theta.net.size > LARGEST:
         raise ValueError(
             f"settle: expected at most {LARGEST:,} parameters, as the Hessian is a dense matrix, "

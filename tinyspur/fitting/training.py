@@ -20,9 +20,9 @@ from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import Network, check_at, check_network
 from ..engine.parameters import Parameters, check_points
-from ..engine.plain import whole_number
+from ..engine.plain import generator, real, whole_number
 from ..engine.shared_gradient import shared_gradient
-from ..files import keep, read_arrays, whole_file
+from ..files import check_file, keep, read_arrays, whole_file
 from ..layers import Scale
 from ..shown import Shown
 
@@ -34,7 +34,7 @@ def kaiming_start(net: Network, seed: int = 0) -> Parameters:
     activations it is that of ReLU.
     """
     check_network(net)
-    rng, theta = np.random.default_rng(seed), net.zeros()
+    rng, theta = generator(seed), net.zeros()
     for layer in net.slots:
         sigma = net.activation_of(layer) or net.activation
         slope = sigma.slope if sigma.piecewise_linear else 0.0
@@ -52,7 +52,8 @@ def kaiming_start(net: Network, seed: int = 0) -> Parameters:
 class Adam:
     """The settings of Adam with L2 weight decay, as in ``torch.optim.Adam``.
 
-    Raises ValueError for a learning rate that is not positive and a negative weight decay.
+    Raises ValueError for a learning rate that is not positive, a negative weight decay or epsilon,
+    and betas outside [0, 1).
     """
 
     learning_rate: float = 1e-3
@@ -62,10 +63,17 @@ class Adam:
     epsilon: float = 1e-8
 
     def __post_init__(self):
-        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+        rate, decay = real(self.learning_rate), real(self.weight_decay)
+        if not (0 < rate < math.inf and 0 <= decay < math.inf):
             raise ValueError(
                 "Adam: expected a learning rate > 0 and a weight decay >= 0, got "
-                f"{self.learning_rate} and {self.weight_decay}"
+                f"{self.learning_rate!r} and {self.weight_decay!r}"
+            )
+        first, second, least = self.beta1, self.beta2, self.epsilon
+        if not (0 <= real(first) < 1 and 0 <= real(second) < 1 and 0 <= real(least) < math.inf):
+            raise ValueError(
+                "Adam: expected 0 <= beta1, beta2 < 1 and a finite epsilon >= 0, got "
+                f"{first!r}, {second!r} and {least!r}"
             )
 
     def step(self, theta: Parameters, gradient: Parameters, memory: list, number: int) -> None:
@@ -113,6 +121,8 @@ def train(
     seed = whole_number("seed", seed, 0)
     if resume and checkpoint is None:
         raise ValueError("training: expected a checkpoint to resume from")
+    if checkpoint is not None:
+        check_file(checkpoint, "a checkpoint")
     net, xp = theta.net, namespace(theta.vector)
     run = {
         "network": net.spec,
@@ -216,8 +226,8 @@ def descend(
     """
     check_at(theta, data, loss)
     iterations = whole_number("iterations", iterations)
-    if not gradient_goal >= 0:
-        raise ValueError(f"descent: expected a gradient goal >= 0, got {gradient_goal}")
+    if not real(gradient_goal) >= 0:
+        raise ValueError(f"descent: expected a gradient goal >= 0, got {gradient_goal!r}")
     live = live_part(theta)  # no step moves the rest, whose gradient is 0
     theta = live.point
     net, xp, dtype = theta.net, namespace(theta.vector), theta.vector.dtype
@@ -294,6 +304,8 @@ def polish(
     """
     check_at(theta, data, loss)
     iterations = whole_number("iterations", iterations, 0)
+    if not real(share) >= 0:
+        raise ValueError(f"polish: expected a share >= 0, got {share!r}")
     risk_before, before = _risk_and_slope(theta, data, loss)
     goal, taken = share * before, 0
 

@@ -99,7 +99,8 @@ def to_torch(theta: Parameters) -> nn.Sequential:
     """
     check_points(None, theta)
     net = theta.net
-    modules = _Writing(theta.to(np)).modules(net.layers)
+    with torch.device("cpu"):
+        modules = _Writing(theta.to(np)).modules(net.layers)
     return nn.Sequential(*modules, *([nn.Flatten()] if len(net.shapes[-1]) > 1 else []))
 
 
@@ -174,12 +175,13 @@ def from_torch(model: nn.Module, input_shape: tuple[int, ...]) -> Parameters:
     not all float32 or all float64.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model: expected a torch.nn.Module, got a {type(model).__name__}")
+        hint = ": load a state dict into its model first" * isinstance(model, dict)
+        raise ValueError(f"model: expected a torch.nn.Module, got a {type(model).__name__}{hint}")
     for place, module in model.named_modules():
         where = f"module '{place}'" if place else "model"
         with naming(f"{where} ({textwrap.shorten(repr(module), 90)}):"):
             check_module(module)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
         return _read(_copied(model), model, _shape_of(input_shape))
 
 
@@ -188,7 +190,8 @@ def _shape_of(input_shape: object) -> tuple[int, ...]:
     sizes = tuple(map(whole, input_shape)) if isinstance(input_shape, Iterable) else ()
     if not 1 <= len(sizes) <= 3 or not all(map(is_positive, sizes)):
         raise ValueError(
-            f"input_shape: expected (C, H, W), (C, W) or (d,) of one sample, got {input_shape!r}"
+            "input_shape: expected (C, H, W), (C, W) or (d,) of one sample, got "
+            + textwrap.shorten(repr(input_shape), 90)
         )
     return sizes
 
@@ -206,10 +209,13 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _read(model: nn.Module, given: nn.Module, shape: tuple[int, ...]) -> Parameters:
     """Return the parameters of a model that may be run and changed, a copy of `given`."""
-    numbers = [t for t in model.parameters() if t.is_floating_point()]
-    dtype = numbers[0].dtype if numbers else torch.float32
+    numbers = [*model.parameters(), *model.buffers()]
+    types = [t.dtype for t in numbers if t.is_floating_point()]
+    dtype = types[0] if types else torch.float32
     if dtype not in AGREE:
-        raise ValueError(f"model: expected weights of float32 or float64, got {dtype}")
+        raise ValueError(
+            f"model: expected weights of float32 or float64, as after .double(), got {dtype}"
+        )
     run, x = Watch(model), torch.randn(SAMPLES, *shape, dtype=dtype)
     run.begin(x)
     with _running(x), run:
@@ -217,7 +223,8 @@ def _read(model: nn.Module, given: nn.Module, shape: tuple[int, ...]) -> Paramet
     with naming("model:"):
         last = run.number_of(out) if isinstance(out, torch.Tensor) else None
     if last is None:
-        got = "one that does not" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+        got = "one that does not, or that was made unseen, as by TorchScript or vmap"
+        got = got if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
         raise ValueError(
             f"model: expected one tensor of outputs that depend on the inputs, got {got}"
         )
@@ -255,6 +262,11 @@ def _check_agreement(
         given = x.numpy().reshape(samples, *theta.net.input_shape).copy()
         with _running(x):
             expected = model(x).reshape(samples, -1).numpy()
+        if not np.isfinite(expected).all():
+            raise ValueError(
+                f"model: expected finite outputs for random inputs of size {scale:g}, got NaN or "
+                "infinity"
+            )
         found = theta.net.forward(theta, given)
         off = AGREE[dtype] * abs(expected).max()
         if found.shape != expected.shape or not abs(found - expected).max() <= off:

@@ -113,7 +113,9 @@ class Reading:
     def _value(self, call: Call, alone: bool) -> Value:
         first, name = self.values[call.reads[0]], call.name
         if call.shape is None:
-            raise ValueError(f"expected a layer for each sample by itself, got {name}")
+            raise ValueError(
+                f"expected one tensor with a row for each sample, got what {name} returns"
+            )
         if first.pad is not None and not name.startswith(("conv", "pad")):
             raise ValueError(f"expected a convolution after the padding with zeros, got {name}")
         if name == "add":
@@ -179,6 +181,11 @@ class Reading:
     def _scale(self, first: Value, call: Call) -> tuple[Layer, list[np.ndarray]]:
         """Return the scale that a batch normalisation is, running statistics and all."""
         given = SimpleNamespace(**given_of(call, NORM))
+        if not first.trail and len(first.shape) == 1:
+            raise ValueError(
+                f"expected nn.Linear below it, got the inputs ({first.shape[0]},): normalise the "
+                "data instead, or fold it into the linear layer above"
+            )
         if first.shape[:1] != first.made[:1] and first.trail:
             raise ValueError(f"expected maps {first.made} as they were made, got {first.shape}")
         if given.running_var is None:
@@ -216,7 +223,9 @@ class Reading:
     def _added(self, call: Call, alone: bool) -> Value:
         """Return the value itself where 0 is added to it, as `sum` of a list begins."""
         if call.kwargs or not any(type(part) is int and part == 0 for part in call.args):
-            raise ValueError("expected a sum of two tensors that depend on the input")
+            raise ValueError(
+                "expected a sum of two tensors that depend on the input, got one and a constant"
+            )
         return self.values[call.reads[0]]._replace(alone=alone)
 
     def _sum(self, call: Call, alone: bool) -> Value:
@@ -324,6 +333,9 @@ def check_module(module: nn.Module) -> None:
             f"expected plain numbers, got a parametrization of {named}: "
             "torch.nn.utils.parametrize.remove_parametrizations makes them plain"
         )
+    norm = isinstance(module, nn.modules.batchnorm._NormBase)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is None:
+        raise ValueError("expected running statistics, got track_running_stats=False")
     dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p
-    if module.training and (dropout or isinstance(module, nn.modules.batchnorm._NormBase)):
+    if module.training and (dropout or norm):
         raise ValueError("expected evaluation mode: call .eval() on the model first")

@@ -21,7 +21,8 @@ from ..files import naming
 
 HERE, TORCH = (str(Path(file).parent) for file in (__file__, torch.__file__))
 SUMS = {"__add__": "add", "__radd__": "add", "__iadd__": "add"}
-VALUES = ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
+VALUES = ("item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__contains__", "__bool__")
+VALUES += ("__float__", "__int__", "__index__", "__complex__", "__array__")
 
 
 class Call(NamedTuple):

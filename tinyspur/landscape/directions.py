@@ -8,7 +8,7 @@ import numpy as np
 
 from ..engine.backend import namespace
 from ..engine.parameters import Parameters, check_points
-from ..engine.plain import whole
+from ..engine.plain import generator, whole
 from ..layers import is_positive
 
 NORMALIZATIONS = (None, "filter", "layer")
@@ -35,7 +35,7 @@ def random_direction(
         raise ValueError(
             f"normalization: expected None, 'filter' or 'layer', got {normalization!r}"
         )
-    net, rng = theta.net, np.random.default_rng(seed)
+    net, rng = theta.net, generator(seed)
     start = theta.to(np, np.float64)
     d = Parameters(net, rng.standard_normal(net.size))
     for layer in net.slots:

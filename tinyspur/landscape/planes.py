@@ -9,7 +9,7 @@ import numpy as np
 
 from ..engine.backend import all_to_numpy, to_numpy
 from ..engine.parameters import Parameters
-from ..engine.plain import plain_on_host, whole, whole_number
+from ..engine.plain import plain_on_host, real, whole, whole_number
 from ..layers import is_positive
 from .directions import RandomDirections, same_network
 
@@ -155,6 +155,8 @@ class Lines:
         """
         same_network(a, b)
         steps = whole_number("steps", steps)
+        if not abs(real(margin)) < np.inf:
+            raise ValueError(f"margin: expected a finite number, got {margin!r}")
         move = Parameters(a.net, b.vector - a.vector)
         return cls(a, (move,), np.linspace(-margin, 1 + margin, steps))
 
@@ -193,11 +195,11 @@ def _ends(ticks: np.ndarray) -> str:
 
 
 def _ticks(extent: float, steps: int) -> np.ndarray:
-    if not is_positive(steps) or not 0 < extent < np.inf:
+    if not is_positive(steps) or not 0 < real(extent) < np.inf:
         raise ValueError(
             f"expected an extent > 0 and one step or more, got {extent!r} and {steps!r}"
         )
-    return np.linspace(-extent, extent, whole(steps))
+    return np.linspace(-real(extent), real(extent), whole(steps))
 
 
 def _check(where: Plane | Lines, count: int | None) -> None:
@@ -208,6 +210,9 @@ def _check(where: Plane | Lines, count: int | None) -> None:
         if ticks.ndim != 1 or not ticks.size or not np.isfinite(ticks).all():
             raise ValueError(f"{name}: expected finite numbers {axis} (n,), got {ticks}")
         object.__setattr__(where, axis, ticks)
+    if not isinstance(directions, Sequence):
+        got = type(directions).__name__
+        raise ValueError(f"{name}: expected directions in a list, got a {got}")
     if not len(directions) or (count and len(directions) != count):
         raise ValueError(
             f"{name}: expected {count or 'one or more'} directions, got {len(directions)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import naming, read_arrays
+from ..files import as_path, naming, read_arrays
 from .job import TOGETHER, Block, Job
 from .risks import Landscape
 
@@ -22,7 +22,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path | None, job: Job):
-        self.where, self.path = job.where, path
+        self.where, self.path = job.where, None if path is None else as_path(path)
         moves = job.where.moves().any(axis=1)
         self.numbers = np.flatnonzero(moves)
         self.places = np.where(moves, np.cumsum(moves), 0)
@@ -31,7 +31,7 @@ class Store:
         self.rounding, self.changed, self.written = np.nan, False, time.monotonic()
         self.unit_ball = job.where.within(1.0)
         self.key = "" if path is None else job.key()
-        if path is not None and Path(path).exists():
+        if self.path is not None and self.path.exists():
             self._read(job)
 
     def _read(self, job: Job) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import scipy.sparse
 
 from ..engine.backend import Array, namespace
-from ..engine.plain import number, overwrite, plain_array, plain_like, plain_on_host
+from ..engine.plain import number, overwrite, plain_array, plain_like, plain_on_host, whole
 from ..shown import matrix_html
 
 
@@ -228,8 +228,8 @@ class WeightMatrix(ABC):
     def block(self, t: int, c: int) -> np.ndarray:
         """Return the (positions_out, positions_in) block that leads from map c to map t."""
         for name, index, maps in (("map", t, self.maps_out), ("channel", c, self.maps_in)):
-            if not 0 <= index < maps:
-                raise IndexError(f"expected a {name} in 0..{maps - 1}, got {index}")
+            if whole(index) not in range(maps):
+                raise IndexError(f"expected a {name} in 0..{maps - 1}, got {index!r}")
         p, q = self.positions_out, self.positions_in
         return self[t * p : (t + 1) * p, c * q : (c + 1) * q]
 

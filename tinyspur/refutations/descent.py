@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -58,9 +59,15 @@ def find_descent_direction(
     assumes = estimated(loss, theta.net.activation)
     check_at_point(theta, data, loss)
     if escape is not None:
+        if not hasattr(escape, "theta"):
+            got = type(escape).__name__
+            raise ValueError(f"escape: expected what find_escape returns, got a {got}")
         check_points(theta.net, escape.theta)
     for name, vector in _directions(theta, data, loss, escape, seed):
-        if not (size := float(abs(vector).max())):
+        size = float(abs(vector).max())
+        if not math.isfinite(size):
+            raise ValueError(f"descent direction: expected finite numbers, got others in {name}")
+        if not size:
             continue
         direction = Parameters(theta.net, vector / size)
         rate = expand_risk(theta, direction, data, loss)

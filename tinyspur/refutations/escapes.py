@@ -26,7 +26,7 @@ from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
-from ..engine.plain import whole_number
+from ..engine.plain import generator, real, whole_number
 from ..errors import AssumptionError
 from ..shown import Shown
 from ..tasks import run_tasks
@@ -118,7 +118,7 @@ def first_order_directions(
     """
     check_at(theta, data, loss)
     net, xp, theta = theta.net, namespace(theta.vector), in_float64(theta)
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
 
     def highest(_: slice, columns: Array) -> int:
         tied = kinks_of(theta, columns)[1]
@@ -188,7 +188,7 @@ def second_order_directions(
     local minimum. Smooth activations have none.
     """
     check_at(theta, data, loss)
-    theta, rng, unused = in_float64(theta), np.random.default_rng(seed), _unused_maps(theta)
+    theta, rng, unused = in_float64(theta), generator(seed), _unused_maps(theta)
     gradient = theta.net.gradient(theta, data, loss).vector if unused else None
     for first in range(0, len(unused), TRIALS):
         trials = []
@@ -320,7 +320,7 @@ def _descent(
     ball: _Ball, data: TrainingSet, loss: Loss, iterations: int, seed: int, number: int
 ) -> Escape:
     """Return where the descent with this number ends."""
-    theta, rng = ball.theta, np.random.default_rng(seed)
+    theta, rng = ball.theta, generator(seed)
     rng.bit_generator.advance(number * theta.net.size)  # past the numbers of the descents before
     move = ball.radius * rng.uniform(-1, 1, theta.net.size) / SHRINK ** ((number - 1) // 2)
     start = to_numpy(theta.vector) + (move if number else 0)
@@ -388,5 +388,5 @@ class _Ball:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
+    if not 0 < real(value) < math.inf:
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")

@@ -23,7 +23,7 @@ from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import margins, steps
-from ..engine.plain import whole_number
+from ..engine.plain import generator, whole_number
 from ..engine.threads import in_order, one_thread
 from ..shown import Shown
 from .expansion import expand_risk
@@ -168,6 +168,7 @@ def gather_evidence(
     if hasattr(loss, "subgradients"):
         raise ValueError(f"evidence: expected a differentiable loss, got {loss!r}")
     lanczos_products = whole_number("lanczos_products", lanczos_products)
+    dense_up_to = whole_number("dense_up_to", dense_up_to, 0)
     if not net.size:
         raise ValueError(f"evidence: expected at least one parameter, got {net}")
     theta = theta.to(xp, np.float64)
@@ -175,7 +176,7 @@ def gather_evidence(
     if not (math.isfinite(risk) and bool(xp.isfinite(theta.vector).all())):
         raise ValueError("evidence: expected finite parameters and risk, got NaN or infinite ones")
     check_at_point(theta, data, loss)
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     scale = _gradient_scale(theta, data, loss, rng)
     tangents = rescaling_tangents(theta)
     nullity = explained = None
