@@ -277,13 +277,15 @@ def test_of_a_direction_that_overflows_nothing_is_known():
     assert np.isnan(found.first) and found.order == 0
 
 
-@pytest.mark.parametrize("own", ["loss", "activation", ""])
+@pytest.mark.parametrize("own", ["loss", "activation", "activation of a layer", ""])
 def test_what_rests_on_a_users_object_says_so(own):
     sigma = Tanh()
-    if own == "activation":
+    if own.startswith("activation"):
         sigma = SmoothActivation("own", np.tanh, Tanh().derivative, Tanh().second_derivative)
     loss = Own() if own == "loss" else SquaredLoss()
     net = Network((1, 1, 2), [Dense(2), Dense(1)], sigma)
+    if own == "activation of a layer":
+        net = Network((1, 1, 2), [Dense(2, activation=sigma), Dense(1)])
     theta = Parameters(net, np.random.default_rng(0).normal(size=net.size))
     data = TrainingSet(np.ones((2, 1, 1, 2)), np.zeros((2, 1)))
     downhill = find_descent_direction(theta, data, loss)

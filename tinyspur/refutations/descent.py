@@ -55,7 +55,7 @@ def find_descent_direction(
     """
     check_at(theta, data, loss)
     theta, found = in_float64(theta), None
-    assumes = estimated(loss, theta.net.activation)
+    assumes = estimated(loss, theta.net.activations)
     check_at_point(theta, data, loss)
     if escape is not None:
         check_points(theta.net, escape.theta)

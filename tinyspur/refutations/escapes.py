@@ -98,7 +98,7 @@ def measure_escape(
         rounding=off + off_after,
         theta=nearby,
         derivative=derivative,
-        assumes=estimated(loss, theta.net.activation),
+        assumes=estimated(loss, theta.net.activations),
     )
 
 
@@ -342,7 +342,7 @@ class _Ball:
         theta = to_numpy(self.theta.vector)
         centre = theta.astype(np.float64)
         corner = (centre + move).astype(theta.dtype)
-        while (far := abs(corner - centre) > self.radius).any():
+        while (far := abs(corner - centre) >= self.radius).any():  # a difference that is rounded
             corner = np.where(far, np.nextafter(corner, theta), corner)
         return corner
 
