@@ -419,6 +419,7 @@ def test_no_escape_leaves_the_ball_not_even_by_rounding():
     for seed in range(20):
         net, rng = Network((1, 1), [Dense(1)]), np.random.default_rng(seed)
         theta = Parameters(net, 0.03 * rng.normal(size=2))
+        theta.vector[0] = (theta.vector[0], -0.02, 1e-20 - 0.02)[seed % 3]
         data = TrainingSet(np.ones((1, 1, 1)), np.ones((1, 1)))
         escape = find_escape(theta, data, SQUARED, 0.02, starts=1)
         moved = zip(escape.theta.vector.tolist(), theta.vector.tolist(), strict=True)
