@@ -21,6 +21,7 @@ import numpy as np
 
 MARK = "tinyspur"  # in figures: the program that wrote them
 WRITTEN = "a file that can be written"
+LONGEST = 600  # characters of what is wrong with data, which may be quoted in it
 
 
 @contextmanager
@@ -30,7 +31,9 @@ def naming(cause: str) -> Iterator[None]:
         yield
     except Exception as error:
         said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        raise ValueError(f"{cause} {' '.join(said.split())}") from error
+        said = " ".join(said.split())
+        said = said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
+        raise ValueError(f"{cause} {said}") from error
 
 
 def as_path(path: object) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import warnings
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from tinyspur.certificates import Kink, certify_cell
 from tinyspur.constructions.embedding import linear_minimum
 from tinyspur.constructions.relays import rescale
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.losses import AbsoluteLoss, HuberLoss, one_hot
+from tinyspur.engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, one_hot
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.fitting.affine import fit_affine
@@ -534,3 +535,16 @@ def test_a_decrease_that_underflows_is_not_called_0(size):
     theta = Network((1, 1), [Dense(1)]).zeros()
     certificate = certify_cell(theta, TrainingSet(x[:, None, None], y[:, None]), SQUARED)
     assert not certificate.holds and certificate.delta > 0
+
+
+@pytest.mark.parametrize("gap", [60, 200])
+def test_where_softmax_is_nearly_flat_nothing_warns(gap):
+    """The curvature is exp(-gap), and what differs from the targets is as small."""
+    theta = Parameters(Network((1, 1), [Dense(2)]), np.array([2.0, 0, gap, 0]))
+    x = np.array([[0.0], [1], [0], [1], [0]])
+    second = np.exp(-gap - 2 * x) * np.array([[1.5], [1], [1], [0.5], [0.5]])
+    data = TrainingSet(x, np.hstack([np.ones((5, 1)), second]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = certify_cell(theta, data, CrossEntropy())
+    assert not found.holds and found.delta < 1e-14

@@ -250,3 +250,17 @@ def test_a_bound_through_a_sparse_inverse_that_overflows_says_that_nothing_is_kn
     bound = through_inverse(exact(np.array([[1e300, 1.0]])), exact(np.diag([1e-300, 1.0])))
     assert (bound.middle == [0, 1]).all()
     assert bound.radius[0, 0] == np.inf > bound.radius[0, 1]
+
+
+@pytest.mark.parametrize("slope", [0.25, 4.0])
+def test_an_output_on_the_left_of_its_kink_needs_a_change_of_its_bias_by_its_slope(slope):
+    """The outputs, slope b = -slope, are off their mean by 1e-6: b has to move by 1e-6 / slope."""
+    net = Network((1, 1), [Dense(1), Dense(1, activation=ReLU(slope))])
+    theta = Parameters(net, np.array([1.0, -9, 1, -1]))
+    data = TrainingSet([[-1.0], [1]], [-1 - slope - 1e-6, 1 - slope - 1e-6])
+    found = certify_cell(theta, data, SQUARED)
+    assert 1e-6 / slope * (1 - 1e-9) < found.distance < 1e-6 / slope * (1 + 1e-6)
+    lower = theta.copy()
+    lower.b[2] -= 1e-6 / slope
+    fall = net.risk(theta, data, SQUARED) - net.risk(lower, data, SQUARED)
+    assert 0.4e-12 < fall <= found.delta

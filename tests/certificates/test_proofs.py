@@ -104,6 +104,14 @@ def test_a_file_whose_parts_do_not_fit_is_refused_in_one_line(tmp_path, change, 
     assert not (tmp_path / "q.json").exists()
 
 
+def test_what_is_quoted_of_a_file_is_short(tmp_path):
+    found = random_proof() | {"claim": "9" * 100_000}
+    (tmp_path / "p.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"expected a claim of .*999 \.\.\.$") as caught:
+        load_proof(tmp_path / "p.json")
+    assert len(str(caught.value)) < 800 + len(str(tmp_path))
+
+
 def test_a_file_that_is_no_json_is_refused_and_a_missing_one_is_an_os_error(tmp_path):
     (tmp_path / "p.json").write_bytes(b"\x00{")
     with pytest.raises(ValueError, match="proof file"):

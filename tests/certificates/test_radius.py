@@ -23,10 +23,10 @@ from shared import in_turn, random_point, twin_of
 from tinyspur.certificates import certify_cell
 from tinyspur.constructions.relays import rescale
 from tinyspur.datasets.samples import TrainingSet
-from tinyspur.engine.activations import ReLU
+from tinyspur.engine.activations import Identity, ReLU
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
-from tinyspur.layers import AveragePool, Conv, Dense
+from tinyspur.layers import AveragePool, Conv, Dense, MaxPool
 from tinyspur.refutations.escapes import kink_escape
 
 
@@ -245,3 +245,19 @@ def test_a_network_that_begins_with_a_pooling_gets_a_certificate():
     assert certificate.classes == len(np.unique(patterns_of(theta, x), axis=0))
     distance = nearest_flip(theta, x, list(aligned_moves(theta, x)))
     assert certificate.radius < distance < 10 * certificate.radius
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_windows_choose_where_no_unit_has_a_kink(bias):
+    """A filter -1 selects the smallest pixel, which is not affine in the pixels and lowers R."""
+    net = Network((1, 3), [Conv(1, 1, bias=bias, activation=Identity()), MaxPool(3), Dense(1)])
+    theta = Parameters(net, np.array([1.0, *[0.0] * bias, 0, 2]))
+    x = np.array([[5.0, 0, 0], [5, 0, 1], [5, 1, 0], [5, 1, 1]])[:, None]
+    data = TrainingSet(x, np.array([3.0, 1, 1, 3]))
+    certificate = certify_cell(theta, data, SQUARED)
+    assert certificate.proves and certificate.classes == 1 and certificate.delta < 1e-6
+    lower = theta.copy()
+    lower.W[1].weights[...], lower.W[3].weights[...] = -1, -0.5
+    assert net.risk(lower, data, SQUARED) < net.risk(theta, data, SQUARED) - 0.05
+    distance = abs(lower.vector - theta.vector).max()
+    assert 0.3 < certificate.radius < 1 < distance  # from 1 on a filter may be 0

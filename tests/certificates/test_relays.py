@@ -26,7 +26,7 @@ from tinyspur import (
     one_hot,
     subnetwork,
 )
-from tinyspur.layers import MaxPool
+from tinyspur.layers import MaxPool, Residual, Scale
 
 LOSS = SquaredLoss()
 TOP = [Conv(3), Conv(5), Conv(6), Dense(3)]
@@ -269,3 +269,29 @@ def test_bad_input_is_refused():
     theta.vector[0] = np.nan
     with pytest.raises(ValueError, match="expected finite parameters"):
         certify_relays(theta, data, LOSS, 2)
+
+
+@pytest.mark.parametrize("below", [[Dense(2)], [Dense(2), Residual([Dense(2)])]])
+def test_below_a_scale_the_subnetwork_has_no_activation_either(below):
+    net, rng = Network((1, 1), [*below, Scale(), Dense(2)]), np.random.default_rng(1)
+    theta = Parameters(net, rng.uniform(-1, 1, net.size))
+    scale = net.depth - 1
+    theta.b[scale][:] = 9
+    data = TrainingSet([[-2.0], [-1], [1], [3]], rng.normal(size=(4, 2)))
+    found = certify_relays(theta, data, LOSS, scale)
+    assert found.structure
+    ((_, columns),) = net.chunks(theta, data.x)
+    assert net.layer_output(theta, columns, scale - 1).min() < 0
+    outputs = (point.net.forward(point, data.x) for point in (theta, found.point))
+    assert np.allclose(*outputs, rtol=1e-13)
+
+
+def test_layers_inside_a_block_are_refused_and_the_first_of_one_is_not():
+    net = Network((1, 2), [Dense(2), Residual([Dense(2), Dense(2)]), Dense(1)])
+    theta = Parameters(net, np.random.default_rng(0).normal(size=net.size))
+    data = TrainingSet(np.eye(2), np.ones(2))
+    for layer in (3, 4):
+        with pytest.raises(ValueError, match=f"relays: .* not inside a block, got {layer}"):
+            certify_relays(theta, data, LOSS, layer)
+    for layer in (1, 2, 5):
+        assert certify_relays(theta, data, LOSS, layer).lower == layer

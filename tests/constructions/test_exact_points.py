@@ -61,6 +61,10 @@ def proved(points, path, claim=None):
     """Return what the checker prints of the proof file, which has to be proved."""
     points.save(path, claim)
     assert 0.4 < path.stat().st_size / points.file_size(claim) < 2.5
+    return checked(path)
+
+
+def checked(path):
     done = subprocess.run([sys.executable, CHECK, path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -238,6 +242,29 @@ def test_a_dead_network_is_at_a_minimum(tmp_path):
     squares = sum((v - sum(column) / 8) ** 2 for column in y for v in column)
     assert points.risk == squares / 16
     proved(points, tmp_path / "proof.json")
+
+
+def test_a_dead_output_is_at_a_minimum_whatever_is_below(tmp_path):
+    """The output is 0 nearby, the mean of the targets; units below are active or at their kink."""
+    data = ts.TrainingSet([[1.0], [2], [4]], [2.0, -5, 3])
+    net = ts.Network((1, 1), [ts.Dense(2, bias=False), ts.Dense(1, activation=ts.ReLU())])
+    theta = ts.Parameters(net, np.array([1.0, 0, -1, 3, -2]))
+    points = ts.exact(theta, data, LOSS)
+    assert points.risk == Fraction(38, 6)
+    points.save(tmp_path / "proof.json")
+    checked(tmp_path / "proof.json")
+
+
+def test_a_risk_of_any_size_is_printed_and_a_distance_never_less_than_it_is(tmp_path):
+    data = ts.TrainingSet([[1.0], [2], [4]], [0.0, 0, 3e200])
+    theta = ts.Parameters(dense(data, 1), np.array([1e200, -1.5e200]))
+    theta.vector[:] = np.polyfit(data.x.ravel(), data.y.ravel(), 1)
+    points = ts.exact(theta, data, LOSS)
+    assert "\n  R(theta) = 1.07142857143e+399\n" in str(points)
+    said = str(points).split("theta is within ")[1].split()[0]
+    assert points.distance <= Fraction(said) < points.distance * 2
+    points.save(tmp_path / "proof.json")
+    assert "R(theta) = about 1.07142857e+399" in checked(tmp_path / "proof.json")
 
 
 def test_what_was_solved_for_is_checked_again():

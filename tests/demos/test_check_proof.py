@@ -511,3 +511,13 @@ def test_what_moves_a_unit_at_its_kink_alone_is_no_frozen_coordinate_that_moves_
         frozen=[(1, "W", 0, 0), (1, "W", 0, 1)],
     )
     assert not passes(checker, found)
+
+
+def test_below_a_dead_output_nothing_counts_but_below_one_at_its_kink_it_does(checker):
+    net = ts.Network((1, 1), [ts.Dense(1), ts.Dense(1, activation=ts.ReLU())])
+    x, y = [[[1]], [[2]], [[4]]], [[2], [5], [3]]
+    for last, holds in ((-1, True), (0, False), (1, False)):
+        theta = {"W1": [[0]], "b1": [0], "W2": [[3]], "b2": [last]}
+        found = proof("local-minimum", net, x, y, {"theta": theta})
+        assert passes(checker, found) == holds
+        assert is_still_true(found) == holds

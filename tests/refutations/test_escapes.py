@@ -1,6 +1,7 @@
 """Escapes: saddles are left, at first or second order, and nothing is found at a minimum."""
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -411,6 +412,19 @@ def test_escapes_from_the_kink_stay_in_the_ball():
             escape = find_escape(theta, data, SQUARED, radius, starts=1, iterations=1)
             assert escape.kind == f"kink, {order} order"
             assert 0.2 * radius < escape.distance <= radius
+
+
+def test_no_escape_leaves_the_ball_not_even_by_rounding():
+    """The largest change is compared in fractions, for small weights that the radius dwarfs."""
+    for seed in range(20):
+        net, rng = Network((1, 1), [Dense(1)]), np.random.default_rng(seed)
+        theta = Parameters(net, 0.03 * rng.normal(size=2))
+        theta.vector[0] = (theta.vector[0], -0.02, 1e-20 - 0.02)[seed % 3]
+        data = TrainingSet(np.ones((1, 1, 1)), np.ones((1, 1)))
+        escape = find_escape(theta, data, SQUARED, 0.02, starts=1)
+        moved = zip(escape.theta.vector.tolist(), theta.vector.tolist(), strict=True)
+        changes = [abs(Fraction(a) - Fraction(b)) for a, b in moved]
+        assert Fraction(0.0199) < max(changes) <= Fraction(0.02)
 
 
 def test_a_device_finds_the_same_escapes():

@@ -277,13 +277,30 @@ def test_of_a_direction_that_overflows_nothing_is_known():
     assert np.isnan(found.first) and found.order == 0
 
 
-@pytest.mark.parametrize("own", ["loss", "activation", ""])
+def test_the_rate_of_a_fall_is_never_more_than_it_is_where_a_unit_is_next_to_the_kink():
+    """3 x 0.1 - 0.30000000000000004 is -3e-17, and 0 in floats: the unit stays inactive."""
+    net = Network((1, 1), [Dense(1), Dense(2), Dense(1)])
+    theta = Parameters(net, np.array([0.1, 0, 3, 1, -0.30000000000000004, 1, 1, 1, 0]))
+    assert 3 * Fraction(0.1) < Fraction(0.30000000000000004)
+    data = TrainingSet([[1.0]], [5.0])
+    downhill = find_descent_direction(theta, data, SquaredLoss())
+    inactive = theta.copy()
+    inactive.b[2][0] = -1
+    known = expand_risk(inactive, downhill.direction, data, SquaredLoss())
+    assert not known.unsure and not downhill.beyond
+    assert 0 < downhill.rate <= -known.first * (1 + 1e-12)
+    assert downhill.at_least and "by at least" in str(downhill)
+
+
+@pytest.mark.parametrize("own", ["loss", "activation", "activation of a layer", ""])
 def test_what_rests_on_a_users_object_says_so(own):
     sigma = Tanh()
-    if own == "activation":
+    if own.startswith("activation"):
         sigma = SmoothActivation("own", np.tanh, Tanh().derivative, Tanh().second_derivative)
     loss = Own() if own == "loss" else SquaredLoss()
     net = Network((1, 1, 2), [Dense(2), Dense(1)], sigma)
+    if own == "activation of a layer":
+        net = Network((1, 1, 2), [Dense(2, activation=sigma), Dense(1)])
     theta = Parameters(net, np.random.default_rng(0).normal(size=net.size))
     data = TrainingSet(np.ones((2, 1, 1, 2)), np.zeros((2, 1)))
     downhill = find_descent_direction(theta, data, loss)

@@ -43,10 +43,10 @@ def assumed(loss: Loss, activations: Iterable[Activation] = ()) -> str:
     return " and ".join(found)
 
 
-def estimated(loss: Loss, sigma: Activation) -> str:
-    """Return what a comparison of risks takes from a user's loss or activation; "" for none."""
+def estimated(loss: Loss, activations: Iterable[Activation]) -> str:
+    """Return what a comparison of risks takes from a user's loss or activations; "" for none."""
     users = [f"the loss {loss!r}"] * (type(loss) not in KNOWN_LOSSES)
-    users += [str(sigma)] * (type(sigma) not in KNOWN_ACTIVATIONS.values())
+    users += [str(s) for s in activations if type(s) not in KNOWN_ACTIVATIONS.values()]
     right = "right within the rounding errors that are estimated"
     return f"the values and derivatives of {' and '.join(users)} are {right}" if users else ""
 

@@ -17,7 +17,7 @@ from ..engine.losses import Loss, SquaredLoss
 from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters
 from ..errors import AssumptionError
-from ..fitting.rational import Rational, independent_rows, joined, solve, solve_left
+from ..fitting.rational import Rational, digits, independent_rows, joined, solve, solve_left
 from ..layers import Dense
 from .cell import check_relu
 from .certificate import in_float64
@@ -73,7 +73,7 @@ def exact_minimum(theta: Parameters, data: TrainingSet, loss: Loss) -> ExactMini
             risk = check_minimum(point, layer, data, cells, fits)
             return ExactMinimum(point, layer, len(cells), risk, distance)
         nearest = distance if nearest is None else min(nearest, distance)
-    got = f"one at distance {float(nearest):.2g} from it" if nearest else "one with no such layer"
+    got = f"one at distance {digits(nearest, 2)} from it" if nearest else "one with no such layer"
     raise AssumptionError(
         "exact: expected a point next to one where the weights of a dense layer make the outputs "
         f"the optimal affine fit in {_classes(len(cells))}, got {got}"

@@ -22,6 +22,7 @@ from ..errors import AssumptionError
 from ..fitting.rational import (
     Rational,
     check_work,
+    digits,
     independent_rows,
     joined,
     product,
@@ -173,7 +174,7 @@ class _Problem:
         if distance > NEAR * largest:
             raise AssumptionError(
                 f"exact: expected a point next to a local minimum with {len(self.kinks)} units at "
-                f"kinks, got one at distance {float(distance):.2g} from where the gradient is 0"
+                f"kinks, got one at distance {digits(distance, 2)} from where the gradient is 0"
             )
         risk, scaled = self._checked(point, multipliers)
         layer = self.hidden
@@ -263,9 +264,9 @@ class _Problem:
             multiplier = share * abs(a)
             if not self.slope * C < multiplier < C:
                 raise AssumptionError(
-                    f"exact: expected a multiplier strictly between {float(self.slope * C):.3g} "
-                    f"and {float(C):.3g} at the kink of unit {j} for sample {i}, got "
-                    f"{float(multiplier):.3g}: the risk falls to a side, or that is not decided"
+                    f"exact: expected a multiplier strictly between {digits(self.slope * C, 3)} "
+                    f"and {digits(C, 3)} at the kink of unit {j} for sample {i}, got "
+                    f"{digits(multiplier, 3)}: the risk falls to a side, or that is not decided"
                 )
             found.append(multiplier)
         squares = sum(int(value) ** 2 for value in e.n.flat)

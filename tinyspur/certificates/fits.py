@@ -23,7 +23,7 @@ from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, SquaredLoss
 from ..fitting.affine import stationary_subgradient
 from .enclosed_algebra import solve, two_sum
 from .enclosed_functions import exp, log
-from .enclosures import WIDER, Enclosure, concatenate, exact
+from .enclosures import QUIET, WIDER, Enclosure, concatenate, exact
 from .exact import rational_solution
 from .gram import GramInverse, Samples, row_lengths
 
@@ -166,6 +166,7 @@ def _softmax_sums(F: np.ndarray, samples: Samples) -> SoftmaxSums | None:
     )
 
 
+@np.errstate(**QUIET)  # where curvatures are nearly 0 there is no step
 def _newton_step(
     loss: CrossEntropy, F: np.ndarray, samples: Samples, found: SoftmaxSums
 ) -> np.ndarray:

@@ -82,7 +82,7 @@ def _same_above(theta: Parameters, cells: list[Cell], layer: int) -> Enclosure |
     if columns > rows or rows * columns > LARGEST or not _agree(cells, layer - 1, theta.net.depth):
         return None
     D = concatenate([cell.fit.change for cell in cells], axis=1)
-    if layer < theta.net.depth:
+    if layer < theta.net.depth or theta.net.is_active(layer):
         U = _downwards(cells[0].trace, layer)
         D = through_inverse(D.T, U.T)
         if D is None:

@@ -18,6 +18,7 @@ from ..engine.passes import Step
 from ..engine.threads import scratch
 
 FEW = 64  # units that are looked at first
+LARGEST = 1e300  # no radius above this is looked for
 RADIUS_ACCURACY = 1e-2  # the radius is the largest rho found, up to this relative error
 
 
@@ -132,6 +133,10 @@ def shrink(radius: float, at: Chunk) -> float:
     kinked = [s.layer for s in at.trace if s.kinked]
     least = [xp.where(counts[n], at.margins[n], np.inf).min() for n in kinked]
     high = min([radius, *map(float, all_to_numpy(least))])  # a bias alone moves z by rho
+    if high == np.inf and at.magnitudes.net.max_layers:  # no unit has a kink, but windows choose
+        high = 1.0
+        while high < LARGEST and keeps_patterns(high, at):
+            high *= 2
     if high in (0, np.inf) or keeps_patterns(high, at):
         return high
     if not keeps_patterns(1e-300, at):

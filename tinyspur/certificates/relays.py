@@ -15,7 +15,7 @@ from ..engine.parameters import Parameters, check_points
 from ..engine.passes import margins as margins_of
 from ..engine.passes import patterns as patterns_of
 from ..engine.passes import steps
-from ..layers import Dense
+from ..layers import Dense, quiet
 from ..refutations.evidence import Evidence, gather_evidence
 from .cell import CellCertificate, certify_cell, check_relu
 from .certificate import Certificate, in_float64
@@ -135,7 +135,8 @@ def certify_relays(
 
     The subnetwork is layers 1 to lower - 1 and a dense layer with the V and c that theta has. Where
     it is not certified, `seed` goes to `gather_evidence`. Raises ValueError for a layer that does
-    not exist, where parameters or outputs are not finite, and for a smooth activation.
+    not exist or is inside a residual block, where parameters or outputs are not finite, and for a
+    smooth activation.
     """
     check_at(theta, data, loss)
     RelayCertificate.require(theta, loss)
@@ -144,6 +145,8 @@ def certify_relays(
         raise ValueError(f"relays: expected a layer in 1..{net.depth}, got {lower!r}")
     if any(layer.selects for layer in net.chain[lower - 1 : net.leading_poolings]):
         raise ValueError(f"relays: expected a layer above the poolings of the input, got {lower}")
+    if len(net.states[lower - 1]) > 1:
+        raise ValueError(f"relays: expected a layer that is not inside a block, got {lower}")
     theta = in_float64(theta)
     relaying = [layer for layer in net.pattern_layers if layer >= lower]
     counter = KinkCounter(net)
@@ -168,12 +171,11 @@ def certify_relays(
             always[layer] = np.minimum(always.get(layer, low), low)
         live = live | here
     rows = to_numpy(net.affine_map(theta, data.x[0], lower - 1))
-    sub = Network(
-        net.input_shape,
-        (*net.chain[: lower - 1], Dense(len(rows))),
-        net.activation,
-        net.memory_budget,
-    )
+    below = list(net.chain[: lower - 1])
+    if below and net.chain[lower - 1].precedes_activation:  # not of the layer right below
+        below[-1] = quiet(below[-1])
+    layers = (*below, Dense(len(rows)))
+    sub = Network(net.input_shape, layers, net.activation, net.memory_budget)
     phi = sub.zeros(like=theta.vector)
     for layer, slot in net.slots.items():
         if layer < lower:  # in the same place

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING
 from pathlib import Path
 
 from ..constructions.exact_points import exact
 from ..datasets.samples import TrainingSet
 from ..engine.losses import Loss
 from ..engine.parameters import Parameters
+from ..fitting.rational import digits
 
 
 def write_proof(path: Path, theta: Parameters, data: TrainingSet, loss: Loss) -> bool:
@@ -23,6 +25,7 @@ def write_proof(path: Path, theta: Parameters, data: TrainingSet, loss: Loss) ->
     points.save(path)
     held = "the stored point, which is exactly a local minimum"
     if points.distance:
-        held = f"an exact local minimum, within {float(points.distance):.2g} of the stored point"
+        distance = digits(points.distance, 2, ROUND_CEILING)
+        held = f"an exact local minimum, within {distance} of the stored point"
     print(f"proof:   {path} holds {held}, in fractions of up to {points.bits:,} bits")
     return True

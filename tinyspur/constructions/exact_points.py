@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..engine.parameters import Parameters
 from ..errors import AssumptionError
 from ..fitting.rational import (
     Rational,
+    digits,
     from_fractions,
     joined,
 )
@@ -111,7 +113,7 @@ class ExactPoints(Shown):
         net = self.exact["theta"].theta.net
         lines = [
             f"exact points: {net.size:,} parameters, fractions of up to {self.bits:,} bits",
-            f"theta is within {float(self.distance):.1e} of the stored point",
+            f"theta is within {digits(self.distance, 2, ROUND_CEILING)} of the stored point",
             f"R(theta) = {_number(self.risk)}",
         ]
         if "theta_prime" in self.risks:
@@ -321,7 +323,7 @@ def _lengths(point: ExactPoint) -> tuple[int, int]:
 
 def _number(value: Fraction) -> str:
     """Return a fraction as it is if it is short, and its first digits."""
-    digits = f"{float(value):.12g}"
+    number = digits(value, 12)
     long = max(abs(value.numerator), value.denominator) >= 10**SHORT
     text = "" if long else str(value)
-    return f"{text} = {digits}" if 0 < len(text) <= SHORT and text != digits else digits
+    return f"{text} = {number}" if 0 < len(text) <= SHORT and text != number else number

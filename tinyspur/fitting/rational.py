@@ -7,6 +7,7 @@ small.
 
 from __future__ import annotations
 
+import decimal
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -271,3 +272,15 @@ def solve_left(M: Rational, T: Rational) -> Rational | None:
     V = V * X.d
     V[:, rows] = X.n.T
     return Rational(V, d * X.d)
+
+
+def digits(value: Fraction, count: int, rounding: str = decimal.ROUND_HALF_EVEN) -> str:
+    """Return the first digits of a fraction, which may be too large or too small for a float.
+
+    >>> digits(Fraction(1, 3), 4), digits(Fraction(2) ** 4000, 4, decimal.ROUND_CEILING)
+    ('0.3333', '1.319e+1204')
+    """
+    context = decimal.Context(prec=count, rounding=rounding)
+    found = context.divide(value.numerator, value.denominator)
+    usual = not found or 1e-300 < abs(found) < 1e300
+    return f"{float(found) if usual else found:.{count}g}"

@@ -21,7 +21,7 @@ from .dense import Dense, DenseMatrix
 from .layer import Layer, Shape, is_positive
 from .matrix import TransposedMatrix, WeightMatrix
 from .max_pooling import MaxPool, MaxPoolingMatrix, SelectionMatrix
-from .residual import BlockMatrix, IdentityMatrix, Link, Residual, Same, chain_of
+from .residual import BlockMatrix, IdentityMatrix, Link, Residual, Same, chain_of, quiet
 from .scale import Scale, ScaleMatrix
 from .windows import Pooling
 
@@ -53,6 +53,7 @@ __all__ = [
     "is_positive",
     "layer_of",
     "matrix_of",
+    "quiet",
     "slots_of",
     "states_of",
 ]

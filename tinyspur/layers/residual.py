@@ -58,8 +58,8 @@ class Residual(Layer):
     def links(self) -> list[Link]:
         """Return the layers in the order in which they are computed, and the sum."""
         *inner, last = self.layers
-        quiet = [*inner, _quiet(last)], map(_quiet, self.shortcut)
-        block, shortcut = ([_linked(part) for part in chain_of(layers)] for layers in quiet)
+        silent = [*inner, quiet(last)], map(quiet, self.shortcut)
+        block, shortcut = ([_linked(part) for part in chain_of(layers)] for layers in silent)
         block[0] = replace(block[0], forks=block[0].forks + 1)
         if shortcut:
             shortcut[0] = replace(shortcut[0], swaps=True)
@@ -169,8 +169,10 @@ def _linked(part: Layer | Link) -> Link:
     return part if isinstance(part, Link) else Link(part)
 
 
-def _quiet(layer: Layer) -> Layer:
+def quiet(layer: Layer | Link) -> Layer | Link:
     """Return a layer with no activation, unless it names one."""
+    if isinstance(layer, Link):
+        return replace(layer, layer=quiet(layer.layer))
     return replace(layer, activation=layer.activation or Identity())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..certificates.assumptions import check_at_point, estimated
+from ..certificates.certificate import round_down
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array
 from ..engine.losses import Loss
@@ -23,7 +24,8 @@ class DescentDirection(Shown):
     """R(theta + t d) = R(theta) - `rate` t^order + O(t^(order + 1)), t -> 0+, for d = `direction`.
 
     Its largest entry is 1 in size. The rate is exact at kinks too, and positive beyond rounding:
-    theta is not a local minimum. That is so where `beyond` is 0. Otherwise units count as at the
+    theta is not a local minimum. That is so where `beyond` is 0; where rounding can't tell which
+    units are at the kink the rate is then `at_least` what it says. Otherwise units count as at the
     kink, or a first term as 0, that may be next to it: the risk falls from a distance of about
     `beyond` on, and theta may still be a local minimum. `assumes` says what is taken from a loss or
     an activation of a user's: of these rounding errors are estimated, and nothing is proved.
@@ -35,11 +37,13 @@ class DescentDirection(Shown):
     direction: Parameters
     beyond: float = 0.0
     assumes: str = ""
+    at_least: bool = False
 
     def __str__(self) -> str:
         power = "t" if self.order == 1 else f"t^{self.order}"
         where = f"from {self.beyond:.1g} on" if self.beyond else "-> 0"
-        fall = f"by {self.rate:.3g} {power} at max-norm distances t {where}"
+        rate = f"at least {round_down(self.rate)}" if self.at_least else f"{self.rate:.3g}"
+        fall = f"by {rate} {power} at max-norm distances t {where}"
         assumes = f", if {self.assumes}" if self.assumes else ""
         return f"the risk falls along {self.name}, {fall}{assumes}"
 
@@ -56,7 +60,7 @@ def find_descent_direction(
     """
     check_at(theta, data, loss)
     theta, found = in_float64(theta), None
-    assumes = estimated(loss, theta.net.activation)
+    assumes = estimated(loss, theta.net.activations)
     check_at_point(theta, data, loss)
     if escape is not None:
         if not hasattr(escape, "theta"):
@@ -72,8 +76,14 @@ def find_descent_direction(
         direction = Parameters(theta.net, vector / size)
         rate = expand_risk(theta, direction, data, loss)
         if rate.order:
-            fall = -(rate.first if rate.order == 1 else rate.second)
-            downhill = DescentDirection(name, rate.order, fall, direction, rate.beyond, assumes)
+            term, off = rate.first, rate.first_unsure
+            if rate.order == 2:
+                term, off = rate.second, rate.second_unsure
+            bound = rate.unsure > 0 and not rate.beyond
+            fall = -term - off if bound else -term
+            downhill = DescentDirection(
+                name, rate.order, fall, direction, rate.beyond, assumes, at_least=bound
+            )
             if not downhill.beyond:
                 return downhill
             found = found or downhill

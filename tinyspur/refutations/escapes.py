@@ -18,6 +18,7 @@ import numpy as np
 import scipy.optimize
 
 from ..certificates.assumptions import estimated
+from ..certificates.enclosed_algebra import two_sum
 from ..certificates.rounding import rounded_risk
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
@@ -98,7 +99,7 @@ def measure_escape(
         rounding=off + off_after,
         theta=nearby,
         derivative=derivative,
-        assumes=estimated(loss, theta.net.activation),
+        assumes=estimated(loss, theta.net.activations),
     )
 
 
@@ -337,14 +338,15 @@ class _Ball:
         self.theta, self.radius = theta, radius
         self.low, self.high = self._corner(-radius), self._corner(radius)
 
+    @np.errstate(invalid="ignore")
     def _corner(self, move: float) -> np.ndarray:
         """Return theta + move on the host, rounded towards theta so as to stay in the ball."""
         theta = to_numpy(self.theta.vector)
-        centre = theta.astype(np.float64)
-        corner = (centre + move).astype(theta.dtype)
-        while (far := abs(corner - centre) > self.radius).any():
-            corner = np.where(far, np.nextafter(corner, theta), corner)
-        return corner
+        corner = (theta.astype(np.float64) + move).astype(theta.dtype)
+        gap, rest = two_sum(corner.astype(np.float64), -theta.astype(np.float64))  # exactly
+        at_border = (abs(gap) == self.radius) & (np.sign(gap) * rest > 0)
+        far = (abs(gap) > self.radius) | at_border
+        return np.where(far, np.nextafter(corner, theta), corner)  # rounding is less than a place
 
     def point(self, vector: np.ndarray) -> Parameters:
         """Return the point of the ball that is nearest to `vector`."""
