@@ -133,11 +133,8 @@ class Groups(Shown):
             )
         both = (values[n + side : n + side + 2].mean() for side in (-1, 0) if n + side >= 0)
         fresh = [m for m in both if values[0] < m < values[-1]]
-        kept = [
-            m
-            for m in self.thresholds
-            if not any(np.searchsorted(values, m) == np.searchsorted(values, f) for f in fresh)
-        ]
+        taken = np.searchsorted(values, fresh)
+        kept = self.thresholds[~np.isin(np.searchsorted(values, self.thresholds), taken)]
         return Groups.at(x, self.direction, [*kept, *fresh])
 
 
