@@ -79,3 +79,5 @@ def test_diagonal_matrices_have_the_bound_of_their_least_entry():
     assert 0.99e-200 < lower_eigenvalue(exact(H)) <= 1e-200
     assert lower_eigenvalue(Enclosure(H, 2e-200 * np.eye(3))) <= -0.99e-200
     assert lower_eigenvalue(Enclosure(H, np.full((3, 3), np.inf))) == -np.inf
+    apart = 0.4 * (1 - np.eye(3))  # of I - apart: 1 - 0.8
+    assert 0.19 < lower_eigenvalue(Enclosure(np.eye(3), apart)) <= 0.2
