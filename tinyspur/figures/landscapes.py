@@ -335,7 +335,8 @@ def _lines(ax: Axes, panel: Panel) -> None:
         escape = _heights(panel.escape)[0]
         ax.plot(panel.escape.alpha, escape, color="k", lw=1.4, label="escape")
         least = min(escape.min(), low)
-    if panel.escape is not None or high > HIGH * -low > 0:
+    small = -low > panel.landscape.rounding and high > HIGH * -low
+    if panel.escape is not None or small:
         least = abs(least) or high or 1.0
         ax.set_yscale("symlog", linthresh=10.0 ** math.floor(math.log10(least) - 1))
         ax.set_ylabel(_difference(panel), fontsize=LARGE)
