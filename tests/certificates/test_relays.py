@@ -137,6 +137,10 @@ def test_a_relay_that_a_sample_switches_off_breaks_the_structure():
     assert found.mixed == ((features > features.max() / 2).any(axis=1)).sum() > 0
     assert not found.structure
     assert "active for some samples only" in str(found)
+    net = Network(theta.net.input_shape, theta.net.layers, memory_budget=1)
+    one_by_one = certify_relays(Parameters(net, theta.vector), data, LOSS, pair.lower)
+    counts = (found.mixed, found.active, found.dead, found.unread)
+    assert (one_by_one.mixed, one_by_one.active, one_by_one.dead, one_by_one.unread) == counts
 
 
 def test_a_live_map_that_is_not_relayed_is_named_and_not_stationary():
