@@ -17,11 +17,13 @@ from ..certificates.strict import StrictCertificate, certify_strict
 from ..console import Bar, step
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
+from ..engine.floats import QUIET
 from ..engine.held import Held, HeldKink
 from ..engine.losses import CrossEntropy, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import real, whole_number
+from ..errors import within_floats
 from ..shown import Shown
 from .kink_model import split
 from .kinked_newton import KinkedNewton
@@ -143,6 +145,8 @@ def _place(kink: HeldKink, depth: int) -> str:
     return f"layer {kink.layer} map {kink.map}, {what} {unit}{equal}"
 
 
+@np.errstate(**QUIET)
+@within_floats("settle: ")
 def settle(
     theta: Parameters,
     data: TrainingSet,
