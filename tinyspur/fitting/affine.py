@@ -13,7 +13,7 @@ import scipy.sparse.linalg
 from numpy.typing import ArrayLike
 
 from ..engine.floats import QUIET
-from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, check_loss
+from ..engine.losses import LEAST_SQUARES, AbsoluteLoss, CrossEntropy, HuberLoss, Loss, check_loss
 from ..engine.plain import plain_on_host
 from ..errors import AssumptionError
 from ..shown import Shown
@@ -78,10 +78,10 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     x, y = x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("fit: expected finite x and y, got NaN or infinite values")
-    loss.check_targets(y.T)
-    most = FAR * loss.delta if isinstance(loss, HuberLoss) else LARGEST
+    check_loss(loss, y.T)
+    most = FAR * loss.delta if type(loss) is HuberLoss else LARGEST
     limits = ("features", x, LARGEST), ("targets", y, min(most, LARGEST))
-    for name, values, limit in limits[: 1 + (not isinstance(loss, AbsoluteLoss))]:
+    for name, values, limit in limits[: 1 + (type(loss) is not AbsoluteLoss)]:
         largest = float(abs(values).max(initial=0))
         if largest > limit:
             raise ValueError(f"fit: expected {name} up to {limit:g}, got up to {largest:g}")
@@ -92,18 +92,17 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     varies = np.maximum(high - mean, mean - low) > CONSTANT * np.maximum(high, -low)
     lengths = np.sqrt(np.einsum("ij,ij->j", x, x))
     rounding = max(x.shape) * np.finfo(float).eps * lengths.max(initial=0)
-    solution = None
-    if isinstance(loss, SquaredLoss):
-        solution = _by_normal_equations(x, y, mean, varies, rounding)
+    squares = type(loss) in LEAST_SQUARES
+    solution = _by_normal_equations(x, y, mean, varies, rounding) if squares else None
     if solution is None:
         centred = x - mean
         centred[:, ~varies] = 0
-    if isinstance(loss, SquaredLoss):
+    if squares:
         if solution is None:
             solution = _least_squares(centred, y - y.mean(axis=0), rounding)
         weights, rank = solution
         bias, steps = y.mean(axis=0) - mean @ weights, 0
-    elif isinstance(loss, AbsoluteLoss):
+    elif type(loss) is AbsoluteLoss:
         weights, offset, rank, met = _least_deviations(centred, y, rounding)
         bias, steps = offset - mean @ weights, 0
         # The vertices are solved for again, with the features as they are, not centred or scaled.
@@ -115,11 +114,13 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
             correction = np.linalg.lstsq(features, missed)[0]
             weights[:, k] += correction[:-1]
             bias[k] += correction[-1] - mean @ correction[:-1]
+    elif hasattr(loss, "subgradients"):
+        raise AssumptionError(f"fit: expected AbsoluteLoss() or a smooth loss, got {loss!r}")
     else:
         weights, offset, rank, steps = _newton_regression(centred, y, loss, rounding)
         bias = offset - mean @ weights
     o = weights.T @ x.T + bias[:, None]
-    if isinstance(loss, AbsoluteLoss):
+    if type(loss) is AbsoluteLoss:
         features = np.hstack([x, np.ones((len(x), 1))])
         close = MET * (abs(weights.T) @ abs(x.T) + abs(bias)[:, None] + abs(y).max())
         residual = stationary_subgradient(features, *loss.subgradients(o, y.T, close))
@@ -257,7 +258,7 @@ def _newton_regression(
     features = np.vstack([basis.T, np.ones(len(x))])  # (rank + 1, N), rows of mean square 1
     coefficients, steps = np.zeros((y.shape[1], rank + 1)), 0
     stages: list[Loss] = [loss]
-    while isinstance(loss, HuberLoss) and stages[0].delta < np.ptp(y):
+    while type(loss) is HuberLoss and stages[0].delta < np.ptp(y):
         stages.insert(0, HuberLoss(4 * stages[0].delta))
     for stage in stages:
         coefficients, taken = _newton(features, coefficients, y.T, stage)
@@ -319,9 +320,9 @@ class _Risk:
     def __init__(self, features: np.ndarray, y: np.ndarray, loss: Loss):
         self.features, self.y, self.loss, self.steps = features, y, loss, 0
         self.c, self.o = None, None
-        self.entropy = isinstance(loss, CrossEntropy)
+        self.entropy = type(loss) is CrossEntropy
         positive = self.entropy and bool(y.min() > 0)
-        self.bounded = positive or isinstance(loss, HuberLoss)  # there is a minimiser
+        self.bounded = positive or type(loss) is HuberLoss  # there is a minimiser
         self.hard = bool((y.max(axis=0) == 1).all())
 
     def outputs(self, c: np.ndarray) -> np.ndarray:
