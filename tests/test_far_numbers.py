@@ -141,3 +141,24 @@ def test_targets_whose_squares_underflow_have_no_split():
     theta, pair = ts.linear_minimum(ts.Network((1, 2, 2), layers), data, LOSS)
     said = words(ts.find_spurious_minimum, theta, pair, data, LOSS)
     assert said.startswith("no data split: ")
+
+
+def test_a_lattice_of_outputs_that_biases_swallow_is_refused():
+    x, y = np.random.default_rng(3).uniform(size=(8, 1, 4)), np.random.default_rng(4).normal(size=8)
+    groups = ts.Groups.equal(ts.patch_sums([2], x), np.array([1.0, 0.5]), 2)
+
+    def built(size):
+        data = ts.TrainingSet(x, size * y)
+        found = ts.convolutional_lattice([2], data, LOSS, groups)
+        return found.theta.net.risk(found.theta, data, LOSS) / size**2
+
+    assert built(1e-6) == pytest.approx(built(1.0), rel=1e-6)
+    assert re.match(
+        r"convolutional lattice: outputs of up to .*e-20 are off by", words(built, 1e-20)
+    )
+
+
+def test_a_map_whose_derivatives_overflow_is_not_revived():
+    theta, data = problem(RELU, inputs=1e200, targets=1e150)
+    theta.W[1].weights[0], theta.b[1][0] = 0, -1.0
+    assert words(ts.revive, theta, data, LOSS, 1, 0) == f"revive: {TOO_LARGE}"

@@ -231,7 +231,8 @@ def linear_minimum(
     local minimum; ``literal``, as the paper prints it, is none (E1).
 
     Raises ValueError for a network without a pair of convolutions or with an activation of the
-    outputs, AssumptionError for too few maps, for an affine map that fits the data exactly and where no optimal fit exists.
+    outputs, AssumptionError for too few maps, for an affine map that fits the data exactly and
+    where no optimal fit exists.
     """
     check_problem(net, data, loss)
     phi = linear_subnetwork(subnetwork(net, lower, variant), data, loss, variant)
