@@ -162,3 +162,11 @@ def test_a_map_whose_derivatives_overflow_is_not_revived():
     theta, data = problem(RELU, inputs=1e200, targets=1e150)
     theta.W[1].weights[0], theta.b[1][0] = 0, -1.0
     assert words(ts.revive, theta, data, LOSS, 1, 0) == f"revive: {TOO_LARGE}"
+
+
+def test_a_map_that_overflows_though_the_outputs_do_not_is_certified_or_not_decided():
+    theta = ts.Parameters(ts.Network((1, 2), [ts.Dense(1), ts.Dense(1)]), [1e200, 0, 1, 1e200, 0])
+    x = np.array([[1e-300, 1.0], [2e-300, 1.0], [3e-300, 1.0], [3e-300, 2.0]])
+    y = theta.net.forward(theta, x) + np.array([[0.0], [0.0], [0.0], [1e200]])
+    found = ts.certify_cell(theta, ts.TrainingSet(x, y), ts.AbsoluteLoss())
+    assert not found.holds

@@ -56,6 +56,7 @@ class AffineFit(Shown):
         )
 
 
+@np.errstate(**QUIET)
 def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     """Return the optimal affine fit of targets y (N, d_y) to features x (N, d_x), in float64.
 
@@ -127,9 +128,8 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     else:
         residual = loss.gradient(o, y.T)
     if scale:
-        with np.errstate(over="ignore"):
-            x, weights = np.ldexp(x, -scale), np.ldexp(weights, scale)
-    if not np.isfinite(weights).all():
+        x, weights = np.ldexp(x, -scale), np.ldexp(weights, scale)
+    if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
         raise ValueError(f"fit: expected features so large that weights are finite, got {size:g}")
     risk, gradient = loss.value(o, y.T).mean(), [residual @ x, residual.sum(axis=1)]
     largest = max(float(abs(part).max(initial=0)) for part in gradient) / len(x)

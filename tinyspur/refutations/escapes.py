@@ -310,7 +310,7 @@ def find_escape(
     check_at(theta, data, loss)
     starts, iterations = whole_number("starts", starts), whole_number("iterations", iterations)
     ball = _Ball(theta, radius)
-    if not math.isfinite(theta.net.risk(theta, data, loss)):
+    if not math.isfinite(in_float64(theta).net.risk(theta, data, loss)):
         raise ValueError("escape: expected a finite risk at theta, got NaN or infinity")
     steepest = sorted(first_order_directions(theta, data, loss, seed), key=operator.itemgetter(1))
     kind = "kink, first order"
