@@ -299,3 +299,34 @@ def test_layers_inside_a_block_are_refused_and_the_first_of_one_is_not():
             certify_relays(theta, data, LOSS, layer)
     for layer in (1, 2, 5):
         assert certify_relays(theta, data, LOSS, layer).lower == layer
+
+
+def chain_of_three(weights):
+    """Return theta of units x -> w x + 1, one in each of three layers, and samples x > 0."""
+    net = Network((1, 1), [Dense(1), Dense(1), Dense(1)])
+    theta = Parameters(net, [number for w in weights for number in (w, 1.0)])
+    return theta, TrainingSet([[1.0], [2.0], [4.0]], [1.0, 3.0, 2.0])
+
+
+@pytest.mark.parametrize("weights", [(1.0, 2.0, 3.0), (1e160, 1e-160, 3.0)])
+def test_it_says_how_far_rounding_puts_the_outputs_of_the_subnetwork_off(weights):
+    theta, data = chain_of_three(weights)
+    found = certify_relays(theta, data, LOSS, 2)
+    off = found.point.net.forward(found.point, data.x) - theta.net.forward(theta, data.x)
+    assert abs(off).max() <= found.apart * abs(theta.net.forward(theta, data.x)).max() < 1e-12
+    assert found.evidence_only
+    assert f"V and c are rounded: the outputs are off by {found.apart:.2g}" in str(found)
+
+
+def test_a_subnetwork_whose_weights_underflow_is_not_taken_for_theta():
+    theta, data = chain_of_three((1e170, 1e-160, 1e-165))
+    theta.b[3][:] = 0
+    found = certify_relays(theta, data, LOSS, 2)
+    assert not found.point.W[2].weights.any()
+    assert np.ptp(theta.net.forward(theta, data.x)) > 1e-155
+    assert found.structure
+    assert found.apart > 0.5
+    assert not found.evidence_only
+    assert found.evidence is None
+    assert "is a local minimum if" not in str(found)
+    assert found.words.endswith("rounding puts the outputs of those below off by a share of 1")

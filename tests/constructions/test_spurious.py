@@ -22,6 +22,8 @@ from shared import close, in_turn, outputs_of, random_pixels, refuses, twin_of
 from tinyspur.constructions.data_split import split_data
 from tinyspur.constructions.embedding import embed, linear_minimum, linear_subnetwork, subnetwork
 from tinyspur.constructions.equal_risk import equal_risk_point
+from tinyspur.constructions.nontrivial import nontrivial_minimum
+from tinyspur.constructions.piecewise_linear import Groups, gated_minimum
 from tinyspur.constructions.relays import rescale
 from tinyspur.constructions.split_terms import map_values, output_derivatives, read_weights
 from tinyspur.constructions.spurious import find_spurious_minimum, risk_along_bias
@@ -286,3 +288,34 @@ def test_relays_of_another_network_are_refused():
     ):
         with refuses(ValueError, words):
             call()
+
+
+def test_a_point_whose_layers_do_not_relay_is_refused():
+    net = network((1, 4, 4), (2, 4, 4), 3)
+    data, other = (random_pixels(net, SQUARED, 20, seed=seed) for seed in (0, 1))
+    theta, pair = linear_minimum(net, data, SQUARED)
+    turned, trained, read = theta.copy(), theta.copy(), theta.copy()
+    turned.W[pair.upper].weights[pair.relay_of(0)] *= -1
+    trained.b[pair.lower][pair.relay_of(0)] += 1e-3
+    said = "pair: expected the point that it was returned with, got one whose layer {} does not"
+    for point, layer in ((turned, pair.upper), (trained, pair.lower), (net.zeros(), pair.lower)):
+        for call in (find_spurious_minimum, split_data):
+            with refuses(ValueError, said.format(layer)):
+                call(point, pair, data, SQUARED)
+    read.W[net.depth].weights[...] *= 2  # is no relay, nor is a point of other data
+    for point in (read, linear_minimum(net, other, SQUARED)[0]):
+        found = find_spurious_minimum(point, pair, data, SQUARED)
+        close(found.theta_prime_risk, net.risk(point, data, SQUARED))
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.25])
+def test_networks_with_an_activation_of_the_outputs_have_no_linear_minimum(slope):
+    net = network((1, 4, 4), (2, 4, 4), 3)
+    layers = [*net.layers[:-1], replace(net.layers[-1], activation=ReLU(slope))]
+    net = Network(net.input_shape, layers)
+    data = random_pixels(net, SQUARED, 20, seed=0)
+    for build in (linear_minimum, linear_subnetwork, nontrivial_minimum):
+        with refuses(ValueError, "construction: expected no activation of the outputs, got ReLU"):
+            build(net, data, SQUARED)
+    with refuses(ValueError, "construction: expected no activation of the outputs, got ReLU"):
+        gated_minimum(net, data, SQUARED, Groups.equal(data.x, np.ones(16), 2))

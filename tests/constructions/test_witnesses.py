@@ -22,10 +22,11 @@ from tinyspur.constructions.equal_risk import equal_risk_point
 from tinyspur.constructions.relays import outgoing
 from tinyspur.constructions.witnesses import lower_point, perturbed_map, revive
 from tinyspur.datasets.samples import TrainingSet
+from tinyspur.engine.activations import ReLU
 from tinyspur.engine.network import Network
 from tinyspur.engine.parameters import Parameters
 from tinyspur.errors import AssumptionError
-from tinyspur.layers import Conv, Dense
+from tinyspur.layers import Conv, Dense, Scale
 from tinyspur.refutations.escapes import kink_escape
 
 # The lower point
@@ -180,3 +181,15 @@ def test_there_is_no_kink_to_escape_from_at_the_repaired_theta():
     theta, _ = linear_minimum(net, data, SQUARED)
     with pytest.raises(AssumptionError, match="no escape from the kink"):
         kink_escape(theta, data, SQUARED)
+
+
+@pytest.mark.parametrize("last", [Scale(), Scale(activation=ReLU()), Dense(3, activation=ReLU())])
+def test_a_dead_map_below_a_scale_or_an_activation_of_the_outputs_is_revived(last):
+    net = Network((1, 4), [Dense(3, activation=ReLU()), last])
+    rng = np.random.default_rng(0)
+    theta = Parameters(net, rng.uniform(0.5, 1.0, net.size))
+    theta.b[1][0] = -100.0
+    data = TrainingSet(rng.uniform(size=(20, 1, 4)), rng.uniform(2, 4, size=(20, 3)))
+    found = revive(theta, data, SQUARED, 1, 0)
+    close(found.decrease, net.risk(theta, data, SQUARED) - net.risk(found.theta, data, SQUARED))
+    assert found.decrease > 0.01

@@ -780,14 +780,35 @@ def test_values_that_are_not_finite_are_refused(loss, wrong):
             fit_affine(np.array(x)[:, None], np.array(y)[:, None], loss)
 
 
-@pytest.mark.parametrize("loss", [SquaredLoss(), HuberLoss()], ids=repr)
-def test_targets_whose_squares_are_no_numbers_are_refused(loss):
-    x, y = np.arange(5.0)[:, None], np.array([1.0, -2.0, 0.0, 1.0, 3.0])[:, None]
+FEW = np.arange(5.0)[:, None], np.array([1.0, -2.0, 0.0, 1.0, 3.0])[:, None]
+
+
+def test_targets_whose_squares_are_no_numbers_are_refused():
+    x, y = FEW
     with pytest.raises(
         ValueError, match=r"^fit: expected targets up to 1e\+140, got up to 3e\+200$"
     ):
-        fit_affine(x, 1e200 * y, loss)
+        fit_affine(x, 1e200 * y, SquaredLoss())
     assert np.isfinite(fit_affine(x, 1e200 * y, AbsoluteLoss()).risk)
+
+
+@pytest.mark.parametrize("loss", [SquaredLoss(), AbsoluteLoss(), HuberLoss()], ids=repr)
+def test_features_whose_squares_are_no_numbers_are_refused(loss):
+    x, y = FEW
+    said = r"^fit: expected features up to 1e\+140, got up to 4e\+200$"
+    with pytest.raises(ValueError, match=said):
+        fit_affine(1e200 * x, y, loss)
+    assert fit_affine(1e139 * x, y, loss).risk == pytest.approx(fit_affine(x, y, loss).risk)
+
+
+@pytest.mark.parametrize("delta", [1.0, 1e-3])
+def test_targets_that_a_huber_loss_tells_nothing_of_are_refused(delta):
+    x, y = FEW
+    said = re.escape(f"fit: expected targets up to {1e7 * delta:g}, got up to")
+    for far in (1e8, 1e20, 1e80, 1e200):
+        with pytest.raises(ValueError, match=f"^{said}"):
+            fit_affine(x, far * delta * y, HuberLoss(delta))
+    assert fit_affine(x, 3e6 * delta * y, HuberLoss(delta)).gradient < 1e-6 * delta
 
 
 def test_targets_that_are_no_distributions_are_refused_by_the_cross_entropy():

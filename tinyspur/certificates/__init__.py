@@ -5,7 +5,10 @@ A new kind of certificate is a module and an entry in `CERTIFICATES`.
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..datasets.samples import TrainingSet
+from ..engine.floats import QUIET
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
@@ -41,6 +44,7 @@ CERTIFICATES = (
 )
 
 
+@np.errstate(**QUIET)
 def certify(theta: Parameters, data: TrainingSet, loss: Loss) -> Certificate:
     """Return the certificate for the network and the loss: the first kind of several that holds.
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, all_to_numpy
-from ..engine.floats import EPSILON, SMALLEST, gamma
+from ..engine.floats import EPSILON, QUIET, SMALLEST, gamma
 from ..engine.live import Live, live_part
 from ..engine.losses import KNOWN, AbsoluteLoss, HuberLoss, Loss, SquaredLoss, gradient_at
 from ..engine.network import check_at
@@ -132,6 +132,7 @@ def check_relu(theta: Parameters, purpose: str) -> None:
             )
 
 
+@np.errstate(**QUIET)
 def certify_cell(theta: Parameters, data: TrainingSet, loss: Loss) -> CellCertificate:
     """Check the cell certificate at theta; see `CellCertificate` for what it proves.
 
@@ -364,9 +365,8 @@ def _class_gradients(seen: _Seen, data: TrainingSet, loss: Loss) -> _ClassGradie
             k, j = np.unravel_index(ratios.argmax(), ratios.shape)
             column = "the constant" if j == hats.shape[1] - 1 else f"feature {j}"
             share, times = G[k, j] / scale if scale else 0.0, float(ratios[k, j])
-            where = f"in {name}, output {k}, {column}"
-            said = f"{share:.2g} of the gradients, {times:.2g} times its rounding error, {where}"
-            worst = times, said
+            said = f"{share:.2g} of the gradients, {times:.2g} times its rounding error, in {name}"
+            worst = times, f"{said}, output {k}, {column}"
         bounds.append((G + off) / len(data))
     stationarity = largest / scale if scale else 0.0
     return _ClassGradients(stationarity, *worst, np.array(bounds), slack, g)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet, flattened
 from ..engine.activations import Activation
-from ..engine.floats import EPSILON, SMALLEST, gamma
+from ..engine.floats import EPSILON, QUIET, SMALLEST, gamma
 from ..engine.losses import Loss, SquaredLoss
 from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters, check_points
@@ -140,6 +140,7 @@ class CurvatureCertificate(Certificate):
         return lines + ([] if self.holds else [self.obstacle])
 
 
+@np.errstate(**QUIET)
 def certify_curvature(theta: Parameters, data: TrainingSet, loss: Loss) -> CurvatureCertificate:
     """Check the curvature certificate at theta; see `CurvatureCertificate` for what it proves.
 

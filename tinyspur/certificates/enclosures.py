@@ -18,11 +18,10 @@ from types import ModuleType
 import numpy as np
 
 from ..engine.backend import Array, namespace
-from ..engine.floats import EPSILON, SMALLEST, gamma
+from ..engine.floats import EPSILON, QUIET, SMALLEST, gamma
 from ..layers import WeightMatrix
 
 WIDER = 1 + 8 * EPSILON  # a sum of up to ten rounded sizes is no smaller than the exact one by more
-QUIET = {"over": "ignore", "under": "ignore", "invalid": "ignore", "divide": "ignore"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -288,7 +288,7 @@ def _exact_vertex(F: np.ndarray, samples: Samples, r: Enclosure) -> Vertex | Non
     columns = terms > MET * max(terms.max(), abs(y).max())
     columns[-1] = True
     few = columns.sum() <= min(FEW, len(rows)) and len(rows) * columns.sum() <= FRACTIONS
-    if not few or samples.inexact.any():
+    if not few or samples.inexact.any() or not np.isfinite(F).all():
         return None
     start = [Fraction(f) for f in F[0, columns].tolist()]
     features = {int(i): list(map(Fraction, z[i, columns].tolist())) for i in rows}

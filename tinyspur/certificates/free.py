@@ -33,6 +33,7 @@ from ..engine.equal_kinks import EqualKinks
 from ..engine.floats import gamma, slack
 from ..engine.held import Held
 from ..engine.parameters import Parameters
+from ..errors import TOO_LARGE, AssumptionError
 from .box_hessians import reads
 from .boxes import Box, forward, members_of
 from .enclosed_algebra import enclose_inverse, solve
@@ -307,6 +308,8 @@ def _independent(
     rows = rows[:, columns]
     relative = rows / sizes[columns]
     lengths = np.linalg.norm(relative, axis=1)
+    if not np.isfinite(lengths).all():
+        raise AssumptionError(TOO_LARGE)
     used = np.flatnonzero(lengths > 0)
     if not len(used) or not len(columns):
         return np.zeros(0, dtype=int), np.zeros(0, dtype=int)

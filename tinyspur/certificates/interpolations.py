@@ -166,7 +166,7 @@ def _of_readers(
     layer, n, found, last = at.step.layer, above.step.layer, [], None
     out = [outgoing(held, levels[n].step.W, n, t)[:, 0] for t in range(at.step.W.maps_out)]
     out = np.array(out).T[above.matters.any(axis=1)]
-    softmax = isinstance(held.loss, CrossEntropy) and n == held.net.depth
+    softmax = type(held.loss) is CrossEntropy and n == held.net.depth
     if softmax and above.step.activation is None:
         out, last = out[:-1], out[-1]
     for maps in _nearly_equal(at, labels, len(out) + 1) if len(out) else ():

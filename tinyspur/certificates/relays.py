@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from ..datasets.samples import TrainingSet
 from ..engine import plain
 from ..engine.backend import Array, all_to_numpy, namespace, to_numpy
+from ..engine.floats import QUIET
 from ..engine.losses import Loss
 from ..engine.network import Network, check_at
 from ..engine.parameters import Parameters, check_points
@@ -20,7 +23,9 @@ from ..refutations.evidence import Evidence, gather_evidence
 from .cell import CellCertificate, certify_cell, check_relu
 from .certificate import Certificate, in_float64
 from .kinks import Kink, KinkCounter, at_kink, kink_lines
-from .rounding import preactivation_rounding
+from .rounding import enclosed_outputs, preactivation_rounding
+
+SAME = 1e-6  # share of the largest output that rounding may put the subnetwork off by
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,12 +41,15 @@ class RelayCertificate(Certificate):
 
     `holds` where the structure does and both the subnetwork and theta have a cell certificate: a
     proof, as V and c are not known exactly; likewise what it `proves`. Otherwise `evidence` about
-    the subnetwork is all there is (`evidence_only`), or the structure is broken: `mixed` counts
-    units of the relaying layers that are active for some samples only, and `kinks` lists those at
-    the kink. `active` and `dead` (strictly inactive) count the others, `margin` is
-    their least |z|. `unread` are maps of layer lower - 1 that are not dead and that no output
-    reads. `radius`, `delta` and `distance` are those of the cell certificate of theta where the
-    relay certificate holds. For a loss with kinks no evidence is gathered.
+    the subnetwork is all there is (`evidence_only`): of `point`, whose V and c are rounded. Its
+    outputs are `apart` from theta's by up to that share of the largest; where that is much, as
+    where products underflow, it is another network, and evidence about it says nothing. Or the
+    structure is broken: `mixed` counts units of the relaying layers that are active for some
+    samples only, and `kinks` lists those at the kink. `active` and `dead` (strictly inactive) count
+    the others, `margin` is their least |z|. `unread` are maps of layer lower - 1 that are not dead
+    and that no output reads. `radius`, `delta` and `distance` are those of the cell certificate of
+    theta where the relay certificate holds. For a loss with kinks no evidence is gathered, nor
+    where its numbers are too large.
     """
 
     holds: bool
@@ -55,6 +63,7 @@ class RelayCertificate(Certificate):
     delta: float
     distance: float
     kinks: tuple[Kink, ...]
+    apart: float
     subnetwork: CellCertificate
     point: Parameters
     evidence: Evidence | None
@@ -74,8 +83,8 @@ class RelayCertificate(Certificate):
 
     @property
     def evidence_only(self) -> bool:
-        """Return whether the relays are proved and the subnetwork is not."""
-        return self.structure and not self.proves
+        """Return whether the relays are proved, and of the subnetwork there is evidence."""
+        return self.structure and not self.proves and self.apart <= SAME
 
     @property
     def assumes(self) -> str:
@@ -100,9 +109,15 @@ class RelayCertificate(Certificate):
         if self.holds:
             return f"certified local minimum, relays from layer {self.lower} on"
         if self.structure:
-            found = self.subnetwork.obstacle if self.proves else "evidence only of those below"
+            found = "evidence only of those below" if self.evidence_only else self._obstacle
             return f"not certified, relays from layer {self.lower} on, {found}"
         return f"not certified, no relays from layer {self.lower} on"
+
+    @property
+    def _obstacle(self) -> str:
+        if self.proves:
+            return self.subnetwork.obstacle
+        return f"rounding puts the outputs of those below off by a share of {self.apart:.2g}"
 
     def as_dict(self) -> dict:
         """Return what a report holds; None stands for an infinite number: nothing has a kink."""
@@ -121,13 +136,17 @@ class RelayCertificate(Certificate):
             maps = ", ".join(map(str, self.unread))
             lines.append(f"not read, and not dead: maps {maps} of layer {self.lower - 1}")
         if self.evidence_only:
-            lines.append("proved: theta is a local minimum if its subnetwork is at one")
+            lines += [
+                "proved: theta is a local minimum if its subnetwork is at one",
+                f"of the subnetwork V and c are rounded: the outputs are off by {self.apart:.2g}",
+            ]
         lines += ["subnetwork:", *(f"  {line}" for line in str(self.subnetwork).split("\n"))]
         if self.evidence is not None:
             lines += [f"  {line}" for line in str(self.evidence).split("\n")]
         return lines
 
 
+@np.errstate(**QUIET)
 def certify_relays(
     theta: Parameters, data: TrainingSet, loss: Loss, lower: int, seed: int = 0
 ) -> RelayCertificate:
@@ -190,10 +209,14 @@ def certify_relays(
     kinks = counter.found()
     cell = certify_cell(phi, data, loss)
     structure, whole = not kinks and not mixed, cell
+    apart = _apart(enclosed_outputs(theta, data.x), enclosed_outputs(phi, data.x))
     if structure and cell.proves:  # of phi, whose V and c are rounded
         whole = certify_cell(theta, data, loss)
     proves = structure and bool(whole.proves)
-    unproved = not proves and not hasattr(loss, "subgradients")  # a loss with kinks has no Hessian
+    evidence = None
+    if structure and not proves and apart <= SAME and not hasattr(loss, "subgradients"):
+        with suppress(ValueError):  # numbers that are too large
+            evidence = gather_evidence(phi, data, loss, seed)
     return RelayCertificate(
         holds=structure and whole.holds,
         lower=lower,
@@ -206,7 +229,15 @@ def certify_relays(
         delta=whole.delta if proves else np.inf,
         distance=whole.distance if proves else np.inf,
         kinks=kinks,
+        apart=apart,
         subnetwork=cell,
         point=phi,
-        evidence=gather_evidence(phi, data, loss, seed) if structure and unproved else None,
+        evidence=evidence,
     )
+
+
+def _apart(exact: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...]) -> float:
+    """Return by which share of the largest output two enclosures of outputs differ at most."""
+    (o, off), (p, off_p) = exact, other
+    most, largest = float((abs(o - p) + off + off_p).max()), float(abs(o).max())
+    return most / largest if largest else math.inf if most else 0.0

@@ -17,6 +17,7 @@ from ..engine.held_steps import HeldStep, Members, carried, steps
 from ..engine.losses import AbsoluteLoss, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
+from ..errors import TOO_LARGE, AssumptionError
 from ..layers import WeightMatrix
 from .boxes import Box, first_order, members_of
 from .doubled_gradient import doubled_gradient
@@ -280,6 +281,8 @@ def _multipliers(
     """Return the multipliers for which the gradient of L, times sizes, is least; (kinks,)."""
     Z = held.jacobian(theta) * sizes
     lengths = powers_of_two(abs(Z).max(axis=1))
+    if not np.isfinite(Z).all():
+        raise AssumptionError(TOO_LARGE)
     return np.linalg.lstsq((Z / lengths[:, None]).T, -gradient * sizes, rcond=None)[0] / lengths
 
 
@@ -309,7 +312,7 @@ def _newton(held: Held, theta: Parameters, rounds: int = 2) -> Stationary | str:
         H, Z = held.hessian(theta, multipliers), held.jacobian(theta)
         F = np.concatenate([seen.gradient[free], seen.values])
         if not (np.isfinite(F).all() and np.isfinite(H).all()):
-            return "derivatives are too large for floating-point numbers"
+            return TOO_LARGE
         within = H[np.ix_(free, free)], Z[:, free]
         if n == 0:
             scale = _scales(*within, sizes[free])

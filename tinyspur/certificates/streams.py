@@ -335,7 +335,7 @@ def output_shifts(held: Held, levels: dict[int, Level], stream: Stream) -> list[
     net = held.net
     chooses = any(net.chain[n - 1].selects for n in stream.levels)
     bent = any(levels[n].step.activation is not None for n in stream.levels)
-    if not isinstance(held.loss, CrossEntropy) or chooses or bent or net.positions(net.depth) > 1:
+    if type(held.loss) is not CrossEntropy or chooses or bent or net.positions(net.depth) > 1:
         return []
     found = []
     for n in stream.writers:

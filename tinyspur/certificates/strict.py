@@ -10,12 +10,13 @@ import numpy as np
 
 from ..datasets.samples import TrainingSet
 from ..engine.activations import KNOWN as KNOWN_ACTIVATIONS
-from ..engine.floats import EPSILON, LEAST_NORMAL, slack
+from ..engine.floats import EPSILON, LEAST_NORMAL, QUIET, slack
 from ..engine.held import HeldKink
 from ..engine.held_steps import steps
 from ..engine.losses import KNOWN, Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
+from ..errors import AssumptionError, within_floats
 from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down, round_up
 from .enclosed_algebra import positive_bound
@@ -135,6 +136,7 @@ class StrictCertificate(Certificate):
         ]
 
 
+@np.errstate(**QUIET)
 def certify_strict(
     theta: Parameters,
     data: TrainingSet,
@@ -170,8 +172,13 @@ def _first(
 ) -> tuple[StrictCertificate, Stationary | str]:
     """Return the first certificate that holds or the last one, and what it is of."""
     for some in candidates(theta, data, loss) if kinks is None else (kinks,):
-        at = find_stationary(theta, data, loss, some, kinks is not None)
-        found = _undecided(at) if isinstance(at, str) else _certified(at, theta, data, loss)
+        try:
+            with within_floats():
+                at = find_stationary(theta, data, loss, some, kinks is not None)
+                found = _undecided(at) if isinstance(at, str) else _certified(at, theta, data, loss)
+        except AssumptionError as error:
+            at = str(error)
+            found = _undecided(at)
         if found.holds:
             break
     return found, at

@@ -130,8 +130,11 @@ def certify(options: argparse.Namespace) -> int:
         print("no evidence: the loss has kinks, hence no Hessian")
     elif not options.no_evidence:
         with stages("evidence", "gathering evidence"):
-            evidence = gather_evidence(theta, data, loss, options.seed)
-        print(evidence, flush=True)
+            try:
+                found = evidence = gather_evidence(theta, data, loss, options.seed)
+            except AssumptionError as error:  # numbers that are too large
+                found = f"no {error}"
+        print(found, flush=True)
     radius = options.radius
     if radius is None:
         radius = certificate.radius if proves and math.isfinite(certificate.radius) else REACH

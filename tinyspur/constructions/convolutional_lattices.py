@@ -92,7 +92,7 @@ def convolutional_lattice(
     or no lattice is found.
     """
     check_data(data)
-    check_loss(loss)
+    check_loss(loss, data.y.T)
     stem = _Stem(layers, data.x)
     check_groups(groups)
     if len(groups.labels) != len(data) or groups.direction.size != math.prod(stem.filter):
@@ -110,10 +110,11 @@ def convolutional_lattice(
     theta = _lifted(stem, [pieces for pieces, _ in found], lattices)
     fitted = np.array([p.values[groups.labels, np.arange(len(data))] for p, _ in found])
     off = abs(theta.net.forward(theta, data.x).T - fitted).max()
-    if off > EXACT * (1 + abs(fitted).max()):
+    size = abs(fitted).max() or 1.0
+    if not off <= EXACT * size:
         raise AssumptionError(
-            "convolutional lattice: groups too close along the direction, the steep pieces between "
-            f"them put the outputs off by {off:.2g}"
+            f"convolutional lattice: outputs of up to {size:.2g} are off by {off:.2g}: too small "
+            "beside biases of 1, or beside steep pieces of groups too close along the direction"
         )
     return ConvolutionalLattice(theta, lattices, groups, theta.net.risk(theta, data, loss))
 

@@ -31,7 +31,7 @@ from ..engine.parameters import Parameters
 from ..engine.plain import whole_number
 from ..errors import AssumptionError
 from ..shown import Shown
-from .relayed_pair import RelayedPair, check_pair
+from .relayed_pair import RelayedPair, check_relays
 from .split_terms import map_values, read_weights, sums_rounding, tie_of
 from .steepest_gap import steepest_gaps
 
@@ -102,7 +102,7 @@ def split_data(
     for a map, an output or a rule that does not exist, AssumptionError where no gap is left.
     """
     check_at(theta, data, loss)
-    check_pair(pair, theta)
+    check_relays(pair, theta)
     width = theta.net.shapes[-1][0]
     check_rule(rule)
     if output is not None:

@@ -230,8 +230,9 @@ def linear_minimum(
     is the first layer of this pair, the topmost one by default. The `variant` ``repaired`` is a
     local minimum; ``literal``, as the paper prints it, is none (E1).
 
-    Raises ValueError for a network without a pair of convolutions, AssumptionError for too few
-    maps, for an affine map that fits the data exactly and where no optimal fit exists.
+    Raises ValueError for a network without a pair of convolutions or with an activation of the
+    outputs, AssumptionError for too few maps, for an affine map that fits the data exactly and
+    where no optimal fit exists.
     """
     check_problem(net, data, loss)
     phi = linear_subnetwork(subnetwork(net, lower, variant), data, loss, variant)

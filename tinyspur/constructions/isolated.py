@@ -27,6 +27,7 @@ from .towers import MARGIN
 EXACT = SquaredLoss, AbsoluteLoss, HuberLoss  # losses that are least at the target
 FILTERS = 60  # that are tried
 WIDE = 1e-3  # the response that is apart is apart by this share of the range of all
+LEAST = 1e-300  # a smaller response is not raised to 1 by finite weights
 SMOOTHED = 0.01  # share of equal probabilities in a label that the cross-entropy is to fit
 
 
@@ -137,7 +138,10 @@ def _raised(
         place = int(o.argmax())
         if layer == net.leading_poolings + 1:
             t, W.weights[0] = 0, p
-            factor = MARGIN / (float((W @ o)[: W.positions_out].max()) - threshold)
+            rise = float((W @ o)[: W.positions_out].max()) - threshold
+            if not rise > LEAST:
+                return None
+            factor = MARGIN / rise
             W.weights[0], least = factor * p, factor * threshold
         elif not o[place] > 0:
             return None

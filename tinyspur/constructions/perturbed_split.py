@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..certificates.rounding import enclosed_outputs
+from ..certificates.sizes import powers_of_two
 from ..datasets.duplicates import identical
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace, to_numpy
@@ -51,7 +52,8 @@ def perturb_read_weights(
     above, gap = v > (low + high) / 2, high - low
     sums = above @ u[k] / len(data)
     net, tower, move = theta.net, pair.tower, theta.net.zeros()
-    along = (tower.matrix @ sums if tower.pooled else sums) / np.linalg.norm(sums)
+    shares = sums / powers_of_two(abs(sums).max())  # whose squares are no subnormal numbers
+    along = (tower.matrix @ shares if tower.pooled else shares) / np.linalg.norm(shares)
     track = tower.columns(pair.relay_of(m))
     read = np.concatenate(
         list(

@@ -18,6 +18,7 @@ from ..certificates.rounding import risk_rounding
 from ..datasets.samples import TrainingSet, check_data, flattened
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import to_numpy
+from ..engine.floats import QUIET
 from ..engine.losses import Loss, check_loss
 from ..engine.network import Network, check_problem
 from ..engine.parameters import Parameters
@@ -186,6 +187,7 @@ def fit_groups(data: TrainingSet, groups: Groups, loss: Loss) -> PiecewiseFit:
     return PiecewiseFit(groups, tuple(fits), float(risk))
 
 
+@np.errstate(**QUIET)
 def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -> Parameters:
     """Return the point whose network is the optimal affine map on every group, in float64.
 
@@ -243,6 +245,8 @@ def gated_minimum(net: Network, data: TrainingSet, loss: Loss, groups: Groups) -
         rows += [V + M * gate, M * gate[None]]
         sums.append(np.hstack([np.eye(d_y), -np.ones((d_y, 1))]))
     theta, rows, sums = net.zeros(), np.vstack(rows), np.hstack(sums)
+    if not np.isfinite(rows).all():
+        raise AssumptionError("gates: groups are too close along the direction for finite weights")
     tower, channels = Tower(net, net.leading_poolings + 1, dense - 1), net.input_shape[0]
     tower.check_room(channels, "one for each input channel that is relayed")
     weights = rows[:, :-1].reshape(len(rows), channels, -1)
@@ -324,13 +328,12 @@ def _pair(
     data: TrainingSet,
     loss: Loss,
 ) -> SpuriousPair:
-    net = coarse.net
     return SpuriousPair(
         coarse,
         fine,
         groups,
         (certify_cell(coarse, data, loss), certify_cell(fine, data, loss)),
-        (net.risk(coarse, data, loss), net.risk(fine, data, loss)),
+        (coarse.net.risk(coarse, data, loss), fine.net.risk(fine, data, loss)),
         risk_rounding(coarse, data, loss) + risk_rounding(fine, data, loss),
     )
 
@@ -341,8 +344,7 @@ def _separate(x: np.ndarray, places: np.ndarray, K: int) -> tuple[np.ndarray, np
     The linear program maximises the gap t under |p| <= 1, with p . x at most m_k - t for all
     groups below threshold k and at least m_k + t for those above.
     """
-    d = x.shape[1]
-    mean, scale = x.mean(axis=0), abs(x - x.mean(axis=0)).max() or 1.0
+    d, mean, scale = x.shape[1], x.mean(axis=0), abs(x - x.mean(axis=0)).max() or 1.0
     z = (x - mean) / scale
     below = np.flatnonzero(places < K - 1)
     above = np.flatnonzero(places > 0)

@@ -106,6 +106,27 @@ def check_pair(pair: object, *points: Parameters) -> None:
     check_points(pair.tower.net, *points)
 
 
+def check_relays(pair: object, theta: Parameters) -> None:
+    """Raise ValueError as `check_pair` does, and for a point whose layers don't relay as it says.
+
+    A point of other data, or one that was trained on, may do so, as long as the relays stay.
+    """
+    check_pair(pair, theta)
+    tower, expected = pair.tower, theta.net.zeros(like=theta.vector)
+    for m in pair.relayed:
+        track = pair.relay_of(m)
+        for n in tower.taps:
+            tower.relay(expected, n, m if n == pair.lower else track, track, pair.biases.get(n, 0))
+            some, holder = tower.numbers(n, track), tower.holders.get(n)
+            parts = [(point.W[n].weights, point.b.get(holder)) for point in (theta, expected)]
+            for found, right in zip(*parts, strict=True):
+                if right is not None and bool((found[some] != right[some]).any()):
+                    raise ValueError(
+                        "pair: expected the point that it was returned with, got one whose layer "
+                        f"{n} does not relay map {m} of layer {pair.below}"
+                    )
+
+
 def top_pair(net: Network) -> int:
     """Return the lower of the topmost two convolutions in a row, or ValueError.
 
@@ -198,6 +219,9 @@ def first_dense(net: Network) -> int:
     kinds = [type(layer) for layer in net.chain]
     if kinds[-1] is not Dense:
         raise ValueError(f"construction: expected a dense layer at the end, got {net.chain[-1]}")
+    if net.is_active(net.depth):  # outputs are fitted as they are
+        sigma = net.activation_of(net.depth)
+        raise ValueError(f"construction: expected no activation of the outputs, got {sigma}")
     first = kinds.index(Dense) + 1
     for layer in range(first, net.depth + 1):
         kind = net.chain[layer - 1]

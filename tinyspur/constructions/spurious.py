@@ -31,7 +31,7 @@ from .data_split import SPLITS, DataSplit, check_rule, split_data
 from .embedding import identical_features
 from .equal_risk import equal_risk_point
 from .perturbed_split import perturb_read_weights
-from .relayed_pair import RelayedPair, check_pair, check_variant
+from .relayed_pair import RelayedPair, check_relays, check_variant
 from .witnesses import LowerPoint, lower_point, perturbed_biases
 
 
@@ -108,10 +108,11 @@ def find_spurious_minimum(
     with equal features lie on the same side of every threshold and count as one with the sum of
     their u. Literal: the escape from the kink, if any, is evaluated as well. `stage` is entered
     around each part with its name and a text. Raises ValueError for a variant, a rule or an output
-    that does not exist, AssumptionError where no split does.
+    that does not exist, and for a theta whose layers don't relay as the pair says, AssumptionError
+    where no split does.
     """
     check_at(theta, data, loss)
-    check_pair(pair, theta)
+    check_relays(pair, theta)
     check_variant(variant)
     check_rule(rule)
     with stage("certificate", "certifying theta"):

@@ -15,13 +15,15 @@ from ..certificates.rounding import rounded_risk
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, namespace, to_numpy
+from ..engine.floats import QUIET
 from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import neurons
 from ..engine.plain import generator, whole
-from ..errors import AssumptionError
+from ..errors import TOO_LARGE, AssumptionError
+from ..layers import Dense
 from ..refutations.escapes import Escape, measure_escape, random_unit
 from ..shown import Shown
 from .data_split import DataSplit
@@ -113,6 +115,7 @@ def lower_point(
     return LowerPoint(point, layer, maps[0], float(step), after, risk - after, off + off_after)
 
 
+@np.errstate(**QUIET)
 def revive(
     theta: Parameters,
     data: TrainingSet,
@@ -158,17 +161,20 @@ def revive(
     own = int(np.searchsorted(live.kept[layer], map))
     downhill = small.zeros(like=theta.vector)
     chosen, _ = outgoing(downhill, layer, own)
-    if above == net.depth:  # the outputs are affine in the step
+    affine = above == net.depth and type(net.chain[-1]) is Dense and not net.is_active(above)
+    if affine:  # the outputs are, in the step
         slope, o = _read_slope(start, own, data, loss)
     else:
         slope = outgoing(small.gradient(start, data, loss), layer, own)[0]
     chosen[...] = -slope
     largest = float(abs(chosen).max())
+    if not np.isfinite(largest):
+        raise AssumptionError(f"revive: {TOO_LARGE}")
     if largest == 0:
         raise AssumptionError(f"the risk is flat along the outgoing weights of map {map}")
     move = downhill / largest
 
-    if above == net.depth:
+    if affine:
         y = data.y.T
         rate = to_numpy(small.forward(start + move, data.x)).T - o
 

@@ -21,6 +21,7 @@ EPSILON = float(np.finfo(np.float64).eps)
 SMALLEST = float(np.finfo(np.float64).smallest_subnormal)
 LEAST_NORMAL = float(np.finfo(np.float64).tiny)
 LIBRARY = 4.0  # units in the last place
+QUIET = {"over": "ignore", "under": "ignore", "invalid": "ignore", "divide": "ignore"}
 
 
 def gamma(terms: int, dtype: type = np.float64) -> float:

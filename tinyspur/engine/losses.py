@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .backend import Array, namespace, special
+from .floats import QUIET
 from .plain import is_array, plain_on_host, real, whole_number
 
 NUMBERED = "number them by labels = np.unique(labels, return_inverse=True)[1]"
@@ -176,6 +177,8 @@ class HuberLoss:
 
 
 NAMED = (SquaredLoss, CrossEntropy, AbsoluteLoss, HuberLoss)
+PARTS = "name", "value", "gradient", "curvature"
+LEAST_SQUARES = SquaredLoss, FixedSumLoss  # whose best fits are those of least squares
 KNOWN = (*NAMED, FixedSumLoss)  # whose derivatives certificates enclose
 
 
@@ -199,11 +202,26 @@ class Loss(Protocol):
     def check_targets(self, y: Array) -> None: ...
 
 
-def check_loss(loss: object) -> None:
-    """Raise ValueError for what is no loss, a class of losses included."""
+def check_loss(loss: object, y: Array | None = None) -> None:
+    """Raise ValueError for what is no loss, a class of losses included.
+
+    With targets y, (d_y, N), also where it refuses them, or is one of a user's that does not return
+    arrays of the right shape.
+    """
     if isinstance(loss, type) or not hasattr(loss, "check_targets"):
         got = textwrap.shorten(repr(loss), 80)
         raise ValueError(f"loss: expected one as SquaredLoss(), got {got}")
+    missing = [name for name in PARTS if not hasattr(loss, name)]
+    if missing:
+        got = textwrap.shorten(repr(loss), 80)
+        raise ValueError(f"loss: expected {', '.join(PARTS)}, got {got} without {missing[0]}")
+    if y is not None:
+        loss.check_targets(y)
+    if y is not None and type(loss) not in KNOWN:
+        with np.errstate(**QUIET):  # whatever the values are
+            values_at(loss, y, y)
+            gradient_at(loss, y, y)
+            _of_shape("curvature", loss.curvature(y, y, y), y.shape)
 
 
 def values_at(loss: Loss, o: Array, y: Array) -> Array:
@@ -219,7 +237,8 @@ def gradient_at(loss: Loss, o: Array, y: Array) -> Array:
 def _of_shape(name: str, found: object, shape: tuple[int, ...]) -> Array:
     if not is_array(found) or found.shape != shape:
         got = found.shape if is_array(found) else f"a {type(found).__name__}"
-        raise ValueError(f"loss: expected {name}(o, y) to return an array {shape}, got {got}")
+        given = "o, y, d" if name == "curvature" else "o, y"
+        raise ValueError(f"loss: expected {name}({given}) to return an array {shape}, got {got}")
     return found
 
 

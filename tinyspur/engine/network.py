@@ -223,4 +223,4 @@ def check_problem(net: Network, data: TrainingSet, loss: Loss) -> None:
         labels = data.y.shape[1] == 1 and (data.y == np.floor(data.y)).all()
         hint = "; give labels as one_hot(labels)" if labels else ""
         raise ValueError(f"targets: expected (N, {width}), got {data.y.shape}{hint}")
-    loss.check_targets(data.y.T)
+    check_loss(loss, data.y.T)

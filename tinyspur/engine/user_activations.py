@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -86,7 +87,7 @@ def check_derivatives(sigma: Activation, z: np.ndarray) -> None:
     for kind, function, derivative in zip(kinds, functions, functions[1:], strict=False):
         for values in (function(z), derivative(z)):
             if np.shape(values) != z.shape or not np.isfinite(values).all():
-                got = " ".join(np.array_repr(np.asarray(values)).split())
+                got = textwrap.shorten(np.array_repr(np.asarray(values)), 300)
                 raise ValueError(
                     f"{sigma}: expected finite values of the shape of z, {z.shape}, got {got}"
                 )

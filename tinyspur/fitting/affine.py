@@ -12,7 +12,8 @@ import scipy.sparse
 import scipy.sparse.linalg
 from numpy.typing import ArrayLike
 
-from ..engine.losses import AbsoluteLoss, CrossEntropy, HuberLoss, Loss, SquaredLoss, check_loss
+from ..engine.floats import QUIET
+from ..engine.losses import LEAST_SQUARES, AbsoluteLoss, CrossEntropy, HuberLoss, Loss, check_loss
 from ..engine.plain import plain_on_host
 from ..errors import AssumptionError
 from ..shown import Shown
@@ -20,13 +21,15 @@ from .gram_sums import block_sum, gram_sum
 
 NEWTON_STEPS = 500
 GRADIENT_GOAL = 1e-12
+NEAR = 1e-12  # of the targets: no shorter step is told from rounding
 LOGIT_LIMIT = 1e4
 LEAST_CURVATURE = 1e-200
 MET = 1e-12  # a target counts as met up to this share of the terms that the output is summed from
 WELL = 1e-10  # of a scaled Gram matrix: the least 1 / condition number with which it is used
 SMALLEST_LENGTH = 1e-140  # of a feature whose square is no subnormal number
 REFINED = 4  # times that what is left of the targets is fitted
-LARGEST = 1e140  # target, so that sums of squares are finite
+LARGEST = 1e140  # target and feature, so that sums of squares are finite
+FAR = 1e7  # times its delta: a Huber loss of larger targets is not told from the absolute one
 CONSTANT = 1e-13  # a feature that varies by less than this share of its size is constant
 
 
@@ -53,6 +56,7 @@ class AffineFit(Shown):
         )
 
 
+@np.errstate(**QUIET)
 def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     """Return the optimal affine fit of targets y (N, d_y) to features x (N, d_x), in float64.
 
@@ -62,7 +66,8 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     gradient of 1e-12; raises AssumptionError where no minimiser exists, as for the cross-entropy of
     separable classes ([CNN] Lemma 8 needs one). If the gradient of a loss underflows while it
     falls, a fit without a minimiser may go unnoticed. Raises ValueError for shapes that don't
-    match, RuntimeError if the method stalls.
+    match and numbers that are too large, as targets beyond 1e7 delta for a Huber loss,
+    RuntimeError if the method stalls.
     """
     x, y = plain_on_host("x", x), plain_on_host("y", y)
     check_loss(loss)
@@ -74,26 +79,31 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
     x, y = x.astype(np.float64, copy=False), y.astype(np.float64, copy=False)
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("fit: expected finite x and y, got NaN or infinite values")
-    loss.check_targets(y.T)
-    largest = float(abs(y).max(initial=0))
-    if largest > LARGEST and not isinstance(loss, AbsoluteLoss):
-        raise ValueError(f"fit: expected targets up to {LARGEST:g}, got up to {largest:g}")
+    check_loss(loss, y.T)
+    most = FAR * loss.delta if type(loss) is HuberLoss else LARGEST
+    limits = ("features", x, LARGEST), ("targets", y, min(most, LARGEST))
+    for name, values, limit in limits[: 1 + (type(loss) is not AbsoluteLoss)]:
+        largest = float(abs(values).max(initial=0))
+        if largest > limit:
+            raise ValueError(f"fit: expected {name} up to {limit:g}, got up to {largest:g}")
+    size = float(abs(x).max(initial=0))
+    scale = -int(np.frexp(size)[1]) if 0 < size < SMALLEST_LENGTH else 0
+    x = np.ldexp(x, scale) if scale else x  # so that squares are no subnormal numbers
     mean, low, high = x.mean(axis=0), x.min(axis=0), x.max(axis=0)
     varies = np.maximum(high - mean, mean - low) > CONSTANT * np.maximum(high, -low)
     lengths = np.sqrt(np.einsum("ij,ij->j", x, x))
     rounding = max(x.shape) * np.finfo(float).eps * lengths.max(initial=0)
-    solution = None
-    if isinstance(loss, SquaredLoss):
-        solution = _by_normal_equations(x, y, mean, varies, rounding)
+    squares = type(loss) in LEAST_SQUARES
+    solution = _by_normal_equations(x, y, mean, varies, rounding) if squares else None
     if solution is None:
         centred = x - mean
         centred[:, ~varies] = 0
-    if isinstance(loss, SquaredLoss):
+    if squares:
         if solution is None:
             solution = _least_squares(centred, y - y.mean(axis=0), rounding)
         weights, rank = solution
         bias, steps = y.mean(axis=0) - mean @ weights, 0
-    elif isinstance(loss, AbsoluteLoss):
+    elif type(loss) is AbsoluteLoss:
         weights, offset, rank, met = _least_deviations(centred, y, rounding)
         bias, steps = offset - mean @ weights, 0
         # The vertices are solved for again, with the features as they are, not centred or scaled.
@@ -105,16 +115,22 @@ def fit_affine(x: ArrayLike, y: ArrayLike, loss: Loss) -> AffineFit:
             correction = np.linalg.lstsq(features, missed)[0]
             weights[:, k] += correction[:-1]
             bias[k] += correction[-1] - mean @ correction[:-1]
+    elif hasattr(loss, "subgradients"):
+        raise AssumptionError(f"fit: expected AbsoluteLoss() or a smooth loss, got {loss!r}")
     else:
         weights, offset, rank, steps = _newton_regression(centred, y, loss, rounding)
         bias = offset - mean @ weights
     o = weights.T @ x.T + bias[:, None]
-    if isinstance(loss, AbsoluteLoss):
+    if type(loss) is AbsoluteLoss:
         features = np.hstack([x, np.ones((len(x), 1))])
         close = MET * (abs(weights.T) @ abs(x.T) + abs(bias)[:, None] + abs(y).max())
         residual = stationary_subgradient(features, *loss.subgradients(o, y.T, close))
     else:
         residual = loss.gradient(o, y.T)
+    if scale:
+        x, weights = np.ldexp(x, -scale), np.ldexp(weights, scale)
+    if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+        raise ValueError(f"fit: expected features so large that weights are finite, got {size:g}")
     risk, gradient = loss.value(o, y.T).mean(), [residual @ x, residual.sum(axis=1)]
     largest = max(float(abs(part).max(initial=0)) for part in gradient) / len(x)
     return AffineFit(weights.T, bias, float(risk), largest, rank + 1, steps)
@@ -242,7 +258,7 @@ def _newton_regression(
     features = np.vstack([basis.T, np.ones(len(x))])  # (rank + 1, N), rows of mean square 1
     coefficients, steps = np.zeros((y.shape[1], rank + 1)), 0
     stages: list[Loss] = [loss]
-    while isinstance(loss, HuberLoss) and stages[0].delta < np.ptp(y):
+    while type(loss) is HuberLoss and stages[0].delta < np.ptp(y):
         stages.insert(0, HuberLoss(4 * stages[0].delta))
     for stage in stages:
         coefficients, taken = _newton(features, coefficients, y.T, stage)
@@ -262,6 +278,7 @@ def _newton(
     risk = _Risk(features, y, loss)
     goal = GRADIENT_GOAL * max(1.0, float(abs(loss.gradient(coefficients @ features, y)).max()))
     goal = max(goal, 8 * np.finfo(float).eps * float(abs(y).max()))
+    near = max(1e-6, NEAR * float(abs(y).max()))
     c = scipy.optimize.minimize(
         risk.value_and_gradient,
         coefficients.ravel(),
@@ -276,7 +293,7 @@ def _newton(
         hessian = scipy.sparse.linalg.LinearOperator(
             (c.size, c.size), functools.partial(risk.hessian_product, c)
         )
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(**QUIET):
             step, _ = scipy.sparse.linalg.cg(hessian, -gradient, rtol=1e-6, atol=risk.rounding(c))
         flat, moved = abs(gradient).max() <= goal, abs(risk.moves(step)).max()
         if not np.isfinite(moved):  # there is no curvature along the gradient
@@ -284,7 +301,7 @@ def _newton(
         # The third derivative of the risk along a line is at most the second times the move of the
         # logits: after a full step this short a minimiser exists and is this close. Where there is
         # none, the gradient and the curvature vanish together, and the steps stay about as long.
-        if flat and moved <= 1e-6:
+        if flat and moved <= near:
             return (c + step).reshape(coefficients.shape), risk.steps
         if flat and moved > 0.01 and not risk.bounded:
             raise risk.without_minimiser(c)
@@ -303,8 +320,9 @@ class _Risk:
     def __init__(self, features: np.ndarray, y: np.ndarray, loss: Loss):
         self.features, self.y, self.loss, self.steps = features, y, loss, 0
         self.c, self.o = None, None
-        self.entropy = isinstance(loss, CrossEntropy)
-        self.bounded = self.entropy and bool(y.min() > 0)  # there is a minimiser
+        self.entropy = type(loss) is CrossEntropy
+        positive = self.entropy and bool(y.min() > 0)
+        self.bounded = positive or type(loss) is HuberLoss  # there is a minimiser
         self.hard = bool((y.max(axis=0) == 1).all())
 
     def outputs(self, c: np.ndarray) -> np.ndarray:

@@ -131,7 +131,7 @@ def move_along(
 def _outputs(theta: Parameters, data: TrainingSet, loss: Loss) -> np.ndarray:
     """Return the outputs (N, d_y), without their means where only differences count."""
     o = theta.net.forward(theta, data.x)
-    return o - o.mean(axis=1, keepdims=True) if isinstance(loss, CrossEntropy) else o
+    return o - o.mean(axis=1, keepdims=True) if type(loss) is CrossEntropy else o
 
 
 def _meet(a: tuple[float, float], b: tuple[float, float]) -> bool:

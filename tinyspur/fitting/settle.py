@@ -17,11 +17,13 @@ from ..certificates.strict import StrictCertificate, certify_strict
 from ..console import Bar, step
 from ..datasets.samples import TrainingSet
 from ..engine.backend import namespace
+from ..engine.floats import QUIET
 from ..engine.held import Held, HeldKink
-from ..engine.losses import CrossEntropy, Loss, SquaredLoss
+from ..engine.losses import KNOWN, CrossEntropy, Loss, SquaredLoss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.plain import real, whole_number
+from ..errors import within_floats
 from ..shown import Shown
 from .kink_model import split
 from .kinked_newton import KinkedNewton
@@ -143,6 +145,8 @@ def _place(kink: HeldKink, depth: int) -> str:
     return f"layer {kink.layer} map {kink.map}, {what} {unit}{equal}"
 
 
+@np.errstate(**QUIET)
+@within_floats("settle: ")
 def settle(
     theta: Parameters,
     data: TrainingSet,
@@ -301,13 +305,13 @@ def _least_risk(data: TrainingSet, loss: Loss) -> tuple[float, float, str]:
     """Return the least that the risk can be for any outputs, what counts as there, and words.
 
     It is 0, for the cross-entropy the mean entropy of the targets; where some of these are 0 no
-    outputs reach that.
+    outputs reach that. Of a loss of a user's it is not known.
     """
     if type(loss) is CrossEntropy:
         least = float(entr(data.y).sum(axis=1).mean())
         return least, ENTROPY * max(least, 1e-3), FITTED if (data.y > 0).all() else NEVER
-    nothing = NOTHING * float((data.y**2).mean()) if isinstance(loss, SquaredLoss) else 0.0
-    return 0.0, nothing, GLOBAL
+    nothing = NOTHING * float((data.y**2).mean()) if type(loss) is SquaredLoss else 0.0
+    return (0.0 if type(loss) in KNOWN else -math.inf), nothing, GLOBAL
 
 
 def _symmetries(found: Conditions, data: TrainingSet, loss: Loss) -> Family:

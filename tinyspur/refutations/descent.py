@@ -7,10 +7,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..certificates.assumptions import check_at_point, estimated
 from ..certificates.certificate import round_down
 from ..datasets.samples import TrainingSet
 from ..engine.backend import Array
+from ..engine.floats import QUIET
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters, check_points
@@ -48,6 +51,7 @@ class DescentDirection(Shown):
         return f"the risk falls along {self.name}, {fall}{assumes}"
 
 
+@np.errstate(**QUIET)
 def find_descent_direction(
     theta: Parameters, data: TrainingSet, loss: Loss, escape: Escape | None = None, seed: int = 0
 ) -> DescentDirection | None:

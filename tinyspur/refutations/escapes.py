@@ -23,6 +23,7 @@ from ..certificates.rounding import rounded_risk
 from ..datasets.samples import TrainingSet
 from ..engine.activations import check_piecewise_linear
 from ..engine.backend import Array, namespace, to_numpy
+from ..engine.floats import QUIET
 from ..engine.live import live_part
 from ..engine.losses import Loss
 from ..engine.network import check_at
@@ -71,6 +72,7 @@ class Escape(Shown):
         )
 
 
+@np.errstate(**QUIET)
 def measure_escape(
     theta: Parameters,
     nearby: Parameters,
@@ -214,6 +216,7 @@ def second_order_directions(
                 yield direction, rate.second
 
 
+@np.errstate(**QUIET)
 def kink_escape(
     theta: Parameters, data: TrainingSet, loss: Loss, step: float = 1e-2, seed: int = 0
 ) -> Escape:
@@ -281,6 +284,7 @@ def random_unit(
 # Any escape within a radius
 
 
+@np.errstate(**QUIET)
 def find_escape(
     theta: Parameters,
     data: TrainingSet,
@@ -306,6 +310,8 @@ def find_escape(
     check_at(theta, data, loss)
     starts, iterations = whole_number("starts", starts), whole_number("iterations", iterations)
     ball = _Ball(theta, radius)
+    if not math.isfinite(in_float64(theta).net.risk(theta, data, loss)):
+        raise ValueError("escape: expected a finite risk at theta, got NaN or infinity")
     steepest = sorted(first_order_directions(theta, data, loss, seed), key=operator.itemgetter(1))
     kind = "kink, first order"
     found = [ball.line_search(d, kind, data, loss, rate) for d, rate in steepest[:TRIALS]]

@@ -18,13 +18,14 @@ from ..certificates.assumptions import check_at_point
 from ..datasets.samples import TrainingSet
 from ..engine.activations import ReLU
 from ..engine.backend import Array, namespace, to_numpy
-from ..engine.floats import EPSILON
+from ..engine.floats import EPSILON, QUIET
 from ..engine.losses import Loss
 from ..engine.network import check_at
 from ..engine.parameters import Parameters
 from ..engine.passes import margins, steps
 from ..engine.plain import generator, whole_number
 from ..engine.threads import in_order, one_thread
+from ..errors import within_floats
 from ..shown import Shown
 from .expansion import expand_risk
 
@@ -146,6 +147,8 @@ class Evidence(Shown):
         return "\n".join(lines)
 
 
+@np.errstate(**QUIET)
+@within_floats("evidence: ")
 def gather_evidence(
     theta: Parameters,
     data: TrainingSet,
@@ -358,5 +361,5 @@ def _margin(theta: Parameters, data: TrainingSet) -> float:
 
 
 def _ratio(part: float, whole: float) -> float:
-    """Return part / whole, 0 where both are 0."""
-    return part / whole if part else 0.0
+    """Return part / whole for sizes, 0 where both are 0 and infinity where `whole` alone is."""
+    return part / whole if whole else math.inf if part else 0.0
