@@ -19,7 +19,7 @@ from ..engine.parameters import Parameters, check_points
 from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down, round_up
 from .enclosed_algebra import positive_bound
-from .enclosures import Enclosure, exact
+from .enclosures import QUIET, Enclosure, exact
 from .families import Family
 from .fixed_sums import FixedSum, fixed_sum
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
@@ -135,6 +135,7 @@ class StrictCertificate(Certificate):
         ]
 
 
+@np.errstate(**QUIET)  # in large boxes bounds are infinite
 def certify_strict(
     theta: Parameters,
     data: TrainingSet,
