@@ -319,6 +319,17 @@ def test_weights_of_few_samples_are_frozen_in_any_units_of_the_inputs(power):
     assert len(found.frozen) == len(plain.frozen) > 4 and len(found.idle) == len(plain.idle)
 
 
+@pytest.mark.parametrize("power", [0, -600])
+def test_fields_may_be_so_long_that_their_squares_overflow(power):
+    net, w = Network((1, 3), [Dense(2), Dense(1), Dense(2)], ReLU(0.25)), 2.0**power
+    first = [0.0625, 0.375, -1.25, 0.25, -1.5, -0.0625, 0.0, 0.0, 0.125, -0.625, 0.125]
+    theta = Parameters(net, np.array([*first, -3 * w, 3 * w, w, 1]))
+    data = TrainingSet(np.array([[[1.0, 1, 1]], [[2, 1, 1]]]), np.array([[0.0, 1], [1, 1]]))
+    with np.errstate(over="raise"):
+        found = choose_coordinates(Held(net, data, SquaredLoss()), theta, data)
+    assert found.family.dimension == 11  # of 15: there are four outputs
+
+
 def test_units_with_equal_patterns_can_be_mixed_and_shifted():
     theta, held = problem(Network((1, 3), (Dense(2), Dense(2))), 40, 0)
     theta.b[1][:] = 100

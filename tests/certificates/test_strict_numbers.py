@@ -251,3 +251,13 @@ def test_where_the_gradient_has_no_zero_none_is_shown_to_be_near():
     held = Held(net, TrainingSet(x, np.full((1, 1), 2.0)), SQUARED)
     hessian = held.hessian(theta, np.zeros(0))
     assert isinstance(exists(at._replace(held=held, inverse=1 / hessian)), str)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_radius_beyond_which_numbers_overflow_gives_no_warnings():
+    """All inputs are 0: the output is its bias, whatever the weights are."""
+    net, x = Network((1, 1), (Dense(1, bias=False), Dense(1))), np.zeros((3, 1, 1))
+    theta, data = Parameters(net, np.array([1, 1, 7 / 3])), TrainingSet(x, [[1.0], [2], [4]])
+    found = certify_strict(theta, data, SQUARED)
+    assert found.holds and found.radius > 1e200
+    assert Fraction(found.risk[0]) <= Fraction(7, 9) <= Fraction(found.risk[1])

@@ -307,21 +307,26 @@ def _independent(
     columns = np.flatnonzero(~taken)
     rows = rows[:, columns]
     relative = rows / sizes[columns]
-    lengths = np.linalg.norm(relative, axis=1)
-    if not np.isfinite(lengths).all():
+    if not np.isfinite(relative).all():
         raise AssumptionError(TOO_LARGE)
-    used = np.flatnonzero(lengths > 0)
-    if not len(used) or not len(columns):
+    used = np.flatnonzero(relative.any(axis=1))
+    if not len(used):
         return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
-    relative = relative[used] / lengths[used][:, None]
+    relative = _of_length_1(relative[used])
     share = np.where(last[used], LAST, 1.0)
     _, R, order = scipy.linalg.qr((relative * share[:, None]).T, mode="economic", pivoting=True)
     order, diagonal = order[: len(R)], abs(np.diag(R))
     chosen = order[diagonal > INDEPENDENT * share[order]]
     rows, relative = rows[used[chosen]], relative[chosen]
-    for some in (rows / np.linalg.norm(rows, axis=1)[:, None], relative):
+    for some in (_of_length_1(rows), relative):
         crossed = scipy.linalg.qr(some, mode="r", pivoting=True)[1][: len(chosen)]
         values = np.linalg.svd(relative[:, crossed], compute_uv=False)
         if values[-1] > INDEPENDENT * values[0]:
             break
     return used[chosen], np.sort(columns[crossed])
+
+
+def _of_length_1(rows: np.ndarray) -> np.ndarray:
+    """Return rows, none of them 0, divided by their lengths, whose squares may overflow."""
+    rows = rows / abs(rows).max(axis=1)[:, None]
+    return rows / np.linalg.norm(rows, axis=1)[:, None]

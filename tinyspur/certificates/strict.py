@@ -20,7 +20,7 @@ from ..errors import AssumptionError, within_floats
 from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down, round_up
 from .enclosed_algebra import positive_bound
-from .enclosures import Enclosure, exact
+from .enclosures import QUIET, Enclosure, exact
 from .families import Family
 from .fixed_sums import FixedSum, fixed_sum
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split
@@ -44,10 +44,10 @@ class StrictCertificate(Certificate):
 
     With the kinks K at which units are held, L = R_0 + sum_k lambda_k v_k: in a box of the
     multipliers and the `free` coordinates, which is within `distance` of theta, the others being as
-    stored, there is exactly one point theta* with grad L = 0 and v_K = 0; each multiplier is inside
-    its bounds alpha C_k < lambda_k < C_k; and the Hessian of L is positive definite on {d : grad
-    v_K . d = 0}. The certificate `holds` where that is proved, and that no point within max-norm
-    distance `radius` of theta, in all coordinates, has a lower risk than theta* (see
+    in its middle, there is exactly one point theta* with grad L = 0 and v_K = 0; each multiplier is
+    inside its bounds alpha C_k < lambda_k < C_k; and the Hessian of L is positive definite on {d :
+    grad v_K . d = 0}. The certificate `holds` where that is proved, and that no point within
+    max-norm distance `radius` of theta, in all coordinates, has a lower risk than theta* (see
     `certificates.growth`). Points with the same outputs as theta* are related to it by what the
     `frozen` coordinates stand for, see `certificates.free`; the `idle` ones have no influence.
 
@@ -136,7 +136,7 @@ class StrictCertificate(Certificate):
         ]
 
 
-@np.errstate(**QUIET)
+@np.errstate(**QUIET)  # in large boxes bounds are infinite
 def certify_strict(
     theta: Parameters,
     data: TrainingSet,

@@ -114,6 +114,7 @@ class Candidates:
             setattr(self, name, np.concatenate([getattr(self, name), part[useful]]))
         return len(useful)
 
+    @np.errstate(over="ignore")  # what does not move is met last
     def _crossed(self, trial: View, most: int) -> list[tuple[int, int, int, int]]:
         """Return (layer, unit, sample, choice at the trial point) of what was crossed, or left."""
         found, times = [], []
