@@ -20,7 +20,7 @@ from ..errors import AssumptionError, within_floats
 from .boxes import first_order, members_of
 from .certificate import Certificate, in_float64, round_down, round_up
 from .enclosed_algebra import positive_bound
-from .enclosures import QUIET, Enclosure, exact
+from .enclosures import Enclosure, exact
 from .families import Family
 from .fixed_sums import FixedSum, fixed_sum
 from .growth import Growth, Proved, box_around, exists, penalised, rooms, split

@@ -215,9 +215,10 @@ def check_loss(loss: object, y: Array | None = None) -> None:
     if missing:
         got = textwrap.shorten(repr(loss), 80)
         raise ValueError(f"loss: expected {', '.join(PARTS)}, got {got} without {missing[0]}")
-    if y is not None:
-        loss.check_targets(y)
-    if y is not None and type(loss) not in KNOWN:
+    if y is None:
+        return
+    loss.check_targets(y)
+    if type(loss) not in KNOWN:
         with np.errstate(**QUIET):  # whatever the values are
             values_at(loss, y, y)
             gradient_at(loss, y, y)
