@@ -6,6 +6,7 @@ import pkgutil
 
 import numpy as np
 import pytest
+from misuse_problems import DATA, FOUND, LOSS, NET, PAIR, THETA
 from torch import nn
 
 import tinyspur as ts
@@ -27,12 +28,6 @@ from tinyspur.refutations.escapes import (
 from tinyspur.refutations.evidence import hessian
 from tinyspur.refutations.expansion import coordinate_rates, expand_risk
 
-NET = ts.Network((1, 2, 2), [ts.Conv(4), ts.Conv(4), ts.Dense(9), ts.Dense(3)])
-RNG = np.random.default_rng(0)
-DATA = ts.TrainingSet(RNG.uniform(size=(40, 1, 2, 2)), ts.one_hot(RNG.integers(0, 3, 40), 3))
-LOSS = ts.SquaredLoss()
-THETA, PAIR = ts.linear_minimum(NET, DATA, LOSS)
-FOUND = ts.find_spurious_minimum(THETA, PAIR, DATA, LOSS)
 GROUPS = ts.Groups.equal(DATA.x, np.ones(4), 2)
 SETTLED = ts.settle(THETA, DATA, LOSS, 1)
 MOVE = ts.random_direction(THETA)

@@ -4,15 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from misuse_problems import DATA, FOUND, LOSS, NET, PAIR, THETA
 
 import tinyspur as ts
 
-NET = ts.Network((1, 2, 2), [ts.Conv(4), ts.Conv(4), ts.Dense(9), ts.Dense(3)])
-RNG = np.random.default_rng(0)
-DATA = ts.TrainingSet(RNG.uniform(size=(40, 1, 2, 2)), ts.one_hot(RNG.integers(0, 3, 40), 3))
-LOSS = ts.SquaredLoss()
-THETA, PAIR = ts.linear_minimum(NET, DATA, LOSS)
-FOUND = ts.find_spurious_minimum(THETA, PAIR, DATA, LOSS)
 PROBLEM = THETA, DATA, LOSS
 CERTIFICATE = ts.certify(*PROBLEM)
 LINE = ts.TrainingSet(np.arange(5.0)[:, None], np.arange(5.0) ** 2)
